@@ -1,0 +1,53 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package mesh
+
+import (
+	"net/netip"
+	"time"
+
+	v1 "github.com/meshgate/meshgate/proto/v1"
+)
+
+// Plan is what one node's data plane should be: topology.For makes it, wg and
+// hostnet follow it.
+type Plan struct {
+	// Self is the node that the plan is for.
+	Self *Node
+	// Peers are sorted by node id. No address is in two peers' AllowedIPs.
+	Peers []Peer
+	// Routes are the networks that this node sends into the mesh.
+	Routes []netip.Prefix
+}
+
+// Peer is a WireGuard peer of the node that a Plan is for.
+type Peer struct {
+	Node       *Node
+	AllowedIPs []netip.Prefix
+	// Endpoint is "ip:port" or "name:port"; empty when the peer must call first.
+	Endpoint string
+	Protocol v1.ConnectProtocol
+}
+
+// InterfaceStats is the state of a node's WireGuard interface.
+type InterfaceStats struct {
+	Name      string
+	PublicKey WireGuardKey
+	// Type is "tun" or "netstack".
+	Type       string
+	ListenPort uint16
+	Addresses  []netip.Prefix
+	Peers      []PeerStats
+}
+
+// PeerStats are the counters of one WireGuard peer, in bytes.
+type PeerStats struct {
+	PublicKey WireGuardKey
+	// Endpoint is where packets go now, as WireGuard learned it; empty if unknown.
+	Endpoint string
+	// LastHandshake is zero when there was none.
+	LastHandshake               time.Time
+	Keepalive                   time.Duration
+	AllowedIPs                  []netip.Prefix
+	ReceiveBytes, TransmitBytes uint64
+}
