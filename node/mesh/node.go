@@ -1,0 +1,56 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package mesh
+
+import (
+	"net/netip"
+
+	v1 "github.com/meshgate/meshgate/proto/v1"
+)
+
+// Addrs returns the node's own mesh addresses, IPv4 first; none for a node
+// that has not joined.
+func (n *Node) Addrs() []netip.Addr {
+	var addrs []netip.Addr
+	for _, p := range n.Prefixes() {
+		addrs = append(addrs, p.Addr())
+	}
+	return addrs
+}
+
+// Prefixes returns what WireGuard routes to the node for the node itself: its
+// IPv4 /32 and its IPv6 /112, without those it does not have.
+func (n *Node) Prefixes() []netip.Prefix {
+	var prefixes []netip.Prefix
+	for _, p := range []netip.Prefix{n.IPv4, n.IPv6} {
+		if p.IsValid() {
+			prefixes = append(prefixes, p)
+		}
+	}
+	return prefixes
+}
+
+// HasFeature reports whether the node offers f.
+func (n *Node) HasFeature(f v1.Feature) bool {
+	for _, have := range n.Features {
+		if have.Kind == f {
+			return true
+		}
+	}
+	return false
+}
+
+// FeaturePort returns the port of feature f, and false when the node does not
+// offer f or offers it on no port.
+func (n *Node) FeaturePort(f v1.Feature) (uint16, bool) {
+	for _, have := range n.Features {
+		if have.Kind == f && have.Port != 0 {
+			return have.Port, true
+		}
+	}
+	return 0, false
+}
+
+// RunsMeshgate reports whether the node speaks the Node API. A stock WireGuard
+// peer does not: it has a key, and nothing else.
+func (n *Node) RunsMeshgate() bool { return n.HasFeature(v1.Feature_NODES) }
