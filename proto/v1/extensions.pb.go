@@ -14,6 +14,7 @@ package v1
 import (
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
+	durationpb "google.golang.org/protobuf/types/known/durationpb"
 	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
 	reflect "reflect"
 	sync "sync"
@@ -166,11 +167,197 @@ func (x *Service) GetKind() string {
 	return ""
 }
 
+// RaftBatch is a change of several keys in one entry of the replicated log:
+// if every condition holds all operations happen in order, else none does.
+type RaftBatch struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// conditions are checked against the state before the first operation.
+	Conditions []*RaftCondition `protobuf:"bytes,1,rep,name=conditions,proto3" json:"conditions,omitempty"`
+	// operations happen in order.
+	Operations    []*RaftOperation `protobuf:"bytes,2,rep,name=operations,proto3" json:"operations,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RaftBatch) Reset() {
+	*x = RaftBatch{}
+	mi := &file_v1_extensions_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RaftBatch) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RaftBatch) ProtoMessage() {}
+
+func (x *RaftBatch) ProtoReflect() protoreflect.Message {
+	mi := &file_v1_extensions_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RaftBatch.ProtoReflect.Descriptor instead.
+func (*RaftBatch) Descriptor() ([]byte, []int) {
+	return file_v1_extensions_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *RaftBatch) GetConditions() []*RaftCondition {
+	if x != nil {
+		return x.Conditions
+	}
+	return nil
+}
+
+func (x *RaftBatch) GetOperations() []*RaftOperation {
+	if x != nil {
+		return x.Operations
+	}
+	return nil
+}
+
+// RaftCondition is what must be true of a key for a batch to happen.
+type RaftCondition struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// key is the key; it needs not exist.
+	Key string `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	// version is the index of the log entry that last wrote the key, or 0 when
+	// the key must not exist.
+	Version       uint64 `protobuf:"varint,2,opt,name=version,proto3" json:"version,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RaftCondition) Reset() {
+	*x = RaftCondition{}
+	mi := &file_v1_extensions_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RaftCondition) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RaftCondition) ProtoMessage() {}
+
+func (x *RaftCondition) ProtoReflect() protoreflect.Message {
+	mi := &file_v1_extensions_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RaftCondition.ProtoReflect.Descriptor instead.
+func (*RaftCondition) Descriptor() ([]byte, []int) {
+	return file_v1_extensions_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *RaftCondition) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *RaftCondition) GetVersion() uint64 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+// RaftOperation writes or removes one key.
+type RaftOperation struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// key is the key.
+	Key string `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	// value is what is written.
+	Value []byte `protobuf:"bytes,2,opt,name=value,proto3" json:"value,omitempty"`
+	// ttl is how long the value lives, counted from the log entry's time; unset
+	// is for ever.
+	Ttl *durationpb.Duration `protobuf:"bytes,3,opt,name=ttl,proto3" json:"ttl,omitempty"`
+	// delete removes the key instead of writing it.
+	Delete        bool `protobuf:"varint,4,opt,name=delete,proto3" json:"delete,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RaftOperation) Reset() {
+	*x = RaftOperation{}
+	mi := &file_v1_extensions_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RaftOperation) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RaftOperation) ProtoMessage() {}
+
+func (x *RaftOperation) ProtoReflect() protoreflect.Message {
+	mi := &file_v1_extensions_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RaftOperation.ProtoReflect.Descriptor instead.
+func (*RaftOperation) Descriptor() ([]byte, []int) {
+	return file_v1_extensions_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *RaftOperation) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *RaftOperation) GetValue() []byte {
+	if x != nil {
+		return x.Value
+	}
+	return nil
+}
+
+func (x *RaftOperation) GetTtl() *durationpb.Duration {
+	if x != nil {
+		return x.Ttl
+	}
+	return nil
+}
+
+func (x *RaftOperation) GetDelete() bool {
+	if x != nil {
+		return x.Delete
+	}
+	return false
+}
+
 var File_v1_extensions_proto protoreflect.FileDescriptor
 
 const file_v1_extensions_proto_rawDesc = "" +
 	"\n" +
-	"\x13v1/extensions.proto\x12\x02v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x96\x01\n" +
+	"\x13v1/extensions.proto\x12\x02v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x96\x01\n" +
 	"\tICEServer\x12\x12\n" +
 	"\x04urls\x18\x01 \x03(\tR\x04urls\x12\x1a\n" +
 	"\busername\x18\x02 \x01(\tR\busername\x12\x1e\n" +
@@ -182,7 +369,22 @@ const file_v1_extensions_proto_rawDesc = "" +
 	"\aService\x12\x1a\n" +
 	"\bprotocol\x18\x01 \x01(\tR\bprotocol\x12\x12\n" +
 	"\x04port\x18\x02 \x01(\rR\x04port\x12\x12\n" +
-	"\x04kind\x18\x03 \x01(\tR\x04kindB*Z(github.com/meshgate/meshgate/proto/v1;v1b\x06proto3"
+	"\x04kind\x18\x03 \x01(\tR\x04kind\"q\n" +
+	"\tRaftBatch\x121\n" +
+	"\n" +
+	"conditions\x18\x01 \x03(\v2\x11.v1.RaftConditionR\n" +
+	"conditions\x121\n" +
+	"\n" +
+	"operations\x18\x02 \x03(\v2\x11.v1.RaftOperationR\n" +
+	"operations\";\n" +
+	"\rRaftCondition\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x18\n" +
+	"\aversion\x18\x02 \x01(\x04R\aversion\"|\n" +
+	"\rRaftOperation\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\fR\x05value\x12+\n" +
+	"\x03ttl\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\x03ttl\x12\x16\n" +
+	"\x06delete\x18\x04 \x01(\bR\x06deleteB*Z(github.com/meshgate/meshgate/proto/v1;v1b\x06proto3"
 
 var (
 	file_v1_extensions_proto_rawDescOnce sync.Once
@@ -196,19 +398,26 @@ func file_v1_extensions_proto_rawDescGZIP() []byte {
 	return file_v1_extensions_proto_rawDescData
 }
 
-var file_v1_extensions_proto_msgTypes = make([]protoimpl.MessageInfo, 2)
+var file_v1_extensions_proto_msgTypes = make([]protoimpl.MessageInfo, 5)
 var file_v1_extensions_proto_goTypes = []any{
 	(*ICEServer)(nil),             // 0: v1.ICEServer
 	(*Service)(nil),               // 1: v1.Service
-	(*timestamppb.Timestamp)(nil), // 2: google.protobuf.Timestamp
+	(*RaftBatch)(nil),             // 2: v1.RaftBatch
+	(*RaftCondition)(nil),         // 3: v1.RaftCondition
+	(*RaftOperation)(nil),         // 4: v1.RaftOperation
+	(*timestamppb.Timestamp)(nil), // 5: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 6: google.protobuf.Duration
 }
 var file_v1_extensions_proto_depIdxs = []int32{
-	2, // 0: v1.ICEServer.expires_at:type_name -> google.protobuf.Timestamp
-	1, // [1:1] is the sub-list for method output_type
-	1, // [1:1] is the sub-list for method input_type
-	1, // [1:1] is the sub-list for extension type_name
-	1, // [1:1] is the sub-list for extension extendee
-	0, // [0:1] is the sub-list for field type_name
+	5, // 0: v1.ICEServer.expires_at:type_name -> google.protobuf.Timestamp
+	3, // 1: v1.RaftBatch.conditions:type_name -> v1.RaftCondition
+	4, // 2: v1.RaftBatch.operations:type_name -> v1.RaftOperation
+	6, // 3: v1.RaftOperation.ttl:type_name -> google.protobuf.Duration
+	4, // [4:4] is the sub-list for method output_type
+	4, // [4:4] is the sub-list for method input_type
+	4, // [4:4] is the sub-list for extension type_name
+	4, // [4:4] is the sub-list for extension extendee
+	0, // [0:4] is the sub-list for field type_name
 }
 
 func init() { file_v1_extensions_proto_init() }
@@ -222,7 +431,7 @@ func file_v1_extensions_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_v1_extensions_proto_rawDesc), len(file_v1_extensions_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   2,
+			NumMessages:   5,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -9,15 +9,15 @@
 
 import type { GenFile, GenMessage } from "@bufbuild/protobuf/codegenv2";
 import { fileDesc, messageDesc } from "@bufbuild/protobuf/codegenv2";
-import type { Timestamp } from "@bufbuild/protobuf/wkt";
-import { file_google_protobuf_timestamp } from "@bufbuild/protobuf/wkt";
+import type { Duration, Timestamp } from "@bufbuild/protobuf/wkt";
+import { file_google_protobuf_duration, file_google_protobuf_timestamp } from "@bufbuild/protobuf/wkt";
 import type { Message } from "@bufbuild/protobuf";
 
 /**
  * Describes the file v1/extensions.proto.
  */
 export const file_v1_extensions: GenFile = /*@__PURE__*/
-  fileDesc("ChN2MS9leHRlbnNpb25zLnByb3RvEgJ2MSJvCglJQ0VTZXJ2ZXISDAoEdXJscxgBIAMoCRIQCgh1c2VybmFtZRgCIAEoCRISCgpjcmVkZW50aWFsGAMgASgJEi4KCmV4cGlyZXNfYXQYBCABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wIjcKB1NlcnZpY2USEAoIcHJvdG9jb2wYASABKAkSDAoEcG9ydBgCIAEoDRIMCgRraW5kGAMgASgJQipaKGdpdGh1Yi5jb20vbWVzaGdhdGUvbWVzaGdhdGUvcHJvdG8vdjE7djFiBnByb3RvMw", [file_google_protobuf_timestamp]);
+  fileDesc("ChN2MS9leHRlbnNpb25zLnByb3RvEgJ2MSJvCglJQ0VTZXJ2ZXISDAoEdXJscxgBIAMoCRIQCgh1c2VybmFtZRgCIAEoCRISCgpjcmVkZW50aWFsGAMgASgJEi4KCmV4cGlyZXNfYXQYBCABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wIjcKB1NlcnZpY2USEAoIcHJvdG9jb2wYASABKAkSDAoEcG9ydBgCIAEoDRIMCgRraW5kGAMgASgJIlkKCVJhZnRCYXRjaBIlCgpjb25kaXRpb25zGAEgAygLMhEudjEuUmFmdENvbmRpdGlvbhIlCgpvcGVyYXRpb25zGAIgAygLMhEudjEuUmFmdE9wZXJhdGlvbiItCg1SYWZ0Q29uZGl0aW9uEgsKA2tleRgBIAEoCRIPCgd2ZXJzaW9uGAIgASgEImMKDVJhZnRPcGVyYXRpb24SCwoDa2V5GAEgASgJEg0KBXZhbHVlGAIgASgMEiYKA3R0bBgDIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbhIOCgZkZWxldGUYBCABKAhCKlooZ2l0aHViLmNvbS9tZXNoZ2F0ZS9tZXNoZ2F0ZS9wcm90by92MTt2MWIGcHJvdG8z", [file_google_protobuf_duration, file_google_protobuf_timestamp]);
 
 /**
  * ICEServer is a STUN or TURN server with the credential to use it.
@@ -97,4 +97,105 @@ export type Service = Message<"v1.Service"> & {
  */
 export const ServiceSchema: GenMessage<Service> = /*@__PURE__*/
   messageDesc(file_v1_extensions, 1);
+
+/**
+ * RaftBatch is a change of several keys in one entry of the replicated log:
+ * if every condition holds all operations happen in order, else none does.
+ *
+ * @generated from message v1.RaftBatch
+ */
+export type RaftBatch = Message<"v1.RaftBatch"> & {
+  /**
+   * conditions are checked against the state before the first operation.
+   *
+   * @generated from field: repeated v1.RaftCondition conditions = 1;
+   */
+  conditions: RaftCondition[];
+
+  /**
+   * operations happen in order.
+   *
+   * @generated from field: repeated v1.RaftOperation operations = 2;
+   */
+  operations: RaftOperation[];
+};
+
+/**
+ * Describes the message v1.RaftBatch.
+ * Use `create(RaftBatchSchema)` to create a new message.
+ */
+export const RaftBatchSchema: GenMessage<RaftBatch> = /*@__PURE__*/
+  messageDesc(file_v1_extensions, 2);
+
+/**
+ * RaftCondition is what must be true of a key for a batch to happen.
+ *
+ * @generated from message v1.RaftCondition
+ */
+export type RaftCondition = Message<"v1.RaftCondition"> & {
+  /**
+   * key is the key; it needs not exist.
+   *
+   * @generated from field: string key = 1;
+   */
+  key: string;
+
+  /**
+   * version is the index of the log entry that last wrote the key, or 0 when
+   * the key must not exist.
+   *
+   * @generated from field: uint64 version = 2;
+   */
+  version: bigint;
+};
+
+/**
+ * Describes the message v1.RaftCondition.
+ * Use `create(RaftConditionSchema)` to create a new message.
+ */
+export const RaftConditionSchema: GenMessage<RaftCondition> = /*@__PURE__*/
+  messageDesc(file_v1_extensions, 3);
+
+/**
+ * RaftOperation writes or removes one key.
+ *
+ * @generated from message v1.RaftOperation
+ */
+export type RaftOperation = Message<"v1.RaftOperation"> & {
+  /**
+   * key is the key.
+   *
+   * @generated from field: string key = 1;
+   */
+  key: string;
+
+  /**
+   * value is what is written.
+   *
+   * @generated from field: bytes value = 2;
+   */
+  value: Uint8Array;
+
+  /**
+   * ttl is how long the value lives, counted from the log entry's time; unset
+   * is for ever.
+   *
+   * @generated from field: google.protobuf.Duration ttl = 3;
+   */
+  ttl?: Duration | undefined;
+
+  /**
+   * delete removes the key instead of writing it.
+   *
+   * @generated from field: bool delete = 4;
+   */
+  delete: boolean;
+};
+
+/**
+ * Describes the message v1.RaftOperation.
+ * Use `create(RaftOperationSchema)` to create a new message.
+ */
+export const RaftOperationSchema: GenMessage<RaftOperation> = /*@__PURE__*/
+  messageDesc(file_v1_extensions, 4);
 
