@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"fmt"
+	"os"
+	"sort"
+	"strings"
+
+	"github.com/knadh/koanf/parsers/yaml"
+	"github.com/knadh/koanf/providers/file"
+	"github.com/knadh/koanf/v2"
+	"github.com/spf13/pflag"
+)
+
+// envPrefix starts the name of every environment variable that we read.
+const envPrefix = "MESHGATE_"
+
+// fromSources fills the flags that the command line left alone: from the
+// environment first, then from the YAML file at path (empty: no file). The
+// order of strength is flags, environment, file, default. A key of the file
+// that names no flag is an error, so that a typo is never silent.
+func fromSources(flags *pflag.FlagSet, path string) error {
+	k := koanf.New(".")
+	if path != "" {
+		if err := k.Load(file.Provider(path), yaml.Parser()); err != nil {
+			return usagef("configuration file %s: %w", path, err)
+		}
+	}
+	if err := checkKeys(flags, k.Keys(), path); err != nil {
+		return err
+	}
+	var first error
+	flags.VisitAll(func(f *pflag.Flag) {
+		if f.Changed || first != nil || f.Name == "config" {
+			return
+		}
+		if text, ok := os.LookupEnv(envName(f.Name)); ok {
+			if err := flags.Set(f.Name, text); err != nil {
+				first = usagef("environment variable %s: %w", envName(f.Name), err)
+			}
+			return
+		}
+		if k.Exists(f.Name) {
+			if err := set(flags, f, k); err != nil {
+				first = usagef("configuration file %s: key %s: %w", path, f.Name, err)
+			}
+		}
+	})
+	return first
+}
+
+func set(flags *pflag.FlagSet, f *pflag.Flag, k *koanf.Koanf) error {
+	if list, ok := f.Value.(pflag.SliceValue); ok {
+		return list.Replace(k.Strings(f.Name))
+	}
+	return flags.Set(f.Name, fmt.Sprint(k.Get(f.Name)))
+}
+
+// checkKeys refuses keys that no flag has, and proposes the nearest one.
+func checkKeys(flags *pflag.FlagSet, keys []string, path string) error {
+	var unknown []string
+	for _, key := range keys {
+		if flags.Lookup(key) == nil || key == "config" {
+			unknown = append(unknown, key)
+		}
+	}
+	if len(unknown) == 0 {
+		return nil
+	}
+	sort.Strings(unknown)
+	hint := ""
+	if near := nearest(flags, unknown[0]); near != "" {
+		hint = fmt.Sprintf("; did you mean %s?", near)
+	}
+	return usagef("configuration file %s: unknown key %s%s", path, strings.Join(unknown, ", "), hint)
+}
+
+// nearest is the flag name with the smallest edit distance to key, when that
+// is small enough to be a typo.
+func nearest(flags *pflag.FlagSet, key string) string {
+	best, name := 4, ""
+	flags.VisitAll(func(f *pflag.Flag) {
+		if d := distance(f.Name, key); d < best {
+			best, name = d, f.Name
+		}
+	})
+	return name
+}
+
+// distance is the Levenshtein distance of two short strings.
+func distance(a, b string) int {
+	row := make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := 1; i <= len(a); i++ {
+		diagonal := row[0]
+		row[0] = i
+		for j := 1; j <= len(b); j++ {
+			above := row[j]
+			cost := diagonal
+			if a[i-1] != b[j-1] {
+				cost++
+			}
+			row[j] = min(cost, above+1, row[j-1]+1)
+			diagonal = above
+		}
+	}
+	return row[len(b)]
+}
+
+// envName is the environment variable for a flag: turn.listen is
+// MESHGATE_TURN_LISTEN.
+func envName(flag string) string {
+	return envPrefix + strings.ToUpper(strings.NewReplacer(".", "_", "-", "_").Replace(flag))
+}

@@ -1,0 +1,136 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Command meshgate is the gateway, the node and the tool in one binary.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/spf13/cobra"
+)
+
+// Exit codes that scripts may rely on.
+const (
+	exitOK     = 0
+	exitFailed = 1
+	exitUsage  = 2
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	os.Exit(run(ctx, os.Args[1:], os.Stdout, os.Stderr))
+}
+
+// usageError is a mistake in the command line, as opposed to a failure.
+type usageError struct{ error }
+
+func (e usageError) Unwrap() error { return e.error }
+
+func usagef(format string, args ...any) error {
+	return usageError{fmt.Errorf(format, args...)}
+}
+
+// run executes one command line and returns the exit code.
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	root := newRoot(stdout, stderr)
+	root.SetArgs(args)
+	err := root.ExecuteContext(ctx)
+	if err == nil {
+		return exitOK
+	}
+	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
+		return exitOK
+	}
+	fmt.Fprintf(stderr, "meshgate: %s\n", explain(err))
+	var usage usageError
+	if errors.As(err, &usage) {
+		fmt.Fprintln(stderr, `Run "meshgate help" for the commands, or "meshgate COMMAND --help" for one of them.`)
+		return exitUsage
+	}
+	return exitFailed
+}
+
+// usageText is what meshgate prints without a command.
+const usageText = `meshgate is an edge gateway into WireGuard meshes.
+
+Try it:
+  meshgate demo                    a gateway and two peers on this machine, and one URL to open
+
+Run:
+  meshgate up                      run a gateway (--dev for one on loopback without root or TLS)
+  meshgate join URL                run a node behind a gateway
+
+Look:
+  meshgate status [NODE]           how a node is, and whom it reaches
+
+Connect:
+  meshgate port-forward NODE LPORT:HOST:RPORT
+                                   a port of this machine leads to HOST:RPORT on NODE
+
+Manage:
+  meshgate peer create NAME        let in a WireGuard device that runs no Meshgate (--qr for phones)
+  meshgate peer delete NAME        remove a node or a peer from the mesh
+  meshgate version                 what this binary is
+  meshgate completion SHELL        completion for bash, zsh, fish or powershell
+
+Run "meshgate COMMAND --help" for its flags.
+`
+
+// app is what the commands share.
+type app struct {
+	stdout, stderr io.Writer
+	output         string
+}
+
+func newRoot(stdout, stderr io.Writer) *cobra.Command {
+	a := &app{stdout: stdout, stderr: stderr}
+	root := &cobra.Command{
+		Use:               "meshgate",
+		Short:             "edge gateway into WireGuard meshes",
+		SilenceErrors:     true,
+		SilenceUsage:      true,
+		DisableAutoGenTag: true,
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				return usagef("unknown command %q", args[0])
+			}
+			return nil
+		},
+		RunE: func(*cobra.Command, []string) error {
+			_, err := io.WriteString(a.stdout, usageText)
+			return err
+		},
+		PersistentPreRunE: func(*cobra.Command, []string) error {
+			if a.output != "table" && a.output != "json" {
+				return usagef("--output %q: want table or json", a.output)
+			}
+			return nil
+		},
+	}
+	root.SetOut(stdout)
+	root.SetErr(stderr)
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
+	root.PersistentFlags().StringVarP(&a.output, "output", "o", "table", "what goes to standard output: table or json")
+	root.AddCommand(
+		a.upCommand(), a.demoCommand(), a.joinCommand(), a.statusCommand(),
+		a.peerCommand(), a.portForwardCommand(), a.versionCommand(),
+	)
+	return root
+}
+
+// args wraps a cobra check so that its complaint counts as a usage error.
+func args(check cobra.PositionalArgs, form string) cobra.PositionalArgs {
+	return func(c *cobra.Command, given []string) error {
+		if err := check(c, given); err != nil {
+			return usagef("want %s", form)
+		}
+		return nil
+	}
+}

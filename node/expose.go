@@ -1,0 +1,306 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/netip"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/meshgate/meshgate/node/mesh"
+	"github.com/meshgate/meshgate/node/wg"
+)
+
+const (
+	// exposeDialTimeout bounds the wait for the exposed service itself, which
+	// is on this host or near it.
+	exposeDialTimeout = 5 * time.Second
+	// udpIdle ends a UDP conversation that is silent in both directions.
+	udpIdle = 2 * time.Minute
+	// maxConversations bounds the UDP conversations of one exposed port.
+	maxConversations = 1024
+	// maxExposed bounds the TCP connections of one exposed port.
+	maxExposed = 4096
+)
+
+// Expose makes one service of the host reachable on the node's mesh address.
+type Expose struct {
+	// Protocol is "tcp" or "udp".
+	Protocol string
+	// Port is the port on the mesh address.
+	Port uint16
+	// Target is the "host:port" that connections are carried to.
+	Target string
+	// Kind is a hint for people; see mesh.Service.
+	Kind string
+}
+
+// ParseExpose reads "tcp:8080=127.0.0.1:3000", "tcp:127.0.0.1:22" (same port
+// on both sides) and either form with ",kind=http" behind it.
+func ParseExpose(s string) (Expose, error) {
+	const form = "want PROTOCOL:PORT=HOST:PORT or PROTOCOL:HOST:PORT, as in tcp:8080=127.0.0.1:3000"
+	spec, kind, _ := strings.Cut(s, ",kind=")
+	protocol, rest, ok := strings.Cut(spec, ":")
+	if !ok || (protocol != "tcp" && protocol != "udp") {
+		return Expose{}, fmt.Errorf("%w: expose %q: %s", mesh.ErrInvalid, s, form)
+	}
+	port, target, explicit := strings.Cut(rest, "=")
+	if !explicit {
+		target = rest
+	}
+	host, targetPort, err := net.SplitHostPort(target)
+	if err != nil || host == "" {
+		return Expose{}, fmt.Errorf("%w: expose %q: %s", mesh.ErrInvalid, s, form)
+	}
+	if !explicit {
+		port = targetPort
+	}
+	n, err := strconv.ParseUint(port, 10, 16)
+	if err != nil || n == 0 {
+		return Expose{}, fmt.Errorf("%w: expose %q: port %q is not in 1 to 65535", mesh.ErrInvalid, s, port)
+	}
+	if p, err := strconv.ParseUint(targetPort, 10, 16); err != nil || p == 0 {
+		return Expose{}, fmt.Errorf("%w: expose %q: port %q is not in 1 to 65535", mesh.ErrInvalid, s, targetPort)
+	}
+	return Expose{Protocol: protocol, Port: uint16(n), Target: target, Kind: kind}, nil
+}
+
+func validateExpose(list []Expose, features []mesh.Feature) error {
+	seen := map[mesh.Service]bool{}
+	for _, e := range list {
+		at := mesh.Service{Protocol: e.Protocol, Port: e.Port}
+		if seen[at] {
+			return fmt.Errorf("%w: %s port %d is exposed twice", mesh.ErrInvalid, e.Protocol, e.Port)
+		}
+		seen[at] = true
+		for _, f := range features {
+			if e.Protocol == "tcp" && f.Port == e.Port {
+				return fmt.Errorf("%w: port %d is the node's own (%s); expose another one", mesh.ErrInvalid, e.Port, f.Kind)
+			}
+		}
+	}
+	return nil
+}
+
+// services is what a node's record says of its exposed ports.
+func services(list []Expose) []mesh.Service {
+	var out []mesh.Service
+	for _, e := range list {
+		out = append(out, mesh.Service{Protocol: e.Protocol, Port: e.Port, Kind: e.Kind})
+	}
+	return out
+}
+
+// exposer carries connections from the mesh address to the host's services.
+type exposer struct {
+	list   []Expose
+	device *wg.Device
+	log    *slog.Logger
+
+	wait sync.WaitGroup
+
+	mu        sync.Mutex // guards the fields below
+	listening map[netip.Addr]context.CancelFunc
+}
+
+func newExposer(list []Expose, device *wg.Device, log *slog.Logger) *exposer {
+	return &exposer{
+		list: list, device: device, log: log.With("component", "expose"),
+		listening: map[netip.Addr]context.CancelFunc{},
+	}
+}
+
+// run owns every listener and connection: it ends them when ctx ends.
+func (x *exposer) run(ctx context.Context) error {
+	<-ctx.Done()
+	x.mu.Lock()
+	for _, stop := range x.listening {
+		stop()
+	}
+	x.mu.Unlock()
+	x.wait.Wait()
+	return ctx.Err()
+}
+
+// set listens on exactly addrs. It is harmless to repeat.
+func (x *exposer) set(ctx context.Context, addrs []netip.Addr) error {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	keep := map[netip.Addr]bool{}
+	for _, a := range addrs {
+		keep[a] = true
+		if _, ok := x.listening[a]; ok {
+			continue
+		}
+		stop, err := x.listen(ctx, a)
+		if err != nil {
+			return err
+		}
+		x.listening[a] = stop
+	}
+	for a, stop := range x.listening {
+		if !keep[a] {
+			stop()
+			delete(x.listening, a)
+		}
+	}
+	return nil
+}
+
+// listen opens every exposed port on addr; stop closes them and what they carry.
+func (x *exposer) listen(ctx context.Context, addr netip.Addr) (stop context.CancelFunc, err error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer func() {
+		if err != nil {
+			cancel()
+		}
+	}()
+	for _, e := range x.list {
+		at := hostPort(addr.String(), e.Port)
+		if e.Protocol == "udp" {
+			c, err := x.device.ListenPacket(ctx, "udp", at)
+			if err != nil {
+				return nil, fmt.Errorf("listen on udp %s: %w", at, err)
+			}
+			x.wait.Go(func() { x.serveUDP(ctx, c, e) })
+			continue
+		}
+		l, err := x.device.Listen(ctx, "tcp", at)
+		if err != nil {
+			return nil, fmt.Errorf("listen on tcp %s: %w", at, err)
+		}
+		x.wait.Go(func() { x.serveTCP(ctx, l, e) })
+	}
+	return cancel, nil
+}
+
+func (x *exposer) serveTCP(ctx context.Context, l net.Listener, e Expose) {
+	defer context.AfterFunc(ctx, func() { _ = l.Close() })()
+	free := make(chan struct{}, maxExposed)
+	for {
+		c, err := l.Accept()
+		if err != nil {
+			if ctx.Err() == nil {
+				x.log.Error("exposed port no longer accepts", "addr", l.Addr(), "err", err)
+			}
+			return
+		}
+		select {
+		case free <- struct{}{}:
+		default:
+			_ = c.Close() // the service is flooded; refusing early keeps the rest alive
+			continue
+		}
+		x.wait.Go(func() {
+			defer func() { <-free }()
+			x.carryTCP(ctx, c, e)
+		})
+	}
+}
+
+// carryTCP joins one connection with the service until both directions ended.
+func (x *exposer) carryTCP(ctx context.Context, c net.Conn, e Expose) {
+	defer func() { _ = c.Close() }()
+	target, err := dialHost(ctx, e)
+	if err != nil {
+		x.log.Warn("exposed service does not answer", "addr", e.Target, "err", err)
+		return
+	}
+	defer func() { _ = target.Close() }()
+	defer context.AfterFunc(ctx, func() { _, _ = c.Close(), target.Close() })()
+	splice(c, target)
+}
+
+// dialHost connects to an exposed service on the host side.
+func dialHost(ctx context.Context, e Expose) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, exposeDialTimeout)
+	defer cancel()
+	var d net.Dialer
+	return d.DialContext(ctx, e.Protocol, e.Target)
+}
+
+// splice copies both ways and hands each end of stream on. An error in one
+// direction ends both.
+func splice(a, b net.Conn) {
+	var wait sync.WaitGroup
+	one := func(dst, src net.Conn) {
+		_, err := io.Copy(dst, src)
+		if half, ok := dst.(interface{ CloseWrite() error }); ok && err == nil {
+			err = half.CloseWrite()
+		}
+		if err != nil {
+			_, _ = a.Close(), b.Close()
+		}
+	}
+	wait.Go(func() { one(a, b) })
+	one(b, a)
+	wait.Wait()
+}
+
+// serveUDP keeps one socket to the service per conversation, so that the
+// service can tell them apart and its answers find their way.
+func (x *exposer) serveUDP(ctx context.Context, mesh net.PacketConn, e Expose) {
+	defer func() { _ = mesh.Close() }()
+	defer context.AfterFunc(ctx, func() { _ = mesh.Close() })()
+	var mu sync.Mutex // guards open
+	open := map[string]net.Conn{}
+	buf := make([]byte, 65535)
+	for {
+		n, from, err := mesh.ReadFrom(buf)
+		if err != nil {
+			if ctx.Err() == nil && !errors.Is(err, net.ErrClosed) {
+				x.log.Error("exposed port no longer reads", "addr", mesh.LocalAddr(), "err", err)
+			}
+			return
+		}
+		mu.Lock()
+		target, known := open[from.String()]
+		full := len(open) >= maxConversations
+		mu.Unlock()
+		if !known {
+			if full {
+				continue // a new conversation is dropped, as UDP may be
+			}
+			if target, err = dialHost(ctx, e); err != nil {
+				x.log.Warn("exposed service does not answer", "addr", e.Target, "err", err)
+				continue
+			}
+			mu.Lock()
+			open[from.String()] = target
+			mu.Unlock()
+			x.wait.Go(func() {
+				answerUDP(ctx, mesh, from, target)
+				mu.Lock()
+				delete(open, from.String())
+				mu.Unlock()
+			})
+		}
+		_ = target.SetReadDeadline(time.Now().Add(udpIdle))
+		_, _ = target.Write(buf[:n]) // an unreachable service shows in the reads
+	}
+}
+
+// answerUDP carries the service's datagrams back until the conversation is idle.
+func answerUDP(ctx context.Context, mesh net.PacketConn, to net.Addr, target net.Conn) {
+	defer func() { _ = target.Close() }()
+	defer context.AfterFunc(ctx, func() { _ = target.Close() })()
+	buf := make([]byte, 65535)
+	for {
+		n, err := target.Read(buf)
+		if err != nil {
+			return
+		}
+		_ = target.SetReadDeadline(time.Now().Add(udpIdle))
+		if _, err := mesh.WriteTo(buf[:n], to); err != nil {
+			return
+		}
+	}
+}

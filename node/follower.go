@@ -1,0 +1,384 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"google.golang.org/protobuf/encoding/protojson"
+
+	"github.com/meshgate/meshgate/node/mesh"
+	v1 "github.com/meshgate/meshgate/proto/v1"
+)
+
+const (
+	// membershipFile keeps the last answer of a gateway inside the data
+	// directory, so that a restart needs neither the token nor the public URL.
+	membershipFile = "membership.json"
+	// subscribeGrace is how long a subscription may take to say its first word
+	// before the node joins again: a WireGuard handshake (5 s retry) and a few
+	// lost packets fit.
+	subscribeGrace = 15 * time.Second
+	// backoffMin and backoffMax bound the pause between two attempts.
+	backoffMin = 500 * time.Millisecond
+	backoffMax = 15 * time.Second
+)
+
+// Gateway is the membership API of a gateway, as seen by a node that follows it.
+type Gateway interface {
+	// Join asks for membership.
+	Join(ctx context.Context, r *v1.JoinRequest) (*v1.JoinResponse, error)
+	// SubscribePeers calls each for every configuration of node id, the first
+	// at once, until the stream breaks or ctx ends.
+	SubscribePeers(ctx context.Context, id string, each func(*v1.PeerConfigurations) error) error
+}
+
+// Follow configures a node that gets its peers from a gateway.
+type Follow struct {
+	// Public is the gateway on its public address, with the join token.
+	Public Gateway
+	// Mesh makes the client of a gateway on its mesh address, where the node
+	// is known by its WireGuard key.
+	Mesh func(addr netip.AddrPort) Gateway
+	// DataDir keeps the membership over restarts; empty keeps it in memory.
+	DataDir string
+	// Refused reports whether an error of Join is final (the token or the id
+	// was refused), so that trying again is pointless.
+	Refused func(error) bool
+}
+
+// follower is the source of a node that follows a gateway. Its snapshots are
+// partial: the node itself, its peers and the ACLs that concern it.
+type follower struct {
+	node *Node
+	cfg  Follow
+
+	mu      sync.Mutex // guards the fields below
+	latest  *mesh.Snapshot
+	plans   mesh.Plan
+	changed chan struct{} // closed and replaced at every publish
+	joined  *v1.JoinResponse
+}
+
+func newFollower(n *Node, cfg Follow) (*follower, error) {
+	if cfg.Public == nil || cfg.Mesh == nil {
+		return nil, fmt.Errorf("%w: following needs a public and a mesh client", mesh.ErrInvalid)
+	}
+	return &follower{node: n, cfg: cfg, changed: make(chan struct{})}, nil
+}
+
+// run joins, subscribes, and does both again whenever the gateway is lost.
+// The data plane keeps its last plan meanwhile.
+func (f *follower) run(ctx context.Context) error {
+	if err := f.load(); err != nil {
+		f.node.log.Warn("saved membership not used", "err", err)
+	}
+	delay := backoffMin
+	for {
+		alive, err := f.follow(ctx)
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if err != nil && f.cfg.Refused != nil && f.cfg.Refused(err) && !f.isMember() {
+			return fmt.Errorf("join: %w", err)
+		}
+		if alive {
+			delay = backoffMin
+		}
+		f.node.log.Warn("gateway lost, trying again", "err", err, "dur", delay)
+		if err := pause(ctx, delay); err != nil {
+			return err
+		}
+		delay = min(2*delay, backoffMax)
+	}
+}
+
+// follow runs one subscription to its end, joining first where it must. alive
+// tells that the gateway was heard.
+func (f *follower) follow(ctx context.Context) (alive bool, err error) {
+	if f.isMember() {
+		if alive, err = f.subscribe(ctx); alive {
+			return alive, err
+		}
+	}
+	r, joinErr := f.cfg.Public.Join(ctx, f.request())
+	if joinErr != nil {
+		return false, errors.Join(err, joinErr)
+	}
+	if err := f.accept(r); err != nil {
+		return false, err
+	}
+	return f.subscribe(ctx)
+}
+
+// subscribe follows the gateway over the mesh. The stream has to say its first
+// word within subscribeGrace.
+func (f *follower) subscribe(ctx context.Context) (alive bool, err error) {
+	at, err := f.gateway()
+	if err != nil {
+		return false, err
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	grace := time.AfterFunc(subscribeGrace, func() {
+		cancel(fmt.Errorf("%w: gateway %s did not answer over the mesh within %s", mesh.ErrUnavailable, at, subscribeGrace))
+	})
+	defer grace.Stop()
+	err = f.cfg.Mesh(at).SubscribePeers(ctx, string(f.node.cfg.ID), func(c *v1.PeerConfigurations) error {
+		alive = true
+		grace.Stop()
+		return f.update(c)
+	})
+	if cause := context.Cause(ctx); cause != nil && !errors.Is(cause, context.Canceled) {
+		err = cause
+	}
+	return alive, err
+}
+
+// request is the node as it wants to be known.
+func (f *follower) request() *v1.JoinRequest {
+	n := f.node
+	self := mesh.NodeToProto(&mesh.Node{
+		ID:                 n.cfg.ID,
+		PublicKey:          n.cfg.Key.Public(),
+		PrimaryEndpoint:    n.cfg.PrimaryEndpoint,
+		WireGuardEndpoints: wireguardEndpoints(n.cfg.PrimaryEndpoint, n.device.ListenPort()),
+		Zone:               n.cfg.Zone,
+		Features:           n.cfg.Features,
+		Services:           services(n.cfg.Expose),
+	})
+	r := &v1.JoinRequest{
+		Id:                 self.GetId(),
+		PublicKey:          self.GetPublicKey(),
+		PrimaryEndpoint:    self.GetPrimaryEndpoint(),
+		WireguardEndpoints: self.GetWireguardEndpoints(),
+		ZoneAwarenessId:    self.GetZoneAwarenessId(),
+		AssignIpv4:         true,
+		Features:           self.GetFeatures(),
+		Services:           self.GetServices(),
+	}
+	for _, p := range n.cfg.Routes {
+		r.Routes = append(r.Routes, p.String())
+	}
+	return r
+}
+
+// accept takes the answer to a join and keeps it for the next start.
+func (f *follower) accept(r *v1.JoinResponse) error {
+	if err := f.publish(r); err != nil {
+		return fmt.Errorf("answer of the gateway: %w", err)
+	}
+	return f.save(r)
+}
+
+// update takes a new configuration from the subscription.
+func (f *follower) update(c *v1.PeerConfigurations) error {
+	f.mu.Lock()
+	base := f.joined
+	f.mu.Unlock()
+	r := &v1.JoinResponse{
+		AddressIpv4: base.GetAddressIpv4(), AddressIpv6: base.GetAddressIpv6(),
+		NetworkIpv4: base.GetNetworkIpv4(), NetworkIpv6: base.GetNetworkIpv6(),
+		MeshDomain: base.GetMeshDomain(), GatewayId: base.GetGatewayId(),
+		Peers: c.GetPeers(), IceServers: c.GetIceServers(), DnsServers: c.GetDnsServers(),
+		NetworkAcls: c.GetNetworkAcls(),
+	}
+	return f.accept(r)
+}
+
+// publish turns a gateway's answer into the next snapshot and plan.
+func (f *follower) publish(r *v1.JoinResponse) error {
+	s, plan, err := f.build(r)
+	if err != nil {
+		return err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.latest != nil {
+		s.Version = f.latest.Version + 1
+	}
+	f.latest, f.plans, f.joined = s, plan, r
+	close(f.changed)
+	f.changed = make(chan struct{})
+	return nil
+}
+
+func (f *follower) build(r *v1.JoinResponse) (*mesh.Snapshot, mesh.Plan, error) {
+	n := f.node
+	self := &mesh.Node{
+		ID: n.cfg.ID, PublicKey: n.cfg.Key.Public(), PrimaryEndpoint: n.cfg.PrimaryEndpoint,
+		Zone: n.cfg.Zone, Features: n.cfg.Features, Services: services(n.cfg.Expose),
+	}
+	s := &mesh.Snapshot{Version: 1, Domain: r.GetMeshDomain(), Nodes: map[mesh.NodeID]*mesh.Node{self.ID: self}}
+	for _, p := range []struct {
+		field, text string
+		into        *netip.Prefix
+	}{
+		{"address_ipv4", r.GetAddressIpv4(), &self.IPv4},
+		{"address_ipv6", r.GetAddressIpv6(), &self.IPv6},
+		{"network_ipv4", r.GetNetworkIpv4(), &s.IPv4},
+		{"network_ipv6", r.GetNetworkIpv6(), &s.IPv6},
+	} {
+		if p.text == "" {
+			continue
+		}
+		prefix, err := netip.ParsePrefix(p.text)
+		if err != nil {
+			return nil, mesh.Plan{}, fmt.Errorf("%w: %s %q: %w", mesh.ErrInvalid, p.field, p.text, err)
+		}
+		*p.into = prefix
+	}
+	// A v1 gateway may give a host address with the network's bits.
+	if self.IPv4.IsValid() {
+		self.IPv4 = netip.PrefixFrom(self.IPv4.Addr(), 32)
+	}
+	plan := mesh.Plan{Self: self}
+	for _, p := range []netip.Prefix{s.IPv4, s.IPv6} {
+		if p.IsValid() {
+			plan.Routes = append(plan.Routes, p.Masked())
+		}
+	}
+	for _, w := range r.GetPeers() {
+		peer, err := peerFromProto(w)
+		if err != nil {
+			// One bad record must not cut the node off from the others.
+			n.log.Warn("peer not used", "peer", w.GetNode().GetId(), "err", err)
+			continue
+		}
+		s.Nodes[peer.Node.ID] = peer.Node
+		plan.Peers = append(plan.Peers, peer)
+	}
+	for _, w := range r.GetNetworkAcls() {
+		acl, err := mesh.ACLFromProto(w)
+		if err != nil {
+			return nil, mesh.Plan{}, fmt.Errorf("network acl %q: %w", w.GetName(), err)
+		}
+		s.ACLs = append(s.ACLs, acl)
+	}
+	if len(n.cfg.Routes) > 0 {
+		s.Routes = []mesh.Route{{Name: string(n.cfg.ID) + "-auto", Node: string(n.cfg.ID), Destinations: n.cfg.Routes}}
+	}
+	return s, plan, nil
+}
+
+// peerFromProto reads a WireGuardPeer; its primary_endpoint is "ip:port" as
+// gateways rewrite it (v1 behaviour).
+func peerFromProto(w *v1.WireGuardPeer) (mesh.Peer, error) {
+	rec := w.GetNode()
+	endpoint := rec.GetPrimaryEndpoint()
+	o, err := mesh.NodeFromProto(rec)
+	if err != nil {
+		return mesh.Peer{}, err
+	}
+	p := mesh.Peer{Node: o, Endpoint: endpoint, Protocol: w.GetProto()}
+	for _, text := range append(w.GetAllowedIps(), w.GetAllowedRoutes()...) {
+		prefix, err := netip.ParsePrefix(text)
+		if err != nil {
+			return mesh.Peer{}, fmt.Errorf("%w: allowed ip %q: %w", mesh.ErrInvalid, text, err)
+		}
+		p.AllowedIPs = append(p.AllowedIPs, prefix.Masked())
+	}
+	return p, nil
+}
+
+// gateway is the mesh address of the gateway to subscribe to: the one that
+// answered the join, else any peer with the membership service.
+func (f *follower) gateway() (netip.AddrPort, error) {
+	f.mu.Lock()
+	nodes, preferred := maps.Clone(f.latest.Nodes), mesh.NodeID(f.joined.GetGatewayId())
+	f.mu.Unlock()
+	at := func(o *mesh.Node) (netip.AddrPort, bool) {
+		port, ok := o.FeaturePort(v1.Feature_MEMBERSHIP)
+		addrs := o.Addrs()
+		if !ok || len(addrs) == 0 {
+			return netip.AddrPort{}, false
+		}
+		return netip.AddrPortFrom(addrs[0], port), true
+	}
+	if o, ok := nodes[preferred]; ok {
+		if a, ok := at(o); ok {
+			return a, nil
+		}
+	}
+	for _, o := range nodes {
+		if a, ok := at(o); ok && o.ID != f.node.cfg.ID {
+			return a, nil
+		}
+	}
+	return netip.AddrPort{}, fmt.Errorf("%w: no gateway among this node's peers", mesh.ErrUnavailable)
+}
+
+func (f *follower) isMember() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.joined != nil
+}
+
+func (f *follower) wait(ctx context.Context, after uint64) (*mesh.Snapshot, error) {
+	for {
+		f.mu.Lock()
+		s, changed := f.latest, f.changed
+		f.mu.Unlock()
+		if s != nil && s.Version > after {
+			return s, nil
+		}
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-changed:
+		}
+	}
+}
+
+func (f *follower) plan(_ *mesh.Snapshot, id mesh.NodeID) (mesh.Plan, error) {
+	if id != f.node.cfg.ID {
+		return mesh.Plan{}, errNoState
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.plans, nil
+}
+
+func (f *follower) close() error { return nil }
+
+// load takes the membership of an earlier run, if there is one.
+func (f *follower) load() error {
+	if f.cfg.DataDir == "" {
+		return nil
+	}
+	raw, err := os.ReadFile(filepath.Join(f.cfg.DataDir, membershipFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	r := &v1.JoinResponse{}
+	if err := (protojson.UnmarshalOptions{DiscardUnknown: true}).Unmarshal(raw, r); err != nil {
+		return fmt.Errorf("parse %s: %w", membershipFile, err)
+	}
+	return f.publish(r)
+}
+
+func (f *follower) save(r *v1.JoinResponse) error {
+	if f.cfg.DataDir == "" {
+		return nil
+	}
+	raw, err := protojson.MarshalOptions{Multiline: true}.Marshal(r)
+	if err != nil {
+		return err
+	}
+	if err := WriteFile(filepath.Join(f.cfg.DataDir, membershipFile), raw); err != nil {
+		return fmt.Errorf("keep membership: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,151 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"strconv"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/meshgate/meshgate/node/member"
+	"github.com/meshgate/meshgate/node/mesh"
+	"github.com/meshgate/meshgate/node/registry"
+	"github.com/meshgate/meshgate/node/store"
+	"github.com/meshgate/meshgate/node/topology"
+	"github.com/meshgate/meshgate/node/wg"
+)
+
+// Hold configures a node that keeps the mesh's state.
+type Hold struct {
+	// Store holds the state; the node closes it.
+	Store store.Store
+	// CloseStore ends the store; nil when there is nothing to end.
+	CloseStore func() error
+	// Admin is the identity that may do everything; empty means "admin".
+	Admin string
+	// Domain is the mesh's DNS domain; empty means "webmesh.internal.".
+	Domain string
+	// IPv4 is the mesh's IPv4 network; invalid means 172.16.0.0/12.
+	IPv4 netip.Prefix
+	// AcceptByDefault lets all nodes talk to each other until an ACL says
+	// otherwise. It only matters when the mesh is made.
+	AcceptByDefault bool
+}
+
+// holder is the source of a node that keeps the mesh's state.
+type holder struct {
+	*member.Members
+	node     *Node
+	cfg      Hold
+	registry *registry.Registry
+}
+
+func newHolder(n *Node, cfg Hold) (*holder, error) {
+	r := registry.New(cfg.Store, n.cfg.Logger)
+	members, err := member.New(member.Config{Registry: r, Self: n.cfg.ID, Logger: n.cfg.Logger})
+	if err != nil {
+		return nil, fmt.Errorf("make membership: %w", err)
+	}
+	return &holder{Members: members, node: n, cfg: cfg, registry: r}, nil
+}
+
+// run opens WireGuard's port, writes the first state of a new mesh and
+// follows the registry.
+func (h *holder) run(ctx context.Context) error {
+	n := h.node
+	// The port has to be known before the node's record is written.
+	open := wg.Config{PrivateKey: n.cfg.Key.WireGuard(), ListenPort: n.cfg.ListenPort}
+	if err := n.device.Set(ctx, open); err != nil {
+		return fmt.Errorf("open wireguard port %d: %w", n.cfg.ListenPort, err)
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return h.registry.Run(ctx) })
+	g.Go(func() error { return h.announce(ctx) })
+	return g.Wait()
+}
+
+// announce bootstraps a new mesh, or brings the node's own record up to date.
+func (h *holder) announce(ctx context.Context) error {
+	n := h.node
+	self := mesh.Node{
+		ID:              n.cfg.ID,
+		PublicKey:       n.cfg.Key.Public(),
+		PrimaryEndpoint: n.cfg.PrimaryEndpoint,
+		Zone:            n.cfg.Zone,
+		Features:        n.cfg.Features,
+		Services:        services(n.cfg.Expose),
+	}
+	self.WireGuardEndpoints = wireguardEndpoints(n.cfg.PrimaryEndpoint, n.device.ListenPort())
+	err := h.registry.Bootstrap(ctx, registry.Bootstrap{
+		Self:            self,
+		Admin:           h.cfg.Admin,
+		Domain:          h.cfg.Domain,
+		IPv4:            h.cfg.IPv4,
+		AcceptByDefault: h.cfg.AcceptByDefault,
+	})
+	if err != nil {
+		return fmt.Errorf("bootstrap the mesh: %w", err)
+	}
+	err = h.Members.Update(ctx, mesh.UpdateRequest{
+		ID:                 self.ID,
+		PublicKey:          self.PublicKey,
+		PrimaryEndpoint:    self.PrimaryEndpoint,
+		WireGuardEndpoints: self.WireGuardEndpoints,
+		Zone:               self.Zone,
+		Routes:             n.cfg.Routes,
+		Features:           self.Features,
+		Services:           self.Services,
+	})
+	if err != nil {
+		return fmt.Errorf("update own record (the data directory belongs to node id and key of its first start): %w", err)
+	}
+	return nil
+}
+
+func (h *holder) wait(ctx context.Context, after uint64) (*mesh.Snapshot, error) {
+	for {
+		s, err := h.registry.Wait(ctx, after)
+		if err != nil {
+			return nil, err
+		}
+		// Before the bootstrap there is nothing to plan for.
+		if _, ok := s.Nodes[h.node.cfg.ID]; ok {
+			return s, nil
+		}
+		after = s.Version
+	}
+}
+
+func (h *holder) plan(s *mesh.Snapshot, id mesh.NodeID) (mesh.Plan, error) {
+	return topology.For(s, id)
+}
+
+func (h *holder) close() error {
+	if h.cfg.CloseStore == nil {
+		return nil
+	}
+	if err := h.cfg.CloseStore(); err != nil && !errors.Is(err, store.ErrClosed) {
+		return fmt.Errorf("close store: %w", err)
+	}
+	return nil
+}
+
+// wireguardEndpoints is where others send packets to; none when the primary
+// endpoint is a name or absent, since the record carries addresses only.
+func wireguardEndpoints(primary string, port uint16) []netip.AddrPort {
+	addr, err := netip.ParseAddr(primary)
+	if err != nil {
+		return nil
+	}
+	return []netip.AddrPort{netip.AddrPortFrom(addr, port)}
+}
+
+// hostPort joins a host and a port.
+func hostPort(host string, port uint16) string {
+	return net.JoinHostPort(host, strconv.Itoa(int(port)))
+}

@@ -1,0 +1,371 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package node is one member of a mesh: it owns the state, the WireGuard
+// device and the host's network settings, and keeps the second two equal to
+// what the first says.
+//
+// State flows one way (ARCHITECTURE.md): an intent becomes a store command,
+// the store's changes become a Snapshot, topology.For turns a Snapshot into a
+// Plan, and the reconcile loop hands the Plan to wg and hostnet. Nothing flows
+// back.
+//
+// A node holds state itself (Config.Hold) or follows a gateway that does
+// (Config.Follow); everything else is the same.
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/meshgate/meshgate/node/hostnet"
+	"github.com/meshgate/meshgate/node/mesh"
+	"github.com/meshgate/meshgate/node/policy"
+	"github.com/meshgate/meshgate/node/wg"
+	v1 "github.com/meshgate/meshgate/proto/v1"
+)
+
+// keepalive is how often a node without a public address sends a packet to
+// its gateways, so that the NAT in between keeps its mapping: the value that
+// WireGuard's own documentation recommends.
+const keepalive = 25 * time.Second
+
+// retryDelay is the pause after a plan could not be applied.
+const retryDelay = time.Second
+
+// Config says what the node is. Exactly one of Hold and Follow is set.
+type Config struct {
+	// ID names the node in the mesh.
+	ID mesh.NodeID
+	// Key is the node's identity; LoadKey reads it from a data directory.
+	Key mesh.PrivateKey
+	// Hold makes the node keep the mesh's state itself.
+	Hold *Hold
+	// Follow makes the node a member that gets its peers from a gateway.
+	Follow *Follow
+
+	// Mode says how packets meet the host; see wg.Mode.
+	Mode wg.Mode
+	// InterfaceName is the TUN interface; empty means "meshgate0".
+	InterfaceName string
+	// ListenPort is WireGuard's UDP port; 0 means one that the host picks.
+	ListenPort uint16
+	// MTU of the mesh interface in bytes; 0 means 1420.
+	MTU int
+	// PrimaryEndpoint is the IP address or DNS name at which other nodes reach
+	// this one; empty for a node that only calls out.
+	PrimaryEndpoint string
+	// Zone is the zone awareness id, or empty.
+	Zone string
+	// Features are advertised to the mesh beside what the node knows itself.
+	Features []mesh.Feature
+	// Expose lists the host's services that the mesh may reach here.
+	Expose []Expose
+	// Routes are networks that this node offers to reach.
+	Routes []netip.Prefix
+
+	// Logger is for state changes; nil discards them.
+	Logger *slog.Logger
+	// Registerer takes the metrics; nil leaves them unregistered.
+	Registerer prometheus.Registerer
+}
+
+// source is where the node's snapshots come from: its own registry, or a
+// gateway's answers.
+type source interface {
+	// run follows the state until ctx ends.
+	run(ctx context.Context) error
+	// wait returns a snapshot with a Version above after.
+	wait(ctx context.Context, after uint64) (*mesh.Snapshot, error)
+	// plan derives the plan of node id from s.
+	plan(s *mesh.Snapshot, id mesh.NodeID) (mesh.Plan, error)
+	// close releases what run does not.
+	close() error
+}
+
+// Node is a running member of a mesh. Make one with New, run it with Run.
+type Node struct {
+	cfg     Config
+	log     *slog.Logger
+	device  *wg.Device
+	host    *hostnet.Host
+	source  source
+	members membership
+	exposed *exposer
+
+	ready    chan struct{} // closed once the first plan is applied
+	snapshot atomic.Pointer[mesh.Snapshot]
+	current  atomic.Pointer[mesh.Plan]
+}
+
+// membership changes who is in the mesh; only a node that holds state has one.
+type membership interface {
+	Join(ctx context.Context, r mesh.JoinRequest) (*mesh.Snapshot, error)
+	Update(ctx context.Context, r mesh.UpdateRequest) error
+	Leave(ctx context.Context, id mesh.NodeID) error
+}
+
+// Validate says what in c can never work, naming the field.
+func (c *Config) Validate() error {
+	if _, err := mesh.ParseNodeID(string(c.ID)); err != nil {
+		return fmt.Errorf("node id: %w", err)
+	}
+	if (c.Hold == nil) == (c.Follow == nil) {
+		return fmt.Errorf("%w: a node either holds state or follows a gateway", mesh.ErrInvalid)
+	}
+	if c.MTU != 0 && (c.MTU < 1280 || c.MTU > 65535) {
+		return fmt.Errorf("%w: mtu %d is outside 1280 to 65535", mesh.ErrInvalid, c.MTU)
+	}
+	return validateExpose(c.Expose, c.Features)
+}
+
+// New makes a node and opens its WireGuard device, so that the port is known;
+// the mesh is entered by Run. The caller ends it with Close.
+func New(cfg Config) (_ *Node, err error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	if cfg.InterfaceName == "" {
+		cfg.InterfaceName = "meshgate0"
+	}
+	n := &Node{
+		cfg:   cfg,
+		log:   cfg.Logger.With("component", "node", "node", string(cfg.ID)),
+		ready: make(chan struct{}),
+	}
+	n.device, err = wg.New(wg.Options{
+		Mode:          cfg.Mode,
+		InterfaceName: cfg.InterfaceName,
+		MTU:           cfg.MTU,
+		Logger:        cfg.Logger,
+		Registerer:    cfg.Registerer,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("open wireguard device: %w", err)
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, n.device.Close())
+		}
+	}()
+	if cfg.Mode == wg.ModeTUN {
+		n.host, err = hostnet.New(hostnet.Options{Logger: cfg.Logger})
+		if err != nil {
+			return nil, fmt.Errorf("prepare host network: %w", err)
+		}
+	}
+	n.exposed = newExposer(cfg.Expose, n.device, cfg.Logger)
+	if cfg.Hold != nil {
+		h, err := newHolder(n, *cfg.Hold)
+		if err != nil {
+			return nil, err
+		}
+		n.source, n.members = h, h
+		return n, nil
+	}
+	n.source, err = newFollower(n, *cfg.Follow)
+	return n, err
+}
+
+// Run brings the node up and keeps it in step with the mesh until ctx ends.
+// It returns nil when ctx ended and the cause otherwise.
+func (n *Node) Run(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return n.source.run(ctx) })
+	g.Go(func() error { return n.reconcile(ctx) })
+	g.Go(func() error { return n.exposed.run(ctx) })
+	err := g.Wait()
+	if errors.Is(err, context.Canceled) {
+		return nil
+	}
+	return err
+}
+
+// Close ends what New opened. Call it after Run has returned.
+func (n *Node) Close() error {
+	errs := []error{n.source.close()}
+	if n.host != nil {
+		errs = append(errs, n.host.Close())
+	}
+	return errors.Join(append(errs, n.device.Close())...)
+}
+
+// reconcile applies the plan of each new snapshot. A plan that cannot be
+// applied is tried again; the device keeps what it has meanwhile.
+func (n *Node) reconcile(ctx context.Context) error {
+	var after uint64
+	for {
+		s, err := n.source.wait(ctx, after)
+		if err != nil {
+			return err
+		}
+		if err := n.apply(ctx, s); err != nil {
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			n.log.Warn("plan not applied, trying again", "err", err, "n", s.Version)
+			if err := pause(ctx, retryDelay); err != nil {
+				return err
+			}
+			continue
+		}
+		after = s.Version
+	}
+}
+
+// apply makes the device and the host equal to the plan of s and publishes s.
+func (n *Node) apply(ctx context.Context, s *mesh.Snapshot) error {
+	plan, err := n.source.plan(s, n.cfg.ID)
+	if err != nil {
+		return fmt.Errorf("plan for snapshot %d: %w", s.Version, err)
+	}
+	if err := n.device.Set(ctx, n.deviceConfig(s, plan)); err != nil {
+		return fmt.Errorf("set wireguard: %w", err)
+	}
+	if n.host != nil {
+		err := n.host.Set(ctx, hostnet.Config{
+			Interface: n.device.Name(),
+			MTU:       n.device.MTU(),
+			Addresses: addresses(plan.Self),
+			Routes:    plan.Routes,
+		})
+		if err != nil {
+			return fmt.Errorf("set host network: %w", err)
+		}
+	}
+	if err := n.exposed.set(ctx, plan.Self.Addrs()); err != nil {
+		return fmt.Errorf("expose services: %w", err)
+	}
+	n.snapshot.Store(s)
+	first := n.current.Swap(&plan) == nil
+	if first {
+		close(n.ready)
+		n.log.Info("node is up", "addr", plan.Self.Addrs(), "n", len(plan.Peers))
+	}
+	return nil
+}
+
+// deviceConfig turns a plan into the desired state of the WireGuard device.
+func (n *Node) deviceConfig(s *mesh.Snapshot, plan mesh.Plan) wg.Config {
+	cfg := wg.Config{
+		PrivateKey: n.cfg.Key.WireGuard(),
+		ListenPort: n.cfg.ListenPort,
+		Addresses:  addresses(plan.Self),
+		Peers:      make([]wg.Peer, 0, len(plan.Peers)),
+	}
+	for _, p := range plan.Peers {
+		peer := wg.Peer{Key: p.Node.PublicKey.WireGuard(), Endpoint: p.Endpoint, AllowedIPs: p.AllowedIPs}
+		if n.cfg.PrimaryEndpoint == "" && p.Endpoint != "" {
+			peer.Keepalive = keepalive
+		}
+		cfg.Peers = append(cfg.Peers, peer)
+	}
+	// Only a node that holds state sees the rules between others, so only it
+	// forwards for them.
+	cfg.Allow = func(netip.Addr, netip.Addr) bool { return false }
+	if n.members != nil {
+		cfg.Allow = policy.Filter(s)
+	}
+	return cfg
+}
+
+// Self is the node's id.
+func (n *Node) Self() mesh.NodeID { return n.cfg.ID }
+
+// Ready is closed when the node is in the mesh and its first plan is applied.
+func (n *Node) Ready() <-chan struct{} { return n.ready }
+
+// Healthy is nil when the node serves; the error says what it waits for.
+func (n *Node) Healthy() error {
+	if n.current.Load() == nil {
+		return fmt.Errorf("%w: the node has not entered the mesh yet", mesh.ErrUnavailable)
+	}
+	return nil
+}
+
+// Snapshot is the state that the data plane follows now; nil before Ready.
+func (n *Node) Snapshot() *mesh.Snapshot { return n.snapshot.Load() }
+
+// Wait blocks until a snapshot with a Version above after exists.
+func (n *Node) Wait(ctx context.Context, after uint64) (*mesh.Snapshot, error) {
+	return n.source.wait(ctx, after)
+}
+
+// Plan derives the plan of any node from s.
+func (n *Node) Plan(s *mesh.Snapshot, id mesh.NodeID) (mesh.Plan, error) {
+	return n.source.plan(s, id)
+}
+
+// Join makes a node a member. Only a node that holds state can.
+func (n *Node) Join(ctx context.Context, r mesh.JoinRequest) (*mesh.Snapshot, error) {
+	if n.members == nil {
+		return nil, errNoState
+	}
+	return n.members.Join(ctx, r)
+}
+
+// Update changes a member. Only a node that holds state can.
+func (n *Node) Update(ctx context.Context, r mesh.UpdateRequest) error {
+	if n.members == nil {
+		return errNoState
+	}
+	return n.members.Update(ctx, r)
+}
+
+// Leave removes a member. Only a node that holds state can.
+func (n *Node) Leave(ctx context.Context, id mesh.NodeID) error {
+	if n.members == nil {
+		return errNoState
+	}
+	return n.members.Leave(ctx, id)
+}
+
+// Stats are the WireGuard interface's counters.
+func (n *Node) Stats() (mesh.InterfaceStats, error) { return n.device.Stats() }
+
+// Attach gives the WireGuard device one more path for its packets; see wg.Device.Attach.
+func (n *Node) Attach(c wg.PacketConn) (detach func(), err error) { return n.device.Attach(c) }
+
+// errNoState is the answer of a node that follows a gateway.
+var errNoState = fmt.Errorf("%w: this node holds no state; ask a gateway", mesh.ErrUnsupported)
+
+// addresses are a node's mesh addresses as the interface carries them.
+func addresses(self *mesh.Node) []netip.Prefix {
+	var out []netip.Prefix
+	for _, a := range self.Addrs() {
+		out = append(out, netip.PrefixFrom(a, a.BitLen()))
+	}
+	return out
+}
+
+// pause waits for d or until ctx ends.
+func pause(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-t.C:
+		return nil
+	}
+}
+
+// hasFeature reports whether list holds kind.
+func hasFeature(list []mesh.Feature, kind v1.Feature) bool {
+	for _, f := range list {
+		if f.Kind == kind {
+			return true
+		}
+	}
+	return false
+}
