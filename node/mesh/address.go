@@ -72,6 +72,23 @@ func (s *Snapshot) Contains(addr netip.Addr) bool {
 	return meshNetwork(s.IPv4).Contains(addr) || meshNetwork(s.IPv6).Contains(addr)
 }
 
+// Routable reports whether a route may lead to network. Networks inside the
+// mesh belong to their nodes, and loopback, link-local and multicast ones mean
+// something else on every node. A network that is wider than the mesh is
+// routable: the nodes' own addresses are more specific.
+func (s *Snapshot) Routable(network netip.Prefix) bool {
+	addr := network.Addr()
+	if !network.IsValid() || addr.Is4In6() {
+		return false
+	}
+	for _, own := range s.Networks() {
+		if own.Bits() <= network.Bits() && own.Contains(addr) {
+			return false
+		}
+	}
+	return !addr.IsLoopback() && !addr.IsLinkLocalUnicast() && !addr.IsMulticast()
+}
+
 // NodeByAddr returns the node that holds addr: its IPv4 address, or any address
 // of its IPv6 network. It looks at every node.
 func (s *Snapshot) NodeByAddr(addr netip.Addr) (*Node, bool) {

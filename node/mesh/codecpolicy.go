@@ -154,8 +154,8 @@ func cidrsFromProto(ss []string) ([]netip.Prefix, error) {
 // SubjectToProto returns the message for s.
 func SubjectToProto(s Subject) *v1.Subject { return &v1.Subject{Name: s.Name, Type: s.Type} }
 
-// SubjectFromProto reads a subject: a type and a name, or the name "*" for all
-// subjects of the type.
+// SubjectFromProto reads a subject: a type and a name. The name "*" is everyone;
+// a group cannot be named so.
 func SubjectFromProto(p *v1.Subject) (Subject, error) {
 	switch p.GetType() {
 	case v1.SubjectType_SUBJECT_NODE, v1.SubjectType_SUBJECT_USER,
@@ -163,7 +163,7 @@ func SubjectFromProto(p *v1.Subject) (Subject, error) {
 	default:
 		return Subject{}, fmt.Errorf("type: unknown subject type %d: %w", p.GetType(), ErrInvalid)
 	}
-	if p.GetName() != Everyone {
+	if p.GetName() != Everyone || p.GetType() == v1.SubjectType_SUBJECT_GROUP {
 		if err := ValidName(p.GetName()); err != nil {
 			return Subject{}, fmt.Errorf("name: %w", err)
 		}

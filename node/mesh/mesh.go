@@ -9,6 +9,7 @@
 package mesh
 
 import (
+	"cmp"
 	"errors"
 	"net/netip"
 	"time"
@@ -93,7 +94,7 @@ type Route struct {
 	// Node is a node id or "group:NAME".
 	Node         string
 	Destinations []netip.Prefix
-	// NextHop is an optional node through which the route is reached.
+	// NextHop, when set, is the node that forwards to the destinations in place of Node.
 	NextHop NodeID
 }
 
@@ -111,6 +112,12 @@ type ACL struct {
 	// prefix of zero bits in the address's family, matches every address.
 	// "*" on the wire is stored as 0.0.0.0/0 and ::/0.
 	SourceCIDRs, DestinationCIDRs []netip.Prefix
+}
+
+// CompareACLs orders ACLs as they are asked: highest priority first, then by
+// name, so that equal priorities decide the same on every node.
+func CompareACLs(a, b ACL) int {
+	return cmp.Or(cmp.Compare(b.Priority, a.Priority), cmp.Compare(a.Name, b.Name))
 }
 
 // Subject is who a role or group speaks of. Type ALL with name "*" is everyone.
@@ -174,6 +181,6 @@ type Snapshot struct {
 	Roles    []Role
 	Bindings []RoleBinding
 	Groups   []Group
-	// ACLs are sorted by priority, highest first, then by name.
+	// ACLs are sorted by CompareACLs.
 	ACLs []ACL
 }
