@@ -1,0 +1,160 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"connectrpc.com/connect"
+	"github.com/spf13/pflag"
+
+	"github.com/meshgate/meshgate/node"
+	"github.com/meshgate/meshgate/node/peer"
+)
+
+// localFile tells the commands on a gateway's own host how to reach it. It
+// holds the admin token and is readable by its owner only.
+const localFile = "local.json"
+
+// defaultDataDir is where a gateway keeps its state unless told otherwise.
+const defaultDataDir = "/var/lib/meshgate"
+
+// access is how a command reaches a gateway.
+type access struct {
+	URL string `json:"url"`
+	// Token is a bearer token.
+	Token string `json:"token"`
+	// Pin is "sha256:HEX" of the gateway's key, for a self-signed certificate.
+	Pin string `json:"pin,omitempty"`
+
+	caFile, tokenFile, dataDir string
+}
+
+// registerServer adds the flags of commands that call a gateway.
+func (c *access) registerServer(f *pflag.FlagSet) {
+	f.StringVar(&c.URL, "server", "", "URL of the gateway (default: the gateway of this host)")
+	f.StringVar(&c.dataDir, "data-dir", defaultDataDir, "data directory of this host's gateway, used without --server")
+	c.registerTrust(f)
+}
+
+// registerTrust adds the flags that say who we are and whom we believe.
+func (c *access) registerTrust(f *pflag.FlagSet) {
+	f.StringVar(&c.Token, "token", "", "token that the gateway gave out")
+	f.StringVar(&c.tokenFile, "token-file", "", "file that holds the token")
+	f.StringVar(&c.Pin, "pin", "", "sha256:HEX of the gateway's key, instead of a certificate authority")
+	f.StringVar(&c.caFile, "ca-file", "", "certificate authorities (PEM) to believe instead of the system's")
+}
+
+// dial completes c from environment, files and this host's gateway, and makes
+// a client of it. The caller closes it.
+func (c *access) dial(f *pflag.FlagSet) (*peer.Public, error) {
+	if err := fromSources(f, ""); err != nil {
+		return nil, err
+	}
+	if c.Token == "" && c.tokenFile != "" {
+		raw, err := os.ReadFile(c.tokenFile)
+		if err != nil {
+			return nil, fmt.Errorf("read token: %w", err)
+		}
+		if c.Token = strings.TrimSpace(string(raw)); c.Token == "" {
+			return nil, usagef("--token-file %s is empty", c.tokenFile)
+		}
+	}
+	if c.URL == "" {
+		if err := c.local(); err != nil {
+			return nil, err
+		}
+	}
+	opts, err := c.tls()
+	if err != nil {
+		return nil, err
+	}
+	p, err := peer.NewPublic(c.URL, c.Token, opts)
+	if err != nil {
+		return nil, usageError{err}
+	}
+	return p, nil
+}
+
+// local takes URL, token and pin from the gateway on this host.
+func (c *access) local() error {
+	path := filepath.Join(c.dataDir, localFile)
+	raw, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return usagef("which gateway? Give --server and --token (or %s and %s); no gateway runs from %s on this host",
+			envName("server"), envName("token"), c.dataDir)
+	}
+	if err != nil {
+		return fmt.Errorf("read access to this host's gateway: %w", err)
+	}
+	var l access
+	if err := json.Unmarshal(raw, &l); err != nil {
+		return fmt.Errorf("parse %s: %w", path, err)
+	}
+	c.URL, c.Pin = l.URL, l.Pin
+	if c.Token == "" {
+		c.Token = l.Token
+	}
+	return nil
+}
+
+// writeLocal leaves c for the commands on this host.
+func (c *access) writeLocal(dataDir string) error {
+	raw, err := json.Marshal(c)
+	if err != nil {
+		return err
+	}
+	if err := node.WriteFile(filepath.Join(dataDir, localFile), append(raw, '\n')); err != nil {
+		return fmt.Errorf("write access for this host: %w", err)
+	}
+	return nil
+}
+
+// tls says whom to believe.
+func (c *access) tls() (peer.TLSOptions, error) {
+	var opts peer.TLSOptions
+	if c.Pin != "" {
+		raw, err := hex.DecodeString(strings.TrimPrefix(c.Pin, "sha256:"))
+		if err != nil || len(raw) != sha256.Size {
+			return opts, usagef("--pin %q: want sha256: and 64 hex digits, as meshgate up prints them", c.Pin)
+		}
+		copy(opts.Pin[:], raw)
+	}
+	if c.caFile != "" {
+		raw, err := os.ReadFile(c.caFile)
+		if err != nil {
+			return opts, fmt.Errorf("read certificate authorities: %w", err)
+		}
+		opts.RootCAs = x509.NewCertPool()
+		if !opts.RootCAs.AppendCertsFromPEM(raw) {
+			return opts, usagef("--ca-file %s holds no PEM certificate", c.caFile)
+		}
+	}
+	return opts, nil
+}
+
+// explain is an error as a person wants to read it: what was refused, in the
+// server's words, and what to do about the usual causes.
+func explain(err error) string {
+	var rpc *connect.Error
+	if !errors.As(err, &rpc) {
+		return err.Error()
+	}
+	text := err.Error()
+	switch {
+	case strings.Contains(text, "certificate signed by unknown authority"), strings.Contains(text, "certificate is not trusted"):
+		return text + ". A self-signed gateway is believed with --pin sha256:... (meshgate up prints it)"
+	case strings.Contains(text, "connection refused"):
+		return text + ". Is the gateway running, and is this its address?"
+	}
+	return strings.Replace(text, rpc.Code().String()+": ", "", 1)
+}

@@ -1,0 +1,137 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"fmt"
+	"sort"
+	"time"
+
+	"connectrpc.com/connect"
+	"github.com/spf13/cobra"
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/meshgate/meshgate/node/peer"
+	meshgatev1 "github.com/meshgate/meshgate/proto/meshgate/v1"
+	v1 "github.com/meshgate/meshgate/proto/v1"
+)
+
+func (a *app) statusCommand() *cobra.Command {
+	var to access
+	cmd := &cobra.Command{
+		Use:   "status [NODE]",
+		Short: "how a node is, and whom the gateway reaches",
+		Args:  args(cobra.MaximumNArgs(1), "at most one node id"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			gate, err := to.dial(cmd.Flags())
+			if err != nil {
+				return err
+			}
+			defer gate.Close()
+			if len(args) == 1 {
+				return a.nodeStatus(cmd.Context(), gate, args[0])
+			}
+			return a.meshStatus(cmd.Context(), gate)
+		},
+	}
+	to.registerServer(cmd.Flags())
+	return cmd
+}
+
+// nodeStatus prints what one node says of itself.
+func (a *app) nodeStatus(ctx context.Context, gate *peer.Public, id string) error {
+	answer, err := gate.Node().GetStatus(ctx, connect.NewRequest(&v1.GetStatusRequest{Id: id}))
+	if err != nil {
+		return fmt.Errorf("status of %s: %w", id, err)
+	}
+	s := answer.Msg
+	if a.output == "json" {
+		return a.printProto(s)
+	}
+	rows := [][]string{
+		{"id", s.GetId()},
+		{"version", s.GetVersion()},
+		{"uptime", s.GetUptime()},
+		{"in the cluster", s.GetClusterStatus().String()},
+	}
+	if i := s.GetInterfaceMetrics(); i != nil {
+		rows = append(rows,
+			[]string{"interface", fmt.Sprintf("%s (%s)", i.GetDeviceName(), i.GetType())},
+			[]string{"addresses", i.GetAddressV4() + " " + i.GetAddressV6()},
+			[]string{"received", bytesText(i.GetTotalReceiveBytes())},
+			[]string{"sent", bytesText(i.GetTotalTransmitBytes())},
+			[]string{"peers", fmt.Sprint(i.GetNumPeers())})
+	}
+	return table(a.stdout, rows)
+}
+
+// meshStatus prints every node and how the gateway reaches it.
+func (a *app) meshStatus(ctx context.Context, gate *peer.Public) error {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	stream, err := gate.Watch().WatchMesh(ctx, connect.NewRequest(&meshgatev1.WatchMeshRequest{}))
+	if err != nil {
+		return fmt.Errorf("status: %w", err)
+	}
+	defer func() { _ = stream.Close() }() // only the first message is wanted
+	if !stream.Receive() {
+		return fmt.Errorf("status: %w", stream.Err())
+	}
+	m := stream.Msg()
+	if a.output == "json" {
+		return a.printProto(m)
+	}
+	links := map[string]*meshgatev1.Link{}
+	for _, l := range m.GetLinks() {
+		links[l.GetNodeId()] = l
+	}
+	nodes := m.GetNodes()
+	sort.Slice(nodes, func(i, j int) bool { return nodes[i].GetId() < nodes[j].GetId() })
+	rows := [][]string{{"NODE", "ADDRESS", "STATE", "ENDPOINT", "LAST HANDSHAKE", "RECEIVED", "SENT"}}
+	for _, o := range nodes {
+		row := []string{o.GetId(), hostOf(o.GetPrivateIpv4(), o.GetPrivateIpv6())}
+		switch l := links[o.GetId()]; {
+		case o.GetId() == m.GetGatewayId():
+			row = append(row, "this gateway", "", "", "", "")
+		case l == nil:
+			row = append(row, "behind another node", "", "", "", "")
+		default:
+			state, last := "offline", "never"
+			if l.GetOnline() {
+				state = "online"
+			}
+			if at := l.GetLastHandshake(); at != nil {
+				last = time.Since(at.AsTime()).Round(time.Second).String() + " ago"
+			}
+			row = append(row, state, l.GetEndpoint(), last, bytesText(l.GetReceiveBytes()), bytesText(l.GetTransmitBytes()))
+		}
+		rows = append(rows, row)
+	}
+	return table(a.stdout, rows)
+}
+
+// printProto writes m as one line of protojson, the API's own JSON form.
+func (a *app) printProto(m proto.Message) error {
+	raw, err := protojson.Marshal(m)
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(a.stdout, "%s\n", raw)
+	return err
+}
+
+// bytesText is a count of bytes for people.
+func bytesText(n uint64) string {
+	const step = 1024
+	if n < step {
+		return fmt.Sprintf("%d B", n)
+	}
+	value, unit := float64(n)/step, 0
+	for value >= step && unit < 4 {
+		value /= step
+		unit++
+	}
+	return fmt.Sprintf("%.1f %ciB", value, "KMGTP"[unit])
+}

@@ -1,0 +1,293 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"github.com/meshgate/meshgate/node"
+	"github.com/meshgate/meshgate/node/mesh"
+	"github.com/meshgate/meshgate/node/wg"
+)
+
+// upConfig is what the flags of up say, as typed.
+type upConfig struct {
+	dev     bool
+	dataDir string
+	id      string
+
+	listen        string
+	publicAddress string
+	domain        string
+	publicURL     string
+	metricsListen string
+	origins       []string
+
+	tlsCert, tlsKey string
+	tlsOff          bool
+
+	tokensFile, htpasswdFile string
+	admin                    string
+
+	meshDomain, meshIPv4, policy string
+
+	wgMode      string
+	wgPort      uint16
+	wgInterface string
+	wgMTU       int
+	expose      []string
+	routes      []string
+
+	iceListen string
+
+	turnListen     string
+	turnPorts      string
+	turnSecretFile string
+
+	logLevel, logFormat string
+}
+
+func (c *upConfig) register(f *pflag.FlagSet) {
+	f.String("config", "", "YAML file with any of these flags as keys")
+	f.BoolVar(&c.dev, "dev", false, "loopback only, no root, no TLS, state in memory, and a one-time admin token")
+	f.StringVar(&c.dataDir, "data-dir", "/var/lib/meshgate", "where identity and state are kept; empty keeps them in memory")
+	f.StringVar(&c.id, "id", "", "the gateway's node id (default: the host's name)")
+
+	f.StringVar(&c.listen, "listen", ":8443", "address of the API and the console")
+	f.StringVar(&c.publicAddress, "public-address", "", "IP address at which nodes and browsers reach this gateway")
+	f.StringVar(&c.domain, "domain", "", "DNS name of this gateway, for its certificate, its URL and, without --public-address, its address")
+	f.StringVar(&c.publicURL, "public-url", "", "URL of the API as clients see it, when a proxy stands in front")
+	f.StringVar(&c.metricsListen, "metrics.listen", "127.0.0.1:9090", "address of /metrics; empty for none")
+	f.StringSliceVar(&c.origins, "cors.origins", nil, "origins whose pages may call the API, besides the gateway's own")
+
+	f.StringVar(&c.tlsCert, "tls.cert-file", "", "certificate chain (PEM); read again when it changes")
+	f.StringVar(&c.tlsKey, "tls.key-file", "", "private key of the certificate (PEM)")
+	f.BoolVar(&c.tlsOff, "tls.off", false, "serve plain HTTP, for a proxy on the same host that ends TLS")
+
+	f.StringVar(&c.tokensFile, "auth.tokens-file", "", "lines of SHA-256 (hex) of a bearer token, a space, and the identity it stands for")
+	f.StringVar(&c.htpasswdFile, "auth.htpasswd-file", "", "users with bcrypt hashes for basic authentication")
+	f.StringVar(&c.admin, "mesh.admin", "admin", "the identity that may do everything; only used when the mesh is made")
+
+	f.StringVar(&c.meshDomain, "mesh.domain", "webmesh.internal", "DNS domain of the mesh; only used when the mesh is made")
+	f.StringVar(&c.meshIPv4, "mesh.ipv4-network", "172.16.0.0/12", "IPv4 network of the mesh; only used when the mesh is made")
+	f.StringVar(&c.policy, "mesh.default-network-policy", "deny", "accept or deny traffic that no network ACL names; only used when the mesh is made")
+
+	f.StringVar(&c.wgMode, "wireguard.mode", "auto", "tun, netstack (no root), or auto: tun where the host allows it")
+	f.Uint16Var(&c.wgPort, "wireguard.listen-port", 51820, "UDP port of WireGuard; 0 lets the host pick")
+	f.StringVar(&c.wgInterface, "wireguard.interface", "meshgate0", "name of the interface in tun mode")
+	f.IntVar(&c.wgMTU, "wireguard.mtu", 1420, "MTU of the mesh, 1280 to 65535")
+	f.StringArrayVar(&c.expose, "expose", nil, "make a service of this host reachable on the mesh: tcp:8080=127.0.0.1:3000 (repeat for more)")
+	f.StringSliceVar(&c.routes, "routes", nil, "networks that this node offers to reach")
+
+	f.StringVar(&c.iceListen, "ice.listen", ":3479", "UDP address for DataChannels that end at this gateway")
+	f.StringVar(&c.turnListen, "turn.listen", ":3478", "UDP and TCP address of STUN and TURN; empty for none")
+	f.StringVar(&c.turnPorts, "turn.relay-ports", "49152-65535", "UDP ports for relayed traffic")
+	f.StringVar(&c.turnSecretFile, "turn.secret-file", "", "secret for TURN credentials, shared by gateways and other issuers (default: made at start)")
+
+	f.StringVar(&c.logLevel, "log.level", "info", "debug, info, warn or error")
+	f.StringVar(&c.logFormat, "log.format", "text", "text or json")
+}
+
+// devDefaults replaces every default that needs root, a public address or a
+// disk. Flags that were set keep their value.
+func (c *upConfig) devDefaults(f *pflag.FlagSet) error {
+	for name, value := range map[string]string{
+		"data-dir": "", "listen": "127.0.0.1:8080", "public-address": "127.0.0.1",
+		"metrics.listen": "127.0.0.1:0", "tls.off": "true", "mesh.default-network-policy": "accept",
+		"wireguard.mode": "netstack", "wireguard.listen-port": "0", "ice.listen": "127.0.0.1:0",
+		"turn.listen": "127.0.0.1:0", "log.level": "warn", "id": "gateway",
+	} {
+		if f.Lookup(name).Changed {
+			continue
+		}
+		if err := f.Set(name, value); err != nil {
+			return err
+		}
+	}
+	host, _, err := net.SplitHostPort(c.listen)
+	if addr, perr := netip.ParseAddr(host); err != nil || (host != "localhost" && (perr != nil || !addr.IsLoopback())) {
+		return usagef("--dev listens on loopback only, not on %q; leave --dev out to serve others", c.listen)
+	}
+	return nil
+}
+
+func (a *app) upCommand() *cobra.Command {
+	c := &upConfig{}
+	cmd := &cobra.Command{
+		Use:   "up",
+		Short: "run a gateway",
+		Args:  args(cobra.NoArgs, "no arguments"),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := c.load(cmd.Flags()); err != nil {
+				return err
+			}
+			return a.up(cmd.Context(), c)
+		},
+	}
+	c.register(cmd.Flags())
+	return cmd
+}
+
+// load completes the flags from environment and file and checks them together.
+func (c *upConfig) load(f *pflag.FlagSet) error {
+	path, _ := f.GetString("config")
+	if path == "" {
+		path = os.Getenv(envName("config"))
+	}
+	if err := fromSources(f, path); err != nil {
+		return err
+	}
+	if c.dev {
+		if err := c.devDefaults(f); err != nil {
+			return err
+		}
+	}
+	return c.validate()
+}
+
+// validate refuses combinations that cannot work, each with its own message.
+func (c *upConfig) validate() error {
+	switch {
+	case (c.tlsCert == "") != (c.tlsKey == ""):
+		return usagef("--tls.cert-file and --tls.key-file go together")
+	case c.tlsOff && c.tlsCert != "":
+		return usagef("--tls.off and --tls.cert-file exclude each other")
+	case c.policy != "accept" && c.policy != "deny":
+		return usagef("--mesh.default-network-policy %q: want accept or deny", c.policy)
+	case c.publicAddress == "" && c.domain == "":
+		return usagef("--public-address (or --domain) is needed: nodes and browsers must know where this gateway is. To try Meshgate on this machine alone: meshgate up --dev")
+	}
+	if _, err := wireguardMode(c.wgMode); err != nil {
+		return err
+	}
+	if p, err := netip.ParsePrefix(c.meshIPv4); err != nil || !p.Addr().Is4() || p.Bits() > 30 {
+		return usagef("--mesh.ipv4-network %q: want an IPv4 network such as 172.16.0.0/12", c.meshIPv4)
+	}
+	if c.publicAddress != "" {
+		if _, err := netip.ParseAddr(c.publicAddress); err != nil {
+			return usagef("--public-address %q: want an IP address; a name goes into --domain", c.publicAddress)
+		}
+	}
+	return nil
+}
+
+// wireguardMode reads tun, netstack or auto.
+func wireguardMode(text string) (wg.Mode, error) {
+	switch text {
+	case "netstack":
+		return wg.ModeNetstack, nil
+	case "tun":
+		return wg.ModeTUN, nil
+	case "auto":
+		if canTUN() {
+			return wg.ModeTUN, nil
+		}
+		return wg.ModeNetstack, nil
+	}
+	return 0, usagef("--wireguard.mode %q: want auto, tun or netstack", text)
+}
+
+// canTUN reports whether this process may make network interfaces.
+func canTUN() bool {
+	f, err := os.OpenFile("/dev/net/tun", os.O_RDWR, 0)
+	if err != nil {
+		return false
+	}
+	_ = f.Close() // nothing was written
+	status, err := os.ReadFile("/proc/self/status")
+	if err != nil {
+		return false
+	}
+	for line := range strings.Lines(string(status)) {
+		if hex, ok := strings.CutPrefix(line, "CapEff:"); ok {
+			caps, err := strconv.ParseUint(strings.TrimSpace(hex), 16, 64)
+			const netAdmin = 12 // CAP_NET_ADMIN, capabilities(7)
+			return err == nil && caps&(1<<netAdmin) != 0
+		}
+	}
+	return false
+}
+
+// nodeID reads an id, or makes one of the host's name.
+func nodeID(text string) (mesh.NodeID, error) {
+	if text == "" {
+		name, err := os.Hostname()
+		if err != nil {
+			return "", fmt.Errorf("read the host's name (give --id): %w", err)
+		}
+		text = name
+	}
+	id, err := mesh.ParseNodeID(text)
+	if err != nil {
+		return "", usagef("--id: %w", err)
+	}
+	return id, nil
+}
+
+func parseExposes(list []string) ([]node.Expose, error) {
+	var out []node.Expose
+	for _, text := range list {
+		e, err := node.ParseExpose(text)
+		if err != nil {
+			return nil, usageError{err}
+		}
+		out = append(out, e)
+	}
+	return out, nil
+}
+
+func parseRoutes(list []string) ([]netip.Prefix, error) {
+	var out []netip.Prefix
+	for _, text := range list {
+		p, err := netip.ParsePrefix(text)
+		if err != nil || p != p.Masked() {
+			return nil, usagef("--routes %q: want a network such as 192.168.7.0/24", text)
+		}
+		out = append(out, p)
+	}
+	return out, nil
+}
+
+// newLogger writes to standard error, so that standard output stays data.
+func (a *app) newLogger(level, format string) (*slog.Logger, error) {
+	var l slog.Level
+	if err := l.UnmarshalText([]byte(level)); err != nil {
+		return nil, usagef("--log.level %q: want debug, info, warn or error", level)
+	}
+	options := &slog.HandlerOptions{Level: l}
+	switch format {
+	case "text":
+		return slog.New(slog.NewTextHandler(a.stderr, options)), nil
+	case "json":
+		return slog.New(slog.NewJSONHandler(a.stderr, options)), nil
+	}
+	return nil, usagef("--log.format %q: want text or json", format)
+}
+
+// up runs a gateway until ctx ends.
+func (a *app) up(ctx context.Context, c *upConfig) error {
+	log, err := a.newLogger(c.logLevel, c.logFormat)
+	if err != nil {
+		return err
+	}
+	g, err := newGatewayProcess(ctx, c, log)
+	if err != nil {
+		return err
+	}
+	return g.run(ctx, func() error {
+		if a.output == "json" {
+			return printJSON(a.stdout, g.ready())
+		}
+		return a.printReady(g)
+	})
+}

@@ -1,0 +1,63 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package peer
+
+import (
+	"context"
+	"errors"
+
+	"connectrpc.com/connect"
+
+	v1 "github.com/meshgate/meshgate/proto/v1"
+	"github.com/meshgate/meshgate/proto/v1/v1connect"
+)
+
+// Member is the Membership service as a node that follows a gateway uses it.
+type Member struct {
+	client v1connect.MembershipClient
+}
+
+// NewMember wraps a client of the Membership service.
+func NewMember(client v1connect.MembershipClient) *Member { return &Member{client: client} }
+
+// Join asks for membership.
+func (m *Member) Join(ctx context.Context, r *v1.JoinRequest) (*v1.JoinResponse, error) {
+	answer, err := m.client.Join(ctx, connect.NewRequest(r))
+	if err != nil {
+		return nil, err
+	}
+	return answer.Msg, nil
+}
+
+// SubscribePeers calls each for every configuration of node id until each
+// returns an error, the stream breaks or ctx ends. It never returns nil.
+func (m *Member) SubscribePeers(ctx context.Context, id string, each func(*v1.PeerConfigurations) error) error {
+	stream, err := m.client.SubscribePeers(ctx, connect.NewRequest(&v1.SubscribePeersRequest{Id: id}))
+	if err != nil {
+		return err
+	}
+	defer func() { _ = stream.Close() }() // the reason is in Err already
+	for stream.Receive() {
+		if err := each(stream.Msg()); err != nil {
+			return err
+		}
+	}
+	if err := stream.Err(); err != nil {
+		return err
+	}
+	return connect.NewError(connect.CodeUnavailable, errStreamEnded)
+}
+
+// Refused reports whether err is a gateway's final word on who the caller is
+// or what it asked for, so that the same call again gives the same answer.
+func Refused(err error) bool {
+	switch connect.CodeOf(err) {
+	case connect.CodeUnauthenticated, connect.CodePermissionDenied, connect.CodeInvalidArgument,
+		connect.CodeAlreadyExists, connect.CodeUnimplemented, connect.CodeNotFound:
+		return true
+	default:
+		return false
+	}
+}
+
+var errStreamEnded = errors.New("the gateway ended the stream")
