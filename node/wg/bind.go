@@ -1,0 +1,189 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package wg
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+
+	"golang.zx2c4.com/wireguard/conn"
+)
+
+// attachedPrefix starts the text form of an endpoint that is an attached
+// connection. No address looks like it.
+const attachedPrefix = "attached:"
+
+// Limits of attached connections. A connection never holds more than
+// attachQueue frames in either direction.
+const (
+	receiveQueue = 1024
+	attachQueue  = 256
+)
+
+// bind is the native UDP bind with attached packet connections as further
+// endpoints.
+//
+// The receive queue has many senders and is never closed; the receive function
+// ends when the generation of its Open does.
+type bind struct {
+	udp     conn.Bind
+	frames  *framePool
+	metrics *metrics
+	receive chan received
+	port    atomic.Uint32
+
+	mu         sync.Mutex // guards the fields below
+	generation chan struct{}
+	attached   map[uint64]*attachment
+	lastID     uint64
+	shut       bool
+	running    sync.WaitGroup
+}
+
+// received is a datagram that waits for the device.
+type received struct {
+	frame *frame
+	from  *attachment
+}
+
+// newBind wraps udp. Frames bound the size of a datagram on attached connections.
+func newBind(udp conn.Bind, frames *framePool, m *metrics) *bind {
+	return &bind{
+		udp: udp, frames: frames, metrics: m,
+		receive:  make(chan received, receiveQueue),
+		attached: make(map[uint64]*attachment),
+	}
+}
+
+// extended returns b with the optional powers of the bind that it wraps, which
+// the device and its embedders find by type assertion.
+func (b *bind) extended() conn.Bind {
+	switch udp := b.udp.(type) {
+	case conn.PeekLookAtSocketFd:
+		return struct {
+			*bind
+			conn.PeekLookAtSocketFd
+		}{b, udp}
+	case conn.BindSocketToInterface:
+		return struct {
+			*bind
+			conn.BindSocketToInterface
+		}{b, udp}
+	}
+	return b
+}
+
+// Open implements conn.Bind.
+func (b *bind) Open(port uint16) ([]conn.ReceiveFunc, uint16, error) {
+	fns, actual, err := b.udp.Open(port)
+	if err != nil {
+		return nil, 0, err
+	}
+	b.port.Store(uint32(actual))
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.generation = make(chan struct{})
+	return append(fns, b.receiveAttached(b.generation)), actual, nil
+}
+
+// Close implements conn.Bind. Attached connections outlive it.
+func (b *bind) Close() error {
+	b.mu.Lock()
+	if b.generation != nil {
+		close(b.generation)
+		b.generation = nil
+	}
+	b.mu.Unlock()
+	return b.udp.Close()
+}
+
+// receiveAttached returns the receive function for all attached connections.
+func (b *bind) receiveAttached(closed <-chan struct{}) conn.ReceiveFunc {
+	return func(packets [][]byte, sizes []int, eps []conn.Endpoint) (int, error) {
+		var r received
+		select {
+		case <-closed:
+			return 0, net.ErrClosed
+		case r = <-b.receive:
+		}
+		for n := 0; ; {
+			sizes[n], eps[n] = copy(packets[n], r.frame.data), r.from
+			b.frames.put(r.frame)
+			r.from.receiving.Add(-1)
+			if n++; n == len(packets) {
+				return n, nil
+			}
+			select {
+			case r = <-b.receive:
+			default:
+				return n, nil
+			}
+		}
+	}
+}
+
+// Send implements conn.Bind. It never waits for an attached connection.
+func (b *bind) Send(packets [][]byte, ep conn.Endpoint) error {
+	if a, ok := ep.(*attachment); ok {
+		return a.send(packets)
+	}
+	err := b.udp.Send(packets, ep)
+	if err == nil || errors.As(err, new(conn.ErrUDPGSODisabled)) {
+		return err
+	}
+	// The address that the peer used to reach us may be gone from this host.
+	// The device's own remedy works with its own bind only.
+	if std, ok := ep.(*conn.StdNetEndpoint); ok && std.SrcIP().IsValid() {
+		return b.udp.Send(packets, &conn.StdNetEndpoint{AddrPort: std.AddrPort})
+	}
+	return err
+}
+
+// ParseEndpoint implements conn.Bind.
+func (b *bind) ParseEndpoint(s string) (conn.Endpoint, error) {
+	if !strings.HasPrefix(s, attachedPrefix) {
+		return b.udp.ParseEndpoint(s)
+	}
+	if a := b.lookup(s); a != nil {
+		return a, nil
+	}
+	return nil, fmt.Errorf("endpoint %q: %w", s, net.ErrClosed)
+}
+
+// lookup returns the attached connection that an endpoint's text form names,
+// or nil when it is gone.
+func (b *bind) lookup(s string) *attachment {
+	id, err := strconv.ParseUint(strings.TrimPrefix(s, attachedPrefix), 10, 64)
+	if err != nil {
+		return nil
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.attached[id]
+}
+
+// SetMark implements conn.Bind.
+func (b *bind) SetMark(mark uint32) error { return b.udp.SetMark(mark) }
+
+// BatchSize implements conn.Bind.
+func (b *bind) BatchSize() int { return b.udp.BatchSize() }
+
+// shutdown detaches everything for good and waits for all goroutines.
+func (b *bind) shutdown() {
+	b.mu.Lock()
+	b.shut = true
+	open := make([]*attachment, 0, len(b.attached))
+	for _, a := range b.attached {
+		open = append(open, a)
+	}
+	b.mu.Unlock()
+	for _, a := range open {
+		a.close()
+	}
+	b.running.Wait()
+}

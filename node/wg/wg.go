@@ -1,0 +1,246 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package wg is a node's WireGuard interface, in userspace: on a TUN device of
+// the host or, without any privilege, on a network stack of its own.
+//
+// A Device follows a Config: Set makes the least change that leads there, so
+// that sessions, learned endpoints and open connections survive. Besides UDP,
+// WireGuard datagrams may travel over attached packet connections, such as
+// WebRTC DataChannels.
+//
+// A Device may be a hub: packets of one peer for another are sent on if
+// Config.Allow agrees to each of them.
+//
+// Memory: the library takes 64 KiB of address space for each datagram in
+// flight and has no limit that could be set from outside; what bounds it is
+// its queues (1024 batches per peer and direction) and the speed of the
+// decryption that empties them. Queues of this package are bounded to 1024
+// packets towards WireGuard, and to 256 datagrams per attached connection and
+// direction.
+package wg
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"github.com/meshgate/meshgate/node/mesh"
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.zx2c4.com/wireguard/conn"
+	"golang.zx2c4.com/wireguard/device"
+)
+
+// Mode chooses what stands behind a Device.
+type Mode int
+
+const (
+	// ModeNetstack is a network stack inside the process. It needs no rights;
+	// only this process reaches the mesh.
+	ModeNetstack Mode = iota
+	// ModeTUN is a network interface of the host. It needs the right to make one.
+	ModeTUN
+)
+
+// String returns "netstack" or "tun".
+func (m Mode) String() string {
+	if m == ModeTUN {
+		return "tun"
+	}
+	return "netstack"
+}
+
+const (
+	defaultName = "meshgate0"
+	// minMTU is what IPv6 asks of a link; maxMTU leaves room for WireGuard's
+	// framing in the largest datagram.
+	minMTU = 1280
+	maxMTU = 65535 - 80
+	// frameOverhead is what WireGuard adds to a packet (32 bytes and padding
+	// to 16), plus one byte that tells a datagram that fits from one cut off.
+	frameOverhead = device.MessageTransportSize + device.PaddingMultiple + 1
+	// minFrame lets peers with a larger MTU than ours through.
+	minFrame = 2048
+)
+
+// Options are what stays fixed in the life of a Device. The zero value is a
+// netstack device.
+type Options struct {
+	Mode Mode
+	// InterfaceName defaults to "meshgate0". On macOS it must be "utun" or "utunN".
+	InterfaceName string
+	// MTU is that of packets inside the tunnel; 0 means 1420.
+	MTU int
+	// Addresses are in force until the first Set.
+	Addresses []netip.Prefix
+	// Logger defaults to one that discards.
+	Logger *slog.Logger
+	// Registerer takes the metrics; nil leaves them unregistered.
+	Registerer prometheus.Registerer
+}
+
+// Config is the wanted state of a Device.
+type Config struct {
+	PrivateKey mesh.WireGuardPrivateKey
+	// ListenPort is the UDP port; 0 keeps the present one, or lets the system choose.
+	ListenPort uint16
+	// Addresses are our own: the address of each prefix, not the network.
+	// Packets for the rest of the network of a prefix go to the peer that has
+	// a more specific allowed prefix, or nowhere.
+	Addresses []netip.Prefix
+	Peers     []Peer
+	// Allow decides about each packet from a peer that is for another address
+	// than ours; nil allows all. It is called from several goroutines at once.
+	Allow func(src, dst netip.Addr) bool
+}
+
+// Peer is a WireGuard peer.
+type Peer struct {
+	Key mesh.WireGuardKey
+	// Endpoint is "address:port" or "name:port"; empty when the peer calls us.
+	Endpoint string
+	// AllowedIPs are the networks behind the peer. No two peers share a
+	// prefix; of overlapping ones the more specific wins.
+	AllowedIPs []netip.Prefix
+	// Keepalive is rounded down to seconds; 0 means none.
+	Keepalive time.Duration
+}
+
+// ErrNoRoute says that an address is neither ours nor behind a peer.
+var ErrNoRoute = fmt.Errorf("no route: no peer carries the address: %w", mesh.ErrUnavailable)
+
+// Device is a WireGuard interface. Its methods may be called concurrently.
+type Device struct {
+	mode    Mode
+	name    string
+	logger  *slog.Logger
+	metrics *metrics
+	filter  *filter
+	plane   plane
+	bind    *bind
+	wg      *device.Device
+	closed  atomic.Bool
+
+	// setting is the right to change the fields below; a channel, for a wait
+	// that a context ends.
+	setting chan struct{}
+	up      bool
+	// peers remember where each peer was configured to be.
+	peers map[mesh.WireGuardKey]peerEndpoint
+}
+
+// New makes a device. It does nothing until the first Set.
+func New(o Options) (*Device, error) {
+	if o.InterfaceName == "" {
+		o.InterfaceName = defaultName
+	}
+	if o.MTU == 0 {
+		o.MTU = device.DefaultMTU
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	if o.MTU < minMTU || o.MTU > maxMTU {
+		return nil, fmt.Errorf("mtu %d is not in %d..%d: %w", o.MTU, minMTU, maxMTU, mesh.ErrInvalid)
+	}
+	initial := Config{Addresses: o.Addresses}
+	if err := initial.validateAddresses(); err != nil {
+		return nil, err
+	}
+	m, err := newMetrics(o.Registerer)
+	if err != nil {
+		return nil, err
+	}
+	d := &Device{
+		mode: o.Mode, name: o.InterfaceName, metrics: m, filter: new(filter),
+		logger:  o.Logger.With("component", "wg"),
+		setting: make(chan struct{}, 1),
+		peers:   make(map[mesh.WireGuardKey]peerEndpoint),
+	}
+	frames := newFramePool(max(minFrame, o.MTU+frameOverhead))
+	if o.Mode == ModeTUN {
+		d.plane, err = newHostTUN(o.InterfaceName, o.MTU, d.filter, m)
+	} else {
+		d.plane, err = newNetstack(o.InterfaceName, o.MTU, d.filter, frames, m)
+	}
+	if err != nil {
+		m.unregister()
+		return nil, err
+	}
+	d.bind = newBind(conn.NewDefaultBind(), frames, m)
+	d.wg = device.NewDevice(d.plane, d.bind.extended(), newLogger(d.logger))
+	if name, err := d.plane.Name(); err == nil {
+		d.name = name // the system may have chosen another
+	}
+	if err := d.setAddresses(&initial); err != nil {
+		return nil, errors.Join(err, d.Close())
+	}
+	return d, nil
+}
+
+// Close ends the device, all its connections and attached connections. It
+// returns after all goroutines that belong to attached connections are gone.
+func (d *Device) Close() error {
+	if d.closed.Swap(true) {
+		return nil
+	}
+	d.bind.shutdown()
+	d.wg.Close()
+	d.plane.wait()
+	d.metrics.unregister()
+	return nil
+}
+
+// Name returns the name of the interface.
+func (d *Device) Name() string { return d.name }
+
+// ListenPort returns the UDP port that WireGuard listens on; 0 before the first Set.
+func (d *Device) ListenPort() uint16 { return uint16(d.bind.port.Load()) }
+
+// Attach lets WireGuard datagrams in through conn: whoever proves to be a peer
+// there gets the answers there. At most 20 handshake messages a second are let
+// in, and nothing that is no WireGuard message. The device owns conn from now
+// on, also after an error.
+//
+// The connection stays attached until it fails, detach is called or the device
+// is closed; detach waits until it is no longer used.
+func (d *Device) Attach(conn PacketConn) (detach func(), err error) {
+	a, err := d.bind.attach(conn)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("attach: %w", err), conn.Close())
+	}
+	return a.detach, nil
+}
+
+// AttachPeer attaches conn and sends what is for the peer there, until the
+// peer turns up somewhere else. Errors wrap mesh.ErrNotFound for an unknown peer.
+func (d *Device) AttachPeer(key mesh.WireGuardKey, conn PacketConn) (detach func(), err error) {
+	a, err := d.bind.attach(conn)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("attach to peer %v: %w", key, err), conn.Close())
+	}
+	if err := d.pointPeer(key, a.DstToString()); err != nil {
+		a.detach()
+		return nil, fmt.Errorf("attach to peer %v: %w", key, err)
+	}
+	return a.detach, nil
+}
+
+// Stats returns the state of the interface and its peers, sorted by key.
+func (d *Device) Stats() (mesh.InterfaceStats, error) {
+	if d.closed.Load() {
+		return mesh.InterfaceStats{}, fmt.Errorf("read interface state: %w", net.ErrClosed)
+	}
+	s, err := d.state()
+	if err != nil {
+		return mesh.InterfaceStats{}, err
+	}
+	return mesh.InterfaceStats{
+		Name: d.name, Type: d.mode.String(), ListenPort: s.listenPort,
+		PublicKey: s.privateKey.Public(), Addresses: slices.Clone(d.filter.load().prefixes), Peers: s.sortedPeers(),
+	}, nil
+}
