@@ -1,0 +1,277 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package policy_test
+
+import (
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+
+	"pgregory.net/rapid"
+
+	"github.com/meshgate/meshgate/node/mesh"
+	"github.com/meshgate/meshgate/node/policy"
+	v1 "github.com/meshgate/meshgate/proto/v1"
+)
+
+// naiveAccepts is the meaning of network ACLs, written as plainly as can be:
+// one address at a time, groups searched anew for each question.
+func naiveAccepts(s *mesh.Snapshot, f policy.Flow) bool {
+	for _, acl := range s.ACLs {
+		if naiveMatch(s, acl, f) {
+			return acl.Accept
+		}
+	}
+	return false
+}
+
+// naiveConnects is the meaning of ACLs for a pair of addresses.
+func naiveConnects(s *mesh.Snapshot, f policy.Flow) bool {
+	reply := policy.Flow{SrcNode: string(f.DstNode), Src: f.Dst, DstNode: mesh.NodeID(f.SrcNode), Dst: f.Src}
+	for _, acl := range s.ACLs {
+		if naiveMatch(s, acl, f) || naiveMatch(s, acl, reply) {
+			return acl.Accept
+		}
+	}
+	return false
+}
+
+func naiveMatch(s *mesh.Snapshot, acl mesh.ACL, f policy.Flow) bool {
+	return naiveNodes(s, acl.SourceNodes, f.SrcNode) && naiveNodes(s, acl.DestinationNodes, string(f.DstNode)) &&
+		naiveCIDRs(acl.SourceCIDRs, f.Src) && naiveCIDRs(acl.DestinationCIDRs, f.Dst)
+}
+
+func naiveNodes(s *mesh.Snapshot, list []string, id string) bool {
+	if len(list) == 0 {
+		return true
+	}
+	for _, entry := range list {
+		if name, ok := strings.CutPrefix(entry, "group:"); ok {
+			if naiveMember(s, name, id, len(s.Groups)) {
+				return true
+			}
+		} else if entry == "*" || entry == id {
+			return true
+		}
+	}
+	return false
+}
+
+// naiveMember searches to a depth beyond which groups only repeat.
+func naiveMember(s *mesh.Snapshot, group, id string, depth int) bool {
+	for _, g := range s.Groups {
+		if g.Name != group {
+			continue
+		}
+		for _, subject := range g.Subjects {
+			switch {
+			case subject.Type == v1.SubjectType_SUBJECT_GROUP:
+				if depth > 0 && naiveMember(s, subject.Name, id, depth-1) {
+					return true
+				}
+			case subject.Name == "*" || subject.Name == id:
+				return true
+			}
+		}
+	}
+	return false
+}
+
+func naiveCIDRs(list []netip.Prefix, addr netip.Addr) bool {
+	return len(list) == 0 || slices.ContainsFunc(list, func(p netip.Prefix) bool {
+		return p.Contains(addr) || (p.Bits() == 0 && !addr.IsValid())
+	})
+}
+
+// The world of the generator is small, so that things collide: four nodes,
+// three groups, addresses in 10.0.0.0/28 and fd00::/124.
+func drawName(t *rapid.T) string {
+	return rapid.SampledFrom([]string{"a", "b", "c", "d"}).Draw(t, "name")
+}
+
+func drawGroupName(t *rapid.T) string {
+	return rapid.SampledFrom([]string{"g", "h", "i"}).Draw(t, "group")
+}
+
+func drawPrefix(t *rapid.T) netip.Prefix {
+	if rapid.Bool().Draw(t, "v6") {
+		addr := netip.MustParseAddr("fd00::").As16()
+		addr[15] = rapid.ByteRange(0, 15).Draw(t, "host")
+		bits := rapid.SampledFrom([]int{0, 120, 124, 126, 127, 128}).Draw(t, "bits")
+		return netip.PrefixFrom(netip.AddrFrom16(addr), bits).Masked()
+	}
+	addr := netip.AddrFrom4([4]byte{10, 0, 0, rapid.ByteRange(0, 15).Draw(t, "host")})
+	return netip.PrefixFrom(addr, rapid.SampledFrom([]int{0, 8, 28, 29, 30, 31, 32}).Draw(t, "bits")).Masked()
+}
+
+// drawAddr draws an address of the world, or the unknown one.
+func drawAddr(t *rapid.T) netip.Addr {
+	if rapid.IntRange(0, 9).Draw(t, "unknown") == 0 {
+		return netip.Addr{}
+	}
+	p := drawPrefix(t)
+	return p.Addr()
+}
+
+func drawNodes(t *rapid.T) []string {
+	return rapid.SliceOfN(rapid.Custom(func(t *rapid.T) string {
+		switch rapid.IntRange(0, 5).Draw(t, "kind") {
+		case 0:
+			return "*"
+		case 1, 2:
+			return "group:" + drawGroupName(t)
+		default:
+			return drawName(t)
+		}
+	}), 0, 2).Draw(t, "nodes")
+}
+
+func drawGroups(t *rapid.T) []mesh.Group {
+	var list []mesh.Group
+	for _, name := range []string{"g", "h", "i"} {
+		subjects := rapid.SliceOfN(rapid.Custom(func(t *rapid.T) mesh.Subject {
+			switch rapid.IntRange(0, 9).Draw(t, "kind") {
+			case 0:
+				return all("*")
+			case 1, 2, 3, 4:
+				return group(drawGroupName(t))
+			default:
+				return node(drawName(t))
+			}
+		}), 0, 3).Draw(t, "subjects")
+		list = append(list, mesh.Group{Name: name, Subjects: subjects})
+	}
+	return list
+}
+
+func drawACLs(t *rapid.T) []mesh.ACL {
+	list := rapid.SliceOfN(rapid.Custom(func(t *rapid.T) mesh.ACL {
+		cidrs := rapid.SliceOfN(rapid.Custom(drawPrefix), 0, 2)
+		return mesh.ACL{
+			Priority:         rapid.Int32Range(-2, 2).Draw(t, "priority"),
+			Accept:           rapid.IntRange(0, 2).Draw(t, "accept") > 0,
+			SourceNodes:      drawNodes(t),
+			DestinationNodes: drawNodes(t),
+			SourceCIDRs:      cidrs.Draw(t, "source"),
+			DestinationCIDRs: cidrs.Draw(t, "destination"),
+		}
+	}), 0, 6).Draw(t, "acls")
+	slices.SortStableFunc(list, mesh.CompareACLs)
+	return list
+}
+
+func drawSnapshot(t *rapid.T) *mesh.Snapshot {
+	return &mesh.Snapshot{Groups: drawGroups(t), ACLs: drawACLs(t)}
+}
+
+func drawFlow(t *rapid.T) policy.Flow {
+	return policy.Flow{
+		SrcNode: drawName(t), Src: drawAddr(t),
+		DstNode: mesh.NodeID(drawName(t)), Dst: drawAddr(t),
+	}
+}
+
+func TestAccepts_AgreesWithTheNaiveEvaluator(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		s, f := drawSnapshot(t), drawFlow(t)
+		if got, want := policy.Accepts(s, f), naiveAccepts(s, f); got != want {
+			t.Fatalf("Accepts(%+v) = %v", f, got)
+		}
+	})
+}
+
+// What a node is told of the ACLs decides its own traffic as the whole does.
+func TestConcerning_DecidesAsTheWhole(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		s, f := drawSnapshot(t), drawFlow(t)
+		told := &mesh.Snapshot{ACLs: policy.Concerning(s, f.DstNode)}
+		if got, want := policy.Accepts(told, f), naiveAccepts(s, f); got != want {
+			t.Fatalf("as destination: Accepts(%+v) = %v", f, got)
+		}
+		told.ACLs = policy.Concerning(s, mesh.NodeID(f.SrcNode))
+		if got, want := policy.Accepts(told, f), naiveAccepts(s, f); got != want {
+			t.Fatalf("as source: Accepts(%+v) = %v", f, got)
+		}
+	})
+}
+
+// Granted holds an address exactly when the address alone is granted, and no
+// address twice.
+func TestGranted_AgreesWithTheNaiveEvaluator(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		s, f := drawSnapshot(t), drawFlow(t)
+		network := rapid.SampledFrom([]string{"10.0.0.0/28", "10.0.0.8/29", "fd00::/124", "10.0.0.3/32"}).Draw(t, "network")
+		self := policy.Endpoint{Node: f.SrcNode}
+		if f.Src.IsValid() {
+			self.Network = netip.PrefixFrom(f.Src, f.Src.BitLen())
+		}
+		p := netip.MustParsePrefix(network)
+		parts := policy.Compile(s).Granted(self, policy.Endpoint{Node: string(f.DstNode), Network: p})
+		for addr := p.Addr(); p.Contains(addr); addr = addr.Next() {
+			f.Dst = addr
+			found := 0
+			for _, part := range parts {
+				if part.Contains(addr) {
+					found++
+				}
+			}
+			if want := naiveConnects(s, f); found > 1 || (found == 1) != want {
+				t.Fatalf("%v is in %d of %v, want granted %v", addr, found, parts, want)
+			}
+		}
+	})
+}
+
+func TestFilter_AgreesWithTheNaiveEvaluator(t *testing.T) {
+	ids := []string{"a", "b", "c", "d"}
+	rapid.Check(t, func(t *rapid.T) {
+		s := drawSnapshot(t)
+		s.IPv4, s.IPv6 = netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("fd00::/48")
+		s.Nodes = make(map[mesh.NodeID]*mesh.Node)
+		for i, id := range ids {
+			v6 := netip.MustParseAddr("fd00::").As16()
+			v6[15] = byte(4 * i)
+			s.Nodes[mesh.NodeID(id)] = &mesh.Node{
+				ID:   mesh.NodeID(id),
+				IPv4: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 0, 0, byte(4 * i)}), 32),
+				IPv6: netip.PrefixFrom(netip.AddrFrom16(v6), 126),
+			}
+		}
+		allow := policy.Filter(s)
+		for _, src := range ids {
+			for _, dst := range ids {
+				a, b := s.Nodes[mesh.NodeID(src)], s.Nodes[mesh.NodeID(dst)]
+				for i, from := range a.Addrs() {
+					to := b.Addrs()[i]
+					want := naiveConnects(s, policy.Flow{SrcNode: src, Src: from, DstNode: b.ID, Dst: to})
+					if got := allow(from, to); got != want {
+						t.Fatalf("%v -> %v = %v", from, to, got)
+					}
+				}
+			}
+		}
+	})
+}
+
+// A pair that may exchange packets is accepted in one direction at least.
+func TestConnects_IsNeverWiderThanAccepts(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		s, f := drawSnapshot(t), drawFlow(t)
+		end := func(name string, addr netip.Addr) policy.Endpoint {
+			return policy.Endpoint{Node: name, Network: netip.PrefixFrom(addr, addr.BitLen())}
+		}
+		a, b := end(f.SrcNode, f.Src), end(string(f.DstNode), f.Dst)
+		n := policy.Compile(s)
+		if n.Connects(a, b) != n.Connects(b, a) {
+			t.Fatal("the decision depends on the order of the ends")
+		}
+		if n.Connects(a, b) != naiveConnects(s, f) {
+			t.Fatal("the naive evaluator disagrees")
+		}
+		reply := policy.Flow{SrcNode: string(f.DstNode), Src: f.Dst, DstNode: mesh.NodeID(f.SrcNode), Dst: f.Src}
+		if n.Connects(a, b) && !n.Accepts(f) && !n.Accepts(reply) {
+			t.Fatal("connected, and accepted in neither direction")
+		}
+	})
+}
