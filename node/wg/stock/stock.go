@@ -147,7 +147,8 @@ func (c *settings) set(section, key, value string) error {
 		if err != nil {
 			return err
 		}
-		fmt.Fprintf(&c.uapi, "endpoint=%s\n", at.AddrPort())
+		to := at.AddrPort()
+		fmt.Fprintf(&c.uapi, "endpoint=%s\n", netip.AddrPortFrom(to.Addr().Unmap(), to.Port()))
 	case "[Peer]AllowedIPs":
 		for _, text := range list(value) {
 			fmt.Fprintf(&c.uapi, "allowed_ip=%s\n", text)
