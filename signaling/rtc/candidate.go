@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package rtc
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"strings"
+
+	"github.com/pion/ice/v2"
+	"github.com/pion/webrtc/v3"
+)
+
+// maxCandidateSize is the longest candidate message that is looked at.
+const maxCandidateSize = 2 << 10
+
+// ErrCandidate says that a text is no ICE candidate.
+var ErrCandidate = errors.New("malformed ICE candidate")
+
+// ParseCandidate reads a candidate in either of the encodings that are in use:
+// the JSON of an RTCIceCandidateInit, or the bare "candidate:..." line. It
+// returns the line without its prefix, or "" for the end of candidates.
+func ParseCandidate(text string) (line string, err error) {
+	if len(text) > maxCandidateSize {
+		return "", fmt.Errorf("%w: longer than %d bytes", ErrCandidate, maxCandidateSize)
+	}
+	text = strings.TrimSpace(text)
+	if strings.HasPrefix(text, "{") {
+		var init webrtc.ICECandidateInit
+		if err := json.Unmarshal([]byte(text), &init); err != nil {
+			return "", fmt.Errorf("%w: not the JSON of an RTCIceCandidateInit", ErrCandidate)
+		}
+		text = strings.TrimSpace(init.Candidate)
+	} else if text == "null" {
+		return "", nil
+	}
+	text = strings.TrimPrefix(strings.TrimPrefix(text, "a="), "candidate:")
+	if text == "" {
+		return "", nil
+	}
+	if strings.ContainsAny(text, "\r\n\x00") {
+		return "", fmt.Errorf("%w: control character", ErrCandidate)
+	}
+	if _, err := ice.UnmarshalCandidate(text); err != nil && !errors.Is(err, ice.ErrDetermineNetworkType) {
+		return "", fmt.Errorf("%w: %w", ErrCandidate, err)
+	}
+	return text, nil
+}
+
+// EncodeCandidate writes a line of ParseCandidate as the JSON of an
+// RTCIceCandidateInit for the media section mid. It is what browsers and v1
+// clients expect.
+func EncodeCandidate(line, mid string) string {
+	index := uint16(0)
+	text, err := json.Marshal(webrtc.ICECandidateInit{
+		Candidate: "candidate:" + line, SDPMid: &mid, SDPMLineIndex: &index,
+	})
+	if err != nil {
+		return "" // cannot happen: the struct holds strings and numbers only
+	}
+	return string(text)
+}
+
+// usable returns the candidate of a line if this engine may send packets to
+// it: UDP, with a literal unicast address that policy allows.
+func (e *Engine) usable(line string) (ice.Candidate, bool) {
+	c, err := ice.UnmarshalCandidate(line)
+	if err != nil || !c.NetworkType().IsUDP() || c.Port() == 0 {
+		return nil, false
+	}
+	addr, err := netip.ParseAddr(c.Address())
+	if err != nil {
+		return nil, false // an mDNS name; the peer's checks will show its address
+	}
+	addr = addr.Unmap()
+	if addr.IsUnspecified() || addr.IsMulticast() || addr.IsLinkLocalUnicast() || addr == netip.AddrFrom4([4]byte{255, 255, 255, 255}) {
+		return nil, false
+	}
+	if addr.IsLoopback() && !e.cfg.Loopback {
+		return nil, false
+	}
+	if e.cfg.Remote != nil && !e.cfg.Remote(addr) {
+		return nil, false
+	}
+	return c, true
+}

@@ -1,0 +1,297 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package rtc
+
+import (
+	"encoding/binary"
+	"errors"
+	"io"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/pion/transport/v2"
+	"github.com/pion/transport/v2/stdnet"
+)
+
+// pion/stun v0.6.1 indexes into address attributes before it looks at their
+// length, so one packet of 32 bytes ends the process. Nothing in this package
+// hands pion a packet that sound has not seen.
+
+const (
+	stunHeader = 20
+	stunCookie = 0x2112A442
+	// maxNesting is how deep a TURN Data indication may wrap further packets.
+	maxNesting = 2
+)
+
+// sound says whether the STUN, TURN or other packet p may be given to pion:
+// every attribute lies inside the message and every address attribute has the
+// size of its family (RFC 8489 14.1, 14.2). What is neither STUN nor
+// ChannelData is sound.
+func sound(p []byte) bool { return soundAt(p, 0) }
+
+func soundAt(p []byte, depth int) bool {
+	switch {
+	case depth > maxNesting:
+		return false
+	case len(p) >= stunHeader && binary.BigEndian.Uint32(p[4:8]) == stunCookie:
+		return soundMessage(p, depth)
+	case len(p) >= 4 && p[0]&0xC0 == 0x40: // TURN ChannelData
+		n := int(binary.BigEndian.Uint16(p[2:4]))
+		return n <= len(p)-4 && soundAt(p[4:4+n], depth+1)
+	}
+	return true
+}
+
+func soundMessage(p []byte, depth int) bool {
+	size := int(binary.BigEndian.Uint16(p[2:4]))
+	if size > len(p)-stunHeader {
+		return false
+	}
+	for rest := p[stunHeader : stunHeader+size]; len(rest) > 0; {
+		if len(rest) < 4 {
+			return false
+		}
+		kind, n := binary.BigEndian.Uint16(rest), int(binary.BigEndian.Uint16(rest[2:]))
+		rest = rest[4:]
+		if n > len(rest) || !soundAttribute(kind, rest[:n], depth) {
+			return false
+		}
+		padded := (n + 3) &^ 3
+		rest = rest[min(padded, len(rest)):]
+	}
+	return true
+}
+
+func soundAttribute(kind uint16, value []byte, depth int) bool {
+	switch kind {
+	case 0x0001, 0x0002, 0x0004, 0x0005, 0x000B, // MAPPED-ADDRESS and its RFC 3489 kin
+		0x0012, 0x0016, 0x0020, // XOR-PEER-, XOR-RELAYED-, XOR-MAPPED-ADDRESS
+		0x8020, 0x8022 + 1, 0x802B, 0x802C: // old XOR-MAPPED-ADDRESS, ALTERNATE-SERVER, RESPONSE-ORIGIN, OTHER-ADDRESS
+		if len(value) < 4 {
+			return false
+		}
+		return value[1] == 1 && len(value) == 8 || value[1] == 2 && len(value) == 20
+	case 0x0013: // DATA: what a peer sent through the relay
+		return soundAt(value, depth+1)
+	}
+	return true
+}
+
+// guardedConn drops unsound packets on the way in.
+type guardedConn struct {
+	net.PacketConn
+	drop func()
+}
+
+func (c *guardedConn) ReadFrom(p []byte) (int, net.Addr, error) {
+	for {
+		n, addr, err := c.PacketConn.ReadFrom(p)
+		if err != nil || sound(p[:n]) {
+			return n, addr, err
+		}
+		c.drop()
+	}
+}
+
+// guardedUDP is guardedConn for the wider interface of transport.UDPConn. The
+// methods of it that ICE does not call (Read, ReadMsgUDP, ...) are closed off.
+type guardedUDP struct {
+	transport.UDPConn
+	drop   func()
+	forget func()
+}
+
+var errUnguarded = errors.New("rtc: read method without a packet check")
+
+func (c *guardedUDP) ReadFrom(p []byte) (int, net.Addr, error) {
+	for {
+		n, addr, err := c.UDPConn.ReadFrom(p)
+		if err != nil || sound(p[:n]) {
+			return n, addr, err
+		}
+		c.drop()
+	}
+}
+
+func (c *guardedUDP) Read(p []byte) (int, error) {
+	n, _, err := c.ReadFrom(p)
+	return n, err
+}
+
+func (c *guardedUDP) ReadFromUDP(p []byte) (int, *net.UDPAddr, error) {
+	return 0, nil, errUnguarded
+}
+
+func (c *guardedUDP) ReadMsgUDP(p, oob []byte) (int, int, int, *net.UDPAddr, error) {
+	return 0, 0, 0, nil, errUnguarded
+}
+
+func (c *guardedUDP) Close() error {
+	c.forget()
+	return c.UDPConn.Close()
+}
+
+// guardedStream checks TURN over TCP or TLS: it gives out whole frames (RFC
+// 8656 section 3.1) and ends with an error at the first unsound one.
+type guardedStream struct {
+	net.Conn
+	forget func()
+	frame  []byte // what is left of the last frame
+}
+
+func (c *guardedStream) Read(p []byte) (int, error) {
+	if len(c.frame) == 0 {
+		if err := c.next(); err != nil {
+			return 0, err
+		}
+	}
+	n := copy(p, c.frame)
+	c.frame = c.frame[n:]
+	return n, nil
+}
+
+func (c *guardedStream) next() error {
+	head := make([]byte, 4, stunHeader)
+	if _, err := io.ReadFull(c.Conn, head); err != nil {
+		return err
+	}
+	size := int(binary.BigEndian.Uint16(head[2:4]))
+	if head[0]&0xC0 == 0x40 {
+		size = (size + 3) &^ 3 // ChannelData is padded on a stream
+	} else {
+		size += stunHeader - 4
+	}
+	c.frame = append(head, make([]byte, size)...)
+	if _, err := io.ReadFull(c.Conn, c.frame[4:]); err != nil {
+		return err
+	}
+	if !sound(c.frame) {
+		c.frame = nil
+		return errors.New("rtc: malformed frame from the TURN server")
+	}
+	return nil
+}
+
+func (c *guardedStream) Close() error {
+	c.forget()
+	return c.Conn.Close()
+}
+
+// interfaceTTL is how long a listing of the machine's interfaces is believed.
+const interfaceTTL = 5 * time.Second
+
+// interfaces lists the machine's interfaces, freshly but not for every peer.
+type interfaces struct {
+	mu   sync.Mutex // guards the fields below
+	list []*transport.Interface
+	at   time.Time
+}
+
+func (i *interfaces) get() ([]*transport.Interface, error) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if i.list != nil && time.Since(i.at) < interfaceTTL {
+		return i.list, nil
+	}
+	n, err := stdnet.NewNet()
+	if err != nil {
+		return nil, err
+	}
+	if i.list, err = n.Interfaces(); err != nil {
+		return nil, err
+	}
+	i.at = time.Now()
+	return i.list, nil
+}
+
+// guardedNet is the network of one peer: every socket that ICE opens drops
+// unsound packets, and close ends them all, which also ends a gathering that
+// waits for a server.
+type guardedNet struct {
+	transport.Net
+	interfaces *interfaces
+	drop       func()
+
+	mu      sync.Mutex // guards the fields below
+	closed  bool
+	sockets map[io.Closer]struct{}
+}
+
+func newGuardedNet(i *interfaces, drop func()) *guardedNet {
+	return &guardedNet{Net: &stdnet.Net{}, interfaces: i, drop: drop, sockets: map[io.Closer]struct{}{}}
+}
+
+// Interfaces implements transport.Net.
+func (n *guardedNet) Interfaces() ([]*transport.Interface, error) { return n.interfaces.get() }
+
+// ListenUDP implements transport.Net.
+func (n *guardedNet) ListenUDP(network string, addr *net.UDPAddr) (transport.UDPConn, error) {
+	return n.guardUDP(n.Net.ListenUDP(network, addr))
+}
+
+// ListenPacket implements transport.Net; ICE uses it for TURN over UDP.
+func (n *guardedNet) ListenPacket(network, address string) (net.PacketConn, error) {
+	addr, err := n.ResolveUDPAddr(network, address)
+	if err != nil {
+		return nil, err
+	}
+	return n.ListenUDP(network, addr)
+}
+
+// DialUDP implements transport.Net; ICE uses it for TURN over DTLS, which is
+// off.
+func (n *guardedNet) DialUDP(string, *net.UDPAddr, *net.UDPAddr) (transport.UDPConn, error) {
+	return nil, transport.ErrNotSupported
+}
+
+// DialTCP implements transport.Net. TURN over TCP goes through turnDialer.
+func (n *guardedNet) DialTCP(string, *net.TCPAddr, *net.TCPAddr) (transport.TCPConn, error) {
+	return nil, transport.ErrNotSupported
+}
+
+func (n *guardedNet) guardUDP(c transport.UDPConn, err error) (transport.UDPConn, error) {
+	if err != nil {
+		return nil, err
+	}
+	if err := n.track(c); err != nil {
+		return nil, err
+	}
+	return &guardedUDP{UDPConn: c, drop: n.drop, forget: func() { n.forget(c) }}, nil
+}
+
+// guardStream wraps a connection to a TURN server.
+func (n *guardedNet) guardStream(c net.Conn) (net.Conn, error) {
+	if err := n.track(c); err != nil {
+		return nil, err
+	}
+	return &guardedStream{Conn: c, forget: func() { n.forget(c) }}, nil
+}
+
+func (n *guardedNet) track(c io.Closer) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.closed {
+		_ = c.Close()
+		return net.ErrClosed
+	}
+	n.sockets[c] = struct{}{}
+	return nil
+}
+
+func (n *guardedNet) forget(c io.Closer) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	delete(n.sockets, c)
+}
+
+func (n *guardedNet) close() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.closed = true
+	for c := range n.sockets {
+		_ = c.Close()
+	}
+	n.sockets = nil
+}

@@ -1,0 +1,138 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package rtc
+
+import (
+	"context"
+	"errors"
+	"io"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func newEngine(t testing.TB, cfg Config) *Engine {
+	t.Helper()
+	cfg.Loopback = true
+	e, err := New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = e.Close() })
+	return e
+}
+
+func newPeer(t testing.TB, e *Engine) *Peer {
+	t.Helper()
+	p, err := e.NewPeer(PeerConfig{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = p.Close() })
+	return p
+}
+
+// trickle carries the candidates of one peer to another until it is connected.
+func trickle(from, to *Peer) {
+	for {
+		select {
+		case c, ok := <-from.Candidates():
+			if !ok {
+				return
+			}
+			_ = to.AddCandidate(c)
+		case <-from.Done():
+			return
+		}
+	}
+}
+
+func connect(t testing.TB, offerer, answerer *Peer) {
+	t.Helper()
+	offer, err := offerer.Offer()
+	if err != nil {
+		t.Fatal(err)
+	}
+	answer, err := answerer.Answer(offer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := offerer.SetAnswer(answer); err != nil {
+		t.Fatal(err)
+	}
+	go trickle(offerer, answerer)
+	go trickle(answerer, offerer)
+	for _, p := range []*Peer{offerer, answerer} {
+		select {
+		case <-p.Connected():
+		case <-p.Closing():
+			t.Fatal(p.Err())
+		case <-time.After(10 * time.Second):
+			t.Fatal("not connected")
+		}
+	}
+}
+
+func pair(t testing.TB, a, b Config) (*Peer, *Peer) {
+	t.Helper()
+	p, q := newPeer(t, newEngine(t, a)), newPeer(t, newEngine(t, b))
+	connect(t, p, q)
+	return p, q
+}
+
+func TestPeer_ChannelOpenedInBand(t *testing.T) {
+	p, q := pair(t, Config{}, Config{})
+	if p.FirstID() != 1 || q.FirstID() != 0 {
+		t.Fatalf("first ids %d, %d: the answerer is the DTLS client and has the even ones", p.FirstID(), q.FirstID())
+	}
+	out, err := q.Open(ChannelConfig{ID: 2, Label: "tcp:host:80", Protocol: "meshgate.1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := out.WriteMessage([]byte("first"), false); err != nil {
+		t.Fatal(err)
+	}
+	in, err := p.Accept(context.Background())
+	if err != nil {
+		t.Fatal(err)
+	}
+	ch, err := in.Open()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if ch.ID() != 2 || ch.Label() != "tcp:host:80" || ch.Protocol() != "meshgate.1" {
+		t.Fatalf("got channel %d %q %q", ch.ID(), ch.Label(), ch.Protocol())
+	}
+	buf := make([]byte, 3)
+	if _, _, err := ch.ReadMessage(buf); !errors.Is(err, io.ErrShortBuffer) {
+		t.Fatalf("a short buffer gave %v", err)
+	}
+	buf = make([]byte, 16)
+	n, text, err := ch.ReadMessage(buf)
+	if err != nil || text || string(buf[:n]) != "first" {
+		t.Fatalf("got %q, text %v, %v", buf[:n], text, err)
+	}
+	if path := p.Path(); path.Kind != "direct" {
+		t.Fatalf("path %+v", path)
+	}
+	_ = out.Close()
+	if _, _, err := ch.ReadMessage(buf); !errors.Is(err, io.EOF) {
+		t.Fatalf("after close: %v", err)
+	}
+	if _, _, err := out.ReadMessage(buf); !errors.Is(err, io.EOF) {
+		t.Fatalf("after close, opener: %v", err)
+	}
+}
+
+func TestPeer_CloseIsSeenByTheOther(t *testing.T) {
+	p, q := pair(t, Config{}, Config{})
+	_ = p.Close()
+	select {
+	case <-q.Done():
+	case <-time.After(5 * time.Second):
+		t.Fatal("the other side did not end")
+	}
+}
