@@ -114,6 +114,11 @@ function fromConnectError(error: ConnectError): MeshgateError {
   return new MeshgateError(codeNames[error.code] ?? "unknown", error.rawMessage, { cause: error });
 }
 
+/** Whether a word from elsewhere is a code. */
+export function isMeshgateCode(word: unknown): word is MeshgateCode {
+  return Object.values<unknown>(codeNames).includes(word);
+}
+
 /** The error for an aborted signal: its reason, as a MeshgateError. */
 export function abortError(signal: AbortSignal): MeshgateError {
   const reason: unknown = signal.reason;

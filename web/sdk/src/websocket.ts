@@ -4,7 +4,7 @@ import { Code, ConnectError } from "@connectrpc/connect";
 import type { UniversalClientFn } from "@connectrpc/connect/protocol";
 import { trailerFlag, trailerParse } from "@connectrpc/connect/protocol-grpc-web";
 import { concat } from "./bytes.js";
-import { deferred } from "./deferred.js";
+import { deferred } from "./async.js";
 import { AsyncQueue } from "./queue.js";
 
 /** The WebSocket subprotocol that carries one gRPC-Web call. */
