@@ -3,6 +3,7 @@
 package policy
 
 import (
+	"iter"
 	"maps"
 	"slices"
 
@@ -112,16 +113,23 @@ func (g groups) collectGroup(set *nameSet, name string, seen map[string]bool) {
 // Nodes that s does not hold are left out, and a group of everyone names no
 // node in particular.
 func Forwarders(s *mesh.Snapshot, r mesh.Route) []mesh.NodeID {
-	refs := []string{r.Node}
-	if r.NextHop != "" {
-		refs = []string{string(r.NextHop)}
-	}
 	var ids []mesh.NodeID
-	for name := range indexGroups(s.Groups).nodes(refs).names {
+	for name := range forwarderNames(s, r) {
 		if _, ok := s.Nodes[mesh.NodeID(name)]; ok {
 			ids = append(ids, mesh.NodeID(name))
 		}
 	}
 	slices.Sort(ids)
 	return ids
+}
+
+// forwarderNames yields the names of a route's forwarders, each once.
+func forwarderNames(s *mesh.Snapshot, r mesh.Route) iter.Seq[string] {
+	if r.NextHop != "" {
+		return slices.Values([]string{string(r.NextHop)})
+	}
+	if _, isGroup := mesh.ParseGroupRef(r.Node); isGroup {
+		return maps.Keys(indexGroups(s.Groups).nodes([]string{r.Node}).names)
+	}
+	return slices.Values([]string{r.Node})
 }

@@ -1,0 +1,289 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package topology_test
+
+import (
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"pgregory.net/rapid"
+
+	"github.com/meshgate/meshgate/node/mesh"
+	"github.com/meshgate/meshgate/node/policy"
+	"github.com/meshgate/meshgate/node/topology"
+)
+
+// drawMesh draws a mesh of up to nine nodes, some of them stock WireGuard
+// peers, with edges of few different weights, so that paths tie.
+func drawMesh(t *rapid.T) builder {
+	ids := make([]mesh.NodeID, rapid.IntRange(1, 9).Draw(t, "nodes"))
+	for i := range ids {
+		ids[i] = mesh.NodeID(fmt.Sprintf("n%d", i))
+	}
+	b := newMesh(ids...)
+	for i, id := range ids {
+		if rapid.IntRange(0, 4).Draw(t, "stock") == 0 {
+			b.stock(id)
+		}
+		for _, other := range ids[:i] {
+			if rapid.IntRange(0, 2).Draw(t, "edge") == 0 {
+				b.link(other, id, rapid.SampledFrom([]int32{0, 1, 99}).Draw(t, "weight"))
+			}
+		}
+		if rapid.IntRange(0, 2).Draw(t, "offers") == 0 {
+			b.route(string(id)+"-auto", string(id),
+				rapid.SampledFrom([]string{"10.0.0.0/8", "10.1.0.0/16", "172.16.0.0/24", "2001:db8::/32"}).Draw(t, "network"))
+		}
+	}
+	return b
+}
+
+// drawACLs draws ACLs between nodes, with and without networks.
+func drawACLs(t *rapid.T, b builder) []mesh.ACL {
+	ids := append(slices.Sorted(maps.Keys(b.Nodes)), "*")
+	name := func(label string) string { return string(rapid.SampledFrom(ids).Draw(t, label)) }
+	return rapid.SliceOfN(rapid.Custom(func(t *rapid.T) mesh.ACL {
+		acl := between(rapid.Bool().Draw(t, "accept"), name("source"), name("destination"))
+		if rapid.Bool().Draw(t, "narrow") {
+			acl.DestinationCIDRs = prefixes(rapid.SampledFrom([]string{
+				"172.16.0.0/12", "172.16.0.2/32", "fd00::/48", "fd00:0:0:2::/112", "fd00:0:0:2::/113", "10.1.0.0/16", "0.0.0.0/0",
+			}).Draw(t, "cidr"))
+		}
+		return acl
+	}), 0, 8).Draw(t, "acls")
+}
+
+// plans makes the plan of every node.
+func plans(t *rapid.T, s *mesh.Snapshot) map[mesh.NodeID]mesh.Plan {
+	all := make(map[mesh.NodeID]mesh.Plan)
+	for id := range s.Nodes {
+		plan, err := topology.For(s, id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		all[id] = plan
+	}
+	return all
+}
+
+// behind returns the peer of a plan to which WireGuard sends packets for addr.
+func behind(plan mesh.Plan, addr netip.Addr) mesh.NodeID {
+	var peer mesh.NodeID
+	longest := -1
+	for _, p := range plan.Peers {
+		for _, allowed := range p.AllowedIPs {
+			if allowed.Contains(addr) && allowed.Bits() > longest {
+				peer, longest = p.Node.ID, allowed.Bits()
+			}
+		}
+	}
+	return peer
+}
+
+// distance is the length of a path.
+type distance struct {
+	hops   int
+	weight int64
+}
+
+// less orders distances.
+func (d distance) less(e distance) bool {
+	return d.hops < e.hops || (d.hops == e.hops && d.weight < e.weight)
+}
+
+// distances finds all shortest paths by trying ever longer ones (Bellman-Ford).
+// Only nodes that run Meshgate forward.
+func distances(s *mesh.Snapshot, from mesh.NodeID) map[mesh.NodeID]distance {
+	known := map[mesh.NodeID]distance{from: {}}
+	for range len(s.Nodes) {
+		for _, e := range s.Edges {
+			for _, ends := range [][2]mesh.NodeID{{e.Source, e.Target}, {e.Target, e.Source}} {
+				d, ok := known[ends[0]]
+				if !ok || (ends[0] != from && !s.Nodes[ends[0]].RunsMeshgate()) {
+					continue
+				}
+				d.hops++
+				d.weight += int64(e.Weight)
+				if best, ok := known[ends[1]]; !ok || d.less(best) {
+					known[ends[1]] = d
+				}
+			}
+		}
+	}
+	delete(known, from)
+	return known
+}
+
+func TestFor_NoPrefixIsTwiceInAPlan(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		b := drawMesh(t)
+		b.acls(drawACLs(t, b)...)
+		for id, plan := range plans(t, b.Snapshot) {
+			seen := make(map[netip.Prefix]mesh.NodeID)
+			for _, own := range plan.Self.Prefixes() {
+				seen[own] = id
+			}
+			for _, peer := range plan.Peers {
+				if peer.Node.ID == id || len(peer.AllowedIPs) == 0 {
+					t.Fatalf("%s has %s for a peer, with %v", id, peer.Node.ID, peer.AllowedIPs)
+				}
+				for _, allowed := range peer.AllowedIPs {
+					if other, ok := seen[allowed]; ok || allowed != allowed.Masked() {
+						t.Fatalf("%s: %v is behind %s and %s", id, allowed, other, peer.Node.ID)
+					}
+					seen[allowed] = peer.Node.ID
+				}
+			}
+		}
+	})
+}
+
+// With everything accepted, a plan holds exactly the nodes that a path leads
+// to, each with all its addresses behind a neighbour on a shortest path.
+func TestFor_EveryReachableNodeIsBehindOnePeer(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		b := drawMesh(t)
+		for id, plan := range plans(t, b.Snapshot) {
+			reachable := distances(b.Snapshot, id)
+			for other, n := range b.Nodes {
+				want, ok := reachable[other]
+				for _, addr := range n.Addrs() {
+					first := behind(plan, addr)
+					if !ok && first != "" {
+						t.Fatalf("%s has %s behind %s, and no path leads there", id, other, first)
+					}
+					if !ok {
+						continue
+					}
+					edge, adjacent := distances(b.Snapshot, id)[first], first != ""
+					if !adjacent || edge.hops != 1 {
+						t.Fatalf("%s has %v of %s behind %q", id, addr, other, first)
+					}
+					if first == other && want.hops == 1 {
+						continue
+					}
+					rest := distances(b.Snapshot, first)[other]
+					if got := (distance{edge.hops + rest.hops, edge.weight + rest.weight}); got != want {
+						t.Fatalf("%s reaches %s through %s at %v, the shortest path is %v", id, other, first, got, want)
+					}
+				}
+			}
+		}
+	})
+}
+
+// A packet that follows the plans hop by hop arrives, and on every hop comes
+// from the peer that WireGuard expects its source address behind.
+func TestFor_PacketsArriveAndPassTheSourceCheck(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		b := drawMesh(t)
+		all := plans(t, b.Snapshot)
+		for from := range b.Nodes {
+			for to := range distances(b.Snapshot, from) {
+				src, dst := b.Nodes[from].IPv4.Addr(), b.Nodes[to].IPv4.Addr()
+				at := from
+				for hop := 0; at != to; hop++ {
+					next := behind(all[at], dst)
+					if next == "" || hop > len(b.Nodes) {
+						t.Fatalf("a packet from %s to %s is lost at %s", from, to, at)
+					}
+					if expected := behind(all[next], src); expected != at {
+						t.Fatalf("a packet from %s to %s comes to %s from %s, expected from %s", from, to, next, at, expected)
+					}
+					at = next
+				}
+			}
+		}
+	})
+}
+
+// Whatever the ACLs: a node has in its AllowedIPs only what they grant it.
+func TestFor_HoldsOnlyWhatACLsGrant(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		b := drawMesh(t)
+		b.acls(drawACLs(t, b)...)
+		network := policy.Compile(b.Snapshot)
+		for id, plan := range plans(t, b.Snapshot) {
+			for _, peer := range plan.Peers {
+				for _, allowed := range peer.AllowedIPs {
+					from := policy.Endpoint{Node: string(id), Network: b.Nodes[id].IPv4}
+					if allowed.Addr().Is6() {
+						from.Network = netip.PrefixFrom(b.Nodes[id].IPv6.Addr(), 128)
+					}
+					grants := func(n mesh.NodeID) bool {
+						return network.Connects(from, policy.Endpoint{Node: string(n), Network: allowed})
+					}
+					if !slices.ContainsFunc(holders(b.Snapshot, allowed), grants) {
+						t.Fatalf("%s may send to %v through %s, and nobody granted it", id, allowed, peer.Node.ID)
+					}
+				}
+			}
+		}
+	})
+}
+
+// holders returns the nodes to which a part of a network may belong.
+func holders(s *mesh.Snapshot, part netip.Prefix) []mesh.NodeID {
+	var ids []mesh.NodeID
+	for id, n := range s.Nodes {
+		for _, own := range n.Prefixes() {
+			if own.Overlaps(part) && own.Bits() <= part.Bits() {
+				ids = append(ids, id)
+			}
+		}
+	}
+	for _, r := range s.Routes {
+		for _, network := range r.Destinations {
+			if network.Overlaps(part) && network.Bits() <= part.Bits() && s.Routable(network) {
+				ids = append(ids, policy.Forwarders(s, r)...)
+			}
+		}
+	}
+	return ids
+}
+
+// Two neighbours either both have each other for a peer or neither does, so
+// that no tunnel has one end only.
+func TestFor_NeighboursAgree(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		b := drawMesh(t)
+		b.acls(drawACLs(t, b)...)
+		all := plans(t, b.Snapshot)
+		hasPeer := func(a, b mesh.NodeID) bool {
+			return slices.ContainsFunc(all[a].Peers, func(p mesh.Peer) bool { return p.Node.ID == b })
+		}
+		for x := range b.Nodes {
+			for y := range b.Nodes {
+				if hasPeer(x, y) != hasPeer(y, x) {
+					t.Fatalf("%s has %s for a peer: %v; the other way: %v", x, y, hasPeer(x, y), hasPeer(y, x))
+				}
+			}
+		}
+	})
+}
+
+// The order of a snapshot's lists and maps is not in the plan.
+func TestFor_IsDeterministic(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		b := drawMesh(t)
+		first := plans(t, b.Snapshot)
+		shuffled := *b.Snapshot
+		shuffled.Edges, shuffled.Routes = slices.Clone(b.Edges), slices.Clone(b.Routes)
+		shuffle := rand.New(rand.NewPCG(rapid.Uint64().Draw(t, "seed"), 0)).Shuffle
+		shuffle(len(shuffled.Edges), func(i, j int) {
+			shuffled.Edges[i], shuffled.Edges[j] = shuffled.Edges[j], shuffled.Edges[i]
+		})
+		shuffle(len(shuffled.Routes), func(i, j int) {
+			shuffled.Routes[i], shuffled.Routes[j] = shuffled.Routes[j], shuffled.Routes[i]
+		})
+		compare := cmp.Comparer(func(a, b netip.Prefix) bool { return a == b })
+		if diff := cmp.Diff(first, plans(t, &shuffled), compare); diff != "" {
+			t.Fatal(diff)
+		}
+	})
+}

@@ -1,0 +1,185 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package topology plans the data plane of a node: which WireGuard peers it
+// has, what lies behind each, and what it routes into the mesh. A plan is a
+// pure function of a mesh.Snapshot; DESIGN.md tells why it is made as it is.
+package topology
+
+import (
+	"cmp"
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"github.com/meshgate/meshgate/node/mesh"
+	"github.com/meshgate/meshgate/node/policy"
+	v1 "github.com/meshgate/meshgate/proto/v1"
+)
+
+// For plans for node self. Its peers are its neighbours by edge; each node
+// further away lies behind the one neighbour that its shortest path begins
+// with: fewest hops, then least weight, then a hash of the edges that every
+// node computes alike. The network ACLs decide what of it self may have at all:
+// nothing else is in AllowedIPs. Nodes without a public key are left out, and
+// only nodes that run Meshgate forward to others, since no other applies ACLs
+// to what it forwards.
+//
+// The error wraps mesh.ErrNotFound when s does not hold self. The plan shares
+// its nodes with s.
+func For(s *mesh.Snapshot, self mesh.NodeID) (mesh.Plan, error) {
+	node, ok := s.Nodes[self]
+	if !ok {
+		return mesh.Plan{}, fmt.Errorf("plan for node %q: %w", self, mesh.ErrNotFound)
+	}
+	p := &planner{
+		snapshot: s,
+		self:     node,
+		network:  policy.Compile(s),
+		taken:    make(map[netip.Prefix]bool, 2*len(s.Nodes)),
+		allowed:  make(map[*vertex][]netip.Prefix),
+	}
+	if node.PublicKey.IsZero() {
+		return mesh.Plan{Self: node, Routes: p.routes()}, nil
+	}
+	p.reached = newGraph(s).reach(self, p.linked)
+	p.claimNodes()
+	p.claimRoutes()
+	return mesh.Plan{Self: node, Peers: p.peers(), Routes: p.routes()}, nil
+}
+
+// planner is one run of For.
+type planner struct {
+	snapshot *mesh.Snapshot
+	self     *mesh.Node
+	network  *policy.Network
+	// reached are the other nodes that self may have, nearest first.
+	reached []*vertex
+
+	// taken are the prefixes that belong to a node.
+	taken map[netip.Prefix]bool
+	// allowed collects the AllowedIPs of each neighbour.
+	allowed map[*vertex][]netip.Prefix
+	// routed are the networks behind peers that are not the mesh's own.
+	routed []netip.Prefix
+}
+
+// linked reports whether a and b may have each other as peers: whether their
+// own addresses may exchange packets in some family.
+func (p *planner) linked(a, b *mesh.Node) bool {
+	for _, v4 := range []bool{true, false} {
+		from, to := hostOf(a, v4), hostOf(b, v4)
+		if !from.IsValid() && !to.IsValid() {
+			continue
+		}
+		if p.network.Connects(endpointAt(a, from), endpointAt(b, to)) {
+			return true
+		}
+	}
+	return false
+}
+
+// claimNodes puts the own addresses of every reachable node behind its path,
+// nearest first. An address that two nodes hold goes to the nearer one.
+func (p *planner) claimNodes() {
+	for _, own := range p.self.Prefixes() {
+		p.taken[own.Masked()] = true
+	}
+	for _, to := range p.reached {
+		for _, own := range to.node.Prefixes() {
+			p.claim(to, own)
+		}
+	}
+}
+
+// claimRoutes puts the networks that nodes forward to behind their paths. A
+// network that several offer goes to the nearest; one that self offers stays.
+func (p *planner) claimRoutes() {
+	offers := make(map[mesh.NodeID][]netip.Prefix)
+	for _, r := range p.snapshot.Routes {
+		for _, id := range policy.Forwarders(p.snapshot, r) {
+			for _, network := range r.Destinations {
+				if p.snapshot.Routable(network) {
+					offers[id] = append(offers[id], network.Masked())
+				}
+			}
+		}
+	}
+	for _, to := range p.reached {
+		for _, network := range offers[to.node.ID] {
+			if !slices.Contains(offers[p.self.ID], network) {
+				p.routed = append(p.routed, p.claim(to, network)...)
+			}
+		}
+	}
+}
+
+// claim puts the parts of network that self may reach behind the path to the
+// node that holds it, except those that were taken before, and returns them.
+func (p *planner) claim(to *vertex, network netip.Prefix) []netip.Prefix {
+	from := endpointAt(p.self, hostOf(p.self, network.Addr().Is4()))
+	granted := p.network.Granted(from, endpointAt(to.node, network))
+	parts := slices.DeleteFunc(granted, func(part netip.Prefix) bool { return p.taken[part] })
+	for _, part := range parts {
+		p.taken[part] = true
+	}
+	neighbour := to.path.first.to
+	p.allowed[neighbour] = append(p.allowed[neighbour], parts...)
+	return parts
+}
+
+// peers returns the neighbours that something lies behind.
+func (p *planner) peers() []mesh.Peer {
+	var peers []mesh.Peer
+	for _, to := range p.reached {
+		allowed := p.allowed[to]
+		if len(allowed) == 0 {
+			continue
+		}
+		slices.SortFunc(allowed, netip.Prefix.Compare)
+		peers = append(peers, mesh.Peer{
+			Node:       to.node,
+			AllowedIPs: allowed,
+			Endpoint:   endpoint(p.self, to.node),
+			Protocol:   protocol(to.path.first.edge),
+		})
+	}
+	slices.SortFunc(peers, func(a, b mesh.Peer) int { return cmp.Compare(a.Node.ID, b.Node.ID) })
+	return peers
+}
+
+// routes returns the mesh's networks and the networks behind peers, of the
+// families in which self has an address.
+func (p *planner) routes() []netip.Prefix {
+	routes := slices.DeleteFunc(append(p.snapshot.Networks(), p.routed...), func(network netip.Prefix) bool {
+		return !hostOf(p.self, network.Addr().Is4()).IsValid()
+	})
+	slices.SortFunc(routes, netip.Prefix.Compare)
+	return routes
+}
+
+// hostOf returns the node's own address of a family; zero if it has none.
+func hostOf(n *mesh.Node, v4 bool) netip.Prefix {
+	own := n.IPv6
+	if v4 {
+		own = n.IPv4
+	}
+	return netip.PrefixFrom(own.Addr(), own.Addr().BitLen())
+}
+
+// endpointAt returns n at one of its addresses.
+func endpointAt(n *mesh.Node, network netip.Prefix) policy.Endpoint {
+	return policy.Endpoint{Node: string(n.ID), Network: network}
+}
+
+// protocol returns how the nodes of an edge reach each other.
+func protocol(e mesh.Edge) v1.ConnectProtocol {
+	has := func(a v1.EdgeAttribute) bool { return e.Attributes[a.String()] == "true" }
+	switch {
+	case has(v1.EdgeAttribute_EDGE_ATTRIBUTE_ICE):
+		return v1.ConnectProtocol_CONNECT_ICE
+	case has(v1.EdgeAttribute_EDGE_ATTRIBUTE_LIBP2P):
+		return v1.ConnectProtocol_CONNECT_LIBP2P
+	default:
+		return v1.ConnectProtocol_CONNECT_NATIVE
+	}
+}
