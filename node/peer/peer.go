@@ -1,0 +1,143 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package peer makes clients of the RPC services that other nodes serve: over
+// the mesh, where WireGuard authenticates both ends, and on the public address
+// of a gateway, with TLS and a token.
+package peer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/netip"
+	"time"
+
+	"connectrpc.com/connect"
+
+	"github.com/meshgate/meshgate/proto/v1/v1connect"
+)
+
+const (
+	// unaryTimeout bounds a unary call whose context has no deadline, so that
+	// a node that is gone cannot hold a caller.
+	unaryTimeout = 10 * time.Second
+	// dialTimeout bounds the TCP (and TLS) handshake.
+	dialTimeout = 5 * time.Second
+	// idleTimeout is how long a connection without calls is kept.
+	idleTimeout = 2 * time.Minute
+	// pingAfter is the silence after which a connection is probed, and
+	// pingTimeout how long the answer may take: a peer that vanished ends its
+	// streams within their sum.
+	pingAfter   = 15 * time.Second
+	pingTimeout = 10 * time.Second
+	// readMaxBytes bounds one message. The largest is the JoinResponse of a
+	// mesh with thousands of peers.
+	readMaxBytes = 4 << 20
+	// maxHeaderBytes bounds the headers of an answer.
+	maxHeaderBytes = 32 << 10
+)
+
+// Config says how Peers reach other nodes.
+type Config struct {
+	// Dial opens a connection into the mesh. Required.
+	Dial func(ctx context.Context, network, address string) (net.Conn, error)
+}
+
+// Peers makes clients of nodes on the mesh. All clients of one node share a
+// connection. It is safe for concurrent use.
+type Peers struct {
+	transport *http.Transport
+	client    *http.Client
+}
+
+// New makes Peers. End them with Close.
+func New(cfg Config) (*Peers, error) {
+	if cfg.Dial == nil {
+		return nil, errors.New("peer: Config.Dial is nil")
+	}
+	t := newTransport()
+	t.DialContext = cfg.Dial
+	t.Protocols.SetUnencryptedHTTP2(true)
+	return &Peers{transport: t, client: newHTTPClient(t)}, nil
+}
+
+// Close ends idle connections. Calls under way keep theirs until they end.
+func (p *Peers) Close() { p.transport.CloseIdleConnections() }
+
+// Node is the client of the Node service at addr.
+func (p *Peers) Node(addr netip.AddrPort) v1connect.NodeClient {
+	return v1connect.NewNodeClient(p.client, "http://"+addr.String(), clientOptions("")...)
+}
+
+// Membership is the client of the Membership service at addr.
+func (p *Peers) Membership(addr netip.AddrPort) v1connect.MembershipClient {
+	return v1connect.NewMembershipClient(p.client, "http://"+addr.String(), clientOptions("")...)
+}
+
+// newTransport is an HTTP/2 transport without its protocols and dialer.
+func newTransport() *http.Transport {
+	return &http.Transport{
+		Protocols:              new(http.Protocols),
+		TLSHandshakeTimeout:    dialTimeout,
+		IdleConnTimeout:        idleTimeout,
+		MaxResponseHeaderBytes: maxHeaderBytes,
+		HTTP2:                  &http.HTTP2Config{SendPingTimeout: pingAfter, PingTimeout: pingTimeout},
+	}
+}
+
+// newHTTPClient wraps t. Redirects are an error: an RPC server sends none, and
+// following one would hand the token to somebody else.
+func newHTTPClient(t *http.Transport) *http.Client {
+	return &http.Client{
+		Transport: t,
+		CheckRedirect: func(r *http.Request, _ []*http.Request) error {
+			return fmt.Errorf("the server answered with a redirect to %s; use that address", r.URL.Redacted())
+		},
+	}
+}
+
+// clientOptions are the options of every client; token may be empty.
+func clientOptions(token string) []connect.ClientOption {
+	return []connect.ClientOption{
+		connect.WithGRPC(),
+		connect.WithReadMaxBytes(readMaxBytes),
+		connect.WithInterceptors(outbound{token: token}),
+	}
+}
+
+// outbound gives calls their token and unary calls a deadline.
+type outbound struct{ token string }
+
+var _ connect.Interceptor = outbound{}
+
+// WrapUnary implements connect.Interceptor.
+func (o outbound) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc {
+	return func(ctx context.Context, req connect.AnyRequest) (connect.AnyResponse, error) {
+		o.authorize(req.Header())
+		ctx, cancel := context.WithTimeout(ctx, unaryTimeout)
+		defer cancel()
+		return next(ctx, req)
+	}
+}
+
+// WrapStreamingClient implements connect.Interceptor.
+func (o outbound) WrapStreamingClient(next connect.StreamingClientFunc) connect.StreamingClientFunc {
+	return func(ctx context.Context, spec connect.Spec) connect.StreamingClientConn {
+		conn := next(ctx, spec)
+		o.authorize(conn.RequestHeader())
+		return conn
+	}
+}
+
+// WrapStreamingHandler implements connect.Interceptor; clients have no handlers.
+func (o outbound) WrapStreamingHandler(next connect.StreamingHandlerFunc) connect.StreamingHandlerFunc {
+	return next
+}
+
+func (o outbound) authorize(h http.Header) {
+	if o.token != "" {
+		h.Set("Authorization", "Bearer "+o.token)
+	}
+}

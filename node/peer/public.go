@@ -1,0 +1,151 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package peer
+
+import (
+	"crypto/sha256"
+	"crypto/subtle"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"strings"
+
+	"github.com/meshgate/meshgate/node/mesh"
+	"github.com/meshgate/meshgate/proto/meshgate/v1/meshgatev1connect"
+	"github.com/meshgate/meshgate/proto/v1/v1connect"
+)
+
+// TLSOptions say whom a client believes. The zero value believes the
+// certificate authorities of the system.
+type TLSOptions struct {
+	// RootCAs replaces the certificate authorities of the system; nil keeps them.
+	RootCAs *x509.CertPool
+	// Pin is the SHA-256 of the server's SubjectPublicKeyInfo. When set, the
+	// server with that key is believed and nobody else is: authorities, names
+	// and dates do not count. It is how a self-signed gateway is trusted.
+	Pin [sha256.Size]byte
+}
+
+// Public is a client of a gateway on its public address.
+type Public struct {
+	transport *http.Transport
+	client    *http.Client
+	base      string
+	token     string
+}
+
+// NewPublic makes a client of the gateway at baseURL, "https://host[:port]",
+// that shows token with every call; an empty token shows none. Plain "http://"
+// is accepted for loopback addresses only, because a token must not cross a
+// network in clear. End it with Close.
+func NewPublic(baseURL, token string, opts TLSOptions) (*Public, error) {
+	u, err := parseBase(baseURL)
+	if err != nil {
+		return nil, err
+	}
+	t := newTransport()
+	t.DialContext = (&net.Dialer{Timeout: dialTimeout}).DialContext
+	t.Proxy = http.ProxyFromEnvironment
+	t.Protocols.SetHTTP2(true)
+	if u.Scheme == "http" {
+		t.Protocols.SetUnencryptedHTTP2(true)
+		t.Proxy = nil
+	}
+	t.TLSClientConfig = clientTLS(opts)
+	return &Public{
+		transport: t,
+		client:    newHTTPClient(t),
+		base:      strings.TrimSuffix(u.String(), "/"),
+		token:     token,
+	}, nil
+}
+
+// Close ends idle connections. Calls under way keep theirs until they end.
+func (p *Public) Close() { p.transport.CloseIdleConnections() }
+
+// Host is the name or address of the gateway, without its port.
+func (p *Public) Host() string {
+	u, err := url.Parse(p.base)
+	if err != nil {
+		return "" // NewPublic has parsed it
+	}
+	return u.Hostname()
+}
+
+// Node is the client of the Node service.
+func (p *Public) Node() v1connect.NodeClient {
+	return v1connect.NewNodeClient(p.client, p.base, clientOptions(p.token)...)
+}
+
+// Mesh is the client of the Mesh service.
+func (p *Public) Mesh() v1connect.MeshClient {
+	return v1connect.NewMeshClient(p.client, p.base, clientOptions(p.token)...)
+}
+
+// Membership is the client of the Membership service.
+func (p *Public) Membership() v1connect.MembershipClient {
+	return v1connect.NewMembershipClient(p.client, p.base, clientOptions(p.token)...)
+}
+
+// WebRTC is the client of the WebRTC service.
+func (p *Public) WebRTC() v1connect.WebRTCClient {
+	return v1connect.NewWebRTCClient(p.client, p.base, clientOptions(p.token)...)
+}
+
+// Watch is the client of the Watch service.
+func (p *Public) Watch() meshgatev1connect.WatchClient {
+	return meshgatev1connect.NewWatchClient(p.client, p.base, clientOptions(p.token)...)
+}
+
+// parseBase checks the address of a gateway.
+func parseBase(s string) (*url.URL, error) {
+	u, err := url.Parse(s)
+	if err != nil {
+		return nil, fmt.Errorf("%w: gateway address %q: %w", mesh.ErrInvalid, s, err)
+	}
+	switch {
+	case u.Host == "" || (u.Scheme != "https" && u.Scheme != "http"):
+		return nil, fmt.Errorf("%w: gateway address %q: write it as https://host:port", mesh.ErrInvalid, s)
+	case u.User != nil || u.RawQuery != "" || u.Fragment != "":
+		return nil, fmt.Errorf("%w: gateway address has a user, query or fragment: write it as https://host:port", mesh.ErrInvalid)
+	case u.Scheme == "http" && !isLoopback(u.Hostname()):
+		return nil, fmt.Errorf("%w: gateway address %q: a token must not travel unencrypted; use https", mesh.ErrInvalid, s)
+	}
+	return u, nil
+}
+
+func isLoopback(host string) bool {
+	if addr, err := netip.ParseAddr(host); err == nil {
+		return addr.Unmap().IsLoopback()
+	}
+	return host == "localhost"
+}
+
+// clientTLS turns opts into a TLS configuration.
+func clientTLS(opts TLSOptions) *tls.Config {
+	cfg := &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: opts.RootCAs}
+	if opts.Pin == [sha256.Size]byte{} {
+		return cfg
+	}
+	cfg.InsecureSkipVerify = true // VerifyConnection checks the pin in its place, on resumed sessions too
+	cfg.VerifyConnection = func(s tls.ConnectionState) error {
+		if len(s.PeerCertificates) == 0 {
+			return errors.New("the server showed no certificate")
+		}
+		have := PinOf(s.PeerCertificates[0])
+		if subtle.ConstantTimeCompare(have[:], opts.Pin[:]) != 1 {
+			return fmt.Errorf("the server's key has the pin sha256:%x, which is not the expected one: "+
+				"somebody is in between, or the gateway got a new key", have)
+		}
+		return nil
+	}
+	return cfg
+}
+
+// PinOf is the pin of a certificate's key, as TLSOptions takes it.
+func PinOf(c *x509.Certificate) [sha256.Size]byte { return sha256.Sum256(c.RawSubjectPublicKeyInfo) }

@@ -1,0 +1,39 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package peer
+
+import (
+	"errors"
+	"io"
+
+	"connectrpc.com/connect"
+)
+
+// Stream is the client's side of a bidirectional call: it receives In and
+// sends Out. Send and Receive may run beside each other, but each in one
+// goroutine at a time. The call ends with its context.
+type Stream[In, Out any] struct {
+	call *connect.BidiStreamForClient[Out, In]
+}
+
+// NewStream wraps a call of a generated client.
+func NewStream[In, Out any](call *connect.BidiStreamForClient[Out, In]) *Stream[In, Out] {
+	return &Stream[In, Out]{call: call}
+}
+
+// Receive returns the next message; io.EOF, unwrapped, when the server ended
+// the call without an error.
+func (s *Stream[In, Out]) Receive() (*In, error) {
+	m, err := s.call.Receive()
+	if err != nil && errors.Is(err, io.EOF) {
+		return nil, io.EOF
+	}
+	return m, err
+}
+
+// Send sends a message. After the server ended the call it returns io.EOF, and
+// Receive says why.
+func (s *Stream[In, Out]) Send(m *Out) error { return s.call.Send(m) }
+
+// CloseSend says that nothing more will be sent; Receive goes on.
+func (s *Stream[In, Out]) CloseSend() error { return s.call.CloseRequest() }
