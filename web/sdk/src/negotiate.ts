@@ -188,12 +188,12 @@ class Negotiation {
     const { local, remote } = this.#progress.candidates;
     const relays = servers.some(({ urls }) => String(urls).includes("turn"));
     const advice = relays
-      ? "the relay could not be used either: check that this network lets UDP or TLS through to the gateway"
-      : "the gateway offers no relay: switch its TURN server on, or let UDP through to the node";
+      ? "The relay could not be used either: check that this network lets UDP or TLS through to the gateway"
+      : "The gateway offers no relay: switch its TURN server on, or let UDP through to the node";
     return new MeshgateError(
       "unavailable",
       `no network path to node ${this.#options.node} was found ` +
-        `(${local.length} addresses here, ${remote.length} there), and ${advice}`,
+        `(addresses tried: ${local.length} here, ${remote.length} there). ${advice}`,
     );
   }
 }

@@ -131,10 +131,11 @@ export class Session implements PeerEvents {
     } catch (reason) {
       const error = MeshgateError.from(reason);
       if (this.#peer === undefined) {
-        this.#emitClosed(search.signal.aborted ? undefined : error);
+        this.#emitClosed(error);
       }
       throw error;
     } finally {
+      search.end();
       this.#search = undefined;
     }
   }
@@ -190,7 +191,8 @@ export class Session implements PeerEvents {
   }
 
   #emitClosed(error: MeshgateError | undefined): void {
-    this.#emit({ state: "closed", ...(error !== undefined && { error }) });
+    // What was ended on purpose has no error.
+    this.#emit({ state: "closed", ...(error !== undefined && error.code !== "canceled" && { error }) });
   }
 
   /** While the old peer connection still serves, a search for a new one is nobody's concern. */
@@ -213,7 +215,7 @@ class Search {
   lastError: MeshgateError | undefined;
   readonly #found = deferred<Peer>();
   readonly #abort = new AbortController();
-  #until = 0;
+  #unasked: ReturnType<typeof setTimeout> | undefined;
 
   /** What was found. */
   get found(): Promise<Peer> {
@@ -227,18 +229,28 @@ class Search {
 
   /** Whether it is worth going on. */
   get wanted(): boolean {
-    return this.waiting > 0 || performance.now() < this.#until;
+    return this.waiting > 0 || this.#unasked !== undefined;
   }
 
   /** Goes on for that long even if nobody waits. */
   extend(ms: number): void {
-    this.#until = performance.now() + ms;
+    clearTimeout(this.#unasked);
+    this.#unasked = setTimeout(() => {
+      this.#unasked = undefined;
+      this.endUnlessWanted();
+    }, ms);
   }
 
+  /** Ends the search when nobody is left who wants it. */
   endUnlessWanted(): void {
     if (!this.wanted) {
-      this.abort(new MeshgateError("canceled", "nobody waits for the node any more"));
+      this.abort(this.lastError ?? new MeshgateError("canceled", "nobody waits for the node any more"));
     }
+  }
+
+  /** The search is over. */
+  end(): void {
+    clearTimeout(this.#unasked);
   }
 
   abort(error: MeshgateError): void {
