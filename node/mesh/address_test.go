@@ -179,3 +179,21 @@ func TestSnapshot_Routable(t *testing.T) {
 		t.Error("no network is routable")
 	}
 }
+
+func TestEdge_Protocol(t *testing.T) {
+	cases := []struct {
+		attributes map[string]string
+		want       v1.ConnectProtocol
+	}{
+		{nil, v1.ConnectProtocol_CONNECT_NATIVE},
+		{map[string]string{"EDGE_ATTRIBUTE_NATIVE": "true"}, v1.ConnectProtocol_CONNECT_NATIVE},
+		{map[string]string{"EDGE_ATTRIBUTE_ICE": "false"}, v1.ConnectProtocol_CONNECT_NATIVE},
+		{map[string]string{"EDGE_ATTRIBUTE_LIBP2P": "true"}, v1.ConnectProtocol_CONNECT_LIBP2P},
+		{map[string]string{"EDGE_ATTRIBUTE_LIBP2P": "true", "EDGE_ATTRIBUTE_ICE": "true"}, v1.ConnectProtocol_CONNECT_ICE},
+	}
+	for _, c := range cases {
+		if got := (mesh.Edge{Attributes: c.attributes}).Protocol(); got != c.want {
+			t.Errorf("Protocol of %v = %v, want %v", c.attributes, got, c.want)
+		}
+	}
+}

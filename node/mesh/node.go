@@ -54,3 +54,17 @@ func (n *Node) FeaturePort(f v1.Feature) (uint16, bool) {
 // RunsMeshgate reports whether the node speaks the Node API. A stock WireGuard
 // peer does not: it has a key, and nothing else.
 func (n *Node) RunsMeshgate() bool { return n.HasFeature(v1.Feature_NODES) }
+
+// Protocol returns how the nodes of the edge reach each other, by the edge's
+// attributes: ICE before libp2p before plain WireGuard.
+func (e Edge) Protocol() v1.ConnectProtocol {
+	has := func(a v1.EdgeAttribute) bool { return e.Attributes[a.String()] == "true" }
+	switch {
+	case has(v1.EdgeAttribute_EDGE_ATTRIBUTE_ICE):
+		return v1.ConnectProtocol_CONNECT_ICE
+	case has(v1.EdgeAttribute_EDGE_ATTRIBUTE_LIBP2P):
+		return v1.ConnectProtocol_CONNECT_LIBP2P
+	default:
+		return v1.ConnectProtocol_CONNECT_NATIVE
+	}
+}

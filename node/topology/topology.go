@@ -13,7 +13,6 @@ import (
 
 	"github.com/meshgate/meshgate/node/mesh"
 	"github.com/meshgate/meshgate/node/policy"
-	v1 "github.com/meshgate/meshgate/proto/v1"
 )
 
 // For plans for node self. Its peers are its neighbours by edge; each node
@@ -140,7 +139,7 @@ func (p *planner) peers() []mesh.Peer {
 			Node:       to.node,
 			AllowedIPs: allowed,
 			Endpoint:   endpoint(p.self, to.node),
-			Protocol:   protocol(to.path.first.edge),
+			Protocol:   to.path.first.edge.Protocol(),
 		})
 	}
 	slices.SortFunc(peers, func(a, b mesh.Peer) int { return cmp.Compare(a.Node.ID, b.Node.ID) })
@@ -169,17 +168,4 @@ func hostOf(n *mesh.Node, v4 bool) netip.Prefix {
 // endpointAt returns n at one of its addresses.
 func endpointAt(n *mesh.Node, network netip.Prefix) policy.Endpoint {
 	return policy.Endpoint{Node: string(n.ID), Network: network}
-}
-
-// protocol returns how the nodes of an edge reach each other.
-func protocol(e mesh.Edge) v1.ConnectProtocol {
-	has := func(a v1.EdgeAttribute) bool { return e.Attributes[a.String()] == "true" }
-	switch {
-	case has(v1.EdgeAttribute_EDGE_ATTRIBUTE_ICE):
-		return v1.ConnectProtocol_CONNECT_ICE
-	case has(v1.EdgeAttribute_EDGE_ATTRIBUTE_LIBP2P):
-		return v1.ConnectProtocol_CONNECT_LIBP2P
-	default:
-		return v1.ConnectProtocol_CONNECT_NATIVE
-	}
 }
