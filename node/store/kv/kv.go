@@ -111,6 +111,9 @@ func (s *State) Expire(version uint64, now time.Time) uint64 {
 
 func (s *State) putLocked(op store.Op, version uint64, now time.Time) store.Event {
 	e := store.Entry{Key: op.Key, Value: op.Value, Version: version}
+	if len(e.Value) == 0 {
+		e.Value = nil // as it comes out of every encoding
+	}
 	if op.TTL > 0 {
 		e.ExpiresAt = now.Add(op.TTL)
 	}

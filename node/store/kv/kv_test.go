@@ -242,7 +242,10 @@ func applyToModel(t *rapid.T, a, b *kv.State, model map[string]store.Entry, vers
 			delete(model, op.Key)
 			continue
 		}
-		e := store.Entry{Key: op.Key, Value: op.Value, Version: version}
+		e := store.Entry{Key: op.Key, Version: version}
+		if len(op.Value) > 0 {
+			e.Value = op.Value
+		}
 		if op.TTL > 0 {
 			e.ExpiresAt = now.Add(op.TTL)
 		}
