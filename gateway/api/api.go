@@ -1,0 +1,131 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package api serves the v1 services: it decodes a request, calls the node or
+// the signaling service, and encodes the answer. Who may call what is decided
+// before, by package gateway.
+package api
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"time"
+
+	"connectrpc.com/connect"
+
+	"github.com/meshgate/meshgate/node/mesh"
+	"github.com/meshgate/meshgate/proto/meshgate/v1/meshgatev1connect"
+	v1 "github.com/meshgate/meshgate/proto/v1"
+	"github.com/meshgate/meshgate/proto/v1/v1connect"
+)
+
+// State is the mesh as this node sees it.
+type State interface {
+	// Self is the id of this node.
+	Self() mesh.NodeID
+	// Snapshot is the latest state; nil before the node is in the mesh.
+	Snapshot() *mesh.Snapshot
+	// Wait blocks until there is a snapshot with a Version above after.
+	Wait(ctx context.Context, after uint64) (*mesh.Snapshot, error)
+	// Plan is what the data plane of node id should be in s.
+	Plan(s *mesh.Snapshot, id mesh.NodeID) (mesh.Plan, error)
+}
+
+// Members changes who is in the mesh. On a node that holds no state every
+// method returns an error that wraps mesh.ErrUnsupported.
+type Members interface {
+	// Join makes a node a member; the returned snapshot holds it.
+	Join(ctx context.Context, r mesh.JoinRequest) (*mesh.Snapshot, error)
+	// Update changes the fields of a member that are not empty in r.
+	Update(ctx context.Context, r mesh.UpdateRequest) error
+	// Leave removes a member. Removing one that is not there is no error.
+	Leave(ctx context.Context, id mesh.NodeID) error
+}
+
+// Links tells how this node's WireGuard peers are doing.
+type Links interface {
+	// Stats are the counters of the WireGuard interface.
+	Stats() (mesh.InterfaceStats, error)
+}
+
+// Remote asks other nodes over the mesh.
+type Remote interface {
+	// RemoteStatus is Node.GetStatus of node id, which runs Meshgate.
+	RemoteStatus(ctx context.Context, id mesh.NodeID) (*v1.Status, error)
+}
+
+// Build describes the running program.
+type Build struct {
+	Version, Commit, Date string
+}
+
+// Config is what the services work with.
+type Config struct {
+	// State, Members, Links, Remote and Signaling are required.
+	State     State
+	Members   Members
+	Links     Links
+	Remote    Remote
+	Signaling Signaling
+	// Build is shown by Node.GetStatus; empty fields stay empty.
+	Build Build
+}
+
+// Validate names the required field that is missing.
+func (c *Config) Validate() error {
+	switch {
+	case c.State == nil:
+		return errors.New("api: Config.State is nil")
+	case c.Members == nil:
+		return errors.New("api: Config.Members is nil")
+	case c.Links == nil:
+		return errors.New("api: Config.Links is nil")
+	case c.Remote == nil:
+		return errors.New("api: Config.Remote is nil")
+	case c.Signaling == nil:
+		return errors.New("api: Config.Signaling is nil")
+	}
+	return nil
+}
+
+// Service is one RPC service, ready to be mounted.
+type Service struct {
+	// Name is the full protobuf name, such as "v1.Node".
+	Name string
+	// Path is "/" + Name + "/".
+	Path    string
+	Handler http.Handler
+	// Unimplemented is true for a service whose every answer says that it is
+	// not served here.
+	Unimplemented bool
+}
+
+// Services makes the handlers of every service of the API, each built with opts.
+func Services(cfg Config, opts ...connect.HandlerOption) ([]Service, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	links := &links{source: cfg.Links}
+	services := unimplemented(opts)
+	add := func(path string, h http.Handler) { services = append(services, newService(path, h)) }
+	add(v1connect.NewNodeHandler(&nodeService{Config: cfg, links: links, started: time.Now()}, opts...))
+	add(v1connect.NewMeshHandler(&meshService{state: cfg.State}, opts...))
+	add(v1connect.NewMembershipHandler(&membershipService{state: cfg.State, members: cfg.Members}, opts...))
+	add(v1connect.NewWebRTCHandler(&webRTCService{signaling: cfg.Signaling}, opts...))
+	add(meshgatev1connect.NewWatchHandler(&watchService{state: cfg.State, links: links}, opts...))
+	return services, nil
+}
+
+// newService names a service by the path of its generated handler.
+func newService(path string, h http.Handler) Service {
+	return Service{Name: path[1 : len(path)-1], Path: path, Handler: h}
+}
+
+// snapshot returns the state, or why there is none yet.
+func snapshot(s State) (*mesh.Snapshot, error) {
+	snap := s.Snapshot()
+	if snap == nil {
+		return nil, errNotReady
+	}
+	return snap, nil
+}

@@ -1,0 +1,94 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package api
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+
+	"connectrpc.com/connect"
+
+	"github.com/meshgate/meshgate/node/mesh"
+)
+
+// ErrClosing says that the gateway shuts down. It is the cause of the contexts
+// of calls that are ended for it.
+var ErrClosing = errors.New("the gateway is shutting down; connect again, or to another gateway")
+
+// errNotReady is the answer of a node that has not entered the mesh yet.
+var errNotReady = fmt.Errorf("%w: this node has not entered the mesh yet; try again in a few seconds", mesh.ErrUnavailable)
+
+// code is THE error table: it gives each error its RPC code, Internal when it
+// is in no row. The codes are part of the wire behaviour.
+func code(err error) connect.Code {
+	switch {
+	case errors.Is(err, mesh.ErrInvalid):
+		return connect.CodeInvalidArgument
+	case errors.Is(err, mesh.ErrNotFound):
+		return connect.CodeNotFound
+	case errors.Is(err, mesh.ErrExists):
+		return connect.CodeAlreadyExists
+	case errors.Is(err, mesh.ErrDenied):
+		return connect.CodePermissionDenied
+	case errors.Is(err, mesh.ErrUnauthenticated):
+		return connect.CodeUnauthenticated
+	case errors.Is(err, mesh.ErrExhausted):
+		return connect.CodeResourceExhausted
+	case errors.Is(err, mesh.ErrPrecondition):
+		return connect.CodeFailedPrecondition
+	case errors.Is(err, mesh.ErrUnsupported):
+		return connect.CodeUnimplemented
+	case errors.Is(err, mesh.ErrUnavailable), errors.Is(err, ErrClosing):
+		return connect.CodeUnavailable
+	case errors.Is(err, context.DeadlineExceeded):
+		return connect.CodeDeadlineExceeded
+	case errors.Is(err, context.Canceled):
+		return connect.CodeCanceled
+	case errors.Is(err, io.EOF): // a client ended its stream where a message was due
+		return connect.CodeInvalidArgument
+	}
+	return connect.CodeInternal
+}
+
+// Error turns what a handler returned into the error that the client gets; nil
+// stays nil. An error that is in no row of the table becomes "internal error"
+// with requestID, by which the operator finds the cause in the log.
+func Error(ctx context.Context, err error, requestID string) *connect.Error {
+	if err == nil {
+		return nil
+	}
+	if cause := context.Cause(ctx); errors.Is(cause, ErrClosing) {
+		return connect.NewError(connect.CodeUnavailable, ErrClosing)
+	}
+	if known, ok := err.(*connect.Error); ok && !connect.IsWireError(known) { //nolint:errorlint // a wrapped one is judged by the table first
+		return known
+	}
+	c := code(err)
+	if c != connect.CodeInternal {
+		if errors.Is(err, io.EOF) && c == connect.CodeInvalidArgument && !errors.Is(err, mesh.ErrInvalid) {
+			err = errors.New("the stream ended before the message that was due")
+		}
+		return connect.NewError(c, err)
+	}
+	var known *connect.Error
+	switch {
+	case errors.As(err, &known) && connect.IsWireError(known):
+		return remoteError(known)
+	case known != nil:
+		return known
+	}
+	return connect.NewError(c, fmt.Errorf("internal error; the gateway's log has the cause under request_id %s", requestID))
+}
+
+// remoteError passes on the answer of another node. Codes that speak of that
+// node's relation to this one, not to the client, become Unavailable.
+func remoteError(e *connect.Error) *connect.Error {
+	c := e.Code()
+	switch c {
+	case connect.CodeUnauthenticated, connect.CodePermissionDenied, connect.CodeUnknown, connect.CodeInternal, connect.CodeDataLoss:
+		c = connect.CodeUnavailable
+	}
+	return connect.NewError(c, fmt.Errorf("the other node answered: %s", e.Message()))
+}

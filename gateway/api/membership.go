@@ -1,0 +1,208 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package api
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/netip"
+	"strconv"
+
+	"connectrpc.com/connect"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/meshgate/meshgate/node/mesh"
+	"github.com/meshgate/meshgate/node/policy"
+	v1 "github.com/meshgate/meshgate/proto/v1"
+	"github.com/meshgate/meshgate/proto/v1/v1connect"
+)
+
+// membershipService serves v1.Membership.
+type membershipService struct {
+	state   State
+	members Members
+}
+
+var _ v1connect.MembershipHandler = (*membershipService)(nil)
+
+// Join makes a node a member and answers with all it needs to be one.
+func (m *membershipService) Join(ctx context.Context, req *connect.Request[v1.JoinRequest]) (*connect.Response[v1.JoinResponse], error) {
+	r, err := joinRequest(req.Msg)
+	if err != nil {
+		return nil, err
+	}
+	if req.Msg.GetAsVoter() || req.Msg.GetAsObserver() {
+		return nil, errSingleVoter
+	}
+	s, err := m.members.Join(ctx, r)
+	if err != nil {
+		return nil, err
+	}
+	peers, err := m.configuration(s, r.Node.ID)
+	if err != nil {
+		return nil, err
+	}
+	n := s.Nodes[r.Node.ID]
+	return connect.NewResponse(&v1.JoinResponse{
+		AddressIpv4: mesh.PrefixString(n.IPv4),
+		AddressIpv6: mesh.PrefixString(n.IPv6),
+		NetworkIpv4: mesh.PrefixString(s.IPv4),
+		NetworkIpv6: mesh.PrefixString(s.IPv6),
+		MeshDomain:  s.Domain,
+		Peers:       peers.GetPeers(),
+		IceServers:  peers.GetIceServers(),
+		DnsServers:  peers.GetDnsServers(),
+		NetworkAcls: peers.GetNetworkAcls(),
+		GatewayId:   peers.GetGatewayId(),
+	}), nil
+}
+
+// Update changes the fields of a member that are not empty in the request.
+func (m *membershipService) Update(ctx context.Context, req *connect.Request[v1.UpdateRequest]) (*connect.Response[v1.UpdateResponse], error) {
+	r, err := updateRequest(req.Msg)
+	if err != nil {
+		return nil, err
+	}
+	if req.Msg.GetAsVoter() {
+		return nil, errSingleVoter
+	}
+	if err := m.members.Update(ctx, r); err != nil {
+		return nil, err
+	}
+	return connect.NewResponse(&v1.UpdateResponse{}), nil
+}
+
+// Leave removes a member.
+func (m *membershipService) Leave(ctx context.Context, req *connect.Request[v1.LeaveRequest]) (*connect.Response[v1.LeaveResponse], error) {
+	id, err := mesh.ParseNodeID(req.Msg.GetId())
+	if err != nil {
+		return nil, err
+	}
+	if id == m.state.Self() {
+		return nil, fmt.Errorf("%w: %q is this gateway, the only one that keeps the state of the mesh; stop it instead", mesh.ErrPrecondition, id)
+	}
+	if err := m.members.Leave(ctx, id); err != nil {
+		return nil, err
+	}
+	return connect.NewResponse(&v1.LeaveResponse{}), nil
+}
+
+// SubscribePeers sends a node's configuration at once, and again whenever it
+// differs from the last one sent.
+func (m *membershipService) SubscribePeers(ctx context.Context, req *connect.Request[v1.SubscribePeersRequest], stream *connect.ServerStream[v1.PeerConfigurations]) error {
+	id, err := mesh.ParseNodeID(req.Msg.GetId())
+	if err != nil {
+		return err
+	}
+	s, err := m.stateSnapshot()
+	if err != nil {
+		return err
+	}
+	var sent *v1.PeerConfigurations
+	for {
+		c, err := m.configuration(s, id)
+		if err != nil {
+			return err
+		}
+		if !proto.Equal(sent, c) {
+			if err := stream.Send(c); err != nil {
+				return err
+			}
+			sent = c
+		}
+		if s, err = m.state.Wait(ctx, s.Version); err != nil {
+			return err
+		}
+	}
+}
+
+// Apply is for voters that are not the leader. There is one voter, so nobody may.
+func (m *membershipService) Apply(context.Context, *connect.Request[v1.RaftLogEntry]) (*connect.Response[v1.RaftApplyResponse], error) {
+	return nil, fmt.Errorf("%w: the caller is no voter of this mesh; change members with Join, Update and Leave", mesh.ErrDenied)
+}
+
+// GetStorageConfiguration names the servers that keep the state: this one.
+func (m *membershipService) GetStorageConfiguration(context.Context, *connect.Request[v1.StorageConfigurationRequest]) (*connect.Response[v1.StorageConfigurationResponse], error) {
+	s, err := m.stateSnapshot()
+	if err != nil {
+		return nil, err
+	}
+	self := s.Nodes[m.state.Self()]
+	server := &v1.StorageServer{Id: string(self.ID), Suffrage: v1.ClusterStatus_CLUSTER_LEADER}
+	port, ok := self.FeaturePort(v1.Feature_STORAGE_PROVIDER)
+	if !ok {
+		port, _ = self.FeaturePort(v1.Feature_MEMBERSHIP)
+	}
+	if addrs := self.Addrs(); len(addrs) > 0 {
+		server.Address = netip.AddrPortFrom(addrs[0], port).String()
+	}
+	return connect.NewResponse(&v1.StorageConfigurationResponse{Servers: []*v1.StorageServer{server}}), nil
+}
+
+// errSingleVoter refuses to make a node a keeper of the state.
+var errSingleVoter = fmt.Errorf("%w: this gateway runs a single voter; join without as_voter and as_observer", mesh.ErrPrecondition)
+
+// stateSnapshot returns the state of the whole mesh, which a node that follows
+// a gateway does not have.
+func (m *membershipService) stateSnapshot() (*mesh.Snapshot, error) {
+	s, err := snapshot(m.state)
+	if err != nil {
+		return nil, err
+	}
+	if self, ok := s.Nodes[m.state.Self()]; !ok || !holdsState(self) {
+		return nil, fmt.Errorf("%w: this node holds no state of the mesh; ask a gateway", mesh.ErrUnsupported)
+	}
+	return s, nil
+}
+
+// configuration is what node id needs to follow s.
+func (m *membershipService) configuration(s *mesh.Snapshot, id mesh.NodeID) (*v1.PeerConfigurations, error) {
+	if _, ok := s.Nodes[id]; !ok {
+		return nil, fmt.Errorf("%w: node %q is not, or no longer, in this mesh; join first", mesh.ErrNotFound, id)
+	}
+	plan, err := m.state.Plan(s, id)
+	if err != nil {
+		return nil, fmt.Errorf("plan for node %q: %w", id, err)
+	}
+	c := &v1.PeerConfigurations{GatewayId: string(m.state.Self())}
+	needICE := false
+	for _, p := range plan.Peers {
+		c.Peers = append(c.Peers, peerToProto(p))
+		needICE = needICE || p.Endpoint == "" || p.Protocol == v1.ConnectProtocol_CONNECT_ICE
+	}
+	if needICE {
+		c.IceServers = signalingServers(s)
+	}
+	for _, acl := range policy.Concerning(s, id) {
+		c.NetworkAcls = append(c.NetworkAcls, mesh.ACLToProto(acl))
+	}
+	return c, nil
+}
+
+// peerToProto writes a peer as v1 nodes expect it: with the endpoint to dial,
+// "host:port", in place of the node's primary endpoint.
+func peerToProto(p mesh.Peer) *v1.WireGuardPeer {
+	w := &v1.WireGuardPeer{Node: mesh.NodeToProto(p.Node), Proto: p.Protocol}
+	w.Node.PrimaryEndpoint = p.Endpoint
+	for _, prefix := range p.AllowedIPs {
+		w.AllowedIps = append(w.AllowedIps, prefix.String())
+	}
+	return w
+}
+
+// signalingServers are the nodes through which ICE peers find each other, as
+// "ip:port" of their RPC service. Only those with an IP address as endpoint
+// are named, because v1 nodes parse it as one.
+func signalingServers(s *mesh.Snapshot) []string {
+	var servers []string
+	for _, id := range sortedIDs(s) {
+		n := s.Nodes[id]
+		port, ok := n.FeaturePort(v1.Feature_ICE_NEGOTIATION)
+		if _, err := netip.ParseAddr(n.PrimaryEndpoint); !ok || err != nil {
+			continue
+		}
+		servers = append(servers, net.JoinHostPort(n.PrimaryEndpoint, strconv.Itoa(int(port))))
+	}
+	return servers
+}

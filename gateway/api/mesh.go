@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package api
+
+import (
+	"context"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+
+	"connectrpc.com/connect"
+	"google.golang.org/protobuf/types/known/emptypb"
+
+	"github.com/meshgate/meshgate/node/mesh"
+	v1 "github.com/meshgate/meshgate/proto/v1"
+	"github.com/meshgate/meshgate/proto/v1/v1connect"
+)
+
+// meshService serves v1.Mesh: reads of the latest snapshot.
+type meshService struct{ state State }
+
+var _ v1connect.MeshHandler = (*meshService)(nil)
+
+// GetNode returns one node.
+func (m *meshService) GetNode(_ context.Context, req *connect.Request[v1.GetNodeRequest]) (*connect.Response[v1.MeshNode], error) {
+	id, err := mesh.ParseNodeID(req.Msg.GetId())
+	if err != nil {
+		return nil, err
+	}
+	s, err := snapshot(m.state)
+	if err != nil {
+		return nil, err
+	}
+	n, ok := s.Nodes[id]
+	if !ok {
+		return nil, unknownNode(id)
+	}
+	return connect.NewResponse(mesh.NodeToProto(n)), nil
+}
+
+// ListNodes returns every node, sorted by id.
+func (m *meshService) ListNodes(context.Context, *connect.Request[emptypb.Empty]) (*connect.Response[v1.NodeList], error) {
+	s, err := snapshot(m.state)
+	if err != nil {
+		return nil, err
+	}
+	return connect.NewResponse(&v1.NodeList{Nodes: nodesToProto(s)}), nil
+}
+
+// GetMeshGraph returns ids and edges, also as Graphviz text.
+func (m *meshService) GetMeshGraph(context.Context, *connect.Request[emptypb.Empty]) (*connect.Response[v1.MeshGraph], error) {
+	s, err := snapshot(m.state)
+	if err != nil {
+		return nil, err
+	}
+	graph := &v1.MeshGraph{Edges: edgesToProto(s), Dot: dot(s)}
+	for _, id := range sortedIDs(s) {
+		graph.Nodes = append(graph.Nodes, string(id))
+	}
+	return connect.NewResponse(graph), nil
+}
+
+func sortedIDs(s *mesh.Snapshot) []mesh.NodeID { return slices.Sorted(maps.Keys(s.Nodes)) }
+
+func nodesToProto(s *mesh.Snapshot) []*v1.MeshNode {
+	nodes := make([]*v1.MeshNode, 0, len(s.Nodes))
+	for _, id := range sortedIDs(s) {
+		nodes = append(nodes, mesh.NodeToProto(s.Nodes[id]))
+	}
+	return nodes
+}
+
+func edgesToProto(s *mesh.Snapshot) []*v1.MeshEdge {
+	edges := make([]*v1.MeshEdge, 0, len(s.Edges))
+	for _, e := range s.Edges {
+		edges = append(edges, mesh.EdgeToProto(e))
+	}
+	return edges
+}
+
+// dot draws the mesh in the Graphviz language. Ids are quoted strings: never
+// HTML labels, and nothing in an id can end its quotes.
+func dot(s *mesh.Snapshot) string {
+	var b strings.Builder
+	b.WriteString("graph mesh {\n")
+	for _, id := range sortedIDs(s) {
+		b.WriteString("\t" + quoteDOT(string(id)) + ";\n")
+	}
+	for _, e := range s.Edges {
+		b.WriteString("\t" + quoteDOT(string(e.Source)) + " -- " + quoteDOT(string(e.Target)) +
+			" [weight=" + strconv.Itoa(int(e.Weight)) + "];\n")
+	}
+	b.WriteString("}\n")
+	return b.String()
+}
+
+// quoteDOT writes s as a double-quoted DOT string. Backslashes are doubled, as
+// they would begin an escape in a label; line ends become spaces.
+func quoteDOT(s string) string {
+	return `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`, "\n", " ", "\r", " ", "\x00", "").Replace(s) + `"`
+}

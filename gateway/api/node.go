@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package api
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"connectrpc.com/connect"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/meshgate/meshgate/node/mesh"
+	v1 "github.com/meshgate/meshgate/proto/v1"
+	"github.com/meshgate/meshgate/proto/v1/v1connect"
+)
+
+// nodeService serves v1.Node.
+type nodeService struct {
+	Config
+	links   *links
+	started time.Time
+}
+
+var _ v1connect.NodeHandler = (*nodeService)(nil)
+
+// GetStatus tells how this node is, or asks the node that the request names.
+func (n *nodeService) GetStatus(ctx context.Context, req *connect.Request[v1.GetStatusRequest]) (*connect.Response[v1.Status], error) {
+	s, err := snapshot(n.State)
+	if err != nil {
+		return nil, err
+	}
+	self := n.State.Self()
+	if id := req.Msg.GetId(); id != "" && id != string(self) {
+		status, err := n.remoteStatus(ctx, s, id)
+		if err != nil {
+			return nil, err
+		}
+		return connect.NewResponse(status), nil
+	}
+	stats, err := n.links.get()
+	if err != nil {
+		return nil, fmt.Errorf("read interface statistics: %w", err)
+	}
+	status := &v1.Status{
+		Id:               string(self),
+		Version:          n.Build.Version,
+		Commit:           n.Build.Commit,
+		BuildDate:        n.Build.Date,
+		Uptime:           time.Since(n.started).Truncate(time.Second).String(),
+		StartedAt:        timestamppb.New(n.started),
+		ClusterStatus:    v1.ClusterStatus_CLUSTER_NODE,
+		InterfaceMetrics: metricsToProto(stats),
+	}
+	if me, ok := s.Nodes[self]; ok {
+		status.Features = mesh.FeaturesToProto(me.Features)
+		if holdsState(me) {
+			status.ClusterStatus = v1.ClusterStatus_CLUSTER_LEADER
+			status.CurrentLeader = string(self)
+		}
+	}
+	return connect.NewResponse(status), nil
+}
+
+// remoteStatus asks another node, when it is one that can answer.
+func (n *nodeService) remoteStatus(ctx context.Context, s *mesh.Snapshot, name string) (*v1.Status, error) {
+	id, err := mesh.ParseNodeID(name)
+	if err != nil {
+		return nil, err
+	}
+	other, ok := s.Nodes[id]
+	if !ok {
+		return nil, unknownNode(id)
+	}
+	if !other.RunsMeshgate() {
+		return nil, fmt.Errorf("%w: node %q is a plain WireGuard peer, which has no status to ask for; "+
+			"v1.Mesh/GetNode has its record, and the interface_metrics of a gateway show its link", mesh.ErrPrecondition, id)
+	}
+	return n.Remote.RemoteStatus(ctx, id)
+}
+
+// NegotiateDataChannel answers a gateway that relays a client's negotiation.
+func (n *nodeService) NegotiateDataChannel(ctx context.Context, stream *connect.BidiStream[v1.DataChannelNegotiation, v1.DataChannelNegotiation]) error {
+	return n.Signaling.NegotiateDataChannel(ctx, CallerFrom(ctx).Node.ID, serverStream[v1.DataChannelNegotiation, v1.DataChannelNegotiation]{stream})
+}
+
+// ReceiveSignalChannel answers a gateway that relays a client's signals.
+func (n *nodeService) ReceiveSignalChannel(ctx context.Context, stream *connect.BidiStream[v1.WebRTCSignal, v1.WebRTCSignal]) error {
+	return n.Signaling.ReceiveSignalChannel(ctx, CallerFrom(ctx).Node.ID, serverStream[v1.WebRTCSignal, v1.WebRTCSignal]{stream})
+}
+
+// holdsState reports whether n keeps the state of the mesh. In this version
+// such a node is the only voter, and so the leader.
+func holdsState(n *mesh.Node) bool { return n.HasFeature(v1.Feature_MEMBERSHIP) }
+
+// unknownNode is the answer for a node that is not there.
+func unknownNode(id mesh.NodeID) error {
+	return fmt.Errorf("%w: no node %q in this mesh; v1.Mesh/ListNodes names those that are", mesh.ErrNotFound, id)
+}

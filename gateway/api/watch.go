@@ -1,0 +1,132 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package api
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"connectrpc.com/connect"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/meshgate/meshgate/node/mesh"
+	meshgatev1 "github.com/meshgate/meshgate/proto/meshgate/v1"
+	"github.com/meshgate/meshgate/proto/meshgate/v1/meshgatev1connect"
+)
+
+const (
+	// linkInterval is how often a watcher's links are compared. WireGuard tells
+	// of no change by itself, so this one thing is polled; the mesh is not.
+	linkInterval = time.Second
+	// counterInterval is the least time between two messages that differ in
+	// byte counters and handshake times only.
+	counterInterval = 5 * time.Second
+)
+
+// watchService serves meshgate.v1.Watch.
+type watchService struct {
+	state State
+	links *links
+}
+
+var _ meshgatev1connect.WatchHandler = (*watchService)(nil)
+
+// WatchMesh sends the mesh at once and after each change, until the client
+// goes. While the client does not read, nothing is queued: it gets the latest
+// state when it reads again.
+func (w *watchService) WatchMesh(ctx context.Context, _ *connect.Request[meshgatev1.WatchMeshRequest], stream *connect.ServerStream[meshgatev1.WatchMeshResponse]) error {
+	s, err := snapshot(w.state)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	next := w.follow(ctx, s.Version)
+	defer func() {
+		cancel()
+		for range next { // wait for follow to end
+		}
+	}()
+	ticker := time.NewTicker(linkInterval)
+	defer ticker.Stop()
+	var sent *meshgatev1.WatchMeshResponse
+	var sentAt time.Time
+	for {
+		links, err := w.linksOf(s)
+		if err != nil {
+			return err
+		}
+		now := time.Now()
+		if sent == nil || sent.GetVersion() != s.Version || linksChanged(sent.GetLinks(), links, now.Sub(sentAt) >= counterInterval) {
+			sent, sentAt = w.message(s, links), now
+			if err := stream.Send(sent); err != nil {
+				return err
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case newer, ok := <-next:
+			if !ok {
+				return fmt.Errorf("follow the mesh: %w", context.Cause(ctx))
+			}
+			s = newer
+		case <-ticker.C:
+		}
+	}
+}
+
+// follow delivers the latest snapshot after version whenever the receiver is
+// ready; those in between are skipped. The channel closes when ctx ends or the
+// node stops.
+func (w *watchService) follow(ctx context.Context, version uint64) <-chan *mesh.Snapshot {
+	out := make(chan *mesh.Snapshot)
+	go func() {
+		defer close(out)
+		for {
+			s, err := w.state.Wait(ctx, version)
+			if err != nil {
+				return
+			}
+			version = s.Version
+			select {
+			case out <- s:
+			case <-ctx.Done():
+				return
+			}
+		}
+	}()
+	return out
+}
+
+func (w *watchService) linksOf(s *mesh.Snapshot) ([]*meshgatev1.Link, error) {
+	stats, err := w.links.get()
+	if err != nil {
+		return nil, fmt.Errorf("read interface statistics: %w", err)
+	}
+	return linksToProto(s, stats, time.Now()), nil
+}
+
+func (w *watchService) message(s *mesh.Snapshot, links []*meshgatev1.Link) *meshgatev1.WatchMeshResponse {
+	return &meshgatev1.WatchMeshResponse{
+		Version:    s.Version,
+		GatewayId:  string(w.state.Self()),
+		MeshDomain: strings.TrimSuffix(s.Domain, "."),
+		Nodes:      nodesToProto(s),
+		Edges:      edgesToProto(s),
+		Links:      links,
+	}
+}
+
+// linksChanged compares two lists sorted by node. Without counters it looks at
+// what people act on only: which peers there are, online or not, and where.
+func linksChanged(a, b []*meshgatev1.Link, counters bool) bool {
+	return !slices.EqualFunc(a, b, func(x, y *meshgatev1.Link) bool {
+		if counters {
+			return proto.Equal(x, y)
+		}
+		return x.GetNodeId() == y.GetNodeId() && x.GetOnline() == y.GetOnline() && x.GetEndpoint() == y.GetEndpoint()
+	})
+}

@@ -1,0 +1,169 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package gateway
+
+import (
+	"bufio"
+	"crypto/tls"
+	"net"
+	"sync"
+	"time"
+)
+
+// alpnTURN is the protocol name of TURN over TLS (RFC 7443).
+const alpnTURN = "stun.turn"
+
+// newTLSListener puts TLS on l. With turn, connections that speak TURN go to
+// it; the others are accepted.
+func newTLSListener(l net.Listener, cfg *tls.Config, turn func(net.Conn)) net.Listener {
+	if turn == nil {
+		return tls.NewListener(l, cfg)
+	}
+	d := &demux{
+		Listener: l, tls: cfg, turn: turn,
+		accepted: make(chan net.Conn), done: make(chan struct{}), sorting: make(map[net.Conn]struct{}),
+	}
+	d.wg.Go(d.run)
+	return d
+}
+
+// demux shares one TLS port between HTTP and TURN. A client says by ALPN which
+// one it speaks, or by its first byte: the first two bits of a STUN message
+// are zero (RFC 8489 section 5), an HTTP request begins with a letter.
+type demux struct {
+	net.Listener
+	tls  *tls.Config
+	turn func(net.Conn)
+
+	accepted chan net.Conn // HTTP connections on their way to Accept; never closed
+	done     chan struct{} // closed when the listener has ended
+	wg       sync.WaitGroup
+
+	mu      sync.Mutex // guards the fields below
+	err     error      // why the listener ended; nil while it has not
+	sorting map[net.Conn]struct{}
+}
+
+// run accepts connections until the listener ends.
+func (d *demux) run() {
+	for {
+		conn, err := d.Listener.Accept()
+		if err != nil {
+			d.end(err)
+			return
+		}
+		if d.hold(conn) {
+			d.wg.Go(func() { d.sort(conn) })
+		}
+	}
+}
+
+// hold remembers a connection that is being sorted, so that end can close it.
+func (d *demux) hold(conn net.Conn) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.err != nil {
+		_ = conn.Close() // nobody is there to serve it
+		return false
+	}
+	d.sorting[conn] = struct{}{}
+	return true
+}
+
+func (d *demux) letGo(conn net.Conn) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	delete(d.sorting, conn)
+}
+
+// end stops everything; the first err counts.
+func (d *demux) end(err error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.err != nil {
+		return
+	}
+	d.err = err
+	close(d.done)
+	for conn := range d.sorting {
+		_ = conn.Close() // it was promised nothing yet
+	}
+}
+
+// sort ends the handshake and hands the connection to whom it is for.
+func (d *demux) sort(raw net.Conn) {
+	isTURN, conn, err := d.classify(tls.Server(raw, d.tls))
+	d.letGo(raw)
+	switch {
+	case err != nil:
+		_ = raw.Close() // who is not understood gets no answer
+	case isTURN:
+		d.turn(conn)
+	default:
+		select {
+		case d.accepted <- conn:
+		case <-d.done:
+			_ = raw.Close()
+		}
+	}
+}
+
+func (d *demux) classify(conn *tls.Conn) (isTURN bool, sorted net.Conn, err error) {
+	if err := conn.SetDeadline(time.Now().Add(headerTimeout)); err != nil {
+		return false, nil, err
+	}
+	if err := conn.Handshake(); err != nil { //nolint:noctx // the deadline bounds it
+		return false, nil, err
+	}
+	sorted = conn
+	switch conn.ConnectionState().NegotiatedProtocol {
+	case alpnTURN:
+		isTURN = true
+	case "":
+		peeked := &peekedConn{Conn: conn, reader: bufio.NewReader(conn)}
+		first, err := peeked.reader.Peek(1)
+		if err != nil {
+			return false, nil, err
+		}
+		isTURN, sorted = first[0]>>6 == 0, peeked
+	}
+	return isTURN, sorted, conn.SetDeadline(time.Time{})
+}
+
+// Accept returns the next HTTP connection.
+func (d *demux) Accept() (net.Conn, error) {
+	select {
+	case conn := <-d.accepted:
+		return conn, nil
+	case <-d.done:
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		return nil, d.err
+	}
+}
+
+// Close ends the listener and what has not been handed over.
+func (d *demux) Close() error {
+	err := d.Listener.Close()
+	d.end(net.ErrClosed)
+	d.wg.Wait()
+	return err
+}
+
+// peekedConn is a TLS connection whose first byte was looked at.
+type peekedConn struct {
+	*tls.Conn
+	reader *bufio.Reader
+}
+
+// Read implements net.Conn.
+func (c *peekedConn) Read(p []byte) (int, error) {
+	if c.reader == nil {
+		return c.Conn.Read(p)
+	}
+	n, err := c.reader.Read(p)
+	if c.reader.Buffered() == 0 {
+		c.reader = nil
+	}
+	return n, err
+}

@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package gateway
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"time"
+
+	"connectrpc.com/connect"
+
+	"github.com/meshgate/meshgate/gateway/api"
+	"github.com/meshgate/meshgate/node/mesh"
+	v1 "github.com/meshgate/meshgate/proto/v1"
+)
+
+// gate decides, before a message of a call is read, whether the caller may
+// come in: who it is, whether it is one of those the procedure is for, and
+// whether it has had its share. What roles it needs is decided by the
+// interceptor, which sees the message.
+func (g *Gateway) gate(ctx context.Context, spec connect.Spec, _ connect.Peer, h http.Header) (context.Context, error) {
+	started := time.Now()
+	q := requestFrom(ctx)
+	caller, err := g.admit(ctx, q, spec.Procedure, h)
+	if err != nil {
+		g.metrics.started.WithLabelValues(spec.Procedure).Inc()
+		return nil, g.ended(api.WithCaller(ctx, caller), spec, started, err)
+	}
+	return api.WithCaller(ctx, caller), nil
+}
+
+func (g *Gateway) admit(ctx context.Context, q *request, procedure string, h http.Header) (api.Caller, error) {
+	caller := api.Caller{Addr: q.from}
+	rule := g.rules[procedure]
+	if rule.access == anyone {
+		return caller, nil
+	}
+	var err error
+	if caller, err = g.identify(ctx, q, h); err != nil {
+		return caller, err
+	}
+	switch {
+	case rule.access == identified:
+	case rule.access == gateways && isGateway(caller.Node):
+	case rule.access == gateways:
+		return caller, fmt.Errorf("%w: only gateways may call this, on the mesh address of the node", mesh.ErrDenied)
+	default:
+		return caller, fmt.Errorf("%w: no rule lets anybody call %s", mesh.ErrDenied, procedure)
+	}
+	if q.socket != nil && !q.socket.hold(g.sockets, caller.ID) {
+		return caller, fmt.Errorf("%w: %q holds %d WebSockets; close some", mesh.ErrExhausted, caller.ID, g.cfg.Limits.Sockets)
+	}
+	if rule.channel && g.channels != nil && !g.channels.take(caller.ID) {
+		return caller, fmt.Errorf("%w: %q begins more than %g channels per second; wait a second", mesh.ErrExhausted, caller.ID, g.cfg.Limits.ChannelRate)
+	}
+	return caller, nil
+}
+
+// identify finds out who calls. On a mesh listener it is the node whose
+// address the call comes from, because WireGuard drops packets from any other;
+// elsewhere it is whoever the credentials belong to.
+func (g *Gateway) identify(ctx context.Context, q *request, h http.Header) (api.Caller, error) {
+	caller := api.Caller{Addr: q.from}
+	if !q.mesh {
+		id, err := g.authenticate(ctx, h, q.from.Addr())
+		caller.ID = id
+		return caller, err
+	}
+	s := g.cfg.Node.Snapshot()
+	if s == nil {
+		return caller, fmt.Errorf("%w: this node has not entered the mesh yet; try again in a few seconds", mesh.ErrUnavailable)
+	}
+	node, ok := s.NodeByAddr(q.from.Addr())
+	if !ok {
+		return caller, g.authFailure(reasonAddress, fmt.Errorf("%w: no node has the mesh address %s; join first", mesh.ErrUnauthenticated, q.from.Addr()))
+	}
+	caller.ID, caller.Node = string(node.ID), node
+	return caller, nil
+}
+
+// isGateway reports whether n is a node that relays negotiations for clients.
+func isGateway(n *mesh.Node) bool {
+	return n != nil && (n.HasFeature(v1.Feature_ICE_NEGOTIATION) || n.HasFeature(v1.Feature_MEMBERSHIP))
+}

@@ -1,0 +1,281 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package gateway is the network face of a node: it listens, tells who calls,
+// decides what they may do, and hands the call to gateway/api.
+//
+// One public port serves the console and the RPC services in the Connect,
+// gRPC, gRPC-web and grpc-websockets protocols. The mesh listeners serve the
+// RPC services to members, which are known by the address that WireGuard
+// authenticated. Whatever no rule allows is denied.
+package gateway
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/url"
+	"slices"
+	"sync"
+	"time"
+
+	"connectrpc.com/connect"
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/meshgate/meshgate/gateway/api"
+)
+
+// drainTimeout is how long calls under way may go on after Run was told to end.
+const drainTimeout = 10 * time.Second
+
+// Node is what the gateway asks the node that it belongs to; *node.Node is one.
+type Node interface {
+	api.State
+	api.Members
+	api.Links
+	api.Remote
+	// Healthy is nil while the node serves; the error says what it waits for.
+	Healthy() error
+}
+
+// Config says what the gateway serves, where and to whom.
+type Config struct {
+	// Node and Signaling are required.
+	Node      Node
+	Signaling api.Signaling
+	// Build is what Node.GetStatus shows of the program.
+	Build api.Build
+
+	// Public is the TCP listener for everybody; nil: none.
+	Public net.Listener
+	// TLS secures Public; nil serves HTTP and cleartext HTTP/2.
+	TLS *TLS
+	// TURN takes over those connections of a Public with TLS that speak TURN;
+	// nil: none do. It owns the connection and may block.
+	TURN func(net.Conn)
+	// Mesh are listeners on the node's mesh addresses. Who connects to them is
+	// the node that the snapshot says has the source address.
+	Mesh []net.Listener
+	// Metrics is the listener for /metrics and health, for operators only: it
+	// asks for no credentials. Nil: none.
+	Metrics net.Listener
+	// Console holds the files of the web console, index.html at its root; nil: none.
+	Console fs.FS
+
+	// Access says who may come in.
+	Access Access
+	// Limits bound what callers may use; zero fields mean their defaults.
+	Limits Limits
+
+	// Logger gets one record per call; nil discards them.
+	Logger *slog.Logger
+	// Registerer takes the metrics; nil leaves them unregistered.
+	Registerer prometheus.Registerer
+	// Gatherer is what /metrics shows; nil: the default one.
+	Gatherer prometheus.Gatherer
+}
+
+// Access says who may come in on the public listener.
+type Access struct {
+	// Authenticators check credentials, in this order. None: only public
+	// procedures (health) are served to callers outside the mesh.
+	Authenticators []Authenticator
+	// Origins are the web origins, "https://host[:port]", whose pages may call
+	// beside the gateway's own; exact, without wildcards.
+	Origins []string
+	// Hosts are the values of the Host header that are served, without port;
+	// empty: all. A gateway on loopback needs it, because a page can make its
+	// own name resolve to 127.0.0.1 (DNS rebinding).
+	Hosts []string
+	// OpenReflection serves gRPC reflection to everybody, for development.
+	// Otherwise it needs a role that grants everything.
+	OpenReflection bool
+}
+
+// Limits bound what one caller may use.
+type Limits struct {
+	// ChannelRate is how many StartDataChannel and StartSignalChannel calls an
+	// identity may begin per second, and ChannelBurst how many at once. A zero
+	// rate switches the limit off.
+	ChannelRate  float64
+	ChannelBurst int
+	// Sockets is how many WebSockets an identity may hold; 0 means 64.
+	Sockets int
+	// Connections is how many TCP connections the public listener keeps, and
+	// each mesh listener; 0 means 16384.
+	Connections int
+}
+
+// Validate says what in c can never work, naming the field.
+func (c *Config) Validate() error {
+	switch {
+	case c.Node == nil:
+		return errors.New("gateway: Config.Node is nil")
+	case c.Signaling == nil:
+		return errors.New("gateway: Config.Signaling is nil")
+	case c.Public == nil && (c.TLS != nil || c.TURN != nil):
+		return errors.New("gateway: Config.TLS and Config.TURN need Config.Public")
+	case c.TURN != nil && c.TLS == nil:
+		return errors.New("gateway: Config.TURN shares the port of Config.TLS, which is nil")
+	case c.Limits.ChannelRate < 0 || c.Limits.ChannelBurst < 0 || c.Limits.Sockets < 0 || c.Limits.Connections < 0:
+		return errors.New("gateway: a field of Config.Limits is negative")
+	case c.Limits.ChannelRate > 0 && c.Limits.ChannelBurst == 0:
+		return errors.New("gateway: Config.Limits.ChannelRate without ChannelBurst lets nobody in")
+	}
+	for _, o := range c.Access.Origins {
+		u, err := url.Parse(o)
+		if err != nil || u.Host == "" || (u.Scheme != "http" && u.Scheme != "https") || o != u.Scheme+"://"+u.Host {
+			return fmt.Errorf("gateway: allowed origin %q: write it as https://host[:port], without path and wildcards", o)
+		}
+	}
+	if slices.Contains(c.Access.Hosts, "") {
+		return errors.New("gateway: an allowed host is empty")
+	}
+	if c.TLS != nil {
+		return c.TLS.Validate()
+	}
+	return nil
+}
+
+// Gateway serves a node's APIs. Make one with New, run it with Run.
+type Gateway struct {
+	cfg     Config
+	log     *slog.Logger
+	metrics *metrics
+	rules   map[string]rule
+	errors  *connect.ErrorWriter
+	tls     *certificates // nil without TLS
+
+	channels *buckets // one per identity; nil: no limit
+	pending  *slots   // WebSockets without an identity yet, by network
+	sockets  *slots   // WebSockets by identity
+	open     *tracker // WebSockets that are served
+
+	rpc http.Handler // every RPC service, behind gate and interceptor
+}
+
+// New makes a gateway. It opens nothing; the listeners of cfg are closed by Run.
+func New(cfg Config) (*Gateway, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Gatherer == nil {
+		cfg.Gatherer = prometheus.DefaultGatherer
+	}
+	if cfg.Limits.Sockets == 0 {
+		cfg.Limits.Sockets = 64
+	}
+	if cfg.Limits.Connections == 0 {
+		cfg.Limits.Connections = 16384
+	}
+	m, err := newMetrics(cfg.Registerer)
+	if err != nil {
+		return nil, err
+	}
+	g := &Gateway{
+		cfg:     cfg,
+		log:     cfg.Logger.With("component", "gateway"),
+		metrics: m,
+		rules:   newRules(cfg.Access.OpenReflection),
+		errors:  connect.NewErrorWriter(),
+		pending: newSlots(maxPendingSockets),
+		sockets: newSlots(cfg.Limits.Sockets),
+		open:    newTracker(),
+	}
+	if cfg.Limits.ChannelRate > 0 {
+		g.channels = newBuckets(cfg.Limits.ChannelRate, cfg.Limits.ChannelBurst)
+	}
+	if cfg.TLS != nil {
+		if g.tls, err = openCertificates(*cfg.TLS, g.log); err != nil {
+			return nil, err
+		}
+	}
+	if g.rpc, err = g.services(); err != nil {
+		return nil, err
+	}
+	return g, nil
+}
+
+// Pin is the SHA-256 of the public key that the public listener shows now, by
+// which a client can recognise a self-signed gateway; false without TLS.
+func (g *Gateway) Pin() (pin [32]byte, ok bool) {
+	if g.tls == nil {
+		return pin, false
+	}
+	return g.tls.pin(), true
+}
+
+// Run serves until ctx ends. Then it says so (health, GOAWAY), lets calls
+// under way finish for at most drainTimeout, and returns nil. It returns an
+// error when a listener fails. Call it once.
+func (g *Gateway) Run(ctx context.Context) error {
+	// Calls outlive ctx by the time it takes to drain them.
+	base, stop := context.WithCancelCause(context.WithoutCancel(ctx))
+	defer stop(api.ErrClosing)
+	// Streams that would never end by themselves end when draining begins.
+	draining, drain := context.WithCancelCause(base)
+	defer drain(api.ErrClosing)
+
+	group, running := errgroup.WithContext(ctx)
+	var servers []*http.Server
+	serve := func(l net.Listener, h http.Handler) {
+		s := newServer(h, base, g.log)
+		servers = append(servers, s)
+		group.Go(func() error {
+			if err := s.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+				return fmt.Errorf("serve on %s: %w", l.Addr(), err)
+			}
+			return nil
+		})
+	}
+	if g.cfg.Public != nil {
+		l := limitListener(g.cfg.Public, g.cfg.Limits.Connections)
+		if g.tls != nil {
+			l = newTLSListener(l, g.tls.config(g.cfg.TURN != nil), g.cfg.TURN)
+		}
+		serve(l, g.publicHandler(draining))
+	}
+	for _, l := range g.cfg.Mesh {
+		serve(limitListener(l, g.cfg.Limits.Connections), g.meshHandler(draining))
+	}
+	if g.cfg.Metrics != nil {
+		serve(g.cfg.Metrics, g.metricsHandler(draining))
+	}
+	group.Go(func() error {
+		<-running.Done()
+		drain(api.ErrClosing)
+		g.shutdown(base, stop, servers)
+		return nil
+	})
+	return group.Wait()
+}
+
+// shutdown ends the servers: in peace within drainTimeout, then by stop.
+func (g *Gateway) shutdown(ctx context.Context, stop context.CancelCauseFunc, servers []*http.Server) {
+	ctx, cancel := context.WithTimeout(ctx, drainTimeout)
+	defer cancel()
+	var wg sync.WaitGroup
+	for _, s := range servers {
+		wg.Go(func() {
+			if err := s.Shutdown(ctx); err != nil {
+				g.log.Warn("calls cut off at shutdown", "err", err)
+				_ = s.Close() // nobody is left to be told
+			}
+		})
+	}
+	idle := g.open.close() // Shutdown does not know WebSockets
+	select {
+	case <-idle:
+	case <-ctx.Done():
+	}
+	wg.Wait()
+	stop(api.ErrClosing)
+	<-idle
+}

@@ -1,0 +1,183 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package gateway
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"runtime/debug"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"connectrpc.com/connect"
+
+	"github.com/meshgate/meshgate/gateway/api"
+)
+
+// unaryTimeout bounds the work for a unary call.
+const unaryTimeout = 10 * time.Second
+
+// interceptor is around every handler: it checks roles, sets deadlines, turns
+// errors into codes, counts, and writes the one log record of a call.
+type interceptor struct{ *Gateway }
+
+var _ connect.Interceptor = interceptor{}
+
+// WrapUnary implements connect.Interceptor.
+func (g interceptor) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc {
+	return func(ctx context.Context, req connect.AnyRequest) (res connect.AnyResponse, err error) {
+		started := g.began(req.Spec())
+		defer func() { err = g.ended(ctx, req.Spec(), started, err); g.metrics.inFlight.Dec() }()
+		requestFrom(ctx).arrived()
+		if err := g.authorize(ctx, req.Spec(), req.Any()); err != nil {
+			return nil, err
+		}
+		ctx, cancel := context.WithTimeout(ctx, unaryTimeout)
+		defer cancel()
+		return next(ctx, req)
+	}
+}
+
+// WrapStreamingHandler implements connect.Interceptor.
+func (g interceptor) WrapStreamingHandler(next connect.StreamingHandlerFunc) connect.StreamingHandlerFunc {
+	return func(ctx context.Context, conn connect.StreamingHandlerConn) (err error) {
+		started := g.began(conn.Spec())
+		defer func() { err = g.ended(ctx, conn.Spec(), started, err); g.metrics.inFlight.Dec() }()
+		q := requestFrom(ctx)
+		q.streaming()
+		ctx, cancel := context.WithCancelCause(ctx)
+		defer cancel(nil)
+		if conn.Spec().StreamType == connect.StreamTypeServer {
+			// It ends when the client goes, which at shutdown is too late.
+			defer context.AfterFunc(q.draining, func() { cancel(api.ErrClosing) })()
+		}
+		guarded := &guardedStream{StreamingHandlerConn: conn, request: q}
+		guarded.admit = func(msg any) error { return g.authorize(ctx, conn.Spec(), msg) }
+		return guarded.verdict(ctx, next(ctx, guarded))
+	}
+}
+
+// WrapStreamingClient implements connect.Interceptor; a gateway's handlers
+// have no client.
+func (g interceptor) WrapStreamingClient(next connect.StreamingClientFunc) connect.StreamingClientFunc {
+	return next
+}
+
+// authorize checks the caller's roles against the call's first message.
+func (g *Gateway) authorize(ctx context.Context, spec connect.Spec, msg any) error {
+	return g.rules[spec.Procedure].authorize(g.cfg.Node.Snapshot(), api.CallerFrom(ctx), msg)
+}
+
+// began counts a call.
+func (g *Gateway) began(spec connect.Spec) time.Time {
+	g.metrics.started.WithLabelValues(spec.Procedure).Inc()
+	g.metrics.inFlight.Inc()
+	return time.Now()
+}
+
+// ended turns err into what the client gets, counts the call and writes its
+// log record. It returns a literal nil for a nil err.
+func (g *Gateway) ended(ctx context.Context, spec connect.Spec, started time.Time, err error) error {
+	q, caller, took := requestFrom(ctx), api.CallerFrom(ctx), time.Since(started)
+	public := api.Error(ctx, err, q.id)
+	code := "ok"
+	if public != nil {
+		code = public.Code().String()
+	}
+	g.metrics.handled.WithLabelValues(spec.Procedure, code).Inc()
+	if spec.StreamType == connect.StreamTypeUnary {
+		g.metrics.seconds.WithLabelValues(spec.Procedure).Observe(took.Seconds())
+	}
+	attrs := []slog.Attr{
+		slog.String("rpc", spec.Procedure), slog.String("code", code), slog.Duration("dur", took),
+		slog.String("caller", caller.ID), slog.String("addr", q.from.String()), slog.String("request_id", q.id),
+	}
+	level := g.level(spec.Procedure, public)
+	if public != nil && level == slog.LevelError {
+		attrs = append(attrs, slog.Any("err", err)) // the cause, which the client does not get
+	} else if public != nil {
+		attrs = append(attrs, slog.String("err", public.Message()))
+	}
+	g.log.LogAttrs(ctx, level, "rpc", attrs...)
+	if public == nil {
+		return nil
+	}
+	return public
+}
+
+// level of a call's log record: what changes the mesh and what roles refused
+// is for the audit, faults are for somebody to act on, the rest is detail.
+func (g *Gateway) level(procedure string, err *connect.Error) slog.Level {
+	switch {
+	case err != nil && err.Code() == connect.CodeInternal:
+		return slog.LevelError
+	case err != nil && err.Code() == connect.CodePermissionDenied, err == nil && g.rules[procedure].writes:
+		return slog.LevelInfo
+	}
+	return slog.LevelDebug
+}
+
+// recovered answers for a handler that panicked.
+func (g *Gateway) recovered(ctx context.Context, spec connect.Spec, _ http.Header, value any) error {
+	g.metrics.panics.Inc()
+	g.log.Error("handler panicked", "rpc", spec.Procedure, "request_id", requestFrom(ctx).id,
+		"err", fmt.Sprint(value), "stack", string(debug.Stack()))
+	return fmt.Errorf("panic in %s", spec.Procedure)
+}
+
+// guardedStream is a call's stream: its first message has to come in time and
+// is what roles are checked against; each message sent has to be taken in time.
+type guardedStream struct {
+	connect.StreamingHandlerConn
+	request *request
+	admit   func(msg any) error
+
+	first atomic.Bool // set when the first message was asked for
+
+	mu      sync.Mutex // guards the fields below: a handler may return while it receives
+	refused error      // what admit said
+	late    bool       // the first message did not come
+}
+
+// Receive implements connect.StreamingHandlerConn.
+func (s *guardedStream) Receive(msg any) error {
+	err := s.StreamingHandlerConn.Receive(msg)
+	if s.first.Swap(true) {
+		return err
+	}
+	if err == nil {
+		s.request.arrived()
+		err = s.admit(msg)
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.refused = err
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.late = connect.CodeOf(err) == connect.CodeDeadlineExceeded
+	return err
+}
+
+// Send implements connect.StreamingHandlerConn.
+func (s *guardedStream) Send(msg any) error {
+	defer s.request.sending()()
+	return s.StreamingHandlerConn.Send(msg)
+}
+
+// verdict is the error of a call whose handler returned err, which may have
+// lost on the way why the first message was not given to it.
+func (s *guardedStream) verdict(ctx context.Context, err error) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case s.refused != nil:
+		return s.refused
+	case s.late && ctx.Err() == nil:
+		return fmt.Errorf("the first message did not come within %s: %w", requestTimeout, context.DeadlineExceeded)
+	}
+	return err
+}

@@ -1,0 +1,74 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package gateway
+
+import (
+	"errors"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// Reasons of meshgate_gateway_auth_failures_total.
+const (
+	reasonNone      = "none"      // no credentials where some are needed
+	reasonMalformed = "malformed" // several, or not well formed
+	reasonRefused   = "refused"   // wrong, expired or unknown
+	reasonLimited   = "limited"   // too many failures before
+	reasonAddress   = "address"   // a mesh address that no node holds
+	reasonFailed    = "failed"    // the check itself failed
+)
+
+// metrics are the gateway's. Labels come from closed sets: procedures of the
+// rules, RPC codes, the reasons above.
+type metrics struct {
+	started      *prometheus.CounterVec
+	handled      *prometheus.CounterVec
+	seconds      *prometheus.HistogramVec
+	inFlight     prometheus.Gauge
+	panics       prometheus.Counter
+	sockets      prometheus.Gauge
+	authFailures *prometheus.CounterVec
+}
+
+// newMetrics makes the metrics and registers them with r, unless it is nil.
+func newMetrics(r prometheus.Registerer) (*metrics, error) {
+	m := &metrics{
+		started: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "meshgate_gateway_rpc_started_total",
+			Help: "RPC calls begun.",
+		}, []string{"rpc"}),
+		handled: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "meshgate_gateway_rpc_handled_total",
+			Help: "RPC calls ended, by code.",
+		}, []string{"rpc", "code"}),
+		seconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name:    "meshgate_gateway_rpc_unary_seconds",
+			Help:    "Time to answer a unary call.",
+			Buckets: []float64{.001, .005, .025, .1, .5, 1, 5, 10},
+		}, []string{"rpc"}),
+		inFlight: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "meshgate_gateway_rpc_in_flight",
+			Help: "RPC calls being served.",
+		}),
+		panics: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "meshgate_gateway_panics_total",
+			Help: "Handlers that panicked; each is a bug.",
+		}),
+		sockets: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "meshgate_gateway_websockets",
+			Help: "Open WebSockets, one per call.",
+		}),
+		authFailures: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "meshgate_gateway_auth_failures_total",
+			Help: "Callers that could not be authenticated, by reason.",
+		}, []string{"reason"}),
+	}
+	if r == nil {
+		return m, nil
+	}
+	var errs []error
+	for _, c := range []prometheus.Collector{m.started, m.handled, m.seconds, m.inFlight, m.panics, m.sockets, m.authFailures} {
+		errs = append(errs, r.Register(c))
+	}
+	return m, errors.Join(errs...)
+}

@@ -1,0 +1,205 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package gateway
+
+import (
+	"fmt"
+
+	"connectrpc.com/grpchealth"
+	"connectrpc.com/grpcreflect"
+
+	"github.com/meshgate/meshgate/gateway/api"
+	"github.com/meshgate/meshgate/node/mesh"
+	"github.com/meshgate/meshgate/node/policy"
+	"github.com/meshgate/meshgate/proto/meshgate/v1/meshgatev1connect"
+	v1 "github.com/meshgate/meshgate/proto/v1"
+	"github.com/meshgate/meshgate/proto/v1/v1connect"
+)
+
+// access is who a caller must be, before roles are looked at.
+type access uint8
+
+const (
+	nobody     access = iota // the zero rule denies
+	anyone                   // strangers too
+	identified               // a user with credentials, or a member over the mesh
+	gateways                 // a member over the mesh that is a gateway
+)
+
+// rule says who may call a procedure.
+type rule struct {
+	access access
+	// needs names the actions that the caller's roles must allow, read from
+	// the call's first message, or denies at once. Nil: none.
+	needs func(c api.Caller, msg any) ([]mesh.Action, error)
+	// channel counts the call against Limits.ChannelRate.
+	channel bool
+	// writes marks a call that changes the mesh, for the audit log.
+	writes bool
+}
+
+// newRules is THE authorisation table: every procedure that is served, and what
+// it takes. A procedure that is not in it is denied. Those of services that are
+// not implemented are added by Gateway.services.
+func newRules(openReflection bool) map[string]rule {
+	reader := rule{access: identified, needs: readMesh}
+	rules := map[string]rule{
+		v1connect.NodeGetStatusProcedure:            reader,
+		v1connect.NodeNegotiateDataChannelProcedure: {access: gateways},
+		v1connect.NodeReceiveSignalChannelProcedure: {access: gateways},
+
+		v1connect.MeshGetNodeProcedure:      reader,
+		v1connect.MeshListNodesProcedure:    reader,
+		v1connect.MeshGetMeshGraphProcedure: reader,
+
+		meshgatev1connect.WatchWatchMeshProcedure: reader,
+
+		v1connect.WebRTCStartDataChannelProcedure:   {access: identified, channel: true, needs: of(startDataChannel)},
+		v1connect.WebRTCStartSignalChannelProcedure: {access: identified, channel: true, needs: of(startSignalChannel)},
+
+		v1connect.MembershipJoinProcedure:           {access: identified, writes: true, needs: of(join)},
+		v1connect.MembershipUpdateProcedure:         {access: identified, writes: true, needs: of(update)},
+		v1connect.MembershipLeaveProcedure:          {access: identified, writes: true, needs: of(leave)},
+		v1connect.MembershipSubscribePeersProcedure: {access: identified, needs: of(subscribePeers)},
+		// The handler denies Apply to all but voters.
+		v1connect.MembershipApplyProcedure:                   {access: identified, writes: true},
+		v1connect.MembershipGetStorageConfigurationProcedure: reader,
+
+		"/" + grpchealth.HealthV1ServiceName + "/Check": {access: anyone},
+		"/" + grpchealth.HealthV1ServiceName + "/Watch": {access: anyone},
+	}
+	reflection := rule{access: identified, needs: everything}
+	if openReflection {
+		reflection = rule{access: anyone}
+	}
+	for _, service := range []string{grpcreflect.ReflectV1ServiceName, grpcreflect.ReflectV1AlphaServiceName} {
+		rules["/"+service+"/ServerReflectionInfo"] = reflection
+	}
+	return rules
+}
+
+// authorize checks the roles that r needs for a call of c that begins with msg.
+func (r rule) authorize(s *mesh.Snapshot, c api.Caller, msg any) error {
+	if r.needs == nil {
+		return nil
+	}
+	actions, err := r.needs(c, msg)
+	if err != nil {
+		return err
+	}
+	for _, a := range actions {
+		if s == nil || !policy.Allowed(s, c.ID, a) {
+			return fmt.Errorf("%w: %q has no role that grants %s; an administrator can bind one", mesh.ErrDenied, c.ID, describe(a))
+		}
+	}
+	return nil
+}
+
+func describe(a mesh.Action) string {
+	if a.Name == "" {
+		return fmt.Sprintf("%s on %s", a.Verb, a.Resource)
+	}
+	return fmt.Sprintf("%s on %s %q", a.Verb, a.Resource, a.Name)
+}
+
+// of adapts needs of messages of type M. A message of another type is denied.
+func of[M any](needs func(c api.Caller, msg M) ([]mesh.Action, error)) func(api.Caller, any) ([]mesh.Action, error) {
+	return func(c api.Caller, msg any) ([]mesh.Action, error) {
+		m, ok := msg.(M)
+		if !ok {
+			return nil, fmt.Errorf("%w: unexpected message %T", mesh.ErrDenied, msg)
+		}
+		return needs(c, m)
+	}
+}
+
+func put(r v1.RuleResource, name string) mesh.Action {
+	return mesh.Action{Resource: r, Name: name, Verb: v1.RuleVerb_VERB_PUT}
+}
+
+// readMesh: members read the mesh; others need GET on RESOURCE_EDGES.
+func readMesh(c api.Caller, _ any) ([]mesh.Action, error) {
+	if c.Node != nil {
+		return nil, nil
+	}
+	return []mesh.Action{{Resource: v1.RuleResource_RESOURCE_EDGES, Verb: v1.RuleVerb_VERB_GET}}, nil
+}
+
+// everything: a role that grants all.
+func everything(api.Caller, any) ([]mesh.Action, error) {
+	return []mesh.Action{{Resource: v1.RuleResource_RESOURCE_ALL, Verb: v1.RuleVerb_VERB_ALL}}, nil
+}
+
+func startDataChannel(_ api.Caller, m *v1.StartDataChannelRequest) ([]mesh.Action, error) {
+	return []mesh.Action{put(v1.RuleResource_RESOURCE_DATA_CHANNELS, m.GetNodeId())}, nil
+}
+
+func startSignalChannel(_ api.Caller, m *v1.WebRTCSignal) ([]mesh.Action, error) {
+	return []mesh.Action{put(v1.RuleResource_RESOURCE_DATA_CHANNELS, m.GetNodeId())}, nil
+}
+
+// join: under the caller's own id, or under one that it may PUT edges of.
+// Routes, direct peers and a seat among the voters need their own grants.
+func join(c api.Caller, m *v1.JoinRequest) ([]mesh.Action, error) {
+	var actions []mesh.Action
+	if m.GetId() != c.ID {
+		actions = append(actions, put(v1.RuleResource_RESOURCE_EDGES, m.GetId()))
+	}
+	if len(m.GetRoutes()) > 0 {
+		actions = append(actions, put(v1.RuleResource_RESOURCE_ROUTES, ""))
+	}
+	for peer := range m.GetDirectPeers() {
+		actions = append(actions, put(v1.RuleResource_RESOURCE_EDGES, peer))
+	}
+	if m.GetAsVoter() {
+		actions = append(actions, put(v1.RuleResource_RESOURCE_VOTES, ""))
+	}
+	if m.GetAsObserver() {
+		actions = append(actions, put(v1.RuleResource_RESOURCE_OBSERVERS, ""))
+	}
+	return actions, nil
+}
+
+// update: as join. Over the mesh a node has shown its key and may change it;
+// a token shows no key, so that it takes a role to change one.
+func update(c api.Caller, m *v1.UpdateRequest) ([]mesh.Action, error) {
+	if err := onlySelf(c, m.GetId()); err != nil {
+		return nil, err
+	}
+	var actions []mesh.Action
+	if m.GetId() != c.ID || (c.Node == nil && m.GetPublicKey() != "") {
+		actions = append(actions, put(v1.RuleResource_RESOURCE_EDGES, m.GetId()))
+	}
+	if len(m.GetRoutes()) > 0 {
+		actions = append(actions, put(v1.RuleResource_RESOURCE_ROUTES, ""))
+	}
+	if m.GetAsVoter() {
+		actions = append(actions, put(v1.RuleResource_RESOURCE_VOTES, ""))
+	}
+	return actions, nil
+}
+
+// leave: oneself, or a node that the caller may DELETE edges of.
+func leave(c api.Caller, m *v1.LeaveRequest) ([]mesh.Action, error) {
+	if err := onlySelf(c, m.GetId()); err != nil || m.GetId() == c.ID {
+		return nil, err
+	}
+	return []mesh.Action{{Resource: v1.RuleResource_RESOURCE_EDGES, Name: m.GetId(), Verb: v1.RuleVerb_VERB_DELETE}}, nil
+}
+
+// subscribePeers: one's own peers, or those of a node that the caller may PUT
+// edges of.
+func subscribePeers(c api.Caller, m *v1.SubscribePeersRequest) ([]mesh.Action, error) {
+	if err := onlySelf(c, m.GetId()); err != nil || m.GetId() == c.ID {
+		return nil, err
+	}
+	return []mesh.Action{put(v1.RuleResource_RESOURCE_EDGES, m.GetId())}, nil
+}
+
+// onlySelf denies a member that speaks for another node over the mesh.
+func onlySelf(c api.Caller, id string) error {
+	if c.Node != nil && id != c.ID {
+		return fmt.Errorf("%w: node %q may do that for itself only, not for %q", mesh.ErrDenied, c.ID, id)
+	}
+	return nil
+}
