@@ -1,0 +1,203 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build linux
+
+package turn
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"io"
+	"net/netip"
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+)
+
+// Addresses inside the namespaces: public unicast ones, since the policy denies
+// the blocks that are usually set aside for tests.
+const (
+	serverHost = "11.0.0.1"
+	clientHost = "11.0.0.2" // the peer is there too
+	gatewayTCP = "8443"     // stands for another service of the gateway
+)
+
+// helperEnv makes this test binary a TURN server; see TestMain.
+const helperEnv = "MESHGATE_TURN_TEST_SERVER"
+
+// runHelper serves on serverHost until standard input ends.
+func runHelper() int {
+	host := netip.MustParseAddr(serverHost)
+	at := []netip.AddrPort{netip.AddrPortFrom(host, 3478)}
+	secrets, err := NewSecrets(testSecret, nil)
+	if err == nil {
+		var s *Server
+		if s, err = New(Config{UDP: at, TCP: at, Relay: Relay{Public: host, Bind: host}, Secrets: secrets,
+			Limits: Limits{AnswersPerSecond: 1000, AllocationsPerUser: 1000}}); err == nil {
+			fmt.Println("ready")
+			io.Copy(io.Discard, os.Stdin)
+			err = s.Close()
+		}
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	return 0
+}
+
+// lab is two namespaces, one for the server and one for client and peer,
+// with a cable between them.
+type lab struct{ server, client string }
+
+func newLab(t *testing.T) lab {
+	t.Helper()
+	n := lab{server: fmt.Sprintf("turn-s-%d", os.Getpid()), client: fmt.Sprintf("turn-c-%d", os.Getpid())}
+	for _, ns := range []string{n.server, n.client} {
+		ip(t, "netns", "add", ns)
+		t.Cleanup(func() { ip(t, "netns", "del", ns) })
+		ip(t, "-n", ns, "link", "set", "lo", "up")
+	}
+	ip(t, "link", "add", "cable", "netns", n.server, "type", "veth", "peer", "name", "cable", "netns", n.client)
+	for ns, host := range map[string]string{n.server: serverHost, n.client: clientHost} {
+		ip(t, "-n", ns, "addr", "add", host+"/24", "dev", "cable")
+		ip(t, "-n", ns, "link", "set", "cable", "up")
+	}
+	return n
+}
+
+func ip(t *testing.T, args ...string) {
+	t.Helper()
+	if out, err := exec.Command("ip", args...).CombinedOutput(); err != nil {
+		t.Fatalf("ip %s: %v: %s", strings.Join(args, " "), err, out)
+	}
+}
+
+// start runs a command in a namespace until the test ends, and waits for a line
+// of its output that has ready in it.
+func start(t *testing.T, ns, ready string, env []string, args ...string) {
+	t.Helper()
+	cmd := exec.Command("ip", append([]string{"netns", "exec", ns}, args...)...)
+	cmd.Env = append(os.Environ(), env...)
+	stdin, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	output, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd.Stdout, cmd.Stderr = w, w
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	w.Close()
+	t.Cleanup(func() {
+		stdin.Close()
+		cmd.Process.Kill()
+		cmd.Wait()
+		output.Close()
+	})
+	seen := make(chan bool, 1)
+	go func() {
+		lines := bufio.NewScanner(output)
+		for lines.Scan() {
+			if strings.Contains(lines.Text(), ready) {
+				select {
+				case seen <- true:
+				default: // said before
+				}
+			}
+		}
+		close(seen)
+	}()
+	select {
+	case ok := <-seen:
+		if !ok {
+			t.Fatalf("%v ended before it was ready", args)
+		}
+	case <-time.After(patience):
+		t.Fatalf("%v is not ready", args)
+	}
+}
+
+// uclient runs coturn's client and returns what it says. The reasons for which
+// it tries again are none of the server's: it draws channel numbers that RFC 8656
+// has reserved since (0x5000 to 0x7FFF), three times out of four.
+func (n lab) uclient(t *testing.T, args ...string) string {
+	t.Helper()
+	args = append([]string{
+		"netns", "exec", n.client, "stdbuf", "-oL", "turnutils_uclient", "-c", "-v", "-n", "5", "-z", "10", "-l", "300",
+	}, args...)
+	for range 100 {
+		ctx, cancel := context.WithTimeout(t.Context(), 3*patience)
+		out, err := exec.CommandContext(ctx, "ip", append(args, serverHost)...).CombinedOutput()
+		cancel()
+		if !strings.Contains(string(out), "channel bind: error 400") {
+			return fmt.Sprintf("%s\nend: %v", out, err)
+		}
+	}
+	t.Fatal("coturn's client never drew a good channel number")
+	return ""
+}
+
+func newCoturnLab(t *testing.T) lab {
+	t.Helper()
+	n := newLab(t)
+	start(t, n.server, "ready", []string{helperEnv + "=1"}, os.Args[0])
+	start(t, n.client, "", nil, "stdbuf", "-oL", "turnutils_peer", "-L", clientHost, "-p", "3480", "-v")
+	return n
+}
+
+func TestCoturn(t *testing.T) {
+	n := newCoturnLab(t)
+	secrets, err := NewSecrets(testSecret, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	login := func(user string, ttl time.Duration) []string {
+		c := secrets.Mint(user, ttl)
+		return []string{"-u", c.Username, "-w", c.Password}
+	}
+	wrong := append(login("wrong", time.Hour)[:3], "wrong")
+	restAPI := []string{"-u", "rest", "-W", string(testSecret)} // coturn's client makes the credential
+	const relayed, denied = "tot_send_msgs=5, tot_recv_msgs=5", "error 403"
+	tests := []struct {
+		name  string
+		login []string
+		args  []string
+		want  string
+	}{
+		{"udp channel", login("a", time.Hour), []string{"-e", clientHost}, relayed},
+		{"udp send", login("b", time.Hour), []string{"-e", clientHost, "-s"}, relayed},
+		{"tcp channel", login("c", time.Hour), []string{"-e", clientHost, "-t"}, relayed},
+		{"tcp send", login("d", time.Hour), []string{"-e", clientHost, "-t", "-s"}, relayed},
+		{"credential by the rest convention", restAPI, []string{"-e", clientHost, "-s"}, relayed},
+		{"large packets", login("e", time.Hour), []string{"-e", clientHost, "-s", "-l", "1400"}, relayed},
+		{"two relays of one client", login("f", time.Hour), []string{"-y", "-s"}, relayed},
+
+		{"expired", login("g", -time.Minute), []string{"-e", clientHost}, "Cannot complete Allocation"},
+		{"expired over tcp", login("h", -time.Minute), []string{"-e", clientHost, "-t"}, "Cannot complete Allocation"},
+		{"wrong password", wrong, []string{"-e", clientHost}, "Cannot complete Allocation"},
+		{"wrong secret", []string{"-u", "x", "-W", "another secret altogether"}, []string{"-e", clientHost}, "Cannot complete Allocation"},
+		{"loopback", login("i", time.Hour), []string{"-e", "127.0.0.1"}, denied},
+		{"loopback by send", login("j", time.Hour), []string{"-e", "127.0.0.1", "-s"}, denied},
+		{"loopback over tcp", login("k", time.Hour), []string{"-e", "127.0.0.1", "-t"}, denied},
+		{"metadata", login("l", time.Hour), []string{"-e", "169.254.169.254"}, denied},
+		{"private", login("m", time.Hour), []string{"-e", "10.0.0.1"}, denied},
+		{"mapped loopback", login("n", time.Hour), []string{"-e", "::ffff:127.0.0.1"}, "error 440"}, // it asks for a relay of that family
+		{"another port of the gateway", login("o", time.Hour), []string{"-e", serverHost, "-r", gatewayTCP}, denied},
+		{"the turn port itself", login("p", time.Hour), []string{"-e", serverHost, "-r", "3478"}, denied},
+	}
+	for _, tc := range tests {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
+			if out := n.uclient(t, append(tc.login, tc.args...)...); !strings.Contains(out, tc.want) {
+				t.Errorf("no %q in what the client says:\n%s", tc.want, out)
+			}
+		})
+	}
+}
