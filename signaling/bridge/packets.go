@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"io"
 	"sync"
+	"time"
 
 	"golang.org/x/time/rate"
 )
@@ -90,6 +91,20 @@ func (p *Packets) Done() <-chan struct{} { return p.done }
 func (p *Packets) Close() error {
 	p.end()
 	return p.ch.Close()
+}
+
+// Finish closes the channel and waits, not long, until the other side has
+// closed it too. The device no longer uses p.
+func (p *Packets) Finish() {
+	_ = p.Close()
+	_ = p.ch.SetReadDeadline(time.Now().Add(closeWait))
+	p.reading.Lock()
+	defer p.reading.Unlock()
+	for {
+		if _, _, err := p.r.next(); err != nil {
+			return
+		}
+	}
 }
 
 func (p *Packets) end() { p.once.Do(func() { close(p.done) }) }

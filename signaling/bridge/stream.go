@@ -120,6 +120,9 @@ func (s *Stream) Opened(ctx context.Context) error {
 // Done is closed when nothing of the stream is left.
 func (s *Stream) Done() <-chan struct{} { return s.done }
 
+// Context ends when Failed is closed.
+func (s *Stream) Context() context.Context { return s.ctx }
+
 // Failed is closed when the stream is closed or broken, in both directions.
 func (s *Stream) Failed() <-chan struct{} { return s.failed }
 

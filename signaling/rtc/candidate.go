@@ -63,6 +63,22 @@ func EncodeCandidate(line, mid string) string {
 	return string(text)
 }
 
+// NormalizeCandidate returns a candidate in either encoding as JSON, for the
+// media section that it names itself or else the only one there is. The end of
+// candidates is "".
+func NormalizeCandidate(text string) (string, error) {
+	line, err := ParseCandidate(text)
+	if err != nil || line == "" {
+		return "", err
+	}
+	mid := "0"
+	var init webrtc.ICECandidateInit
+	if json.Unmarshal([]byte(text), &init) == nil && init.SDPMid != nil && *init.SDPMid != "" && len(*init.SDPMid) <= 16 {
+		mid = *init.SDPMid
+	}
+	return EncodeCandidate(line, mid), nil
+}
+
 // usable returns the candidate of a line if this engine may send packets to
 // it: UDP, with a literal unicast address that policy allows.
 func (e *Engine) usable(line string) (ice.Candidate, bool) {

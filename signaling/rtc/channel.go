@@ -8,6 +8,7 @@ import (
 	"io"
 	"math"
 	"os"
+	"sync"
 	"time"
 
 	"github.com/pion/datachannel"
@@ -50,7 +51,12 @@ type Channel struct {
 }
 
 func newChannel(p *Peer, dc *datachannel.DataChannel, end func()) *Channel {
-	c := &Channel{peer: p, dc: dc, end: end, low: make(chan struct{}, 1)}
+	p.live.Add(1)
+	c := &Channel{peer: p, dc: dc, low: make(chan struct{}, 1)}
+	c.end = sync.OnceFunc(func() {
+		p.live.Add(-1)
+		end()
+	})
 	dc.OnBufferedAmountLow(func() {
 		select {
 		case c.low <- struct{}{}:
@@ -127,11 +133,10 @@ type Incoming struct {
 func (i *Incoming) ID() uint16 { return i.stream.StreamIdentifier() }
 
 // Open reads the opening message of the Data Channel Establishment Protocol
-// (RFC 8832) and answers it. It blocks until the message is whole, and fails
-// if it is anything else.
-func (i *Incoming) Open() (*Channel, error) {
-	// A server that may block for ever on half a message would be a leak.
-	_ = i.stream.SetReadDeadline(time.Now().Add(i.peer.engine.cfg.Setup))
+// (RFC 8832) and answers it. It waits for the message to be whole, but not
+// longer than the timeout, and fails if it is anything else.
+func (i *Incoming) Open(timeout time.Duration) (*Channel, error) {
+	_ = i.stream.SetReadDeadline(time.Now().Add(timeout))
 	dc, err := datachannel.Server(i.stream, &datachannel.Config{LoggerFactory: i.peer.engine.logs})
 	if err != nil {
 		return nil, fmt.Errorf("open channel %d: %w", i.ID(), err)
@@ -141,12 +146,21 @@ func (i *Incoming) Open() (*Channel, error) {
 	return newChannel(i.peer, dc, func() {}), nil
 }
 
+// Claimed says whether Negotiated has made the stream a channel.
+func (i *Incoming) Claimed() bool {
+	i.peer.mu.Lock()
+	defer i.peer.mu.Unlock()
+	_, ok := i.peer.owned[i.stream]
+	return ok
+}
+
 // Reset refuses the stream.
 func (i *Incoming) Reset() { _ = i.stream.Close() }
 
 // Negotiated is the channel with c.ID that both sides agreed on outside the
 // connection. Data that arrived before the call is still there, whether or not
-// Accept returned the stream.
+// Accept returned the stream. It fails with ErrInUse while an earlier channel
+// of that id has not ended.
 func (p *Peer) Negotiated(c ChannelConfig) (*Channel, error) {
 	assoc := p.association()
 	if assoc == nil {
@@ -156,9 +170,12 @@ func (p *Peer) Negotiated(c ChannelConfig) (*Channel, error) {
 	if err != nil {
 		return nil, err
 	}
-	p.own(stream)
+	if !p.own(stream) {
+		return nil, fmt.Errorf("channel %d: %w", c.ID, ErrInUse)
+	}
 	dc, err := datachannel.Client(stream, c.dcep(p, true))
 	if err != nil {
+		p.disown(stream)
 		return nil, err
 	}
 	return newChannel(p, dc, func() { p.disown(stream) }), nil

@@ -21,6 +21,8 @@ var (
 	errNotConnected = errors.New("peer connection is not connected")
 	// ErrFailed says that the other side could not be reached, or is gone.
 	ErrFailed = errors.New("peer connection failed")
+	// ErrInUse says that the other side has not closed the channel of that id yet.
+	ErrInUse = errors.New("channel id in use")
 	// ErrRecordLimit says that the DTLS association has carried as many
 	// records as it may.
 	ErrRecordLimit = errors.New("DTLS association reached its record limit")
@@ -55,6 +57,7 @@ type Peer struct {
 	done       chan struct{} // closed when nothing of the peer is left
 	incoming   chan *Incoming
 	records    recordCount
+	live       atomic.Int64 // channels that have not ended
 
 	maxMessage int    // set before connected is closed
 	firstID    uint16 // likewise
@@ -67,7 +70,7 @@ type Peer struct {
 	started bool
 	ended   bool
 	assoc   *sctp.Association
-	owned   map[*sctp.Stream]struct{} // negotiated streams that Accept must not return; each leaves at its end at the latest
+	owned   map[*sctp.Stream]struct{} // negotiated streams that have not ended; Accept does not return them
 	pending []ice.Candidate           // remote candidates before the remote description
 }
 
@@ -298,6 +301,11 @@ func (p *Peer) MaxMessage() int { return p.maxMessage }
 // follow in steps of 2 (RFC 8832 section 6). It is known once Connected is closed.
 func (p *Peer) FirstID() uint16 { return p.firstID }
 
+// Live is the number of channels that the other side has not closed, or that
+// it opened and we did not read to the end. Channels that only this side has
+// closed count: SCTP still holds them.
+func (p *Peer) Live() int { return int(p.live.Load()) }
+
 // Accept returns the next stream that the other side used first.
 func (p *Peer) Accept(ctx context.Context) (*Incoming, error) {
 	select {
@@ -392,7 +400,6 @@ func (p *Peer) accept(assoc *sctp.Association) error {
 		}
 		p.mu.Lock()
 		_, owned := p.owned[stream]
-		delete(p.owned, stream)
 		p.mu.Unlock()
 		if owned {
 			continue
@@ -405,10 +412,13 @@ func (p *Peer) accept(assoc *sctp.Association) error {
 	}
 }
 
-func (p *Peer) own(s *sctp.Stream) {
+// own marks a stream as negotiated and says whether it was not before.
+func (p *Peer) own(s *sctp.Stream) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	_, again := p.owned[s]
 	p.owned[s] = struct{}{}
+	return !again
 }
 
 func (p *Peer) disown(s *sctp.Stream) {

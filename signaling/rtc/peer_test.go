@@ -99,7 +99,7 @@ func TestPeer_ChannelOpenedInBand(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ch, err := in.Open()
+	ch, err := in.Open(time.Second)
 	if err != nil {
 		t.Fatal(err)
 	}

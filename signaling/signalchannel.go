@@ -1,0 +1,149 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package signaling
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/meshgate/meshgate/node/mesh"
+	v1 "github.com/meshgate/meshgate/proto/v1"
+)
+
+// StartSignalChannel answers WebRTC.StartSignalChannel: the client signals
+// with a node as it likes, and offers a peer connection of its own. Messages
+// are relayed in both directions. The node id of the first message decides;
+// later ones are ignored. The service sends one message of its own first, with
+// the client's ICE servers.
+func (s *Service) StartSignalChannel(ctx context.Context, caller Caller, stream Stream[*v1.WebRTCSignal, *v1.WebRTCSignal]) error {
+	if err := s.begin(); err != nil {
+		return err
+	}
+	defer s.running.Done()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var target string
+	in := s.newInbox(ctx, func() (signal, error) {
+		m, err := stream.Receive()
+		if target == "" {
+			target = m.GetNodeId()
+		}
+		return signal{m.GetDescription(), m.GetCandidate()}, err
+	})
+	first, err := in.next(ctx, s.cfg.Timeouts.Message, "initial signal")
+	if err != nil {
+		return err
+	}
+	node, err := mesh.ParseNodeID(target)
+	if err != nil {
+		return err
+	}
+	local, err := s.cfg.Peers.Local(node)
+	if err != nil {
+		return fmt.Errorf("node %q: %w", node, err)
+	}
+	if err := stream.Send(&v1.WebRTCSignal{NodeId: string(node), IceServers: s.cfg.ICEServers(ctx, caller.ID)}); err != nil {
+		return err
+	}
+	out := sender{
+		description: func(d string) error { return stream.Send(&v1.WebRTCSignal{NodeId: string(node), Description: d}) },
+		candidate:   func(c string) error { return stream.Send(&v1.WebRTCSignal{NodeId: string(node), Candidate: c}) },
+	}
+	in = in.prepend(ctx, s, first)
+	if !local {
+		return s.relaySignals(ctx, caller, node, in, out)
+	}
+	req := request{caller: caller.ID, node: node, kind: kindInBand, servers: rtcServers(s.cfg.LocalICEServers(ctx))}
+	return s.answer(ctx, req, in, out)
+}
+
+// ReceiveSignalChannel answers Node.ReceiveSignalChannel: the node from relays
+// the signals of one of its clients, or its own. This node waits for the
+// offer, answers it and exchanges candidates; the peer connection accepts
+// in-band channels, and a channel with the label "wireguard-proxy". As in
+// NegotiateDataChannel, from is a gateway and the client that it names is
+// believed.
+func (s *Service) ReceiveSignalChannel(ctx context.Context, from mesh.NodeID, stream Stream[*v1.WebRTCSignal, *v1.WebRTCSignal]) error {
+	if err := s.begin(); err != nil {
+		return err
+	}
+	defer s.running.Done()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var opening *v1.WebRTCSignal
+	in := s.newInbox(ctx, func() (signal, error) {
+		m, err := stream.Receive()
+		if opening == nil {
+			opening = m
+		}
+		return signal{m.GetDescription(), m.GetCandidate()}, err
+	})
+	first, err := in.next(ctx, s.cfg.Timeouts.Message, "initial signal")
+	if err != nil {
+		return err
+	}
+	caller := opening.GetCaller()
+	if caller == "" {
+		caller = string(from)
+	}
+	reply := opening.GetNodeId() // who is to get our messages, as the relay named it
+	req := request{caller: caller, node: s.cfg.Self, kind: kindInBand, servers: s.theirServers(opening.GetIceServers(), nil)}
+	return s.answer(ctx, req, in.prepend(ctx, s, first), sender{
+		description: func(d string) error { return stream.Send(&v1.WebRTCSignal{NodeId: reply, Description: d}) },
+		candidate:   func(c string) error { return stream.Send(&v1.WebRTCSignal{NodeId: reply, Candidate: c}) },
+	})
+}
+
+// answer negotiates a peer connection in which the other side offers.
+func (s *Service) answer(ctx context.Context, req request, in *inbox, out sender) error {
+	x, err := s.newSession(req)
+	if err != nil {
+		return err
+	}
+	defer x.settle()
+	return s.exchange(ctx, exchange{
+		session: x, in: in, out: out, due: "offer", early: true,
+		take: func(offer string) error {
+			answer, err := x.peer.Answer(offer)
+			if err != nil {
+				return err
+			}
+			return out.description(answer)
+		},
+	})
+}
+
+// relaySignals carries the signals between a client and another node.
+func (s *Service) relaySignals(ctx context.Context, caller Caller, node mesh.NodeID, in *inbox, out sender) error {
+	end, err := s.negotiation(caller.ID)
+	if err != nil {
+		s.metrics.refused.Inc()
+		return err
+	}
+	defer end()
+	call, err := s.cfg.Peers.Signal(ctx, node)
+	if err != nil {
+		return unreachable(node, err)
+	}
+	signalOf := func(m *v1.WebRTCSignal) error {
+		m.NodeId, m.Caller = caller.ID, caller.ID // whatever the client wrote there
+		return call.Send(m)
+	}
+	if err := signalOf(&v1.WebRTCSignal{IceServers: s.cfg.ICEServers(ctx, string(node))}); err != nil {
+		return sendFailed(call.Receive, node, err)
+	}
+	s.metrics.relayed.Inc()
+	return s.relay(ctx, relay{
+		node: node, client: in, toClient: out, due: "offer",
+		fromNode: s.newInbox(ctx, func() (signal, error) {
+			m, err := call.Receive()
+			return signal{m.GetDescription(), m.GetCandidate()}, err
+		}),
+		toNode: sender{
+			description: func(d string) error { return signalOf(&v1.WebRTCSignal{Description: d}) },
+			candidate:   func(c string) error { return signalOf(&v1.WebRTCSignal{Candidate: c}) },
+		},
+		closeNode: call.CloseSend,
+		connected: end,
+	})
+}
