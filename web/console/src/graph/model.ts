@@ -1,0 +1,207 @@
+// SPDX-License-Identifier: Apache-2.0
+
+import type { Link, MeshEdge, MeshNode, Snapshot, Transport } from "../mesh.ts";
+
+/**
+ * How a node is reached, as the answering gateway sees it.
+ *
+ * - gateway: it is the gateway that answers
+ * - online: WireGuard over UDP, recent handshake
+ * - relayed: reached, but through another node or inside a data channel
+ * - down: the last handshake is too old
+ * - unknown: nothing connects it to this gateway
+ */
+export type Reach = "gateway" | "online" | "relayed" | "down" | "unknown";
+
+/** State of an edge. "unknown": neither end is the gateway that answers. */
+export type EdgeState = "online" | "relayed" | "down" | "unknown";
+
+export interface NodeModel {
+  readonly id: string;
+  readonly node: MeshNode;
+  readonly reach: Reach;
+  /** The node that passes traffic on, for a relayed node; otherwise empty. */
+  readonly via: string;
+  readonly link: Link | undefined;
+  /** True for a peer that runs no Meshgate. */
+  readonly stock: boolean;
+  readonly degree: number;
+}
+
+export interface EdgeModel {
+  /** Same for both directions of an edge. */
+  readonly key: string;
+  readonly source: string;
+  readonly target: string;
+  readonly weight: number;
+  readonly transport: Transport;
+  readonly state: EdgeState;
+}
+
+/** A snapshot with everything the pages show worked out. */
+export interface MeshModel {
+  readonly version: string;
+  readonly gatewayId: string;
+  readonly domain: string;
+  /** Sorted by id. */
+  readonly nodes: readonly NodeModel[];
+  readonly edges: readonly EdgeModel[];
+  readonly byId: ReadonlyMap<string, NodeModel>;
+  /** Node ids by mesh address, to name the peers of an interface. */
+  readonly idByAddress: ReadonlyMap<string, string>;
+}
+
+/** Works out how everything is reached. Pure; O(nodes + edges). */
+export function describeMesh(snapshot: Snapshot): MeshModel {
+  const ids = new Set(snapshot.nodes.map((node) => node.id));
+  const links = new Map(snapshot.links.map((link) => [link.nodeId, link]));
+  const edges = uniteEdges(snapshot, ids, links);
+  const neighbours = neighbourhood(edges);
+  const ways = findWays(snapshot.gatewayId, neighbours, links);
+
+  const nodes = snapshot.nodes
+    .map((node): NodeModel => {
+      const link = links.get(node.id);
+      const carried = neighbours.get(node.id)?.get(snapshot.gatewayId)?.transport;
+      return {
+        id: node.id,
+        node,
+        link,
+        ...reachOf(node.id, snapshot.gatewayId, link, carried, ways),
+        stock: node.features.length === 0,
+        degree: neighbours.get(node.id)?.size ?? 0,
+      };
+    })
+    .sort((a, b) => compareText(a.id, b.id));
+  return {
+    version: snapshot.version,
+    gatewayId: snapshot.gatewayId,
+    domain: snapshot.domain,
+    nodes,
+    edges,
+    byId: new Map(nodes.map((node) => [node.id, node])),
+    idByAddress: new Map(nodes.flatMap(({ node }) => node.addresses.map((address) => [address, node.id]))),
+  };
+}
+
+/** The node behind a peer of a WireGuard interface: the owner of its first known allowed address. */
+export function peerName(mesh: MeshModel, allowedIps: readonly string[]): string | undefined {
+  for (const prefix of allowedIps) {
+    const id = mesh.idByAddress.get(prefix.replace(/\/\d+$/, ""));
+    if (id !== undefined) {
+      return id;
+    }
+  }
+  return undefined;
+}
+
+/** Order of names: as a person would sort them, so that web-2 comes before web-10. */
+export function compareText(a: string, b: string): number {
+  return collator.compare(a, b) || (a < b ? -1 : a > b ? 1 : 0);
+}
+
+const collator = new Intl.Collator("en", { numeric: true });
+
+/** True for "ip:port", the endpoint of plain WireGuard over UDP. */
+export function isPlainEndpoint(endpoint: string): boolean {
+  return /^(\[[0-9a-f:.]+(%[^\]]+)?\]|\d{1,3}(\.\d{1,3}){3}):\d{1,5}$/i.test(endpoint);
+}
+
+/** The state of the gateway's own link to a node. */
+function linkState(link: Link, transport: Transport | undefined): "online" | "relayed" | "down" {
+  if (!link.online) {
+    return "down";
+  }
+  const carried = transport === "ice" || transport === "libp2p";
+  const plain = link.endpoint === "" ? !carried : isPlainEndpoint(link.endpoint);
+  return plain ? "online" : "relayed";
+}
+
+function uniteEdges(
+  snapshot: Snapshot,
+  ids: ReadonlySet<string>,
+  links: ReadonlyMap<string, Link>,
+): EdgeModel[] {
+  const edges = new Map<string, EdgeModel>();
+  const add = (edge: MeshEdge): void => {
+    const { source, target, weight, transport } = edge;
+    if (source === target || !ids.has(source) || !ids.has(target)) {
+      return;
+    }
+    const [a, b] = source < target ? [source, target] : [target, source];
+    const key = JSON.stringify([a, b]);
+    const far = a === snapshot.gatewayId ? b : b === snapshot.gatewayId ? a : undefined;
+    const link = far === undefined ? undefined : links.get(far);
+    const state = link === undefined ? "unknown" : linkState(link, transport);
+    if (!edges.has(key)) {
+      edges.set(key, { key, source: a, target: b, weight, transport, state });
+    }
+  };
+  snapshot.edges.forEach(add);
+  // A link without an edge in the state exists all the same.
+  for (const link of snapshot.links) {
+    add({ source: snapshot.gatewayId, target: link.nodeId, weight: 1, transport: "wireguard" });
+  }
+  return [...edges.values()];
+}
+
+type Neighbours = Map<string, Map<string, EdgeModel>>;
+
+function neighbourhood(edges: readonly EdgeModel[]): Neighbours {
+  const all: Neighbours = new Map();
+  const put = (from: string, to: string, edge: EdgeModel): void => {
+    const mine = all.get(from) ?? new Map<string, EdgeModel>();
+    mine.set(to, edge);
+    all.set(from, mine);
+  };
+  for (const edge of edges) {
+    put(edge.source, edge.target, edge);
+    put(edge.target, edge.source, edge);
+  }
+  return all;
+}
+
+/** For each node that is reached through others: the neighbour of the gateway on the shortest way. */
+function findWays(
+  gateway: string,
+  neighbours: Neighbours,
+  links: ReadonlyMap<string, Link>,
+): Map<string, string> {
+  const ways = new Map<string, string>();
+  const first = [...(neighbours.get(gateway)?.keys() ?? [])].sort(compareText);
+  // A way through a node that answers is better than one through a node that does not.
+  const alive = first.filter((id) => links.get(id)?.online === true);
+  for (const starts of [alive, first]) {
+    let border: [string, string][] = starts.map((id) => [id, id]);
+    while (border.length > 0) {
+      const next: [string, string][] = [];
+      for (const [at, via] of border) {
+        for (const id of neighbours.get(at)?.keys() ?? []) {
+          if (id !== gateway && !links.has(id) && !ways.has(id)) {
+            ways.set(id, via);
+            next.push([id, via]);
+          }
+        }
+      }
+      border = next;
+    }
+  }
+  return ways;
+}
+
+function reachOf(
+  id: string,
+  gateway: string,
+  link: Link | undefined,
+  transport: Transport | undefined,
+  ways: ReadonlyMap<string, string>,
+): { reach: Reach; via: string } {
+  if (id === gateway) {
+    return { reach: "gateway", via: "" };
+  }
+  if (link !== undefined) {
+    return { reach: linkState(link, transport), via: "" };
+  }
+  const via = ways.get(id);
+  return via === undefined ? { reach: "unknown", via: "" } : { reach: "relayed", via };
+}

@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: Apache-2.0
+
+/**
+ * The console's own vocabulary. What a gateway sends is turned into these
+ * values in api.ts and nowhere else, so that the rest of the console is free of
+ * wire formats and can be run over an invented mesh.
+ *
+ * Every string in here may have been chosen by a peer. It is shown as text only.
+ */
+
+/** A port on a node and what speaks there. */
+export interface Service {
+  readonly protocol: string;
+  readonly port: number;
+  /** For example "http", "ssh", "tcp-echo"; empty when the node does not say. */
+  readonly kind: string;
+}
+
+/** Something a node does for the mesh, and the port it does it on (0: none). */
+export interface Feature {
+  readonly name: string;
+  readonly port: number;
+}
+
+export interface MeshNode {
+  readonly id: string;
+  readonly publicKey: string;
+  readonly zone: string;
+  /** Mesh addresses, IPv4 first, without prefix length. */
+  readonly addresses: readonly string[];
+  readonly primaryEndpoint: string;
+  readonly endpoints: readonly string[];
+  /** Empty for a stock WireGuard peer: it runs no Meshgate. */
+  readonly features: readonly Feature[];
+  readonly services: readonly Service[];
+  readonly joinedAt: Date | undefined;
+}
+
+/** How an edge is meant to be carried. */
+export type Transport = "wireguard" | "native" | "ice" | "libp2p";
+
+export interface MeshEdge {
+  readonly source: string;
+  readonly target: string;
+  readonly weight: number;
+  readonly transport: Transport;
+}
+
+/** The WireGuard link between the answering gateway and one node. */
+export interface Link {
+  readonly nodeId: string;
+  /** True while a handshake is younger than three minutes. */
+  readonly online: boolean;
+  /** Where packets go, "ip:port" for plain UDP; empty while unknown. */
+  readonly endpoint: string;
+  readonly lastHandshake: Date | undefined;
+  readonly receiveBytes: number;
+  readonly transmitBytes: number;
+}
+
+/** The whole mesh as one gateway sees it at one version. */
+export interface Snapshot {
+  readonly version: string;
+  readonly gatewayId: string;
+  readonly domain: string;
+  readonly nodes: readonly MeshNode[];
+  readonly edges: readonly MeshEdge[];
+  readonly links: readonly Link[];
+}
+
+/** One peer of a node's WireGuard interface. */
+export interface PeerStats {
+  readonly publicKey: string;
+  readonly endpoint: string;
+  readonly lastHandshake: Date | undefined;
+  readonly allowedIps: readonly string[];
+  readonly receiveBytes: number;
+  readonly transmitBytes: number;
+}
+
+export interface InterfaceStats {
+  readonly name: string;
+  readonly kind: string;
+  readonly listenPort: number;
+  readonly addresses: readonly string[];
+  readonly receiveBytes: number;
+  readonly transmitBytes: number;
+  readonly peers: readonly PeerStats[];
+}
+
+/** What a node tells about itself when asked. */
+export interface NodeStatus {
+  readonly id: string;
+  readonly version: string;
+  readonly commit: string;
+  readonly startedAt: Date | undefined;
+  /** "leader", "voter", "observer", "node"; empty when it does not say. */
+  readonly role: string;
+  readonly leader: string;
+  readonly features: readonly Feature[];
+  readonly interface: InterfaceStats | undefined;
+}

@@ -1,0 +1,169 @@
+// SPDX-License-Identifier: Apache-2.0
+
+import type { Target } from "./backend.ts";
+import { hostPort, label } from "./format.ts";
+
+/** An error as a person needs it: what is wrong, what to do, and the words of the other side. */
+export interface Problem {
+  /** Code in snake case, as the gateway names it; "unknown" for all else. */
+  readonly code: string;
+  /** A whole sentence that says what happened. */
+  readonly text: string;
+  /** A whole sentence that says what to do next. */
+  readonly next: string;
+  /** A command that helps, to be copied; empty when none does. */
+  readonly command: string;
+  /** What the other side said; text from afar. Empty when it adds nothing. */
+  readonly detail: string;
+}
+
+/** The code of an error of the client library; "unknown" for any other. */
+export function errorCode(error: unknown): string {
+  if (error instanceof Error && "code" in error && typeof error.code === "string") {
+    return error.code;
+  }
+  return error instanceof DOMException && error.name === "AbortError" ? "canceled" : "unknown";
+}
+
+/** True when the error says no more than that somebody cancelled. */
+export function isCanceled(error: unknown): boolean {
+  return errorCode(error) === "canceled";
+}
+
+function detailOf(error: unknown): string {
+  const message = error instanceof Error ? error.message : typeof error === "string" ? error : "";
+  // The client library puts "[code] " in front; the sentence already says that.
+  return label(message.replace(/^\[\w+\]\s*/, "")).slice(0, 500);
+}
+
+function problem(error: unknown, text: string, next: string, command = ""): Problem {
+  return { code: errorCode(error), text, next, command, detail: detailOf(error) };
+}
+
+const newToken = "meshgate token create";
+
+/** Why signing in, or staying signed in, did not work. */
+export function explainSignIn(error: unknown): Problem {
+  switch (errorCode(error)) {
+    case "unauthenticated":
+      return problem(
+        error,
+        "The gateway does not accept this token.",
+        "It may be mistyped, used up or expired. Make a new one on a machine that runs Meshgate, then paste it here.",
+        newToken,
+      );
+    case "permission_denied":
+      return problem(
+        error,
+        "This token is valid, but it does not allow to look at the mesh.",
+        "Ask an administrator for a token with more rights.",
+      );
+    case "resource_exhausted":
+      return problem(error, "There were too many attempts in a short time.", "Wait a minute, then try again.");
+    default:
+      return problem(
+        error,
+        "The gateway does not answer.",
+        "Check that this device is online and that the gateway runs, then try again.",
+        "meshgate status",
+      );
+  }
+}
+
+/** Why the live view stopped. */
+export function explainWatch(error: unknown): Problem {
+  switch (errorCode(error)) {
+    case "unauthenticated":
+      return problem(
+        error,
+        "Your sign-in has ended, because the token is no longer accepted.",
+        "Sign in with a new token.",
+        newToken,
+      );
+    case "permission_denied":
+      return problem(error, "You may no longer look at this mesh.", "Ask an administrator to restore your rights.");
+    default:
+      return problem(
+        error,
+        "The gateway cannot be reached.",
+        "What you see is the last known state; the console tries again by itself.",
+      );
+  }
+}
+
+/** Why a node does not tell its status. */
+export function explainStatus(error: unknown, node: string, stock: boolean): Problem {
+  const name = label(node);
+  if (stock) {
+    return problem(
+      undefined,
+      `${name} is a plain WireGuard peer, so it cannot report on itself.`,
+      "Everything the gateway knows about it is shown above. To see more, run Meshgate on it.",
+      "meshgate join URL --token TOKEN",
+    );
+  }
+  switch (errorCode(error)) {
+    case "permission_denied":
+      return problem(error, `You may not read the status of ${name}.`, "Ask an administrator for the right to do so.");
+    case "not_found":
+      return problem(error, `The gateway does not know ${name}.`, "It may have left the mesh; look for it on the map.");
+    case "unimplemented":
+      return problem(error, `${name} does not report its status.`, "It may run an older version; update it to see more.");
+    default:
+      return problem(
+        error,
+        `${name} does not answer.`,
+        "Check that it is switched on and online; the console asks again by itself.",
+      );
+  }
+}
+
+/** A target in words: "port 22 of web-1", "10.0.0.5:22 through web-1". */
+export function describeTarget(target: Target): string {
+  const node = label(target.node);
+  return target.host === ""
+    ? `port ${target.port} of ${node}`
+    : `${label(hostPort(target.host, target.port))} through ${node}`;
+}
+
+/** Why a connection could not be made, or why it ended. */
+export function explainConnect(error: unknown, target: Target): Problem {
+  const node = label(target.node);
+  const there = describeTarget(target);
+  switch (errorCode(error)) {
+    case "permission_denied":
+      return problem(
+        error,
+        `The rules of this mesh do not let you reach ${there}.`,
+        "Pick a service that the node exposes, or ask an administrator to allow it.",
+      );
+    case "unauthenticated":
+      return problem(error, "Your sign-in has ended.", "Sign out, then sign in with a new token.", newToken);
+    case "not_found":
+      return problem(error, `${node} is not in the mesh.`, "It may have left; look for it on the map.");
+    case "invalid_argument":
+      return problem(error, `${there} is not an address to connect to.`, "Check the host and the port.");
+    case "resource_exhausted":
+      return problem(error, "There are too many open connections.", "Close one that you no longer need, then try again.");
+    case "deadline_exceeded":
+      return problem(
+        error,
+        `No answer from ${there} in time.`,
+        "The node may be down, or a firewall may drop the packets. Look at the node's state, then try again.",
+      );
+    case "unavailable":
+      return problem(
+        error,
+        `Nothing answers at ${there}.`,
+        "Check that the service runs and listens there, and that the node is online.",
+      );
+    case "canceled":
+      return problem(undefined, "You stopped this connection.", "Connect again when you are ready.");
+    default:
+      return problem(
+        error,
+        `The connection to ${there} failed.`,
+        "Try again; if it keeps failing, look at the node's state on the map.",
+      );
+  }
+}
