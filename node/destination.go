@@ -7,10 +7,11 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"strconv"
 
 	"github.com/meshgate/meshgate/node/mesh"
+	"github.com/meshgate/meshgate/node/peer"
 	"github.com/meshgate/meshgate/node/policy"
+	v1 "github.com/meshgate/meshgate/proto/v1"
 )
 
 // Destination decides where a connection that caller opens through this node
@@ -210,15 +211,36 @@ func owns(o *mesh.Node, addr netip.Addr) bool {
 	return false
 }
 
-// MeshAddress is where id serves kind: its mesh address with that feature's port.
-func (n *Node) MeshAddress(s *mesh.Snapshot, id mesh.NodeID, port uint16) (string, error) {
+// RPCAddress is where node id serves the RPCs of the mesh to other nodes.
+func (n *Node) RPCAddress(id mesh.NodeID) (netip.AddrPort, error) {
+	s := n.Snapshot()
+	if s == nil {
+		return netip.AddrPort{}, n.Healthy()
+	}
 	o, ok := s.Nodes[id]
 	if !ok {
-		return "", fmt.Errorf("%w: no node %q in the mesh", mesh.ErrNotFound, id)
+		return netip.AddrPort{}, fmt.Errorf("%w: no node %q in the mesh", mesh.ErrNotFound, id)
+	}
+	port, ok := o.FeaturePort(v1.Feature_NODES)
+	if !ok {
+		return netip.AddrPort{}, fmt.Errorf("%w: node %q runs no Meshgate", mesh.ErrPrecondition, id)
 	}
 	_, addr, err := first(o)
-	if err != nil {
-		return "", err
-	}
-	return net.JoinHostPort(addr.String(), strconv.Itoa(int(port))), nil
+	return netip.AddrPortFrom(addr, port), err
 }
+
+// RemoteStatus asks another node of the mesh how it is.
+func (n *Node) RemoteStatus(ctx context.Context, id mesh.NodeID) (*v1.Status, error) {
+	at, err := n.RPCAddress(id)
+	if err != nil {
+		return nil, err
+	}
+	s, err := n.peers.Status(ctx, at)
+	if err != nil {
+		return nil, fmt.Errorf("ask node %q: %w", id, err)
+	}
+	return s, nil
+}
+
+// Peers makes clients of other nodes over the mesh.
+func (n *Node) Peers() *peer.Peers { return n.peers }

@@ -25,11 +25,10 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 
-	"github.com/meshgate/meshgate/node/hostnet"
 	"github.com/meshgate/meshgate/node/mesh"
+	"github.com/meshgate/meshgate/node/peer"
 	"github.com/meshgate/meshgate/node/policy"
 	"github.com/meshgate/meshgate/node/wg"
-	v1 "github.com/meshgate/meshgate/proto/v1"
 )
 
 // keepalive is how often a node without a public address sends a packet to
@@ -95,10 +94,10 @@ type Node struct {
 	cfg     Config
 	log     *slog.Logger
 	device  *wg.Device
-	host    *hostnet.Host
 	source  source
 	members membership
 	exposed *exposer
+	peers   *peer.Peers
 
 	ready    chan struct{} // closed once the first plan is applied
 	snapshot atomic.Pointer[mesh.Snapshot]
@@ -158,11 +157,8 @@ func New(cfg Config) (_ *Node, err error) {
 			err = errors.Join(err, n.device.Close())
 		}
 	}()
-	if cfg.Mode == wg.ModeTUN {
-		n.host, err = hostnet.New(hostnet.Options{Logger: cfg.Logger})
-		if err != nil {
-			return nil, fmt.Errorf("prepare host network: %w", err)
-		}
+	if n.peers, err = peer.New(peer.Config{Dial: n.DialContext}); err != nil {
+		return nil, err
 	}
 	n.exposed = newExposer(cfg.Expose, n.device, cfg.Logger)
 	if cfg.Hold != nil {
@@ -193,10 +189,8 @@ func (n *Node) Run(ctx context.Context) error {
 
 // Close ends what New opened. Call it after Run has returned.
 func (n *Node) Close() error {
+	n.peers.Close()
 	errs := []error{n.source.close()}
-	if n.host != nil {
-		errs = append(errs, n.host.Close())
-	}
 	return errors.Join(append(errs, n.device.Close())...)
 }
 
@@ -231,17 +225,6 @@ func (n *Node) apply(ctx context.Context, s *mesh.Snapshot) error {
 	}
 	if err := n.device.Set(ctx, n.deviceConfig(s, plan)); err != nil {
 		return fmt.Errorf("set wireguard: %w", err)
-	}
-	if n.host != nil {
-		err := n.host.Set(ctx, hostnet.Config{
-			Interface: n.device.Name(),
-			MTU:       n.device.MTU(),
-			Addresses: addresses(plan.Self),
-			Routes:    plan.Routes,
-		})
-		if err != nil {
-			return fmt.Errorf("set host network: %w", err)
-		}
 	}
 	if err := n.exposed.set(ctx, plan.Self.Addrs()); err != nil {
 		return fmt.Errorf("expose services: %w", err)
@@ -358,14 +341,4 @@ func pause(ctx context.Context, d time.Duration) error {
 	case <-t.C:
 		return nil
 	}
-}
-
-// hasFeature reports whether list holds kind.
-func hasFeature(list []mesh.Feature, kind v1.Feature) bool {
-	for _, f := range list {
-		if f.Kind == kind {
-			return true
-		}
-	}
-	return false
 }

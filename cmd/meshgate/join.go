@@ -1,0 +1,151 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"log/slog"
+	"net"
+	"net/netip"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"github.com/meshgate/meshgate/node"
+	"github.com/meshgate/meshgate/node/mesh"
+)
+
+// joinConfig is what the flags of join say, as typed.
+type joinConfig struct {
+	gateway access
+
+	dataDir, id   string
+	publicAddress string
+	zone          string
+	expose        []string
+	routes        []string
+	wgMode        string
+	wgPort        uint16
+	wgInterface   string
+	wgMTU         int
+	iceListen     string
+	metricsListen string
+	logLevel      string
+	logFormat     string
+}
+
+func (c *joinConfig) register(f *pflag.FlagSet) {
+	f.String("config", "", "YAML file with any of these flags as keys")
+	c.gateway.registerTrust(f)
+	f.StringVar(&c.dataDir, "data-dir", "", "where identity and membership are kept, so that a restart needs no token; empty keeps them in memory")
+	f.StringVar(&c.id, "id", "", "the node's id (default: the host's name)")
+	f.StringVar(&c.publicAddress, "public-address", "", "IP address at which others reach this node; empty for a node that only calls out")
+	f.StringVar(&c.zone, "zone", "", "zone awareness id: nodes of one zone prefer each other's local addresses")
+	f.StringArrayVar(&c.expose, "expose", nil, "make a service of this host reachable on the mesh: tcp:8080=127.0.0.1:3000 (repeat for more)")
+	f.StringSliceVar(&c.routes, "routes", nil, "networks that this node offers to reach")
+	f.StringVar(&c.wgMode, "wireguard.mode", "auto", "tun, netstack (no root), or auto: tun where the host allows it")
+	f.Uint16Var(&c.wgPort, "wireguard.listen-port", 0, "UDP port of WireGuard; 0 lets the host pick")
+	f.StringVar(&c.wgInterface, "wireguard.interface", "meshgate0", "name of the interface in tun mode")
+	f.IntVar(&c.wgMTU, "wireguard.mtu", 1420, "MTU of the mesh, 1280 to 65535")
+	f.StringVar(&c.iceListen, "ice.listen", ":0", "UDP address for DataChannels that end at this node")
+	f.StringVar(&c.metricsListen, "metrics.listen", "", "address of /metrics; empty for none")
+	f.StringVar(&c.logLevel, "log.level", "info", "debug, info, warn or error")
+	f.StringVar(&c.logFormat, "log.format", "text", "text or json")
+}
+
+func (a *app) joinCommand() *cobra.Command {
+	c := &joinConfig{}
+	cmd := &cobra.Command{
+		Use:   "join URL",
+		Short: "run a node behind a gateway",
+		Args:  args(cobra.ExactArgs(1), "the URL of a gateway: meshgate join https://gate.example.org:8443 --token T"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			path, _ := cmd.Flags().GetString("config")
+			if err := fromSources(cmd.Flags(), path); err != nil {
+				return err
+			}
+			c.gateway.URL = args[0]
+			return a.join(cmd.Context(), cmd.Flags(), c)
+		},
+	}
+	c.register(cmd.Flags())
+	return cmd
+}
+
+// join runs a node that follows a gateway until ctx ends.
+func (a *app) join(ctx context.Context, flags *pflag.FlagSet, c *joinConfig) error {
+	log, err := a.newLogger(c.logLevel, c.logFormat)
+	if err != nil {
+		return err
+	}
+	o, err := c.options(log)
+	if err != nil {
+		return err
+	}
+	if o.gateway, err = c.gateway.dial(flags); err != nil {
+		return err
+	}
+	defer o.gateway.Close()
+	if c.metricsListen != "" {
+		var lc net.ListenConfig
+		if o.metrics, err = lc.Listen(ctx, "tcp", c.metricsListen); err != nil {
+			return err
+		}
+	}
+	p, err := newNodeProcess(o)
+	if err != nil {
+		return err
+	}
+	return p.run(ctx, func() error {
+		self := p.node.Snapshot().Nodes[p.node.Self()]
+		if a.output == "json" {
+			r := ready{Event: "ready", URL: c.gateway.URL}
+			for _, addr := range self.Addrs() {
+				r.Nodes = append(r.Nodes, readyNode{ID: string(self.ID), Address: addr.String()})
+			}
+			return printJSON(a.stdout, r)
+		}
+		log.Info("joined", "node", string(self.ID), "addr", self.Addrs())
+		return nil
+	})
+}
+
+// options turns flags into what a node process needs.
+func (c *joinConfig) options(log *slog.Logger) (nodeOptions, error) {
+	o := nodeOptions{iceListen: c.iceListen, dataDir: c.dataDir, log: log}
+	var err error
+	if c.publicAddress != "" {
+		if _, err := netip.ParseAddr(c.publicAddress); err != nil {
+			return o, usagef("--public-address %q: want an IP address", c.publicAddress)
+		}
+	}
+	cfg := node.Config{
+		PrimaryEndpoint: c.publicAddress, Zone: c.zone,
+		ListenPort: c.wgPort, InterfaceName: c.wgInterface, MTU: c.wgMTU,
+	}
+	if cfg.ID, err = nodeID(c.id); err != nil {
+		return o, err
+	}
+	if cfg.Mode, err = wireguardMode(c.wgMode); err != nil {
+		return o, err
+	}
+	if cfg.Expose, err = parseExposes(c.expose); err != nil {
+		return o, err
+	}
+	if cfg.Routes, err = parseRoutes(c.routes); err != nil {
+		return o, err
+	}
+	if cfg.Key, err = loadKey(c.dataDir); err != nil {
+		return o, err
+	}
+	o.config = cfg
+	return o, nil
+}
+
+// loadKey reads the identity from dir, or makes one for this run only.
+func loadKey(dir string) (mesh.PrivateKey, error) {
+	if dir == "" {
+		return mesh.GenerateKey()
+	}
+	return node.LoadKey(dir)
+}

@@ -1,0 +1,223 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/meshgate/meshgate/gateway"
+	"github.com/meshgate/meshgate/gateway/api"
+	"github.com/meshgate/meshgate/node"
+	"github.com/meshgate/meshgate/node/mesh"
+	"github.com/meshgate/meshgate/node/peer"
+	v1 "github.com/meshgate/meshgate/proto/v1"
+	"github.com/meshgate/meshgate/signaling"
+	"github.com/meshgate/meshgate/signaling/rtc"
+)
+
+// meshRPCPort is where a node serves RPCs on its mesh addresses: the default
+// of v1 nodes.
+const meshRPCPort = 8443
+
+// nodeOptions are what a node that follows a gateway is made of.
+type nodeOptions struct {
+	config  node.Config
+	gateway *peer.Public
+	dataDir string
+	// iceListen is the UDP address of DataChannels that end here.
+	iceListen string
+	// loopback offers loopback addresses as candidates, for a demo.
+	loopback bool
+	// metrics listens for operators; nil: no metrics are served.
+	metrics net.Listener
+	log     *slog.Logger
+}
+
+// nodeProcess is a running node behind a gateway: the node, its end of
+// DataChannels, and the RPCs that it serves to the mesh.
+type nodeProcess struct {
+	node      *node.Node
+	signaling *signaling.Service
+	options   nodeOptions
+	registry  *prometheus.Registry
+}
+
+// newRegistry holds the metrics of one process.
+func newRegistry() *prometheus.Registry {
+	r := prometheus.NewRegistry()
+	r.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	return r
+}
+
+func newNodeProcess(o nodeOptions) (_ *nodeProcess, err error) {
+	p := &nodeProcess{options: o, registry: newRegistry()}
+	o.config.Features = []mesh.Feature{{Kind: v1.Feature_NODES, Port: meshRPCPort}}
+	o.config.Logger, o.config.Registerer = o.log, p.registry
+	o.config.Follow = &node.Follow{
+		Public:  peer.NewMember(o.gateway.Membership()),
+		Mesh:    func(at netip.AddrPort) node.Gateway { return peer.NewMember(p.node.Peers().Membership(at)) },
+		DataDir: o.dataDir,
+		Refused: peer.Refused,
+	}
+	if p.node, err = node.New(o.config); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, p.node.Close())
+		}
+	}()
+	udp, err := listenUDP(o.iceListen)
+	if err != nil {
+		return nil, err
+	}
+	sessions := gateway.Sessions{SessionNode: p.node}
+	p.signaling, err = signaling.New(signaling.Config{
+		Self:       o.config.ID,
+		RTC:        rtc.Config{UDP: udp, Loopback: o.loopback, Logger: o.log},
+		Authorizer: sessions, Dialer: sessions, Peers: sessions.Others(), WireGuard: sessions.Device(),
+		OurICEHost: p.gatewayHost,
+		Logger:     o.log, Registerer: p.registry,
+	})
+	return p, err
+}
+
+// gatewayHost reports whether host is a gateway that this node talks
+// WireGuard with, or the one that it joined at. Other STUN and TURN servers
+// that a call names are not contacted.
+func (p *nodeProcess) gatewayHost(host string) bool {
+	if host == p.options.gateway.Host() {
+		return true
+	}
+	s := p.node.Snapshot()
+	if s == nil {
+		return false
+	}
+	for _, o := range s.Nodes {
+		if o.ID == p.node.Self() || !o.HasFeature(v1.Feature_TURN_SERVER) {
+			continue
+		}
+		if o.PrimaryEndpoint == host {
+			return true
+		}
+		for _, e := range o.WireGuardEndpoints {
+			if e.Addr().String() == host {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// run serves until ctx ends. onReady, when set, is called once the node is in
+// the mesh and answers there.
+func (p *nodeProcess) run(ctx context.Context, onReady func() error) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	nodeDone := make(chan error, 1)
+	nodeCtx, stopNode := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopNode()
+	go func() { nodeDone <- p.node.Run(nodeCtx) }()
+
+	err := p.serve(ctx, nodeDone, onReady)
+	// The node goes last: calls and sessions that end use the mesh.
+	sessionsErr := p.signaling.Close()
+	stopNode()
+	return errors.Join(err, sessionsErr, <-nodeDone, p.node.Close())
+}
+
+// serve waits for the mesh and answers calls there.
+func (p *nodeProcess) serve(ctx context.Context, nodeDone chan error, onReady func() error) error {
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case err := <-nodeDone:
+		nodeDone <- nil
+		return err
+	case <-p.node.Ready():
+	}
+	listeners, err := listenMesh(ctx, p.node)
+	if err != nil {
+		return err
+	}
+	g, err := gateway.New(gateway.Config{
+		Node: p.node, Signaling: p.signaling, Build: build(),
+		Mesh: listeners, Metrics: p.options.metrics,
+		Logger: p.options.log, Registerer: p.registry, Gatherer: p.registry,
+	})
+	if err != nil {
+		return err
+	}
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return g.Run(ctx) })
+	group.Go(func() error {
+		select {
+		case <-ctx.Done():
+			return nil
+		case err := <-nodeDone:
+			nodeDone <- nil
+			return errors.Join(errors.New("the node stopped"), err)
+		}
+	})
+	if onReady != nil {
+		group.Go(onReady)
+	}
+	return group.Wait()
+}
+
+// listenMesh opens the RPC port on each of the node's mesh addresses.
+func listenMesh(ctx context.Context, n *node.Node) (_ []net.Listener, err error) {
+	var out []net.Listener
+	defer func() {
+		if err != nil {
+			for _, l := range out {
+				err = errors.Join(err, l.Close())
+			}
+		}
+	}()
+	for _, addr := range n.Snapshot().Nodes[n.Self()].Addrs() {
+		l, err := n.Listen(ctx, "tcp", netip.AddrPortFrom(addr, meshRPCPort).String())
+		if err != nil {
+			return nil, fmt.Errorf("listen on the mesh: %w", err)
+		}
+		out = append(out, l)
+	}
+	return out, nil
+}
+
+// listenUDP opens the socket that all DataChannels of the process share.
+func listenUDP(address string) (net.PacketConn, error) {
+	at, err := net.ResolveUDPAddr("udp", address)
+	if err != nil {
+		return nil, usagef("UDP address %q: %w", address, err)
+	}
+	c, err := net.ListenUDP("udp", at)
+	if err != nil {
+		return nil, fmt.Errorf("listen for data channels: %w", err)
+	}
+	return c, nil
+}
+
+func build() api.Build { return api.Build{Version: version, Commit: commit, Date: date} }
+
+// pause waits for d or until ctx ends.
+func pause(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-t.C:
+		return nil
+	}
+}

@@ -1,0 +1,134 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build e2e
+
+package e2e
+
+import (
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	v1 "github.com/meshgate/meshgate/proto/v1"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/emptypb"
+)
+
+// freePort is a TCP and UDP port that nobody uses now.
+func freePort(t testing.TB) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	_, port, err := net.SplitHostPort(l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return port
+}
+
+// mesh is what must survive: every node with key and addresses.
+func mesh(t testing.TB, p *process) map[string]*v1.MeshNode {
+	t.Helper()
+	conn, ctx := grpcConn(t, p)
+	list := &v1.NodeList{}
+	if err := conn.Invoke(ctx, "/v1.Mesh/ListNodes", &emptypb.Empty{}, list); err != nil {
+		t.Fatal(err)
+	}
+	out := map[string]*v1.MeshNode{}
+	for _, n := range list.GetNodes() {
+		out[n.GetId()] = n
+	}
+	return out
+}
+
+func TestRestart_AfterKillKeepsEverythingAndNodesReconnect(t *testing.T) {
+	dir := t.TempDir()
+	api, wireguard := freePort(t), freePort(t)
+	up := []string{"up", "--data-dir", filepath.Join(dir, "gateway"), "--id", "gate",
+		"--public-address", "127.0.0.1", "--listen", "127.0.0.1:" + api, "--tls.off",
+		"--wireguard.mode", "netstack", "--wireguard.listen-port", wireguard, "--metrics.listen", "127.0.0.1:0",
+		"--ice.listen", "127.0.0.1:0", "--turn.listen", "127.0.0.1:0", "--mesh.default-network-policy", "accept"}
+	gate := start(t, up...)
+	gate.tool("peer", "create", "phone")
+	join := []string{"join", gate.ready.URL, "--token", gate.ready.Token, "--id", "nas",
+		"--data-dir", filepath.Join(dir, "nas"), "--wireguard.mode", "netstack", "--ice.listen", "127.0.0.1:0"}
+	nas := start(t, join...)
+	before := mesh(t, gate)
+	if len(before) != 3 {
+		t.Fatalf("nodes before: %v", before)
+	}
+
+	gate.kill()
+	gate = start(t, up...)
+	after := mesh(t, gate)
+	for id, want := range before {
+		// A start may refresh when a node was last heard, never who it is.
+		if got := after[id]; !proto.Equal(got, want) {
+			t.Errorf("node %s changed:\n before %v\n after  %v", id, want, got)
+		}
+	}
+	if len(after) != len(before) {
+		t.Errorf("nodes after: %v", after)
+	}
+	eventually(t, patience, func() (bool, string) {
+		out, err := gate.try("status", "nas")
+		return err == nil && strings.Contains(out, "nas"), out + errText(err)
+	})
+
+	// The node itself restarts without its token.
+	nas.kill()
+	for i, arg := range join {
+		if arg == "--token" {
+			join[i+1] = "spent-spent-spent-spent-spent"
+		}
+	}
+	began := time.Now()
+	again := start(t, join...)
+	t.Logf("the node was back after %s", time.Since(began).Round(time.Millisecond))
+	if got, want := again.ready.node(t, "nas"), nas.ready.node(t, "nas"); got != want {
+		t.Errorf("the node has the address %s, before %s", got, want)
+	}
+	eventually(t, patience, func() (bool, string) {
+		out, err := gate.try("status", "nas")
+		return err == nil, out + errText(err)
+	})
+}
+
+func TestDataDir_SecretsAreTheOwners(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "gateway")
+	start(t, "up", "--data-dir", dir, "--id", "gate", "--public-address", "127.0.0.1", "--listen", "127.0.0.1:0",
+		"--wireguard.mode", "netstack", "--wireguard.listen-port", "0", "--metrics.listen", "127.0.0.1:0",
+		"--ice.listen", "127.0.0.1:0", "--turn.listen", "127.0.0.1:0")
+	err := filepath.WalkDir(dir, func(path string, d os.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		info, err := d.Info()
+		if err != nil {
+			return err
+		}
+		if mode := info.Mode().Perm(); mode&0o077 != 0 && strings.Contains(path, dir) {
+			if name := d.Name(); strings.HasSuffix(name, ".key") || strings.HasSuffix(name, "key.pem") ||
+				name == "local.json" || name == "admin.token" || path == dir {
+				t.Errorf("%s has mode %o", path, mode)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func errText(err error) string {
+	if err == nil {
+		return ""
+	}
+	return err.Error()
+}
