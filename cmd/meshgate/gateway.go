@@ -372,6 +372,10 @@ func (p *gatewayProcess) serve(ctx context.Context, nodeDone chan error, onReady
 
 func (p *gatewayProcess) newGateway(ctx context.Context) (*gateway.Gateway, error) {
 	c := p.cfg
+	console, built := web.Console()
+	if !built {
+		p.log.Warn("this binary has no web console; make build makes one that has")
+	}
 	authenticators, err := p.authenticators()
 	if err != nil {
 		return nil, err
@@ -382,7 +386,7 @@ func (p *gatewayProcess) newGateway(ctx context.Context) (*gateway.Gateway, erro
 	}
 	cfg := gateway.Config{
 		Node: p.node, Signaling: p.signaling, Build: build(),
-		Public: p.public, Mesh: listeners, Metrics: p.metrics, Console: web.Console(),
+		Public: p.public, Mesh: listeners, Metrics: p.metrics, Console: console,
 		Access: gateway.Access{Authenticators: authenticators, Origins: c.origins, OpenReflection: c.dev},
 		Limits: gateway.Limits{ChannelRate: channelRate, ChannelBurst: channelBurst},
 		Logger: p.log, Registerer: p.registry, Gatherer: p.registry,

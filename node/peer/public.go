@@ -113,13 +113,14 @@ func parseBase(s string) (*url.URL, error) {
 		return nil, fmt.Errorf("%w: gateway address %q: write it as https://host:port", mesh.ErrInvalid, s)
 	case u.User != nil || u.RawQuery != "" || u.Fragment != "":
 		return nil, fmt.Errorf("%w: gateway address has a user, query or fragment: write it as https://host:port", mesh.ErrInvalid)
-	case u.Scheme == "http" && !isLoopback(u.Hostname()):
+	case u.Scheme == "http" && !IsLoopback(u.Hostname()):
 		return nil, fmt.Errorf("%w: gateway address %q: a token must not travel unencrypted; use https", mesh.ErrInvalid, s)
 	}
 	return u, nil
 }
 
-func isLoopback(host string) bool {
+// IsLoopback reports whether host, a name or an address, is this machine itself.
+func IsLoopback(host string) bool {
 	if addr, err := netip.ParseAddr(host); err == nil {
 		return addr.Unmap().IsLoopback()
 	}
