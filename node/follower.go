@@ -123,6 +123,12 @@ func (f *follower) follow(ctx context.Context) (alive bool, err error) {
 // subscribe follows the gateway over the mesh. The stream has to say its first
 // word within subscribeGrace.
 func (f *follower) subscribe(ctx context.Context) (alive bool, err error) {
+	// The way to the gateway is in the plan; it has to be in force first.
+	select {
+	case <-ctx.Done():
+		return false, ctx.Err()
+	case <-f.node.ready:
+	}
 	at, err := f.gateway()
 	if err != nil {
 		return false, err
