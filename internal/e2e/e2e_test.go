@@ -28,8 +28,8 @@ import (
 // on an idle machine.
 const patience = 60 * time.Second
 
-// binary is the program under test; TestMain builds it.
-var binary string
+// program is the binary under test; TestMain builds it.
+var program string
 
 func TestMain(m *testing.M) { os.Exit(build(m)) }
 
@@ -40,8 +40,8 @@ func build(m *testing.M) int {
 		return 1
 	}
 	defer os.RemoveAll(dir)
-	binary = filepath.Join(dir, "meshgate")
-	out, err := exec.Command("go", "build", "-o", binary, "../../cmd/meshgate").CombinedOutput()
+	program = filepath.Join(dir, "meshgate")
+	out, err := exec.Command("go", "build", "-o", program, "../../cmd/meshgate").CombinedOutput()
 	if err != nil {
 		fmt.Fprintf(os.Stderr, "build: %v\n%s", err, out)
 		return 1
@@ -100,7 +100,7 @@ func start(t testing.TB, args ...string) *process {
 func startEnv(t testing.TB, env []string, args ...string) *process {
 	t.Helper()
 	p := &process{t: t, done: make(chan struct{}), log: &syncBuffer{}}
-	p.cmd = exec.Command(binary, append(args, "--output", "json")...)
+	p.cmd = exec.Command(program, append(args, "--output", "json")...)
 	p.cmd.Env = append(os.Environ(), env...)
 	p.cmd.Stderr = p.log
 	stdout, err := p.cmd.StdoutPipe()
@@ -168,7 +168,7 @@ func (p *process) tool(args ...string) string {
 func (p *process) try(args ...string) (string, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, binary, args...)
+	cmd := exec.CommandContext(ctx, program, args...)
 	cmd.Env = append(os.Environ(), "MESHGATE_SERVER="+p.ready.URL, "MESHGATE_TOKEN="+p.ready.Token)
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
