@@ -226,18 +226,25 @@ func (g *gate) relay(client netip.AddrPort) *relay {
 	return g.relays[client]
 }
 
-// evict ends the allocations of user. It waits until the engine rests: between
-// two requests nothing is half-made.
+// evict ends the allocations of user. A stream has one at most, which ends with
+// it; on a UDP socket evict waits until the engine rests, so that nothing is
+// half-made.
 func (g *gate) evict(user string) (n int) {
-	g.busy.Lock()
-	defer g.busy.Unlock()
+	if !g.stream {
+		g.busy.Lock()
+		defer g.busy.Unlock()
+	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	for _, r := range g.relays {
-		if r.user == user && !r.ending {
-			r.ending = true
+		if r.user != user || !r.ending.CompareAndSwap(false, true) {
+			continue
+		}
+		n++
+		if g.stream {
+			g.Close()
+		} else {
 			r.UDPConn.Close() // the engine's reader of the relay sees it, and deletes the allocation
-			n++
 		}
 	}
 	return n

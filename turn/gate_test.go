@@ -282,6 +282,13 @@ func TestGate_PermissionsAndChannelsAreBounded(t *testing.T) {
 	if got := code(c.request(stun.MethodCreatePermission, peer(3))); got != 508 {
 		t.Errorf("fourth permission: %d, want 508", got)
 	}
+	// A refusal costs nothing: what is granted can still be refreshed.
+	if got := code(c.request(stun.MethodCreatePermission, peer(0), peer(1), peer(2))); got != 0 {
+		t.Errorf("permissions anew: %d", got)
+	}
+	if got := code(c.request(stun.MethodChannelBind, channelNumber(0x4001), peer(1))); got != 0 {
+		t.Errorf("channel anew: %d", got)
+	}
 }
 
 // The hook allows one port of loopback. Another port stays out of reach by

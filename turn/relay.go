@@ -8,9 +8,12 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"maps"
 	"net"
 	"net/netip"
+	"runtime"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -36,9 +39,11 @@ type relay struct {
 	user   string
 	addr   netip.AddrPort // as the client and its peers see it
 
+	ending atomic.Bool // the engine is about to be told; nothing more is granted
+	ended  atomic.Bool // the engine has closed it
+
 	// The fields below belong to the gate: only under gate.busy.
 	expires     time.Time
-	ending      bool // the engine is about to be told; nothing more is granted
 	permissions map[netip.Addr]time.Time
 	channels    map[uint16]time.Time
 
@@ -52,6 +57,11 @@ func (r *relay) ReadFrom(p []byte) (int, net.Addr, error) {
 	for failed := 0; ; {
 		n, src, err := r.ReadFromUDPAddrPort(p)
 		if err != nil {
+			if r.ended.Load() {
+				// The engine knows: it has closed the relay. Told of it, its reader
+				// would delete whatever allocation the client has by then.
+				runtime.Goexit()
+			}
 			if errors.Is(err, net.ErrClosed) || !r.server.pause(failed) {
 				return 0, nil, err
 			}
@@ -88,26 +98,35 @@ func (r *relay) WriteTo(p []byte, to net.Addr) (int, error) {
 	return len(p), nil
 }
 
-// Close ends the allocation. It may be called again.
+// Close is the engine's end of the allocation. It may be called again.
 func (r *relay) Close() error {
+	r.ended.Store(true)
 	r.closed()
 	return nil
 }
 
-// grantPermissions records permissions for peers and says whether they all fit.
+// grantPermissions records permissions for peers, or none of them when they do not all fit.
 func (r *relay) grantPermissions(peers []netip.AddrPort, limit int, now time.Time) bool {
 	forget(r.permissions, now)
+	granted := maps.Clone(r.permissions)
 	for _, p := range peers {
-		r.permissions[p.Addr()] = now.Add(permissionLifetime)
+		granted[p.Addr()] = now.Add(permissionLifetime)
 	}
-	return len(r.permissions) <= limit
+	if len(granted) > limit {
+		return false
+	}
+	r.permissions = granted
+	return true
 }
 
-// grantChannel records the binding of a channel and says whether it fits.
+// grantChannel records the binding of a channel, if it fits.
 func (r *relay) grantChannel(number uint16, limit int, now time.Time) bool {
 	forget(r.channels, now)
+	if _, bound := r.channels[number]; !bound && len(r.channels) >= limit {
+		return false
+	}
 	r.channels[number] = now.Add(channelLifetime)
-	return len(r.channels) <= limit
+	return true
 }
 
 func forget[K comparable](m map[K]time.Time, now time.Time) {

@@ -22,7 +22,7 @@ func (g *gate) judge(m message) int {
 	}
 	now := time.Now()
 	switch {
-	case r == nil || r.ending:
+	case r == nil || r.ending.Load():
 		return codeMismatch
 	case r.user != g.now.user:
 		return codeWrongUser
@@ -44,7 +44,7 @@ func (g *gate) judgeAllocate(m message, r *relay) int {
 	even, hasEven := m.get(attrEvenPort)
 	_, token := m.get(attrReservationToken)
 	switch {
-	case r != nil && (r.ending || r.user != g.now.user):
+	case r != nil && (r.ending.Load() || r.user != g.now.user):
 		return codeMismatch
 	case r != nil: // a repeated request, or a mistake: the engine knows
 		return 0

@@ -209,6 +209,21 @@ func TestServer_AccountsForEveryEndOfAnAllocation(t *testing.T) {
 	}
 }
 
+// An allocation that follows another on the same 5-tuple is its own: the end of
+// the first, which the engine's goroutines may notice late, does not take it along.
+func TestServer_AllocatesAgainAtOnce(t *testing.T) {
+	s := newServer(t, nil)
+	c := dialUDP(t, s, s.secrets.Mint("u", time.Minute)).login()
+	for i := range 500 {
+		if got := code(c.request(stun.MethodAllocate, transportUDP)); got != 0 {
+			t.Fatalf("allocation %d: %d", i, got)
+		}
+		if got := code(c.request(stun.MethodRefresh, lifetimeSeconds(0))); got != 0 {
+			t.Fatalf("end of allocation %d: %d", i, got)
+		}
+	}
+}
+
 func TestServer_EvictedUserMayComeBackOnlyIfAllowed(t *testing.T) {
 	var banned atomic.Bool
 	s := newServer(t, func(c *Config) { c.AllowUser = func(string) bool { return !banned.Load() } })

@@ -68,15 +68,11 @@ func (s *stream) next() (int, error) {
 		s.since = now
 		deadline = now.Add(s.idle)
 	}
-	if err := s.SetReadDeadline(deadline); err != nil {
-		return 0, err
-	}
+	_ = s.SetReadDeadline(deadline) // fails on a closed connection, as reading does once the buffer is empty
 	if _, err := s.r.Peek(1); err != nil {
 		return 0, err
 	}
-	if err := s.SetReadDeadline(time.Now().Add(frameTimeout)); err != nil {
-		return 0, err
-	}
+	_ = s.SetReadDeadline(time.Now().Add(frameTimeout))
 	head, err := s.r.Peek(4)
 	if err != nil {
 		return 0, err

@@ -74,14 +74,13 @@ const (
 	attrOtherAddress       uint16 = 0x802C
 )
 
-// Error codes that this package answers with (RFC 8489 section 14.8, RFC 8656 section 19).
+// Error codes that the gate answers with (RFC 8489 section 14.8, RFC 8656 section
+// 19); 401 and 438, which come with a nonce, are the engine's.
 const (
 	codeBadRequest       = 400
-	codeUnauthorized     = 401
 	codeForbidden        = 403
 	codeUnknownAttribute = 420
 	codeMismatch         = 437
-	codeStaleNonce       = 438
 	codeFamily           = 440
 	codeWrongUser        = 441
 	codeTransport        = 442
