@@ -57,8 +57,18 @@ suite("a TCP channel", () => {
       await client.connect({ node: "web-1", host, port: 22 }).catch(() => {});
     }
     const channels = mesh.peer.channels.slice(1);
-    const labels = ["tcp::22", "tcp:172.16.0.4:22", "tcp:[fd00::1]:22", "tcp:[fd00::1]:22", "tcp:localhost:22", "tcp:nas:22"];
-    assert.deepEqual(channels.map(({ label }) => label), labels);
+    const labels = [
+      "tcp::22",
+      "tcp:172.16.0.4:22",
+      "tcp:[fd00::1]:22",
+      "tcp:[fd00::1]:22",
+      "tcp:localhost:22",
+      "tcp:nas:22",
+    ];
+    assert.deepEqual(
+      channels.map(({ label }) => label),
+      labels,
+    );
     assert.deepEqual(channels[0]?.options, { protocol: "meshgate.1", ordered: true });
     assert.equal(channels[0]?.binaryType, "arraybuffer");
   });
@@ -132,7 +142,7 @@ suite("a TCP channel", () => {
     }
     await assert.rejects(connection.closed, code("internal", /credit/));
     await until(() => stream.controls.length > 0);
-    assert.equal(stream.controls[0]?.["type"], "reset");
+    assert.equal(stream.controls[0]?.type, "reset");
   });
 
   test("goes on reading after writing has ended", async () => {
@@ -168,7 +178,10 @@ suite("a TCP channel", () => {
   test("rejects with what the node says", async () => {
     const mesh = new FakeMesh();
     const client = mesh.client();
-    await assert.rejects(client.connect({ node: "web-1", port: 81 }), code("permission_denied", /tcp::81 is not exposed/));
+    await assert.rejects(
+      client.connect({ node: "web-1", port: 81 }),
+      code("permission_denied", /tcp::81 is not exposed/),
+    );
     mesh.tcp.set("tcp::80", (stream) => stream.send({ type: "error", code: "no such code" }));
     await assert.rejects(client.connect({ node: "web-1", port: 80 }), code("unknown", /without saying why/));
   });
@@ -180,7 +193,10 @@ suite("a TCP channel", () => {
     stream.send({ type: "reset", code: "unavailable", message: "connection reset by peer" });
     await assert.rejects(reading, code("unavailable", /reset by peer/));
     await assert.rejects(connection.closed, code("unavailable", /reset by peer/));
-    await assert.rejects(connection.writable.getWriter().write(pattern(1)), code("unavailable", /reset by peer/));
+    await assert.rejects(
+      connection.writable.getWriter().write(pattern(1)),
+      code("unavailable", /reset by peer/),
+    );
   });
 
   test("breaks when the channel ends without a word", async () => {
@@ -190,7 +206,13 @@ suite("a TCP channel", () => {
   });
 
   test("breaks on messages that are none", async () => {
-    for (const message of ["no JSON", "[]", '{"type":1}', '{"type":"window","bytes":-1}', '{"type":"window"}']) {
+    for (const message of [
+      "no JSON",
+      "[]",
+      '{"type":1}',
+      '{"type":"window","bytes":-1}',
+      '{"type":"window"}',
+    ]) {
       const { connection, stream } = await connected();
       stream.channel.send(message.startsWith("{") || message === "[]" ? message : JSON.stringify(message));
       await assert.rejects(connection.closed, code("internal"));
@@ -289,7 +311,7 @@ suite("a TCP channel", () => {
     await connection.writable.abort(new Error("no longer needed"));
     await assert.rejects(connection.closed, code("canceled"));
     await until(() => stream.controls.length > 0);
-    assert.equal(stream.controls[0]?.["type"], "reset");
+    assert.equal(stream.controls[0]?.type, "reset");
   });
 
   test("a signal breaks it at any time", async () => {
@@ -305,7 +327,7 @@ suite("a TCP channel", () => {
       return true;
     });
     await until(() => stream.controls.length > 0);
-    assert.equal(stream.controls[0]?.["code"], "canceled");
+    assert.equal(stream.controls[0]?.code, "canceled");
   });
 
   test("survives random sizes and a reader that stops and goes", async () => {
@@ -358,7 +380,10 @@ suite("a UDP channel", () => {
 
   test("rejects with what the node says over the control channel", async () => {
     const mesh = new FakeMesh();
-    await assert.rejects(mesh.client().connectUdp({ node: "dns-1", port: 54 }), code("permission_denied", /not exposed/));
+    await assert.rejects(
+      mesh.client().connectUdp({ node: "dns-1", port: 54 }),
+      code("permission_denied", /not exposed/),
+    );
   });
 
   test("drops what is not read in time, and says so", async () => {
@@ -384,7 +409,10 @@ suite("a UDP channel", () => {
     const mesh = new FakeMesh();
     mesh.udp.set("udp::53", () => {});
     const datagrams = await mesh.client().connectUdp({ node: "dns-1", port: 53 });
-    await assert.rejects(datagrams.writable.getWriter().write(pattern(65_508)), code("invalid_argument", /65507/));
+    await assert.rejects(
+      datagrams.writable.getWriter().write(pattern(65_508)),
+      code("invalid_argument", /65507/),
+    );
   });
 
   test("ends when the node ends it; what came can still be read", async () => {

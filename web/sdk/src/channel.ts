@@ -96,7 +96,9 @@ export abstract class Channel implements Connection {
     this.closed = this.#closed.promise;
     this.readable = new ReadableStream(
       {
-        start: (controller) => void (this.#reader.value = controller),
+        start: (controller) => {
+          this.#reader.value = controller;
+        },
         pull: () => this.#pull(),
         cancel: () => this.#cancelReading(),
       },
@@ -104,7 +106,9 @@ export abstract class Channel implements Connection {
       { highWaterMark: 0 },
     );
     this.writable = new WritableStream({
-      start: (controller) => void (this.#writer.value = controller),
+      start: (controller) => {
+        this.#writer.value = controller;
+      },
       write: (chunk) => this.#write(chunk),
       close: () => this.#closeWriting(),
       abort: (reason) => this.reset(new MeshgateError("canceled", "writing was aborted", { cause: reason })),

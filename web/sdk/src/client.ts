@@ -117,7 +117,9 @@ class GatewayClient extends ClientEventTarget implements MeshClient {
       const tooLate = () =>
         new MeshgateError("deadline_exceeded", `node ${node} did not say in time whether it could connect`);
       try {
-        await withTimeLimit(this.#connectTimeoutMs, tooLate, [either], (limited) => orAbort(channel.opened, limited));
+        await withTimeLimit(this.#connectTimeoutMs, tooLate, [either], (limited) =>
+          orAbort(channel.opened, limited),
+        );
       } catch (reason) {
         channel.reset(MeshgateError.from(reason));
         throw reason;

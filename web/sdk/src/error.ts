@@ -88,7 +88,9 @@ export class MeshgateError extends Error {
       case "AbortError":
         return new MeshgateError("canceled", message || "the operation was aborted", { cause: reason });
       case "TimeoutError":
-        return new MeshgateError("deadline_exceeded", message || "the operation took too long", { cause: reason });
+        return new MeshgateError("deadline_exceeded", message || "the operation took too long", {
+          cause: reason,
+        });
       default:
         return new MeshgateError("unknown", message, { cause: reason });
     }
@@ -127,7 +129,9 @@ export function abortError(signal: AbortSignal): MeshgateError {
   }
   const timedOut = reason instanceof Error && reason.name === "TimeoutError";
   return timedOut
-    ? new MeshgateError("deadline_exceeded", "the operation took longer than the caller allowed", { cause: reason })
+    ? new MeshgateError("deadline_exceeded", "the operation took longer than the caller allowed", {
+        cause: reason,
+      })
     : new MeshgateError("canceled", "the operation was aborted by the caller", { cause: reason });
 }
 

@@ -12,7 +12,9 @@ export function iceServers(offer: DataChannelOffer): RTCIceServer[] {
     urls: urls.filter((url) => /^(stun|turn)s?:[^/]/i.test(url)),
     ...(username !== "" && { username, credential }),
   }));
-  const plain = offer.stunServers.filter((url) => /^stuns?:[^/]/i.test(url)).map((urls) => ({ urls: [urls] }));
+  const plain = offer.stunServers
+    .filter((url) => /^stuns?:[^/]/i.test(url))
+    .map((urls) => ({ urls: [urls] }));
   return (servers.length > 0 ? servers : plain).filter(({ urls }) => urls.length > 0);
 }
 
@@ -31,7 +33,8 @@ export function parseCandidate(text: string): RTCIceCandidateInit | undefined {
   } catch {
     return undefined;
   }
-  const { candidate, sdpMid, sdpMLineIndex, usernameFragment }: Partial<Record<string, unknown>> = Object(value);
+  const { candidate, sdpMid, sdpMLineIndex, usernameFragment }: Partial<Record<string, unknown>> =
+    Object(value);
   if (typeof candidate !== "string" || candidate === "") {
     return undefined;
   }

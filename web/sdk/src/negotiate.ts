@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
 import type { Client } from "@connectrpc/connect";
-
-import { channelProtocol } from "./channel.js";
 import { deferred, orAbort } from "./async.js";
+import { channelProtocol } from "./channel.js";
 import { MeshgateError } from "./error.js";
 import type { DataChannelOffer, WebRTC } from "./gen/v1/webrtc_pb.js";
 import { describeCandidate, iceServers, parseCandidate } from "./ice.js";
@@ -54,7 +53,8 @@ export async function negotiate(options: NegotiateOptions): Promise<Negotiated> 
   }
 }
 
-type Request = Parameters<Client<typeof WebRTC>["startDataChannel"]>[0] extends AsyncIterable<infer T> ? T : never;
+type Request =
+  Parameters<Client<typeof WebRTC>["startDataChannel"]>[0] extends AsyncIterable<infer T> ? T : never;
 
 class Negotiation {
   readonly #options: NegotiateOptions;
@@ -93,7 +93,10 @@ class Negotiation {
       await this.#addRemote(message.candidate);
     }
     if (this.#pc === undefined) {
-      throw new MeshgateError("unavailable", "the gateway ended the introduction without an offer from the node");
+      throw new MeshgateError(
+        "unavailable",
+        "the gateway ended the introduction without an offer from the node",
+      );
     }
   }
 
@@ -102,7 +105,11 @@ class Negotiation {
     const servers = iceServers(offer);
     const pc = peerConnection({ iceServers: servers, iceTransportPolicy });
     this.#pc = pc;
-    const control = pc.createDataChannel(controlLabel, { negotiated: true, id: 0, protocol: channelProtocol });
+    const control = pc.createDataChannel(controlLabel, {
+      negotiated: true,
+      id: 0,
+      protocol: channelProtocol,
+    });
     this.#watch(pc, control, servers);
     await pc.setRemoteDescription(parseDescription(offer.offer));
     await pc.setLocalDescription();

@@ -13,14 +13,16 @@ type Stats = Readonly<Partial<Record<string, unknown>>>;
  */
 export async function readPath(pc: RTCPeerConnection, fallbackRttMs: number | undefined): Promise<Path> {
   const stats = new Map<string, Stats>();
-  (await pc.getStats()).forEach((value: unknown, id) => stats.set(id, Object(value)));
+  (await pc.getStats()).forEach((value: unknown, id) => {
+    stats.set(id, Object(value));
+  });
   const pair = selectedPair(stats);
-  const local = endpoint(stats, pair?.["localCandidateId"]);
-  const remote = endpoint(stats, pair?.["remoteCandidateId"]);
+  const local = endpoint(stats, pair?.localCandidateId);
+  const remote = endpoint(stats, pair?.remoteCandidateId);
   if (pair === undefined || local === undefined || remote === undefined) {
     throw new MeshgateError("unavailable", "there is no path to the node at the moment");
   }
-  const seconds = pair["currentRoundTripTime"];
+  const seconds = pair.currentRoundTripTime;
   const rttMs = typeof seconds === "number" ? seconds * 1000 : fallbackRttMs;
   return {
     kind: local.type === "relay" || remote.type === "relay" ? "relayed" : "direct",
@@ -32,19 +34,19 @@ export async function readPath(pc: RTCPeerConnection, fallbackRttMs: number | un
 
 function selectedPair(stats: ReadonlyMap<string, Stats>): Stats | undefined {
   const all = [...stats.values()];
-  const id = all.find((entry) => entry["type"] === "transport")?.["selectedCandidatePairId"];
+  const id = all.find((entry) => entry.type === "transport")?.selectedCandidatePairId;
   const named = typeof id === "string" ? stats.get(id) : undefined;
-  const pairs = all.filter((entry) => entry["type"] === "candidate-pair");
+  const pairs = all.filter((entry) => entry.type === "candidate-pair");
   return (
     named ??
-    pairs.find((pair) => pair["selected"] === true) ??
-    pairs.find((pair) => pair["nominated"] === true && pair["state"] === "succeeded")
+    pairs.find((pair) => pair.selected === true) ??
+    pairs.find((pair) => pair.nominated === true && pair.state === "succeeded")
   );
 }
 
 function endpoint(stats: ReadonlyMap<string, Stats>, id: unknown): PathEndpoint | undefined {
   const candidate = typeof id === "string" ? stats.get(id) : undefined;
-  const type = candidate?.["candidateType"];
+  const type = candidate?.candidateType;
   if (candidate === undefined || !isCandidateType(type)) {
     return undefined;
   }

@@ -1,6 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 
-import { Channel, type ChannelHost, type ControlMessage, channelProtocol, parseControl } from "./channel.js";
+import {
+  type Channel,
+  type ChannelHost,
+  type ControlMessage,
+  channelProtocol,
+  parseControl,
+} from "./channel.js";
 import { MeshgateError } from "./error.js";
 import type { Negotiated } from "./negotiate.js";
 import { readPath } from "./path.js";
@@ -110,7 +116,10 @@ export class Peer implements ChannelHost {
       this.close();
       return;
     }
-    const error = new MeshgateError("unavailable", "the connection outlived the keys of its peer connection: reconnect");
+    const error = new MeshgateError(
+      "unavailable",
+      "the connection outlived the keys of its peer connection: reconnect",
+    );
     this.#retireTimer ??= setTimeout(() => this.close(error), retireMs);
   }
 
@@ -166,20 +175,20 @@ export class Peer implements ChannelHost {
     const message = typeof data === "string" ? parseControl(data) : undefined;
     switch (message?.type) {
       case "ping":
-        this.#send({ type: "pong", id: message["id"] });
+        this.#send({ type: "pong", id: message.id });
         break;
       case "pong":
-        this.#pong(message["id"]);
+        this.#pong(message.id);
         break;
       case "renew":
         this.#events.onRenew(this);
         break;
       case "goodbye":
-        this.#goodbye = typeof message["message"] === "string" ? message["message"] : "";
+        this.#goodbye = typeof message.message === "string" ? message.message : "";
         break;
       case "open":
       case "error":
-        this.#byStreamId(message["channel"])?.control(message);
+        this.#byStreamId(message.channel)?.control(message);
         break;
       default:
       // A later version of the protocol: unknown types are to be ignored.

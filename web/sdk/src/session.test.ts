@@ -62,14 +62,23 @@ suite("the way to a node", () => {
     const mesh = openMesh();
     mesh.offer = {
       iceServers: [
-        { urls: ["turn:gate.example.org:3478", "http://not.ice"], username: "1700000000:alice", credential: "secret" },
+        {
+          urls: ["turn:gate.example.org:3478", "http://not.ice"],
+          username: "1700000000:alice",
+          credential: "secret",
+        },
         { urls: ["stun:gate.example.org:3478"], username: "", credential: "" },
       ],
       stunServers: ["stun:ignored.example.org"],
     };
     mesh.candidates = [
       "candidate:1 1 udp 2 203.0.113.7 5000 typ host",
-      JSON.stringify({ candidate: "candidate:2 1 udp 1 203.0.113.7 5001 typ relay", sdpMid: "", sdpMLineIndex: 0, usernameFragment: null }),
+      JSON.stringify({
+        candidate: "candidate:2 1 udp 1 203.0.113.7 5001 typ relay",
+        sdpMid: "",
+        sdpMLineIndex: 0,
+        usernameFragment: null,
+      }),
       JSON.stringify({ candidate: "" }),
       "candidate:3 1 udp 1 unusable 1 typ host",
       "{broken",
@@ -163,8 +172,13 @@ suite("the way to a node", () => {
     const client = mesh.client();
     mesh.failures.push(rpcError(Code.Unavailable, "starting"), rpcError(Code.Unavailable, "starting"));
     const connecting = client.connect(target);
-    for (const [attempt, bound] of [[1, 500], [2, 1000]] as const) {
-      await until(() => client.states.at(-1)?.state === "waiting" && client.states.at(-1)?.attempt === attempt);
+    for (const [attempt, bound] of [
+      [1, 500],
+      [2, 1000],
+    ] as const) {
+      await until(
+        () => client.states.at(-1)?.state === "waiting" && client.states.at(-1)?.attempt === attempt,
+      );
       const { retryInMs = -1, error } = defined(client.states.at(-1));
       assert.ok(retryInMs >= 0 && retryInMs <= bound, `pause of ${retryInMs} ms`);
       assert.equal(error?.message, "starting");
@@ -176,14 +190,19 @@ suite("the way to a node", () => {
   test("is given up in time, with the reason", async () => {
     mock.timers.enable({ apis: ["setTimeout"] });
     const mesh = openMesh();
-    mesh.failures.push(...Array.from({ length: 50 }, () => rpcError(Code.Unavailable, "node web-1 is offline")));
+    mesh.failures.push(
+      ...Array.from({ length: 50 }, () => rpcError(Code.Unavailable, "node web-1 is offline")),
+    );
     const client = mesh.client({ connectTimeoutMs: 5000 });
     const connecting = client.connect(target);
     for (let waited = 0; waited < 5000; waited += 250) {
       await settled();
       mock.timers.tick(250);
     }
-    await assert.rejects(connecting, code("deadline_exceeded", /web-1 was not reached within 5 s: node web-1 is offline/));
+    await assert.rejects(
+      connecting,
+      code("deadline_exceeded", /web-1 was not reached within 5 s: node web-1 is offline/),
+    );
     await until(() => client.states.at(-1)?.state === "closed");
   });
 
@@ -216,11 +235,21 @@ suite("the way to a node", () => {
     assert.equal(client.states.at(-1)?.error?.code, "deadline_exceeded");
     assert.equal(mesh.peers[0]?.connectionState, "closed");
     mock.timers.tick(10_000);
-    await assert.rejects(connecting, code("deadline_exceeded", /within 30 s: node web-1 did not answer within 20 s/));
+    await assert.rejects(
+      connecting,
+      code("deadline_exceeded", /within 30 s: node web-1 did not answer within 20 s/),
+    );
   });
 
   test("fails when the gateway sends nonsense", async () => {
-    for (const offer of ["", "{", "[]", '{"type":"answer","sdp":"x"}', '{"type":"offer"}', '{"type":"offer","sdp":"broken"}']) {
+    for (const offer of [
+      "",
+      "{",
+      "[]",
+      '{"type":"answer","sdp":"x"}',
+      '{"type":"offer"}',
+      '{"type":"offer","sdp":"broken"}',
+    ]) {
       const mesh = openMesh();
       mesh.offer = { ...mesh.offer, ...{ offer } };
       const expected = offer.includes("broken") ? "unknown" : "internal";
@@ -371,7 +400,10 @@ suite("an abort", () => {
 
   test("before anything", async () => {
     const mesh = openMesh();
-    await assert.rejects(mesh.client().connect({ ...target, signal: AbortSignal.abort(reason) }), code("canceled"));
+    await assert.rejects(
+      mesh.client().connect({ ...target, signal: AbortSignal.abort(reason) }),
+      code("canceled"),
+    );
     await settled();
     assert.equal(mesh.peers.length, 0);
   });
@@ -407,9 +439,10 @@ suite("an abort", () => {
     const mesh = openMesh();
     const abort = new AbortController();
     let proceed = () => {};
-    mesh.onIntroduction = () => new Promise<void>((resolve) => {
-      proceed = resolve;
-    });
+    mesh.onIntroduction = () =>
+      new Promise<void>((resolve) => {
+        proceed = resolve;
+      });
     const client = mesh.client();
     const first = client.connect({ ...target, signal: abort.signal });
     const second = client.connect(target);
@@ -446,13 +479,16 @@ suite("an abort", () => {
     abort.abort(reason);
     await assert.rejects(connecting, code("canceled"));
     await until(() => stream?.channel.readyState === "closed");
-    assert.equal(stream?.controls[0]?.["type"], "reset");
+    assert.equal(stream?.controls[0]?.type, "reset");
     assert.equal(mesh.peer.connectionState, "connected");
   });
 
   test("by a timeout is a deadline", async () => {
     const mesh = openMesh();
     mesh.onIntroduction = () => new Promise(() => {});
-    await assert.rejects(mesh.client().connect({ ...target, signal: AbortSignal.timeout(1) }), code("deadline_exceeded"));
+    await assert.rejects(
+      mesh.client().connect({ ...target, signal: AbortSignal.timeout(1) }),
+      code("deadline_exceeded"),
+    );
   });
 });

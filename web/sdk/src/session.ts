@@ -49,8 +49,11 @@ export class Session implements PeerEvents {
     const { connectTimeoutMs } = this.#options;
     search.waiting++;
     try {
-      return await withTimeLimit(connectTimeoutMs, () => this.#tooLate(search), [signal], (limited) =>
-        orAbort(search.found, limited),
+      return await withTimeLimit(
+        connectTimeoutMs,
+        () => this.#tooLate(search),
+        [signal],
+        (limited) => orAbort(search.found, limited),
       );
     } finally {
       search.waiting--;
@@ -144,7 +147,10 @@ export class Session implements PeerEvents {
   async #attempt(search: Search): Promise<Peer | undefined> {
     const { node, negotiate } = this.#options;
     const tooLate = () =>
-      new MeshgateError("deadline_exceeded", `node ${node} did not answer within ${attemptTimeoutMs / 1000} s`);
+      new MeshgateError(
+        "deadline_exceeded",
+        `node ${node} did not answer within ${attemptTimeoutMs / 1000} s`,
+      );
     try {
       const negotiated = await withTimeLimit(attemptTimeoutMs, tooLate, [search.signal], (signal) =>
         negotiate(signal, ({ step, candidates: { local, remote } }) => {

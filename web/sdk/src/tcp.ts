@@ -28,11 +28,11 @@ export class TcpChannel extends Channel implements MeshConnection {
     switch (message.type) {
       case "open":
         // The first credit is agreed on; the other side may give more, or less.
-        this.#grant(message["window"], -windowBytes);
+        this.#grant(message.window, -windowBytes);
         this.markOpen();
         break;
       case "window":
-        this.#grant(message["bytes"], 0);
+        this.#grant(message.bytes, 0);
         break;
       case "fin":
         this.#gotFin = true;

@@ -16,7 +16,8 @@ export async function* watchMesh(
   signal: AbortSignal,
   onState: (detail: StateDetail) => void,
 ): AsyncGenerator<WatchMeshResponse, void, void> {
-  const emit = (detail: Omit<StateDetail, "scope" | "node">) => onState({ scope: "gateway", node: "", ...detail });
+  const emit = (detail: Omit<StateDetail, "scope" | "node">) =>
+    onState({ scope: "gateway", node: "", ...detail });
   let fatal: MeshgateError | undefined;
   try {
     for (let failures = 0; !signal.aborted; failures++) {
@@ -57,5 +58,7 @@ export async function* watchMesh(
 
 /** A stream that breaks off, at a gateway or at a proxy before it, ends in various ways. */
 function mayRecover(error: MeshgateError): boolean {
-  return isTransient(error) || error.code === "unknown" || error.code === "internal" || error.code === "data_loss";
+  return (
+    isTransient(error) || error.code === "unknown" || error.code === "internal" || error.code === "data_loss"
+  );
 }

@@ -3,8 +3,8 @@
 import { Code, ConnectError } from "@connectrpc/connect";
 import type { UniversalClientFn } from "@connectrpc/connect/protocol";
 import { trailerFlag, trailerParse } from "@connectrpc/connect/protocol-grpc-web";
-import { concat } from "./bytes.js";
 import { deferred } from "./async.js";
+import { concat } from "./bytes.js";
 import { AsyncQueue } from "./queue.js";
 
 /** The WebSocket subprotocol that carries one gRPC-Web call. */
@@ -144,7 +144,7 @@ async function sendBody(
       while (socket.bufferedAmount > maxBufferedBytes) {
         await new Promise((resolve) => setTimeout(resolve, bufferedPollMs));
       }
-      if (socket.readyState !== WebSocket.OPEN) {
+      if (socket.readyState !== socket.OPEN) {
         return;
       }
       const message = new Uint8Array(1 + frame.byteLength);

@@ -25,13 +25,21 @@ export async function* readBody(reader: ByteReader, framing: Framing): AsyncGene
       yield* readChunks(reader);
       return;
     case "close":
-      for (let part = await reader.read(maxPartBytes); part !== undefined; part = await reader.read(maxPartBytes)) {
+      for (
+        let part = await reader.read(maxPartBytes);
+        part !== undefined;
+        part = await reader.read(maxPartBytes)
+      ) {
         yield part;
       }
   }
 }
 
-async function* readExactly(reader: ByteReader, length: number, what: string): AsyncGenerator<Bytes, void, void> {
+async function* readExactly(
+  reader: ByteReader,
+  length: number,
+  what: string,
+): AsyncGenerator<Bytes, void, void> {
   for (let left = length; left > 0; ) {
     const part = await reader.read(Math.min(left, maxPartBytes));
     if (part === undefined) {

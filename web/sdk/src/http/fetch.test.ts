@@ -22,7 +22,10 @@ function code(expected: string, message = /./) {
 }
 
 /** Runs a test against a real server. */
-async function against(listener: RequestListener, run: (client: HttpClient, server: TestServer) => Promise<void>): Promise<void> {
+async function against(
+  listener: RequestListener,
+  run: (client: HttpClient, server: TestServer) => Promise<void>,
+): Promise<void> {
   const server = await TestServer.start(listener);
   const client = new HttpClient(server.open);
   try {
@@ -46,7 +49,9 @@ const mirror: RequestListener = async (request, response) => {
   const body = await bodyOf(request);
   response.setHeader("content-type", "application/json");
   const { method, url, rawHeaders } = request;
-  response.end(JSON.stringify({ method, url, headers: request.headers, rawHeaders, body: body.toString("latin1") }));
+  response.end(
+    JSON.stringify({ method, url, headers: request.headers, rawHeaders, body: body.toString("latin1") }),
+  );
 };
 
 const clients = new Set<HttpClient>();
@@ -208,10 +213,16 @@ suite("a request", () => {
         pulled = true;
       },
     });
-    await assert.rejects(client.fetch("http://a/", { method: "POST", body }), code("unknown", /disk is gone/));
+    await assert.rejects(
+      client.fetch("http://a/", { method: "POST", body }),
+      code("unknown", /disk is gone/),
+    );
     assert.equal(opened[0]?.closed, true);
     const strings = new ReadableStream({ start: (controller) => controller.enqueue("text") });
-    await assert.rejects(client.fetch("http://a/", { method: "POST", body: strings }), code("invalid_argument", /Uint8Array/));
+    await assert.rejects(
+      client.fetch("http://a/", { method: "POST", body: strings }),
+      code("invalid_argument", /Uint8Array/),
+    );
   });
 });
 
@@ -219,7 +230,11 @@ suite("a response", () => {
   test("has a URL, all headers and a streaming body", async () => {
     await against(
       (_, response) => {
-        response.writeHead(201, "Made", [["Set-Cookie", "a=1"], ["Set-Cookie", "b=2"], ["X-A", "\xfc"]]);
+        response.writeHead(201, "Made", [
+          ["Set-Cookie", "a=1"],
+          ["Set-Cookie", "b=2"],
+          ["X-A", "\xfc"],
+        ]);
         response.write("first");
         response.end("second");
       },
@@ -274,7 +289,9 @@ suite("a response", () => {
       (request, response) => {
         const raw = request.url === "/broken" ? deflateRawSync(plain) : gzipSync(plain);
         response.setHeader("content-encoding", "gzip");
-        response.end(request.headers["accept-encoding"] === "gzip" || request.url === "/raw" ? raw : "identity");
+        response.end(
+          request.headers["accept-encoding"] === "gzip" || request.url === "/raw" ? raw : "identity",
+        );
       },
       async (client) => {
         const response = await client.fetch("http://a/");
@@ -297,7 +314,9 @@ suite("a response", () => {
         await settled();
         controller.enqueue(pattern(10));
       },
-      cancel: () => void (cancelled = true),
+      cancel() {
+        cancelled = true;
+      },
     });
     const asking = client.fetch("http://a/", { method: "POST", body });
     await until(() => opened.length === 1);
@@ -341,12 +360,21 @@ suite("redirects", () => {
       response.end("moved");
       return;
     }
-    response.end(JSON.stringify({ method: request.method, url: request.url, headers: request.headers, body: body.toString() }));
+    response.end(
+      JSON.stringify({
+        method: request.method,
+        url: request.url,
+        headers: request.headers,
+        body: body.toString(),
+      }),
+    );
   };
 
   test("are followed", async () => {
     await against(routes, async (client) => {
-      const response = await client.fetch("http://web-1:8080/301?to=/there%3Fx", { headers: { authorization: "secret" } });
+      const response = await client.fetch("http://web-1:8080/301?to=/there%3Fx", {
+        headers: { authorization: "secret" },
+      });
       assert.equal(response.redirected, true);
       assert.equal(response.url, "http://web-1:8080/there?x");
       const asked = await response.json();
@@ -396,12 +424,20 @@ suite("redirects", () => {
     assert.match(second, /x-kept: 1/);
     opened[1]?.push("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n");
     assert.equal((await asking).url, "http://web-2:81/y");
-    assert.deepEqual(targets.map(({ node, port }) => [node, port]), [["web-1", 80], ["web-2", 81]]);
+    assert.deepEqual(
+      targets.map(({ node, port }) => [node, port]),
+      [
+        ["web-1", 80],
+        ["web-2", 81],
+      ],
+    );
   });
 
   test("stay at the node that was given", async () => {
     const { client, opened, targets } = scripted();
-    void client.fetch("http://10.0.0.1/", { node: "web-1", signal: AbortSignal.timeout(10_000) }).catch(() => {});
+    void client
+      .fetch("http://10.0.0.1/", { node: "web-1", signal: AbortSignal.timeout(10_000) })
+      .catch(() => {});
     await until(() => opened.length === 1);
     opened[0]?.push("HTTP/1.1 302 Found\r\nLocation: http://10.0.0.2/y\r\nContent-Length: 0\r\n\r\n");
     await until(() => opened.length === 2);
@@ -411,8 +447,14 @@ suite("redirects", () => {
   test("are returned or refused when asked so", async () => {
     await against(routes, async (client) => {
       const response = await client.fetch("http://a/302?to=/x", { redirect: "manual" });
-      assert.deepEqual([response.status, response.headers.get("location"), await response.text()], [302, "/x", "moved"]);
-      await assert.rejects(client.fetch("http://a/302?to=/x", { redirect: "error" }), code("failed_precondition"));
+      assert.deepEqual(
+        [response.status, response.headers.get("location"), await response.text()],
+        [302, "/x", "moved"],
+      );
+      await assert.rejects(
+        client.fetch("http://a/302?to=/x", { redirect: "error" }),
+        code("failed_precondition"),
+      );
     });
   });
 
@@ -429,7 +471,10 @@ suite("redirects", () => {
       },
     );
     await against(routes, async (client) => {
-      await assert.rejects(client.fetch("http://a/302?to=https://example.org/"), code("invalid_argument", /https/));
+      await assert.rejects(
+        client.fetch("http://a/302?to=https://example.org/"),
+        code("invalid_argument", /https/),
+      );
       const body = new ReadableStream({ start: (controller) => controller.close() });
       await assert.rejects(
         client.fetch("http://a/307?to=/x", { method: "POST", body }),
@@ -583,7 +628,9 @@ suite("an abort", () => {
         await settled();
         controller.enqueue(pattern(10));
       },
-      cancel: () => void (cancelled = true),
+      cancel() {
+        cancelled = true;
+      },
     });
     const asking = client.fetch("http://a/", { method: "POST", body, signal: abort.signal });
     await until(() => (opened[0]?.sent.length ?? 0) > 5);

@@ -29,16 +29,26 @@ export class HttpClient {
         }
         const response = await this.#send(request, count > 0);
         const location = response.headers.get("location");
-        if (![301, 302, 303, 307, 308].includes(response.status) || location === null || request.redirect === "manual") {
+        if (
+          ![301, 302, 303, 307, 308].includes(response.status) ||
+          location === null ||
+          request.redirect === "manual"
+        ) {
           return response;
         }
         await response.body?.cancel();
         if (request.redirect === "error") {
-          throw new MeshgateError("failed_precondition", `${request.url.href} redirects to ${location}, which was not wanted`);
+          throw new MeshgateError(
+            "failed_precondition",
+            `${request.url.href} redirects to ${location}, which was not wanted`,
+          );
         }
         request = redirected(request, response.status, location);
       }
-      throw new MeshgateError("failed_precondition", `${request.url.href} redirects again after ${maxRedirects} redirects`);
+      throw new MeshgateError(
+        "failed_precondition",
+        `${request.url.href} redirects again after ${maxRedirects} redirects`,
+      );
     } catch (reason) {
       throw MeshgateError.from(reason);
     }

@@ -113,7 +113,8 @@ export function keepsAlive(method: string, head: Head): boolean {
   // A service that announces a body where there is none may also send it.
   const announcesBody =
     head.headers.has("transfer-encoding") || (head.headers.get("content-length") ?? "0") !== "0";
-  const contradicts = method !== "HEAD" && head.status !== 304 && isNullBodyStatus(head.status) && announcesBody;
+  const contradicts =
+    method !== "HEAD" && head.status !== 304 && isNullBodyStatus(head.status) && announcesBody;
   return head.minor === 1 && !options.includes("close") && !contradicts;
 }
 

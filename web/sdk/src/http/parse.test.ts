@@ -50,26 +50,120 @@ const ok = "HTTP/1.1 200 OK\r\n";
 
 suite("a response", () => {
   const good: { name: string; text: string; method?: string; want: Partial<Parsed> }[] = [
-    { name: "content-length", text: `${ok}Content-Length: 3\r\n\r\nabcHTTP`, want: { status: 200, statusText: "OK", body: "abc", rest: "HTTP", keepsAlive: true } },
+    {
+      name: "content-length",
+      text: `${ok}Content-Length: 3\r\n\r\nabcHTTP`,
+      want: { status: 200, statusText: "OK", body: "abc", rest: "HTTP", keepsAlive: true },
+    },
     { name: "empty", text: `${ok}Content-Length: 0\r\n\r\n`, want: { body: "", keepsAlive: true } },
-    { name: "up to the end of the connection", text: `${ok}\r\nabc\r\ndef`, want: { body: "abc\r\ndef", keepsAlive: false } },
-    { name: "chunked", text: `${ok}Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\nA\r\n0123456789\r\n0\r\n\r\nX`, want: { body: "abc0123456789", rest: "X", keepsAlive: true } },
-    { name: "chunk extensions and trailers", text: `${ok}transfer-encoding: Chunked\r\n\r\n3;a=b;c="d"\r\nabc\r\n0 ;x\r\nA: b\r\nC: d\r\n\r\n`, want: { body: "abc", rest: "", headers: [["transfer-encoding", "Chunked"]] } },
-    { name: "a chunk size with zeros in front", text: `${ok}Transfer-Encoding: chunked\r\n\r\n0000003\r\nabc\r\n000\r\n\r\n`, want: { body: "abc" } },
-    { name: "HEAD", text: `${ok}Content-Length: 1000\r\n\r\n`, method: "HEAD", want: { body: "", keepsAlive: true } },
-    { name: "HEAD, chunked", text: `${ok}Transfer-Encoding: chunked\r\n\r\n`, method: "HEAD", want: { body: "", keepsAlive: true } },
-    { name: "204", text: "HTTP/1.1 204 No Content\r\n\r\n", want: { status: 204, body: "", keepsAlive: true } },
-    { name: "204 that announces a body", text: "HTTP/1.1 204 No Content\r\nContent-Length: 3\r\n\r\nabc", want: { body: "", rest: "abc", keepsAlive: false } },
-    { name: "304 that tells the length of the whole", text: "HTTP/1.1 304 Not Modified\r\nContent-Length: 300\r\n\r\n", want: { body: "", keepsAlive: true } },
-    { name: "205", text: "HTTP/1.1 205 Reset Content\r\nContent-Length: 0\r\n\r\n", want: { body: "", keepsAlive: true } },
-    { name: "interim responses first", text: `HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n${ok}Content-Length: 1\r\n\r\nx`, want: { status: 200, headers: [["content-length", "1"]], body: "x" } },
-    { name: "connection: close", text: `${ok}Content-Length: 0\r\nConnection: keep-alive, Close\r\n\r\n`, want: { keepsAlive: false } },
-    { name: "HTTP/1.0", text: "HTTP/1.0 200 OK\r\nConnection: keep-alive\r\nContent-Length: 1\r\n\r\nx", want: { body: "x", keepsAlive: false } },
+    {
+      name: "up to the end of the connection",
+      text: `${ok}\r\nabc\r\ndef`,
+      want: { body: "abc\r\ndef", keepsAlive: false },
+    },
+    {
+      name: "chunked",
+      text: `${ok}Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\nA\r\n0123456789\r\n0\r\n\r\nX`,
+      want: { body: "abc0123456789", rest: "X", keepsAlive: true },
+    },
+    {
+      name: "chunk extensions and trailers",
+      text: `${ok}transfer-encoding: Chunked\r\n\r\n3;a=b;c="d"\r\nabc\r\n0 ;x\r\nA: b\r\nC: d\r\n\r\n`,
+      want: { body: "abc", rest: "", headers: [["transfer-encoding", "Chunked"]] },
+    },
+    {
+      name: "a chunk size with zeros in front",
+      text: `${ok}Transfer-Encoding: chunked\r\n\r\n0000003\r\nabc\r\n000\r\n\r\n`,
+      want: { body: "abc" },
+    },
+    {
+      name: "HEAD",
+      text: `${ok}Content-Length: 1000\r\n\r\n`,
+      method: "HEAD",
+      want: { body: "", keepsAlive: true },
+    },
+    {
+      name: "HEAD, chunked",
+      text: `${ok}Transfer-Encoding: chunked\r\n\r\n`,
+      method: "HEAD",
+      want: { body: "", keepsAlive: true },
+    },
+    {
+      name: "204",
+      text: "HTTP/1.1 204 No Content\r\n\r\n",
+      want: { status: 204, body: "", keepsAlive: true },
+    },
+    {
+      name: "204 that announces a body",
+      text: "HTTP/1.1 204 No Content\r\nContent-Length: 3\r\n\r\nabc",
+      want: { body: "", rest: "abc", keepsAlive: false },
+    },
+    {
+      name: "304 that tells the length of the whole",
+      text: "HTTP/1.1 304 Not Modified\r\nContent-Length: 300\r\n\r\n",
+      want: { body: "", keepsAlive: true },
+    },
+    {
+      name: "205",
+      text: "HTTP/1.1 205 Reset Content\r\nContent-Length: 0\r\n\r\n",
+      want: { body: "", keepsAlive: true },
+    },
+    {
+      name: "interim responses first",
+      text: `HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n${ok}Content-Length: 1\r\n\r\nx`,
+      want: { status: 200, headers: [["content-length", "1"]], body: "x" },
+    },
+    {
+      name: "connection: close",
+      text: `${ok}Content-Length: 0\r\nConnection: keep-alive, Close\r\n\r\n`,
+      want: { keepsAlive: false },
+    },
+    {
+      name: "HTTP/1.0",
+      text: "HTTP/1.0 200 OK\r\nConnection: keep-alive\r\nContent-Length: 1\r\n\r\nx",
+      want: { body: "x", keepsAlive: false },
+    },
     { name: "no reason", text: "HTTP/1.1 200 \r\nContent-Length: 0\r\n\r\n", want: { statusText: "" } },
-    { name: "no reason and no space", text: "HTTP/1.1 200\r\nContent-Length: 0\r\n\r\n", want: { statusText: "" } },
-    { name: "Latin-1 in reason and values", text: `HTTP/1.1 200 \xe9t\xe9\r\nX: \xfc\r\nContent-Length: 0\r\n\r\n`, want: { statusText: "\xe9t\xe9", headers: [["content-length", "0"], ["x", "\xfc"]] } },
-    { name: "white space around values, empty values", text: `${ok}A: \t b c \t\r\nB:\r\nC:d\r\nContent-Length:0\r\n\r\n`, want: { headers: [["a", "b c"], ["b", ""], ["c", "d"], ["content-length", "0"]] } },
-    { name: "repeated headers", text: `${ok}A: 1\r\na: 2\r\nSet-Cookie: a=1\r\nSet-Cookie: b=2\r\nContent-Length: 0\r\n\r\n`, want: { headers: [["a", "1, 2"], ["content-length", "0"], ["set-cookie", "a=1"], ["set-cookie", "b=2"]] } },
+    {
+      name: "no reason and no space",
+      text: "HTTP/1.1 200\r\nContent-Length: 0\r\n\r\n",
+      want: { statusText: "" },
+    },
+    {
+      name: "Latin-1 in reason and values",
+      text: `HTTP/1.1 200 \xe9t\xe9\r\nX: \xfc\r\nContent-Length: 0\r\n\r\n`,
+      want: {
+        statusText: "\xe9t\xe9",
+        headers: [
+          ["content-length", "0"],
+          ["x", "\xfc"],
+        ],
+      },
+    },
+    {
+      name: "white space around values, empty values",
+      text: `${ok}A: \t b c \t\r\nB:\r\nC:d\r\nContent-Length:0\r\n\r\n`,
+      want: {
+        headers: [
+          ["a", "b c"],
+          ["b", ""],
+          ["c", "d"],
+          ["content-length", "0"],
+        ],
+      },
+    },
+    {
+      name: "repeated headers",
+      text: `${ok}A: 1\r\na: 2\r\nSet-Cookie: a=1\r\nSet-Cookie: b=2\r\nContent-Length: 0\r\n\r\n`,
+      want: {
+        headers: [
+          ["a", "1, 2"],
+          ["content-length", "0"],
+          ["set-cookie", "a=1"],
+          ["set-cookie", "b=2"],
+        ],
+      },
+    },
   ];
   for (const { name, text, method, want } of good) {
     test(name, async () => {
@@ -104,28 +198,67 @@ suite("a response", () => {
     ["a hexadecimal length", `${ok}Content-Length: 0x3\r\n\r\nabc`, /content length/],
     ["an empty length", `${ok}Content-Length:\r\n\r\nabc`, /content length/],
     ["a length beyond numbers", `${ok}Content-Length: 99999999999999999999\r\n\r\n`, /content length/],
-    ["a length and chunked", `${ok}Content-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n`, /transfer encoding/],
-    ["chunked twice", `${ok}Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n`, /transfer encoding/],
+    [
+      "a length and chunked",
+      `${ok}Content-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n`,
+      /transfer encoding/,
+    ],
+    [
+      "chunked twice",
+      `${ok}Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n`,
+      /transfer encoding/,
+    ],
     ["another coding", `${ok}Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n`, /transfer encoding/],
     ["identity", `${ok}Transfer-Encoding: identity\r\n\r\nabc`, /transfer encoding/],
-    ["chunked in HTTP/1.0", "HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", /transfer encoding/],
+    [
+      "chunked in HTTP/1.0",
+      "HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+      /transfer encoding/,
+    ],
     ["a chunk size that is none", `${ok}Transfer-Encoding: chunked\r\n\r\nxyz\r\n`, /valid size/],
     ["a chunk size with 0x", `${ok}Transfer-Encoding: chunked\r\n\r\n0x3\r\nabc\r\n`, /valid size/],
     ["a chunk size with a sign", `${ok}Transfer-Encoding: chunked\r\n\r\n-3\r\nabc\r\n`, /valid size/],
     ["an empty chunk size", `${ok}Transfer-Encoding: chunked\r\n\r\n\r\nabc\r\n`, /valid size/],
-    ["a chunk size beyond numbers", `${ok}Transfer-Encoding: chunked\r\n\r\nfffffffffffffffff\r\n`, /valid size/],
+    [
+      "a chunk size beyond numbers",
+      `${ok}Transfer-Encoding: chunked\r\n\r\nfffffffffffffffff\r\n`,
+      /valid size/,
+    ],
     ["a bare LF behind a chunk size", `${ok}Transfer-Encoding: chunked\r\n\r\n3\nabc\r\n`, /CR LF/],
     ["a chunk that is too long", `${ok}Transfer-Encoding: chunked\r\n\r\n3\r\nabcd\r\n`, /./],
-    ["an endless chunk extension", `${ok}Transfer-Encoding: chunked\r\n\r\n3;${"x".repeat(2000)}\r\nabc\r\n`, /too long/],
+    [
+      "an endless chunk extension",
+      `${ok}Transfer-Encoding: chunked\r\n\r\n3;${"x".repeat(2000)}\r\nabc\r\n`,
+      /too long/,
+    ],
     ["endless headers", `${ok}A: ${"x".repeat(70_000)}\r\n\r\n`, /too long/],
     ["too many headers", `${ok}${"A: b\r\n".repeat(300)}\r\n`, /too many/],
-    ["endless trailers", `${ok}Transfer-Encoding: chunked\r\n\r\n0\r\nA: ${"x".repeat(20_000)}\r\n\r\n`, /too long/],
+    [
+      "endless trailers",
+      `${ok}Transfer-Encoding: chunked\r\n\r\n0\r\nA: ${"x".repeat(20_000)}\r\n\r\n`,
+      /too long/,
+    ],
     ["headers that break off", `${ok}A: b\r\n`, /ends in the middle/],
     ["a status line that breaks off", "HTTP/1.1 2", /ends in the middle/],
     ["a body that breaks off", `${ok}Content-Length: 5\r\n\r\nabc`, /middle of the body/, "data_loss"],
-    ["a chunk that breaks off", `${ok}Transfer-Encoding: chunked\r\n\r\n5\r\nabc`, /middle of a chunk/, "data_loss"],
-    ["chunks that break off", `${ok}Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n`, /middle of the body/, "data_loss"],
-    ["chunks that break off behind a chunk", `${ok}Transfer-Encoding: chunked\r\n\r\n3\r\nabc`, /middle of the body/, "data_loss"],
+    [
+      "a chunk that breaks off",
+      `${ok}Transfer-Encoding: chunked\r\n\r\n5\r\nabc`,
+      /middle of a chunk/,
+      "data_loss",
+    ],
+    [
+      "chunks that break off",
+      `${ok}Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n`,
+      /middle of the body/,
+      "data_loss",
+    ],
+    [
+      "chunks that break off behind a chunk",
+      `${ok}Transfer-Encoding: chunked\r\n\r\n3\r\nabc`,
+      /middle of the body/,
+      "data_loss",
+    ],
   ];
   for (const [name, text, message, code = "internal"] of bad) {
     test(`refused: ${name}`, async () => {
@@ -149,10 +282,11 @@ suite("a response", () => {
 
   test("that was changed at random is understood the same way however it is cut, or refused", async () => {
     const random = randomNumbers(7);
-    const outcome = (parts: string[]) => parse(parts).then(JSON.stringify, (error: MeshgateError) => {
-      assert.equal(error.name, "MeshgateError");
-      return error.message;
-    });
+    const outcome = (parts: string[]) =>
+      parse(parts).then(JSON.stringify, (error: MeshgateError) => {
+        assert.equal(error.name, "MeshgateError");
+        return error.message;
+      });
     for (let round = 0; round < 500; round++) {
       const { text } = good[random(good.length)] ?? { text: ok };
       const at = random(text.length);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 import { type Deferred, deferred, orAbort } from "../async.js";
-import { MeshgateError } from "../error.js";
+import type { MeshgateError } from "../error.js";
 import { ByteReader } from "./reader.js";
 
 /** How many connections there may be to one service; further requests wait. */

@@ -46,7 +46,10 @@ export interface MeshRequest {
 }
 
 /** Reads the arguments of fetch. */
-export async function createRequest(input: string | URL | Request, init: MeshRequestInit): Promise<MeshRequest> {
+export async function createRequest(
+  input: string | URL | Request,
+  init: MeshRequestInit,
+): Promise<MeshRequest> {
   const base = input instanceof Request ? input : undefined;
   const url = parseUrl(input instanceof Request ? input.url : String(input));
   const method = normalizeMethod(init.method ?? base?.method ?? "GET");
@@ -80,7 +83,9 @@ export function parseUrl(text: string, base?: URL): URL {
     throw new MeshgateError("invalid_argument", `${text} is not a URL such as http://web-1:8080/`, { cause });
   }
   if (url.protocol !== "http:") {
-    throw invalid(`${url.protocol}// does not work inside the mesh, whose tunnels encrypt already: use http://`);
+    throw invalid(
+      `${url.protocol}// does not work inside the mesh, whose tunnels encrypt already: use http://`,
+    );
   }
   if (url.username !== "" || url.password !== "") {
     throw invalid("a URL must not hold a password: send an authorization header instead");
@@ -90,7 +95,10 @@ export function parseUrl(text: string, base?: URL): URL {
 
 /** The bytes that begin a request. */
 export function encodeHead({ method, url, headers, body }: MeshRequest): Uint8Array<ArrayBuffer> {
-  const lines = [`${method} ${url.pathname}${url.search} HTTP/1.1`, `host: ${headers.get("host") ?? url.host}`];
+  const lines = [
+    `${method} ${url.pathname}${url.search} HTTP/1.1`,
+    `host: ${headers.get("host") ?? url.host}`,
+  ];
   headers.forEach((value, name) => {
     if (name !== "host") {
       lines.push(`${name}: ${value}`);
@@ -132,7 +140,10 @@ export function redirected(request: MeshRequest, status: number, location: strin
   url.hash ||= request.url.hash;
   const headers = new Headers(request.headers);
   let { method, body } = request;
-  if (((status === 301 || status === 302) && method === "POST") || (status === 303 && method !== "GET" && method !== "HEAD")) {
+  if (
+    ((status === 301 || status === 302) && method === "POST") ||
+    (status === 303 && method !== "GET" && method !== "HEAD")
+  ) {
     method = "GET";
     body = undefined;
     for (const name of ["content-encoding", "content-language", "content-location", "content-type"]) {

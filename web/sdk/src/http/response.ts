@@ -33,7 +33,9 @@ export function createResponse(body: Body, head: Head, origin: Origin): Response
 }
 
 /** Undoes `content-encoding: gzip`. */
-export function gunzip(body: ReadableStream<Uint8Array<ArrayBuffer>>): ReadableStream<Uint8Array<ArrayBuffer>> {
+export function gunzip(
+  body: ReadableStream<Uint8Array<ArrayBuffer>>,
+): ReadableStream<Uint8Array<ArrayBuffer>> {
   const reader = body.pipeThrough(new DecompressionStream("gzip")).getReader();
   return new ReadableStream(
     {

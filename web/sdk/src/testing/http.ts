@@ -31,7 +31,9 @@ export function wires(): Wires {
     closed: false,
     push: (...parts) => {
       for (const part of parts) {
-        incoming.push(typeof part === "string" ? Uint8Array.from(Buffer.from(part, "latin1")) : Uint8Array.from(part));
+        incoming.push(
+          typeof part === "string" ? Uint8Array.from(Buffer.from(part, "latin1")) : Uint8Array.from(part),
+        );
       }
     },
     end: () => incoming.end(),
@@ -54,7 +56,9 @@ export function wires(): Wires {
         { highWaterMark: 0 },
       ),
       writable: new WritableStream({
-        start: (controller) => void (writer = controller),
+        start(controller) {
+          writer = controller;
+        },
         write: (bytes) => sent.push(bytes),
         abort: (reason) => {
           result.closed = true;

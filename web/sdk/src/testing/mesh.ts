@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 
 import type { ServiceImpl, Transport } from "@connectrpc/connect";
-import { Code, ConnectError, createRouterTransport } from "@connectrpc/connect";
-import { AsyncQueue } from "../queue.js";
+import { type Code, ConnectError, createRouterTransport } from "@connectrpc/connect";
 import { createMeshClient } from "../client.js";
 import { Watch } from "../gen/meshgate/v1/watch_pb.js";
 import { Mesh } from "../gen/v1/mesh_pb.js";
 import { Node } from "../gen/v1/node_pb.js";
 import { type StartDataChannelRequest, WebRTC } from "../gen/v1/webrtc_pb.js";
+import { AsyncQueue } from "../queue.js";
 import type { MeshClient, MeshClientOptions, StateDetail } from "../types.js";
 import { type FakeDataChannel, FakePeerConnection } from "./rtc.js";
 
@@ -16,7 +16,10 @@ const windowBytes = 1024 * 1024;
 /** What a service does with a TCP connection to it. */
 export type TcpService = (stream: ServerStream) => Promise<void> | void;
 /** What a service does with a datagram. */
-export type UdpService = (datagram: Uint8Array<ArrayBuffer>, reply: (datagram: Uint8Array<ArrayBuffer>) => void) => void;
+export type UdpService = (
+  datagram: Uint8Array<ArrayBuffer>,
+  reply: (datagram: Uint8Array<ArrayBuffer>) => void,
+) => void;
 
 const clients = new Set<MeshClient>();
 
@@ -40,7 +43,8 @@ export class FakeMesh {
   /** Errors that the next introductions end with, one each. */
   readonly failures: ConnectError[] = [];
   /** What the offer contains besides the offer. */
-  offer: { iceServers?: { urls: string[]; username: string; credential: string }[]; stunServers?: string[] } = {};
+  offer: { iceServers?: { urls: string[]; username: string; credential: string }[]; stunServers?: string[] } =
+    {};
   /** The candidates that the node sends. */
   candidates = ["candidate:9 1 udp 1 203.0.113.7 5000 typ host"];
   /** Changes a peer connection before it is used. */
@@ -68,7 +72,9 @@ export class FakeMesh {
       baseUrl: "https://gate.example.org",
       transport: this.transport,
       peerConnection: (configuration) => {
-        const peer = new FakePeerConnection(configuration, { onChannel: (channel) => this.#serve(peer, channel) });
+        const peer = new FakePeerConnection(configuration, {
+          onChannel: (channel) => this.#serve(peer, channel),
+        });
         this.peers.push(peer);
         this.onPeer(peer);
         return peer as unknown as RTCPeerConnection;
@@ -104,7 +110,10 @@ export class FakeMesh {
     yield* out;
   }
 
-  async #take(requests: AsyncIterable<StartDataChannelRequest>, out: AsyncQueue<{ candidate: string }>): Promise<void> {
+  async #take(
+    requests: AsyncIterable<StartDataChannelRequest>,
+    out: AsyncQueue<{ candidate: string }>,
+  ): Promise<void> {
     for await (const request of requests) {
       this.requests.push(request);
       if (request.answer !== "") {
@@ -155,7 +164,12 @@ export class FakeMesh {
   #serveUdp(peer: FakePeerConnection, channel: FakeDataChannel): void {
     const service = this.udp.get(channel.label);
     if (service === undefined) {
-      this.control(peer, { type: "error", channel: channel.id, code: "permission_denied", message: "not exposed" });
+      this.control(peer, {
+        type: "error",
+        channel: channel.id,
+        code: "permission_denied",
+        message: "not exposed",
+      });
       channel.close();
       return;
     }
@@ -232,12 +246,12 @@ export class ServerStream {
 
   #control(message: Record<string, unknown>): void {
     this.controls.push(message);
-    if (message["type"] === "window") {
-      this.#credit += Number(message["bytes"]);
+    if (message.type === "window") {
+      this.#credit += Number(message.bytes);
       for (const wake of this.#wake.splice(0)) {
         wake();
       }
-    } else if (message["type"] === "fin") {
+    } else if (message.type === "fin") {
       this.#gotFin = true;
       this.#inbox.end();
       this.#closeAfterFins();

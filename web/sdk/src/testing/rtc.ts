@@ -87,7 +87,10 @@ export class FakeDataChannel {
     this.bufferedAmount += size;
     this.wire.post(() => {
       this.bufferedAmount -= size;
-      if (this.bufferedAmount <= this.bufferedAmountLowThreshold && this.bufferedAmount + size > this.bufferedAmountLowThreshold) {
+      if (
+        this.bufferedAmount <= this.bufferedAmountLowThreshold &&
+        this.bufferedAmount + size > this.bufferedAmountLowThreshold
+      ) {
         this.onbufferedamountlow?.(new Event("bufferedamountlow"));
       }
       const { other } = this;
@@ -126,7 +129,10 @@ export class FakeDataChannel {
 }
 
 function copy(data: ArrayBuffer | ArrayBufferView<ArrayBuffer>): ArrayBuffer {
-  const view = data instanceof ArrayBuffer ? new Uint8Array(data) : new Uint8Array(data.buffer, data.byteOffset, data.byteLength);
+  const view =
+    data instanceof ArrayBuffer
+      ? new Uint8Array(data)
+      : new Uint8Array(data.buffer, data.byteOffset, data.byteLength);
   return view.slice().buffer;
 }
 
@@ -206,7 +212,7 @@ export class FakePeerConnection {
   }
 
   async getStats(): Promise<Map<string, unknown>> {
-    return new Map(this.stats.map((entry) => [String(entry["id"]), entry]));
+    return new Map(this.stats.map((entry) => [String(entry.id), entry]));
   }
 
   close(): void {
@@ -222,7 +228,10 @@ export class FakePeerConnection {
   /** Finds a candidate. */
   emitCandidate(candidate: string): void {
     this.onicecandidate?.({
-      candidate: { candidate, toJSON: () => ({ candidate, sdpMid: "0", sdpMLineIndex: 0, usernameFragment: "u" }) },
+      candidate: {
+        candidate,
+        toJSON: () => ({ candidate, sdpMid: "0", sdpMLineIndex: 0, usernameFragment: "u" }),
+      },
     });
   }
 
@@ -270,7 +279,14 @@ export class FakePeerConnection {
 export function chromiumStats(localType: string): Record<string, unknown>[] {
   return [
     { id: "T", type: "transport", selectedCandidatePairId: "P2" },
-    { id: "P1", type: "candidate-pair", nominated: true, state: "succeeded", localCandidateId: "L1", remoteCandidateId: "R1" },
+    {
+      id: "P1",
+      type: "candidate-pair",
+      nominated: true,
+      state: "succeeded",
+      localCandidateId: "L1",
+      remoteCandidateId: "R1",
+    },
     {
       id: "P2",
       type: "candidate-pair",
@@ -280,7 +296,14 @@ export function chromiumStats(localType: string): Record<string, unknown>[] {
       remoteCandidateId: "R1",
       currentRoundTripTime: 0.012,
     },
-    { id: "L1", type: "local-candidate", candidateType: "srflx", address: "198.51.100.1", port: 4001, protocol: "udp" },
+    {
+      id: "L1",
+      type: "local-candidate",
+      candidateType: "srflx",
+      address: "198.51.100.1",
+      port: 4001,
+      protocol: "udp",
+    },
     {
       id: "L2",
       type: "local-candidate",
@@ -290,6 +313,13 @@ export function chromiumStats(localType: string): Record<string, unknown>[] {
       protocol: "udp",
       ...(localType === "relay" && { relayProtocol: "tls" }),
     },
-    { id: "R1", type: "remote-candidate", candidateType: "host", address: "203.0.113.7", port: 5000, protocol: "udp" },
+    {
+      id: "R1",
+      type: "remote-candidate",
+      candidateType: "host",
+      address: "203.0.113.7",
+      port: 5000,
+      protocol: "udp",
+    },
   ];
 }

@@ -22,10 +22,21 @@ export const file_v1_admin: GenFile = /*@__PURE__*/
   fileDesc("Cg52MS9hZG1pbi5wcm90bxICdjEyqgkKBUFkbWluEisKB1B1dFJvbGUSCC52MS5Sb2xlGhYuZ29vZ2xlLnByb3RvYnVmLkVtcHR5Ei4KCkRlbGV0ZVJvbGUSCC52MS5Sb2xlGhYuZ29vZ2xlLnByb3RvYnVmLkVtcHR5Eh0KB0dldFJvbGUSCC52MS5Sb2xlGggudjEuUm9sZRIuCglMaXN0Um9sZXMSFi5nb29nbGUucHJvdG9idWYuRW1wdHkaCS52MS5Sb2xlcxI5Cg5QdXRSb2xlQmluZGluZxIPLnYxLlJvbGVCaW5kaW5nGhYuZ29vZ2xlLnByb3RvYnVmLkVtcHR5EjwKEURlbGV0ZVJvbGVCaW5kaW5nEg8udjEuUm9sZUJpbmRpbmcaFi5nb29nbGUucHJvdG9idWYuRW1wdHkSMgoOR2V0Um9sZUJpbmRpbmcSDy52MS5Sb2xlQmluZGluZxoPLnYxLlJvbGVCaW5kaW5nEjwKEExpc3RSb2xlQmluZGluZ3MSFi5nb29nbGUucHJvdG9idWYuRW1wdHkaEC52MS5Sb2xlQmluZGluZ3MSLQoIUHV0R3JvdXASCS52MS5Hcm91cBoWLmdvb2dsZS5wcm90b2J1Zi5FbXB0eRIwCgtEZWxldGVHcm91cBIJLnYxLkdyb3VwGhYuZ29vZ2xlLnByb3RvYnVmLkVtcHR5EiAKCEdldEdyb3VwEgkudjEuR3JvdXAaCS52MS5Hcm91cBIwCgpMaXN0R3JvdXBzEhYuZ29vZ2xlLnByb3RvYnVmLkVtcHR5GgoudjEuR3JvdXBzEjcKDVB1dE5ldHdvcmtBQ0wSDi52MS5OZXR3b3JrQUNMGhYuZ29vZ2xlLnByb3RvYnVmLkVtcHR5EjoKEERlbGV0ZU5ldHdvcmtBQ0wSDi52MS5OZXR3b3JrQUNMGhYuZ29vZ2xlLnByb3RvYnVmLkVtcHR5Ei8KDUdldE5ldHdvcmtBQ0wSDi52MS5OZXR3b3JrQUNMGg4udjEuTmV0d29ya0FDTBI6Cg9MaXN0TmV0d29ya0FDTHMSFi5nb29nbGUucHJvdG9idWYuRW1wdHkaDy52MS5OZXR3b3JrQUNMcxItCghQdXRSb3V0ZRIJLnYxLlJvdXRlGhYuZ29vZ2xlLnByb3RvYnVmLkVtcHR5EjAKC0RlbGV0ZVJvdXRlEgkudjEuUm91dGUaFi5nb29nbGUucHJvdG9idWYuRW1wdHkSIAoIR2V0Um91dGUSCS52MS5Sb3V0ZRoJLnYxLlJvdXRlEjAKCkxpc3RSb3V0ZXMSFi5nb29nbGUucHJvdG9idWYuRW1wdHkaCi52MS5Sb3V0ZXMSLwoHUHV0RWRnZRIMLnYxLk1lc2hFZGdlGhYuZ29vZ2xlLnByb3RvYnVmLkVtcHR5EjIKCkRlbGV0ZUVkZ2USDC52MS5NZXNoRWRnZRoWLmdvb2dsZS5wcm90b2J1Zi5FbXB0eRIlCgdHZXRFZGdlEgwudjEuTWVzaEVkZ2UaDC52MS5NZXNoRWRnZRIyCglMaXN0RWRnZXMSFi5nb29nbGUucHJvdG9idWYuRW1wdHkaDS52MS5NZXNoRWRnZXNCKlooZ2l0aHViLmNvbS9tZXNoZ2F0ZS9tZXNoZ2F0ZS9wcm90by92MTt2MWIGcHJvdG8z", [file_google_protobuf_empty, file_v1_mesh, file_v1_rbac, file_v1_network_acls]);
 
 /**
+ * Admin reads and writes the policy and the graph of the mesh.
+ *
+ * Each call takes the verb it is named after (VERB_PUT, VERB_DELETE, VERB_GET
+ * for Get and List) on the kind of object, with its name: PERMISSION_DENIED
+ * without. Writes go to the leader; INVALID_ARGUMENT names what is wrong with an
+ * object. Of the argument of Delete and Get only the name counts, or the two
+ * ends of an edge. What is not there can be deleted; to get it is NOT_FOUND.
+ *
  * @generated from service v1.Admin
  */
 export const Admin: GenService<{
   /**
+   * PutRole creates a role or replaces it. The roles mesh-admin and voters
+   * cannot be changed: INVALID_ARGUMENT.
+   *
    * @generated from rpc v1.Admin.PutRole
    */
   putRole: {
@@ -34,6 +45,8 @@ export const Admin: GenService<{
     output: typeof EmptySchema;
   },
   /**
+   * DeleteRole removes a role. Bindings to it stay and grant nothing.
+   *
    * @generated from rpc v1.Admin.DeleteRole
    */
   deleteRole: {
@@ -42,6 +55,8 @@ export const Admin: GenService<{
     output: typeof EmptySchema;
   },
   /**
+   * GetRole returns a role.
+   *
    * @generated from rpc v1.Admin.GetRole
    */
   getRole: {
@@ -50,6 +65,8 @@ export const Admin: GenService<{
     output: typeof RoleSchema;
   },
   /**
+   * ListRoles returns every role.
+   *
    * @generated from rpc v1.Admin.ListRoles
    */
   listRoles: {
@@ -58,6 +75,9 @@ export const Admin: GenService<{
     output: typeof RolesSchema;
   },
   /**
+   * PutRoleBinding creates a role binding or replaces it. The bindings
+   * mesh-admin and bootstrap-voters cannot be changed: INVALID_ARGUMENT.
+   *
    * @generated from rpc v1.Admin.PutRoleBinding
    */
   putRoleBinding: {
@@ -66,6 +86,8 @@ export const Admin: GenService<{
     output: typeof EmptySchema;
   },
   /**
+   * DeleteRoleBinding removes a role binding.
+   *
    * @generated from rpc v1.Admin.DeleteRoleBinding
    */
   deleteRoleBinding: {
@@ -74,6 +96,8 @@ export const Admin: GenService<{
     output: typeof EmptySchema;
   },
   /**
+   * GetRoleBinding returns a role binding.
+   *
    * @generated from rpc v1.Admin.GetRoleBinding
    */
   getRoleBinding: {
@@ -82,6 +106,8 @@ export const Admin: GenService<{
     output: typeof RoleBindingSchema;
   },
   /**
+   * ListRoleBindings returns every role binding.
+   *
    * @generated from rpc v1.Admin.ListRoleBindings
    */
   listRoleBindings: {
@@ -90,6 +116,8 @@ export const Admin: GenService<{
     output: typeof RoleBindingsSchema;
   },
   /**
+   * PutGroup creates a group or replaces it.
+   *
    * @generated from rpc v1.Admin.PutGroup
    */
   putGroup: {
@@ -98,6 +126,9 @@ export const Admin: GenService<{
     output: typeof EmptySchema;
   },
   /**
+   * DeleteGroup removes a group. The group voters cannot be removed:
+   * INVALID_ARGUMENT.
+   *
    * @generated from rpc v1.Admin.DeleteGroup
    */
   deleteGroup: {
@@ -106,6 +137,8 @@ export const Admin: GenService<{
     output: typeof EmptySchema;
   },
   /**
+   * GetGroup returns a group.
+   *
    * @generated from rpc v1.Admin.GetGroup
    */
   getGroup: {
@@ -114,6 +147,8 @@ export const Admin: GenService<{
     output: typeof GroupSchema;
   },
   /**
+   * ListGroups returns every group.
+   *
    * @generated from rpc v1.Admin.ListGroups
    */
   listGroups: {
@@ -122,6 +157,9 @@ export const Admin: GenService<{
     output: typeof GroupsSchema;
   },
   /**
+   * PutNetworkACL creates a network ACL or replaces it. One of its four lists
+   * at least must hold something.
+   *
    * @generated from rpc v1.Admin.PutNetworkACL
    */
   putNetworkACL: {
@@ -130,6 +168,8 @@ export const Admin: GenService<{
     output: typeof EmptySchema;
   },
   /**
+   * DeleteNetworkACL removes a network ACL.
+   *
    * @generated from rpc v1.Admin.DeleteNetworkACL
    */
   deleteNetworkACL: {
@@ -138,6 +178,8 @@ export const Admin: GenService<{
     output: typeof EmptySchema;
   },
   /**
+   * GetNetworkACL returns a network ACL.
+   *
    * @generated from rpc v1.Admin.GetNetworkACL
    */
   getNetworkACL: {
@@ -146,6 +188,8 @@ export const Admin: GenService<{
     output: typeof NetworkACLSchema;
   },
   /**
+   * ListNetworkACLs returns every network ACL.
+   *
    * @generated from rpc v1.Admin.ListNetworkACLs
    */
   listNetworkACLs: {
@@ -154,6 +198,8 @@ export const Admin: GenService<{
     output: typeof NetworkACLsSchema;
   },
   /**
+   * PutRoute creates a route or replaces it.
+   *
    * @generated from rpc v1.Admin.PutRoute
    */
   putRoute: {
@@ -162,6 +208,8 @@ export const Admin: GenService<{
     output: typeof EmptySchema;
   },
   /**
+   * DeleteRoute removes a route.
+   *
    * @generated from rpc v1.Admin.DeleteRoute
    */
   deleteRoute: {
@@ -170,6 +218,8 @@ export const Admin: GenService<{
     output: typeof EmptySchema;
   },
   /**
+   * GetRoute returns a route.
+   *
    * @generated from rpc v1.Admin.GetRoute
    */
   getRoute: {
@@ -178,6 +228,8 @@ export const Admin: GenService<{
     output: typeof RouteSchema;
   },
   /**
+   * ListRoutes returns every route.
+   *
    * @generated from rpc v1.Admin.ListRoutes
    */
   listRoutes: {
@@ -186,6 +238,9 @@ export const Admin: GenService<{
     output: typeof RoutesSchema;
   },
   /**
+   * PutEdge joins two nodes, or changes the weight and attributes of the edge
+   * between them.
+   *
    * @generated from rpc v1.Admin.PutEdge
    */
   putEdge: {
@@ -194,6 +249,8 @@ export const Admin: GenService<{
     output: typeof EmptySchema;
   },
   /**
+   * DeleteEdge removes the edge between two nodes.
+   *
    * @generated from rpc v1.Admin.DeleteEdge
    */
   deleteEdge: {
@@ -202,6 +259,8 @@ export const Admin: GenService<{
     output: typeof EmptySchema;
   },
   /**
+   * GetEdge returns the edge between two nodes.
+   *
    * @generated from rpc v1.Admin.GetEdge
    */
   getEdge: {
@@ -210,6 +269,8 @@ export const Admin: GenService<{
     output: typeof MeshEdgeSchema;
   },
   /**
+   * ListEdges returns every edge.
+   *
    * @generated from rpc v1.Admin.ListEdges
    */
   listEdges: {

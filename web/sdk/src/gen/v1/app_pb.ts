@@ -21,20 +21,31 @@ export const file_v1_app: GenFile = /*@__PURE__*/
   fileDesc("Cgx2MS9hcHAucHJvdG8SAnYxImYKDkNvbm5lY3RSZXF1ZXN0EicKBmNvbmZpZxgBIAEoCzIXLmdvb2dsZS5wcm90b2J1Zi5TdHJ1Y3QSGQoRZGlzYWJsZV9ib290c3RyYXAYAiABKAgSEAoIam9pbl9wc2sYAyABKAkiUwoPQ29ubmVjdFJlc3BvbnNlEg8KB25vZGVfaWQYASABKAkSEwoLbWVzaF9kb21haW4YAiABKAkSDAoEaXB2NBgDIAEoCRIMCgRpcHY2GAQgASgJIhMKEURpc2Nvbm5lY3RSZXF1ZXN0IhQKEkRpc2Nvbm5lY3RSZXNwb25zZSIQCg5NZXRyaWNzUmVxdWVzdCKTAQoPTWV0cmljc1Jlc3BvbnNlEjcKCmludGVyZmFjZXMYASADKAsyIy52MS5NZXRyaWNzUmVzcG9uc2UuSW50ZXJmYWNlc0VudHJ5GkcKD0ludGVyZmFjZXNFbnRyeRILCgNrZXkYASABKAkSIwoFdmFsdWUYAiABKAsyFC52MS5JbnRlcmZhY2VNZXRyaWNzOgI4ASIPCg1TdGF0dXNSZXF1ZXN0IrEBCg5TdGF0dXNSZXNwb25zZRI+ChFjb25uZWN0aW9uX3N0YXR1cxgBIAEoDjIjLnYxLlN0YXR1c1Jlc3BvbnNlLkNvbm5lY3Rpb25TdGF0dXMSGgoEbm9kZRgCIAEoCzIMLnYxLk1lc2hOb2RlIkMKEENvbm5lY3Rpb25TdGF0dXMSEAoMRElTQ09OTkVDVEVEEAASDgoKQ09OTkVDVElORxABEg0KCUNPTk5FQ1RFRBACIjwKEkFubm91bmNlREhUUmVxdWVzdBIZChFib290c3RyYXBfc2VydmVycxgBIAMoCRILCgNwc2sYAiABKAkiFQoTQW5ub3VuY2VESFRSZXNwb25zZSIeCg9MZWF2ZURIVFJlcXVlc3QSCwoDcHNrGAEgASgJIhIKEExlYXZlREhUUmVzcG9uc2Uy+AMKCUFwcERhZW1vbhIyCgdDb25uZWN0EhIudjEuQ29ubmVjdFJlcXVlc3QaEy52MS5Db25uZWN0UmVzcG9uc2USOwoKRGlzY29ubmVjdBIVLnYxLkRpc2Nvbm5lY3RSZXF1ZXN0GhYudjEuRGlzY29ubmVjdFJlc3BvbnNlEi4KBVF1ZXJ5EhAudjEuUXVlcnlSZXF1ZXN0GhEudjEuUXVlcnlSZXNwb25zZTABEjIKB01ldHJpY3MSEi52MS5NZXRyaWNzUmVxdWVzdBoTLnYxLk1ldHJpY3NSZXNwb25zZRIvCgZTdGF0dXMSES52MS5TdGF0dXNSZXF1ZXN0GhIudjEuU3RhdHVzUmVzcG9uc2USOgoJU3Vic2NyaWJlEhQudjEuU3Vic2NyaWJlUmVxdWVzdBoVLnYxLlN1YnNjcmlwdGlvbkV2ZW50MAESMgoHUHVibGlzaBISLnYxLlB1Ymxpc2hSZXF1ZXN0GhMudjEuUHVibGlzaFJlc3BvbnNlEj4KC0Fubm91bmNlREhUEhYudjEuQW5ub3VuY2VESFRSZXF1ZXN0GhcudjEuQW5ub3VuY2VESFRSZXNwb25zZRI1CghMZWF2ZURIVBITLnYxLkxlYXZlREhUUmVxdWVzdBoULnYxLkxlYXZlREhUUmVzcG9uc2VCKlooZ2l0aHViLmNvbS9tZXNoZ2F0ZS9tZXNoZ2F0ZS9wcm90by92MTt2MWIGcHJvdG8z", [file_google_protobuf_empty, file_google_protobuf_struct, file_v1_node, file_v1_storage, file_v1_mesh]);
 
 /**
+ * ConnectRequest says how to connect.
+ *
  * @generated from message v1.ConnectRequest
  */
 export type ConnectRequest = Message<"v1.ConnectRequest"> & {
   /**
+   * config is merged over the node's own configuration; its keys are those of
+   * the configuration file.
+   *
    * @generated from field: google.protobuf.Struct config = 1;
    */
   config?: JsonObject | undefined;
 
   /**
+   * disable_bootstrap keeps the node from starting a mesh of its own, if it is
+   * configured to.
+   *
    * @generated from field: bool disable_bootstrap = 2;
    */
   disableBootstrap: boolean;
 
   /**
+   * join_psk is the key by which to find the mesh on the hash table; empty when
+   * the mesh is found otherwise.
+   *
    * @generated from field: string join_psk = 3;
    */
   joinPsk: string;
@@ -48,25 +59,35 @@ export const ConnectRequestSchema: GenMessage<ConnectRequest> = /*@__PURE__*/
   messageDesc(file_v1_app, 0);
 
 /**
+ * ConnectResponse tells what the node is in the mesh.
+ *
  * @generated from message v1.ConnectResponse
  */
 export type ConnectResponse = Message<"v1.ConnectResponse"> & {
   /**
+   * node_id is the node's id.
+   *
    * @generated from field: string node_id = 1;
    */
   nodeId: string;
 
   /**
+   * mesh_domain is the DNS domain of the mesh.
+   *
    * @generated from field: string mesh_domain = 2;
    */
   meshDomain: string;
 
   /**
+   * ipv4 is the node's IPv4 address in the mesh, in CIDR form; empty for none.
+   *
    * @generated from field: string ipv4 = 3;
    */
   ipv4: string;
 
   /**
+   * ipv6 is the node's IPv6 network in the mesh, in CIDR form; empty for none.
+   *
    * @generated from field: string ipv6 = 4;
    */
   ipv6: string;
@@ -80,6 +101,8 @@ export const ConnectResponseSchema: GenMessage<ConnectResponse> = /*@__PURE__*/
   messageDesc(file_v1_app, 1);
 
 /**
+ * DisconnectRequest asks to leave the mesh.
+ *
  * @generated from message v1.DisconnectRequest
  */
 export type DisconnectRequest = Message<"v1.DisconnectRequest"> & {
@@ -93,6 +116,8 @@ export const DisconnectRequestSchema: GenMessage<DisconnectRequest> = /*@__PURE_
   messageDesc(file_v1_app, 2);
 
 /**
+ * DisconnectResponse says that the node is on no mesh.
+ *
  * @generated from message v1.DisconnectResponse
  */
 export type DisconnectResponse = Message<"v1.DisconnectResponse"> & {
@@ -106,6 +131,8 @@ export const DisconnectResponseSchema: GenMessage<DisconnectResponse> = /*@__PUR
   messageDesc(file_v1_app, 3);
 
 /**
+ * MetricsRequest asks for counters.
+ *
  * @generated from message v1.MetricsRequest
  */
 export type MetricsRequest = Message<"v1.MetricsRequest"> & {
@@ -119,10 +146,14 @@ export const MetricsRequestSchema: GenMessage<MetricsRequest> = /*@__PURE__*/
   messageDesc(file_v1_app, 4);
 
 /**
+ * MetricsResponse is the counters of a node.
+ *
  * @generated from message v1.MetricsResponse
  */
 export type MetricsResponse = Message<"v1.MetricsResponse"> & {
   /**
+   * interfaces are the counters of each WireGuard interface, by its name.
+   *
    * @generated from field: map<string, v1.InterfaceMetrics> interfaces = 1;
    */
   interfaces: { [key: string]: InterfaceMetrics };
@@ -136,6 +167,8 @@ export const MetricsResponseSchema: GenMessage<MetricsResponse> = /*@__PURE__*/
   messageDesc(file_v1_app, 5);
 
 /**
+ * StatusRequest asks whether the node is connected.
+ *
  * @generated from message v1.StatusRequest
  */
 export type StatusRequest = Message<"v1.StatusRequest"> & {
@@ -149,15 +182,21 @@ export const StatusRequestSchema: GenMessage<StatusRequest> = /*@__PURE__*/
   messageDesc(file_v1_app, 6);
 
 /**
+ * StatusResponse is whether the node is connected.
+ *
  * @generated from message v1.StatusResponse
  */
 export type StatusResponse = Message<"v1.StatusResponse"> & {
   /**
+   * connection_status is how far the connection has come.
+   *
    * @generated from field: v1.StatusResponse.ConnectionStatus connection_status = 1;
    */
   connectionStatus: StatusResponse_ConnectionStatus;
 
   /**
+   * node is the node as the mesh knows it; unset unless CONNECTED.
+   *
    * @generated from field: v1.MeshNode node = 2;
    */
   node?: MeshNode | undefined;
@@ -171,20 +210,28 @@ export const StatusResponseSchema: GenMessage<StatusResponse> = /*@__PURE__*/
   messageDesc(file_v1_app, 7);
 
 /**
+ * ConnectionStatus is how far a connection has come.
+ *
  * @generated from enum v1.StatusResponse.ConnectionStatus
  */
 export enum StatusResponse_ConnectionStatus {
   /**
+   * DISCONNECTED is on no mesh.
+   *
    * @generated from enum value: DISCONNECTED = 0;
    */
   DISCONNECTED = 0,
 
   /**
+   * CONNECTING is on the way to one.
+   *
    * @generated from enum value: CONNECTING = 1;
    */
   CONNECTING = 1,
 
   /**
+   * CONNECTED is on one.
+   *
    * @generated from enum value: CONNECTED = 2;
    */
   CONNECTED = 2,
@@ -197,15 +244,22 @@ export const StatusResponse_ConnectionStatusSchema: GenEnum<StatusResponse_Conne
   enumDesc(file_v1_app, 7, 0);
 
 /**
+ * AnnounceDHTRequest asks to be announced.
+ *
  * @generated from message v1.AnnounceDHTRequest
  */
 export type AnnounceDHTRequest = Message<"v1.AnnounceDHTRequest"> & {
   /**
+   * bootstrap_servers are multiaddrs by which to enter the hash table; empty is
+   * the configured ones.
+   *
    * @generated from field: repeated string bootstrap_servers = 1;
    */
   bootstrapServers: string[];
 
   /**
+   * psk is the key that others find the node by.
+   *
    * @generated from field: string psk = 2;
    */
   psk: string;
@@ -219,6 +273,8 @@ export const AnnounceDHTRequestSchema: GenMessage<AnnounceDHTRequest> = /*@__PUR
   messageDesc(file_v1_app, 8);
 
 /**
+ * AnnounceDHTResponse says that the node is announced.
+ *
  * @generated from message v1.AnnounceDHTResponse
  */
 export type AnnounceDHTResponse = Message<"v1.AnnounceDHTResponse"> & {
@@ -232,10 +288,14 @@ export const AnnounceDHTResponseSchema: GenMessage<AnnounceDHTResponse> = /*@__P
   messageDesc(file_v1_app, 9);
 
 /**
+ * LeaveDHTRequest asks to end an announcement.
+ *
  * @generated from message v1.LeaveDHTRequest
  */
 export type LeaveDHTRequest = Message<"v1.LeaveDHTRequest"> & {
   /**
+   * psk is the key of the announcement.
+   *
    * @generated from field: string psk = 1;
    */
   psk: string;
@@ -249,6 +309,8 @@ export const LeaveDHTRequestSchema: GenMessage<LeaveDHTRequest> = /*@__PURE__*/
   messageDesc(file_v1_app, 10);
 
 /**
+ * LeaveDHTResponse says that the announcement ended.
+ *
  * @generated from message v1.LeaveDHTResponse
  */
 export type LeaveDHTResponse = Message<"v1.LeaveDHTResponse"> & {
@@ -262,10 +324,17 @@ export const LeaveDHTResponseSchema: GenMessage<LeaveDHTResponse> = /*@__PURE__*
   messageDesc(file_v1_app, 11);
 
 /**
+ * AppDaemon controls a node that waits, as a local service, for an application
+ * to connect it to a mesh. Everything but Connect and Status fails with
+ * FAILED_PRECONDITION while it is not connected.
+ *
  * @generated from service v1.AppDaemon
  */
 export const AppDaemon: GenService<{
   /**
+   * Connect connects the node to a mesh. FAILED_PRECONDITION when it is
+   * connected already.
+   *
    * @generated from rpc v1.AppDaemon.Connect
    */
   connect: {
@@ -274,6 +343,8 @@ export const AppDaemon: GenService<{
     output: typeof ConnectResponseSchema;
   },
   /**
+   * Disconnect takes the node off its mesh.
+   *
    * @generated from rpc v1.AppDaemon.Disconnect
    */
   disconnect: {
@@ -282,6 +353,8 @@ export const AppDaemon: GenService<{
     output: typeof DisconnectResponseSchema;
   },
   /**
+   * Query reads the state of the mesh: see StorageQueryService.Query.
+   *
    * @generated from rpc v1.AppDaemon.Query
    */
   query: {
@@ -290,6 +363,8 @@ export const AppDaemon: GenService<{
     output: typeof QueryResponseSchema;
   },
   /**
+   * Metrics returns the counters of the node's interfaces.
+   *
    * @generated from rpc v1.AppDaemon.Metrics
    */
   metrics: {
@@ -298,6 +373,8 @@ export const AppDaemon: GenService<{
     output: typeof MetricsResponseSchema;
   },
   /**
+   * Status tells whether the node is connected, and as what.
+   *
    * @generated from rpc v1.AppDaemon.Status
    */
   status: {
@@ -306,6 +383,8 @@ export const AppDaemon: GenService<{
     output: typeof StatusResponseSchema;
   },
   /**
+   * Subscribe follows the state of the mesh: see StorageQueryService.Subscribe.
+   *
    * @generated from rpc v1.AppDaemon.Subscribe
    */
   subscribe: {
@@ -314,6 +393,8 @@ export const AppDaemon: GenService<{
     output: typeof SubscriptionEventSchema;
   },
   /**
+   * Publish writes into the state of the mesh: see StorageQueryService.Publish.
+   *
    * @generated from rpc v1.AppDaemon.Publish
    */
   publish: {
@@ -322,6 +403,9 @@ export const AppDaemon: GenService<{
     output: typeof PublishResponseSchema;
   },
   /**
+   * AnnounceDHT makes the node known on a distributed hash table, for others
+   * that hold the same key to find it.
+   *
    * @generated from rpc v1.AppDaemon.AnnounceDHT
    */
   announceDHT: {
@@ -330,6 +414,8 @@ export const AppDaemon: GenService<{
     output: typeof AnnounceDHTResponseSchema;
   },
   /**
+   * LeaveDHT ends an announcement.
+   *
    * @generated from rpc v1.AppDaemon.LeaveDHT
    */
   leaveDHT: {

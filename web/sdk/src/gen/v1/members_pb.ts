@@ -23,76 +23,112 @@ export const file_v1_members: GenFile = /*@__PURE__*/
   fileDesc("ChB2MS9tZW1iZXJzLnByb3RvEgJ2MSK/AwoLSm9pblJlcXVlc3QSCgoCaWQYASABKAkSEgoKcHVibGljX2tleRgCIAEoCRIYChBwcmltYXJ5X2VuZHBvaW50GAQgASgJEhsKE3dpcmVndWFyZF9lbmRwb2ludHMYBSADKAkSGQoRem9uZV9hd2FyZW5lc3NfaWQYBiABKAkSEwoLYXNzaWduX2lwdjQYByABKAgSGwoTcHJlZmVyX3N0b3JhZ2VfaXB2NhgIIAEoCBIQCghhc192b3RlchgJIAEoCBITCgthc19vYnNlcnZlchgKIAEoCBIOCgZyb3V0ZXMYCyADKAkSNgoMZGlyZWN0X3BlZXJzGAwgAygLMiAudjEuSm9pblJlcXVlc3QuRGlyZWN0UGVlcnNFbnRyeRIhCghmZWF0dXJlcxgNIAMoCzIPLnYxLkZlYXR1cmVQb3J0EhIKCm11bHRpYWRkcnMYDiADKAkSHQoIc2VydmljZXMYZCADKAsyCy52MS5TZXJ2aWNlGkcKEERpcmVjdFBlZXJzRW50cnkSCwoDa2V5GAEgASgJEiIKBXZhbHVlGAIgASgOMhMudjEuQ29ubmVjdFByb3RvY29sOgI4ASKBAgoMSm9pblJlc3BvbnNlEhQKDGFkZHJlc3NfaXB2NBgBIAEoCRIUCgxhZGRyZXNzX2lwdjYYAiABKAkSFAoMbmV0d29ya19pcHY0GAMgASgJEhQKDG5ldHdvcmtfaXB2NhgEIAEoCRIgCgVwZWVycxgFIAMoCzIRLnYxLldpcmVHdWFyZFBlZXISEwoLaWNlX3NlcnZlcnMYBiADKAkSEwoLZG5zX3NlcnZlcnMYByADKAkSEwoLbWVzaF9kb21haW4YCCABKAkSJAoMbmV0d29ya19hY2xzGGQgAygLMg4udjEuTmV0d29ya0FDTBISCgpnYXRld2F5X2lkGGUgASgJIvkBCg1VcGRhdGVSZXF1ZXN0EgoKAmlkGAEgASgJEhIKCnB1YmxpY19rZXkYAiABKAkSGAoQcHJpbWFyeV9lbmRwb2ludBgDIAEoCRIbChN3aXJlZ3VhcmRfZW5kcG9pbnRzGAQgAygJEhkKEXpvbmVfYXdhcmVuZXNzX2lkGAUgASgJEhAKCGFzX3ZvdGVyGAYgASgIEg4KBnJvdXRlcxgHIAMoCRIhCghmZWF0dXJlcxgIIAMoCzIPLnYxLkZlYXR1cmVQb3J0EhIKCm11bHRpYWRkcnMYCSADKAkSHQoIc2VydmljZXMYZCADKAsyCy52MS5TZXJ2aWNlIhAKDlVwZGF0ZVJlc3BvbnNlInwKDVdpcmVHdWFyZFBlZXISGgoEbm9kZRgBIAEoCzIMLnYxLk1lc2hOb2RlEhMKC2FsbG93ZWRfaXBzGAIgAygJEhYKDmFsbG93ZWRfcm91dGVzGAMgAygJEiIKBXByb3RvGAQgASgOMhMudjEuQ29ubmVjdFByb3RvY29sIhoKDExlYXZlUmVxdWVzdBIKCgJpZBgBIAEoCSIPCg1MZWF2ZVJlc3BvbnNlIh0KG1N0b3JhZ2VDb25maWd1cmF0aW9uUmVxdWVzdCJCChxTdG9yYWdlQ29uZmlndXJhdGlvblJlc3BvbnNlEiIKB3NlcnZlcnMYASADKAsyES52MS5TdG9yYWdlU2VydmVyIlEKDVN0b3JhZ2VTZXJ2ZXISCgoCaWQYASABKAkSIwoIc3VmZnJhZ2UYAiABKA4yES52MS5DbHVzdGVyU3RhdHVzEg8KB2FkZHJlc3MYAyABKAkiIwoVU3Vic2NyaWJlUGVlcnNSZXF1ZXN0EgoKAmlkGAEgASgJIpoBChJQZWVyQ29uZmlndXJhdGlvbnMSIAoFcGVlcnMYBSADKAsyES52MS5XaXJlR3VhcmRQZWVyEhMKC2ljZV9zZXJ2ZXJzGAYgAygJEhMKC2Ruc19zZXJ2ZXJzGAcgAygJEiQKDG5ldHdvcmtfYWNscxhkIAMoCzIOLnYxLk5ldHdvcmtBQ0wSEgoKZ2F0ZXdheV9pZBhlIAEoCSpKCg9Db25uZWN0UHJvdG9jb2wSEgoOQ09OTkVDVF9OQVRJVkUQABIPCgtDT05ORUNUX0lDRRABEhIKDkNPTk5FQ1RfTElCUDJQEAIy7QIKCk1lbWJlcnNoaXASKQoESm9pbhIPLnYxLkpvaW5SZXF1ZXN0GhAudjEuSm9pblJlc3BvbnNlEi8KBlVwZGF0ZRIRLnYxLlVwZGF0ZVJlcXVlc3QaEi52MS5VcGRhdGVSZXNwb25zZRIsCgVMZWF2ZRIQLnYxLkxlYXZlUmVxdWVzdBoRLnYxLkxlYXZlUmVzcG9uc2USRQoOU3Vic2NyaWJlUGVlcnMSGS52MS5TdWJzY3JpYmVQZWVyc1JlcXVlc3QaFi52MS5QZWVyQ29uZmlndXJhdGlvbnMwARIwCgVBcHBseRIQLnYxLlJhZnRMb2dFbnRyeRoVLnYxLlJhZnRBcHBseVJlc3BvbnNlElwKF0dldFN0b3JhZ2VDb25maWd1cmF0aW9uEh8udjEuU3RvcmFnZUNvbmZpZ3VyYXRpb25SZXF1ZXN0GiAudjEuU3RvcmFnZUNvbmZpZ3VyYXRpb25SZXNwb25zZUIqWihnaXRodWIuY29tL21lc2hnYXRlL21lc2hnYXRlL3Byb3RvL3YxO3YxYgZwcm90bzM", [file_v1_node, file_v1_raft, file_v1_extensions, file_v1_network_acls]);
 
 /**
+ * JoinRequest asks for membership.
+ *
  * @generated from message v1.JoinRequest
  */
 export type JoinRequest = Message<"v1.JoinRequest"> & {
   /**
+   * id is the name that the node wants; see MeshNode.id for what is allowed.
+   *
    * @generated from field: string id = 1;
    */
   id: string;
 
   /**
+   * public_key is the node's identity in the form of MeshNode.public_key.
+   *
    * @generated from field: string public_key = 2;
    */
   publicKey: string;
 
   /**
+   * primary_endpoint is an IP address or DNS name at which others reach the
+   * node; empty for a node behind a NAT. With it, the node gets an edge of
+   * weight 99 to every other node that has one.
+   *
    * @generated from field: string primary_endpoint = 4;
    */
   primaryEndpoint: string;
 
   /**
+   * wireguard_endpoints are where WireGuard listens, as "ip:port".
+   *
    * @generated from field: repeated string wireguard_endpoints = 5;
    */
   wireguardEndpoints: string[];
 
   /**
+   * zone_awareness_id puts the node in a zone. It gets an edge of weight 1 to
+   * every node of the zone that has a primary endpoint.
+   *
    * @generated from field: string zone_awareness_id = 6;
    */
   zoneAwarenessId: string;
 
   /**
+   * assign_ipv4 asks for an IPv4 address beside the IPv6 one.
+   *
    * @generated from field: bool assign_ipv4 = 7;
    */
   assignIpv4: boolean;
 
   /**
+   * prefer_storage_ipv6 asks that the storage reach the node over IPv6 although
+   * it has an IPv4 address.
+   *
    * @generated from field: bool prefer_storage_ipv6 = 8;
    */
   preferStorageIpv6: boolean;
 
   /**
+   * as_voter asks to hold the state and vote. It takes VERB_PUT on
+   * RESOURCE_VOTES and the feature STORAGE_PROVIDER with a port.
+   *
    * @generated from field: bool as_voter = 9;
    */
   asVoter: boolean;
 
   /**
+   * as_observer asks to hold the state without a vote. It takes VERB_PUT on
+   * RESOURCE_OBSERVERS and the feature STORAGE_PROVIDER with a port.
+   *
    * @generated from field: bool as_observer = 10;
    */
   asObserver: boolean;
 
   /**
+   * routes are networks in CIDR form that the node forwards to. They may not
+   * overlap the mesh, and take VERB_PUT on RESOURCE_ROUTES.
+   *
    * @generated from field: repeated string routes = 11;
    */
   routes: string[];
 
   /**
+   * direct_peers are nodes to get an edge of weight 1 to, by id, and how to
+   * reach them. They take VERB_PUT on RESOURCE_EDGES with each id for a name.
+   *
    * @generated from field: map<string, v1.ConnectProtocol> direct_peers = 12;
    */
   directPeers: { [key: string]: ConnectProtocol };
 
   /**
+   * features are what the node offers to others.
+   *
    * @generated from field: repeated v1.FeaturePort features = 13;
    */
   features: FeaturePort[];
 
   /**
+   * multiaddrs are where libp2p listens.
+   *
    * @generated from field: repeated string multiaddrs = 14;
    */
   multiaddrs: string[];
 
   /**
-   * Extension. The services that the node exposes on its mesh address.
+   * services are an extension: what the node exposes on its mesh address.
    *
    * @generated from field: repeated v1.Service services = 100;
    */
@@ -107,59 +143,80 @@ export const JoinRequestSchema: GenMessage<JoinRequest> = /*@__PURE__*/
   messageDesc(file_v1_members, 0);
 
 /**
+ * JoinResponse tells a new member who it is and whom to talk to.
+ *
  * @generated from message v1.JoinResponse
  */
 export type JoinResponse = Message<"v1.JoinResponse"> & {
   /**
+   * address_ipv4 is the node's address as a /32; empty when it has none.
+   *
    * @generated from field: string address_ipv4 = 1;
    */
   addressIpv4: string;
 
   /**
+   * address_ipv6 is the node's network as a /112, whose first address is its own.
+   *
    * @generated from field: string address_ipv6 = 2;
    */
   addressIpv6: string;
 
   /**
+   * network_ipv4 is the IPv4 network of the mesh in CIDR form.
+   *
    * @generated from field: string network_ipv4 = 3;
    */
   networkIpv4: string;
 
   /**
+   * network_ipv6 is the IPv6 network of the mesh, written as a /32 although 48
+   * bits are fixed.
+   *
    * @generated from field: string network_ipv6 = 4;
    */
   networkIpv6: string;
 
   /**
+   * peers are the node's WireGuard peers.
+   *
    * @generated from field: repeated v1.WireGuardPeer peers = 5;
    */
   peers: WireGuardPeer[];
 
   /**
+   * ice_servers are "host:port" of nodes that serve the WebRTC service. They are
+   * there when a peer can only be reached over ICE.
+   *
    * @generated from field: repeated string ice_servers = 6;
    */
   iceServers: string[];
 
   /**
+   * dns_servers are "ip:port" of nodes that know the names of the mesh.
+   *
    * @generated from field: repeated string dns_servers = 7;
    */
   dnsServers: string[];
 
   /**
+   * mesh_domain is the DNS domain of the mesh, with a trailing dot.
+   *
    * @generated from field: string mesh_domain = 8;
    */
   meshDomain: string;
 
   /**
-   * Extension. The network ACLs that concern the node, highest priority first,
-   * groups expanded, so that a node that holds no state enforces them itself.
+   * network_acls are an extension: the network ACLs that concern the node,
+   * highest priority first, groups expanded, so that a node that holds no state
+   * enforces them itself.
    *
    * @generated from field: repeated v1.NetworkACL network_acls = 100;
    */
   networkAcls: NetworkACL[];
 
   /**
-   * Extension. The id of the gateway that answered.
+   * gateway_id is an extension: the id of the gateway that answered.
    *
    * @generated from field: string gateway_id = 101;
    */
@@ -174,56 +231,81 @@ export const JoinResponseSchema: GenMessage<JoinResponse> = /*@__PURE__*/
   messageDesc(file_v1_members, 1);
 
 /**
+ * UpdateRequest changes a member. A field that is empty stays as it is, so that
+ * nothing can be taken away with it.
+ *
  * @generated from message v1.UpdateRequest
  */
 export type UpdateRequest = Message<"v1.UpdateRequest"> & {
   /**
+   * id is the member: the caller, or one on whose edges it has VERB_PUT.
+   *
    * @generated from field: string id = 1;
    */
   id: string;
 
   /**
+   * public_key is its new identity in the form of MeshNode.public_key. Its
+   * addresses stay.
+   *
    * @generated from field: string public_key = 2;
    */
   publicKey: string;
 
   /**
+   * primary_endpoint is an IP address or DNS name at which others reach it.
+   *
    * @generated from field: string primary_endpoint = 3;
    */
   primaryEndpoint: string;
 
   /**
+   * wireguard_endpoints are where WireGuard listens, as "ip:port".
+   *
    * @generated from field: repeated string wireguard_endpoints = 4;
    */
   wireguardEndpoints: string[];
 
   /**
+   * zone_awareness_id is its zone.
+   *
    * @generated from field: string zone_awareness_id = 5;
    */
   zoneAwarenessId: string;
 
   /**
+   * as_voter makes an observer a voter, under the conditions of
+   * JoinRequest.as_voter.
+   *
    * @generated from field: bool as_voter = 6;
    */
   asVoter: boolean;
 
   /**
+   * routes replace the networks that it forwards to, under the conditions of
+   * JoinRequest.routes.
+   *
    * @generated from field: repeated string routes = 7;
    */
   routes: string[];
 
   /**
+   * features replace what it offers.
+   *
    * @generated from field: repeated v1.FeaturePort features = 8;
    */
   features: FeaturePort[];
 
   /**
+   * multiaddrs replace where libp2p listens.
+   *
    * @generated from field: repeated string multiaddrs = 9;
    */
   multiaddrs: string[];
 
   /**
-   * Extension. The services that the node exposes on its mesh address.
+   * services are an extension: they replace what the node exposes on its mesh
+   * address.
    *
    * @generated from field: repeated v1.Service services = 100;
    */
@@ -238,6 +320,8 @@ export const UpdateRequestSchema: GenMessage<UpdateRequest> = /*@__PURE__*/
   messageDesc(file_v1_members, 2);
 
 /**
+ * UpdateResponse says that the change was made.
+ *
  * @generated from message v1.UpdateResponse
  */
 export type UpdateResponse = Message<"v1.UpdateResponse"> & {
@@ -251,25 +335,37 @@ export const UpdateResponseSchema: GenMessage<UpdateResponse> = /*@__PURE__*/
   messageDesc(file_v1_members, 3);
 
 /**
+ * WireGuardPeer is a WireGuard peer of the node that asked.
+ *
  * @generated from message v1.WireGuardPeer
  */
 export type WireGuardPeer = Message<"v1.WireGuardPeer"> & {
   /**
+   * node is the peer. Its primary_endpoint is the "host:port" to send to, empty
+   * when the peer must call first.
+   *
    * @generated from field: v1.MeshNode node = 1;
    */
   node?: MeshNode | undefined;
 
   /**
+   * allowed_ips are the networks behind the peer in CIDR form: its own
+   * addresses, its routes, and those of the nodes that it relays to.
+   *
    * @generated from field: repeated string allowed_ips = 2;
    */
   allowedIps: string[];
 
   /**
+   * allowed_routes is not used: allowed_ips holds the routes too.
+   *
    * @generated from field: repeated string allowed_routes = 3;
    */
   allowedRoutes: string[];
 
   /**
+   * proto is how to reach the peer.
+   *
    * @generated from field: v1.ConnectProtocol proto = 4;
    */
   proto: ConnectProtocol;
@@ -283,10 +379,14 @@ export const WireGuardPeerSchema: GenMessage<WireGuardPeer> = /*@__PURE__*/
   messageDesc(file_v1_members, 4);
 
 /**
+ * LeaveRequest asks that a node be taken out of the mesh.
+ *
  * @generated from message v1.LeaveRequest
  */
 export type LeaveRequest = Message<"v1.LeaveRequest"> & {
   /**
+   * id is the node: the caller, or one on whose edges it has VERB_DELETE.
+   *
    * @generated from field: string id = 1;
    */
   id: string;
@@ -300,6 +400,8 @@ export const LeaveRequestSchema: GenMessage<LeaveRequest> = /*@__PURE__*/
   messageDesc(file_v1_members, 5);
 
 /**
+ * LeaveResponse says that the node is no member any more.
+ *
  * @generated from message v1.LeaveResponse
  */
 export type LeaveResponse = Message<"v1.LeaveResponse"> & {
@@ -313,6 +415,8 @@ export const LeaveResponseSchema: GenMessage<LeaveResponse> = /*@__PURE__*/
   messageDesc(file_v1_members, 6);
 
 /**
+ * StorageConfigurationRequest asks which nodes hold the state.
+ *
  * @generated from message v1.StorageConfigurationRequest
  */
 export type StorageConfigurationRequest = Message<"v1.StorageConfigurationRequest"> & {
@@ -326,10 +430,14 @@ export const StorageConfigurationRequestSchema: GenMessage<StorageConfigurationR
   messageDesc(file_v1_members, 7);
 
 /**
+ * StorageConfigurationResponse is the members of the storage.
+ *
  * @generated from message v1.StorageConfigurationResponse
  */
 export type StorageConfigurationResponse = Message<"v1.StorageConfigurationResponse"> & {
   /**
+   * servers are the members.
+   *
    * @generated from field: repeated v1.StorageServer servers = 1;
    */
   servers: StorageServer[];
@@ -343,20 +451,28 @@ export const StorageConfigurationResponseSchema: GenMessage<StorageConfiguration
   messageDesc(file_v1_members, 8);
 
 /**
+ * StorageServer is a node that holds the state.
+ *
  * @generated from message v1.StorageServer
  */
 export type StorageServer = Message<"v1.StorageServer"> & {
   /**
+   * id is the node.
+   *
    * @generated from field: string id = 1;
    */
   id: string;
 
   /**
+   * suffrage is its part: leader, voter or observer.
+   *
    * @generated from field: v1.ClusterStatus suffrage = 2;
    */
   suffrage: ClusterStatus;
 
   /**
+   * address is its raft listener in the mesh, as "ip:port".
+   *
    * @generated from field: string address = 3;
    */
   address: string;
@@ -370,10 +486,14 @@ export const StorageServerSchema: GenMessage<StorageServer> = /*@__PURE__*/
   messageDesc(file_v1_members, 9);
 
 /**
+ * SubscribePeersRequest asks for the peers of a node.
+ *
  * @generated from message v1.SubscribePeersRequest
  */
 export type SubscribePeersRequest = Message<"v1.SubscribePeersRequest"> & {
   /**
+   * id is the node: the caller, or one on whose edges it has VERB_PUT.
+   *
    * @generated from field: string id = 1;
    */
   id: string;
@@ -387,34 +507,44 @@ export const SubscribePeersRequestSchema: GenMessage<SubscribePeersRequest> = /*
   messageDesc(file_v1_members, 10);
 
 /**
+ * PeerConfigurations is everything that SubscribePeers keeps a node up to date
+ * with.
+ *
  * @generated from message v1.PeerConfigurations
  */
 export type PeerConfigurations = Message<"v1.PeerConfigurations"> & {
   /**
+   * peers are the node's WireGuard peers.
+   *
    * @generated from field: repeated v1.WireGuardPeer peers = 5;
    */
   peers: WireGuardPeer[];
 
   /**
+   * ice_servers are as in JoinResponse.
+   *
    * @generated from field: repeated string ice_servers = 6;
    */
   iceServers: string[];
 
   /**
+   * dns_servers are as in JoinResponse.
+   *
    * @generated from field: repeated string dns_servers = 7;
    */
   dnsServers: string[];
 
   /**
-   * Extension. The network ACLs that concern the node, highest priority first,
-   * groups expanded, so that a node that holds no state enforces them itself.
+   * network_acls are an extension: the network ACLs that concern the node,
+   * highest priority first, groups expanded, so that a node that holds no state
+   * enforces them itself.
    *
    * @generated from field: repeated v1.NetworkACL network_acls = 100;
    */
   networkAcls: NetworkACL[];
 
   /**
-   * Extension. The id of the gateway that answered.
+   * gateway_id is an extension: the id of the gateway that answered.
    *
    * @generated from field: string gateway_id = 101;
    */
@@ -429,20 +559,28 @@ export const PeerConfigurationsSchema: GenMessage<PeerConfigurations> = /*@__PUR
   messageDesc(file_v1_members, 11);
 
 /**
+ * ConnectProtocol is how two nodes reach each other.
+ *
  * @generated from enum v1.ConnectProtocol
  */
 export enum ConnectProtocol {
   /**
+   * CONNECT_NATIVE is plain WireGuard over UDP.
+   *
    * @generated from enum value: CONNECT_NATIVE = 0;
    */
   CONNECT_NATIVE = 0,
 
   /**
+   * CONNECT_ICE is WireGuard over a path that ICE finds.
+   *
    * @generated from enum value: CONNECT_ICE = 1;
    */
   CONNECT_ICE = 1,
 
   /**
+   * CONNECT_LIBP2P is WireGuard over a libp2p stream.
+   *
    * @generated from enum value: CONNECT_LIBP2P = 2;
    */
   CONNECT_LIBP2P = 2,
@@ -455,10 +593,18 @@ export const ConnectProtocolSchema: GenEnum<ConnectProtocol> = /*@__PURE__*/
   enumDesc(file_v1_members, 0);
 
 /**
+ * Membership is how nodes come into the mesh, change and leave. It is served by
+ * the nodes that hold the state and is meant to be reached from outside.
+ *
  * @generated from service v1.Membership
  */
 export const Membership: GenService<{
   /**
+   * Join makes the caller a member, or brings a member up to date that joins
+   * again with its key. INVALID_ARGUMENT names a bad field; ALREADY_EXISTS is an
+   * id or key that belongs to another node; PERMISSION_DENIED is an id other
+   * than the caller's own, or something asked for that no role grants.
+   *
    * @generated from rpc v1.Membership.Join
    */
   join: {
@@ -467,6 +613,9 @@ export const Membership: GenService<{
     output: typeof JoinResponseSchema;
   },
   /**
+   * Update changes a member's record. Fields that are empty stay as they are.
+   * NOT_FOUND when the node is no member.
+   *
    * @generated from rpc v1.Membership.Update
    */
   update: {
@@ -475,6 +624,9 @@ export const Membership: GenService<{
     output: typeof UpdateResponseSchema;
   },
   /**
+   * Leave takes a node out of the mesh with its edges and its own routes. A
+   * node that is no member has left.
+   *
    * @generated from rpc v1.Membership.Leave
    */
   leave: {
@@ -483,6 +635,9 @@ export const Membership: GenService<{
     output: typeof LeaveResponseSchema;
   },
   /**
+   * SubscribePeers sends what the node's peers are to be, again whenever that
+   * changes. Each message replaces the one before it.
+   *
    * @generated from rpc v1.Membership.SubscribePeers
    */
   subscribePeers: {
@@ -491,6 +646,9 @@ export const Membership: GenService<{
     output: typeof PeerConfigurationsSchema;
   },
   /**
+   * Apply puts an entry into the log of the built-in storage on behalf of
+   * another voter. FAILED_PRECONDITION when this node is not the leader.
+   *
    * @generated from rpc v1.Membership.Apply
    */
   apply: {
@@ -499,6 +657,8 @@ export const Membership: GenService<{
     output: typeof RaftApplyResponseSchema;
   },
   /**
+   * GetStorageConfiguration tells which nodes hold the state.
+   *
    * @generated from rpc v1.Membership.GetStorageConfiguration
    */
   getStorageConfiguration: {

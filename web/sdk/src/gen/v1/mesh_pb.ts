@@ -19,10 +19,14 @@ export const file_v1_mesh: GenFile = /*@__PURE__*/
   fileDesc("Cg12MS9tZXNoLnByb3RvEgJ2MSIcCg5HZXROb2RlUmVxdWVzdBIKCgJpZBgBIAEoCSKfAQoITWVzaEVkZ2USDgoGc291cmNlGAEgASgJEg4KBnRhcmdldBgCIAEoCRIOCgZ3ZWlnaHQYAyABKAUSMAoKYXR0cmlidXRlcxgEIAMoCzIcLnYxLk1lc2hFZGdlLkF0dHJpYnV0ZXNFbnRyeRoxCg9BdHRyaWJ1dGVzRW50cnkSCwoDa2V5GAEgASgJEg0KBXZhbHVlGAIgASgJOgI4ASIoCglNZXNoRWRnZXMSGwoFaXRlbXMYASADKAsyDC52MS5NZXNoRWRnZSJECglNZXNoR3JhcGgSDQoFbm9kZXMYASADKAkSGwoFZWRnZXMYAiADKAsyDC52MS5NZXNoRWRnZRILCgNkb3QYAyABKAkynQEKBE1lc2gSKwoHR2V0Tm9kZRISLnYxLkdldE5vZGVSZXF1ZXN0GgwudjEuTWVzaE5vZGUSMQoJTGlzdE5vZGVzEhYuZ29vZ2xlLnByb3RvYnVmLkVtcHR5GgwudjEuTm9kZUxpc3QSNQoMR2V0TWVzaEdyYXBoEhYuZ29vZ2xlLnByb3RvYnVmLkVtcHR5Gg0udjEuTWVzaEdyYXBoQipaKGdpdGh1Yi5jb20vbWVzaGdhdGUvbWVzaGdhdGUvcHJvdG8vdjE7djFiBnByb3RvMw", [file_google_protobuf_empty, file_google_protobuf_timestamp, file_v1_node]);
 
 /**
+ * GetNodeRequest asks for a node.
+ *
  * @generated from message v1.GetNodeRequest
  */
 export type GetNodeRequest = Message<"v1.GetNodeRequest"> & {
   /**
+   * id is the node.
+   *
    * @generated from field: string id = 1;
    */
   id: string;
@@ -36,25 +40,38 @@ export const GetNodeRequestSchema: GenMessage<GetNodeRequest> = /*@__PURE__*/
   messageDesc(file_v1_mesh, 0);
 
 /**
+ * MeshEdge joins two nodes that may talk directly. It has no direction; the
+ * registry holds it once for each.
+ *
  * @generated from message v1.MeshEdge
  */
 export type MeshEdge = Message<"v1.MeshEdge"> & {
   /**
+   * source is the id of one end.
+   *
    * @generated from field: string source = 1;
    */
   source: string;
 
   /**
+   * target is the id of the other end.
+   *
    * @generated from field: string target = 2;
    */
   target: string;
 
   /**
+   * weight is the cost of the edge; among paths of the same number of edges the
+   * one of least weight is taken. Joining nodes get 1, and 99 to every other
+   * public node.
+   *
    * @generated from field: int32 weight = 3;
    */
   weight: number;
 
   /**
+   * attributes say how the nodes reach each other: see EdgeAttribute.
+   *
    * @generated from field: map<string, string> attributes = 4;
    */
   attributes: { [key: string]: string };
@@ -68,10 +85,14 @@ export const MeshEdgeSchema: GenMessage<MeshEdge> = /*@__PURE__*/
   messageDesc(file_v1_mesh, 1);
 
 /**
+ * MeshEdges is a list of edges.
+ *
  * @generated from message v1.MeshEdges
  */
 export type MeshEdges = Message<"v1.MeshEdges"> & {
   /**
+   * items are the edges.
+   *
    * @generated from field: repeated v1.MeshEdge items = 1;
    */
   items: MeshEdge[];
@@ -85,20 +106,28 @@ export const MeshEdgesSchema: GenMessage<MeshEdges> = /*@__PURE__*/
   messageDesc(file_v1_mesh, 2);
 
 /**
+ * MeshGraph is the mesh as a graph.
+ *
  * @generated from message v1.MeshGraph
  */
 export type MeshGraph = Message<"v1.MeshGraph"> & {
   /**
+   * nodes are the ids of all nodes.
+   *
    * @generated from field: repeated string nodes = 1;
    */
   nodes: string[];
 
   /**
+   * edges are all edges.
+   *
    * @generated from field: repeated v1.MeshEdge edges = 2;
    */
   edges: MeshEdge[];
 
   /**
+   * dot is the graph in the DOT language of Graphviz.
+   *
    * @generated from field: string dot = 3;
    */
   dot: string;
@@ -112,10 +141,15 @@ export const MeshGraphSchema: GenMessage<MeshGraph> = /*@__PURE__*/
   messageDesc(file_v1_mesh, 3);
 
 /**
+ * Mesh shows the mesh to tools outside of it. It reads and never writes.
+ *
  * @generated from service v1.Mesh
  */
 export const Mesh: GenService<{
   /**
+   * GetNode returns one node. NOT_FOUND when the mesh has no such node,
+   * INVALID_ARGUMENT when the id is none.
+   *
    * @generated from rpc v1.Mesh.GetNode
    */
   getNode: {
@@ -124,6 +158,8 @@ export const Mesh: GenService<{
     output: typeof MeshNodeSchema;
   },
   /**
+   * ListNodes returns every node.
+   *
    * @generated from rpc v1.Mesh.ListNodes
    */
   listNodes: {
@@ -132,6 +168,8 @@ export const Mesh: GenService<{
     output: typeof NodeListSchema;
   },
   /**
+   * GetMeshGraph returns the graph of nodes and edges, also as a drawing.
+   *
    * @generated from rpc v1.Mesh.GetMeshGraph
    */
   getMeshGraph: {

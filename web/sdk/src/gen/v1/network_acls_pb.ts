@@ -15,40 +15,60 @@ export const file_v1_network_acls: GenFile = /*@__PURE__*/
   fileDesc("ChV2MS9uZXR3b3JrX2FjbHMucHJvdG8SAnYxIq0BCgpOZXR3b3JrQUNMEgwKBG5hbWUYASABKAkSEAoIcHJpb3JpdHkYAiABKAUSHQoGYWN0aW9uGAMgASgOMg0udjEuQUNMQWN0aW9uEhQKDHNvdXJjZV9ub2RlcxgEIAMoCRIZChFkZXN0aW5hdGlvbl9ub2RlcxgFIAMoCRIUCgxzb3VyY2VfY2lkcnMYBiADKAkSGQoRZGVzdGluYXRpb25fY2lkcnMYByADKAkiLAoLTmV0d29ya0FDTHMSHQoFaXRlbXMYASADKAsyDi52MS5OZXR3b3JrQUNMIlUKBVJvdXRlEgwKBG5hbWUYASABKAkSDAoEbm9kZRgCIAEoCRIZChFkZXN0aW5hdGlvbl9jaWRycxgDIAMoCRIVCg1uZXh0X2hvcF9ub2RlGAQgASgJIiIKBlJvdXRlcxIYCgVpdGVtcxgBIAMoCzIJLnYxLlJvdXRlIlcKDU5ldHdvcmtBY3Rpb24SEAoIc3JjX25vZGUYASABKAkSEAoIc3JjX2NpZHIYAiABKAkSEAoIZHN0X25vZGUYAyABKAkSEAoIZHN0X2NpZHIYBCABKAkqQwoJQUNMQWN0aW9uEhIKDkFDVElPTl9VTktOT1dOEAASEQoNQUNUSU9OX0FDQ0VQVBABEg8KC0FDVElPTl9ERU5ZEAJCKlooZ2l0aHViLmNvbS9tZXNoZ2F0ZS9tZXNoZ2F0ZS9wcm90by92MTt2MWIGcHJvdG8z");
 
 /**
+ * NetworkACL is one rule on who may send to whom. Of all that match, the one of
+ * the highest priority decides; where none matches, the traffic is denied.
+ *
  * @generated from message v1.NetworkACL
  */
 export type NetworkACL = Message<"v1.NetworkACL"> & {
   /**
+   * name is the name of the ACL, with the characters of MeshNode.id.
+   *
    * @generated from field: string name = 1;
    */
   name: string;
 
   /**
+   * priority decides which ACL is asked first: the highest. Equal priorities
+   * are asked in the order of their names.
+   *
    * @generated from field: int32 priority = 2;
    */
   priority: number;
 
   /**
+   * action is what happens to traffic that matches.
+   *
    * @generated from field: v1.ACLAction action = 3;
    */
   action: ACLAction;
 
   /**
+   * source_nodes are the senders: node ids, user names, "group:NAME" for the
+   * members of a group, or "*". Empty is everyone.
+   *
    * @generated from field: repeated string source_nodes = 4;
    */
   sourceNodes: string[];
 
   /**
+   * destination_nodes are the receivers, in the form of source_nodes.
+   *
    * @generated from field: repeated string destination_nodes = 5;
    */
   destinationNodes: string[];
 
   /**
+   * source_cidrs are networks in CIDR form or "*"; one must hold the sender's
+   * address. Empty is every address.
+   *
    * @generated from field: repeated string source_cidrs = 6;
    */
   sourceCidrs: string[];
 
   /**
+   * destination_cidrs are the same for the receiver's address.
+   *
    * @generated from field: repeated string destination_cidrs = 7;
    */
   destinationCidrs: string[];
@@ -62,10 +82,14 @@ export const NetworkACLSchema: GenMessage<NetworkACL> = /*@__PURE__*/
   messageDesc(file_v1_network_acls, 0);
 
 /**
+ * NetworkACLs is a list of network ACLs.
+ *
  * @generated from message v1.NetworkACLs
  */
 export type NetworkACLs = Message<"v1.NetworkACLs"> & {
   /**
+   * items are the ACLs.
+   *
    * @generated from field: repeated v1.NetworkACL items = 1;
    */
   items: NetworkACL[];
@@ -79,25 +103,39 @@ export const NetworkACLsSchema: GenMessage<NetworkACLs> = /*@__PURE__*/
   messageDesc(file_v1_network_acls, 1);
 
 /**
+ * Route is a set of networks that a node forwards to.
+ *
  * @generated from message v1.Route
  */
 export type Route = Message<"v1.Route"> & {
   /**
+   * name is the name of the route, with the characters of MeshNode.id. The
+   * routes that a node brings when it joins are named "<id>-auto".
+   *
    * @generated from field: string name = 1;
    */
   name: string;
 
   /**
+   * node is the id of the node that forwards, or "group:NAME" for every node of
+   * a group; of these the nearest is used.
+   *
    * @generated from field: string node = 2;
    */
   node: string;
 
   /**
+   * destination_cidrs are the networks, in CIDR form. What lies within the mesh
+   * is ignored.
+   *
    * @generated from field: repeated string destination_cidrs = 3;
    */
   destinationCidrs: string[];
 
   /**
+   * next_hop_node is the id of a node that forwards in place of node; empty is
+   * node itself.
+   *
    * @generated from field: string next_hop_node = 4;
    */
   nextHopNode: string;
@@ -111,10 +149,14 @@ export const RouteSchema: GenMessage<Route> = /*@__PURE__*/
   messageDesc(file_v1_network_acls, 2);
 
 /**
+ * Routes is a list of routes.
+ *
  * @generated from message v1.Routes
  */
 export type Routes = Message<"v1.Routes"> & {
   /**
+   * items are the routes.
+   *
    * @generated from field: repeated v1.Route items = 1;
    */
   items: Route[];
@@ -128,25 +170,35 @@ export const RoutesSchema: GenMessage<Routes> = /*@__PURE__*/
   messageDesc(file_v1_network_acls, 3);
 
 /**
+ * NetworkAction is traffic about which network ACLs are asked. No rpc carries it.
+ *
  * @generated from message v1.NetworkAction
  */
 export type NetworkAction = Message<"v1.NetworkAction"> & {
   /**
+   * src_node is the id of the sender.
+   *
    * @generated from field: string src_node = 1;
    */
   srcNode: string;
 
   /**
+   * src_cidr is the sender's address.
+   *
    * @generated from field: string src_cidr = 2;
    */
   srcCidr: string;
 
   /**
+   * dst_node is the id of the receiver.
+   *
    * @generated from field: string dst_node = 3;
    */
   dstNode: string;
 
   /**
+   * dst_cidr is the receiver's address.
+   *
    * @generated from field: string dst_cidr = 4;
    */
   dstCidr: string;
@@ -160,20 +212,28 @@ export const NetworkActionSchema: GenMessage<NetworkAction> = /*@__PURE__*/
   messageDesc(file_v1_network_acls, 4);
 
 /**
+ * ACLAction is what a network ACL does with the traffic that it matches.
+ *
  * @generated from enum v1.ACLAction
  */
 export enum ACLAction {
   /**
+   * ACTION_UNKNOWN denies.
+   *
    * @generated from enum value: ACTION_UNKNOWN = 0;
    */
   ACTION_UNKNOWN = 0,
 
   /**
+   * ACTION_ACCEPT lets the traffic pass.
+   *
    * @generated from enum value: ACTION_ACCEPT = 1;
    */
   ACTION_ACCEPT = 1,
 
   /**
+   * ACTION_DENY denies.
+   *
    * @generated from enum value: ACTION_DENY = 2;
    */
   ACTION_DENY = 2,

@@ -19,15 +19,21 @@ export const file_v1_node: GenFile = /*@__PURE__*/
   fileDesc("Cg12MS9ub2RlLnByb3RvEgJ2MSI5CgtGZWF0dXJlUG9ydBIcCgdmZWF0dXJlGAEgASgOMgsudjEuRmVhdHVyZRIMCgRwb3J0GAIgASgFIq0CCghNZXNoTm9kZRIKCgJpZBgBIAEoCRISCgpwdWJsaWNfa2V5GAIgASgJEhgKEHByaW1hcnlfZW5kcG9pbnQYBCABKAkSGwoTd2lyZWd1YXJkX2VuZHBvaW50cxgFIAMoCRIZChF6b25lX2F3YXJlbmVzc19pZBgGIAEoCRIUCgxwcml2YXRlX2lwdjQYByABKAkSFAoMcHJpdmF0ZV9pcHY2GAggASgJEiEKCGZlYXR1cmVzGAkgAygLMg8udjEuRmVhdHVyZVBvcnQSEgoKbXVsdGlhZGRycxgKIAMoCRItCglqb2luZWRfYXQYCyABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEh0KCHNlcnZpY2VzGGQgAygLMgsudjEuU2VydmljZSInCghOb2RlTGlzdBIbCgVub2RlcxgBIAMoCzIMLnYxLk1lc2hOb2RlIh4KEEdldFN0YXR1c1JlcXVlc3QSCgoCaWQYASABKAkioAIKBlN0YXR1cxIKCgJpZBgBIAEoCRIPCgd2ZXJzaW9uGAIgASgJEg4KBmNvbW1pdBgDIAEoCRISCgpidWlsZF9kYXRlGAQgASgJEg4KBnVwdGltZRgFIAEoCRIuCgpzdGFydGVkX2F0GAYgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIhCghmZWF0dXJlcxgHIAMoCzIPLnYxLkZlYXR1cmVQb3J0EikKDmNsdXN0ZXJfc3RhdHVzGAggASgOMhEudjEuQ2x1c3RlclN0YXR1cxIWCg5jdXJyZW50X2xlYWRlchgJIAEoCRIvChFpbnRlcmZhY2VfbWV0cmljcxgKIAEoCzIULnYxLkludGVyZmFjZU1ldHJpY3Mi3AEKFkRhdGFDaGFubmVsTmVnb3RpYXRpb24SDQoFcHJvdG8YASABKAkSCwoDc3JjGAIgASgJEgsKA2RzdBgDIAEoCRIMCgRwb3J0GAQgASgNEg0KBW9mZmVyGAUgASgJEg4KBmFuc3dlchgGIAEoCRIRCgljYW5kaWRhdGUYByABKAkSFAoMc3R1bl9zZXJ2ZXJzGAggAygJEg4KBmNhbGxlchhkIAEoCRIiCgtpY2Vfc2VydmVycxhlIAMoCzINLnYxLklDRVNlcnZlchIPCgdpbl9iYW5kGGYgASgIIvQBChBJbnRlcmZhY2VNZXRyaWNzEhMKC2RldmljZV9uYW1lGAEgASgJEhIKCnB1YmxpY19rZXkYAiABKAkSEgoKYWRkcmVzc192NBgDIAEoCRISCgphZGRyZXNzX3Y2GAQgASgJEgwKBHR5cGUYBSABKAkSEwoLbGlzdGVuX3BvcnQYBiABKAUSGwoTdG90YWxfcmVjZWl2ZV9ieXRlcxgHIAEoBBIcChR0b3RhbF90cmFuc21pdF9ieXRlcxgIIAEoBBIRCgludW1fcGVlcnMYCSABKAUSHgoFcGVlcnMYCiADKAsyDy52MS5QZWVyTWV0cmljcyLNAQoLUGVlck1ldHJpY3MSEgoKcHVibGljX2tleRgBIAEoCRIQCghlbmRwb2ludBgCIAEoCRIdChVwZXJzaXN0ZW50X2tlZXBfYWxpdmUYAyABKAkSGwoTbGFzdF9oYW5kc2hha2VfdGltZRgEIAEoCRITCgthbGxvd2VkX2lwcxgFIAMoCRIYChBwcm90b2NvbF92ZXJzaW9uGAYgASgDEhUKDXJlY2VpdmVfYnl0ZXMYByABKAQSFgoOdHJhbnNtaXRfYnl0ZXMYCCABKAQiewoMV2ViUlRDU2lnbmFsEg8KB25vZGVfaWQYASABKAkSEQoJY2FuZGlkYXRlGAIgASgJEhMKC2Rlc2NyaXB0aW9uGAMgASgJEg4KBmNhbGxlchhkIAEoCRIiCgtpY2Vfc2VydmVycxhlIAMoCzINLnYxLklDRVNlcnZlcip6Cg1DbHVzdGVyU3RhdHVzEhoKFkNMVVNURVJfU1RBVFVTX1VOS05PV04QABISCg5DTFVTVEVSX0xFQURFUhABEhEKDUNMVVNURVJfVk9URVIQAhIUChBDTFVTVEVSX09CU0VSVkVSEAMSEAoMQ0xVU1RFUl9OT0RFEAQq5wEKB0ZlYXR1cmUSEAoMRkVBVFVSRV9OT05FEAASCQoFTk9ERVMQARIQCgxMRUFERVJfUFJPWFkQAhIMCghNRVNIX0FQSRADEg0KCUFETUlOX0FQSRAEEg4KCk1FTUJFUlNISVAQBRILCgdNRVRSSUNTEAYSEwoPSUNFX05FR09USUFUSU9OEAcSDwoLVFVSTl9TRVJWRVIQCBIMCghNRVNIX0ROUxAJEhQKEEZPUldBUkRfTUVTSF9ETlMQChITCg9TVE9SQUdFX1FVRVJJRVIQCxIUChBTVE9SQUdFX1BST1ZJREVSEAwqeQoNRWRnZUF0dHJpYnV0ZRIaChZFREdFX0FUVFJJQlVURV9VTktOT1dOEAASGQoVRURHRV9BVFRSSUJVVEVfTkFUSVZFEAESFgoSRURHRV9BVFRSSUJVVEVfSUNFEAISGQoVRURHRV9BVFRSSUJVVEVfTElCUDJQEAMqLAoLRGF0YUNoYW5uZWwSDAoIQ0hBTk5FTFMQABIPCgtDT05ORUNUSU9OUxABMskBCgROb2RlEi0KCUdldFN0YXR1cxIULnYxLkdldFN0YXR1c1JlcXVlc3QaCi52MS5TdGF0dXMSUgoUTmVnb3RpYXRlRGF0YUNoYW5uZWwSGi52MS5EYXRhQ2hhbm5lbE5lZ290aWF0aW9uGhoudjEuRGF0YUNoYW5uZWxOZWdvdGlhdGlvbigBMAESPgoUUmVjZWl2ZVNpZ25hbENoYW5uZWwSEC52MS5XZWJSVENTaWduYWwaEC52MS5XZWJSVENTaWduYWwoATABQipaKGdpdGh1Yi5jb20vbWVzaGdhdGUvbWVzaGdhdGUvcHJvdG8vdjE7djFiBnByb3RvMw", [file_google_protobuf_timestamp, file_v1_extensions]);
 
 /**
+ * FeaturePort is a feature and where it is offered.
+ *
  * @generated from message v1.FeaturePort
  */
 export type FeaturePort = Message<"v1.FeaturePort"> & {
   /**
+   * feature is what is offered.
+   *
    * @generated from field: v1.Feature feature = 1;
    */
   feature: Feature;
 
   /**
+   * port is the TCP or UDP port, 1 to 65535; 0 when the feature has none.
+   *
    * @generated from field: int32 port = 2;
    */
   port: number;
@@ -41,61 +47,92 @@ export const FeaturePortSchema: GenMessage<FeaturePort> = /*@__PURE__*/
   messageDesc(file_v1_node, 0);
 
 /**
+ * MeshNode is a member of the mesh.
+ *
  * @generated from message v1.MeshNode
  */
 export type MeshNode = Message<"v1.MeshNode"> & {
   /**
+   * id names the node: 1 to 253 bytes without / \ : * ? " ' < > | , and none of
+   * self, local, localhost, leader, voters and observers.
+   *
    * @generated from field: string id = 1;
    */
   id: string;
 
   /**
+   * public_key is the node's identity in 48 base64 characters: an Ed25519 key
+   * in a libp2p key message of type 5, from which its WireGuard key follows.
+   * It is empty for a node that was named and has not joined yet.
+   *
    * @generated from field: string public_key = 2;
    */
   publicKey: string;
 
   /**
+   * primary_endpoint is an IP address or DNS name at which others reach the
+   * node, without a port; empty for a node that nobody can call. Within a
+   * WireGuardPeer it is the "ip:port" to which WireGuard sends.
+   *
    * @generated from field: string primary_endpoint = 4;
    */
   primaryEndpoint: string;
 
   /**
+   * wireguard_endpoints are where WireGuard listens, as "ip:port".
+   *
    * @generated from field: repeated string wireguard_endpoints = 5;
    */
   wireguardEndpoints: string[];
 
   /**
+   * zone_awareness_id is common to nodes that share a local network; they use
+   * local endpoints between each other. Empty is no zone.
+   *
    * @generated from field: string zone_awareness_id = 6;
    */
   zoneAwarenessId: string;
 
   /**
+   * private_ipv4 is the node's address in the mesh as a /32, such as
+   * "172.16.0.1/32". A node without one has "", or "invalid Prefix" when a v1
+   * node wrote it.
+   *
    * @generated from field: string private_ipv4 = 7;
    */
   privateIpv4: string;
 
   /**
+   * private_ipv6 is the node's network in the mesh as a /112, whose first
+   * address is the node's own; written as private_ipv4 when there is none.
+   *
    * @generated from field: string private_ipv6 = 8;
    */
   privateIpv6: string;
 
   /**
+   * features are what the node offers.
+   *
    * @generated from field: repeated v1.FeaturePort features = 9;
    */
   features: FeaturePort[];
 
   /**
+   * multiaddrs are where libp2p listens.
+   *
    * @generated from field: repeated string multiaddrs = 10;
    */
   multiaddrs: string[];
 
   /**
+   * joined_at is when the node last joined.
+   *
    * @generated from field: google.protobuf.Timestamp joined_at = 11;
    */
   joinedAt?: Timestamp | undefined;
 
   /**
-   * Extension. The services that the node exposes on its mesh address.
+   * services are an extension: what the node exposes on its mesh address.
    *
    * @generated from field: repeated v1.Service services = 100;
    */
@@ -110,10 +147,14 @@ export const MeshNodeSchema: GenMessage<MeshNode> = /*@__PURE__*/
   messageDesc(file_v1_node, 1);
 
 /**
+ * NodeList is a list of nodes.
+ *
  * @generated from message v1.NodeList
  */
 export type NodeList = Message<"v1.NodeList"> & {
   /**
+   * nodes are the nodes, in no promised order.
+   *
    * @generated from field: repeated v1.MeshNode nodes = 1;
    */
   nodes: MeshNode[];
@@ -127,10 +168,14 @@ export const NodeListSchema: GenMessage<NodeList> = /*@__PURE__*/
   messageDesc(file_v1_node, 2);
 
 /**
+ * GetStatusRequest asks for the state of a node.
+ *
  * @generated from message v1.GetStatusRequest
  */
 export type GetStatusRequest = Message<"v1.GetStatusRequest"> & {
   /**
+   * id is the node; empty is the one that is asked.
+   *
    * @generated from field: string id = 1;
    */
   id: string;
@@ -144,55 +189,77 @@ export const GetStatusRequestSchema: GenMessage<GetStatusRequest> = /*@__PURE__*
   messageDesc(file_v1_node, 3);
 
 /**
+ * Status is the state of a node.
+ *
  * @generated from message v1.Status
  */
 export type Status = Message<"v1.Status"> & {
   /**
+   * id is the node.
+   *
    * @generated from field: string id = 1;
    */
   id: string;
 
   /**
+   * version is the version of its software.
+   *
    * @generated from field: string version = 2;
    */
   version: string;
 
   /**
+   * commit is the version control revision it was built from.
+   *
    * @generated from field: string commit = 3;
    */
   commit: string;
 
   /**
+   * build_date is when it was built.
+   *
    * @generated from field: string build_date = 4;
    */
   buildDate: string;
 
   /**
+   * uptime is how long it has run, in Go's notation, such as "1h2m3s".
+   *
    * @generated from field: string uptime = 5;
    */
   uptime: string;
 
   /**
+   * started_at is when it started.
+   *
    * @generated from field: google.protobuf.Timestamp started_at = 6;
    */
   startedAt?: Timestamp | undefined;
 
   /**
+   * features are what it offers now.
+   *
    * @generated from field: repeated v1.FeaturePort features = 7;
    */
   features: FeaturePort[];
 
   /**
+   * cluster_status is its part in the storage.
+   *
    * @generated from field: v1.ClusterStatus cluster_status = 8;
    */
   clusterStatus: ClusterStatus;
 
   /**
+   * current_leader is the id of the leader as it knows it; empty for none.
+   *
    * @generated from field: string current_leader = 9;
    */
   currentLeader: string;
 
   /**
+   * interface_metrics are the counters of its WireGuard interface.
+   *
    * @generated from field: v1.InterfaceMetrics interface_metrics = 10;
    */
   interfaceMetrics?: InterfaceMetrics | undefined;
@@ -206,67 +273,92 @@ export const StatusSchema: GenMessage<Status> = /*@__PURE__*/
   messageDesc(file_v1_node, 4);
 
 /**
+ * DataChannelNegotiation is one message of NegotiateDataChannel. The first
+ * message of the gateway sets what describes the channel; every later message,
+ * of either side, sets one of offer, answer and candidate.
+ *
  * @generated from message v1.DataChannelNegotiation
  */
 export type DataChannelNegotiation = Message<"v1.DataChannelNegotiation"> & {
   /**
+   * proto is the traffic's protocol: "tcp" or "udp".
+   *
    * @generated from field: string proto = 1;
    */
   proto: string;
 
   /**
+   * src is the client's "ip:port" as the gateway saw it. It decides nothing.
+   *
    * @generated from field: string src = 2;
    */
   src: string;
 
   /**
+   * dst is the host to which the node connects.
+   *
    * @generated from field: string dst = 3;
    */
   dst: string;
 
   /**
+   * port is the port to which the node connects, 1 to 65535; 0 with "udp" is
+   * the node's WireGuard interface itself.
+   *
    * @generated from field: uint32 port = 4;
    */
   port: number;
 
   /**
+   * offer is the node's session description, in the JSON form of
+   * RTCSessionDescription.
+   *
    * @generated from field: string offer = 5;
    */
   offer: string;
 
   /**
+   * answer is the client's session description, in the same form.
+   *
    * @generated from field: string answer = 6;
    */
   answer: string;
 
   /**
+   * candidate is an ICE candidate: the JSON form of RTCIceCandidateInit. v1
+   * nodes send the bare "candidate:..." line instead.
+   *
    * @generated from field: string candidate = 7;
    */
   candidate: string;
 
   /**
+   * stun_servers are the URLs of ICE servers that need no credential.
+   *
    * @generated from field: repeated string stun_servers = 8;
    */
   stunServers: string[];
 
   /**
-   * Extension. The authenticated identity that asked for the channel, set by
-   * the gateway that relays the negotiation and believed from gateways only.
+   * caller is an extension: the authenticated identity that asked for the
+   * channel, set by the gateway that relays the negotiation and believed from
+   * gateways only.
    *
    * @generated from field: string caller = 100;
    */
   caller: string;
 
   /**
-   * Extension. ICE servers with credentials, minted for this negotiation.
+   * ice_servers are an extension: ICE servers with credentials, minted for this
+   * negotiation.
    *
    * @generated from field: repeated v1.ICEServer ice_servers = 101;
    */
   iceServers: ICEServer[];
 
   /**
-   * Extension. True when the caller opens in-band channels
-   * (see StartDataChannelRequest.in_band).
+   * in_band is an extension: true when the caller opens in-band channels (see
+   * StartDataChannelRequest.in_band).
    *
    * @generated from field: bool in_band = 102;
    */
@@ -281,55 +373,78 @@ export const DataChannelNegotiationSchema: GenMessage<DataChannelNegotiation> = 
   messageDesc(file_v1_node, 5);
 
 /**
+ * InterfaceMetrics are the counters of a WireGuard interface since it was made.
+ *
  * @generated from message v1.InterfaceMetrics
  */
 export type InterfaceMetrics = Message<"v1.InterfaceMetrics"> & {
   /**
+   * device_name is the name of the interface.
+   *
    * @generated from field: string device_name = 1;
    */
   deviceName: string;
 
   /**
+   * public_key is its WireGuard key in base64: not the form of
+   * MeshNode.public_key.
+   *
    * @generated from field: string public_key = 2;
    */
   publicKey: string;
 
   /**
+   * address_v4 is its IPv4 address with prefix length; empty for none.
+   *
    * @generated from field: string address_v4 = 3;
    */
   addressV4: string;
 
   /**
+   * address_v6 is its IPv6 address with prefix length; empty for none.
+   *
    * @generated from field: string address_v6 = 4;
    */
   addressV6: string;
 
   /**
+   * type is what implements it, such as "tun" or "netstack".
+   *
    * @generated from field: string type = 5;
    */
   type: string;
 
   /**
+   * listen_port is its UDP port.
+   *
    * @generated from field: int32 listen_port = 6;
    */
   listenPort: number;
 
   /**
+   * total_receive_bytes is what all peers sent to it, in bytes.
+   *
    * @generated from field: uint64 total_receive_bytes = 7;
    */
   totalReceiveBytes: bigint;
 
   /**
+   * total_transmit_bytes is what it sent to all peers, in bytes.
+   *
    * @generated from field: uint64 total_transmit_bytes = 8;
    */
   totalTransmitBytes: bigint;
 
   /**
+   * num_peers is the number of its peers.
+   *
    * @generated from field: int32 num_peers = 9;
    */
   numPeers: number;
 
   /**
+   * peers are the counters of each peer.
+   *
    * @generated from field: repeated v1.PeerMetrics peers = 10;
    */
   peers: PeerMetrics[];
@@ -343,45 +458,65 @@ export const InterfaceMetricsSchema: GenMessage<InterfaceMetrics> = /*@__PURE__*
   messageDesc(file_v1_node, 6);
 
 /**
+ * PeerMetrics are the counters of one WireGuard peer.
+ *
  * @generated from message v1.PeerMetrics
  */
 export type PeerMetrics = Message<"v1.PeerMetrics"> & {
   /**
+   * public_key is the peer's WireGuard key in base64.
+   *
    * @generated from field: string public_key = 1;
    */
   publicKey: string;
 
   /**
+   * endpoint is where packets for it go now, as "ip:port"; empty if unknown.
+   *
    * @generated from field: string endpoint = 2;
    */
   endpoint: string;
 
   /**
+   * persistent_keep_alive is the interval of its keepalives in Go's notation,
+   * such as "30s"; "0s" is none.
+   *
    * @generated from field: string persistent_keep_alive = 3;
    */
   persistentKeepAlive: string;
 
   /**
+   * last_handshake_time is when it last proved its identity, in RFC 3339; empty
+   * or the zero time is never.
+   *
    * @generated from field: string last_handshake_time = 4;
    */
   lastHandshakeTime: string;
 
   /**
+   * allowed_ips are the networks that it may send from and is sent to.
+   *
    * @generated from field: repeated string allowed_ips = 5;
    */
   allowedIps: string[];
 
   /**
+   * protocol_version is the version of the WireGuard protocol, 1 so far.
+   *
    * @generated from field: int64 protocol_version = 6;
    */
   protocolVersion: bigint;
 
   /**
+   * receive_bytes is what it sent to us, in bytes.
+   *
    * @generated from field: uint64 receive_bytes = 7;
    */
   receiveBytes: bigint;
 
   /**
+   * transmit_bytes is what we sent to it, in bytes.
+   *
    * @generated from field: uint64 transmit_bytes = 8;
    */
   transmitBytes: bigint;
@@ -395,35 +530,45 @@ export const PeerMetricsSchema: GenMessage<PeerMetrics> = /*@__PURE__*/
   messageDesc(file_v1_node, 7);
 
 /**
+ * WebRTCSignal is one message of a signalling channel between two nodes.
+ *
  * @generated from message v1.WebRTCSignal
  */
 export type WebRTCSignal = Message<"v1.WebRTCSignal"> & {
   /**
+   * node_id is whom the signal is for, as the caller sets it in its first
+   * message. The receiving node sees in it whom the signal is from.
+   *
    * @generated from field: string node_id = 1;
    */
   nodeId: string;
 
   /**
+   * candidate is an ICE candidate: the JSON form of RTCIceCandidateInit.
+   *
    * @generated from field: string candidate = 2;
    */
   candidate: string;
 
   /**
+   * description is a session description: the JSON form of
+   * RTCSessionDescription.
+   *
    * @generated from field: string description = 3;
    */
   description: string;
 
   /**
-   * Extension. The authenticated identity at the far end, set by the gateway
-   * that relays the signal and believed from gateways only.
+   * caller is an extension: the authenticated identity at the far end, set by
+   * the gateway that relays the signal and believed from gateways only.
    *
    * @generated from field: string caller = 100;
    */
   caller: string;
 
   /**
-   * Extension. ICE servers with credentials, sent by the gateway in a first
-   * message of its own, before any description.
+   * ice_servers are an extension: ICE servers with credentials, sent by the
+   * gateway in a first message of its own, before any description.
    *
    * @generated from field: repeated v1.ICEServer ice_servers = 101;
    */
@@ -438,30 +583,42 @@ export const WebRTCSignalSchema: GenMessage<WebRTCSignal> = /*@__PURE__*/
   messageDesc(file_v1_node, 8);
 
 /**
+ * ClusterStatus is the part that a node has in the storage of the mesh.
+ *
  * @generated from enum v1.ClusterStatus
  */
 export enum ClusterStatus {
   /**
+   * CLUSTER_STATUS_UNKNOWN is a node that does not say.
+   *
    * @generated from enum value: CLUSTER_STATUS_UNKNOWN = 0;
    */
   CLUSTER_STATUS_UNKNOWN = 0,
 
   /**
+   * CLUSTER_LEADER is the voter that all writes go through.
+   *
    * @generated from enum value: CLUSTER_LEADER = 1;
    */
   CLUSTER_LEADER = 1,
 
   /**
+   * CLUSTER_VOTER holds the state and has a vote in elections.
+   *
    * @generated from enum value: CLUSTER_VOTER = 2;
    */
   CLUSTER_VOTER = 2,
 
   /**
+   * CLUSTER_OBSERVER holds the state and has no vote.
+   *
    * @generated from enum value: CLUSTER_OBSERVER = 3;
    */
   CLUSTER_OBSERVER = 3,
 
   /**
+   * CLUSTER_NODE holds no state; it asks those that do.
+   *
    * @generated from enum value: CLUSTER_NODE = 4;
    */
   CLUSTER_NODE = 4,
@@ -474,70 +631,100 @@ export const ClusterStatusSchema: GenEnum<ClusterStatus> = /*@__PURE__*/
   enumDesc(file_v1_node, 0);
 
 /**
+ * Feature is something that a node offers to others.
+ *
  * @generated from enum v1.Feature
  */
 export enum Feature {
   /**
+   * FEATURE_NONE is no feature.
+   *
    * @generated from enum value: FEATURE_NONE = 0;
    */
   FEATURE_NONE = 0,
 
   /**
+   * NODES is the Node service, which every node has that is more than a
+   * WireGuard peer.
+   *
    * @generated from enum value: NODES = 1;
    */
   NODES = 1,
 
   /**
+   * LEADER_PROXY is that the node passes calls for the leader on to it.
+   *
    * @generated from enum value: LEADER_PROXY = 2;
    */
   LEADER_PROXY = 2,
 
   /**
+   * MESH_API is the Mesh service. MEMBERSHIP is meant to take its place.
+   *
    * @generated from enum value: MESH_API = 3;
    */
   MESH_API = 3,
 
   /**
+   * ADMIN_API is the Admin service.
+   *
    * @generated from enum value: ADMIN_API = 4;
    */
   ADMIN_API = 4,
 
   /**
+   * MEMBERSHIP is the Membership service, which every node that holds the state has.
+   *
    * @generated from enum value: MEMBERSHIP = 5;
    */
   MEMBERSHIP = 5,
 
   /**
+   * METRICS is an HTTP endpoint with metrics in the Prometheus text format.
+   *
    * @generated from enum value: METRICS = 6;
    */
   METRICS = 6,
 
   /**
+   * ICE_NEGOTIATION is the WebRTC service.
+   *
    * @generated from enum value: ICE_NEGOTIATION = 7;
    */
   ICE_NEGOTIATION = 7,
 
   /**
+   * TURN_SERVER is a STUN and TURN server.
+   *
    * @generated from enum value: TURN_SERVER = 8;
    */
   TURN_SERVER = 8,
 
   /**
+   * MESH_DNS is a DNS server that knows the names of the mesh.
+   *
    * @generated from enum value: MESH_DNS = 9;
    */
   MESH_DNS = 9,
 
   /**
+   * FORWARD_MESH_DNS is a DNS server that asks other meshes about their names.
+   *
    * @generated from enum value: FORWARD_MESH_DNS = 10;
    */
   FORWARD_MESH_DNS = 10,
 
   /**
+   * STORAGE_QUERIER is the StorageQueryService.
+   *
    * @generated from enum value: STORAGE_QUERIER = 11;
    */
   STORAGE_QUERIER = 11,
 
   /**
+   * STORAGE_PROVIDER is the raft listener, by which the node can be a member
+   * of the storage.
+   *
    * @generated from enum value: STORAGE_PROVIDER = 12;
    */
   STORAGE_PROVIDER = 12,
@@ -550,25 +737,37 @@ export const FeatureSchema: GenEnum<Feature> = /*@__PURE__*/
   enumDesc(file_v1_node, 1);
 
 /**
+ * EdgeAttribute names the attributes of edges that say how two nodes reach each
+ * other. In MeshEdge.attributes the key is the name of the value, such as
+ * "EDGE_ATTRIBUTE_ICE", and the value is "true".
+ *
  * @generated from enum v1.EdgeAttribute
  */
 export enum EdgeAttribute {
   /**
+   * EDGE_ATTRIBUTE_UNKNOWN says nothing.
+   *
    * @generated from enum value: EDGE_ATTRIBUTE_UNKNOWN = 0;
    */
   UNKNOWN = 0,
 
   /**
+   * EDGE_ATTRIBUTE_NATIVE is plain WireGuard over UDP.
+   *
    * @generated from enum value: EDGE_ATTRIBUTE_NATIVE = 1;
    */
   NATIVE = 1,
 
   /**
+   * EDGE_ATTRIBUTE_ICE is WireGuard over a path that ICE found.
+   *
    * @generated from enum value: EDGE_ATTRIBUTE_ICE = 2;
    */
   ICE = 2,
 
   /**
+   * EDGE_ATTRIBUTE_LIBP2P is WireGuard over a libp2p stream.
+   *
    * @generated from enum value: EDGE_ATTRIBUTE_LIBP2P = 3;
    */
   LIBP2P = 3,
@@ -581,15 +780,24 @@ export const EdgeAttributeSchema: GenEnum<EdgeAttribute> = /*@__PURE__*/
   enumDesc(file_v1_node, 2);
 
 /**
+ * DataChannel names the labels of the data channels of a port forwarding. Both
+ * sides create them as negotiated channels with ids known in advance.
+ *
  * @generated from enum v1.DataChannel
  */
 export enum DataChannel {
   /**
+   * CHANNELS is the control channel with id 0. The client writes the number of
+   * each connection that it wants, as a big-endian uint32.
+   *
    * @generated from enum value: CHANNELS = 0;
    */
   CHANNELS = 0,
 
   /**
+   * CONNECTIONS is the channel of one connection. Its id is the connection's
+   * number, which the client counts up from 1.
+   *
    * @generated from enum value: CONNECTIONS = 1;
    */
   CONNECTIONS = 1,
@@ -602,10 +810,18 @@ export const DataChannelSchema: GenEnum<DataChannel> = /*@__PURE__*/
   enumDesc(file_v1_node, 3);
 
 /**
+ * Node is what every node serves to the others: its state, and the answering
+ * side of WebRTC negotiations. Except for GetStatus, which also tools call, it
+ * is for callers that show themselves to be members of the mesh.
+ *
  * @generated from service v1.Node
  */
 export const Node: GenService<{
   /**
+   * GetStatus tells the state of a node. A node answers for itself; asked about
+   * another it passes the question on, or fails with NOT_FOUND when the mesh
+   * has no such node and UNAVAILABLE when it cannot reach it.
+   *
    * @generated from rpc v1.Node.GetStatus
    */
   getStatus: {
@@ -614,6 +830,13 @@ export const Node: GenService<{
     output: typeof StatusSchema;
   },
   /**
+   * NegotiateDataChannel is how the gateway that serves StartDataChannel sets
+   * up the connection at the node that is to answer. The gateway sends proto,
+   * src, dst, port and ICE servers; the node sends an offer; the gateway sends
+   * the client's answer. From then on both send candidates until the gateway
+   * half-closes. PERMISSION_DENIED when the caller is no member of the mesh or
+   * the destination is not granted to the client.
+   *
    * @generated from rpc v1.Node.NegotiateDataChannel
    */
   negotiateDataChannel: {
@@ -622,6 +845,10 @@ export const Node: GenService<{
     output: typeof DataChannelNegotiationSchema;
   },
   /**
+   * ReceiveSignalChannel is the far end of StartSignalChannel: the gateway
+   * passes on what its caller sends, starting with an offer, and the node
+   * replies with an answer. Both may send candidates at any time after that.
+   *
    * @generated from rpc v1.Node.ReceiveSignalChannel
    */
   receiveSignalChannel: {

@@ -20,10 +20,14 @@ export const file_v1_plugin: GenFile = /*@__PURE__*/
   fileDesc("Cg92MS9wbHVnaW4ucHJvdG8SAnYxIj4KE1BsdWdpbkNvbmZpZ3VyYXRpb24SJwoGY29uZmlnGAEgASgLMhcuZ29vZ2xlLnByb3RvYnVmLlN0cnVjdCLkAQoKUGx1Z2luSW5mbxIMCgRuYW1lGAEgASgJEg8KB3ZlcnNpb24YAiABKAkSEwoLZGVzY3JpcHRpb24YAyABKAkSNQoMY2FwYWJpbGl0aWVzGAUgAygOMh8udjEuUGx1Z2luSW5mby5QbHVnaW5DYXBhYmlsaXR5ImsKEFBsdWdpbkNhcGFiaWxpdHkSCwoHVU5LTk9XThAAEhQKEFNUT1JBR0VfUFJPVklERVIQARIICgRBVVRIEAISCQoFV0FUQ0gQAxIKCgZJUEFNVjQQBBITCg9TVE9SQUdFX1FVRVJJRVIQBSKWAQoVQXV0aGVudGljYXRpb25SZXF1ZXN0EjcKB2hlYWRlcnMYASADKAsyJi52MS5BdXRoZW50aWNhdGlvblJlcXVlc3QuSGVhZGVyc0VudHJ5EhQKDGNlcnRpZmljYXRlcxgCIAMoDBouCgxIZWFkZXJzRW50cnkSCwoDa2V5GAEgASgJEg0KBXZhbHVlGAIgASgJOgI4ASIkChZBdXRoZW50aWNhdGlvblJlc3BvbnNlEgoKAmlkGAEgASgJIp8BCgVFdmVudBIiCgR0eXBlGAEgASgOMhQudjEuRXZlbnQuV2F0Y2hFdmVudBIcCgRub2RlGAIgASgLMgwudjEuTWVzaE5vZGVIACJLCgpXYXRjaEV2ZW50EgsKB1VOS05PV04QABINCglOT0RFX0pPSU4QARIOCgpOT0RFX0xFQVZFEAISEQoNTEVBREVSX0NIQU5HRRADQgcKBWV2ZW50IjQKEUFsbG9jYXRlSVBSZXF1ZXN0Eg8KB25vZGVfaWQYASABKAkSDgoGc3VibmV0GAIgASgJIhkKC0FsbG9jYXRlZElQEgoKAmlwGAEgASgJIi8KEFJlbGVhc2VJUFJlcXVlc3QSDwoHbm9kZV9pZBgBIAEoCRIKCgJpcBgCIAEoCSK1AQoLUGx1Z2luUXVlcnkSCgoCaWQYASABKAkSLQoHY29tbWFuZBgCIAEoDjIcLnYxLlBsdWdpblF1ZXJ5LlF1ZXJ5Q29tbWFuZBINCgVxdWVyeRgDIAEoCSJcCgxRdWVyeUNvbW1hbmQSCwoHVU5LTk9XThAAEgcKA0dFVBABEggKBExJU1QQAhIICgRJVEVSEAMSBwoDUFVUEAQSCgoGREVMRVRFEAUSDQoJU1VCU0NSSUJFEAYiSgoRUGx1Z2luUXVlcnlSZXN1bHQSCgoCaWQYASABKAkSCwoDa2V5GAIgASgJEg0KBXZhbHVlGAMgAygJEg0KBWVycm9yGAQgASgJMrIBCgZQbHVnaW4SMQoHR2V0SW5mbxIWLmdvb2dsZS5wcm90b2J1Zi5FbXB0eRoOLnYxLlBsdWdpbkluZm8SPAoJQ29uZmlndXJlEhcudjEuUGx1Z2luQ29uZmlndXJhdGlvbhoWLmdvb2dsZS5wcm90b2J1Zi5FbXB0eRI3CgVDbG9zZRIWLmdvb2dsZS5wcm90b2J1Zi5FbXB0eRoWLmdvb2dsZS5wcm90b2J1Zi5FbXB0eTJTCgpBdXRoUGx1Z2luEkUKDEF1dGhlbnRpY2F0ZRIZLnYxLkF1dGhlbnRpY2F0aW9uUmVxdWVzdBoaLnYxLkF1dGhlbnRpY2F0aW9uUmVzcG9uc2UyOAoLV2F0Y2hQbHVnaW4SKQoERW1pdBIJLnYxLkV2ZW50GhYuZ29vZ2xlLnByb3RvYnVmLkVtcHR5MnkKCklQQU1QbHVnaW4SMgoIQWxsb2NhdGUSFS52MS5BbGxvY2F0ZUlQUmVxdWVzdBoPLnYxLkFsbG9jYXRlZElQEjcKB1JlbGVhc2USFC52MS5SZWxlYXNlSVBSZXF1ZXN0GhYuZ29vZ2xlLnByb3RvYnVmLkVtcHR5MlMKFFN0b3JhZ2VRdWVyaWVyUGx1Z2luEjsKDUluamVjdFF1ZXJpZXISFS52MS5QbHVnaW5RdWVyeVJlc3VsdBoPLnYxLlBsdWdpblF1ZXJ5KAEwAUIqWihnaXRodWIuY29tL21lc2hnYXRlL21lc2hnYXRlL3Byb3RvL3YxO3YxYgZwcm90bzM", [file_google_protobuf_empty, file_google_protobuf_struct, file_v1_raft, file_v1_node]);
 
 /**
+ * PluginConfiguration configures a plugin.
+ *
  * @generated from message v1.PluginConfiguration
  */
 export type PluginConfiguration = Message<"v1.PluginConfiguration"> & {
   /**
+   * config is the plugin's part of the node's configuration.
+   *
    * @generated from field: google.protobuf.Struct config = 1;
    */
   config?: JsonObject | undefined;
@@ -37,25 +41,35 @@ export const PluginConfigurationSchema: GenMessage<PluginConfiguration> = /*@__P
   messageDesc(file_v1_plugin, 0);
 
 /**
+ * PluginInfo is what a plugin tells of itself.
+ *
  * @generated from message v1.PluginInfo
  */
 export type PluginInfo = Message<"v1.PluginInfo"> & {
   /**
+   * name is the name of the plugin.
+   *
    * @generated from field: string name = 1;
    */
   name: string;
 
   /**
+   * version is the version of the plugin.
+   *
    * @generated from field: string version = 2;
    */
   version: string;
 
   /**
+   * description says in a sentence what the plugin is for.
+   *
    * @generated from field: string description = 3;
    */
   description: string;
 
   /**
+   * capabilities are the services that the plugin has beside Plugin.
+   *
    * @generated from field: repeated v1.PluginInfo.PluginCapability capabilities = 5;
    */
   capabilities: PluginInfo_PluginCapability[];
@@ -69,35 +83,49 @@ export const PluginInfoSchema: GenMessage<PluginInfo> = /*@__PURE__*/
   messageDesc(file_v1_plugin, 1);
 
 /**
+ * PluginCapability is something that a plugin can do.
+ *
  * @generated from enum v1.PluginInfo.PluginCapability
  */
 export enum PluginInfo_PluginCapability {
   /**
+   * UNKNOWN is nothing.
+   *
    * @generated from enum value: UNKNOWN = 0;
    */
   UNKNOWN = 0,
 
   /**
+   * STORAGE_PROVIDER is to hold the state of the mesh: StorageProviderPlugin.
+   *
    * @generated from enum value: STORAGE_PROVIDER = 1;
    */
   STORAGE_PROVIDER = 1,
 
   /**
+   * AUTH is to authenticate callers: AuthPlugin.
+   *
    * @generated from enum value: AUTH = 2;
    */
   AUTH = 2,
 
   /**
+   * WATCH is to be told of events: WatchPlugin.
+   *
    * @generated from enum value: WATCH = 3;
    */
   WATCH = 3,
 
   /**
+   * IPAMV4 is to choose IPv4 addresses: IPAMPlugin.
+   *
    * @generated from enum value: IPAMV4 = 4;
    */
   IPAMV4 = 4,
 
   /**
+   * STORAGE_QUERIER is to ask about the state: StorageQuerierPlugin.
+   *
    * @generated from enum value: STORAGE_QUERIER = 5;
    */
   STORAGE_QUERIER = 5,
@@ -110,15 +138,22 @@ export const PluginInfo_PluginCapabilitySchema: GenEnum<PluginInfo_PluginCapabil
   enumDesc(file_v1_plugin, 1, 0);
 
 /**
+ * AuthenticationRequest is what a caller shows of itself.
+ *
  * @generated from message v1.AuthenticationRequest
  */
 export type AuthenticationRequest = Message<"v1.AuthenticationRequest"> & {
   /**
+   * headers are the metadata of the call: keys in lower case, several values of
+   * one key joined by ", ".
+   *
    * @generated from field: map<string, string> headers = 1;
    */
   headers: { [key: string]: string };
 
   /**
+   * certificates are the TLS client certificates in DER, the leaf first.
+   *
    * @generated from field: repeated bytes certificates = 2;
    */
   certificates: Uint8Array[];
@@ -132,10 +167,14 @@ export const AuthenticationRequestSchema: GenMessage<AuthenticationRequest> = /*
   messageDesc(file_v1_plugin, 2);
 
 /**
+ * AuthenticationResponse is who a caller is.
+ *
  * @generated from message v1.AuthenticationResponse
  */
 export type AuthenticationResponse = Message<"v1.AuthenticationResponse"> & {
   /**
+   * id is the node id or user name of the caller, as roles know it.
+   *
    * @generated from field: string id = 1;
    */
   id: string;
@@ -149,19 +188,27 @@ export const AuthenticationResponseSchema: GenMessage<AuthenticationResponse> = 
   messageDesc(file_v1_plugin, 3);
 
 /**
+ * Event is something that happened in the mesh.
+ *
  * @generated from message v1.Event
  */
 export type Event = Message<"v1.Event"> & {
   /**
+   * type is what happened.
+   *
    * @generated from field: v1.Event.WatchEvent type = 1;
    */
   type: Event_WatchEvent;
 
   /**
+   * event is what it happened to.
+   *
    * @generated from oneof v1.Event.event
    */
   event: {
     /**
+     * node is the node that joined, left or leads.
+     *
      * @generated from field: v1.MeshNode node = 2;
      */
     value: MeshNode;
@@ -177,25 +224,35 @@ export const EventSchema: GenMessage<Event> = /*@__PURE__*/
   messageDesc(file_v1_plugin, 4);
 
 /**
+ * WatchEvent is a kind of event.
+ *
  * @generated from enum v1.Event.WatchEvent
  */
 export enum Event_WatchEvent {
   /**
+   * UNKNOWN is no event.
+   *
    * @generated from enum value: UNKNOWN = 0;
    */
   UNKNOWN = 0,
 
   /**
+   * NODE_JOIN is a node that became a member.
+   *
    * @generated from enum value: NODE_JOIN = 1;
    */
   NODE_JOIN = 1,
 
   /**
+   * NODE_LEAVE is a node that is no member any more.
+   *
    * @generated from enum value: NODE_LEAVE = 2;
    */
   NODE_LEAVE = 2,
 
   /**
+   * LEADER_CHANGE is a new leader of the storage.
+   *
    * @generated from enum value: LEADER_CHANGE = 3;
    */
   LEADER_CHANGE = 3,
@@ -208,15 +265,21 @@ export const Event_WatchEventSchema: GenEnum<Event_WatchEvent> = /*@__PURE__*/
   enumDesc(file_v1_plugin, 4, 0);
 
 /**
+ * AllocateIPRequest asks for an address.
+ *
  * @generated from message v1.AllocateIPRequest
  */
 export type AllocateIPRequest = Message<"v1.AllocateIPRequest"> & {
   /**
+   * node_id is the node that gets it.
+   *
    * @generated from field: string node_id = 1;
    */
   nodeId: string;
 
   /**
+   * subnet is the IPv4 network of the mesh in CIDR form, which must hold it.
+   *
    * @generated from field: string subnet = 2;
    */
   subnet: string;
@@ -230,10 +293,14 @@ export const AllocateIPRequestSchema: GenMessage<AllocateIPRequest> = /*@__PURE_
   messageDesc(file_v1_plugin, 5);
 
 /**
+ * AllocatedIP is an address for a node.
+ *
  * @generated from message v1.AllocatedIP
  */
 export type AllocatedIP = Message<"v1.AllocatedIP"> & {
   /**
+   * ip is the address in CIDR form, as a /32.
+   *
    * @generated from field: string ip = 1;
    */
   ip: string;
@@ -247,15 +314,21 @@ export const AllocatedIPSchema: GenMessage<AllocatedIP> = /*@__PURE__*/
   messageDesc(file_v1_plugin, 6);
 
 /**
+ * ReleaseIPRequest gives an address back.
+ *
  * @generated from message v1.ReleaseIPRequest
  */
 export type ReleaseIPRequest = Message<"v1.ReleaseIPRequest"> & {
   /**
+   * node_id is the node that had it.
+   *
    * @generated from field: string node_id = 1;
    */
   nodeId: string;
 
   /**
+   * ip is the address in CIDR form.
+   *
    * @generated from field: string ip = 2;
    */
   ip: string;
@@ -269,20 +342,28 @@ export const ReleaseIPRequestSchema: GenMessage<ReleaseIPRequest> = /*@__PURE__*
   messageDesc(file_v1_plugin, 7);
 
 /**
+ * PluginQuery is a question of a plugin about the state of the mesh.
+ *
  * @generated from message v1.PluginQuery
  */
 export type PluginQuery = Message<"v1.PluginQuery"> & {
   /**
+   * id is chosen by the plugin and comes back in the results.
+   *
    * @generated from field: string id = 1;
    */
   id: string;
 
   /**
+   * command is what to do.
+   *
    * @generated from field: v1.PluginQuery.QueryCommand command = 2;
    */
   command: PluginQuery_QueryCommand;
 
   /**
+   * query is the key or prefix.
+   *
    * @generated from field: string query = 3;
    */
   query: string;
@@ -296,40 +377,56 @@ export const PluginQuerySchema: GenMessage<PluginQuery> = /*@__PURE__*/
   messageDesc(file_v1_plugin, 8);
 
 /**
+ * QueryCommand is what a query does.
+ *
  * @generated from enum v1.PluginQuery.QueryCommand
  */
 export enum PluginQuery_QueryCommand {
   /**
+   * UNKNOWN is refused.
+   *
    * @generated from enum value: UNKNOWN = 0;
    */
   UNKNOWN = 0,
 
   /**
+   * GET reads one key.
+   *
    * @generated from enum value: GET = 1;
    */
   GET = 1,
 
   /**
+   * LIST lists the keys with a prefix.
+   *
    * @generated from enum value: LIST = 2;
    */
   LIST = 2,
 
   /**
+   * ITER reads every key with a prefix, in one result for each.
+   *
    * @generated from enum value: ITER = 3;
    */
   ITER = 3,
 
   /**
+   * PUT writes a key.
+   *
    * @generated from enum value: PUT = 4;
    */
   PUT = 4,
 
   /**
+   * DELETE removes a key.
+   *
    * @generated from enum value: DELETE = 5;
    */
   DELETE = 5,
 
   /**
+   * SUBSCRIBE follows every key with a prefix.
+   *
    * @generated from enum value: SUBSCRIBE = 6;
    */
   SUBSCRIBE = 6,
@@ -342,25 +439,35 @@ export const PluginQuery_QueryCommandSchema: GenEnum<PluginQuery_QueryCommand> =
   enumDesc(file_v1_plugin, 8, 0);
 
 /**
+ * PluginQueryResult is an answer to a PluginQuery.
+ *
  * @generated from message v1.PluginQueryResult
  */
 export type PluginQueryResult = Message<"v1.PluginQueryResult"> & {
   /**
+   * id is the id of the query.
+   *
    * @generated from field: string id = 1;
    */
   id: string;
 
   /**
+   * key is the key that value belongs to; for LIST, the prefix.
+   *
    * @generated from field: string key = 2;
    */
   key: string;
 
   /**
+   * value is the value of the key; for LIST, the keys.
+   *
    * @generated from field: repeated string value = 3;
    */
   value: string[];
 
   /**
+   * error is what went wrong; empty for success. ITER ends with "EOF".
+   *
    * @generated from field: string error = 4;
    */
   error: string;
@@ -374,10 +481,15 @@ export const PluginQueryResultSchema: GenMessage<PluginQueryResult> = /*@__PURE_
   messageDesc(file_v1_plugin, 9);
 
 /**
+ * Plugin is what every plugin serves. The node is the client: it asks for the
+ * capabilities and configures the plugin before it calls anything else.
+ *
  * @generated from service v1.Plugin
  */
 export const Plugin: GenService<{
   /**
+   * GetInfo tells what the plugin is and can do.
+   *
    * @generated from rpc v1.Plugin.GetInfo
    */
   getInfo: {
@@ -386,6 +498,8 @@ export const Plugin: GenService<{
     output: typeof PluginInfoSchema;
   },
   /**
+   * Configure hands over the plugin's configuration and starts it.
+   *
    * @generated from rpc v1.Plugin.Configure
    */
   configure: {
@@ -394,6 +508,9 @@ export const Plugin: GenService<{
     output: typeof EmptySchema;
   },
   /**
+   * Close ends the plugin; the node calls it when it stops. UNIMPLEMENTED is
+   * taken for success.
+   *
    * @generated from rpc v1.Plugin.Close
    */
   close: {
@@ -405,10 +522,15 @@ export const Plugin: GenService<{
   serviceDesc(file_v1_plugin, 0);
 
 /**
+ * AuthPlugin is served by plugins with the capability AUTH.
+ *
  * @generated from service v1.AuthPlugin
  */
 export const AuthPlugin: GenService<{
   /**
+   * Authenticate finds out who makes a call to the node. Any error refuses the
+   * call with UNAUTHENTICATED.
+   *
    * @generated from rpc v1.AuthPlugin.Authenticate
    */
   authenticate: {
@@ -420,10 +542,14 @@ export const AuthPlugin: GenService<{
   serviceDesc(file_v1_plugin, 1);
 
 /**
+ * WatchPlugin is served by plugins with the capability WATCH.
+ *
  * @generated from service v1.WatchPlugin
  */
 export const WatchPlugin: GenService<{
   /**
+   * Emit tells of an event. Errors are logged and nothing else.
+   *
    * @generated from rpc v1.WatchPlugin.Emit
    */
   emit: {
@@ -435,10 +561,15 @@ export const WatchPlugin: GenService<{
   serviceDesc(file_v1_plugin, 2);
 
 /**
+ * IPAMPlugin is served by plugins with the capability IPAMV4. It chooses the
+ * IPv4 addresses of nodes in place of the node's own choice.
+ *
  * @generated from service v1.IPAMPlugin
  */
 export const IPAMPlugin: GenService<{
   /**
+   * Allocate chooses an address for a node. It must be free.
+   *
    * @generated from rpc v1.IPAMPlugin.Allocate
    */
   allocate: {
@@ -447,6 +578,8 @@ export const IPAMPlugin: GenService<{
     output: typeof AllocatedIPSchema;
   },
   /**
+   * Release tells that a node does not use its address any more.
+   *
    * @generated from rpc v1.IPAMPlugin.Release
    */
   release: {
@@ -458,10 +591,16 @@ export const IPAMPlugin: GenService<{
   serviceDesc(file_v1_plugin, 3);
 
 /**
+ * StorageQuerierPlugin is served by plugins with the capability STORAGE_QUERIER.
+ *
  * @generated from service v1.StorageQuerierPlugin
  */
 export const StorageQuerierPlugin: GenService<{
   /**
+   * InjectQuerier gives the plugin access to the state of the mesh. The node
+   * opens the stream, and then the roles are reversed: the plugin sends queries
+   * as its responses, the node sends results as its requests.
+   *
    * @generated from rpc v1.StorageQuerierPlugin.InjectQuerier
    */
   injectQuerier: {

@@ -19,6 +19,8 @@ export const file_v1_plugin_storage_provider: GenFile = /*@__PURE__*/
   fileDesc("CiB2MS9wbHVnaW5fc3RvcmFnZV9wcm92aWRlci5wcm90bxICdjEiEgoQQm9vdHN0cmFwUmVxdWVzdCI2ChFCb290c3RyYXBSZXNwb25zZRIhCgZzdGF0dXMYASABKAsyES52MS5TdG9yYWdlU3RhdHVzIhIKEEdldExlYWRlclJlcXVlc3QiFgoUU3RvcmFnZVN0YXR1c1JlcXVlc3QigAEKDVN0b3JhZ2VTdGF0dXMSEwoLaXNfd3JpdGFibGUYASABKAgSKQoOY2x1c3Rlcl9zdGF0dXMYAiABKA4yES52MS5DbHVzdGVyU3RhdHVzEh4KBXBlZXJzGAMgAygLMg8udjEuU3RvcmFnZVBlZXISDwoHbWVzc2FnZRgEIAEoCSJpCgtTdG9yYWdlUGVlchIKCgJpZBgBIAEoCRISCgpwdWJsaWNfa2V5GAIgASgJEg8KB2FkZHJlc3MYAyABKAkSKQoOY2x1c3Rlcl9zdGF0dXMYBCABKA4yES52MS5DbHVzdGVyU3RhdHVzIhIKEEFkZFZvdGVyUmVzcG9uc2UiFQoTQWRkT2JzZXJ2ZXJSZXNwb25zZSIVChNEZW1vdGVWb3RlclJlc3BvbnNlIhYKFFJlbW92ZVNlcnZlclJlc3BvbnNlIioKDFN0b3JhZ2VWYWx1ZRILCgNrZXkYASABKAkSDQoFdmFsdWUYAiABKAkiHgoPR2V0VmFsdWVSZXF1ZXN0EgsKA2tleRgBIAEoCSIzChBHZXRWYWx1ZVJlc3BvbnNlEh8KBXZhbHVlGAEgASgLMhAudjEuU3RvcmFnZVZhbHVlIloKD1B1dFZhbHVlUmVxdWVzdBIfCgV2YWx1ZRgBIAEoCzIQLnYxLlN0b3JhZ2VWYWx1ZRImCgN0dGwYAiABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24iEgoQUHV0VmFsdWVSZXNwb25zZSIhChJEZWxldGVWYWx1ZVJlcXVlc3QSCwoDa2V5GAEgASgJIhUKE0RlbGV0ZVZhbHVlUmVzcG9uc2UiIQoPTGlzdEtleXNSZXF1ZXN0Eg4KBnByZWZpeBgBIAEoCSIgChBMaXN0S2V5c1Jlc3BvbnNlEgwKBGtleXMYASADKAkiIwoRTGlzdFZhbHVlc1JlcXVlc3QSDgoGcHJlZml4GAEgASgJIjYKEkxpc3RWYWx1ZXNSZXNwb25zZRIgCgZ2YWx1ZXMYASADKAsyEC52MS5TdG9yYWdlVmFsdWUiKAoWU3Vic2NyaWJlUHJlZml4UmVxdWVzdBIOCgZwcmVmaXgYASABKAkivAEKC1ByZWZpeEV2ZW50Eg4KBnByZWZpeBgBIAEoCRIfCgV2YWx1ZRgCIAEoCzIQLnYxLlN0b3JhZ2VWYWx1ZRItCgpldmVudF90eXBlGAMgASgOMhkudjEuUHJlZml4RXZlbnQuRXZlbnRUeXBlIk0KCUV2ZW50VHlwZRIUChBFdmVudFR5cGVVbmtub3duEAASFAoQRXZlbnRUeXBlVXBkYXRlZBABEhQKEEV2ZW50VHlwZVJlbW92ZWQQAjKBBgoVU3RvcmFnZVByb3ZpZGVyUGx1Z2luEjgKCUdldFN0YXR1cxIYLnYxLlN0b3JhZ2VTdGF0dXNSZXF1ZXN0GhEudjEuU3RvcmFnZVN0YXR1cxI4CglCb290c3RyYXASFC52MS5Cb290c3RyYXBSZXF1ZXN0GhUudjEuQm9vdHN0cmFwUmVzcG9uc2USMQoIQWRkVm90ZXISDy52MS5TdG9yYWdlUGVlchoULnYxLkFkZFZvdGVyUmVzcG9uc2USNwoLQWRkT2JzZXJ2ZXISDy52MS5TdG9yYWdlUGVlchoXLnYxLkFkZE9ic2VydmVyUmVzcG9uc2USNwoLRGVtb3RlVm90ZXISDy52MS5TdG9yYWdlUGVlchoXLnYxLkRlbW90ZVZvdGVyUmVzcG9uc2USNwoKUmVtb3ZlUGVlchIPLnYxLlN0b3JhZ2VQZWVyGhgudjEuUmVtb3ZlU2VydmVyUmVzcG9uc2USMgoJR2V0TGVhZGVyEhQudjEuR2V0TGVhZGVyUmVxdWVzdBoPLnYxLlN0b3JhZ2VQZWVyEjUKCEdldFZhbHVlEhMudjEuR2V0VmFsdWVSZXF1ZXN0GhQudjEuR2V0VmFsdWVSZXNwb25zZRI1CghQdXRWYWx1ZRITLnYxLlB1dFZhbHVlUmVxdWVzdBoULnYxLlB1dFZhbHVlUmVzcG9uc2USPgoLRGVsZXRlVmFsdWUSFi52MS5EZWxldGVWYWx1ZVJlcXVlc3QaFy52MS5EZWxldGVWYWx1ZVJlc3BvbnNlEjUKCExpc3RLZXlzEhMudjEuTGlzdEtleXNSZXF1ZXN0GhQudjEuTGlzdEtleXNSZXNwb25zZRI7CgpMaXN0VmFsdWVzEhUudjEuTGlzdFZhbHVlc1JlcXVlc3QaFi52MS5MaXN0VmFsdWVzUmVzcG9uc2USQAoPU3Vic2NyaWJlUHJlZml4EhoudjEuU3Vic2NyaWJlUHJlZml4UmVxdWVzdBoPLnYxLlByZWZpeEV2ZW50MAFCKlooZ2l0aHViLmNvbS9tZXNoZ2F0ZS9tZXNoZ2F0ZS9wcm90by92MTt2MWIGcHJvdG8z", [file_google_protobuf_duration, file_v1_node]);
 
 /**
+ * BootstrapRequest asks for a new storage.
+ *
  * @generated from message v1.BootstrapRequest
  */
 export type BootstrapRequest = Message<"v1.BootstrapRequest"> & {
@@ -32,10 +34,14 @@ export const BootstrapRequestSchema: GenMessage<BootstrapRequest> = /*@__PURE__*
   messageDesc(file_v1_plugin_storage_provider, 0);
 
 /**
+ * BootstrapResponse tells of the new storage.
+ *
  * @generated from message v1.BootstrapResponse
  */
 export type BootstrapResponse = Message<"v1.BootstrapResponse"> & {
   /**
+   * status is the state of the storage.
+   *
    * @generated from field: v1.StorageStatus status = 1;
    */
   status?: StorageStatus | undefined;
@@ -49,6 +55,8 @@ export const BootstrapResponseSchema: GenMessage<BootstrapResponse> = /*@__PURE_
   messageDesc(file_v1_plugin_storage_provider, 1);
 
 /**
+ * GetLeaderRequest asks for the leader.
+ *
  * @generated from message v1.GetLeaderRequest
  */
 export type GetLeaderRequest = Message<"v1.GetLeaderRequest"> & {
@@ -62,6 +70,8 @@ export const GetLeaderRequestSchema: GenMessage<GetLeaderRequest> = /*@__PURE__*
   messageDesc(file_v1_plugin_storage_provider, 2);
 
 /**
+ * StorageStatusRequest asks for the state of the storage.
+ *
  * @generated from message v1.StorageStatusRequest
  */
 export type StorageStatusRequest = Message<"v1.StorageStatusRequest"> & {
@@ -75,25 +85,36 @@ export const StorageStatusRequestSchema: GenMessage<StorageStatusRequest> = /*@_
   messageDesc(file_v1_plugin_storage_provider, 3);
 
 /**
+ * StorageStatus is the state of the storage as one member sees it.
+ *
  * @generated from message v1.StorageStatus
  */
 export type StorageStatus = Message<"v1.StorageStatus"> & {
   /**
+   * is_writable is whether a write to this member can succeed now.
+   *
    * @generated from field: bool is_writable = 1;
    */
   isWritable: boolean;
 
   /**
+   * cluster_status is the part of this member; a provider may give it a meaning
+   * of its own.
+   *
    * @generated from field: v1.ClusterStatus cluster_status = 2;
    */
   clusterStatus: ClusterStatus;
 
   /**
+   * peers are the members.
+   *
    * @generated from field: repeated v1.StoragePeer peers = 3;
    */
   peers: StoragePeer[];
 
   /**
+   * message is anything else that people should know.
+   *
    * @generated from field: string message = 4;
    */
   message: string;
@@ -107,25 +128,37 @@ export const StorageStatusSchema: GenMessage<StorageStatus> = /*@__PURE__*/
   messageDesc(file_v1_plugin_storage_provider, 4);
 
 /**
+ * StoragePeer is a member of the storage.
+ *
  * @generated from message v1.StoragePeer
  */
 export type StoragePeer = Message<"v1.StoragePeer"> & {
   /**
+   * id is the node.
+   *
    * @generated from field: string id = 1;
    */
   id: string;
 
   /**
+   * public_key is the node's identity in the form of MeshNode.public_key. It
+   * may be empty, always where a member is demoted or removed.
+   *
    * @generated from field: string public_key = 2;
    */
   publicKey: string;
 
   /**
+   * address is where the member is reached, as "ip:port"; it may be empty where
+   * a member is demoted or removed.
+   *
    * @generated from field: string address = 3;
    */
   address: string;
 
   /**
+   * cluster_status is the part of the member; it is set in StorageStatus only.
+   *
    * @generated from field: v1.ClusterStatus cluster_status = 4;
    */
   clusterStatus: ClusterStatus;
@@ -139,6 +172,8 @@ export const StoragePeerSchema: GenMessage<StoragePeer> = /*@__PURE__*/
   messageDesc(file_v1_plugin_storage_provider, 5);
 
 /**
+ * AddVoterResponse says that the member has a vote.
+ *
  * @generated from message v1.AddVoterResponse
  */
 export type AddVoterResponse = Message<"v1.AddVoterResponse"> & {
@@ -152,6 +187,8 @@ export const AddVoterResponseSchema: GenMessage<AddVoterResponse> = /*@__PURE__*
   messageDesc(file_v1_plugin_storage_provider, 6);
 
 /**
+ * AddObserverResponse says that the member was added.
+ *
  * @generated from message v1.AddObserverResponse
  */
 export type AddObserverResponse = Message<"v1.AddObserverResponse"> & {
@@ -165,6 +202,8 @@ export const AddObserverResponseSchema: GenMessage<AddObserverResponse> = /*@__P
   messageDesc(file_v1_plugin_storage_provider, 7);
 
 /**
+ * DemoteVoterResponse says that the member has no vote.
+ *
  * @generated from message v1.DemoteVoterResponse
  */
 export type DemoteVoterResponse = Message<"v1.DemoteVoterResponse"> & {
@@ -178,6 +217,8 @@ export const DemoteVoterResponseSchema: GenMessage<DemoteVoterResponse> = /*@__P
   messageDesc(file_v1_plugin_storage_provider, 8);
 
 /**
+ * RemoveServerResponse says that the node is no member.
+ *
  * @generated from message v1.RemoveServerResponse
  */
 export type RemoveServerResponse = Message<"v1.RemoveServerResponse"> & {
@@ -191,15 +232,21 @@ export const RemoveServerResponseSchema: GenMessage<RemoveServerResponse> = /*@_
   messageDesc(file_v1_plugin_storage_provider, 9);
 
 /**
+ * StorageValue is a key with its value.
+ *
  * @generated from message v1.StorageValue
  */
 export type StorageValue = Message<"v1.StorageValue"> & {
   /**
+   * key is the key.
+   *
    * @generated from field: string key = 1;
    */
   key: string;
 
   /**
+   * value is the value.
+   *
    * @generated from field: string value = 2;
    */
   value: string;
@@ -213,10 +260,14 @@ export const StorageValueSchema: GenMessage<StorageValue> = /*@__PURE__*/
   messageDesc(file_v1_plugin_storage_provider, 10);
 
 /**
+ * GetValueRequest asks for a value.
+ *
  * @generated from message v1.GetValueRequest
  */
 export type GetValueRequest = Message<"v1.GetValueRequest"> & {
   /**
+   * key is the key to read.
+   *
    * @generated from field: string key = 1;
    */
   key: string;
@@ -230,10 +281,14 @@ export const GetValueRequestSchema: GenMessage<GetValueRequest> = /*@__PURE__*/
   messageDesc(file_v1_plugin_storage_provider, 11);
 
 /**
+ * GetValueResponse is a value that was asked for.
+ *
  * @generated from message v1.GetValueResponse
  */
 export type GetValueResponse = Message<"v1.GetValueResponse"> & {
   /**
+   * value is the key with its value.
+   *
    * @generated from field: v1.StorageValue value = 1;
    */
   value?: StorageValue | undefined;
@@ -247,15 +302,21 @@ export const GetValueResponseSchema: GenMessage<GetValueResponse> = /*@__PURE__*
   messageDesc(file_v1_plugin_storage_provider, 12);
 
 /**
+ * PutValueRequest asks to write.
+ *
  * @generated from message v1.PutValueRequest
  */
 export type PutValueRequest = Message<"v1.PutValueRequest"> & {
   /**
+   * value is the key and what to write.
+   *
    * @generated from field: v1.StorageValue value = 1;
    */
   value?: StorageValue | undefined;
 
   /**
+   * ttl is how long the value lives from now; unset or zero is for ever.
+   *
    * @generated from field: google.protobuf.Duration ttl = 2;
    */
   ttl?: Duration | undefined;
@@ -269,6 +330,8 @@ export const PutValueRequestSchema: GenMessage<PutValueRequest> = /*@__PURE__*/
   messageDesc(file_v1_plugin_storage_provider, 13);
 
 /**
+ * PutValueResponse says that the value was written.
+ *
  * @generated from message v1.PutValueResponse
  */
 export type PutValueResponse = Message<"v1.PutValueResponse"> & {
@@ -282,10 +345,14 @@ export const PutValueResponseSchema: GenMessage<PutValueResponse> = /*@__PURE__*
   messageDesc(file_v1_plugin_storage_provider, 14);
 
 /**
+ * DeleteValueRequest asks to remove a key.
+ *
  * @generated from message v1.DeleteValueRequest
  */
 export type DeleteValueRequest = Message<"v1.DeleteValueRequest"> & {
   /**
+   * key is the key to remove.
+   *
    * @generated from field: string key = 1;
    */
   key: string;
@@ -299,6 +366,8 @@ export const DeleteValueRequestSchema: GenMessage<DeleteValueRequest> = /*@__PUR
   messageDesc(file_v1_plugin_storage_provider, 15);
 
 /**
+ * DeleteValueResponse says that there is no such key.
+ *
  * @generated from message v1.DeleteValueResponse
  */
 export type DeleteValueResponse = Message<"v1.DeleteValueResponse"> & {
@@ -312,10 +381,14 @@ export const DeleteValueResponseSchema: GenMessage<DeleteValueResponse> = /*@__P
   messageDesc(file_v1_plugin_storage_provider, 16);
 
 /**
+ * ListKeysRequest asks for keys.
+ *
  * @generated from message v1.ListKeysRequest
  */
 export type ListKeysRequest = Message<"v1.ListKeysRequest"> & {
   /**
+   * prefix is what the keys begin with, byte for byte; empty is every key.
+   *
    * @generated from field: string prefix = 1;
    */
   prefix: string;
@@ -329,10 +402,14 @@ export const ListKeysRequestSchema: GenMessage<ListKeysRequest> = /*@__PURE__*/
   messageDesc(file_v1_plugin_storage_provider, 17);
 
 /**
+ * ListKeysResponse is the keys that were asked for.
+ *
  * @generated from message v1.ListKeysResponse
  */
 export type ListKeysResponse = Message<"v1.ListKeysResponse"> & {
   /**
+   * keys are the keys.
+   *
    * @generated from field: repeated string keys = 1;
    */
   keys: string[];
@@ -346,10 +423,14 @@ export const ListKeysResponseSchema: GenMessage<ListKeysResponse> = /*@__PURE__*
   messageDesc(file_v1_plugin_storage_provider, 18);
 
 /**
+ * ListValuesRequest asks for keys with their values.
+ *
  * @generated from message v1.ListValuesRequest
  */
 export type ListValuesRequest = Message<"v1.ListValuesRequest"> & {
   /**
+   * prefix is what the keys begin with, byte for byte; empty is every key.
+   *
    * @generated from field: string prefix = 1;
    */
   prefix: string;
@@ -363,10 +444,14 @@ export const ListValuesRequestSchema: GenMessage<ListValuesRequest> = /*@__PURE_
   messageDesc(file_v1_plugin_storage_provider, 19);
 
 /**
+ * ListValuesResponse is the values that were asked for.
+ *
  * @generated from message v1.ListValuesResponse
  */
 export type ListValuesResponse = Message<"v1.ListValuesResponse"> & {
   /**
+   * values are the keys with their values.
+   *
    * @generated from field: repeated v1.StorageValue values = 1;
    */
   values: StorageValue[];
@@ -380,10 +465,14 @@ export const ListValuesResponseSchema: GenMessage<ListValuesResponse> = /*@__PUR
   messageDesc(file_v1_plugin_storage_provider, 20);
 
 /**
+ * SubscribePrefixRequest asks to be told of changes.
+ *
  * @generated from message v1.SubscribePrefixRequest
  */
 export type SubscribePrefixRequest = Message<"v1.SubscribePrefixRequest"> & {
   /**
+   * prefix is what the keys begin with, byte for byte; empty is every key.
+   *
    * @generated from field: string prefix = 1;
    */
   prefix: string;
@@ -397,20 +486,28 @@ export const SubscribePrefixRequestSchema: GenMessage<SubscribePrefixRequest> = 
   messageDesc(file_v1_plugin_storage_provider, 21);
 
 /**
+ * PrefixEvent is a change to a key.
+ *
  * @generated from message v1.PrefixEvent
  */
 export type PrefixEvent = Message<"v1.PrefixEvent"> & {
   /**
+   * prefix is the prefix that was subscribed to.
+   *
    * @generated from field: string prefix = 1;
    */
   prefix: string;
 
   /**
+   * value is the key with its value; after a removal the value is empty.
+   *
    * @generated from field: v1.StorageValue value = 2;
    */
   value?: StorageValue | undefined;
 
   /**
+   * event_type is what happened to the key.
+   *
    * @generated from field: v1.PrefixEvent.EventType event_type = 3;
    */
   eventType: PrefixEvent_EventType;
@@ -424,20 +521,28 @@ export const PrefixEventSchema: GenMessage<PrefixEvent> = /*@__PURE__*/
   messageDesc(file_v1_plugin_storage_provider, 22);
 
 /**
+ * EventType is a kind of change.
+ *
  * @generated from enum v1.PrefixEvent.EventType
  */
 export enum PrefixEvent_EventType {
   /**
+   * EventTypeUnknown is no change.
+   *
    * @generated from enum value: EventTypeUnknown = 0;
    */
   EventTypeUnknown = 0,
 
   /**
+   * EventTypeUpdated is a key that was written.
+   *
    * @generated from enum value: EventTypeUpdated = 1;
    */
   EventTypeUpdated = 1,
 
   /**
+   * EventTypeRemoved is a key that was removed or whose time has passed.
+   *
    * @generated from enum value: EventTypeRemoved = 2;
    */
   EventTypeRemoved = 2,
@@ -450,10 +555,17 @@ export const PrefixEvent_EventTypeSchema: GenEnum<PrefixEvent_EventType> = /*@__
   enumDesc(file_v1_plugin_storage_provider, 22, 0);
 
 /**
+ * StorageProviderPlugin holds the state of the mesh in place of the built-in
+ * storage, typically in a database of its own. Writes to a provider that does
+ * not lead or is not bootstrapped fail with FAILED_PRECONDITION. A call that
+ * changes the members returns when the change has taken effect.
+ *
  * @generated from service v1.StorageProviderPlugin
  */
 export const StorageProviderPlugin: GenService<{
   /**
+   * GetStatus tells the state of the storage.
+   *
    * @generated from rpc v1.StorageProviderPlugin.GetStatus
    */
   getStatus: {
@@ -462,6 +574,9 @@ export const StorageProviderPlugin: GenService<{
     output: typeof StorageStatusSchema;
   },
   /**
+   * Bootstrap makes a new, empty storage that this node leads. The nodes agree
+   * beforehand on who calls it. FAILED_PRECONDITION when there is one already.
+   *
    * @generated from rpc v1.StorageProviderPlugin.Bootstrap
    */
   bootstrap: {
@@ -470,6 +585,8 @@ export const StorageProviderPlugin: GenService<{
     output: typeof BootstrapResponseSchema;
   },
   /**
+   * AddVoter adds a member that has a vote, or gives an observer one.
+   *
    * @generated from rpc v1.StorageProviderPlugin.AddVoter
    */
   addVoter: {
@@ -478,6 +595,9 @@ export const StorageProviderPlugin: GenService<{
     output: typeof AddVoterResponseSchema;
   },
   /**
+   * AddObserver adds a member without a vote. A provider that knows no such
+   * members succeeds, and should show the node in GetStatus.
+   *
    * @generated from rpc v1.StorageProviderPlugin.AddObserver
    */
   addObserver: {
@@ -486,6 +606,9 @@ export const StorageProviderPlugin: GenService<{
     output: typeof AddObserverResponseSchema;
   },
   /**
+   * DemoteVoter takes a member's vote. A provider that knows no observers
+   * succeeds, and should show the node in GetStatus.
+   *
    * @generated from rpc v1.StorageProviderPlugin.DemoteVoter
    */
   demoteVoter: {
@@ -494,6 +617,8 @@ export const StorageProviderPlugin: GenService<{
     output: typeof DemoteVoterResponseSchema;
   },
   /**
+   * RemovePeer removes a member.
+   *
    * @generated from rpc v1.StorageProviderPlugin.RemovePeer
    */
   removePeer: {
@@ -502,6 +627,8 @@ export const StorageProviderPlugin: GenService<{
     output: typeof RemoveServerResponseSchema;
   },
   /**
+   * GetLeader returns a member to which writes can be sent.
+   *
    * @generated from rpc v1.StorageProviderPlugin.GetLeader
    */
   getLeader: {
@@ -510,6 +637,8 @@ export const StorageProviderPlugin: GenService<{
     output: typeof StoragePeerSchema;
   },
   /**
+   * GetValue reads a key. NOT_FOUND when there is no such key.
+   *
    * @generated from rpc v1.StorageProviderPlugin.GetValue
    */
   getValue: {
@@ -518,6 +647,8 @@ export const StorageProviderPlugin: GenService<{
     output: typeof GetValueResponseSchema;
   },
   /**
+   * PutValue writes a key.
+   *
    * @generated from rpc v1.StorageProviderPlugin.PutValue
    */
   putValue: {
@@ -526,6 +657,8 @@ export const StorageProviderPlugin: GenService<{
     output: typeof PutValueResponseSchema;
   },
   /**
+   * DeleteValue removes a key, which need not exist.
+   *
    * @generated from rpc v1.StorageProviderPlugin.DeleteValue
    */
   deleteValue: {
@@ -534,6 +667,8 @@ export const StorageProviderPlugin: GenService<{
     output: typeof DeleteValueResponseSchema;
   },
   /**
+   * ListKeys lists the keys that begin with a prefix.
+   *
    * @generated from rpc v1.StorageProviderPlugin.ListKeys
    */
   listKeys: {
@@ -542,6 +677,8 @@ export const StorageProviderPlugin: GenService<{
     output: typeof ListKeysResponseSchema;
   },
   /**
+   * ListValues reads every key that begins with a prefix.
+   *
    * @generated from rpc v1.StorageProviderPlugin.ListValues
    */
   listValues: {
@@ -550,6 +687,9 @@ export const StorageProviderPlugin: GenService<{
     output: typeof ListValuesResponseSchema;
   },
   /**
+   * SubscribePrefix sends every change to a key that begins with a prefix, from
+   * now on and in order.
+   *
    * @generated from rpc v1.StorageProviderPlugin.SubscribePrefix
    */
   subscribePrefix: {

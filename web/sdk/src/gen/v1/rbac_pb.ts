@@ -15,20 +15,30 @@ export const file_v1_rbac: GenFile = /*@__PURE__*/
   fileDesc("Cg12MS9yYmFjLnByb3RvEgJ2MSJgCgRSdWxlEiMKCXJlc291cmNlcxgBIAMoDjIQLnYxLlJ1bGVSZXNvdXJjZRIWCg5yZXNvdXJjZV9uYW1lcxgCIAMoCRIbCgV2ZXJicxgDIAMoDjIMLnYxLlJ1bGVWZXJiIi0KBFJvbGUSDAoEbmFtZRgBIAEoCRIXCgVydWxlcxgCIAMoCzIILnYxLlJ1bGUiIAoFUm9sZXMSFwoFaXRlbXMYASADKAsyCC52MS5Sb2xlIkgKC1JvbGVCaW5kaW5nEgwKBG5hbWUYASABKAkSDAoEcm9sZRgCIAEoCRIdCghzdWJqZWN0cxgDIAMoCzILLnYxLlN1YmplY3QiLgoMUm9sZUJpbmRpbmdzEh4KBWl0ZW1zGAEgAygLMg8udjEuUm9sZUJpbmRpbmciNgoHU3ViamVjdBIMCgRuYW1lGAEgASgJEh0KBHR5cGUYAiABKA4yDy52MS5TdWJqZWN0VHlwZSI0CgVHcm91cBIMCgRuYW1lGAEgASgJEh0KCHN1YmplY3RzGAIgAygLMgsudjEuU3ViamVjdCIiCgZHcm91cHMSGAoFaXRlbXMYASADKAsyCS52MS5Hcm91cCJjCgpSQkFDQWN0aW9uEiIKCHJlc291cmNlGAEgASgOMhAudjEuUnVsZVJlc291cmNlEhUKDXJlc291cmNlX25hbWUYAiABKAkSGgoEdmVyYhgDIAEoDjIMLnYxLlJ1bGVWZXJiKp0CCgxSdWxlUmVzb3VyY2USFAoQUkVTT1VSQ0VfVU5LTk9XThAAEhIKDlJFU09VUkNFX1ZPVEVTEAESEgoOUkVTT1VSQ0VfUk9MRVMQAhIaChZSRVNPVVJDRV9ST0xFX0JJTkRJTkdTEAMSEwoPUkVTT1VSQ0VfR1JPVVBTEAQSGQoVUkVTT1VSQ0VfTkVUV09SS19BQ0xTEAUSEwoPUkVTT1VSQ0VfUk9VVEVTEAYSGgoWUkVTT1VSQ0VfREFUQV9DSEFOTkVMUxAHEhIKDlJFU09VUkNFX0VER0VTEAgSFgoSUkVTT1VSQ0VfT0JTRVJWRVJTEAkSEwoPUkVTT1VSQ0VfUFVCU1VCEAoSEQoMUkVTT1VSQ0VfQUxMEOcHKlgKCFJ1bGVWZXJiEhAKDFZFUkJfVU5LTk9XThAAEgwKCFZFUkJfUFVUEAESDAoIVkVSQl9HRVQQAhIPCgtWRVJCX0RFTEVURRADEg0KCFZFUkJfQUxMEOcHKmsKC1N1YmplY3RUeXBlEhMKD1NVQkpFQ1RfVU5LTk9XThAAEhAKDFNVQkpFQ1RfTk9ERRABEhAKDFNVQkpFQ1RfVVNFUhACEhEKDVNVQkpFQ1RfR1JPVVAQAxIQCgtTVUJKRUNUX0FMTBDnB0IqWihnaXRodWIuY29tL21lc2hnYXRlL21lc2hnYXRlL3Byb3RvL3YxO3YxYgZwcm90bzM");
 
 /**
+ * Rule grants verbs on resources. There are no rules that deny.
+ *
  * @generated from message v1.Rule
  */
 export type Rule = Message<"v1.Rule"> & {
   /**
+   * resources are what the rule is about, at least one.
+   *
    * @generated from field: repeated v1.RuleResource resources = 1;
    */
   resources: RuleResource[];
 
   /**
+   * resource_names restrict the rule to objects of these names, which are
+   * compared as they are. Without any, the rule grants only what is done to no
+   * named object. They do not restrict RESOURCE_ALL.
+   *
    * @generated from field: repeated string resource_names = 2;
    */
   resourceNames: string[];
 
   /**
+   * verbs are what the rule allows, at least one.
+   *
    * @generated from field: repeated v1.RuleVerb verbs = 3;
    */
   verbs: RuleVerb[];
@@ -42,15 +52,21 @@ export const RuleSchema: GenMessage<Rule> = /*@__PURE__*/
   messageDesc(file_v1_rbac, 0);
 
 /**
+ * Role is a named set of rules.
+ *
  * @generated from message v1.Role
  */
 export type Role = Message<"v1.Role"> & {
   /**
+   * name is the name of the role, with the characters of MeshNode.id.
+   *
    * @generated from field: string name = 1;
    */
   name: string;
 
   /**
+   * rules are what the role grants.
+   *
    * @generated from field: repeated v1.Rule rules = 2;
    */
   rules: Rule[];
@@ -64,10 +80,14 @@ export const RoleSchema: GenMessage<Role> = /*@__PURE__*/
   messageDesc(file_v1_rbac, 1);
 
 /**
+ * Roles is a list of roles.
+ *
  * @generated from message v1.Roles
  */
 export type Roles = Message<"v1.Roles"> & {
   /**
+   * items are the roles.
+   *
    * @generated from field: repeated v1.Role items = 1;
    */
   items: Role[];
@@ -81,20 +101,28 @@ export const RolesSchema: GenMessage<Roles> = /*@__PURE__*/
   messageDesc(file_v1_rbac, 2);
 
 /**
+ * RoleBinding gives a role to subjects.
+ *
  * @generated from message v1.RoleBinding
  */
 export type RoleBinding = Message<"v1.RoleBinding"> & {
   /**
+   * name is the name of the binding, with the characters of MeshNode.id.
+   *
    * @generated from field: string name = 1;
    */
   name: string;
 
   /**
+   * role is the name of the role. A role that does not exist grants nothing.
+   *
    * @generated from field: string role = 2;
    */
   role: string;
 
   /**
+   * subjects are who gets the role.
+   *
    * @generated from field: repeated v1.Subject subjects = 3;
    */
   subjects: Subject[];
@@ -108,10 +136,14 @@ export const RoleBindingSchema: GenMessage<RoleBinding> = /*@__PURE__*/
   messageDesc(file_v1_rbac, 3);
 
 /**
+ * RoleBindings is a list of role bindings.
+ *
  * @generated from message v1.RoleBindings
  */
 export type RoleBindings = Message<"v1.RoleBindings"> & {
   /**
+   * items are the bindings.
+   *
    * @generated from field: repeated v1.RoleBinding items = 1;
    */
   items: RoleBinding[];
@@ -125,15 +157,21 @@ export const RoleBindingsSchema: GenMessage<RoleBindings> = /*@__PURE__*/
   messageDesc(file_v1_rbac, 4);
 
 /**
+ * Subject is somebody who can have a role or be in a group.
+ *
  * @generated from message v1.Subject
  */
 export type Subject = Message<"v1.Subject"> & {
   /**
+   * name is a node id, a user name or the name of a group; "*" is everyone.
+   *
    * @generated from field: string name = 1;
    */
   name: string;
 
   /**
+   * type is what the name is of.
+   *
    * @generated from field: v1.SubjectType type = 2;
    */
   type: SubjectType;
@@ -147,15 +185,22 @@ export const SubjectSchema: GenMessage<Subject> = /*@__PURE__*/
   messageDesc(file_v1_rbac, 5);
 
 /**
+ * Group is a named set of subjects. Groups may hold groups.
+ *
  * @generated from message v1.Group
  */
 export type Group = Message<"v1.Group"> & {
   /**
+   * name is the name of the group, with the characters of MeshNode.id. Network
+   * ACLs and routes name the group as "group:NAME".
+   *
    * @generated from field: string name = 1;
    */
   name: string;
 
   /**
+   * subjects are the members.
+   *
    * @generated from field: repeated v1.Subject subjects = 2;
    */
   subjects: Subject[];
@@ -169,10 +214,14 @@ export const GroupSchema: GenMessage<Group> = /*@__PURE__*/
   messageDesc(file_v1_rbac, 6);
 
 /**
+ * Groups is a list of groups.
+ *
  * @generated from message v1.Groups
  */
 export type Groups = Message<"v1.Groups"> & {
   /**
+   * items are the groups.
+   *
    * @generated from field: repeated v1.Group items = 1;
    */
   items: Group[];
@@ -186,20 +235,29 @@ export const GroupsSchema: GenMessage<Groups> = /*@__PURE__*/
   messageDesc(file_v1_rbac, 7);
 
 /**
+ * RBACAction is what somebody wants to do, about which roles are asked. No rpc
+ * carries it.
+ *
  * @generated from message v1.RBACAction
  */
 export type RBACAction = Message<"v1.RBACAction"> & {
   /**
+   * resource is the kind of thing.
+   *
    * @generated from field: v1.RuleResource resource = 1;
    */
   resource: RuleResource;
 
   /**
+   * resource_name is its name; empty when the action is on no named object.
+   *
    * @generated from field: string resource_name = 2;
    */
   resourceName: string;
 
   /**
+   * verb is what is to be done.
+   *
    * @generated from field: v1.RuleVerb verb = 3;
    */
   verb: RuleVerb;
@@ -213,65 +271,92 @@ export const RBACActionSchema: GenMessage<RBACAction> = /*@__PURE__*/
   messageDesc(file_v1_rbac, 8);
 
 /**
+ * RuleResource is a kind of thing that rules grant rights on.
+ *
  * @generated from enum v1.RuleResource
  */
 export enum RuleResource {
   /**
+   * RESOURCE_UNKNOWN is nothing; no rule may hold it.
+   *
    * @generated from enum value: RESOURCE_UNKNOWN = 0;
    */
   RESOURCE_UNKNOWN = 0,
 
   /**
+   * RESOURCE_VOTES is being a voter of the storage. Only VERB_PUT is asked.
+   *
    * @generated from enum value: RESOURCE_VOTES = 1;
    */
   RESOURCE_VOTES = 1,
 
   /**
+   * RESOURCE_ROLES is roles, by name.
+   *
    * @generated from enum value: RESOURCE_ROLES = 2;
    */
   RESOURCE_ROLES = 2,
 
   /**
+   * RESOURCE_ROLE_BINDINGS is role bindings, by name.
+   *
    * @generated from enum value: RESOURCE_ROLE_BINDINGS = 3;
    */
   RESOURCE_ROLE_BINDINGS = 3,
 
   /**
+   * RESOURCE_GROUPS is groups, by name.
+   *
    * @generated from enum value: RESOURCE_GROUPS = 4;
    */
   RESOURCE_GROUPS = 4,
 
   /**
+   * RESOURCE_NETWORK_ACLS is network ACLs, by name.
+   *
    * @generated from enum value: RESOURCE_NETWORK_ACLS = 5;
    */
   RESOURCE_NETWORK_ACLS = 5,
 
   /**
+   * RESOURCE_ROUTES is routes, by name; without a name when a node joins with
+   * routes.
+   *
    * @generated from enum value: RESOURCE_ROUTES = 6;
    */
   RESOURCE_ROUTES = 6,
 
   /**
+   * RESOURCE_DATA_CHANNELS is data channels to a node, by its id.
+   *
    * @generated from enum value: RESOURCE_DATA_CHANNELS = 7;
    */
   RESOURCE_DATA_CHANNELS = 7,
 
   /**
+   * RESOURCE_EDGES is edges to a node, by its id.
+   *
    * @generated from enum value: RESOURCE_EDGES = 8;
    */
   RESOURCE_EDGES = 8,
 
   /**
+   * RESOURCE_OBSERVERS is being an observer of the storage. Only VERB_PUT is asked.
+   *
    * @generated from enum value: RESOURCE_OBSERVERS = 9;
    */
   RESOURCE_OBSERVERS = 9,
 
   /**
+   * RESOURCE_PUBSUB is keys to publish and prefixes to subscribe to.
+   *
    * @generated from enum value: RESOURCE_PUBSUB = 10;
    */
   RESOURCE_PUBSUB = 10,
 
   /**
+   * RESOURCE_ALL is every resource, whatever its name.
+   *
    * @generated from enum value: RESOURCE_ALL = 999;
    */
   RESOURCE_ALL = 999,
@@ -284,30 +369,42 @@ export const RuleResourceSchema: GenEnum<RuleResource> = /*@__PURE__*/
   enumDesc(file_v1_rbac, 0);
 
 /**
+ * RuleVerb is what a rule allows to be done.
+ *
  * @generated from enum v1.RuleVerb
  */
 export enum RuleVerb {
   /**
+   * VERB_UNKNOWN is nothing; no rule may hold it.
+   *
    * @generated from enum value: VERB_UNKNOWN = 0;
    */
   VERB_UNKNOWN = 0,
 
   /**
+   * VERB_PUT creates and changes.
+   *
    * @generated from enum value: VERB_PUT = 1;
    */
   VERB_PUT = 1,
 
   /**
+   * VERB_GET reads.
+   *
    * @generated from enum value: VERB_GET = 2;
    */
   VERB_GET = 2,
 
   /**
+   * VERB_DELETE removes.
+   *
    * @generated from enum value: VERB_DELETE = 3;
    */
   VERB_DELETE = 3,
 
   /**
+   * VERB_ALL is every verb.
+   *
    * @generated from enum value: VERB_ALL = 999;
    */
   VERB_ALL = 999,
@@ -320,30 +417,42 @@ export const RuleVerbSchema: GenEnum<RuleVerb> = /*@__PURE__*/
   enumDesc(file_v1_rbac, 1);
 
 /**
+ * SubjectType is what a subject is.
+ *
  * @generated from enum v1.SubjectType
  */
 export enum SubjectType {
   /**
+   * SUBJECT_UNKNOWN is nobody.
+   *
    * @generated from enum value: SUBJECT_UNKNOWN = 0;
    */
   SUBJECT_UNKNOWN = 0,
 
   /**
+   * SUBJECT_NODE is a node, by id.
+   *
    * @generated from enum value: SUBJECT_NODE = 1;
    */
   SUBJECT_NODE = 1,
 
   /**
+   * SUBJECT_USER is a user, by name.
+   *
    * @generated from enum value: SUBJECT_USER = 2;
    */
   SUBJECT_USER = 2,
 
   /**
+   * SUBJECT_GROUP is the members of a group, by its name.
+   *
    * @generated from enum value: SUBJECT_GROUP = 3;
    */
   SUBJECT_GROUP = 3,
 
   /**
+   * SUBJECT_ALL is a node or user of the name; with the name "*" it is everyone.
+   *
    * @generated from enum value: SUBJECT_ALL = 999;
    */
   SUBJECT_ALL = 999,

@@ -17,15 +17,21 @@ export const file_v1_storage: GenFile = /*@__PURE__*/
   fileDesc("ChB2MS9zdG9yYWdlLnByb3RvEgJ2MSKHAQoMUXVlcnlSZXF1ZXN0Ei4KB2NvbW1hbmQYAiABKA4yHS52MS5RdWVyeVJlcXVlc3QuUXVlcnlDb21tYW5kEg0KBXF1ZXJ5GAMgASgJIjgKDFF1ZXJ5Q29tbWFuZBILCgdVTktOT1dOEAASBwoDR0VUEAESCAoETElTVBACEggKBElURVIQAyI6Cg1RdWVyeVJlc3BvbnNlEgsKA2tleRgCIAEoCRINCgV2YWx1ZRgDIAMoCRINCgVlcnJvchgEIAEoCSIiChBTdWJzY3JpYmVSZXF1ZXN0Eg4KBnByZWZpeBgBIAEoCSIvChFTdWJzY3JpcHRpb25FdmVudBILCgNrZXkYASABKAkSDQoFdmFsdWUYAiABKAkiVAoOUHVibGlzaFJlcXVlc3QSCwoDa2V5GAEgASgJEg0KBXZhbHVlGAIgASgJEiYKA3R0bBgDIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbiIRCg9QdWJsaXNoUmVzcG9uc2UytQEKE1N0b3JhZ2VRdWVyeVNlcnZpY2USLgoFUXVlcnkSEC52MS5RdWVyeVJlcXVlc3QaES52MS5RdWVyeVJlc3BvbnNlMAESMgoHUHVibGlzaBISLnYxLlB1Ymxpc2hSZXF1ZXN0GhMudjEuUHVibGlzaFJlc3BvbnNlEjoKCVN1YnNjcmliZRIULnYxLlN1YnNjcmliZVJlcXVlc3QaFS52MS5TdWJzY3JpcHRpb25FdmVudDABQipaKGdpdGh1Yi5jb20vbWVzaGdhdGUvbWVzaGdhdGUvcHJvdG8vdjE7djFiBnByb3RvMw", [file_google_protobuf_duration]);
 
 /**
+ * QueryRequest asks about keys.
+ *
  * @generated from message v1.QueryRequest
  */
 export type QueryRequest = Message<"v1.QueryRequest"> & {
   /**
+   * command is what to do.
+   *
    * @generated from field: v1.QueryRequest.QueryCommand command = 2;
    */
   command: QueryRequest_QueryCommand;
 
   /**
+   * query is the key or prefix.
+   *
    * @generated from field: string query = 3;
    */
   query: string;
@@ -39,25 +45,35 @@ export const QueryRequestSchema: GenMessage<QueryRequest> = /*@__PURE__*/
   messageDesc(file_v1_storage, 0);
 
 /**
+ * QueryCommand is what a query does.
+ *
  * @generated from enum v1.QueryRequest.QueryCommand
  */
 export enum QueryRequest_QueryCommand {
   /**
+   * UNKNOWN is refused.
+   *
    * @generated from enum value: UNKNOWN = 0;
    */
   UNKNOWN = 0,
 
   /**
+   * GET reads one key.
+   *
    * @generated from enum value: GET = 1;
    */
   GET = 1,
 
   /**
+   * LIST lists the keys that begin with a prefix.
+   *
    * @generated from enum value: LIST = 2;
    */
   LIST = 2,
 
   /**
+   * ITER reads every key that begins with a prefix.
+   *
    * @generated from enum value: ITER = 3;
    */
   ITER = 3,
@@ -70,20 +86,28 @@ export const QueryRequest_QueryCommandSchema: GenEnum<QueryRequest_QueryCommand>
   enumDesc(file_v1_storage, 0, 0);
 
 /**
+ * QueryResponse is one answer to a query.
+ *
  * @generated from message v1.QueryResponse
  */
 export type QueryResponse = Message<"v1.QueryResponse"> & {
   /**
+   * key is the key that value belongs to; for LIST, the prefix.
+   *
    * @generated from field: string key = 2;
    */
   key: string;
 
   /**
+   * value is the value of the key; for LIST, the keys.
+   *
    * @generated from field: repeated string value = 3;
    */
   value: string[];
 
   /**
+   * error is what went wrong; empty for success. ITER ends with "EOF".
+   *
    * @generated from field: string error = 4;
    */
   error: string;
@@ -97,10 +121,14 @@ export const QueryResponseSchema: GenMessage<QueryResponse> = /*@__PURE__*/
   messageDesc(file_v1_storage, 1);
 
 /**
+ * SubscribeRequest asks to be told of changes.
+ *
  * @generated from message v1.SubscribeRequest
  */
 export type SubscribeRequest = Message<"v1.SubscribeRequest"> & {
   /**
+   * prefix is what the keys begin with, byte for byte.
+   *
    * @generated from field: string prefix = 1;
    */
   prefix: string;
@@ -114,15 +142,21 @@ export const SubscribeRequestSchema: GenMessage<SubscribeRequest> = /*@__PURE__*
   messageDesc(file_v1_storage, 2);
 
 /**
+ * SubscriptionEvent is a change to a key.
+ *
  * @generated from message v1.SubscriptionEvent
  */
 export type SubscriptionEvent = Message<"v1.SubscriptionEvent"> & {
   /**
+   * key is the key.
+   *
    * @generated from field: string key = 1;
    */
   key: string;
 
   /**
+   * value is its new value; empty when the key was removed.
+   *
    * @generated from field: string value = 2;
    */
   value: string;
@@ -136,20 +170,28 @@ export const SubscriptionEventSchema: GenMessage<SubscriptionEvent> = /*@__PURE_
   messageDesc(file_v1_storage, 3);
 
 /**
+ * PublishRequest asks to write a key.
+ *
  * @generated from message v1.PublishRequest
  */
 export type PublishRequest = Message<"v1.PublishRequest"> & {
   /**
+   * key is the key to write.
+   *
    * @generated from field: string key = 1;
    */
   key: string;
 
   /**
+   * value is what to write.
+   *
    * @generated from field: string value = 2;
    */
   value: string;
 
   /**
+   * ttl is how long the value lives from now; unset or zero is for ever.
+   *
    * @generated from field: google.protobuf.Duration ttl = 3;
    */
   ttl?: Duration | undefined;
@@ -163,6 +205,8 @@ export const PublishRequestSchema: GenMessage<PublishRequest> = /*@__PURE__*/
   messageDesc(file_v1_storage, 4);
 
 /**
+ * PublishResponse says that the key was written.
+ *
  * @generated from message v1.PublishResponse
  */
 export type PublishResponse = Message<"v1.PublishResponse"> & {
@@ -176,10 +220,17 @@ export const PublishResponseSchema: GenMessage<PublishResponse> = /*@__PURE__*/
   messageDesc(file_v1_storage, 5);
 
 /**
+ * StorageQueryService gives members access to the replicated keys and values.
+ * The registry of the mesh lives under /registry/; applications use other keys.
+ *
  * @generated from service v1.StorageQueryService
  */
 export const StorageQueryService: GenService<{
   /**
+   * Query reads. GET and LIST send one response, ITER one for each key and then
+   * one with the error "EOF". A key that does not exist is an error within the
+   * response. INVALID_ARGUMENT is an unknown command.
+   *
    * @generated from rpc v1.StorageQueryService.Query
    */
   query: {
@@ -188,6 +239,10 @@ export const StorageQueryService: GenService<{
     output: typeof QueryResponseSchema;
   },
   /**
+   * Publish writes a key of an application. It takes VERB_PUT on
+   * RESOURCE_PUBSUB with the key for a name. INVALID_ARGUMENT is an empty key
+   * or one under /registry/ or /raft/.
+   *
    * @generated from rpc v1.StorageQueryService.Publish
    */
   publish: {
@@ -196,6 +251,9 @@ export const StorageQueryService: GenService<{
     output: typeof PublishResponseSchema;
   },
   /**
+   * Subscribe sends every change to a key that begins with a prefix, from now
+   * on. It takes VERB_GET on RESOURCE_PUBSUB with the prefix for a name.
+   *
    * @generated from rpc v1.StorageQueryService.Subscribe
    */
   subscribe: {

@@ -19,42 +19,60 @@ export const file_v1_webrtc: GenFile = /*@__PURE__*/
   fileDesc("Cg92MS93ZWJydGMucHJvdG8SAnYxIogBChdTdGFydERhdGFDaGFubmVsUmVxdWVzdBIPCgdub2RlX2lkGAEgASgJEg0KBXByb3RvGAIgASgJEgsKA2RzdBgDIAEoCRIMCgRwb3J0GAQgASgNEg4KBmFuc3dlchgFIAEoCRIRCgljYW5kaWRhdGUYBiABKAkSDwoHaW5fYmFuZBhkIAEoCCJuChBEYXRhQ2hhbm5lbE9mZmVyEg0KBW9mZmVyGAEgASgJEhQKDHN0dW5fc2VydmVycxgCIAMoCRIRCgljYW5kaWRhdGUYAyABKAkSIgoLaWNlX3NlcnZlcnMYZCADKAsyDS52MS5JQ0VTZXJ2ZXIykQEKBldlYlJUQxJJChBTdGFydERhdGFDaGFubmVsEhsudjEuU3RhcnREYXRhQ2hhbm5lbFJlcXVlc3QaFC52MS5EYXRhQ2hhbm5lbE9mZmVyKAEwARI8ChJTdGFydFNpZ25hbENoYW5uZWwSEC52MS5XZWJSVENTaWduYWwaEC52MS5XZWJSVENTaWduYWwoATABQipaKGdpdGh1Yi5jb20vbWVzaGdhdGUvbWVzaGdhdGUvcHJvdG8vdjE7djFiBnByb3RvMw", [file_v1_node, file_v1_extensions]);
 
 /**
+ * StartDataChannelRequest is one message of the client in StartDataChannel. The
+ * first sets what describes the channel; every later one sets answer or
+ * candidate.
+ *
  * @generated from message v1.StartDataChannelRequest
  */
 export type StartDataChannelRequest = Message<"v1.StartDataChannelRequest"> & {
   /**
+   * node_id is the node that is to forward.
+   *
    * @generated from field: string node_id = 1;
    */
   nodeId: string;
 
   /**
+   * proto is the traffic's protocol: "tcp" or "udp"; empty is "tcp".
+   *
    * @generated from field: string proto = 2;
    */
   proto: string;
 
   /**
+   * dst is the host that the node is to connect to; empty is the node itself.
+   *
    * @generated from field: string dst = 3;
    */
   dst: string;
 
   /**
+   * port is the port that the node is to connect to, 1 to 65535; 0 with "udp"
+   * is the node's WireGuard interface, for clients that are WireGuard peers.
+   *
    * @generated from field: uint32 port = 4;
    */
   port: number;
 
   /**
+   * answer is the client's session description, in the JSON form of
+   * RTCSessionDescription.
+   *
    * @generated from field: string answer = 5;
    */
   answer: string;
 
   /**
+   * candidate is an ICE candidate: the JSON form of RTCIceCandidateInit.
+   *
    * @generated from field: string candidate = 6;
    */
   candidate: string;
 
   /**
-   * Extension. The client opens in-band (DCEP) channels, each of which names
-   * its own destination; proto, dst and port are ignored.
+   * in_band is an extension: the client opens in-band (DCEP) channels, each of
+   * which names its own destination; proto, dst and port are ignored.
    *
    * @generated from field: bool in_band = 100;
    */
@@ -69,27 +87,39 @@ export const StartDataChannelRequestSchema: GenMessage<StartDataChannelRequest> 
   messageDesc(file_v1_webrtc, 0);
 
 /**
+ * DataChannelOffer is one message of the server in StartDataChannel: the offer
+ * first, then one candidate in each.
+ *
  * @generated from message v1.DataChannelOffer
  */
 export type DataChannelOffer = Message<"v1.DataChannelOffer"> & {
   /**
+   * offer is the node's session description, in the JSON form of
+   * RTCSessionDescription, without candidates.
+   *
    * @generated from field: string offer = 1;
    */
   offer: string;
 
   /**
+   * stun_servers are the URLs of ICE servers that need no credential, such as
+   * "stun:host:port".
+   *
    * @generated from field: repeated string stun_servers = 2;
    */
   stunServers: string[];
 
   /**
+   * candidate is an ICE candidate: the JSON form of RTCIceCandidateInit. v1
+   * nodes send the bare "candidate:..." line instead.
+   *
    * @generated from field: string candidate = 3;
    */
   candidate: string;
 
   /**
-   * Extension. ICE servers with credentials minted for this session. A client
-   * that knows the field uses it in place of stun_servers.
+   * ice_servers are an extension: ICE servers with credentials minted for this
+   * session. A client that knows the field uses it in place of stun_servers.
    *
    * @generated from field: repeated v1.ICEServer ice_servers = 100;
    */
@@ -104,10 +134,24 @@ export const DataChannelOfferSchema: GenMessage<DataChannelOffer> = /*@__PURE__*
   messageDesc(file_v1_webrtc, 1);
 
 /**
+ * WebRTC sets up peer connections to nodes for clients that WireGuard does not
+ * reach: browsers, and nodes that only ICE gets to.
+ *
  * @generated from service v1.WebRTC
  */
 export const WebRTC: GenService<{
   /**
+   * StartDataChannel sets up a connection on which the node forwards traffic
+   * for the client. The client says where to; the server sends the node's offer
+   * and ICE servers; the client sends its answer. Both then send candidates
+   * until the client half-closes; the connection outlives the call.
+   *
+   * It takes VERB_PUT on RESOURCE_DATA_CHANNELS with node_id for a name, and
+   * network ACLs that accept the destination. INVALID_ARGUMENT is a bad
+   * request, PERMISSION_DENIED one that is not granted, NOT_FOUND an unknown
+   * node, and DEADLINE_EXCEEDED a client that is silent for 10 seconds when it
+   * is its turn.
+   *
    * @generated from rpc v1.WebRTC.StartDataChannel
    */
   startDataChannel: {
@@ -116,6 +160,10 @@ export const WebRTC: GenService<{
     output: typeof DataChannelOfferSchema;
   },
   /**
+   * StartSignalChannel passes signals between the caller and a node, so that
+   * they set up a peer connection of their own. The caller names the node and
+   * sends the offer. It takes the same right as StartDataChannel.
+   *
    * @generated from rpc v1.WebRTC.StartSignalChannel
    */
   startSignalChannel: {

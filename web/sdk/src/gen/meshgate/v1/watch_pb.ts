@@ -23,6 +23,8 @@ export const file_meshgate_v1_watch: GenFile = /*@__PURE__*/
   fileDesc("ChdtZXNoZ2F0ZS92MS93YXRjaC5wcm90bxILbWVzaGdhdGUudjEiEgoQV2F0Y2hNZXNoUmVxdWVzdCKpAQoRV2F0Y2hNZXNoUmVzcG9uc2USDwoHdmVyc2lvbhgBIAEoBBISCgpnYXRld2F5X2lkGAIgASgJEhMKC21lc2hfZG9tYWluGAMgASgJEhsKBW5vZGVzGAQgAygLMgwudjEuTWVzaE5vZGUSGwoFZWRnZXMYBSADKAsyDC52MS5NZXNoRWRnZRIgCgVsaW5rcxgGIAMoCzIRLm1lc2hnYXRlLnYxLkxpbmsinAEKBExpbmsSDwoHbm9kZV9pZBgBIAEoCRIOCgZvbmxpbmUYAiABKAgSEAoIZW5kcG9pbnQYAyABKAkSMgoObGFzdF9oYW5kc2hha2UYBCABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEhUKDXJlY2VpdmVfYnl0ZXMYBSABKAQSFgoOdHJhbnNtaXRfYnl0ZXMYBiABKAQyVQoFV2F0Y2gSTAoJV2F0Y2hNZXNoEh0ubWVzaGdhdGUudjEuV2F0Y2hNZXNoUmVxdWVzdBoeLm1lc2hnYXRlLnYxLldhdGNoTWVzaFJlc3BvbnNlMAFCO1o5Z2l0aHViLmNvbS9tZXNoZ2F0ZS9tZXNoZ2F0ZS9wcm90by9tZXNoZ2F0ZS92MTttZXNoZ2F0ZXYxYgZwcm90bzM", [file_google_protobuf_timestamp, file_v1_mesh, file_v1_node]);
 
 /**
+ * WatchMeshRequest asks to follow the mesh.
+ *
  * @generated from message meshgate.v1.WatchMeshRequest
  */
 export type WatchMeshRequest = Message<"meshgate.v1.WatchMeshRequest"> & {
@@ -63,11 +65,15 @@ export type WatchMeshResponse = Message<"meshgate.v1.WatchMeshResponse"> & {
   meshDomain: string;
 
   /**
+   * nodes are all nodes.
+   *
    * @generated from field: repeated v1.MeshNode nodes = 4;
    */
   nodes: MeshNode[];
 
   /**
+   * edges are all edges.
+   *
    * @generated from field: repeated v1.MeshEdge edges = 5;
    */
   edges: MeshEdge[];
@@ -94,6 +100,8 @@ export const WatchMeshResponseSchema: GenMessage<WatchMeshResponse> = /*@__PURE_
  */
 export type Link = Message<"meshgate.v1.Link"> & {
   /**
+   * node_id is the other end.
+   *
    * @generated from field: string node_id = 1;
    */
   nodeId: string;
@@ -114,16 +122,22 @@ export type Link = Message<"meshgate.v1.Link"> & {
   endpoint: string;
 
   /**
+   * last_handshake is when the node last proved its identity; unset is never.
+   *
    * @generated from field: google.protobuf.Timestamp last_handshake = 4;
    */
   lastHandshake?: Timestamp | undefined;
 
   /**
+   * receive_bytes is what the node sent to the gateway, in bytes.
+   *
    * @generated from field: uint64 receive_bytes = 5;
    */
   receiveBytes: bigint;
 
   /**
+   * transmit_bytes is what the gateway sent to the node, in bytes.
+   *
    * @generated from field: uint64 transmit_bytes = 6;
    */
   transmitBytes: bigint;
