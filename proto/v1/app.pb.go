@@ -25,12 +25,16 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// ConnectionStatus is how far a connection has come.
 type StatusResponse_ConnectionStatus int32
 
 const (
+	// DISCONNECTED is on no mesh.
 	StatusResponse_DISCONNECTED StatusResponse_ConnectionStatus = 0
-	StatusResponse_CONNECTING   StatusResponse_ConnectionStatus = 1
-	StatusResponse_CONNECTED    StatusResponse_ConnectionStatus = 2
+	// CONNECTING is on the way to one.
+	StatusResponse_CONNECTING StatusResponse_ConnectionStatus = 1
+	// CONNECTED is on one.
+	StatusResponse_CONNECTED StatusResponse_ConnectionStatus = 2
 )
 
 // Enum value maps for StatusResponse_ConnectionStatus.
@@ -74,13 +78,20 @@ func (StatusResponse_ConnectionStatus) EnumDescriptor() ([]byte, []int) {
 	return file_v1_app_proto_rawDescGZIP(), []int{7, 0}
 }
 
+// ConnectRequest says how to connect.
 type ConnectRequest struct {
-	state            protoimpl.MessageState `protogen:"open.v1"`
-	Config           *structpb.Struct       `protobuf:"bytes,1,opt,name=config,proto3" json:"config,omitempty"`
-	DisableBootstrap bool                   `protobuf:"varint,2,opt,name=disable_bootstrap,json=disableBootstrap,proto3" json:"disable_bootstrap,omitempty"`
-	JoinPsk          string                 `protobuf:"bytes,3,opt,name=join_psk,json=joinPsk,proto3" json:"join_psk,omitempty"`
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// config is merged over the node's own configuration; its keys are those of
+	// the configuration file.
+	Config *structpb.Struct `protobuf:"bytes,1,opt,name=config,proto3" json:"config,omitempty"`
+	// disable_bootstrap keeps the node from starting a mesh of its own, if it is
+	// configured to.
+	DisableBootstrap bool `protobuf:"varint,2,opt,name=disable_bootstrap,json=disableBootstrap,proto3" json:"disable_bootstrap,omitempty"`
+	// join_psk is the key by which to find the mesh on the hash table; empty when
+	// the mesh is found otherwise.
+	JoinPsk       string `protobuf:"bytes,3,opt,name=join_psk,json=joinPsk,proto3" json:"join_psk,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ConnectRequest) Reset() {
@@ -134,12 +145,17 @@ func (x *ConnectRequest) GetJoinPsk() string {
 	return ""
 }
 
+// ConnectResponse tells what the node is in the mesh.
 type ConnectResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	NodeId        string                 `protobuf:"bytes,1,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
-	MeshDomain    string                 `protobuf:"bytes,2,opt,name=mesh_domain,json=meshDomain,proto3" json:"mesh_domain,omitempty"`
-	Ipv4          string                 `protobuf:"bytes,3,opt,name=ipv4,proto3" json:"ipv4,omitempty"`
-	Ipv6          string                 `protobuf:"bytes,4,opt,name=ipv6,proto3" json:"ipv6,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// node_id is the node's id.
+	NodeId string `protobuf:"bytes,1,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
+	// mesh_domain is the DNS domain of the mesh.
+	MeshDomain string `protobuf:"bytes,2,opt,name=mesh_domain,json=meshDomain,proto3" json:"mesh_domain,omitempty"`
+	// ipv4 is the node's IPv4 address in the mesh, in CIDR form; empty for none.
+	Ipv4 string `protobuf:"bytes,3,opt,name=ipv4,proto3" json:"ipv4,omitempty"`
+	// ipv6 is the node's IPv6 network in the mesh, in CIDR form; empty for none.
+	Ipv6          string `protobuf:"bytes,4,opt,name=ipv6,proto3" json:"ipv6,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -202,6 +218,7 @@ func (x *ConnectResponse) GetIpv6() string {
 	return ""
 }
 
+// DisconnectRequest asks to leave the mesh.
 type DisconnectRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -238,6 +255,7 @@ func (*DisconnectRequest) Descriptor() ([]byte, []int) {
 	return file_v1_app_proto_rawDescGZIP(), []int{2}
 }
 
+// DisconnectResponse says that the node is on no mesh.
 type DisconnectResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -274,6 +292,7 @@ func (*DisconnectResponse) Descriptor() ([]byte, []int) {
 	return file_v1_app_proto_rawDescGZIP(), []int{3}
 }
 
+// MetricsRequest asks for counters.
 type MetricsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -310,8 +329,10 @@ func (*MetricsRequest) Descriptor() ([]byte, []int) {
 	return file_v1_app_proto_rawDescGZIP(), []int{4}
 }
 
+// MetricsResponse is the counters of a node.
 type MetricsResponse struct {
-	state         protoimpl.MessageState       `protogen:"open.v1"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// interfaces are the counters of each WireGuard interface, by its name.
 	Interfaces    map[string]*InterfaceMetrics `protobuf:"bytes,1,rep,name=interfaces,proto3" json:"interfaces,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -354,6 +375,7 @@ func (x *MetricsResponse) GetInterfaces() map[string]*InterfaceMetrics {
 	return nil
 }
 
+// StatusRequest asks whether the node is connected.
 type StatusRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -390,12 +412,15 @@ func (*StatusRequest) Descriptor() ([]byte, []int) {
 	return file_v1_app_proto_rawDescGZIP(), []int{6}
 }
 
+// StatusResponse is whether the node is connected.
 type StatusResponse struct {
-	state            protoimpl.MessageState          `protogen:"open.v1"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// connection_status is how far the connection has come.
 	ConnectionStatus StatusResponse_ConnectionStatus `protobuf:"varint,1,opt,name=connection_status,json=connectionStatus,proto3,enum=v1.StatusResponse_ConnectionStatus" json:"connection_status,omitempty"`
-	Node             *MeshNode                       `protobuf:"bytes,2,opt,name=node,proto3" json:"node,omitempty"`
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
+	// node is the node as the mesh knows it; unset unless CONNECTED.
+	Node          *MeshNode `protobuf:"bytes,2,opt,name=node,proto3" json:"node,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *StatusResponse) Reset() {
@@ -442,12 +467,16 @@ func (x *StatusResponse) GetNode() *MeshNode {
 	return nil
 }
 
+// AnnounceDHTRequest asks to be announced.
 type AnnounceDHTRequest struct {
-	state            protoimpl.MessageState `protogen:"open.v1"`
-	BootstrapServers []string               `protobuf:"bytes,1,rep,name=bootstrap_servers,json=bootstrapServers,proto3" json:"bootstrap_servers,omitempty"`
-	Psk              string                 `protobuf:"bytes,2,opt,name=psk,proto3" json:"psk,omitempty"`
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// bootstrap_servers are multiaddrs by which to enter the hash table; empty is
+	// the configured ones.
+	BootstrapServers []string `protobuf:"bytes,1,rep,name=bootstrap_servers,json=bootstrapServers,proto3" json:"bootstrap_servers,omitempty"`
+	// psk is the key that others find the node by.
+	Psk           string `protobuf:"bytes,2,opt,name=psk,proto3" json:"psk,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *AnnounceDHTRequest) Reset() {
@@ -494,6 +523,7 @@ func (x *AnnounceDHTRequest) GetPsk() string {
 	return ""
 }
 
+// AnnounceDHTResponse says that the node is announced.
 type AnnounceDHTResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -530,9 +560,11 @@ func (*AnnounceDHTResponse) Descriptor() ([]byte, []int) {
 	return file_v1_app_proto_rawDescGZIP(), []int{9}
 }
 
+// LeaveDHTRequest asks to end an announcement.
 type LeaveDHTRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Psk           string                 `protobuf:"bytes,1,opt,name=psk,proto3" json:"psk,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// psk is the key of the announcement.
+	Psk           string `protobuf:"bytes,1,opt,name=psk,proto3" json:"psk,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -574,6 +606,7 @@ func (x *LeaveDHTRequest) GetPsk() string {
 	return ""
 }
 
+// LeaveDHTResponse says that the announcement ended.
 type LeaveDHTResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields

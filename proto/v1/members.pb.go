@@ -23,11 +23,15 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// ConnectProtocol is how two nodes reach each other.
 type ConnectProtocol int32
 
 const (
+	// CONNECT_NATIVE is plain WireGuard over UDP.
 	ConnectProtocol_CONNECT_NATIVE ConnectProtocol = 0
-	ConnectProtocol_CONNECT_ICE    ConnectProtocol = 1
+	// CONNECT_ICE is WireGuard over a path that ICE finds.
+	ConnectProtocol_CONNECT_ICE ConnectProtocol = 1
+	// CONNECT_LIBP2P is WireGuard over a libp2p stream.
 	ConnectProtocol_CONNECT_LIBP2P ConnectProtocol = 2
 )
 
@@ -72,22 +76,44 @@ func (ConnectProtocol) EnumDescriptor() ([]byte, []int) {
 	return file_v1_members_proto_rawDescGZIP(), []int{0}
 }
 
+// JoinRequest asks for membership.
 type JoinRequest struct {
-	state              protoimpl.MessageState     `protogen:"open.v1"`
-	Id                 string                     `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	PublicKey          string                     `protobuf:"bytes,2,opt,name=public_key,json=publicKey,proto3" json:"public_key,omitempty"`
-	PrimaryEndpoint    string                     `protobuf:"bytes,4,opt,name=primary_endpoint,json=primaryEndpoint,proto3" json:"primary_endpoint,omitempty"`
-	WireguardEndpoints []string                   `protobuf:"bytes,5,rep,name=wireguard_endpoints,json=wireguardEndpoints,proto3" json:"wireguard_endpoints,omitempty"`
-	ZoneAwarenessId    string                     `protobuf:"bytes,6,opt,name=zone_awareness_id,json=zoneAwarenessId,proto3" json:"zone_awareness_id,omitempty"`
-	AssignIpv4         bool                       `protobuf:"varint,7,opt,name=assign_ipv4,json=assignIpv4,proto3" json:"assign_ipv4,omitempty"`
-	PreferStorageIpv6  bool                       `protobuf:"varint,8,opt,name=prefer_storage_ipv6,json=preferStorageIpv6,proto3" json:"prefer_storage_ipv6,omitempty"`
-	AsVoter            bool                       `protobuf:"varint,9,opt,name=as_voter,json=asVoter,proto3" json:"as_voter,omitempty"`
-	AsObserver         bool                       `protobuf:"varint,10,opt,name=as_observer,json=asObserver,proto3" json:"as_observer,omitempty"`
-	Routes             []string                   `protobuf:"bytes,11,rep,name=routes,proto3" json:"routes,omitempty"`
-	DirectPeers        map[string]ConnectProtocol `protobuf:"bytes,12,rep,name=direct_peers,json=directPeers,proto3" json:"direct_peers,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value,enum=v1.ConnectProtocol"`
-	Features           []*FeaturePort             `protobuf:"bytes,13,rep,name=features,proto3" json:"features,omitempty"`
-	Multiaddrs         []string                   `protobuf:"bytes,14,rep,name=multiaddrs,proto3" json:"multiaddrs,omitempty"`
-	// Extension. The services that the node exposes on its mesh address.
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// id is the name that the node wants; see MeshNode.id for what is allowed.
+	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// public_key is the node's identity in the form of MeshNode.public_key.
+	PublicKey string `protobuf:"bytes,2,opt,name=public_key,json=publicKey,proto3" json:"public_key,omitempty"`
+	// primary_endpoint is an IP address or DNS name at which others reach the
+	// node; empty for a node behind a NAT. With it, the node gets an edge of
+	// weight 99 to every other node that has one.
+	PrimaryEndpoint string `protobuf:"bytes,4,opt,name=primary_endpoint,json=primaryEndpoint,proto3" json:"primary_endpoint,omitempty"`
+	// wireguard_endpoints are where WireGuard listens, as "ip:port".
+	WireguardEndpoints []string `protobuf:"bytes,5,rep,name=wireguard_endpoints,json=wireguardEndpoints,proto3" json:"wireguard_endpoints,omitempty"`
+	// zone_awareness_id puts the node in a zone. It gets an edge of weight 1 to
+	// every node of the zone that has a primary endpoint.
+	ZoneAwarenessId string `protobuf:"bytes,6,opt,name=zone_awareness_id,json=zoneAwarenessId,proto3" json:"zone_awareness_id,omitempty"`
+	// assign_ipv4 asks for an IPv4 address beside the IPv6 one.
+	AssignIpv4 bool `protobuf:"varint,7,opt,name=assign_ipv4,json=assignIpv4,proto3" json:"assign_ipv4,omitempty"`
+	// prefer_storage_ipv6 asks that the storage reach the node over IPv6 although
+	// it has an IPv4 address.
+	PreferStorageIpv6 bool `protobuf:"varint,8,opt,name=prefer_storage_ipv6,json=preferStorageIpv6,proto3" json:"prefer_storage_ipv6,omitempty"`
+	// as_voter asks to hold the state and vote. It takes VERB_PUT on
+	// RESOURCE_VOTES and the feature STORAGE_PROVIDER with a port.
+	AsVoter bool `protobuf:"varint,9,opt,name=as_voter,json=asVoter,proto3" json:"as_voter,omitempty"`
+	// as_observer asks to hold the state without a vote. It takes VERB_PUT on
+	// RESOURCE_OBSERVERS and the feature STORAGE_PROVIDER with a port.
+	AsObserver bool `protobuf:"varint,10,opt,name=as_observer,json=asObserver,proto3" json:"as_observer,omitempty"`
+	// routes are networks in CIDR form that the node forwards to. They may not
+	// overlap the mesh, and take VERB_PUT on RESOURCE_ROUTES.
+	Routes []string `protobuf:"bytes,11,rep,name=routes,proto3" json:"routes,omitempty"`
+	// direct_peers are nodes to get an edge of weight 1 to, by id, and how to
+	// reach them. They take VERB_PUT on RESOURCE_EDGES with each id for a name.
+	DirectPeers map[string]ConnectProtocol `protobuf:"bytes,12,rep,name=direct_peers,json=directPeers,proto3" json:"direct_peers,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value,enum=v1.ConnectProtocol"`
+	// features are what the node offers to others.
+	Features []*FeaturePort `protobuf:"bytes,13,rep,name=features,proto3" json:"features,omitempty"`
+	// multiaddrs are where libp2p listens.
+	Multiaddrs []string `protobuf:"bytes,14,rep,name=multiaddrs,proto3" json:"multiaddrs,omitempty"`
+	// services are an extension: what the node exposes on its mesh address.
 	Services      []*Service `protobuf:"bytes,100,rep,name=services,proto3" json:"services,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -221,20 +247,32 @@ func (x *JoinRequest) GetServices() []*Service {
 	return nil
 }
 
+// JoinResponse tells a new member who it is and whom to talk to.
 type JoinResponse struct {
-	state       protoimpl.MessageState `protogen:"open.v1"`
-	AddressIpv4 string                 `protobuf:"bytes,1,opt,name=address_ipv4,json=addressIpv4,proto3" json:"address_ipv4,omitempty"`
-	AddressIpv6 string                 `protobuf:"bytes,2,opt,name=address_ipv6,json=addressIpv6,proto3" json:"address_ipv6,omitempty"`
-	NetworkIpv4 string                 `protobuf:"bytes,3,opt,name=network_ipv4,json=networkIpv4,proto3" json:"network_ipv4,omitempty"`
-	NetworkIpv6 string                 `protobuf:"bytes,4,opt,name=network_ipv6,json=networkIpv6,proto3" json:"network_ipv6,omitempty"`
-	Peers       []*WireGuardPeer       `protobuf:"bytes,5,rep,name=peers,proto3" json:"peers,omitempty"`
-	IceServers  []string               `protobuf:"bytes,6,rep,name=ice_servers,json=iceServers,proto3" json:"ice_servers,omitempty"`
-	DnsServers  []string               `protobuf:"bytes,7,rep,name=dns_servers,json=dnsServers,proto3" json:"dns_servers,omitempty"`
-	MeshDomain  string                 `protobuf:"bytes,8,opt,name=mesh_domain,json=meshDomain,proto3" json:"mesh_domain,omitempty"`
-	// Extension. The network ACLs that concern the node, highest priority first,
-	// groups expanded, so that a node that holds no state enforces them itself.
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// address_ipv4 is the node's address as a /32; empty when it has none.
+	AddressIpv4 string `protobuf:"bytes,1,opt,name=address_ipv4,json=addressIpv4,proto3" json:"address_ipv4,omitempty"`
+	// address_ipv6 is the node's network as a /112, whose first address is its own.
+	AddressIpv6 string `protobuf:"bytes,2,opt,name=address_ipv6,json=addressIpv6,proto3" json:"address_ipv6,omitempty"`
+	// network_ipv4 is the IPv4 network of the mesh in CIDR form.
+	NetworkIpv4 string `protobuf:"bytes,3,opt,name=network_ipv4,json=networkIpv4,proto3" json:"network_ipv4,omitempty"`
+	// network_ipv6 is the IPv6 network of the mesh, written as a /32 although 48
+	// bits are fixed.
+	NetworkIpv6 string `protobuf:"bytes,4,opt,name=network_ipv6,json=networkIpv6,proto3" json:"network_ipv6,omitempty"`
+	// peers are the node's WireGuard peers.
+	Peers []*WireGuardPeer `protobuf:"bytes,5,rep,name=peers,proto3" json:"peers,omitempty"`
+	// ice_servers are "host:port" of nodes that serve the WebRTC service. They are
+	// there when a peer can only be reached over ICE.
+	IceServers []string `protobuf:"bytes,6,rep,name=ice_servers,json=iceServers,proto3" json:"ice_servers,omitempty"`
+	// dns_servers are "ip:port" of nodes that know the names of the mesh.
+	DnsServers []string `protobuf:"bytes,7,rep,name=dns_servers,json=dnsServers,proto3" json:"dns_servers,omitempty"`
+	// mesh_domain is the DNS domain of the mesh, with a trailing dot.
+	MeshDomain string `protobuf:"bytes,8,opt,name=mesh_domain,json=meshDomain,proto3" json:"mesh_domain,omitempty"`
+	// network_acls are an extension: the network ACLs that concern the node,
+	// highest priority first, groups expanded, so that a node that holds no state
+	// enforces them itself.
 	NetworkAcls []*NetworkACL `protobuf:"bytes,100,rep,name=network_acls,json=networkAcls,proto3" json:"network_acls,omitempty"`
-	// Extension. The id of the gateway that answered.
+	// gateway_id is an extension: the id of the gateway that answered.
 	GatewayId     string `protobuf:"bytes,101,opt,name=gateway_id,json=gatewayId,proto3" json:"gateway_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -340,18 +378,33 @@ func (x *JoinResponse) GetGatewayId() string {
 	return ""
 }
 
+// UpdateRequest changes a member. A field that is empty stays as it is, so that
+// nothing can be taken away with it.
 type UpdateRequest struct {
-	state              protoimpl.MessageState `protogen:"open.v1"`
-	Id                 string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	PublicKey          string                 `protobuf:"bytes,2,opt,name=public_key,json=publicKey,proto3" json:"public_key,omitempty"`
-	PrimaryEndpoint    string                 `protobuf:"bytes,3,opt,name=primary_endpoint,json=primaryEndpoint,proto3" json:"primary_endpoint,omitempty"`
-	WireguardEndpoints []string               `protobuf:"bytes,4,rep,name=wireguard_endpoints,json=wireguardEndpoints,proto3" json:"wireguard_endpoints,omitempty"`
-	ZoneAwarenessId    string                 `protobuf:"bytes,5,opt,name=zone_awareness_id,json=zoneAwarenessId,proto3" json:"zone_awareness_id,omitempty"`
-	AsVoter            bool                   `protobuf:"varint,6,opt,name=as_voter,json=asVoter,proto3" json:"as_voter,omitempty"`
-	Routes             []string               `protobuf:"bytes,7,rep,name=routes,proto3" json:"routes,omitempty"`
-	Features           []*FeaturePort         `protobuf:"bytes,8,rep,name=features,proto3" json:"features,omitempty"`
-	Multiaddrs         []string               `protobuf:"bytes,9,rep,name=multiaddrs,proto3" json:"multiaddrs,omitempty"`
-	// Extension. The services that the node exposes on its mesh address.
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// id is the member: the caller, or one on whose edges it has VERB_PUT.
+	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// public_key is its new identity in the form of MeshNode.public_key. Its
+	// addresses stay.
+	PublicKey string `protobuf:"bytes,2,opt,name=public_key,json=publicKey,proto3" json:"public_key,omitempty"`
+	// primary_endpoint is an IP address or DNS name at which others reach it.
+	PrimaryEndpoint string `protobuf:"bytes,3,opt,name=primary_endpoint,json=primaryEndpoint,proto3" json:"primary_endpoint,omitempty"`
+	// wireguard_endpoints are where WireGuard listens, as "ip:port".
+	WireguardEndpoints []string `protobuf:"bytes,4,rep,name=wireguard_endpoints,json=wireguardEndpoints,proto3" json:"wireguard_endpoints,omitempty"`
+	// zone_awareness_id is its zone.
+	ZoneAwarenessId string `protobuf:"bytes,5,opt,name=zone_awareness_id,json=zoneAwarenessId,proto3" json:"zone_awareness_id,omitempty"`
+	// as_voter makes an observer a voter, under the conditions of
+	// JoinRequest.as_voter.
+	AsVoter bool `protobuf:"varint,6,opt,name=as_voter,json=asVoter,proto3" json:"as_voter,omitempty"`
+	// routes replace the networks that it forwards to, under the conditions of
+	// JoinRequest.routes.
+	Routes []string `protobuf:"bytes,7,rep,name=routes,proto3" json:"routes,omitempty"`
+	// features replace what it offers.
+	Features []*FeaturePort `protobuf:"bytes,8,rep,name=features,proto3" json:"features,omitempty"`
+	// multiaddrs replace where libp2p listens.
+	Multiaddrs []string `protobuf:"bytes,9,rep,name=multiaddrs,proto3" json:"multiaddrs,omitempty"`
+	// services are an extension: they replace what the node exposes on its mesh
+	// address.
 	Services      []*Service `protobuf:"bytes,100,rep,name=services,proto3" json:"services,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -457,6 +510,7 @@ func (x *UpdateRequest) GetServices() []*Service {
 	return nil
 }
 
+// UpdateResponse says that the change was made.
 type UpdateResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -493,12 +547,19 @@ func (*UpdateResponse) Descriptor() ([]byte, []int) {
 	return file_v1_members_proto_rawDescGZIP(), []int{3}
 }
 
+// WireGuardPeer is a WireGuard peer of the node that asked.
 type WireGuardPeer struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Node          *MeshNode              `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
-	AllowedIps    []string               `protobuf:"bytes,2,rep,name=allowed_ips,json=allowedIps,proto3" json:"allowed_ips,omitempty"`
-	AllowedRoutes []string               `protobuf:"bytes,3,rep,name=allowed_routes,json=allowedRoutes,proto3" json:"allowed_routes,omitempty"`
-	Proto         ConnectProtocol        `protobuf:"varint,4,opt,name=proto,proto3,enum=v1.ConnectProtocol" json:"proto,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// node is the peer. Its primary_endpoint is the "host:port" to send to, empty
+	// when the peer must call first.
+	Node *MeshNode `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	// allowed_ips are the networks behind the peer in CIDR form: its own
+	// addresses, its routes, and those of the nodes that it relays to.
+	AllowedIps []string `protobuf:"bytes,2,rep,name=allowed_ips,json=allowedIps,proto3" json:"allowed_ips,omitempty"`
+	// allowed_routes is not used: allowed_ips holds the routes too.
+	AllowedRoutes []string `protobuf:"bytes,3,rep,name=allowed_routes,json=allowedRoutes,proto3" json:"allowed_routes,omitempty"`
+	// proto is how to reach the peer.
+	Proto         ConnectProtocol `protobuf:"varint,4,opt,name=proto,proto3,enum=v1.ConnectProtocol" json:"proto,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -561,9 +622,11 @@ func (x *WireGuardPeer) GetProto() ConnectProtocol {
 	return ConnectProtocol_CONNECT_NATIVE
 }
 
+// LeaveRequest asks that a node be taken out of the mesh.
 type LeaveRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// id is the node: the caller, or one on whose edges it has VERB_DELETE.
+	Id            string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -605,6 +668,7 @@ func (x *LeaveRequest) GetId() string {
 	return ""
 }
 
+// LeaveResponse says that the node is no member any more.
 type LeaveResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -641,6 +705,7 @@ func (*LeaveResponse) Descriptor() ([]byte, []int) {
 	return file_v1_members_proto_rawDescGZIP(), []int{6}
 }
 
+// StorageConfigurationRequest asks which nodes hold the state.
 type StorageConfigurationRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -677,9 +742,11 @@ func (*StorageConfigurationRequest) Descriptor() ([]byte, []int) {
 	return file_v1_members_proto_rawDescGZIP(), []int{7}
 }
 
+// StorageConfigurationResponse is the members of the storage.
 type StorageConfigurationResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Servers       []*StorageServer       `protobuf:"bytes,1,rep,name=servers,proto3" json:"servers,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// servers are the members.
+	Servers       []*StorageServer `protobuf:"bytes,1,rep,name=servers,proto3" json:"servers,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -721,11 +788,15 @@ func (x *StorageConfigurationResponse) GetServers() []*StorageServer {
 	return nil
 }
 
+// StorageServer is a node that holds the state.
 type StorageServer struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	Suffrage      ClusterStatus          `protobuf:"varint,2,opt,name=suffrage,proto3,enum=v1.ClusterStatus" json:"suffrage,omitempty"`
-	Address       string                 `protobuf:"bytes,3,opt,name=address,proto3" json:"address,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// id is the node.
+	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// suffrage is its part: leader, voter or observer.
+	Suffrage ClusterStatus `protobuf:"varint,2,opt,name=suffrage,proto3,enum=v1.ClusterStatus" json:"suffrage,omitempty"`
+	// address is its raft listener in the mesh, as "ip:port".
+	Address       string `protobuf:"bytes,3,opt,name=address,proto3" json:"address,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -781,9 +852,11 @@ func (x *StorageServer) GetAddress() string {
 	return ""
 }
 
+// SubscribePeersRequest asks for the peers of a node.
 type SubscribePeersRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// id is the node: the caller, or one on whose edges it has VERB_PUT.
+	Id            string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -825,15 +898,21 @@ func (x *SubscribePeersRequest) GetId() string {
 	return ""
 }
 
+// PeerConfigurations is everything that SubscribePeers keeps a node up to date
+// with.
 type PeerConfigurations struct {
-	state      protoimpl.MessageState `protogen:"open.v1"`
-	Peers      []*WireGuardPeer       `protobuf:"bytes,5,rep,name=peers,proto3" json:"peers,omitempty"`
-	IceServers []string               `protobuf:"bytes,6,rep,name=ice_servers,json=iceServers,proto3" json:"ice_servers,omitempty"`
-	DnsServers []string               `protobuf:"bytes,7,rep,name=dns_servers,json=dnsServers,proto3" json:"dns_servers,omitempty"`
-	// Extension. The network ACLs that concern the node, highest priority first,
-	// groups expanded, so that a node that holds no state enforces them itself.
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// peers are the node's WireGuard peers.
+	Peers []*WireGuardPeer `protobuf:"bytes,5,rep,name=peers,proto3" json:"peers,omitempty"`
+	// ice_servers are as in JoinResponse.
+	IceServers []string `protobuf:"bytes,6,rep,name=ice_servers,json=iceServers,proto3" json:"ice_servers,omitempty"`
+	// dns_servers are as in JoinResponse.
+	DnsServers []string `protobuf:"bytes,7,rep,name=dns_servers,json=dnsServers,proto3" json:"dns_servers,omitempty"`
+	// network_acls are an extension: the network ACLs that concern the node,
+	// highest priority first, groups expanded, so that a node that holds no state
+	// enforces them itself.
 	NetworkAcls []*NetworkACL `protobuf:"bytes,100,rep,name=network_acls,json=networkAcls,proto3" json:"network_acls,omitempty"`
-	// Extension. The id of the gateway that answered.
+	// gateway_id is an extension: the id of the gateway that answered.
 	GatewayId     string `protobuf:"bytes,101,opt,name=gateway_id,json=gatewayId,proto3" json:"gateway_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

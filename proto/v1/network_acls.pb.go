@@ -23,12 +23,16 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// ACLAction is what a network ACL does with the traffic that it matches.
 type ACLAction int32
 
 const (
+	// ACTION_UNKNOWN denies.
 	ACLAction_ACTION_UNKNOWN ACLAction = 0
-	ACLAction_ACTION_ACCEPT  ACLAction = 1
-	ACLAction_ACTION_DENY    ACLAction = 2
+	// ACTION_ACCEPT lets the traffic pass.
+	ACLAction_ACTION_ACCEPT ACLAction = 1
+	// ACTION_DENY denies.
+	ACLAction_ACTION_DENY ACLAction = 2
 )
 
 // Enum value maps for ACLAction.
@@ -72,15 +76,27 @@ func (ACLAction) EnumDescriptor() ([]byte, []int) {
 	return file_v1_network_acls_proto_rawDescGZIP(), []int{0}
 }
 
+// NetworkACL is one rule on who may send to whom. Of all that match, the one of
+// the highest priority decides; where none matches, the traffic is denied.
 type NetworkACL struct {
-	state            protoimpl.MessageState `protogen:"open.v1"`
-	Name             string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	Priority         int32                  `protobuf:"varint,2,opt,name=priority,proto3" json:"priority,omitempty"`
-	Action           ACLAction              `protobuf:"varint,3,opt,name=action,proto3,enum=v1.ACLAction" json:"action,omitempty"`
-	SourceNodes      []string               `protobuf:"bytes,4,rep,name=source_nodes,json=sourceNodes,proto3" json:"source_nodes,omitempty"`
-	DestinationNodes []string               `protobuf:"bytes,5,rep,name=destination_nodes,json=destinationNodes,proto3" json:"destination_nodes,omitempty"`
-	SourceCidrs      []string               `protobuf:"bytes,6,rep,name=source_cidrs,json=sourceCidrs,proto3" json:"source_cidrs,omitempty"`
-	DestinationCidrs []string               `protobuf:"bytes,7,rep,name=destination_cidrs,json=destinationCidrs,proto3" json:"destination_cidrs,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// name is the name of the ACL, with the characters of MeshNode.id.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// priority decides which ACL is asked first: the highest. Equal priorities
+	// are asked in the order of their names.
+	Priority int32 `protobuf:"varint,2,opt,name=priority,proto3" json:"priority,omitempty"`
+	// action is what happens to traffic that matches.
+	Action ACLAction `protobuf:"varint,3,opt,name=action,proto3,enum=v1.ACLAction" json:"action,omitempty"`
+	// source_nodes are the senders: node ids, user names, "group:NAME" for the
+	// members of a group, or "*". Empty is everyone.
+	SourceNodes []string `protobuf:"bytes,4,rep,name=source_nodes,json=sourceNodes,proto3" json:"source_nodes,omitempty"`
+	// destination_nodes are the receivers, in the form of source_nodes.
+	DestinationNodes []string `protobuf:"bytes,5,rep,name=destination_nodes,json=destinationNodes,proto3" json:"destination_nodes,omitempty"`
+	// source_cidrs are networks in CIDR form or "*"; one must hold the sender's
+	// address. Empty is every address.
+	SourceCidrs []string `protobuf:"bytes,6,rep,name=source_cidrs,json=sourceCidrs,proto3" json:"source_cidrs,omitempty"`
+	// destination_cidrs are the same for the receiver's address.
+	DestinationCidrs []string `protobuf:"bytes,7,rep,name=destination_cidrs,json=destinationCidrs,proto3" json:"destination_cidrs,omitempty"`
 	unknownFields    protoimpl.UnknownFields
 	sizeCache        protoimpl.SizeCache
 }
@@ -164,9 +180,11 @@ func (x *NetworkACL) GetDestinationCidrs() []string {
 	return nil
 }
 
+// NetworkACLs is a list of network ACLs.
 type NetworkACLs struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Items         []*NetworkACL          `protobuf:"bytes,1,rep,name=items,proto3" json:"items,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// items are the ACLs.
+	Items         []*NetworkACL `protobuf:"bytes,1,rep,name=items,proto3" json:"items,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -208,14 +226,23 @@ func (x *NetworkACLs) GetItems() []*NetworkACL {
 	return nil
 }
 
+// Route is a set of networks that a node forwards to.
 type Route struct {
-	state            protoimpl.MessageState `protogen:"open.v1"`
-	Name             string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	Node             string                 `protobuf:"bytes,2,opt,name=node,proto3" json:"node,omitempty"`
-	DestinationCidrs []string               `protobuf:"bytes,3,rep,name=destination_cidrs,json=destinationCidrs,proto3" json:"destination_cidrs,omitempty"`
-	NextHopNode      string                 `protobuf:"bytes,4,opt,name=next_hop_node,json=nextHopNode,proto3" json:"next_hop_node,omitempty"`
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// name is the name of the route, with the characters of MeshNode.id. The
+	// routes that a node brings when it joins are named "<id>-auto".
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// node is the id of the node that forwards, or "group:NAME" for every node of
+	// a group; of these the nearest is used.
+	Node string `protobuf:"bytes,2,opt,name=node,proto3" json:"node,omitempty"`
+	// destination_cidrs are the networks, in CIDR form. What lies within the mesh
+	// is ignored.
+	DestinationCidrs []string `protobuf:"bytes,3,rep,name=destination_cidrs,json=destinationCidrs,proto3" json:"destination_cidrs,omitempty"`
+	// next_hop_node is the id of a node that forwards in place of node; empty is
+	// node itself.
+	NextHopNode   string `protobuf:"bytes,4,opt,name=next_hop_node,json=nextHopNode,proto3" json:"next_hop_node,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Route) Reset() {
@@ -276,9 +303,11 @@ func (x *Route) GetNextHopNode() string {
 	return ""
 }
 
+// Routes is a list of routes.
 type Routes struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Items         []*Route               `protobuf:"bytes,1,rep,name=items,proto3" json:"items,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// items are the routes.
+	Items         []*Route `protobuf:"bytes,1,rep,name=items,proto3" json:"items,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -320,12 +349,17 @@ func (x *Routes) GetItems() []*Route {
 	return nil
 }
 
+// NetworkAction is traffic about which network ACLs are asked. No rpc carries it.
 type NetworkAction struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	SrcNode       string                 `protobuf:"bytes,1,opt,name=src_node,json=srcNode,proto3" json:"src_node,omitempty"`
-	SrcCidr       string                 `protobuf:"bytes,2,opt,name=src_cidr,json=srcCidr,proto3" json:"src_cidr,omitempty"`
-	DstNode       string                 `protobuf:"bytes,3,opt,name=dst_node,json=dstNode,proto3" json:"dst_node,omitempty"`
-	DstCidr       string                 `protobuf:"bytes,4,opt,name=dst_cidr,json=dstCidr,proto3" json:"dst_cidr,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// src_node is the id of the sender.
+	SrcNode string `protobuf:"bytes,1,opt,name=src_node,json=srcNode,proto3" json:"src_node,omitempty"`
+	// src_cidr is the sender's address.
+	SrcCidr string `protobuf:"bytes,2,opt,name=src_cidr,json=srcCidr,proto3" json:"src_cidr,omitempty"`
+	// dst_node is the id of the receiver.
+	DstNode string `protobuf:"bytes,3,opt,name=dst_node,json=dstNode,proto3" json:"dst_node,omitempty"`
+	// dst_cidr is the receiver's address.
+	DstCidr       string `protobuf:"bytes,4,opt,name=dst_cidr,json=dstCidr,proto3" json:"dst_cidr,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }

@@ -24,14 +24,20 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// ClusterStatus is the part that a node has in the storage of the mesh.
 type ClusterStatus int32
 
 const (
+	// CLUSTER_STATUS_UNKNOWN is a node that does not say.
 	ClusterStatus_CLUSTER_STATUS_UNKNOWN ClusterStatus = 0
-	ClusterStatus_CLUSTER_LEADER         ClusterStatus = 1
-	ClusterStatus_CLUSTER_VOTER          ClusterStatus = 2
-	ClusterStatus_CLUSTER_OBSERVER       ClusterStatus = 3
-	ClusterStatus_CLUSTER_NODE           ClusterStatus = 4
+	// CLUSTER_LEADER is the voter that all writes go through.
+	ClusterStatus_CLUSTER_LEADER ClusterStatus = 1
+	// CLUSTER_VOTER holds the state and has a vote in elections.
+	ClusterStatus_CLUSTER_VOTER ClusterStatus = 2
+	// CLUSTER_OBSERVER holds the state and has no vote.
+	ClusterStatus_CLUSTER_OBSERVER ClusterStatus = 3
+	// CLUSTER_NODE holds no state; it asks those that do.
+	ClusterStatus_CLUSTER_NODE ClusterStatus = 4
 )
 
 // Enum value maps for ClusterStatus.
@@ -79,21 +85,37 @@ func (ClusterStatus) EnumDescriptor() ([]byte, []int) {
 	return file_v1_node_proto_rawDescGZIP(), []int{0}
 }
 
+// Feature is something that a node offers to others.
 type Feature int32
 
 const (
-	Feature_FEATURE_NONE     Feature = 0
-	Feature_NODES            Feature = 1
-	Feature_LEADER_PROXY     Feature = 2
-	Feature_MESH_API         Feature = 3
-	Feature_ADMIN_API        Feature = 4
-	Feature_MEMBERSHIP       Feature = 5
-	Feature_METRICS          Feature = 6
-	Feature_ICE_NEGOTIATION  Feature = 7
-	Feature_TURN_SERVER      Feature = 8
-	Feature_MESH_DNS         Feature = 9
+	// FEATURE_NONE is no feature.
+	Feature_FEATURE_NONE Feature = 0
+	// NODES is the Node service, which every node has that is more than a
+	// WireGuard peer.
+	Feature_NODES Feature = 1
+	// LEADER_PROXY is that the node passes calls for the leader on to it.
+	Feature_LEADER_PROXY Feature = 2
+	// MESH_API is the Mesh service. MEMBERSHIP is meant to take its place.
+	Feature_MESH_API Feature = 3
+	// ADMIN_API is the Admin service.
+	Feature_ADMIN_API Feature = 4
+	// MEMBERSHIP is the Membership service, which every node that holds the state has.
+	Feature_MEMBERSHIP Feature = 5
+	// METRICS is an HTTP endpoint with metrics in the Prometheus text format.
+	Feature_METRICS Feature = 6
+	// ICE_NEGOTIATION is the WebRTC service.
+	Feature_ICE_NEGOTIATION Feature = 7
+	// TURN_SERVER is a STUN and TURN server.
+	Feature_TURN_SERVER Feature = 8
+	// MESH_DNS is a DNS server that knows the names of the mesh.
+	Feature_MESH_DNS Feature = 9
+	// FORWARD_MESH_DNS is a DNS server that asks other meshes about their names.
 	Feature_FORWARD_MESH_DNS Feature = 10
-	Feature_STORAGE_QUERIER  Feature = 11
+	// STORAGE_QUERIER is the StorageQueryService.
+	Feature_STORAGE_QUERIER Feature = 11
+	// STORAGE_PROVIDER is the raft listener, by which the node can be a member
+	// of the storage.
 	Feature_STORAGE_PROVIDER Feature = 12
 )
 
@@ -158,13 +180,20 @@ func (Feature) EnumDescriptor() ([]byte, []int) {
 	return file_v1_node_proto_rawDescGZIP(), []int{1}
 }
 
+// EdgeAttribute names the attributes of edges that say how two nodes reach each
+// other. In MeshEdge.attributes the key is the name of the value, such as
+// "EDGE_ATTRIBUTE_ICE", and the value is "true".
 type EdgeAttribute int32
 
 const (
+	// EDGE_ATTRIBUTE_UNKNOWN says nothing.
 	EdgeAttribute_EDGE_ATTRIBUTE_UNKNOWN EdgeAttribute = 0
-	EdgeAttribute_EDGE_ATTRIBUTE_NATIVE  EdgeAttribute = 1
-	EdgeAttribute_EDGE_ATTRIBUTE_ICE     EdgeAttribute = 2
-	EdgeAttribute_EDGE_ATTRIBUTE_LIBP2P  EdgeAttribute = 3
+	// EDGE_ATTRIBUTE_NATIVE is plain WireGuard over UDP.
+	EdgeAttribute_EDGE_ATTRIBUTE_NATIVE EdgeAttribute = 1
+	// EDGE_ATTRIBUTE_ICE is WireGuard over a path that ICE found.
+	EdgeAttribute_EDGE_ATTRIBUTE_ICE EdgeAttribute = 2
+	// EDGE_ATTRIBUTE_LIBP2P is WireGuard over a libp2p stream.
+	EdgeAttribute_EDGE_ATTRIBUTE_LIBP2P EdgeAttribute = 3
 )
 
 // Enum value maps for EdgeAttribute.
@@ -210,10 +239,16 @@ func (EdgeAttribute) EnumDescriptor() ([]byte, []int) {
 	return file_v1_node_proto_rawDescGZIP(), []int{2}
 }
 
+// DataChannel names the labels of the data channels of a port forwarding. Both
+// sides create them as negotiated channels with ids known in advance.
 type DataChannel int32
 
 const (
-	DataChannel_CHANNELS    DataChannel = 0
+	// CHANNELS is the control channel with id 0. The client writes the number of
+	// each connection that it wants, as a big-endian uint32.
+	DataChannel_CHANNELS DataChannel = 0
+	// CONNECTIONS is the channel of one connection. Its id is the connection's
+	// number, which the client counts up from 1.
 	DataChannel_CONNECTIONS DataChannel = 1
 )
 
@@ -256,10 +291,13 @@ func (DataChannel) EnumDescriptor() ([]byte, []int) {
 	return file_v1_node_proto_rawDescGZIP(), []int{3}
 }
 
+// FeaturePort is a feature and where it is offered.
 type FeaturePort struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Feature       Feature                `protobuf:"varint,1,opt,name=feature,proto3,enum=v1.Feature" json:"feature,omitempty"`
-	Port          int32                  `protobuf:"varint,2,opt,name=port,proto3" json:"port,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// feature is what is offered.
+	Feature Feature `protobuf:"varint,1,opt,name=feature,proto3,enum=v1.Feature" json:"feature,omitempty"`
+	// port is the TCP or UDP port, 1 to 65535; 0 when the feature has none.
+	Port          int32 `protobuf:"varint,2,opt,name=port,proto3" json:"port,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -308,19 +346,39 @@ func (x *FeaturePort) GetPort() int32 {
 	return 0
 }
 
+// MeshNode is a member of the mesh.
 type MeshNode struct {
-	state              protoimpl.MessageState `protogen:"open.v1"`
-	Id                 string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	PublicKey          string                 `protobuf:"bytes,2,opt,name=public_key,json=publicKey,proto3" json:"public_key,omitempty"`
-	PrimaryEndpoint    string                 `protobuf:"bytes,4,opt,name=primary_endpoint,json=primaryEndpoint,proto3" json:"primary_endpoint,omitempty"`
-	WireguardEndpoints []string               `protobuf:"bytes,5,rep,name=wireguard_endpoints,json=wireguardEndpoints,proto3" json:"wireguard_endpoints,omitempty"`
-	ZoneAwarenessId    string                 `protobuf:"bytes,6,opt,name=zone_awareness_id,json=zoneAwarenessId,proto3" json:"zone_awareness_id,omitempty"`
-	PrivateIpv4        string                 `protobuf:"bytes,7,opt,name=private_ipv4,json=privateIpv4,proto3" json:"private_ipv4,omitempty"`
-	PrivateIpv6        string                 `protobuf:"bytes,8,opt,name=private_ipv6,json=privateIpv6,proto3" json:"private_ipv6,omitempty"`
-	Features           []*FeaturePort         `protobuf:"bytes,9,rep,name=features,proto3" json:"features,omitempty"`
-	Multiaddrs         []string               `protobuf:"bytes,10,rep,name=multiaddrs,proto3" json:"multiaddrs,omitempty"`
-	JoinedAt           *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=joined_at,json=joinedAt,proto3" json:"joined_at,omitempty"`
-	// Extension. The services that the node exposes on its mesh address.
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// id names the node: 1 to 253 bytes without / \ : * ? " ' < > | , and none of
+	// self, local, localhost, leader, voters and observers.
+	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// public_key is the node's identity in 48 base64 characters: an Ed25519 key
+	// in a libp2p key message of type 5, from which its WireGuard key follows.
+	// It is empty for a node that was named and has not joined yet.
+	PublicKey string `protobuf:"bytes,2,opt,name=public_key,json=publicKey,proto3" json:"public_key,omitempty"`
+	// primary_endpoint is an IP address or DNS name at which others reach the
+	// node, without a port; empty for a node that nobody can call. Within a
+	// WireGuardPeer it is the "ip:port" to which WireGuard sends.
+	PrimaryEndpoint string `protobuf:"bytes,4,opt,name=primary_endpoint,json=primaryEndpoint,proto3" json:"primary_endpoint,omitempty"`
+	// wireguard_endpoints are where WireGuard listens, as "ip:port".
+	WireguardEndpoints []string `protobuf:"bytes,5,rep,name=wireguard_endpoints,json=wireguardEndpoints,proto3" json:"wireguard_endpoints,omitempty"`
+	// zone_awareness_id is common to nodes that share a local network; they use
+	// local endpoints between each other. Empty is no zone.
+	ZoneAwarenessId string `protobuf:"bytes,6,opt,name=zone_awareness_id,json=zoneAwarenessId,proto3" json:"zone_awareness_id,omitempty"`
+	// private_ipv4 is the node's address in the mesh as a /32, such as
+	// "172.16.0.1/32". A node without one has "", or "invalid Prefix" when a v1
+	// node wrote it.
+	PrivateIpv4 string `protobuf:"bytes,7,opt,name=private_ipv4,json=privateIpv4,proto3" json:"private_ipv4,omitempty"`
+	// private_ipv6 is the node's network in the mesh as a /112, whose first
+	// address is the node's own; written as private_ipv4 when there is none.
+	PrivateIpv6 string `protobuf:"bytes,8,opt,name=private_ipv6,json=privateIpv6,proto3" json:"private_ipv6,omitempty"`
+	// features are what the node offers.
+	Features []*FeaturePort `protobuf:"bytes,9,rep,name=features,proto3" json:"features,omitempty"`
+	// multiaddrs are where libp2p listens.
+	Multiaddrs []string `protobuf:"bytes,10,rep,name=multiaddrs,proto3" json:"multiaddrs,omitempty"`
+	// joined_at is when the node last joined.
+	JoinedAt *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=joined_at,json=joinedAt,proto3" json:"joined_at,omitempty"`
+	// services are an extension: what the node exposes on its mesh address.
 	Services      []*Service `protobuf:"bytes,100,rep,name=services,proto3" json:"services,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -433,9 +491,11 @@ func (x *MeshNode) GetServices() []*Service {
 	return nil
 }
 
+// NodeList is a list of nodes.
 type NodeList struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Nodes         []*MeshNode            `protobuf:"bytes,1,rep,name=nodes,proto3" json:"nodes,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// nodes are the nodes, in no promised order.
+	Nodes         []*MeshNode `protobuf:"bytes,1,rep,name=nodes,proto3" json:"nodes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -477,9 +537,11 @@ func (x *NodeList) GetNodes() []*MeshNode {
 	return nil
 }
 
+// GetStatusRequest asks for the state of a node.
 type GetStatusRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// id is the node; empty is the one that is asked.
+	Id            string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -521,18 +583,29 @@ func (x *GetStatusRequest) GetId() string {
 	return ""
 }
 
+// Status is the state of a node.
 type Status struct {
-	state            protoimpl.MessageState `protogen:"open.v1"`
-	Id               string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	Version          string                 `protobuf:"bytes,2,opt,name=version,proto3" json:"version,omitempty"`
-	Commit           string                 `protobuf:"bytes,3,opt,name=commit,proto3" json:"commit,omitempty"`
-	BuildDate        string                 `protobuf:"bytes,4,opt,name=build_date,json=buildDate,proto3" json:"build_date,omitempty"`
-	Uptime           string                 `protobuf:"bytes,5,opt,name=uptime,proto3" json:"uptime,omitempty"`
-	StartedAt        *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=started_at,json=startedAt,proto3" json:"started_at,omitempty"`
-	Features         []*FeaturePort         `protobuf:"bytes,7,rep,name=features,proto3" json:"features,omitempty"`
-	ClusterStatus    ClusterStatus          `protobuf:"varint,8,opt,name=cluster_status,json=clusterStatus,proto3,enum=v1.ClusterStatus" json:"cluster_status,omitempty"`
-	CurrentLeader    string                 `protobuf:"bytes,9,opt,name=current_leader,json=currentLeader,proto3" json:"current_leader,omitempty"`
-	InterfaceMetrics *InterfaceMetrics      `protobuf:"bytes,10,opt,name=interface_metrics,json=interfaceMetrics,proto3" json:"interface_metrics,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// id is the node.
+	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// version is the version of its software.
+	Version string `protobuf:"bytes,2,opt,name=version,proto3" json:"version,omitempty"`
+	// commit is the version control revision it was built from.
+	Commit string `protobuf:"bytes,3,opt,name=commit,proto3" json:"commit,omitempty"`
+	// build_date is when it was built.
+	BuildDate string `protobuf:"bytes,4,opt,name=build_date,json=buildDate,proto3" json:"build_date,omitempty"`
+	// uptime is how long it has run, in Go's notation, such as "1h2m3s".
+	Uptime string `protobuf:"bytes,5,opt,name=uptime,proto3" json:"uptime,omitempty"`
+	// started_at is when it started.
+	StartedAt *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=started_at,json=startedAt,proto3" json:"started_at,omitempty"`
+	// features are what it offers now.
+	Features []*FeaturePort `protobuf:"bytes,7,rep,name=features,proto3" json:"features,omitempty"`
+	// cluster_status is its part in the storage.
+	ClusterStatus ClusterStatus `protobuf:"varint,8,opt,name=cluster_status,json=clusterStatus,proto3,enum=v1.ClusterStatus" json:"cluster_status,omitempty"`
+	// current_leader is the id of the leader as it knows it; empty for none.
+	CurrentLeader string `protobuf:"bytes,9,opt,name=current_leader,json=currentLeader,proto3" json:"current_leader,omitempty"`
+	// interface_metrics are the counters of its WireGuard interface.
+	InterfaceMetrics *InterfaceMetrics `protobuf:"bytes,10,opt,name=interface_metrics,json=interfaceMetrics,proto3" json:"interface_metrics,omitempty"`
 	unknownFields    protoimpl.UnknownFields
 	sizeCache        protoimpl.SizeCache
 }
@@ -637,23 +710,39 @@ func (x *Status) GetInterfaceMetrics() *InterfaceMetrics {
 	return nil
 }
 
+// DataChannelNegotiation is one message of NegotiateDataChannel. The first
+// message of the gateway sets what describes the channel; every later message,
+// of either side, sets one of offer, answer and candidate.
 type DataChannelNegotiation struct {
-	state       protoimpl.MessageState `protogen:"open.v1"`
-	Proto       string                 `protobuf:"bytes,1,opt,name=proto,proto3" json:"proto,omitempty"`
-	Src         string                 `protobuf:"bytes,2,opt,name=src,proto3" json:"src,omitempty"`
-	Dst         string                 `protobuf:"bytes,3,opt,name=dst,proto3" json:"dst,omitempty"`
-	Port        uint32                 `protobuf:"varint,4,opt,name=port,proto3" json:"port,omitempty"`
-	Offer       string                 `protobuf:"bytes,5,opt,name=offer,proto3" json:"offer,omitempty"`
-	Answer      string                 `protobuf:"bytes,6,opt,name=answer,proto3" json:"answer,omitempty"`
-	Candidate   string                 `protobuf:"bytes,7,opt,name=candidate,proto3" json:"candidate,omitempty"`
-	StunServers []string               `protobuf:"bytes,8,rep,name=stun_servers,json=stunServers,proto3" json:"stun_servers,omitempty"`
-	// Extension. The authenticated identity that asked for the channel, set by
-	// the gateway that relays the negotiation and believed from gateways only.
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// proto is the traffic's protocol: "tcp" or "udp".
+	Proto string `protobuf:"bytes,1,opt,name=proto,proto3" json:"proto,omitempty"`
+	// src is the client's "ip:port" as the gateway saw it. It decides nothing.
+	Src string `protobuf:"bytes,2,opt,name=src,proto3" json:"src,omitempty"`
+	// dst is the host to which the node connects.
+	Dst string `protobuf:"bytes,3,opt,name=dst,proto3" json:"dst,omitempty"`
+	// port is the port to which the node connects, 1 to 65535; 0 with "udp" is
+	// the node's WireGuard interface itself.
+	Port uint32 `protobuf:"varint,4,opt,name=port,proto3" json:"port,omitempty"`
+	// offer is the node's session description, in the JSON form of
+	// RTCSessionDescription.
+	Offer string `protobuf:"bytes,5,opt,name=offer,proto3" json:"offer,omitempty"`
+	// answer is the client's session description, in the same form.
+	Answer string `protobuf:"bytes,6,opt,name=answer,proto3" json:"answer,omitempty"`
+	// candidate is an ICE candidate: the JSON form of RTCIceCandidateInit. v1
+	// nodes send the bare "candidate:..." line instead.
+	Candidate string `protobuf:"bytes,7,opt,name=candidate,proto3" json:"candidate,omitempty"`
+	// stun_servers are the URLs of ICE servers that need no credential.
+	StunServers []string `protobuf:"bytes,8,rep,name=stun_servers,json=stunServers,proto3" json:"stun_servers,omitempty"`
+	// caller is an extension: the authenticated identity that asked for the
+	// channel, set by the gateway that relays the negotiation and believed from
+	// gateways only.
 	Caller string `protobuf:"bytes,100,opt,name=caller,proto3" json:"caller,omitempty"`
-	// Extension. ICE servers with credentials, minted for this negotiation.
+	// ice_servers are an extension: ICE servers with credentials, minted for this
+	// negotiation.
 	IceServers []*ICEServer `protobuf:"bytes,101,rep,name=ice_servers,json=iceServers,proto3" json:"ice_servers,omitempty"`
-	// Extension. True when the caller opens in-band channels
-	// (see StartDataChannelRequest.in_band).
+	// in_band is an extension: true when the caller opens in-band channels (see
+	// StartDataChannelRequest.in_band).
 	InBand        bool `protobuf:"varint,102,opt,name=in_band,json=inBand,proto3" json:"in_band,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -766,20 +855,32 @@ func (x *DataChannelNegotiation) GetInBand() bool {
 	return false
 }
 
+// InterfaceMetrics are the counters of a WireGuard interface since it was made.
 type InterfaceMetrics struct {
-	state              protoimpl.MessageState `protogen:"open.v1"`
-	DeviceName         string                 `protobuf:"bytes,1,opt,name=device_name,json=deviceName,proto3" json:"device_name,omitempty"`
-	PublicKey          string                 `protobuf:"bytes,2,opt,name=public_key,json=publicKey,proto3" json:"public_key,omitempty"`
-	AddressV4          string                 `protobuf:"bytes,3,opt,name=address_v4,json=addressV4,proto3" json:"address_v4,omitempty"`
-	AddressV6          string                 `protobuf:"bytes,4,opt,name=address_v6,json=addressV6,proto3" json:"address_v6,omitempty"`
-	Type               string                 `protobuf:"bytes,5,opt,name=type,proto3" json:"type,omitempty"`
-	ListenPort         int32                  `protobuf:"varint,6,opt,name=listen_port,json=listenPort,proto3" json:"listen_port,omitempty"`
-	TotalReceiveBytes  uint64                 `protobuf:"varint,7,opt,name=total_receive_bytes,json=totalReceiveBytes,proto3" json:"total_receive_bytes,omitempty"`
-	TotalTransmitBytes uint64                 `protobuf:"varint,8,opt,name=total_transmit_bytes,json=totalTransmitBytes,proto3" json:"total_transmit_bytes,omitempty"`
-	NumPeers           int32                  `protobuf:"varint,9,opt,name=num_peers,json=numPeers,proto3" json:"num_peers,omitempty"`
-	Peers              []*PeerMetrics         `protobuf:"bytes,10,rep,name=peers,proto3" json:"peers,omitempty"`
-	unknownFields      protoimpl.UnknownFields
-	sizeCache          protoimpl.SizeCache
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// device_name is the name of the interface.
+	DeviceName string `protobuf:"bytes,1,opt,name=device_name,json=deviceName,proto3" json:"device_name,omitempty"`
+	// public_key is its WireGuard key in base64: not the form of
+	// MeshNode.public_key.
+	PublicKey string `protobuf:"bytes,2,opt,name=public_key,json=publicKey,proto3" json:"public_key,omitempty"`
+	// address_v4 is its IPv4 address with prefix length; empty for none.
+	AddressV4 string `protobuf:"bytes,3,opt,name=address_v4,json=addressV4,proto3" json:"address_v4,omitempty"`
+	// address_v6 is its IPv6 address with prefix length; empty for none.
+	AddressV6 string `protobuf:"bytes,4,opt,name=address_v6,json=addressV6,proto3" json:"address_v6,omitempty"`
+	// type is what implements it, such as "tun" or "netstack".
+	Type string `protobuf:"bytes,5,opt,name=type,proto3" json:"type,omitempty"`
+	// listen_port is its UDP port.
+	ListenPort int32 `protobuf:"varint,6,opt,name=listen_port,json=listenPort,proto3" json:"listen_port,omitempty"`
+	// total_receive_bytes is what all peers sent to it, in bytes.
+	TotalReceiveBytes uint64 `protobuf:"varint,7,opt,name=total_receive_bytes,json=totalReceiveBytes,proto3" json:"total_receive_bytes,omitempty"`
+	// total_transmit_bytes is what it sent to all peers, in bytes.
+	TotalTransmitBytes uint64 `protobuf:"varint,8,opt,name=total_transmit_bytes,json=totalTransmitBytes,proto3" json:"total_transmit_bytes,omitempty"`
+	// num_peers is the number of its peers.
+	NumPeers int32 `protobuf:"varint,9,opt,name=num_peers,json=numPeers,proto3" json:"num_peers,omitempty"`
+	// peers are the counters of each peer.
+	Peers         []*PeerMetrics `protobuf:"bytes,10,rep,name=peers,proto3" json:"peers,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *InterfaceMetrics) Reset() {
@@ -882,18 +983,29 @@ func (x *InterfaceMetrics) GetPeers() []*PeerMetrics {
 	return nil
 }
 
+// PeerMetrics are the counters of one WireGuard peer.
 type PeerMetrics struct {
-	state               protoimpl.MessageState `protogen:"open.v1"`
-	PublicKey           string                 `protobuf:"bytes,1,opt,name=public_key,json=publicKey,proto3" json:"public_key,omitempty"`
-	Endpoint            string                 `protobuf:"bytes,2,opt,name=endpoint,proto3" json:"endpoint,omitempty"`
-	PersistentKeepAlive string                 `protobuf:"bytes,3,opt,name=persistent_keep_alive,json=persistentKeepAlive,proto3" json:"persistent_keep_alive,omitempty"`
-	LastHandshakeTime   string                 `protobuf:"bytes,4,opt,name=last_handshake_time,json=lastHandshakeTime,proto3" json:"last_handshake_time,omitempty"`
-	AllowedIps          []string               `protobuf:"bytes,5,rep,name=allowed_ips,json=allowedIps,proto3" json:"allowed_ips,omitempty"`
-	ProtocolVersion     int64                  `protobuf:"varint,6,opt,name=protocol_version,json=protocolVersion,proto3" json:"protocol_version,omitempty"`
-	ReceiveBytes        uint64                 `protobuf:"varint,7,opt,name=receive_bytes,json=receiveBytes,proto3" json:"receive_bytes,omitempty"`
-	TransmitBytes       uint64                 `protobuf:"varint,8,opt,name=transmit_bytes,json=transmitBytes,proto3" json:"transmit_bytes,omitempty"`
-	unknownFields       protoimpl.UnknownFields
-	sizeCache           protoimpl.SizeCache
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// public_key is the peer's WireGuard key in base64.
+	PublicKey string `protobuf:"bytes,1,opt,name=public_key,json=publicKey,proto3" json:"public_key,omitempty"`
+	// endpoint is where packets for it go now, as "ip:port"; empty if unknown.
+	Endpoint string `protobuf:"bytes,2,opt,name=endpoint,proto3" json:"endpoint,omitempty"`
+	// persistent_keep_alive is the interval of its keepalives in Go's notation,
+	// such as "30s"; "0s" is none.
+	PersistentKeepAlive string `protobuf:"bytes,3,opt,name=persistent_keep_alive,json=persistentKeepAlive,proto3" json:"persistent_keep_alive,omitempty"`
+	// last_handshake_time is when it last proved its identity, in RFC 3339; empty
+	// or the zero time is never.
+	LastHandshakeTime string `protobuf:"bytes,4,opt,name=last_handshake_time,json=lastHandshakeTime,proto3" json:"last_handshake_time,omitempty"`
+	// allowed_ips are the networks that it may send from and is sent to.
+	AllowedIps []string `protobuf:"bytes,5,rep,name=allowed_ips,json=allowedIps,proto3" json:"allowed_ips,omitempty"`
+	// protocol_version is the version of the WireGuard protocol, 1 so far.
+	ProtocolVersion int64 `protobuf:"varint,6,opt,name=protocol_version,json=protocolVersion,proto3" json:"protocol_version,omitempty"`
+	// receive_bytes is what it sent to us, in bytes.
+	ReceiveBytes uint64 `protobuf:"varint,7,opt,name=receive_bytes,json=receiveBytes,proto3" json:"receive_bytes,omitempty"`
+	// transmit_bytes is what we sent to it, in bytes.
+	TransmitBytes uint64 `protobuf:"varint,8,opt,name=transmit_bytes,json=transmitBytes,proto3" json:"transmit_bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *PeerMetrics) Reset() {
@@ -982,16 +1094,22 @@ func (x *PeerMetrics) GetTransmitBytes() uint64 {
 	return 0
 }
 
+// WebRTCSignal is one message of a signalling channel between two nodes.
 type WebRTCSignal struct {
-	state       protoimpl.MessageState `protogen:"open.v1"`
-	NodeId      string                 `protobuf:"bytes,1,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
-	Candidate   string                 `protobuf:"bytes,2,opt,name=candidate,proto3" json:"candidate,omitempty"`
-	Description string                 `protobuf:"bytes,3,opt,name=description,proto3" json:"description,omitempty"`
-	// Extension. The authenticated identity at the far end, set by the gateway
-	// that relays the signal and believed from gateways only.
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// node_id is whom the signal is for, as the caller sets it in its first
+	// message. The receiving node sees in it whom the signal is from.
+	NodeId string `protobuf:"bytes,1,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
+	// candidate is an ICE candidate: the JSON form of RTCIceCandidateInit.
+	Candidate string `protobuf:"bytes,2,opt,name=candidate,proto3" json:"candidate,omitempty"`
+	// description is a session description: the JSON form of
+	// RTCSessionDescription.
+	Description string `protobuf:"bytes,3,opt,name=description,proto3" json:"description,omitempty"`
+	// caller is an extension: the authenticated identity at the far end, set by
+	// the gateway that relays the signal and believed from gateways only.
 	Caller string `protobuf:"bytes,100,opt,name=caller,proto3" json:"caller,omitempty"`
-	// Extension. ICE servers with credentials, sent by the gateway in a first
-	// message of its own, before any description.
+	// ice_servers are an extension: ICE servers with credentials, sent by the
+	// gateway in a first message of its own, before any description.
 	IceServers    []*ICEServer `protobuf:"bytes,101,rep,name=ice_servers,json=iceServers,proto3" json:"ice_servers,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

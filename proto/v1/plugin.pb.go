@@ -25,15 +25,22 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// PluginCapability is something that a plugin can do.
 type PluginInfo_PluginCapability int32
 
 const (
-	PluginInfo_UNKNOWN          PluginInfo_PluginCapability = 0
+	// UNKNOWN is nothing.
+	PluginInfo_UNKNOWN PluginInfo_PluginCapability = 0
+	// STORAGE_PROVIDER is to hold the state of the mesh: StorageProviderPlugin.
 	PluginInfo_STORAGE_PROVIDER PluginInfo_PluginCapability = 1
-	PluginInfo_AUTH             PluginInfo_PluginCapability = 2
-	PluginInfo_WATCH            PluginInfo_PluginCapability = 3
-	PluginInfo_IPAMV4           PluginInfo_PluginCapability = 4
-	PluginInfo_STORAGE_QUERIER  PluginInfo_PluginCapability = 5
+	// AUTH is to authenticate callers: AuthPlugin.
+	PluginInfo_AUTH PluginInfo_PluginCapability = 2
+	// WATCH is to be told of events: WatchPlugin.
+	PluginInfo_WATCH PluginInfo_PluginCapability = 3
+	// IPAMV4 is to choose IPv4 addresses: IPAMPlugin.
+	PluginInfo_IPAMV4 PluginInfo_PluginCapability = 4
+	// STORAGE_QUERIER is to ask about the state: StorageQuerierPlugin.
+	PluginInfo_STORAGE_QUERIER PluginInfo_PluginCapability = 5
 )
 
 // Enum value maps for PluginInfo_PluginCapability.
@@ -83,12 +90,17 @@ func (PluginInfo_PluginCapability) EnumDescriptor() ([]byte, []int) {
 	return file_v1_plugin_proto_rawDescGZIP(), []int{1, 0}
 }
 
+// WatchEvent is a kind of event.
 type Event_WatchEvent int32
 
 const (
-	Event_UNKNOWN       Event_WatchEvent = 0
-	Event_NODE_JOIN     Event_WatchEvent = 1
-	Event_NODE_LEAVE    Event_WatchEvent = 2
+	// UNKNOWN is no event.
+	Event_UNKNOWN Event_WatchEvent = 0
+	// NODE_JOIN is a node that became a member.
+	Event_NODE_JOIN Event_WatchEvent = 1
+	// NODE_LEAVE is a node that is no member any more.
+	Event_NODE_LEAVE Event_WatchEvent = 2
+	// LEADER_CHANGE is a new leader of the storage.
 	Event_LEADER_CHANGE Event_WatchEvent = 3
 )
 
@@ -135,15 +147,23 @@ func (Event_WatchEvent) EnumDescriptor() ([]byte, []int) {
 	return file_v1_plugin_proto_rawDescGZIP(), []int{4, 0}
 }
 
+// QueryCommand is what a query does.
 type PluginQuery_QueryCommand int32
 
 const (
-	PluginQuery_UNKNOWN   PluginQuery_QueryCommand = 0
-	PluginQuery_GET       PluginQuery_QueryCommand = 1
-	PluginQuery_LIST      PluginQuery_QueryCommand = 2
-	PluginQuery_ITER      PluginQuery_QueryCommand = 3
-	PluginQuery_PUT       PluginQuery_QueryCommand = 4
-	PluginQuery_DELETE    PluginQuery_QueryCommand = 5
+	// UNKNOWN is refused.
+	PluginQuery_UNKNOWN PluginQuery_QueryCommand = 0
+	// GET reads one key.
+	PluginQuery_GET PluginQuery_QueryCommand = 1
+	// LIST lists the keys with a prefix.
+	PluginQuery_LIST PluginQuery_QueryCommand = 2
+	// ITER reads every key with a prefix, in one result for each.
+	PluginQuery_ITER PluginQuery_QueryCommand = 3
+	// PUT writes a key.
+	PluginQuery_PUT PluginQuery_QueryCommand = 4
+	// DELETE removes a key.
+	PluginQuery_DELETE PluginQuery_QueryCommand = 5
+	// SUBSCRIBE follows every key with a prefix.
 	PluginQuery_SUBSCRIBE PluginQuery_QueryCommand = 6
 )
 
@@ -196,9 +216,11 @@ func (PluginQuery_QueryCommand) EnumDescriptor() ([]byte, []int) {
 	return file_v1_plugin_proto_rawDescGZIP(), []int{8, 0}
 }
 
+// PluginConfiguration configures a plugin.
 type PluginConfiguration struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Config        *structpb.Struct       `protobuf:"bytes,1,opt,name=config,proto3" json:"config,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// config is the plugin's part of the node's configuration.
+	Config        *structpb.Struct `protobuf:"bytes,1,opt,name=config,proto3" json:"config,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -240,11 +262,16 @@ func (x *PluginConfiguration) GetConfig() *structpb.Struct {
 	return nil
 }
 
+// PluginInfo is what a plugin tells of itself.
 type PluginInfo struct {
-	state         protoimpl.MessageState        `protogen:"open.v1"`
-	Name          string                        `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	Version       string                        `protobuf:"bytes,2,opt,name=version,proto3" json:"version,omitempty"`
-	Description   string                        `protobuf:"bytes,3,opt,name=description,proto3" json:"description,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// name is the name of the plugin.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// version is the version of the plugin.
+	Version string `protobuf:"bytes,2,opt,name=version,proto3" json:"version,omitempty"`
+	// description says in a sentence what the plugin is for.
+	Description string `protobuf:"bytes,3,opt,name=description,proto3" json:"description,omitempty"`
+	// capabilities are the services that the plugin has beside Plugin.
 	Capabilities  []PluginInfo_PluginCapability `protobuf:"varint,5,rep,packed,name=capabilities,proto3,enum=v1.PluginInfo_PluginCapability" json:"capabilities,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -308,10 +335,14 @@ func (x *PluginInfo) GetCapabilities() []PluginInfo_PluginCapability {
 	return nil
 }
 
+// AuthenticationRequest is what a caller shows of itself.
 type AuthenticationRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Headers       map[string]string      `protobuf:"bytes,1,rep,name=headers,proto3" json:"headers,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	Certificates  [][]byte               `protobuf:"bytes,2,rep,name=certificates,proto3" json:"certificates,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// headers are the metadata of the call: keys in lower case, several values of
+	// one key joined by ", ".
+	Headers map[string]string `protobuf:"bytes,1,rep,name=headers,proto3" json:"headers,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// certificates are the TLS client certificates in DER, the leaf first.
+	Certificates  [][]byte `protobuf:"bytes,2,rep,name=certificates,proto3" json:"certificates,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -360,9 +391,11 @@ func (x *AuthenticationRequest) GetCertificates() [][]byte {
 	return nil
 }
 
+// AuthenticationResponse is who a caller is.
 type AuthenticationResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// id is the node id or user name of the caller, as roles know it.
+	Id            string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -404,9 +437,13 @@ func (x *AuthenticationResponse) GetId() string {
 	return ""
 }
 
+// Event is something that happened in the mesh.
 type Event struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	Type  Event_WatchEvent       `protobuf:"varint,1,opt,name=type,proto3,enum=v1.Event_WatchEvent" json:"type,omitempty"`
+	// type is what happened.
+	Type Event_WatchEvent `protobuf:"varint,1,opt,name=type,proto3,enum=v1.Event_WatchEvent" json:"type,omitempty"`
+	// event is what it happened to.
+	//
 	// Types that are valid to be assigned to Event:
 	//
 	//	*Event_Node
@@ -473,15 +510,19 @@ type isEvent_Event interface {
 }
 
 type Event_Node struct {
+	// node is the node that joined, left or leads.
 	Node *MeshNode `protobuf:"bytes,2,opt,name=node,proto3,oneof"`
 }
 
 func (*Event_Node) isEvent_Event() {}
 
+// AllocateIPRequest asks for an address.
 type AllocateIPRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	NodeId        string                 `protobuf:"bytes,1,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
-	Subnet        string                 `protobuf:"bytes,2,opt,name=subnet,proto3" json:"subnet,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// node_id is the node that gets it.
+	NodeId string `protobuf:"bytes,1,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
+	// subnet is the IPv4 network of the mesh in CIDR form, which must hold it.
+	Subnet        string `protobuf:"bytes,2,opt,name=subnet,proto3" json:"subnet,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -530,9 +571,11 @@ func (x *AllocateIPRequest) GetSubnet() string {
 	return ""
 }
 
+// AllocatedIP is an address for a node.
 type AllocatedIP struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Ip            string                 `protobuf:"bytes,1,opt,name=ip,proto3" json:"ip,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// ip is the address in CIDR form, as a /32.
+	Ip            string `protobuf:"bytes,1,opt,name=ip,proto3" json:"ip,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -574,10 +617,13 @@ func (x *AllocatedIP) GetIp() string {
 	return ""
 }
 
+// ReleaseIPRequest gives an address back.
 type ReleaseIPRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	NodeId        string                 `protobuf:"bytes,1,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
-	Ip            string                 `protobuf:"bytes,2,opt,name=ip,proto3" json:"ip,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// node_id is the node that had it.
+	NodeId string `protobuf:"bytes,1,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
+	// ip is the address in CIDR form.
+	Ip            string `protobuf:"bytes,2,opt,name=ip,proto3" json:"ip,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -626,11 +672,15 @@ func (x *ReleaseIPRequest) GetIp() string {
 	return ""
 }
 
+// PluginQuery is a question of a plugin about the state of the mesh.
 type PluginQuery struct {
-	state         protoimpl.MessageState   `protogen:"open.v1"`
-	Id            string                   `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	Command       PluginQuery_QueryCommand `protobuf:"varint,2,opt,name=command,proto3,enum=v1.PluginQuery_QueryCommand" json:"command,omitempty"`
-	Query         string                   `protobuf:"bytes,3,opt,name=query,proto3" json:"query,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// id is chosen by the plugin and comes back in the results.
+	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// command is what to do.
+	Command PluginQuery_QueryCommand `protobuf:"varint,2,opt,name=command,proto3,enum=v1.PluginQuery_QueryCommand" json:"command,omitempty"`
+	// query is the key or prefix.
+	Query         string `protobuf:"bytes,3,opt,name=query,proto3" json:"query,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -686,12 +736,17 @@ func (x *PluginQuery) GetQuery() string {
 	return ""
 }
 
+// PluginQueryResult is an answer to a PluginQuery.
 type PluginQueryResult struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	Key           string                 `protobuf:"bytes,2,opt,name=key,proto3" json:"key,omitempty"`
-	Value         []string               `protobuf:"bytes,3,rep,name=value,proto3" json:"value,omitempty"`
-	Error         string                 `protobuf:"bytes,4,opt,name=error,proto3" json:"error,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// id is the id of the query.
+	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// key is the key that value belongs to; for LIST, the prefix.
+	Key string `protobuf:"bytes,2,opt,name=key,proto3" json:"key,omitempty"`
+	// value is the value of the key; for LIST, the keys.
+	Value []string `protobuf:"bytes,3,rep,name=value,proto3" json:"value,omitempty"`
+	// error is what went wrong; empty for success. ITER ends with "EOF".
+	Error         string `protobuf:"bytes,4,opt,name=error,proto3" json:"error,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }

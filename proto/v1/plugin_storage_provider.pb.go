@@ -24,11 +24,15 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// EventType is a kind of change.
 type PrefixEvent_EventType int32
 
 const (
+	// EventTypeUnknown is no change.
 	PrefixEvent_EventTypeUnknown PrefixEvent_EventType = 0
+	// EventTypeUpdated is a key that was written.
 	PrefixEvent_EventTypeUpdated PrefixEvent_EventType = 1
+	// EventTypeRemoved is a key that was removed or whose time has passed.
 	PrefixEvent_EventTypeRemoved PrefixEvent_EventType = 2
 )
 
@@ -73,6 +77,7 @@ func (PrefixEvent_EventType) EnumDescriptor() ([]byte, []int) {
 	return file_v1_plugin_storage_provider_proto_rawDescGZIP(), []int{22, 0}
 }
 
+// BootstrapRequest asks for a new storage.
 type BootstrapRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -109,9 +114,11 @@ func (*BootstrapRequest) Descriptor() ([]byte, []int) {
 	return file_v1_plugin_storage_provider_proto_rawDescGZIP(), []int{0}
 }
 
+// BootstrapResponse tells of the new storage.
 type BootstrapResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Status        *StorageStatus         `protobuf:"bytes,1,opt,name=status,proto3" json:"status,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// status is the state of the storage.
+	Status        *StorageStatus `protobuf:"bytes,1,opt,name=status,proto3" json:"status,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -153,6 +160,7 @@ func (x *BootstrapResponse) GetStatus() *StorageStatus {
 	return nil
 }
 
+// GetLeaderRequest asks for the leader.
 type GetLeaderRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -189,6 +197,7 @@ func (*GetLeaderRequest) Descriptor() ([]byte, []int) {
 	return file_v1_plugin_storage_provider_proto_rawDescGZIP(), []int{2}
 }
 
+// StorageStatusRequest asks for the state of the storage.
 type StorageStatusRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -225,12 +234,18 @@ func (*StorageStatusRequest) Descriptor() ([]byte, []int) {
 	return file_v1_plugin_storage_provider_proto_rawDescGZIP(), []int{3}
 }
 
+// StorageStatus is the state of the storage as one member sees it.
 type StorageStatus struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	IsWritable    bool                   `protobuf:"varint,1,opt,name=is_writable,json=isWritable,proto3" json:"is_writable,omitempty"`
-	ClusterStatus ClusterStatus          `protobuf:"varint,2,opt,name=cluster_status,json=clusterStatus,proto3,enum=v1.ClusterStatus" json:"cluster_status,omitempty"`
-	Peers         []*StoragePeer         `protobuf:"bytes,3,rep,name=peers,proto3" json:"peers,omitempty"`
-	Message       string                 `protobuf:"bytes,4,opt,name=message,proto3" json:"message,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// is_writable is whether a write to this member can succeed now.
+	IsWritable bool `protobuf:"varint,1,opt,name=is_writable,json=isWritable,proto3" json:"is_writable,omitempty"`
+	// cluster_status is the part of this member; a provider may give it a meaning
+	// of its own.
+	ClusterStatus ClusterStatus `protobuf:"varint,2,opt,name=cluster_status,json=clusterStatus,proto3,enum=v1.ClusterStatus" json:"cluster_status,omitempty"`
+	// peers are the members.
+	Peers []*StoragePeer `protobuf:"bytes,3,rep,name=peers,proto3" json:"peers,omitempty"`
+	// message is anything else that people should know.
+	Message       string `protobuf:"bytes,4,opt,name=message,proto3" json:"message,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -293,12 +308,19 @@ func (x *StorageStatus) GetMessage() string {
 	return ""
 }
 
+// StoragePeer is a member of the storage.
 type StoragePeer struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	PublicKey     string                 `protobuf:"bytes,2,opt,name=public_key,json=publicKey,proto3" json:"public_key,omitempty"`
-	Address       string                 `protobuf:"bytes,3,opt,name=address,proto3" json:"address,omitempty"`
-	ClusterStatus ClusterStatus          `protobuf:"varint,4,opt,name=cluster_status,json=clusterStatus,proto3,enum=v1.ClusterStatus" json:"cluster_status,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// id is the node.
+	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// public_key is the node's identity in the form of MeshNode.public_key. It
+	// may be empty, always where a member is demoted or removed.
+	PublicKey string `protobuf:"bytes,2,opt,name=public_key,json=publicKey,proto3" json:"public_key,omitempty"`
+	// address is where the member is reached, as "ip:port"; it may be empty where
+	// a member is demoted or removed.
+	Address string `protobuf:"bytes,3,opt,name=address,proto3" json:"address,omitempty"`
+	// cluster_status is the part of the member; it is set in StorageStatus only.
+	ClusterStatus ClusterStatus `protobuf:"varint,4,opt,name=cluster_status,json=clusterStatus,proto3,enum=v1.ClusterStatus" json:"cluster_status,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -361,6 +383,7 @@ func (x *StoragePeer) GetClusterStatus() ClusterStatus {
 	return ClusterStatus_CLUSTER_STATUS_UNKNOWN
 }
 
+// AddVoterResponse says that the member has a vote.
 type AddVoterResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -397,6 +420,7 @@ func (*AddVoterResponse) Descriptor() ([]byte, []int) {
 	return file_v1_plugin_storage_provider_proto_rawDescGZIP(), []int{6}
 }
 
+// AddObserverResponse says that the member was added.
 type AddObserverResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -433,6 +457,7 @@ func (*AddObserverResponse) Descriptor() ([]byte, []int) {
 	return file_v1_plugin_storage_provider_proto_rawDescGZIP(), []int{7}
 }
 
+// DemoteVoterResponse says that the member has no vote.
 type DemoteVoterResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -469,6 +494,7 @@ func (*DemoteVoterResponse) Descriptor() ([]byte, []int) {
 	return file_v1_plugin_storage_provider_proto_rawDescGZIP(), []int{8}
 }
 
+// RemoveServerResponse says that the node is no member.
 type RemoveServerResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -505,10 +531,13 @@ func (*RemoveServerResponse) Descriptor() ([]byte, []int) {
 	return file_v1_plugin_storage_provider_proto_rawDescGZIP(), []int{9}
 }
 
+// StorageValue is a key with its value.
 type StorageValue struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Key           string                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
-	Value         string                 `protobuf:"bytes,2,opt,name=value,proto3" json:"value,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// key is the key.
+	Key string `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	// value is the value.
+	Value         string `protobuf:"bytes,2,opt,name=value,proto3" json:"value,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -557,9 +586,11 @@ func (x *StorageValue) GetValue() string {
 	return ""
 }
 
+// GetValueRequest asks for a value.
 type GetValueRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Key           string                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// key is the key to read.
+	Key           string `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -601,9 +632,11 @@ func (x *GetValueRequest) GetKey() string {
 	return ""
 }
 
+// GetValueResponse is a value that was asked for.
 type GetValueResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Value         *StorageValue          `protobuf:"bytes,1,opt,name=value,proto3" json:"value,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// value is the key with its value.
+	Value         *StorageValue `protobuf:"bytes,1,opt,name=value,proto3" json:"value,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -645,10 +678,13 @@ func (x *GetValueResponse) GetValue() *StorageValue {
 	return nil
 }
 
+// PutValueRequest asks to write.
 type PutValueRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Value         *StorageValue          `protobuf:"bytes,1,opt,name=value,proto3" json:"value,omitempty"`
-	Ttl           *durationpb.Duration   `protobuf:"bytes,2,opt,name=ttl,proto3" json:"ttl,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// value is the key and what to write.
+	Value *StorageValue `protobuf:"bytes,1,opt,name=value,proto3" json:"value,omitempty"`
+	// ttl is how long the value lives from now; unset or zero is for ever.
+	Ttl           *durationpb.Duration `protobuf:"bytes,2,opt,name=ttl,proto3" json:"ttl,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -697,6 +733,7 @@ func (x *PutValueRequest) GetTtl() *durationpb.Duration {
 	return nil
 }
 
+// PutValueResponse says that the value was written.
 type PutValueResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -733,9 +770,11 @@ func (*PutValueResponse) Descriptor() ([]byte, []int) {
 	return file_v1_plugin_storage_provider_proto_rawDescGZIP(), []int{14}
 }
 
+// DeleteValueRequest asks to remove a key.
 type DeleteValueRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Key           string                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// key is the key to remove.
+	Key           string `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -777,6 +816,7 @@ func (x *DeleteValueRequest) GetKey() string {
 	return ""
 }
 
+// DeleteValueResponse says that there is no such key.
 type DeleteValueResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -813,9 +853,11 @@ func (*DeleteValueResponse) Descriptor() ([]byte, []int) {
 	return file_v1_plugin_storage_provider_proto_rawDescGZIP(), []int{16}
 }
 
+// ListKeysRequest asks for keys.
 type ListKeysRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Prefix        string                 `protobuf:"bytes,1,opt,name=prefix,proto3" json:"prefix,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// prefix is what the keys begin with, byte for byte; empty is every key.
+	Prefix        string `protobuf:"bytes,1,opt,name=prefix,proto3" json:"prefix,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -857,9 +899,11 @@ func (x *ListKeysRequest) GetPrefix() string {
 	return ""
 }
 
+// ListKeysResponse is the keys that were asked for.
 type ListKeysResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Keys          []string               `protobuf:"bytes,1,rep,name=keys,proto3" json:"keys,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// keys are the keys.
+	Keys          []string `protobuf:"bytes,1,rep,name=keys,proto3" json:"keys,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -901,9 +945,11 @@ func (x *ListKeysResponse) GetKeys() []string {
 	return nil
 }
 
+// ListValuesRequest asks for keys with their values.
 type ListValuesRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Prefix        string                 `protobuf:"bytes,1,opt,name=prefix,proto3" json:"prefix,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// prefix is what the keys begin with, byte for byte; empty is every key.
+	Prefix        string `protobuf:"bytes,1,opt,name=prefix,proto3" json:"prefix,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -945,9 +991,11 @@ func (x *ListValuesRequest) GetPrefix() string {
 	return ""
 }
 
+// ListValuesResponse is the values that were asked for.
 type ListValuesResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Values        []*StorageValue        `protobuf:"bytes,1,rep,name=values,proto3" json:"values,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// values are the keys with their values.
+	Values        []*StorageValue `protobuf:"bytes,1,rep,name=values,proto3" json:"values,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -989,9 +1037,11 @@ func (x *ListValuesResponse) GetValues() []*StorageValue {
 	return nil
 }
 
+// SubscribePrefixRequest asks to be told of changes.
 type SubscribePrefixRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Prefix        string                 `protobuf:"bytes,1,opt,name=prefix,proto3" json:"prefix,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// prefix is what the keys begin with, byte for byte; empty is every key.
+	Prefix        string `protobuf:"bytes,1,opt,name=prefix,proto3" json:"prefix,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1033,11 +1083,15 @@ func (x *SubscribePrefixRequest) GetPrefix() string {
 	return ""
 }
 
+// PrefixEvent is a change to a key.
 type PrefixEvent struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Prefix        string                 `protobuf:"bytes,1,opt,name=prefix,proto3" json:"prefix,omitempty"`
-	Value         *StorageValue          `protobuf:"bytes,2,opt,name=value,proto3" json:"value,omitempty"`
-	EventType     PrefixEvent_EventType  `protobuf:"varint,3,opt,name=event_type,json=eventType,proto3,enum=v1.PrefixEvent_EventType" json:"event_type,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// prefix is the prefix that was subscribed to.
+	Prefix string `protobuf:"bytes,1,opt,name=prefix,proto3" json:"prefix,omitempty"`
+	// value is the key with its value; after a removal the value is empty.
+	Value *StorageValue `protobuf:"bytes,2,opt,name=value,proto3" json:"value,omitempty"`
+	// event_type is what happened to the key.
+	EventType     PrefixEvent_EventType `protobuf:"varint,3,opt,name=event_type,json=eventType,proto3,enum=v1.PrefixEvent_EventType" json:"event_type,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }

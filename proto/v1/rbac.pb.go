@@ -23,21 +23,35 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// RuleResource is a kind of thing that rules grant rights on.
 type RuleResource int32
 
 const (
-	RuleResource_RESOURCE_UNKNOWN       RuleResource = 0
-	RuleResource_RESOURCE_VOTES         RuleResource = 1
-	RuleResource_RESOURCE_ROLES         RuleResource = 2
+	// RESOURCE_UNKNOWN is nothing; no rule may hold it.
+	RuleResource_RESOURCE_UNKNOWN RuleResource = 0
+	// RESOURCE_VOTES is being a voter of the storage. Only VERB_PUT is asked.
+	RuleResource_RESOURCE_VOTES RuleResource = 1
+	// RESOURCE_ROLES is roles, by name.
+	RuleResource_RESOURCE_ROLES RuleResource = 2
+	// RESOURCE_ROLE_BINDINGS is role bindings, by name.
 	RuleResource_RESOURCE_ROLE_BINDINGS RuleResource = 3
-	RuleResource_RESOURCE_GROUPS        RuleResource = 4
-	RuleResource_RESOURCE_NETWORK_ACLS  RuleResource = 5
-	RuleResource_RESOURCE_ROUTES        RuleResource = 6
+	// RESOURCE_GROUPS is groups, by name.
+	RuleResource_RESOURCE_GROUPS RuleResource = 4
+	// RESOURCE_NETWORK_ACLS is network ACLs, by name.
+	RuleResource_RESOURCE_NETWORK_ACLS RuleResource = 5
+	// RESOURCE_ROUTES is routes, by name; without a name when a node joins with
+	// routes.
+	RuleResource_RESOURCE_ROUTES RuleResource = 6
+	// RESOURCE_DATA_CHANNELS is data channels to a node, by its id.
 	RuleResource_RESOURCE_DATA_CHANNELS RuleResource = 7
-	RuleResource_RESOURCE_EDGES         RuleResource = 8
-	RuleResource_RESOURCE_OBSERVERS     RuleResource = 9
-	RuleResource_RESOURCE_PUBSUB        RuleResource = 10
-	RuleResource_RESOURCE_ALL           RuleResource = 999
+	// RESOURCE_EDGES is edges to a node, by its id.
+	RuleResource_RESOURCE_EDGES RuleResource = 8
+	// RESOURCE_OBSERVERS is being an observer of the storage. Only VERB_PUT is asked.
+	RuleResource_RESOURCE_OBSERVERS RuleResource = 9
+	// RESOURCE_PUBSUB is keys to publish and prefixes to subscribe to.
+	RuleResource_RESOURCE_PUBSUB RuleResource = 10
+	// RESOURCE_ALL is every resource, whatever its name.
+	RuleResource_RESOURCE_ALL RuleResource = 999
 )
 
 // Enum value maps for RuleResource.
@@ -99,14 +113,20 @@ func (RuleResource) EnumDescriptor() ([]byte, []int) {
 	return file_v1_rbac_proto_rawDescGZIP(), []int{0}
 }
 
+// RuleVerb is what a rule allows to be done.
 type RuleVerb int32
 
 const (
+	// VERB_UNKNOWN is nothing; no rule may hold it.
 	RuleVerb_VERB_UNKNOWN RuleVerb = 0
-	RuleVerb_VERB_PUT     RuleVerb = 1
-	RuleVerb_VERB_GET     RuleVerb = 2
-	RuleVerb_VERB_DELETE  RuleVerb = 3
-	RuleVerb_VERB_ALL     RuleVerb = 999
+	// VERB_PUT creates and changes.
+	RuleVerb_VERB_PUT RuleVerb = 1
+	// VERB_GET reads.
+	RuleVerb_VERB_GET RuleVerb = 2
+	// VERB_DELETE removes.
+	RuleVerb_VERB_DELETE RuleVerb = 3
+	// VERB_ALL is every verb.
+	RuleVerb_VERB_ALL RuleVerb = 999
 )
 
 // Enum value maps for RuleVerb.
@@ -154,14 +174,20 @@ func (RuleVerb) EnumDescriptor() ([]byte, []int) {
 	return file_v1_rbac_proto_rawDescGZIP(), []int{1}
 }
 
+// SubjectType is what a subject is.
 type SubjectType int32
 
 const (
+	// SUBJECT_UNKNOWN is nobody.
 	SubjectType_SUBJECT_UNKNOWN SubjectType = 0
-	SubjectType_SUBJECT_NODE    SubjectType = 1
-	SubjectType_SUBJECT_USER    SubjectType = 2
-	SubjectType_SUBJECT_GROUP   SubjectType = 3
-	SubjectType_SUBJECT_ALL     SubjectType = 999
+	// SUBJECT_NODE is a node, by id.
+	SubjectType_SUBJECT_NODE SubjectType = 1
+	// SUBJECT_USER is a user, by name.
+	SubjectType_SUBJECT_USER SubjectType = 2
+	// SUBJECT_GROUP is the members of a group, by its name.
+	SubjectType_SUBJECT_GROUP SubjectType = 3
+	// SUBJECT_ALL is a node or user of the name; with the name "*" it is everyone.
+	SubjectType_SUBJECT_ALL SubjectType = 999
 )
 
 // Enum value maps for SubjectType.
@@ -209,11 +235,17 @@ func (SubjectType) EnumDescriptor() ([]byte, []int) {
 	return file_v1_rbac_proto_rawDescGZIP(), []int{2}
 }
 
+// Rule grants verbs on resources. There are no rules that deny.
 type Rule struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Resources     []RuleResource         `protobuf:"varint,1,rep,packed,name=resources,proto3,enum=v1.RuleResource" json:"resources,omitempty"`
-	ResourceNames []string               `protobuf:"bytes,2,rep,name=resource_names,json=resourceNames,proto3" json:"resource_names,omitempty"`
-	Verbs         []RuleVerb             `protobuf:"varint,3,rep,packed,name=verbs,proto3,enum=v1.RuleVerb" json:"verbs,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// resources are what the rule is about, at least one.
+	Resources []RuleResource `protobuf:"varint,1,rep,packed,name=resources,proto3,enum=v1.RuleResource" json:"resources,omitempty"`
+	// resource_names restrict the rule to objects of these names, which are
+	// compared as they are. Without any, the rule grants only what is done to no
+	// named object. They do not restrict RESOURCE_ALL.
+	ResourceNames []string `protobuf:"bytes,2,rep,name=resource_names,json=resourceNames,proto3" json:"resource_names,omitempty"`
+	// verbs are what the rule allows, at least one.
+	Verbs         []RuleVerb `protobuf:"varint,3,rep,packed,name=verbs,proto3,enum=v1.RuleVerb" json:"verbs,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -269,10 +301,13 @@ func (x *Rule) GetVerbs() []RuleVerb {
 	return nil
 }
 
+// Role is a named set of rules.
 type Role struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	Rules         []*Rule                `protobuf:"bytes,2,rep,name=rules,proto3" json:"rules,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// name is the name of the role, with the characters of MeshNode.id.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// rules are what the role grants.
+	Rules         []*Rule `protobuf:"bytes,2,rep,name=rules,proto3" json:"rules,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -321,9 +356,11 @@ func (x *Role) GetRules() []*Rule {
 	return nil
 }
 
+// Roles is a list of roles.
 type Roles struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Items         []*Role                `protobuf:"bytes,1,rep,name=items,proto3" json:"items,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// items are the roles.
+	Items         []*Role `protobuf:"bytes,1,rep,name=items,proto3" json:"items,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -365,11 +402,15 @@ func (x *Roles) GetItems() []*Role {
 	return nil
 }
 
+// RoleBinding gives a role to subjects.
 type RoleBinding struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	Role          string                 `protobuf:"bytes,2,opt,name=role,proto3" json:"role,omitempty"`
-	Subjects      []*Subject             `protobuf:"bytes,3,rep,name=subjects,proto3" json:"subjects,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// name is the name of the binding, with the characters of MeshNode.id.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// role is the name of the role. A role that does not exist grants nothing.
+	Role string `protobuf:"bytes,2,opt,name=role,proto3" json:"role,omitempty"`
+	// subjects are who gets the role.
+	Subjects      []*Subject `protobuf:"bytes,3,rep,name=subjects,proto3" json:"subjects,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -425,9 +466,11 @@ func (x *RoleBinding) GetSubjects() []*Subject {
 	return nil
 }
 
+// RoleBindings is a list of role bindings.
 type RoleBindings struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Items         []*RoleBinding         `protobuf:"bytes,1,rep,name=items,proto3" json:"items,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// items are the bindings.
+	Items         []*RoleBinding `protobuf:"bytes,1,rep,name=items,proto3" json:"items,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -469,10 +512,13 @@ func (x *RoleBindings) GetItems() []*RoleBinding {
 	return nil
 }
 
+// Subject is somebody who can have a role or be in a group.
 type Subject struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	Type          SubjectType            `protobuf:"varint,2,opt,name=type,proto3,enum=v1.SubjectType" json:"type,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// name is a node id, a user name or the name of a group; "*" is everyone.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// type is what the name is of.
+	Type          SubjectType `protobuf:"varint,2,opt,name=type,proto3,enum=v1.SubjectType" json:"type,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -521,10 +567,14 @@ func (x *Subject) GetType() SubjectType {
 	return SubjectType_SUBJECT_UNKNOWN
 }
 
+// Group is a named set of subjects. Groups may hold groups.
 type Group struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	Subjects      []*Subject             `protobuf:"bytes,2,rep,name=subjects,proto3" json:"subjects,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// name is the name of the group, with the characters of MeshNode.id. Network
+	// ACLs and routes name the group as "group:NAME".
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// subjects are the members.
+	Subjects      []*Subject `protobuf:"bytes,2,rep,name=subjects,proto3" json:"subjects,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -573,9 +623,11 @@ func (x *Group) GetSubjects() []*Subject {
 	return nil
 }
 
+// Groups is a list of groups.
 type Groups struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Items         []*Group               `protobuf:"bytes,1,rep,name=items,proto3" json:"items,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// items are the groups.
+	Items         []*Group `protobuf:"bytes,1,rep,name=items,proto3" json:"items,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -617,11 +669,16 @@ func (x *Groups) GetItems() []*Group {
 	return nil
 }
 
+// RBACAction is what somebody wants to do, about which roles are asked. No rpc
+// carries it.
 type RBACAction struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Resource      RuleResource           `protobuf:"varint,1,opt,name=resource,proto3,enum=v1.RuleResource" json:"resource,omitempty"`
-	ResourceName  string                 `protobuf:"bytes,2,opt,name=resource_name,json=resourceName,proto3" json:"resource_name,omitempty"`
-	Verb          RuleVerb               `protobuf:"varint,3,opt,name=verb,proto3,enum=v1.RuleVerb" json:"verb,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// resource is the kind of thing.
+	Resource RuleResource `protobuf:"varint,1,opt,name=resource,proto3,enum=v1.RuleResource" json:"resource,omitempty"`
+	// resource_name is its name; empty when the action is on no named object.
+	ResourceName string `protobuf:"bytes,2,opt,name=resource_name,json=resourceName,proto3" json:"resource_name,omitempty"`
+	// verb is what is to be done.
+	Verb          RuleVerb `protobuf:"varint,3,opt,name=verb,proto3,enum=v1.RuleVerb" json:"verb,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }

@@ -24,13 +24,18 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// QueryCommand is what a query does.
 type QueryRequest_QueryCommand int32
 
 const (
+	// UNKNOWN is refused.
 	QueryRequest_UNKNOWN QueryRequest_QueryCommand = 0
-	QueryRequest_GET     QueryRequest_QueryCommand = 1
-	QueryRequest_LIST    QueryRequest_QueryCommand = 2
-	QueryRequest_ITER    QueryRequest_QueryCommand = 3
+	// GET reads one key.
+	QueryRequest_GET QueryRequest_QueryCommand = 1
+	// LIST lists the keys that begin with a prefix.
+	QueryRequest_LIST QueryRequest_QueryCommand = 2
+	// ITER reads every key that begins with a prefix.
+	QueryRequest_ITER QueryRequest_QueryCommand = 3
 )
 
 // Enum value maps for QueryRequest_QueryCommand.
@@ -76,10 +81,13 @@ func (QueryRequest_QueryCommand) EnumDescriptor() ([]byte, []int) {
 	return file_v1_storage_proto_rawDescGZIP(), []int{0, 0}
 }
 
+// QueryRequest asks about keys.
 type QueryRequest struct {
-	state         protoimpl.MessageState    `protogen:"open.v1"`
-	Command       QueryRequest_QueryCommand `protobuf:"varint,2,opt,name=command,proto3,enum=v1.QueryRequest_QueryCommand" json:"command,omitempty"`
-	Query         string                    `protobuf:"bytes,3,opt,name=query,proto3" json:"query,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// command is what to do.
+	Command QueryRequest_QueryCommand `protobuf:"varint,2,opt,name=command,proto3,enum=v1.QueryRequest_QueryCommand" json:"command,omitempty"`
+	// query is the key or prefix.
+	Query         string `protobuf:"bytes,3,opt,name=query,proto3" json:"query,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -128,11 +136,15 @@ func (x *QueryRequest) GetQuery() string {
 	return ""
 }
 
+// QueryResponse is one answer to a query.
 type QueryResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Key           string                 `protobuf:"bytes,2,opt,name=key,proto3" json:"key,omitempty"`
-	Value         []string               `protobuf:"bytes,3,rep,name=value,proto3" json:"value,omitempty"`
-	Error         string                 `protobuf:"bytes,4,opt,name=error,proto3" json:"error,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// key is the key that value belongs to; for LIST, the prefix.
+	Key string `protobuf:"bytes,2,opt,name=key,proto3" json:"key,omitempty"`
+	// value is the value of the key; for LIST, the keys.
+	Value []string `protobuf:"bytes,3,rep,name=value,proto3" json:"value,omitempty"`
+	// error is what went wrong; empty for success. ITER ends with "EOF".
+	Error         string `protobuf:"bytes,4,opt,name=error,proto3" json:"error,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -188,9 +200,11 @@ func (x *QueryResponse) GetError() string {
 	return ""
 }
 
+// SubscribeRequest asks to be told of changes.
 type SubscribeRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Prefix        string                 `protobuf:"bytes,1,opt,name=prefix,proto3" json:"prefix,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// prefix is what the keys begin with, byte for byte.
+	Prefix        string `protobuf:"bytes,1,opt,name=prefix,proto3" json:"prefix,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -232,10 +246,13 @@ func (x *SubscribeRequest) GetPrefix() string {
 	return ""
 }
 
+// SubscriptionEvent is a change to a key.
 type SubscriptionEvent struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Key           string                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
-	Value         string                 `protobuf:"bytes,2,opt,name=value,proto3" json:"value,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// key is the key.
+	Key string `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	// value is its new value; empty when the key was removed.
+	Value         string `protobuf:"bytes,2,opt,name=value,proto3" json:"value,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -284,11 +301,15 @@ func (x *SubscriptionEvent) GetValue() string {
 	return ""
 }
 
+// PublishRequest asks to write a key.
 type PublishRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Key           string                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
-	Value         string                 `protobuf:"bytes,2,opt,name=value,proto3" json:"value,omitempty"`
-	Ttl           *durationpb.Duration   `protobuf:"bytes,3,opt,name=ttl,proto3" json:"ttl,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// key is the key to write.
+	Key string `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	// value is what to write.
+	Value string `protobuf:"bytes,2,opt,name=value,proto3" json:"value,omitempty"`
+	// ttl is how long the value lives from now; unset or zero is for ever.
+	Ttl           *durationpb.Duration `protobuf:"bytes,3,opt,name=ttl,proto3" json:"ttl,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -344,6 +365,7 @@ func (x *PublishRequest) GetTtl() *durationpb.Duration {
 	return nil
 }
 
+// PublishResponse says that the key was written.
 type PublishResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields

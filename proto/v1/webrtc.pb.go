@@ -23,16 +23,27 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// StartDataChannelRequest is one message of the client in StartDataChannel. The
+// first sets what describes the channel; every later one sets answer or
+// candidate.
 type StartDataChannelRequest struct {
-	state     protoimpl.MessageState `protogen:"open.v1"`
-	NodeId    string                 `protobuf:"bytes,1,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
-	Proto     string                 `protobuf:"bytes,2,opt,name=proto,proto3" json:"proto,omitempty"`
-	Dst       string                 `protobuf:"bytes,3,opt,name=dst,proto3" json:"dst,omitempty"`
-	Port      uint32                 `protobuf:"varint,4,opt,name=port,proto3" json:"port,omitempty"`
-	Answer    string                 `protobuf:"bytes,5,opt,name=answer,proto3" json:"answer,omitempty"`
-	Candidate string                 `protobuf:"bytes,6,opt,name=candidate,proto3" json:"candidate,omitempty"`
-	// Extension. The client opens in-band (DCEP) channels, each of which names
-	// its own destination; proto, dst and port are ignored.
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// node_id is the node that is to forward.
+	NodeId string `protobuf:"bytes,1,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
+	// proto is the traffic's protocol: "tcp" or "udp"; empty is "tcp".
+	Proto string `protobuf:"bytes,2,opt,name=proto,proto3" json:"proto,omitempty"`
+	// dst is the host that the node is to connect to; empty is the node itself.
+	Dst string `protobuf:"bytes,3,opt,name=dst,proto3" json:"dst,omitempty"`
+	// port is the port that the node is to connect to, 1 to 65535; 0 with "udp"
+	// is the node's WireGuard interface, for clients that are WireGuard peers.
+	Port uint32 `protobuf:"varint,4,opt,name=port,proto3" json:"port,omitempty"`
+	// answer is the client's session description, in the JSON form of
+	// RTCSessionDescription.
+	Answer string `protobuf:"bytes,5,opt,name=answer,proto3" json:"answer,omitempty"`
+	// candidate is an ICE candidate: the JSON form of RTCIceCandidateInit.
+	Candidate string `protobuf:"bytes,6,opt,name=candidate,proto3" json:"candidate,omitempty"`
+	// in_band is an extension: the client opens in-band (DCEP) channels, each of
+	// which names its own destination; proto, dst and port are ignored.
 	InBand        bool `protobuf:"varint,100,opt,name=in_band,json=inBand,proto3" json:"in_band,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -117,13 +128,21 @@ func (x *StartDataChannelRequest) GetInBand() bool {
 	return false
 }
 
+// DataChannelOffer is one message of the server in StartDataChannel: the offer
+// first, then one candidate in each.
 type DataChannelOffer struct {
-	state       protoimpl.MessageState `protogen:"open.v1"`
-	Offer       string                 `protobuf:"bytes,1,opt,name=offer,proto3" json:"offer,omitempty"`
-	StunServers []string               `protobuf:"bytes,2,rep,name=stun_servers,json=stunServers,proto3" json:"stun_servers,omitempty"`
-	Candidate   string                 `protobuf:"bytes,3,opt,name=candidate,proto3" json:"candidate,omitempty"`
-	// Extension. ICE servers with credentials minted for this session. A client
-	// that knows the field uses it in place of stun_servers.
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// offer is the node's session description, in the JSON form of
+	// RTCSessionDescription, without candidates.
+	Offer string `protobuf:"bytes,1,opt,name=offer,proto3" json:"offer,omitempty"`
+	// stun_servers are the URLs of ICE servers that need no credential, such as
+	// "stun:host:port".
+	StunServers []string `protobuf:"bytes,2,rep,name=stun_servers,json=stunServers,proto3" json:"stun_servers,omitempty"`
+	// candidate is an ICE candidate: the JSON form of RTCIceCandidateInit. v1
+	// nodes send the bare "candidate:..." line instead.
+	Candidate string `protobuf:"bytes,3,opt,name=candidate,proto3" json:"candidate,omitempty"`
+	// ice_servers are an extension: ICE servers with credentials minted for this
+	// session. A client that knows the field uses it in place of stun_servers.
 	IceServers    []*ICEServer `protobuf:"bytes,100,rep,name=ice_servers,json=iceServers,proto3" json:"ice_servers,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

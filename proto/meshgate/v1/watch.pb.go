@@ -27,6 +27,7 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// WatchMeshRequest asks to follow the mesh.
 type WatchMeshRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -71,9 +72,11 @@ type WatchMeshResponse struct {
 	// gateway_id is the node that answers.
 	GatewayId string `protobuf:"bytes,2,opt,name=gateway_id,json=gatewayId,proto3" json:"gateway_id,omitempty"`
 	// mesh_domain is the DNS domain of the mesh, without a trailing dot.
-	MeshDomain string         `protobuf:"bytes,3,opt,name=mesh_domain,json=meshDomain,proto3" json:"mesh_domain,omitempty"`
-	Nodes      []*v1.MeshNode `protobuf:"bytes,4,rep,name=nodes,proto3" json:"nodes,omitempty"`
-	Edges      []*v1.MeshEdge `protobuf:"bytes,5,rep,name=edges,proto3" json:"edges,omitempty"`
+	MeshDomain string `protobuf:"bytes,3,opt,name=mesh_domain,json=meshDomain,proto3" json:"mesh_domain,omitempty"`
+	// nodes are all nodes.
+	Nodes []*v1.MeshNode `protobuf:"bytes,4,rep,name=nodes,proto3" json:"nodes,omitempty"`
+	// edges are all edges.
+	Edges []*v1.MeshEdge `protobuf:"bytes,5,rep,name=edges,proto3" json:"edges,omitempty"`
 	// links tells, for each peer of the gateway, how it is reached.
 	Links         []*Link `protobuf:"bytes,6,rep,name=links,proto3" json:"links,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -154,16 +157,20 @@ func (x *WatchMeshResponse) GetLinks() []*Link {
 
 // Link is the WireGuard link between the answering gateway and one node.
 type Link struct {
-	state  protoimpl.MessageState `protogen:"open.v1"`
-	NodeId string                 `protobuf:"bytes,1,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// node_id is the other end.
+	NodeId string `protobuf:"bytes,1,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
 	// online is true while a handshake younger than 180 s exists (WireGuard's
 	// REJECT_AFTER_TIME).
 	Online bool `protobuf:"varint,2,opt,name=online,proto3" json:"online,omitempty"`
 	// endpoint is where packets go, as "ip:port"; empty while unknown.
-	Endpoint      string                 `protobuf:"bytes,3,opt,name=endpoint,proto3" json:"endpoint,omitempty"`
+	Endpoint string `protobuf:"bytes,3,opt,name=endpoint,proto3" json:"endpoint,omitempty"`
+	// last_handshake is when the node last proved its identity; unset is never.
 	LastHandshake *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=last_handshake,json=lastHandshake,proto3" json:"last_handshake,omitempty"`
-	ReceiveBytes  uint64                 `protobuf:"varint,5,opt,name=receive_bytes,json=receiveBytes,proto3" json:"receive_bytes,omitempty"`
-	TransmitBytes uint64                 `protobuf:"varint,6,opt,name=transmit_bytes,json=transmitBytes,proto3" json:"transmit_bytes,omitempty"`
+	// receive_bytes is what the node sent to the gateway, in bytes.
+	ReceiveBytes uint64 `protobuf:"varint,5,opt,name=receive_bytes,json=receiveBytes,proto3" json:"receive_bytes,omitempty"`
+	// transmit_bytes is what the gateway sent to the node, in bytes.
+	TransmitBytes uint64 `protobuf:"varint,6,opt,name=transmit_bytes,json=transmitBytes,proto3" json:"transmit_bytes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }

@@ -88,29 +88,58 @@ const (
 
 // AdminClient is a client for the v1.Admin service.
 type AdminClient interface {
+	// PutRole creates a role or replaces it. The roles mesh-admin and voters
+	// cannot be changed: INVALID_ARGUMENT.
 	PutRole(context.Context, *connect.Request[v1.Role]) (*connect.Response[emptypb.Empty], error)
+	// DeleteRole removes a role. Bindings to it stay and grant nothing.
 	DeleteRole(context.Context, *connect.Request[v1.Role]) (*connect.Response[emptypb.Empty], error)
+	// GetRole returns a role.
 	GetRole(context.Context, *connect.Request[v1.Role]) (*connect.Response[v1.Role], error)
+	// ListRoles returns every role.
 	ListRoles(context.Context, *connect.Request[emptypb.Empty]) (*connect.Response[v1.Roles], error)
+	// PutRoleBinding creates a role binding or replaces it. The bindings
+	// mesh-admin and bootstrap-voters cannot be changed: INVALID_ARGUMENT.
 	PutRoleBinding(context.Context, *connect.Request[v1.RoleBinding]) (*connect.Response[emptypb.Empty], error)
+	// DeleteRoleBinding removes a role binding.
 	DeleteRoleBinding(context.Context, *connect.Request[v1.RoleBinding]) (*connect.Response[emptypb.Empty], error)
+	// GetRoleBinding returns a role binding.
 	GetRoleBinding(context.Context, *connect.Request[v1.RoleBinding]) (*connect.Response[v1.RoleBinding], error)
+	// ListRoleBindings returns every role binding.
 	ListRoleBindings(context.Context, *connect.Request[emptypb.Empty]) (*connect.Response[v1.RoleBindings], error)
+	// PutGroup creates a group or replaces it.
 	PutGroup(context.Context, *connect.Request[v1.Group]) (*connect.Response[emptypb.Empty], error)
+	// DeleteGroup removes a group. The group voters cannot be removed:
+	// INVALID_ARGUMENT.
 	DeleteGroup(context.Context, *connect.Request[v1.Group]) (*connect.Response[emptypb.Empty], error)
+	// GetGroup returns a group.
 	GetGroup(context.Context, *connect.Request[v1.Group]) (*connect.Response[v1.Group], error)
+	// ListGroups returns every group.
 	ListGroups(context.Context, *connect.Request[emptypb.Empty]) (*connect.Response[v1.Groups], error)
+	// PutNetworkACL creates a network ACL or replaces it. One of its four lists
+	// at least must hold something.
 	PutNetworkACL(context.Context, *connect.Request[v1.NetworkACL]) (*connect.Response[emptypb.Empty], error)
+	// DeleteNetworkACL removes a network ACL.
 	DeleteNetworkACL(context.Context, *connect.Request[v1.NetworkACL]) (*connect.Response[emptypb.Empty], error)
+	// GetNetworkACL returns a network ACL.
 	GetNetworkACL(context.Context, *connect.Request[v1.NetworkACL]) (*connect.Response[v1.NetworkACL], error)
+	// ListNetworkACLs returns every network ACL.
 	ListNetworkACLs(context.Context, *connect.Request[emptypb.Empty]) (*connect.Response[v1.NetworkACLs], error)
+	// PutRoute creates a route or replaces it.
 	PutRoute(context.Context, *connect.Request[v1.Route]) (*connect.Response[emptypb.Empty], error)
+	// DeleteRoute removes a route.
 	DeleteRoute(context.Context, *connect.Request[v1.Route]) (*connect.Response[emptypb.Empty], error)
+	// GetRoute returns a route.
 	GetRoute(context.Context, *connect.Request[v1.Route]) (*connect.Response[v1.Route], error)
+	// ListRoutes returns every route.
 	ListRoutes(context.Context, *connect.Request[emptypb.Empty]) (*connect.Response[v1.Routes], error)
+	// PutEdge joins two nodes, or changes the weight and attributes of the edge
+	// between them.
 	PutEdge(context.Context, *connect.Request[v1.MeshEdge]) (*connect.Response[emptypb.Empty], error)
+	// DeleteEdge removes the edge between two nodes.
 	DeleteEdge(context.Context, *connect.Request[v1.MeshEdge]) (*connect.Response[emptypb.Empty], error)
+	// GetEdge returns the edge between two nodes.
 	GetEdge(context.Context, *connect.Request[v1.MeshEdge]) (*connect.Response[v1.MeshEdge], error)
+	// ListEdges returns every edge.
 	ListEdges(context.Context, *connect.Request[emptypb.Empty]) (*connect.Response[v1.MeshEdges], error)
 }
 
@@ -422,29 +451,58 @@ func (c *adminClient) ListEdges(ctx context.Context, req *connect.Request[emptyp
 
 // AdminHandler is an implementation of the v1.Admin service.
 type AdminHandler interface {
+	// PutRole creates a role or replaces it. The roles mesh-admin and voters
+	// cannot be changed: INVALID_ARGUMENT.
 	PutRole(context.Context, *connect.Request[v1.Role]) (*connect.Response[emptypb.Empty], error)
+	// DeleteRole removes a role. Bindings to it stay and grant nothing.
 	DeleteRole(context.Context, *connect.Request[v1.Role]) (*connect.Response[emptypb.Empty], error)
+	// GetRole returns a role.
 	GetRole(context.Context, *connect.Request[v1.Role]) (*connect.Response[v1.Role], error)
+	// ListRoles returns every role.
 	ListRoles(context.Context, *connect.Request[emptypb.Empty]) (*connect.Response[v1.Roles], error)
+	// PutRoleBinding creates a role binding or replaces it. The bindings
+	// mesh-admin and bootstrap-voters cannot be changed: INVALID_ARGUMENT.
 	PutRoleBinding(context.Context, *connect.Request[v1.RoleBinding]) (*connect.Response[emptypb.Empty], error)
+	// DeleteRoleBinding removes a role binding.
 	DeleteRoleBinding(context.Context, *connect.Request[v1.RoleBinding]) (*connect.Response[emptypb.Empty], error)
+	// GetRoleBinding returns a role binding.
 	GetRoleBinding(context.Context, *connect.Request[v1.RoleBinding]) (*connect.Response[v1.RoleBinding], error)
+	// ListRoleBindings returns every role binding.
 	ListRoleBindings(context.Context, *connect.Request[emptypb.Empty]) (*connect.Response[v1.RoleBindings], error)
+	// PutGroup creates a group or replaces it.
 	PutGroup(context.Context, *connect.Request[v1.Group]) (*connect.Response[emptypb.Empty], error)
+	// DeleteGroup removes a group. The group voters cannot be removed:
+	// INVALID_ARGUMENT.
 	DeleteGroup(context.Context, *connect.Request[v1.Group]) (*connect.Response[emptypb.Empty], error)
+	// GetGroup returns a group.
 	GetGroup(context.Context, *connect.Request[v1.Group]) (*connect.Response[v1.Group], error)
+	// ListGroups returns every group.
 	ListGroups(context.Context, *connect.Request[emptypb.Empty]) (*connect.Response[v1.Groups], error)
+	// PutNetworkACL creates a network ACL or replaces it. One of its four lists
+	// at least must hold something.
 	PutNetworkACL(context.Context, *connect.Request[v1.NetworkACL]) (*connect.Response[emptypb.Empty], error)
+	// DeleteNetworkACL removes a network ACL.
 	DeleteNetworkACL(context.Context, *connect.Request[v1.NetworkACL]) (*connect.Response[emptypb.Empty], error)
+	// GetNetworkACL returns a network ACL.
 	GetNetworkACL(context.Context, *connect.Request[v1.NetworkACL]) (*connect.Response[v1.NetworkACL], error)
+	// ListNetworkACLs returns every network ACL.
 	ListNetworkACLs(context.Context, *connect.Request[emptypb.Empty]) (*connect.Response[v1.NetworkACLs], error)
+	// PutRoute creates a route or replaces it.
 	PutRoute(context.Context, *connect.Request[v1.Route]) (*connect.Response[emptypb.Empty], error)
+	// DeleteRoute removes a route.
 	DeleteRoute(context.Context, *connect.Request[v1.Route]) (*connect.Response[emptypb.Empty], error)
+	// GetRoute returns a route.
 	GetRoute(context.Context, *connect.Request[v1.Route]) (*connect.Response[v1.Route], error)
+	// ListRoutes returns every route.
 	ListRoutes(context.Context, *connect.Request[emptypb.Empty]) (*connect.Response[v1.Routes], error)
+	// PutEdge joins two nodes, or changes the weight and attributes of the edge
+	// between them.
 	PutEdge(context.Context, *connect.Request[v1.MeshEdge]) (*connect.Response[emptypb.Empty], error)
+	// DeleteEdge removes the edge between two nodes.
 	DeleteEdge(context.Context, *connect.Request[v1.MeshEdge]) (*connect.Response[emptypb.Empty], error)
+	// GetEdge returns the edge between two nodes.
 	GetEdge(context.Context, *connect.Request[v1.MeshEdge]) (*connect.Response[v1.MeshEdge], error)
+	// ListEdges returns every edge.
 	ListEdges(context.Context, *connect.Request[emptypb.Empty]) (*connect.Response[v1.MeshEdges], error)
 }
 

@@ -57,14 +57,25 @@ const (
 
 // AppDaemonClient is a client for the v1.AppDaemon service.
 type AppDaemonClient interface {
+	// Connect connects the node to a mesh. FAILED_PRECONDITION when it is
+	// connected already.
 	Connect(context.Context, *connect.Request[v1.ConnectRequest]) (*connect.Response[v1.ConnectResponse], error)
+	// Disconnect takes the node off its mesh.
 	Disconnect(context.Context, *connect.Request[v1.DisconnectRequest]) (*connect.Response[v1.DisconnectResponse], error)
+	// Query reads the state of the mesh: see StorageQueryService.Query.
 	Query(context.Context, *connect.Request[v1.QueryRequest]) (*connect.ServerStreamForClient[v1.QueryResponse], error)
+	// Metrics returns the counters of the node's interfaces.
 	Metrics(context.Context, *connect.Request[v1.MetricsRequest]) (*connect.Response[v1.MetricsResponse], error)
+	// Status tells whether the node is connected, and as what.
 	Status(context.Context, *connect.Request[v1.StatusRequest]) (*connect.Response[v1.StatusResponse], error)
+	// Subscribe follows the state of the mesh: see StorageQueryService.Subscribe.
 	Subscribe(context.Context, *connect.Request[v1.SubscribeRequest]) (*connect.ServerStreamForClient[v1.SubscriptionEvent], error)
+	// Publish writes into the state of the mesh: see StorageQueryService.Publish.
 	Publish(context.Context, *connect.Request[v1.PublishRequest]) (*connect.Response[v1.PublishResponse], error)
+	// AnnounceDHT makes the node known on a distributed hash table, for others
+	// that hold the same key to find it.
 	AnnounceDHT(context.Context, *connect.Request[v1.AnnounceDHTRequest]) (*connect.Response[v1.AnnounceDHTResponse], error)
+	// LeaveDHT ends an announcement.
 	LeaveDHT(context.Context, *connect.Request[v1.LeaveDHTRequest]) (*connect.Response[v1.LeaveDHTResponse], error)
 }
 
@@ -196,14 +207,25 @@ func (c *appDaemonClient) LeaveDHT(ctx context.Context, req *connect.Request[v1.
 
 // AppDaemonHandler is an implementation of the v1.AppDaemon service.
 type AppDaemonHandler interface {
+	// Connect connects the node to a mesh. FAILED_PRECONDITION when it is
+	// connected already.
 	Connect(context.Context, *connect.Request[v1.ConnectRequest]) (*connect.Response[v1.ConnectResponse], error)
+	// Disconnect takes the node off its mesh.
 	Disconnect(context.Context, *connect.Request[v1.DisconnectRequest]) (*connect.Response[v1.DisconnectResponse], error)
+	// Query reads the state of the mesh: see StorageQueryService.Query.
 	Query(context.Context, *connect.Request[v1.QueryRequest], *connect.ServerStream[v1.QueryResponse]) error
+	// Metrics returns the counters of the node's interfaces.
 	Metrics(context.Context, *connect.Request[v1.MetricsRequest]) (*connect.Response[v1.MetricsResponse], error)
+	// Status tells whether the node is connected, and as what.
 	Status(context.Context, *connect.Request[v1.StatusRequest]) (*connect.Response[v1.StatusResponse], error)
+	// Subscribe follows the state of the mesh: see StorageQueryService.Subscribe.
 	Subscribe(context.Context, *connect.Request[v1.SubscribeRequest], *connect.ServerStream[v1.SubscriptionEvent]) error
+	// Publish writes into the state of the mesh: see StorageQueryService.Publish.
 	Publish(context.Context, *connect.Request[v1.PublishRequest]) (*connect.Response[v1.PublishResponse], error)
+	// AnnounceDHT makes the node known on a distributed hash table, for others
+	// that hold the same key to find it.
 	AnnounceDHT(context.Context, *connect.Request[v1.AnnounceDHTRequest]) (*connect.Response[v1.AnnounceDHTResponse], error)
+	// LeaveDHT ends an announcement.
 	LeaveDHT(context.Context, *connect.Request[v1.LeaveDHTRequest]) (*connect.Response[v1.LeaveDHTResponse], error)
 }
 

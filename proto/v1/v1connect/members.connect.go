@@ -53,11 +53,24 @@ const (
 
 // MembershipClient is a client for the v1.Membership service.
 type MembershipClient interface {
+	// Join makes the caller a member, or brings a member up to date that joins
+	// again with its key. INVALID_ARGUMENT names a bad field; ALREADY_EXISTS is an
+	// id or key that belongs to another node; PERMISSION_DENIED is an id other
+	// than the caller's own, or something asked for that no role grants.
 	Join(context.Context, *connect.Request[v1.JoinRequest]) (*connect.Response[v1.JoinResponse], error)
+	// Update changes a member's record. Fields that are empty stay as they are.
+	// NOT_FOUND when the node is no member.
 	Update(context.Context, *connect.Request[v1.UpdateRequest]) (*connect.Response[v1.UpdateResponse], error)
+	// Leave takes a node out of the mesh with its edges and its own routes. A
+	// node that is no member has left.
 	Leave(context.Context, *connect.Request[v1.LeaveRequest]) (*connect.Response[v1.LeaveResponse], error)
+	// SubscribePeers sends what the node's peers are to be, again whenever that
+	// changes. Each message replaces the one before it.
 	SubscribePeers(context.Context, *connect.Request[v1.SubscribePeersRequest]) (*connect.ServerStreamForClient[v1.PeerConfigurations], error)
+	// Apply puts an entry into the log of the built-in storage on behalf of
+	// another voter. FAILED_PRECONDITION when this node is not the leader.
 	Apply(context.Context, *connect.Request[v1.RaftLogEntry]) (*connect.Response[v1.RaftApplyResponse], error)
+	// GetStorageConfiguration tells which nodes hold the state.
 	GetStorageConfiguration(context.Context, *connect.Request[v1.StorageConfigurationRequest]) (*connect.Response[v1.StorageConfigurationResponse], error)
 }
 
@@ -153,11 +166,24 @@ func (c *membershipClient) GetStorageConfiguration(ctx context.Context, req *con
 
 // MembershipHandler is an implementation of the v1.Membership service.
 type MembershipHandler interface {
+	// Join makes the caller a member, or brings a member up to date that joins
+	// again with its key. INVALID_ARGUMENT names a bad field; ALREADY_EXISTS is an
+	// id or key that belongs to another node; PERMISSION_DENIED is an id other
+	// than the caller's own, or something asked for that no role grants.
 	Join(context.Context, *connect.Request[v1.JoinRequest]) (*connect.Response[v1.JoinResponse], error)
+	// Update changes a member's record. Fields that are empty stay as they are.
+	// NOT_FOUND when the node is no member.
 	Update(context.Context, *connect.Request[v1.UpdateRequest]) (*connect.Response[v1.UpdateResponse], error)
+	// Leave takes a node out of the mesh with its edges and its own routes. A
+	// node that is no member has left.
 	Leave(context.Context, *connect.Request[v1.LeaveRequest]) (*connect.Response[v1.LeaveResponse], error)
+	// SubscribePeers sends what the node's peers are to be, again whenever that
+	// changes. Each message replaces the one before it.
 	SubscribePeers(context.Context, *connect.Request[v1.SubscribePeersRequest], *connect.ServerStream[v1.PeerConfigurations]) error
+	// Apply puts an entry into the log of the built-in storage on behalf of
+	// another voter. FAILED_PRECONDITION when this node is not the leader.
 	Apply(context.Context, *connect.Request[v1.RaftLogEntry]) (*connect.Response[v1.RaftApplyResponse], error)
+	// GetStorageConfiguration tells which nodes hold the state.
 	GetStorageConfiguration(context.Context, *connect.Request[v1.StorageConfigurationRequest]) (*connect.Response[v1.StorageConfigurationResponse], error)
 }
 

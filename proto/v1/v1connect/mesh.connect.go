@@ -46,8 +46,12 @@ const (
 
 // MeshClient is a client for the v1.Mesh service.
 type MeshClient interface {
+	// GetNode returns one node. NOT_FOUND when the mesh has no such node,
+	// INVALID_ARGUMENT when the id is none.
 	GetNode(context.Context, *connect.Request[v1.GetNodeRequest]) (*connect.Response[v1.MeshNode], error)
+	// ListNodes returns every node.
 	ListNodes(context.Context, *connect.Request[emptypb.Empty]) (*connect.Response[v1.NodeList], error)
+	// GetMeshGraph returns the graph of nodes and edges, also as a drawing.
 	GetMeshGraph(context.Context, *connect.Request[emptypb.Empty]) (*connect.Response[v1.MeshGraph], error)
 }
 
@@ -107,8 +111,12 @@ func (c *meshClient) GetMeshGraph(ctx context.Context, req *connect.Request[empt
 
 // MeshHandler is an implementation of the v1.Mesh service.
 type MeshHandler interface {
+	// GetNode returns one node. NOT_FOUND when the mesh has no such node,
+	// INVALID_ARGUMENT when the id is none.
 	GetNode(context.Context, *connect.Request[v1.GetNodeRequest]) (*connect.Response[v1.MeshNode], error)
+	// ListNodes returns every node.
 	ListNodes(context.Context, *connect.Request[emptypb.Empty]) (*connect.Response[v1.NodeList], error)
+	// GetMeshGraph returns the graph of nodes and edges, also as a drawing.
 	GetMeshGraph(context.Context, *connect.Request[emptypb.Empty]) (*connect.Response[v1.MeshGraph], error)
 }
 

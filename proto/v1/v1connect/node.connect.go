@@ -47,8 +47,20 @@ const (
 
 // NodeClient is a client for the v1.Node service.
 type NodeClient interface {
+	// GetStatus tells the state of a node. A node answers for itself; asked about
+	// another it passes the question on, or fails with NOT_FOUND when the mesh
+	// has no such node and UNAVAILABLE when it cannot reach it.
 	GetStatus(context.Context, *connect.Request[v1.GetStatusRequest]) (*connect.Response[v1.Status], error)
+	// NegotiateDataChannel is how the gateway that serves StartDataChannel sets
+	// up the connection at the node that is to answer. The gateway sends proto,
+	// src, dst, port and ICE servers; the node sends an offer; the gateway sends
+	// the client's answer. From then on both send candidates until the gateway
+	// half-closes. PERMISSION_DENIED when the caller is no member of the mesh or
+	// the destination is not granted to the client.
 	NegotiateDataChannel(context.Context) *connect.BidiStreamForClient[v1.DataChannelNegotiation, v1.DataChannelNegotiation]
+	// ReceiveSignalChannel is the far end of StartSignalChannel: the gateway
+	// passes on what its caller sends, starting with an offer, and the node
+	// replies with an answer. Both may send candidates at any time after that.
 	ReceiveSignalChannel(context.Context) *connect.BidiStreamForClient[v1.WebRTCSignal, v1.WebRTCSignal]
 }
 
@@ -108,8 +120,20 @@ func (c *nodeClient) ReceiveSignalChannel(ctx context.Context) *connect.BidiStre
 
 // NodeHandler is an implementation of the v1.Node service.
 type NodeHandler interface {
+	// GetStatus tells the state of a node. A node answers for itself; asked about
+	// another it passes the question on, or fails with NOT_FOUND when the mesh
+	// has no such node and UNAVAILABLE when it cannot reach it.
 	GetStatus(context.Context, *connect.Request[v1.GetStatusRequest]) (*connect.Response[v1.Status], error)
+	// NegotiateDataChannel is how the gateway that serves StartDataChannel sets
+	// up the connection at the node that is to answer. The gateway sends proto,
+	// src, dst, port and ICE servers; the node sends an offer; the gateway sends
+	// the client's answer. From then on both send candidates until the gateway
+	// half-closes. PERMISSION_DENIED when the caller is no member of the mesh or
+	// the destination is not granted to the client.
 	NegotiateDataChannel(context.Context, *connect.BidiStream[v1.DataChannelNegotiation, v1.DataChannelNegotiation]) error
+	// ReceiveSignalChannel is the far end of StartSignalChannel: the gateway
+	// passes on what its caller sends, starting with an offer, and the node
+	// replies with an answer. Both may send candidates at any time after that.
 	ReceiveSignalChannel(context.Context, *connect.BidiStream[v1.WebRTCSignal, v1.WebRTCSignal]) error
 }
 

@@ -65,8 +65,12 @@ const (
 
 // PluginClient is a client for the v1.Plugin service.
 type PluginClient interface {
+	// GetInfo tells what the plugin is and can do.
 	GetInfo(context.Context, *connect.Request[emptypb.Empty]) (*connect.Response[v1.PluginInfo], error)
+	// Configure hands over the plugin's configuration and starts it.
 	Configure(context.Context, *connect.Request[v1.PluginConfiguration]) (*connect.Response[emptypb.Empty], error)
+	// Close ends the plugin; the node calls it when it stops. UNIMPLEMENTED is
+	// taken for success.
 	Close(context.Context, *connect.Request[emptypb.Empty]) (*connect.Response[emptypb.Empty], error)
 }
 
@@ -126,8 +130,12 @@ func (c *pluginClient) Close(ctx context.Context, req *connect.Request[emptypb.E
 
 // PluginHandler is an implementation of the v1.Plugin service.
 type PluginHandler interface {
+	// GetInfo tells what the plugin is and can do.
 	GetInfo(context.Context, *connect.Request[emptypb.Empty]) (*connect.Response[v1.PluginInfo], error)
+	// Configure hands over the plugin's configuration and starts it.
 	Configure(context.Context, *connect.Request[v1.PluginConfiguration]) (*connect.Response[emptypb.Empty], error)
+	// Close ends the plugin; the node calls it when it stops. UNIMPLEMENTED is
+	// taken for success.
 	Close(context.Context, *connect.Request[emptypb.Empty]) (*connect.Response[emptypb.Empty], error)
 }
 
@@ -187,6 +195,8 @@ func (UnimplementedPluginHandler) Close(context.Context, *connect.Request[emptyp
 
 // AuthPluginClient is a client for the v1.AuthPlugin service.
 type AuthPluginClient interface {
+	// Authenticate finds out who makes a call to the node. Any error refuses the
+	// call with UNAUTHENTICATED.
 	Authenticate(context.Context, *connect.Request[v1.AuthenticationRequest]) (*connect.Response[v1.AuthenticationResponse], error)
 }
 
@@ -222,6 +232,8 @@ func (c *authPluginClient) Authenticate(ctx context.Context, req *connect.Reques
 
 // AuthPluginHandler is an implementation of the v1.AuthPlugin service.
 type AuthPluginHandler interface {
+	// Authenticate finds out who makes a call to the node. Any error refuses the
+	// call with UNAUTHENTICATED.
 	Authenticate(context.Context, *connect.Request[v1.AuthenticationRequest]) (*connect.Response[v1.AuthenticationResponse], error)
 }
 
@@ -257,6 +269,7 @@ func (UnimplementedAuthPluginHandler) Authenticate(context.Context, *connect.Req
 
 // WatchPluginClient is a client for the v1.WatchPlugin service.
 type WatchPluginClient interface {
+	// Emit tells of an event. Errors are logged and nothing else.
 	Emit(context.Context, *connect.Request[v1.Event]) (*connect.Response[emptypb.Empty], error)
 }
 
@@ -292,6 +305,7 @@ func (c *watchPluginClient) Emit(ctx context.Context, req *connect.Request[v1.Ev
 
 // WatchPluginHandler is an implementation of the v1.WatchPlugin service.
 type WatchPluginHandler interface {
+	// Emit tells of an event. Errors are logged and nothing else.
 	Emit(context.Context, *connect.Request[v1.Event]) (*connect.Response[emptypb.Empty], error)
 }
 
@@ -327,7 +341,9 @@ func (UnimplementedWatchPluginHandler) Emit(context.Context, *connect.Request[v1
 
 // IPAMPluginClient is a client for the v1.IPAMPlugin service.
 type IPAMPluginClient interface {
+	// Allocate chooses an address for a node. It must be free.
 	Allocate(context.Context, *connect.Request[v1.AllocateIPRequest]) (*connect.Response[v1.AllocatedIP], error)
+	// Release tells that a node does not use its address any more.
 	Release(context.Context, *connect.Request[v1.ReleaseIPRequest]) (*connect.Response[emptypb.Empty], error)
 }
 
@@ -375,7 +391,9 @@ func (c *iPAMPluginClient) Release(ctx context.Context, req *connect.Request[v1.
 
 // IPAMPluginHandler is an implementation of the v1.IPAMPlugin service.
 type IPAMPluginHandler interface {
+	// Allocate chooses an address for a node. It must be free.
 	Allocate(context.Context, *connect.Request[v1.AllocateIPRequest]) (*connect.Response[v1.AllocatedIP], error)
+	// Release tells that a node does not use its address any more.
 	Release(context.Context, *connect.Request[v1.ReleaseIPRequest]) (*connect.Response[emptypb.Empty], error)
 }
 
@@ -423,6 +441,9 @@ func (UnimplementedIPAMPluginHandler) Release(context.Context, *connect.Request[
 
 // StorageQuerierPluginClient is a client for the v1.StorageQuerierPlugin service.
 type StorageQuerierPluginClient interface {
+	// InjectQuerier gives the plugin access to the state of the mesh. The node
+	// opens the stream, and then the roles are reversed: the plugin sends queries
+	// as its responses, the node sends results as its requests.
 	InjectQuerier(context.Context) *connect.BidiStreamForClient[v1.PluginQueryResult, v1.PluginQuery]
 }
 
@@ -458,6 +479,9 @@ func (c *storageQuerierPluginClient) InjectQuerier(ctx context.Context) *connect
 
 // StorageQuerierPluginHandler is an implementation of the v1.StorageQuerierPlugin service.
 type StorageQuerierPluginHandler interface {
+	// InjectQuerier gives the plugin access to the state of the mesh. The node
+	// opens the stream, and then the roles are reversed: the plugin sends queries
+	// as its responses, the node sends results as its requests.
 	InjectQuerier(context.Context, *connect.BidiStream[v1.PluginQueryResult, v1.PluginQuery]) error
 }
 

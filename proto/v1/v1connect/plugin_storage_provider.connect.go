@@ -78,18 +78,35 @@ const (
 
 // StorageProviderPluginClient is a client for the v1.StorageProviderPlugin service.
 type StorageProviderPluginClient interface {
+	// GetStatus tells the state of the storage.
 	GetStatus(context.Context, *connect.Request[v1.StorageStatusRequest]) (*connect.Response[v1.StorageStatus], error)
+	// Bootstrap makes a new, empty storage that this node leads. The nodes agree
+	// beforehand on who calls it. FAILED_PRECONDITION when there is one already.
 	Bootstrap(context.Context, *connect.Request[v1.BootstrapRequest]) (*connect.Response[v1.BootstrapResponse], error)
+	// AddVoter adds a member that has a vote, or gives an observer one.
 	AddVoter(context.Context, *connect.Request[v1.StoragePeer]) (*connect.Response[v1.AddVoterResponse], error)
+	// AddObserver adds a member without a vote. A provider that knows no such
+	// members succeeds, and should show the node in GetStatus.
 	AddObserver(context.Context, *connect.Request[v1.StoragePeer]) (*connect.Response[v1.AddObserverResponse], error)
+	// DemoteVoter takes a member's vote. A provider that knows no observers
+	// succeeds, and should show the node in GetStatus.
 	DemoteVoter(context.Context, *connect.Request[v1.StoragePeer]) (*connect.Response[v1.DemoteVoterResponse], error)
+	// RemovePeer removes a member.
 	RemovePeer(context.Context, *connect.Request[v1.StoragePeer]) (*connect.Response[v1.RemoveServerResponse], error)
+	// GetLeader returns a member to which writes can be sent.
 	GetLeader(context.Context, *connect.Request[v1.GetLeaderRequest]) (*connect.Response[v1.StoragePeer], error)
+	// GetValue reads a key. NOT_FOUND when there is no such key.
 	GetValue(context.Context, *connect.Request[v1.GetValueRequest]) (*connect.Response[v1.GetValueResponse], error)
+	// PutValue writes a key.
 	PutValue(context.Context, *connect.Request[v1.PutValueRequest]) (*connect.Response[v1.PutValueResponse], error)
+	// DeleteValue removes a key, which need not exist.
 	DeleteValue(context.Context, *connect.Request[v1.DeleteValueRequest]) (*connect.Response[v1.DeleteValueResponse], error)
+	// ListKeys lists the keys that begin with a prefix.
 	ListKeys(context.Context, *connect.Request[v1.ListKeysRequest]) (*connect.Response[v1.ListKeysResponse], error)
+	// ListValues reads every key that begins with a prefix.
 	ListValues(context.Context, *connect.Request[v1.ListValuesRequest]) (*connect.Response[v1.ListValuesResponse], error)
+	// SubscribePrefix sends every change to a key that begins with a prefix, from
+	// now on and in order.
 	SubscribePrefix(context.Context, *connect.Request[v1.SubscribePrefixRequest]) (*connect.ServerStreamForClient[v1.PrefixEvent], error)
 }
 
@@ -269,18 +286,35 @@ func (c *storageProviderPluginClient) SubscribePrefix(ctx context.Context, req *
 
 // StorageProviderPluginHandler is an implementation of the v1.StorageProviderPlugin service.
 type StorageProviderPluginHandler interface {
+	// GetStatus tells the state of the storage.
 	GetStatus(context.Context, *connect.Request[v1.StorageStatusRequest]) (*connect.Response[v1.StorageStatus], error)
+	// Bootstrap makes a new, empty storage that this node leads. The nodes agree
+	// beforehand on who calls it. FAILED_PRECONDITION when there is one already.
 	Bootstrap(context.Context, *connect.Request[v1.BootstrapRequest]) (*connect.Response[v1.BootstrapResponse], error)
+	// AddVoter adds a member that has a vote, or gives an observer one.
 	AddVoter(context.Context, *connect.Request[v1.StoragePeer]) (*connect.Response[v1.AddVoterResponse], error)
+	// AddObserver adds a member without a vote. A provider that knows no such
+	// members succeeds, and should show the node in GetStatus.
 	AddObserver(context.Context, *connect.Request[v1.StoragePeer]) (*connect.Response[v1.AddObserverResponse], error)
+	// DemoteVoter takes a member's vote. A provider that knows no observers
+	// succeeds, and should show the node in GetStatus.
 	DemoteVoter(context.Context, *connect.Request[v1.StoragePeer]) (*connect.Response[v1.DemoteVoterResponse], error)
+	// RemovePeer removes a member.
 	RemovePeer(context.Context, *connect.Request[v1.StoragePeer]) (*connect.Response[v1.RemoveServerResponse], error)
+	// GetLeader returns a member to which writes can be sent.
 	GetLeader(context.Context, *connect.Request[v1.GetLeaderRequest]) (*connect.Response[v1.StoragePeer], error)
+	// GetValue reads a key. NOT_FOUND when there is no such key.
 	GetValue(context.Context, *connect.Request[v1.GetValueRequest]) (*connect.Response[v1.GetValueResponse], error)
+	// PutValue writes a key.
 	PutValue(context.Context, *connect.Request[v1.PutValueRequest]) (*connect.Response[v1.PutValueResponse], error)
+	// DeleteValue removes a key, which need not exist.
 	DeleteValue(context.Context, *connect.Request[v1.DeleteValueRequest]) (*connect.Response[v1.DeleteValueResponse], error)
+	// ListKeys lists the keys that begin with a prefix.
 	ListKeys(context.Context, *connect.Request[v1.ListKeysRequest]) (*connect.Response[v1.ListKeysResponse], error)
+	// ListValues reads every key that begins with a prefix.
 	ListValues(context.Context, *connect.Request[v1.ListValuesRequest]) (*connect.Response[v1.ListValuesResponse], error)
+	// SubscribePrefix sends every change to a key that begins with a prefix, from
+	// now on and in order.
 	SubscribePrefix(context.Context, *connect.Request[v1.SubscribePrefixRequest], *connect.ServerStream[v1.PrefixEvent]) error
 }
 

@@ -48,8 +48,16 @@ const (
 
 // StorageQueryServiceClient is a client for the v1.StorageQueryService service.
 type StorageQueryServiceClient interface {
+	// Query reads. GET and LIST send one response, ITER one for each key and then
+	// one with the error "EOF". A key that does not exist is an error within the
+	// response. INVALID_ARGUMENT is an unknown command.
 	Query(context.Context, *connect.Request[v1.QueryRequest]) (*connect.ServerStreamForClient[v1.QueryResponse], error)
+	// Publish writes a key of an application. It takes VERB_PUT on
+	// RESOURCE_PUBSUB with the key for a name. INVALID_ARGUMENT is an empty key
+	// or one under /registry/ or /raft/.
 	Publish(context.Context, *connect.Request[v1.PublishRequest]) (*connect.Response[v1.PublishResponse], error)
+	// Subscribe sends every change to a key that begins with a prefix, from now
+	// on. It takes VERB_GET on RESOURCE_PUBSUB with the prefix for a name.
 	Subscribe(context.Context, *connect.Request[v1.SubscribeRequest]) (*connect.ServerStreamForClient[v1.SubscriptionEvent], error)
 }
 
@@ -109,8 +117,16 @@ func (c *storageQueryServiceClient) Subscribe(ctx context.Context, req *connect.
 
 // StorageQueryServiceHandler is an implementation of the v1.StorageQueryService service.
 type StorageQueryServiceHandler interface {
+	// Query reads. GET and LIST send one response, ITER one for each key and then
+	// one with the error "EOF". A key that does not exist is an error within the
+	// response. INVALID_ARGUMENT is an unknown command.
 	Query(context.Context, *connect.Request[v1.QueryRequest], *connect.ServerStream[v1.QueryResponse]) error
+	// Publish writes a key of an application. It takes VERB_PUT on
+	// RESOURCE_PUBSUB with the key for a name. INVALID_ARGUMENT is an empty key
+	// or one under /registry/ or /raft/.
 	Publish(context.Context, *connect.Request[v1.PublishRequest]) (*connect.Response[v1.PublishResponse], error)
+	// Subscribe sends every change to a key that begins with a prefix, from now
+	// on. It takes VERB_GET on RESOURCE_PUBSUB with the prefix for a name.
 	Subscribe(context.Context, *connect.Request[v1.SubscribeRequest], *connect.ServerStream[v1.SubscriptionEvent]) error
 }
 

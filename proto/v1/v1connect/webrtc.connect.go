@@ -44,7 +44,20 @@ const (
 
 // WebRTCClient is a client for the v1.WebRTC service.
 type WebRTCClient interface {
+	// StartDataChannel sets up a connection on which the node forwards traffic
+	// for the client. The client says where to; the server sends the node's offer
+	// and ICE servers; the client sends its answer. Both then send candidates
+	// until the client half-closes; the connection outlives the call.
+	//
+	// It takes VERB_PUT on RESOURCE_DATA_CHANNELS with node_id for a name, and
+	// network ACLs that accept the destination. INVALID_ARGUMENT is a bad
+	// request, PERMISSION_DENIED one that is not granted, NOT_FOUND an unknown
+	// node, and DEADLINE_EXCEEDED a client that is silent for 10 seconds when it
+	// is its turn.
 	StartDataChannel(context.Context) *connect.BidiStreamForClient[v1.StartDataChannelRequest, v1.DataChannelOffer]
+	// StartSignalChannel passes signals between the caller and a node, so that
+	// they set up a peer connection of their own. The caller names the node and
+	// sends the offer. It takes the same right as StartDataChannel.
 	StartSignalChannel(context.Context) *connect.BidiStreamForClient[v1.WebRTCSignal, v1.WebRTCSignal]
 }
 
@@ -92,7 +105,20 @@ func (c *webRTCClient) StartSignalChannel(ctx context.Context) *connect.BidiStre
 
 // WebRTCHandler is an implementation of the v1.WebRTC service.
 type WebRTCHandler interface {
+	// StartDataChannel sets up a connection on which the node forwards traffic
+	// for the client. The client says where to; the server sends the node's offer
+	// and ICE servers; the client sends its answer. Both then send candidates
+	// until the client half-closes; the connection outlives the call.
+	//
+	// It takes VERB_PUT on RESOURCE_DATA_CHANNELS with node_id for a name, and
+	// network ACLs that accept the destination. INVALID_ARGUMENT is a bad
+	// request, PERMISSION_DENIED one that is not granted, NOT_FOUND an unknown
+	// node, and DEADLINE_EXCEEDED a client that is silent for 10 seconds when it
+	// is its turn.
 	StartDataChannel(context.Context, *connect.BidiStream[v1.StartDataChannelRequest, v1.DataChannelOffer]) error
+	// StartSignalChannel passes signals between the caller and a node, so that
+	// they set up a peer connection of their own. The caller names the node and
+	// sends the offer. It takes the same right as StartDataChannel.
 	StartSignalChannel(context.Context, *connect.BidiStream[v1.WebRTCSignal, v1.WebRTCSignal]) error
 }
 
