@@ -26,23 +26,24 @@ func allowed() map[string][]string {
 		"signaling/rtc":    {},
 		"signaling/bridge": {},
 		"node":             {"proto"},
-		"node/member":      {"node/registry", "node/ipam", "node/policy", "node/mesh"},
-		"node/registry":    {"node/store", "node/mesh", "proto"},
-		"node/plugin":      {"node/ipam", "node/mesh", "proto"},
-		"node/store":       {"proto"},
-		"node/peer":        {"node/mesh", "proto"},
+		// Features, protocols of edges, resources and verbs are enums of the API:
+		// who reads these fields of a value needs their names.
+		"node/member":   {"node/registry", "node/ipam", "node/policy", "node/mesh", "proto"},
+		"node/policy":   {"node/mesh", "proto"},
+		"node/registry": {"node/store", "node/mesh", "proto"},
+		"node/plugin":   {"node/ipam", "node/mesh", "proto"},
+		"node/store":    {"proto"},
+		"node/peer":     {"node/mesh", "proto"},
 		// A plan holds what the ACLs grant: there is one evaluator of them.
 		"node/topology": {"node/policy", "node/mesh"},
-		// Resources, verbs and subject types are enums of the API.
-		"node/policy":  {"node/mesh", "proto"},
-		"node/ipam":    {"node/mesh"},
-		"node/wg":      {"node/mesh"},
-		"node/hostnet": {"node/mesh"},
-		"node/dns":     {"node/mesh"},
-		"node/mesh":    {"proto"},
-		"turn":         {},
-		"web":          {},
-		"proto":        {},
+		"node/ipam":     {"node/mesh"},
+		"node/wg":       {"node/mesh"},
+		"node/hostnet":  {"node/mesh"},
+		"node/dns":      {"node/mesh"},
+		"node/mesh":     {"proto"},
+		"turn":          {},
+		"web":           {},
+		"proto":         {},
 	}
 }
 
