@@ -3,7 +3,6 @@
 package wg_test
 
 import (
-	"context"
 	"io"
 	"net"
 	"net/netip"
@@ -11,25 +10,6 @@ import (
 
 	"github.com/meshgate/meshgate/node/wg/wgtest"
 )
-
-// connect returns both ends of a TCP connection from a to addr, which is b's.
-func connect(tb testing.TB, a, b *wgtest.Node, addr netip.Addr) (client, server net.Conn) {
-	tb.Helper()
-	ctx := context.Background()
-	l, err := b.Listen(ctx, "tcp", netip.AddrPortFrom(addr, 0).String())
-	if err != nil {
-		tb.Fatal(err)
-	}
-	defer l.Close()
-	if client, err = a.DialContext(ctx, "tcp", l.Addr().String()); err != nil {
-		tb.Fatal(err)
-	}
-	if server, err = l.Accept(); err != nil {
-		tb.Fatal(err)
-	}
-	tb.Cleanup(func() { client.Close(); server.Close() })
-	return client, server
-}
 
 // benchmarkStream measures the rate of one TCP stream.
 func benchmarkStream(b *testing.B, client, server net.Conn) {

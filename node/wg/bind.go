@@ -136,12 +136,16 @@ func (b *bind) Send(packets [][]byte, ep conn.Endpoint) error {
 	if err == nil || errors.As(err, new(conn.ErrUDPGSODisabled)) {
 		return err
 	}
-	// The address that the peer used to reach us may be gone from this host.
-	// The device's own remedy works with its own bind only.
-	if std, ok := ep.(*conn.StdNetEndpoint); ok && std.SrcIP().IsValid() {
-		return b.udp.Send(packets, &conn.StdNetEndpoint{AddrPort: std.AddrPort})
+	// The address of ours that the peer used may be gone from this host. The
+	// device's own remedy works with its own bind only.
+	if !ep.SrcIP().IsValid() {
+		return err
 	}
-	return err
+	fresh, parseErr := b.udp.ParseEndpoint(ep.DstToString())
+	if parseErr != nil {
+		return errors.Join(err, parseErr)
+	}
+	return b.udp.Send(packets, fresh)
 }
 
 // ParseEndpoint implements conn.Bind.

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -166,12 +167,19 @@ func (n *netstack) openUDP(local, remote netip.AddrPort) (*udpConn, error) {
 // closer remembers that a socket was closed, so that its errors can say so.
 type closer struct{ closed atomic.Bool }
 
-// cause returns net.ErrClosed in place of err after the socket was closed.
-func (c *closer) cause(op, network string, local net.Addr, err error) error {
-	if err == nil || !c.closed.Load() {
-		return err
+// cause gives errors of the stack's sockets the meaning that those of the
+// host's have: net.ErrClosed and os.ErrDeadlineExceeded.
+func (c *closer) cause(op, network string, err error) error {
+	if err == nil {
+		return nil
 	}
-	return &net.OpError{Op: op, Net: network, Addr: local, Err: net.ErrClosed}
+	if c.closed.Load() {
+		return &net.OpError{Op: op, Net: network, Err: net.ErrClosed}
+	}
+	if timeout := net.Error(nil); errors.As(err, &timeout) && timeout.Timeout() {
+		return &net.OpError{Op: op, Net: network, Err: os.ErrDeadlineExceeded}
+	}
+	return err
 }
 
 // tcpConn is a TCP connection with CloseRead and CloseWrite.
@@ -183,13 +191,13 @@ type tcpConn struct {
 // Read implements net.Conn.
 func (c *tcpConn) Read(b []byte) (int, error) {
 	n, err := c.TCPConn.Read(b)
-	return n, c.cause("read", "tcp", nil, err)
+	return n, c.cause("read", "tcp", err)
 }
 
 // Write implements net.Conn.
 func (c *tcpConn) Write(b []byte) (int, error) {
 	n, err := c.TCPConn.Write(b)
-	return n, c.cause("write", "tcp", nil, err)
+	return n, c.cause("write", "tcp", err)
 }
 
 // Close implements net.Conn.
@@ -208,7 +216,7 @@ type tcpListener struct {
 func (l *tcpListener) Accept() (net.Conn, error) {
 	c, err := l.TCPListener.Accept()
 	if err != nil {
-		return nil, l.cause("accept", "tcp", nil, err)
+		return nil, l.cause("accept", "tcp", err)
 	}
 	return &tcpConn{TCPConn: c.(*gonet.TCPConn)}, nil
 }
@@ -229,19 +237,19 @@ type udpConn struct {
 // Read implements net.Conn.
 func (c *udpConn) Read(b []byte) (int, error) {
 	n, err := c.UDPConn.Read(b)
-	return n, c.cause("read", "udp", nil, err)
+	return n, c.cause("read", "udp", err)
 }
 
 // ReadFrom implements net.PacketConn.
 func (c *udpConn) ReadFrom(b []byte) (int, net.Addr, error) {
 	n, from, err := c.UDPConn.ReadFrom(b)
-	return n, from, c.cause("read", "udp", nil, err)
+	return n, from, c.cause("read", "udp", err)
 }
 
 // Write implements net.Conn.
 func (c *udpConn) Write(b []byte) (int, error) {
 	n, err := c.UDPConn.Write(b)
-	return n, c.cause("write", "udp", nil, err)
+	return n, c.cause("write", "udp", err)
 }
 
 // WriteTo implements net.PacketConn. The address is a *net.UDPAddr.
@@ -254,7 +262,7 @@ func (c *udpConn) WriteTo(b []byte, to net.Addr) (int, error) {
 		ua = &net.UDPAddr{IP: v4, Port: ua.Port}
 	}
 	n, err := c.UDPConn.WriteTo(b, ua)
-	return n, c.cause("write", "udp", nil, err)
+	return n, c.cause("write", "udp", err)
 }
 
 // Close implements net.Conn.

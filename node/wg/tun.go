@@ -38,15 +38,14 @@ func newHostTUN(name string, mtu int, f *filter, m *metrics) (*hostTUN, error) {
 	return h, nil
 }
 
-// relayEvents passes events of the interface on, except that it was down to
-// begin with: that one may come after we brought WireGuard up.
+// relayEvents passes on that the MTU changed. That the interface went up or
+// down does not matter: Set and Close say when WireGuard runs, and the library
+// reports the state before the first change late.
 func (h *hostTUN) relayEvents() {
 	defer close(h.relayed)
 	defer close(h.events)
-	wasUp := false
 	for e := range h.Device.Events() {
-		wasUp = wasUp || e&tun.EventUp != 0
-		if e&tun.EventDown == 0 || wasUp {
+		if e &= tun.EventMTUUpdate; e != 0 {
 			h.events <- e
 		}
 	}

@@ -45,6 +45,11 @@ func (p *pipeEnd) ReadPacket(buf []byte) (int, error) {
 // WritePacket implements wg.PacketConn.
 func (p *pipeEnd) WritePacket(buf []byte) error {
 	select {
+	case <-p.done: // also when there is room
+		return net.ErrClosed
+	default:
+	}
+	select {
 	case <-p.done:
 		return net.ErrClosed
 	case p.out <- append([]byte(nil), buf...):
