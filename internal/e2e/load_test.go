@@ -138,7 +138,7 @@ func TestTwoHundredPeerConnections_OpenAndLeaveNothing(t *testing.T) {
 	if err := ping(ctx, api); err != nil {
 		t.Fatal(err)
 	}
-	fds, goroutines := gate.fds(), gate.goroutines()
+	goroutines, fds := gate.goroutines(), gate.fds()
 	var mu sync.Mutex // guards open
 	var open []*client.Conn
 	g := errgroup.Group{}
@@ -165,6 +165,7 @@ func TestTwoHundredPeerConnections_OpenAndLeaveNothing(t *testing.T) {
 	if err := g.Wait(); err != nil {
 		t.Error(err)
 	}
+	api.Close()
 	eventually(t, 10*time.Second, func() (bool, string) {
 		f, n := gate.fds(), gate.goroutines()
 		return f <= fds+2 && n <= goroutines+5, fmt.Sprintf("%d fds (before %d), %d goroutines (before %d)", f, fds, n, goroutines)
