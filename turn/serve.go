@@ -27,9 +27,6 @@ func (s *Server) listen(udp, tcp []netip.AddrPort) error {
 			return fmt.Errorf("listen for turn over udp: %w", err)
 		}
 		s.sockets = append(s.sockets, c)
-		// The kernel may grant less; that costs packets under load only.
-		_ = c.SetReadBuffer(socketBuffer)
-		_ = c.SetWriteBuffer(socketBuffer)
 	}
 	for _, a := range tcp {
 		l, err := net.ListenTCP("tcp"+family(a), net.TCPAddrFromAddrPort(a))
@@ -52,6 +49,9 @@ func family(a netip.AddrPort) string {
 // serve starts all that runs until Close.
 func (s *Server) serve() error {
 	for _, c := range s.sockets {
+		if b, ok := c.(interface{ SetReadBuffer(int) error }); ok {
+			_ = b.SetReadBuffer(socketBuffer) // the kernel may grant less; that costs packets under load only
+		}
 		if err := s.enter(newGate(s, c)); err != nil {
 			return err
 		}
