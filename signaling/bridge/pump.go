@@ -91,7 +91,9 @@ func rawDown(ch Channel, conn net.Conn, queue func() int, gone <-chan struct{}, 
 	defer copyBuffers.Put(buf)
 	for {
 		if !waitQueue(ch, queue(), gone) {
-			_, _ = io.Copy(io.Discard, conn) // ended by the deadline of rawUp
+			// Ended by the deadline of rawUp. What a connection still had on its
+			// way is drained; one that goes on sending is cut off.
+			_, _ = io.CopyN(io.Discard, conn, Window)
 			return
 		}
 		n, err := conn.Read(buf[:MessageSize])

@@ -258,6 +258,7 @@ type udpMux struct {
 }
 
 func newUDPMux(e *Engine, conn net.PacketConn) *udpMux {
+	enlarge(conn, sharedBuffer)
 	m := &udpMux{engine: e, done: make(chan struct{})}
 	m.conn = &guardedConn{PacketConn: &ownedConn{PacketConn: conn, done: m.done}, drop: e.drop}
 	n := newGuardedNet(&e.interfaces, e.drop)

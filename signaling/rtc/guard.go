@@ -179,6 +179,11 @@ func (c *guardedStream) Close() error {
 	return c.Conn.Close()
 }
 
+const (
+	socketBuffer = 2 << 20 // of a peer's own socket
+	sharedBuffer = 8 << 20 // of the socket that all share
+)
+
 // interfaceTTL is how long a listing of the machine's interfaces is believed.
 const interfaceTTL = 5 * time.Second
 
@@ -258,7 +263,21 @@ func (n *guardedNet) guardUDP(c transport.UDPConn, err error) (transport.UDPConn
 	if err := n.track(c); err != nil {
 		return nil, err
 	}
+	enlarge(c, socketBuffer)
 	return &guardedUDP{UDPConn: c, drop: n.drop, forget: func() { n.forget(c) }}, nil
+}
+
+// enlarge asks for larger socket buffers. SCTP sends bursts of a whole
+// congestion window, and the default of Linux holds 90 packets of it; what
+// falls out costs a retransmission timeout.
+func enlarge(c any, bytes int) {
+	if b, ok := c.(interface {
+		SetReadBuffer(int) error
+		SetWriteBuffer(int) error
+	}); ok {
+		_ = b.SetReadBuffer(bytes) // the system gives as much as it allows
+		_ = b.SetWriteBuffer(bytes)
+	}
 }
 
 // guardStream wraps a connection to a TURN server.
