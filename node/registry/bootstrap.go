@@ -6,13 +6,11 @@ import (
 	"cmp"
 	"context"
 	"crypto/rand"
-	"fmt"
 	"math"
 	"net/netip"
 	"slices"
 	"time"
 
-	"github.com/meshgate/meshgate/node/ipam"
 	"github.com/meshgate/meshgate/node/mesh"
 	v1 "github.com/meshgate/meshgate/proto/v1"
 )
@@ -63,12 +61,13 @@ func (r *Registry) Bootstrap(ctx context.Context, b Bootstrap) error {
 		if s.IPv6.IsValid() {
 			return nil
 		}
-		return b.write(c)
+		b.write(c)
+		return nil
 	})
 	return err
 }
 
-func (b Bootstrap) write(c *Change) error {
+func (b Bootstrap) write(c *Change) {
 	entropy := make([]byte, 32)
 	_, _ = rand.Read(entropy) // never fails: see crypto/rand
 	ipv4, ipv6 := b.IPv4, mesh.IPv6Prefix(entropy)
@@ -109,12 +108,8 @@ func (b Bootstrap) write(c *Change) error {
 	}
 	self := b.Self
 	self.Features, self.Services = slices.Clone(self.Features), slices.Clone(self.Services)
-	address, err := ipam.Next(ipv4, func(netip.Addr) bool { return false })
-	if err != nil {
-		return fmt.Errorf("address of the first node: %w", err)
-	}
-	self.IPv4, self.IPv6 = address, mesh.NodeIPv6(ipv6, self.PublicKey.WireGuard())
+	first := ipv4.Masked().Addr().Next()
+	self.IPv4, self.IPv6 = netip.PrefixFrom(first, first.BitLen()), mesh.NodeIPv6(ipv6, self.PublicKey.WireGuard())
 	self.JoinedAt = time.Now().UTC().Truncate(time.Second)
 	c.PutNode(&self)
-	return nil
 }
