@@ -272,7 +272,7 @@ func TestV1_MalformedOpenEndsThePeerConnection(t *testing.T) {
 func TestV1_TransferBothWays(t *testing.T) {
 	c := dialV1(t, newService(t, &world{}, self), v1client.Config{Request: request(t, "tcp", listen(t, echo))})
 	ch := mustOpen(t, c)
-	const size = 8 << 20
+	const size = transferSize / 4
 	sent, got := sha256.New(), sha256.New()
 	wrote := make(chan error, 1)
 	go func() {

@@ -276,9 +276,14 @@ func dial(t testing.TB, s *signaling.Service, node mesh.NodeID, change ...func(*
 	return c
 }
 
+func clientOptions() client.Options {
+	return client.Options{Node: string(self), RTC: rtc.Config{Loopback: true, Local: loopbackOnly}}
+}
+
 func tryDial(t testing.TB, s *signaling.Service, node mesh.NodeID, change ...func(*client.Options)) (*client.Conn, error) {
 	t.Helper()
-	opts := client.Options{Node: string(node), RTC: rtc.Config{Loopback: true, Local: loopbackOnly}}
+	opts := clientOptions()
+	opts.Node = string(node)
 	for _, f := range change {
 		f(&opts)
 	}

@@ -81,7 +81,7 @@ func TestInBand_ServerHalfClosesFirst(t *testing.T) {
 }
 
 func TestInBand_TransferBothWays(t *testing.T) {
-	const size = 64 << 20
+	const size = transferSize
 	conn := dialTCP(t, dial(t, newService(t, &world{}, self), self), listen(t, echo))
 	sent, got := sha256.New(), sha256.New()
 	wrote := make(chan error, 1)

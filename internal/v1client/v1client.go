@@ -41,10 +41,13 @@ type Config struct {
 	RawCandidates bool
 	// Credentials for TURN servers; v1 clients use the node id for both.
 	Username, Password string
-	// Net filters the addresses offered; nil offers loopback only.
+	// IPFilter says which addresses are offered; nil offers loopback only.
 	IPFilter func(net.IP) bool
 	// RelayOnly keeps the traffic on TURN servers.
 	RelayOnly bool
+	// Socket carries all packets of the client, so that closing it makes the
+	// client vanish; nil lets it open its own.
+	Socket net.PacketConn
 }
 
 // Client is a peer connection as a v1 client has it.
@@ -94,6 +97,9 @@ func newAPI(cfg Config) *webrtc.API {
 		filter = func(ip net.IP) bool { return ip.IsLoopback() && ip.To4() != nil }
 	}
 	s.SetIPFilter(filter)
+	if cfg.Socket != nil {
+		s.SetICEUDPMux(ice.NewUDPMuxDefault(ice.UDPMuxParams{UDPConn: cfg.Socket}))
+	}
 	return webrtc.NewAPI(webrtc.WithSettingEngine(s))
 }
 
