@@ -9,6 +9,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/netip"
@@ -91,11 +92,44 @@ func newTransport() *http.Transport {
 // following one would hand the token to somebody else.
 func newHTTPClient(t *http.Transport) *http.Client {
 	return &http.Client{
-		Transport: t,
+		Transport: endsWithContext{t},
 		CheckRedirect: func(r *http.Request, _ []*http.Request) error {
 			return fmt.Errorf("the server answered with a redirect to %s; use that address", r.URL.Redacted())
 		},
 	}
+}
+
+// endsWithContext closes the body of a request whose context has ended. The
+// HTTP/2 transport itself waits for more of the body once it has the headers of
+// the answer, so that a stream would outlive its context on both ends.
+type endsWithContext struct{ next http.RoundTripper }
+
+// RoundTrip implements http.RoundTripper.
+func (e endsWithContext) RoundTrip(r *http.Request) (*http.Response, error) {
+	body := r.Body
+	if body == nil {
+		return e.next.RoundTrip(r)
+	}
+	stop := context.AfterFunc(r.Context(), func() { _ = body.Close() }) // that it was closed before is no error
+	res, err := e.next.RoundTrip(r)
+	if err != nil {
+		stop()
+		return nil, err
+	}
+	res.Body = &answerBody{ReadCloser: res.Body, closed: stop}
+	return res, nil
+}
+
+// answerBody tells when it is closed.
+type answerBody struct {
+	io.ReadCloser
+	closed func() bool
+}
+
+// Close implements io.Closer.
+func (b *answerBody) Close() error {
+	b.closed()
+	return b.ReadCloser.Close()
 }
 
 // clientOptions are the options of every client; token may be empty.
