@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -344,4 +345,35 @@ func eventually(t testing.TB, what string, cond func() bool) {
 			t.Fatalf("never came true: %s", what)
 		}
 	}
+}
+
+// counter is a UDP socket that counts packets and answers none.
+type counter struct {
+	port    int
+	packets atomic.Int64
+}
+
+func udpCounter(t testing.TB) *counter {
+	t.Helper()
+	pc, err := net.ListenPacket("udp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := &counter{port: pc.LocalAddr().(*net.UDPAddr).Port}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		buf := make([]byte, 2048)
+		for {
+			if _, _, err := pc.ReadFrom(buf); err != nil {
+				return
+			}
+			c.packets.Add(1)
+		}
+	}()
+	t.Cleanup(func() {
+		_ = pc.Close()
+		<-done
+	})
+	return c
 }

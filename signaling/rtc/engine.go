@@ -213,6 +213,7 @@ func (e *Engine) localAddr(ip net.IP) bool {
 // newAgent makes the ICE agent of one peer.
 func (e *Engine) newAgent(p *Peer, dial *turnDialer, urls []*stun.URI, relayOnly bool) (*ice.Agent, error) {
 	wait := func(d time.Duration) *time.Duration { return &d }
+	checks := uint16(40)
 	cfg := &ice.AgentConfig{
 		Urls:         urls,
 		NetworkTypes: []ice.NetworkType{ice.NetworkTypeUDP4, ice.NetworkTypeUDP6},
@@ -222,6 +223,11 @@ func (e *Engine) newAgent(p *Peer, dial *turnDialer, urls []*stun.URI, relayOnly
 		DisconnectedTimeout: &e.cfg.Disconnected,
 		FailedTimeout:       &e.cfg.Failed,
 		KeepaliveInterval:   &e.cfg.Keepalive,
+		// A pair is nominated by the next check after it worked, so the interval
+		// is part of the time to connect. 40 checks are 2 s, which a slow call
+		// needs to carry our candidates to the other side of a NAT.
+		CheckInterval:      wait(50 * time.Millisecond),
+		MaxBindingRequests: &checks,
 		// pion's own waits (0, 0.5, 1, 2 s) are most of the time to connect.
 		HostAcceptanceMinWait:  wait(0),
 		SrflxAcceptanceMinWait: wait(100 * time.Millisecond),
