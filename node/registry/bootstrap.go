@@ -3,113 +3,149 @@
 package registry
 
 import (
-	"cmp"
 	"context"
 	"crypto/rand"
-	"math"
+	"fmt"
 	"net/netip"
-	"slices"
+	"strings"
 	"time"
 
 	"github.com/meshgate/meshgate/node/mesh"
 	v1 "github.com/meshgate/meshgate/proto/v1"
 )
 
-// Defaults of a new mesh, as v1 nodes have them.
-const (
-	defaultAdmin  = "admin"
-	defaultDomain = "webmesh.internal."
-)
-
-// Names of the objects of a new mesh.
-const (
-	roleAdmin       = "mesh-admin"
-	roleVoters      = "voters"
-	groupVoters     = "voters"
-	bindingVoters   = "bootstrap-voters"
-	aclBootstrap    = "bootstrap-nodes"
-	aclAcceptAll    = "default-accept"
-	everyone        = "*"
-	highestPriority = math.MaxInt32
-	lowestPriority  = math.MinInt32
-)
-
-// Bootstrap describes a new mesh.
+// Bootstrap says what a new mesh looks like.
 type Bootstrap struct {
-	// Self is the first node, with key, endpoints, features and services. Its
-	// addresses are chosen here.
+	// Self is the first node. Its ID and key are required; its addresses and
+	// JoinedAt are chosen here.
 	Self mesh.Node
-	// Admin is the identity, of a user or a node, that may do everything;
-	// empty means "admin".
+	// Admin is who may do everything, as a node and as a user; empty is
+	// DefaultAdmin.
 	Admin string
-	// Domain is the DNS domain, with a trailing dot; empty means
-	// "webmesh.internal.".
+	// Domain is the mesh's DNS domain; empty is DefaultDomain. A trailing dot
+	// is added where it is missing.
 	Domain string
-	// IPv4 is the mesh's network; invalid means 172.16.0.0/12.
+	// IPv4 is the mesh's IPv4 network; the zero prefix is 172.16.0.0/12.
 	IPv4 netip.Prefix
-	// AcceptByDefault adds an ACL of the lowest priority that accepts all
-	// traffic. Without it only what other ACLs accept passes.
+	// IPv6 is the mesh's IPv6 network as mesh.IPv6Prefix makes it; the zero
+	// prefix is a random one.
+	IPv6 netip.Prefix
+	// AcceptByDefault adds an ACL that accepts what no other denies.
 	AcceptByDefault bool
-	// DisableRBAC lets every authenticated caller do everything.
+	// DisableRBAC lets everybody do everything.
 	DisableRBAC bool
 }
 
-// Bootstrap writes the first state of a mesh in one change. On a registry that
-// has one already it does nothing.
+// Bootstrap makes the mesh: the objects that v1 nodes make, in one batch. A
+// registry that holds a mesh is left alone, provided that Self is a node of it.
 func (r *Registry) Bootstrap(ctx context.Context, b Bootstrap) error {
-	_, err := r.Update(ctx, func(s *mesh.Snapshot, c *Change) error {
-		if s.IPv6.IsValid() {
-			return nil
+	if err := b.complete(); err != nil {
+		return fmt.Errorf("bootstrap: %w", err)
+	}
+	_, err := r.Update(ctx, func(tx *Tx) error {
+		for _, key := range []string{keyIPv6, keyIPv4, prefixNodes + string(b.Self.ID)} {
+			if tx.view.unreadable[key] {
+				return fmt.Errorf("bootstrap: %w: there is a mesh, but its %s makes no sense; restore a backup", mesh.ErrPrecondition, key)
+			}
 		}
-		b.write(c)
+		if !tx.Snapshot().IPv6.IsValid() {
+			return b.write(tx)
+		}
+		if _, ok := tx.Snapshot().Nodes[b.Self.ID]; !ok {
+			return fmt.Errorf("bootstrap: %w: the mesh was made by another node than %q; start with that node's id", mesh.ErrPrecondition, b.Self.ID)
+		}
 		return nil
 	})
 	return err
 }
 
-func (b Bootstrap) write(c *Change) {
-	entropy := make([]byte, 32)
-	_, _ = rand.Read(entropy) // never fails: see crypto/rand
-	ipv4, ipv6 := b.IPv4, mesh.IPv6Prefix(entropy)
-	if !ipv4.IsValid() {
-		ipv4 = netip.MustParsePrefix("172.16.0.0/12")
+// complete fills what was left out and checks the rest.
+func (b *Bootstrap) complete() error {
+	if b.Self.PublicKey.IsZero() {
+		return fmt.Errorf("public_key: %w: the first node has none", mesh.ErrInvalid)
 	}
-	admin := cmp.Or(b.Admin, defaultAdmin)
-	c.text(keyIPv4, ipv4.Masked().String())
-	c.text(keyIPv6, ipv6.String())
-	c.text(keyDomain, cmp.Or(b.Domain, defaultDomain))
+	if b.Admin == "" {
+		b.Admin = DefaultAdmin
+	}
+	if err := mesh.ValidName(b.Admin); err != nil {
+		return fmt.Errorf("admin: %w", err)
+	}
+	if b.Domain == "" {
+		b.Domain = DefaultDomain
+	}
+	b.Domain = strings.TrimSuffix(b.Domain, ".") + "."
+	if !b.IPv4.IsValid() {
+		b.IPv4 = netip.MustParsePrefix(defaultIPv4)
+	}
+	if !b.IPv4.Addr().Is4() || b.IPv4.Bits() > 30 {
+		return fmt.Errorf("ipv4: %w: %v is no IPv4 network with room for two nodes", mesh.ErrInvalid, b.IPv4)
+	}
+	b.IPv4 = b.IPv4.Masked()
+	if !b.IPv6.IsValid() {
+		var entropy [32]byte
+		_, _ = rand.Read(entropy[:]) // never fails
+		b.IPv6 = mesh.IPv6Prefix(entropy[:])
+	}
+	if !b.IPv6.Addr().Is6() || b.IPv6.Addr().Is4In6() || b.IPv6.Bits() > 48 {
+		return fmt.Errorf("ipv6: %w: %v is no IPv6 network of 48 bits or fewer", mesh.ErrInvalid, b.IPv6)
+	}
+	first := b.IPv4.Addr().Next()
+	b.Self.IPv4 = netip.PrefixFrom(first, first.BitLen())
+	b.Self.IPv6 = mesh.NodeIPv6(b.IPv6, b.Self.PublicKey.WireGuard())
+	b.Self.JoinedAt = time.Now().UTC().Truncate(time.Second)
+	return nil
+}
+
+// write writes the objects of a new mesh.
+func (b *Bootstrap) write(tx *Tx) error {
+	tx.setText(keyIPv6, b.IPv6.String())
+	tx.setText(keyIPv4, b.IPv4.String())
+	tx.setText(keyDomain, b.Domain)
 	if b.DisableRBAC {
-		c.text(keyRBACOff, "true")
+		tx.setText(keyRBACDisabled, rbacDisabledPresent)
 	}
-	c.PutRole(mesh.Role{Name: roleAdmin, Rules: []mesh.Rule{{
-		Resources: []v1.RuleResource{v1.RuleResource_RESOURCE_ALL}, Verbs: []v1.RuleVerb{v1.RuleVerb_VERB_ALL},
-	}}})
-	c.PutRoleBinding(mesh.RoleBinding{Name: roleAdmin, Role: roleAdmin, Subjects: []mesh.Subject{
-		{Type: v1.SubjectType_SUBJECT_NODE, Name: admin}, {Type: v1.SubjectType_SUBJECT_USER, Name: admin},
-	}})
-	c.PutRole(mesh.Role{Name: roleVoters, Rules: []mesh.Rule{{
-		Resources: []v1.RuleResource{v1.RuleResource_RESOURCE_VOTES}, Verbs: []v1.RuleVerb{v1.RuleVerb_VERB_PUT},
-	}}})
-	voters := []mesh.Subject{{Type: v1.SubjectType_SUBJECT_NODE, Name: admin}}
-	if string(b.Self.ID) != admin {
-		voters = append(voters, mesh.Subject{Type: v1.SubjectType_SUBJECT_NODE, Name: string(b.Self.ID)})
+	subject := func(kind v1.SubjectType, name string) mesh.Subject { return mesh.Subject{Type: kind, Name: name} }
+	admin := subject(v1.SubjectType_SUBJECT_NODE, b.Admin)
+	voters := []mesh.Subject{admin}
+	if string(b.Self.ID) != b.Admin {
+		voters = append(voters, subject(v1.SubjectType_SUBJECT_NODE, string(b.Self.ID)))
 	}
-	c.PutGroup(mesh.Group{Name: groupVoters, Subjects: voters})
-	c.PutRoleBinding(mesh.RoleBinding{Name: bindingVoters, Role: roleVoters, Subjects: []mesh.Subject{
-		{Type: v1.SubjectType_SUBJECT_GROUP, Name: groupVoters},
-	}})
-	among := []string{mesh.GroupRef(groupVoters)}
-	c.PutACL(mesh.ACL{Name: aclBootstrap, Priority: highestPriority, Accept: true, SourceNodes: among, DestinationNodes: among})
+	puts := []error{
+		tx.PutRole(mesh.Role{Name: RoleAdmin, Rules: []mesh.Rule{{
+			Resources: []v1.RuleResource{v1.RuleResource_RESOURCE_ALL},
+			Verbs:     []v1.RuleVerb{v1.RuleVerb_VERB_ALL},
+		}}}),
+		tx.PutRoleBinding(mesh.RoleBinding{
+			Name: BindingAdmin, Role: RoleAdmin,
+			Subjects: []mesh.Subject{admin, subject(v1.SubjectType_SUBJECT_USER, b.Admin)},
+		}),
+		tx.PutRole(mesh.Role{Name: RoleVoters, Rules: []mesh.Rule{{
+			Resources: []v1.RuleResource{v1.RuleResource_RESOURCE_VOTES},
+			Verbs:     []v1.RuleVerb{v1.RuleVerb_VERB_PUT},
+		}}}),
+		tx.PutGroup(mesh.Group{Name: GroupVoters, Subjects: voters}),
+		tx.PutRoleBinding(mesh.RoleBinding{
+			Name: BindingVoters, Role: RoleVoters,
+			Subjects: []mesh.Subject{subject(v1.SubjectType_SUBJECT_GROUP, GroupVoters)},
+		}),
+		tx.PutACL(mesh.ACL{
+			Name: ACLBootstrapNodes, Priority: maxPriority, Accept: true,
+			SourceNodes: []string{mesh.GroupRef(GroupVoters)}, DestinationNodes: []string{mesh.GroupRef(GroupVoters)},
+		}),
+		tx.PutNode(&b.Self),
+	}
 	if b.AcceptByDefault {
-		c.PutACL(mesh.ACL{
-			Name: aclAcceptAll, Priority: lowestPriority, Accept: true,
-			SourceNodes: []string{everyone}, DestinationNodes: []string{everyone},
-		})
+		every := []netip.Prefix{netip.PrefixFrom(netip.IPv4Unspecified(), 0), netip.PrefixFrom(netip.IPv6Unspecified(), 0)}
+		puts = append(puts, tx.PutACL(mesh.ACL{
+			Name: ACLDefaultAccept, Priority: minPriority, Accept: true,
+			SourceNodes: []string{mesh.Everyone}, DestinationNodes: []string{mesh.Everyone},
+			SourceCIDRs: every, DestinationCIDRs: every,
+		}))
 	}
-	self := b.Self
-	self.Features, self.Services = slices.Clone(self.Features), slices.Clone(self.Services)
-	first := ipv4.Masked().Addr().Next()
-	self.IPv4, self.IPv6 = netip.PrefixFrom(first, first.BitLen()), mesh.NodeIPv6(ipv6, self.PublicKey.WireGuard())
-	self.JoinedAt = time.Now().UTC().Truncate(time.Second)
-	c.PutNode(&self)
+	for _, err := range puts {
+		if err != nil {
+			return fmt.Errorf("bootstrap: %w", err)
+		}
+	}
+	return nil
 }

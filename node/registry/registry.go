@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package registry is the typed view of the store: it follows the store's
-// changes into immutable snapshots, and turns decisions made on a snapshot
-// into atomic changes of the store. Keys and values are those of v1 nodes.
+// Package registry is the typed view of the replicated state: it knows the
+// keys, decodes their values, and publishes the whole as an immutable
+// mesh.Snapshot for every version. Changes are functions over a snapshot that
+// become one batch of the store.
 package registry
 
 import (
@@ -10,185 +11,181 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"sync"
+	"sync/atomic"
 
 	"github.com/meshgate/meshgate/node/mesh"
 	"github.com/meshgate/meshgate/node/store"
 )
 
-// maxAttempts bounds how often Update decides anew because another replica
-// changed the registry meanwhile. Changes of one process never collide.
-const maxAttempts = 32
+// attempts bounds how often Update decides again after another change came
+// first. Within one process changes take turns, so that more than one is rare.
+const attempts = 16
 
-// Registry follows a store. Make one with New and run it with Run.
+// Registry follows a store. New makes one; Run makes it live.
 type Registry struct {
-	store store.Store
-	log   *slog.Logger
-	ready chan struct{} // closed after the first snapshot
-
-	deciding sync.Mutex // held through Update: one decision at a time in this process
-
-	mu      sync.Mutex     // guards the fields below
-	latest  *mesh.Snapshot // nil before ready
-	changed chan struct{}  // closed and replaced with every new latest
+	store  store.Store
+	logger *slog.Logger
+	// current is the latest view; before the first one, a view without a snapshot.
+	current atomic.Pointer[view]
+	ready   chan struct{}
+	stopped chan struct{} // closed when Run has ended
+	// turn holds a token while nobody changes anything.
+	turn chan struct{}
 }
 
-// New makes a registry over s. A nil logger discards.
+// New returns a registry over s. A nil logger discards logs.
 func New(s store.Store, logger *slog.Logger) *Registry {
 	if logger == nil {
 		logger = slog.New(slog.DiscardHandler)
 	}
-	return &Registry{
-		store: s, log: logger.With("component", "registry"),
-		ready: make(chan struct{}), changed: make(chan struct{}),
+	r := &Registry{
+		store:   s,
+		logger:  logger.With("component", "registry"),
+		ready:   make(chan struct{}),
+		stopped: make(chan struct{}),
+		turn:    make(chan struct{}, 1),
 	}
+	r.current.Store(&view{superseded: make(chan struct{})})
+	r.turn <- struct{}{}
+	return r
 }
 
-// Run follows the store and publishes a snapshot for each of its versions,
-// until ctx ends or the store is closed.
+// Run follows the store and publishes a snapshot for each change, until ctx
+// ends, when it returns nil, or the store does. It is called once.
 func (r *Registry) Run(ctx context.Context) error {
-	for {
-		err := r.follow(ctx)
-		if !errors.Is(err, store.ErrCompacted) {
-			return fmt.Errorf("follow the store: %w", err)
-		}
-		r.log.Warn("fell behind the store, reading it anew")
+	defer close(r.stopped)
+	err := r.follow(ctx)
+	if ctx.Err() != nil {
+		return nil
 	}
+	return fmt.Errorf("follow registry: %w", err)
 }
 
-// follow reads everything once and then every change.
 func (r *Registry) follow(ctx context.Context) error {
-	entries, version, err := r.store.List(ctx, prefix)
-	if err != nil {
+	// The first snapshot has all that was ever acknowledged, where this
+	// replica can know; others start from what they have.
+	if err := r.store.Sync(ctx); err != nil && !errors.Is(err, store.ErrNotLeader) {
 		return err
 	}
-	b := newBuilder(r.log)
-	for _, e := range entries {
-		b.put(e.Key, e.Value)
-	}
-	r.publish(b.snapshot(version))
-	for change, err := range r.store.Watch(ctx, prefix, version) {
+	b := newBuilder(r.logger)
+	for {
+		entries, version, err := r.store.List(ctx, root)
 		if err != nil {
 			return err
 		}
-		for _, e := range change.Events {
-			if e.Deleted {
-				b.remove(e.Key)
-			} else {
-				b.put(e.Key, e.Value)
+		r.publish(b.load(entries, version))
+		for change, err := range r.store.Watch(ctx, root, version) {
+			if errors.Is(err, store.ErrCompacted) {
+				r.logger.Info("lagged behind the store, reading all of it again", "version", b.version)
+				break
 			}
+			if err != nil {
+				return err
+			}
+			r.publish(b.follow(change))
 		}
-		r.publish(b.snapshot(change.Version))
 	}
-	return ctx.Err()
 }
 
-func (r *Registry) publish(s *mesh.Snapshot) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.latest == nil {
+func (r *Registry) publish(v *view) {
+	old := r.current.Swap(v)
+	close(old.superseded)
+	if old.snapshot == nil {
 		close(r.ready)
-	} else if s.Version <= r.latest.Version {
-		return
 	}
-	r.latest = s
-	close(r.changed)
-	r.changed = make(chan struct{})
 }
 
-// Ready is closed once there is a snapshot.
+// Ready is closed after the first snapshot was published.
 func (r *Registry) Ready() <-chan struct{} { return r.ready }
 
-// Snapshot is the latest state; nil before Ready.
-func (r *Registry) Snapshot() *mesh.Snapshot {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.latest
-}
+// Snapshot returns the latest snapshot; nil before Ready.
+func (r *Registry) Snapshot() *mesh.Snapshot { return r.current.Load().snapshot }
 
-// Wait blocks until there is a snapshot with a Version above after, and
-// returns the latest. A caller that comes late skips versions.
+// Wait returns the latest snapshot once its version is greater than after. A
+// caller that passes the version it has seen last sees every change, several
+// at once when it is slow. After Run has ended the error wraps
+// mesh.ErrUnavailable.
 func (r *Registry) Wait(ctx context.Context, after uint64) (*mesh.Snapshot, error) {
-	return r.wait(ctx, func(s *mesh.Snapshot) bool { return s.Version > after })
+	v, err := r.wait(ctx, func(s *mesh.Snapshot) bool { return s.Version > after })
+	if err != nil {
+		return nil, err
+	}
+	return v.snapshot, nil
 }
 
-func (r *Registry) wait(ctx context.Context, until func(*mesh.Snapshot) bool) (*mesh.Snapshot, error) {
+// wait returns the latest view once there is one whose snapshot will do.
+func (r *Registry) wait(ctx context.Context, will func(*mesh.Snapshot) bool) (*view, error) {
 	for {
-		r.mu.Lock()
-		s, changed := r.latest, r.changed
-		r.mu.Unlock()
-		if s != nil && until(s) {
-			return s, nil
+		v := r.current.Load()
+		if v.snapshot != nil && will(v.snapshot) {
+			return v, nil
 		}
 		select {
+		case <-v.superseded:
 		case <-ctx.Done():
 			return nil, ctx.Err()
-		case <-changed:
+		case <-r.stopped:
+			return nil, fmt.Errorf("%w: the registry has stopped", mesh.ErrUnavailable)
 		}
 	}
 }
 
-// Update changes the registry as a whole or not at all. decide sees the state
-// at the moment of the change and says what to write; it may run more than
-// once, and its error is returned as it is. The returned snapshot holds the
-// change.
-func (r *Registry) Update(ctx context.Context, decide func(s *mesh.Snapshot, c *Change) error) (*mesh.Snapshot, error) {
-	r.deciding.Lock()
-	defer r.deciding.Unlock()
-	for range maxAttempts {
-		s, version, err := r.attempt(ctx, decide)
-		if errors.Is(err, store.ErrConflict) {
-			continue
-		}
-		if err != nil || s != nil {
-			return s, err
-		}
-		return r.wait(ctx, func(s *mesh.Snapshot) bool { return s.Version >= version })
+// Update changes the registry: change looks at the snapshot of tx and says what
+// to write. All of it is written in one batch, on the condition that nobody
+// changed the registry meanwhile; else change is called again with a new
+// snapshot. Without anything to write nothing is written. An error of change
+// ends the update and is returned as it is.
+//
+// It returns a snapshot that has the change. Errors of the store wrap
+// mesh.ErrUnavailable, mesh.ErrPrecondition (not the leader) or
+// mesh.ErrExhausted (disk full); one that also wraps store.ErrUncertain leaves
+// open whether the change happened.
+func (r *Registry) Update(ctx context.Context, change func(tx *Tx) error) (*mesh.Snapshot, error) {
+	select {
+	case <-r.turn:
+		defer func() { r.turn <- struct{}{} }()
+	case <-ctx.Done():
+		return nil, ctx.Err()
 	}
-	return nil, fmt.Errorf("%w: the registry changes faster than this change could be decided; try again", mesh.ErrUnavailable)
-}
-
-// attempt decides once. It returns a snapshot when there was nothing to
-// change, else the version that holds the change.
-func (r *Registry) attempt(ctx context.Context, decide func(s *mesh.Snapshot, c *Change) error) (*mesh.Snapshot, uint64, error) {
-	// Every change writes the guard, so that a decision stands only if nobody
-	// else decided since the snapshot that it was made on.
-	guard, err := r.store.Get(ctx, keyGuard)
-	if err != nil && !errors.Is(err, store.ErrNotFound) {
-		return nil, 0, fmt.Errorf("read the registry: %w", err)
-	}
-	s, err := r.wait(ctx, func(s *mesh.Snapshot) bool { return s.Version >= guard.Version })
+	v, err := r.wait(ctx, func(*mesh.Snapshot) bool { return true })
 	if err != nil {
-		return nil, 0, err
+		return nil, err
 	}
-	c := &Change{}
-	if err := decide(s, c); err != nil {
-		return nil, 0, err
+	for range attempts {
+		tx := &Tx{view: v}
+		if err := change(tx); err != nil {
+			return nil, err
+		}
+		if len(tx.ops) == 0 {
+			return v.snapshot, nil
+		}
+		version, err := r.store.Apply(ctx, tx.batch())
+		switch {
+		case err == nil:
+			return r.Wait(ctx, version-1)
+		case !errors.Is(err, store.ErrConflict):
+			return nil, translate(err)
+		}
+		seen := v.snapshot.Version
+		if v, err = r.wait(ctx, func(s *mesh.Snapshot) bool { return s.Version > seen }); err != nil {
+			return nil, err
+		}
 	}
-	if c.err != nil {
-		return nil, 0, fmt.Errorf("encode the change: %w", c.err)
-	}
-	if len(c.ops) == 0 {
-		return s, 0, nil
-	}
-	c.ops = append(c.ops, store.Op{Key: keyGuard, Value: []byte("1")})
-	version, err := r.store.Apply(ctx, store.Batch{If: []store.Condition{{Key: keyGuard, Version: guard.Version}}, Ops: c.ops})
-	if err != nil && !errors.Is(err, store.ErrConflict) {
-		return nil, 0, fmt.Errorf("write the registry: %w", storeError(err))
-	}
-	return nil, version, err
+	return nil, fmt.Errorf("%w: the registry changed %d times while a change was decided", mesh.ErrUnavailable, attempts)
 }
 
-// storeError gives the errors of the store their place in the table of errors.
-func storeError(err error) error {
+// translate adds the meaning of a store's error for callers of the API.
+func translate(err error) error {
 	switch {
-	case errors.Is(err, store.ErrFull):
-		return fmt.Errorf("%w: %w", mesh.ErrExhausted, err)
+	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
+		return err
 	case errors.Is(err, store.ErrNotLeader):
 		return fmt.Errorf("%w: %w", mesh.ErrPrecondition, err)
-	case errors.Is(err, store.ErrClosed), errors.Is(err, store.ErrUncertain):
-		return fmt.Errorf("%w: %w", mesh.ErrUnavailable, err)
+	case errors.Is(err, store.ErrFull):
+		return fmt.Errorf("%w: %w", mesh.ErrExhausted, err)
+	case errors.Is(err, store.ErrInvalid):
+		return fmt.Errorf("%w: %w", mesh.ErrInvalid, err)
 	default:
-		return err
+		return fmt.Errorf("%w: %w", mesh.ErrUnavailable, err)
 	}
 }

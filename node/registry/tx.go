@@ -1,0 +1,244 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package registry
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/meshgate/meshgate/node/mesh"
+	"github.com/meshgate/meshgate/node/store"
+	v1 "github.com/meshgate/meshgate/proto/v1"
+)
+
+// Tx is one change of the registry while it is decided. It is used by the
+// function given to Update only, in one goroutine.
+//
+// Put methods refuse, with an error that wraps mesh.ErrInvalid and names the
+// field, what could not be read back; a Put of what is there already and a
+// Delete of what is not are no changes.
+type Tx struct {
+	view *view
+	ops  []store.Op
+}
+
+// Snapshot returns the registry that the change is based on. The writes of the
+// change itself are not in it.
+func (tx *Tx) Snapshot() *mesh.Snapshot { return tx.view.snapshot }
+
+// Unreadable reports whether there is a record of the node that makes no
+// sense, and is therefore not in the snapshot.
+func (tx *Tx) Unreadable(id mesh.NodeID) bool { return tx.view.unreadable[prefixNodes+string(id)] }
+
+// PutNode writes the record of a node.
+func (tx *Tx) PutNode(n *mesh.Node) error {
+	old, ok := tx.Snapshot().Nodes[n.ID]
+	return put(tx, prefixNodes+string(n.ID), n, old, ok, mesh.NodeToProto, mesh.NodeFromProto)
+}
+
+// DeleteNode removes the record of a node and all edges to it.
+func (tx *Tx) DeleteNode(id mesh.NodeID) {
+	if _, ok := tx.Snapshot().Nodes[id]; ok || tx.Unreadable(id) {
+		tx.delete(prefixNodes + string(id))
+	}
+	for _, e := range tx.Snapshot().Edges {
+		if e.Source == id || e.Target == id {
+			tx.DeleteEdge(e.Source, e.Target)
+		}
+	}
+	for key := range tx.view.unreadable {
+		if name, ok := strings.CutPrefix(key, prefixEdges); ok {
+			if source, target, _ := strings.Cut(name, "/"); source == string(id) || target == string(id) {
+				tx.delete(key)
+			}
+		}
+	}
+}
+
+// Edge returns the edge between two nodes.
+func (tx *Tx) Edge(a, b mesh.NodeID) (mesh.Edge, bool) {
+	edges := tx.Snapshot().Edges
+	want := mesh.Edge{Source: min(a, b), Target: max(a, b)}
+	if i, ok := slices.BinarySearchFunc(edges, want, compareEdges); ok {
+		return edges[i], true
+	}
+	return mesh.Edge{}, false
+}
+
+// PutEdge writes an edge, under both of its keys.
+func (tx *Tx) PutEdge(e mesh.Edge) error {
+	e.Source, e.Target = min(e.Source, e.Target), max(e.Source, e.Target)
+	old, ok := tx.Edge(e.Source, e.Target)
+	n := len(tx.ops)
+	err := put(tx, prefixEdges+edgeName(e.Source, e.Target), e, old, ok, mesh.EdgeToProto, mesh.EdgeFromProto)
+	if err != nil || len(tx.ops) == n {
+		return err
+	}
+	reversed := mesh.EdgeToProto(e)
+	reversed.Source, reversed.Target = reversed.Target, reversed.Source
+	return tx.set(prefixEdges+edgeName(e.Target, e.Source), reversed)
+}
+
+// DeleteEdge removes the edge between two nodes.
+func (tx *Tx) DeleteEdge(a, b mesh.NodeID) {
+	if _, ok := tx.Edge(a, b); ok {
+		tx.delete(prefixEdges + edgeName(a, b))
+		tx.delete(prefixEdges + edgeName(b, a))
+	}
+}
+
+// PutRoute writes a route.
+func (tx *Tx) PutRoute(r mesh.Route) error {
+	old, ok := tx.route(r.Name)
+	return put(tx, prefixRoutes+r.Name, r, old, ok, mesh.RouteToProto, mesh.RouteFromProto)
+}
+
+// DeleteRoute removes a route.
+func (tx *Tx) DeleteRoute(name string) {
+	_, ok := tx.route(name)
+	tx.deleteIf(ok, prefixRoutes+name)
+}
+
+// PutACL writes a network ACL.
+func (tx *Tx) PutACL(a mesh.ACL) error {
+	old, ok := tx.acl(a.Name)
+	return put(tx, prefixACLs+a.Name, a, old, ok, mesh.ACLToProto, mesh.ACLFromProto)
+}
+
+// DeleteACL removes a network ACL.
+func (tx *Tx) DeleteACL(name string) {
+	_, ok := tx.acl(name)
+	tx.deleteIf(ok, prefixACLs+name)
+}
+
+// PutRole writes a role.
+func (tx *Tx) PutRole(r mesh.Role) error {
+	old, ok := tx.role(r.Name)
+	return put(tx, prefixRoles+r.Name, r, old, ok, mesh.RoleToProto, mesh.RoleFromProto)
+}
+
+// DeleteRole removes a role.
+func (tx *Tx) DeleteRole(name string) {
+	_, ok := tx.role(name)
+	tx.deleteIf(ok, prefixRoles+name)
+}
+
+// PutRoleBinding writes a role binding.
+func (tx *Tx) PutRoleBinding(b mesh.RoleBinding) error {
+	old, ok := tx.binding(b.Name)
+	return put(tx, prefixBindings+b.Name, b, old, ok, mesh.RoleBindingToProto, mesh.RoleBindingFromProto)
+}
+
+// DeleteRoleBinding removes a role binding.
+func (tx *Tx) DeleteRoleBinding(name string) {
+	_, ok := tx.binding(name)
+	tx.deleteIf(ok, prefixBindings+name)
+}
+
+// PutGroup writes a group.
+func (tx *Tx) PutGroup(g mesh.Group) error {
+	old, ok := tx.group(g.Name)
+	return put(tx, prefixGroups+g.Name, g, old, ok, mesh.GroupToProto, mesh.GroupFromProto)
+}
+
+// DeleteGroup removes a group.
+func (tx *Tx) DeleteGroup(name string) {
+	_, ok := tx.group(name)
+	tx.deleteIf(ok, prefixGroups+name)
+}
+
+func (tx *Tx) route(name string) (mesh.Route, bool) {
+	return find(tx.Snapshot().Routes, func(r mesh.Route) bool { return r.Name == name })
+}
+
+func (tx *Tx) acl(name string) (mesh.ACL, bool) {
+	return find(tx.Snapshot().ACLs, func(a mesh.ACL) bool { return a.Name == name })
+}
+
+func (tx *Tx) role(name string) (mesh.Role, bool) {
+	return find(tx.Snapshot().Roles, func(r mesh.Role) bool { return r.Name == name })
+}
+
+func (tx *Tx) binding(name string) (mesh.RoleBinding, bool) {
+	return find(tx.Snapshot().Bindings, func(b mesh.RoleBinding) bool { return b.Name == name })
+}
+
+func (tx *Tx) group(name string) (mesh.Group, bool) {
+	return find(tx.Snapshot().Groups, func(g mesh.Group) bool { return g.Name == name })
+}
+
+func find[T any](list []T, is func(T) bool) (T, bool) {
+	if i := slices.IndexFunc(list, is); i >= 0 {
+		return list[i], true
+	}
+	var none T
+	return none, false
+}
+
+// put writes an item, unless it is equal to the old one.
+func put[T any, M proto.Message](tx *Tx, key string, item, old T, exists bool, to func(T) M, from func(M) (T, error)) error {
+	message := to(item)
+	if _, err := from(message); err != nil {
+		return err
+	}
+	if exists && proto.Equal(message, to(old)) {
+		return nil
+	}
+	return tx.set(key, message)
+}
+
+func (tx *Tx) set(key string, message proto.Message) error {
+	value, err := protojson.Marshal(message)
+	if err != nil {
+		return fmt.Errorf("encode %s: %w", key, err)
+	}
+	tx.setText(key, string(value))
+	return nil
+}
+
+func (tx *Tx) setText(key, value string) {
+	tx.ops = append(tx.ops, store.Op{Key: key, Value: []byte(value)})
+}
+
+// deleteIf removes a key that holds an object or something unreadable.
+func (tx *Tx) deleteIf(exists bool, key string) {
+	if exists || tx.view.unreadable[key] {
+		tx.delete(key)
+	}
+}
+
+func (tx *Tx) delete(key string) {
+	tx.ops = append(tx.ops, store.Op{Key: key, Delete: true})
+}
+
+// batch returns the change with its condition: that nobody else changed the
+// registry after the snapshot.
+func (tx *Tx) batch() store.Batch {
+	return store.Batch{
+		If:  []store.Condition{{Key: keyRevision, Version: tx.view.revision}},
+		Ops: append(slices.Clip(tx.ops), store.Op{Key: keyRevision}),
+	}
+}
+
+// Link returns an edge between two nodes that reach each other by the given
+// protocol. It has the weight of an edge that v1 nodes make at a join.
+func Link(a, b mesh.NodeID, protocol v1.ConnectProtocol) (mesh.Edge, error) {
+	e := mesh.Edge{Source: min(a, b), Target: max(a, b), Weight: 1}
+	var attribute v1.EdgeAttribute
+	switch protocol {
+	case v1.ConnectProtocol_CONNECT_NATIVE:
+		attribute = v1.EdgeAttribute_EDGE_ATTRIBUTE_NATIVE
+	case v1.ConnectProtocol_CONNECT_ICE:
+		attribute = v1.EdgeAttribute_EDGE_ATTRIBUTE_ICE
+	case v1.ConnectProtocol_CONNECT_LIBP2P:
+		attribute = v1.EdgeAttribute_EDGE_ATTRIBUTE_LIBP2P
+	default:
+		return mesh.Edge{}, fmt.Errorf("%w: unknown protocol %d", mesh.ErrInvalid, protocol)
+	}
+	e.Attributes = map[string]string{attribute.String(): "true"}
+	return e, nil
+}
