@@ -17,11 +17,12 @@ const (
 	maxServices    = 256
 	maxFeatures    = 64
 	maxMultiaddrs  = 64
+	maxMultiaddr   = 1024 // bytes
 	maxDirectPeers = 256
-	maxZone        = 253
 )
 
-// checkJoin refuses what is wrong whatever the state is.
+// checkJoin refuses what is wrong whatever the state is. The registry checks
+// the rest of a record when it is written.
 func checkJoin(r mesh.JoinRequest) error {
 	if _, err := mesh.ParseNodeID(string(r.Node.ID)); err != nil {
 		return fmt.Errorf("id: %w", err)
@@ -29,11 +30,14 @@ func checkJoin(r mesh.JoinRequest) error {
 	if r.Node.PublicKey.IsZero() {
 		return fmt.Errorf("%w: public_key: it is missing", mesh.ErrInvalid)
 	}
+	if _, err := mesh.ParsePublicKey(r.Node.PublicKey.Encode()); err != nil {
+		return fmt.Errorf("public_key: %w", err)
+	}
 	if _, ok := r.DirectPeers[r.Node.ID]; ok {
 		return fmt.Errorf("%w: direct_peers: the node names itself", mesh.ErrInvalid)
 	}
-	if len(r.DirectPeers) > maxDirectPeers {
-		return tooMany("direct_peers", maxDirectPeers)
+	if err := atMost(maxDirectPeers, "direct_peers", len(r.DirectPeers)); err != nil {
+		return err
 	}
 	return checkNode(&r.Node, r.Routes)
 }
@@ -43,68 +47,132 @@ func checkUpdate(r mesh.UpdateRequest) error {
 	if _, err := mesh.ParseNodeID(string(r.ID)); err != nil {
 		return fmt.Errorf("id: %w", err)
 	}
-	return checkNode(&mesh.Node{
-		PrimaryEndpoint: r.PrimaryEndpoint, WireGuardEndpoints: r.WireGuardEndpoints, Zone: r.Zone,
-		Features: r.Features, Services: r.Services, Multiaddrs: r.Multiaddrs,
-	}, r.Routes)
+	return checkNode(&mesh.Node{Features: r.Features, Services: r.Services, Multiaddrs: r.Multiaddrs,
+		WireGuardEndpoints: r.WireGuardEndpoints}, r.Routes)
 }
 
 func checkNode(n *mesh.Node, routes []netip.Prefix) error {
-	switch {
-	case len(routes) > maxRoutes:
-		return tooMany("routes", maxRoutes)
-	case len(n.WireGuardEndpoints) > maxEndpoints:
-		return tooMany("wireguard_endpoints", maxEndpoints)
-	case len(n.Services) > maxServices:
-		return tooMany("services", maxServices)
-	case len(n.Features) > maxFeatures:
-		return tooMany("features", maxFeatures)
-	case len(n.Multiaddrs) > maxMultiaddrs:
-		return tooMany("multiaddrs", maxMultiaddrs)
-	case len(n.Zone) > maxZone:
-		return fmt.Errorf("%w: zone_awareness_id: it is longer than %d bytes", mesh.ErrInvalid, maxZone)
+	for _, list := range []struct {
+		limit int
+		field string
+		n     int
+	}{
+		{maxRoutes, "routes", len(routes)},
+		{maxEndpoints, "wireguard_endpoints", len(n.WireGuardEndpoints)},
+		{maxServices, "services", len(n.Services)},
+		{maxFeatures, "features", len(n.Features)},
+		{maxMultiaddrs, "multiaddrs", len(n.Multiaddrs)},
+	} {
+		if err := atMost(list.limit, list.field, list.n); err != nil {
+			return err
+		}
 	}
-	if _, err := mesh.ParsePrimaryEndpoint(n.PrimaryEndpoint); err != nil {
-		return fmt.Errorf("primary_endpoint: %w", err)
+	for _, a := range n.Multiaddrs {
+		if len(a) > maxMultiaddr {
+			return fmt.Errorf("%w: multiaddrs: one is longer than %d bytes", mesh.ErrInvalid, maxMultiaddr)
+		}
+	}
+	for i, f := range n.Features {
+		for _, other := range n.Features[:i] {
+			if f.Kind == other.Kind {
+				return fmt.Errorf("%w: features: %v is there twice", mesh.ErrInvalid, f.Kind)
+			}
+		}
+	}
+	seen := make(map[mesh.Service]bool, len(n.Services))
+	for _, s := range n.Services {
+		s.Kind = ""
+		if seen[s] {
+			return fmt.Errorf("%w: services: %s port %d is there twice", mesh.ErrInvalid, s.Protocol, s.Port)
+		}
+		seen[s] = true
+	}
+	return nil
+}
+
+func atMost(limit int, field string, n int) error {
+	if n > limit {
+		return fmt.Errorf("%w: %s: %d are too many, the most is %d", mesh.ErrInvalid, field, n, limit)
+	}
+	return nil
+}
+
+// checkEndpoints refuses endpoints at which the mesh cannot reach a node: an
+// endpoint inside the mesh would send the tunnel through itself. Loopback ones
+// are for a mesh on one machine: where self has one, others may, too.
+func checkEndpoints(s *mesh.Snapshot, n *mesh.Node, self mesh.NodeID) error {
+	local := n.ID == self
+	if gateway, ok := s.Nodes[self]; ok && !local {
+		addr, err := netip.ParseAddr(gateway.PrimaryEndpoint)
+		local = err == nil && addr.IsLoopback()
+	}
+	check := func(field string, addr netip.Addr) error {
+		switch {
+		case !addr.IsValid() || addr.IsUnspecified() || addr.IsMulticast() || addr.IsLinkLocalUnicast() || addr.Zone() != "":
+			return fmt.Errorf("%w: %s: %v is no address at which others can reach the node", mesh.ErrInvalid, field, addr)
+		case addr.IsLoopback() && !local:
+			return fmt.Errorf("%w: %s: %v means another machine on each node; leave it out if the node has no public address", mesh.ErrInvalid, field, addr)
+		case s.Contains(addr):
+			return fmt.Errorf("%w: %s: %v is inside the mesh; give the address that the node has outside of it", mesh.ErrInvalid, field, addr)
+		}
+		return nil
+	}
+	if addr, err := netip.ParseAddr(n.PrimaryEndpoint); err == nil { // else a DNS name, or none
+		if err := check("primary_endpoint", addr); err != nil {
+			return err
+		}
 	}
 	for _, e := range n.WireGuardEndpoints {
-		if a := e.Addr(); e.Port() == 0 || a.IsUnspecified() || a.IsMulticast() {
-			return fmt.Errorf("%w: wireguard_endpoints: nobody can send to %s", mesh.ErrInvalid, e)
+		if err := check("wireguard_endpoints", e.Addr()); err != nil {
+			return err
 		}
 	}
 	return nil
 }
 
-func tooMany(field string, limit int) error {
-	return fmt.Errorf("%w: %s: more than %d", mesh.ErrInvalid, field, limit)
-}
-
 // checkRoutes refuses networks that would take traffic from somebody else:
-// those that touch the mesh's own, other nodes' routes, the default route, and
-// networks that mean something else on every host.
+// those that touch the mesh's own, other nodes' addresses and routes, the
+// default route, and networks that mean something else on every host.
 func checkRoutes(s *mesh.Snapshot, id mesh.NodeID, routes []netip.Prefix) error {
 	for i, p := range routes {
 		switch {
 		case !p.IsValid() || p != p.Masked():
-			return fmt.Errorf("%w: routes: %s has bits set behind its length; want %s", mesh.ErrInvalid, p, p.Masked())
+			return fmt.Errorf("%w: routes: %v has bits set behind its length; want %v", mesh.ErrInvalid, p, p.Masked())
 		case p.Bits() == 0:
-			return fmt.Errorf("%w: routes: %s would carry all traffic of the mesh's nodes; exit nodes are not supported", mesh.ErrInvalid, p)
-		case !s.Routable(p) || touchesMesh(s, p):
-			return fmt.Errorf("%w: routes: %s touches a network of the mesh itself, or loopback, link-local or multicast addresses", mesh.ErrInvalid, p)
+			return fmt.Errorf("%w: routes: %v would carry all traffic of the mesh's nodes; name the networks behind this node instead", mesh.ErrInvalid, p)
+		case touchesMesh(s, p):
+			return fmt.Errorf("%w: routes: %v touches a network of the mesh itself; leave it out", mesh.ErrInvalid, p)
+		case !s.Routable(p):
+			return fmt.Errorf("%w: routes: %v is loopback, link-local or multicast, which no node can stand for; leave it out", mesh.ErrInvalid, p)
 		}
 		for _, q := range routes[:i] {
 			if p.Overlaps(q) {
-				return fmt.Errorf("%w: routes: %s and %s overlap", mesh.ErrInvalid, p, q)
+				return fmt.Errorf("%w: routes: %v and %v overlap; name the wider one only", mesh.ErrInvalid, p, q)
 			}
 		}
-		for _, r := range s.Routes {
-			if r.Node == string(id) {
-				continue
+		if err := checkOwner(s, id, p); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// checkOwner refuses a network that somebody else has some of.
+func checkOwner(s *mesh.Snapshot, id mesh.NodeID, p netip.Prefix) error {
+	for _, r := range s.Routes {
+		if r.Node == string(id) {
+			continue
+		}
+		for _, q := range r.Destinations {
+			if p.Overlaps(q) {
+				return fmt.Errorf("%w: routes: %v overlaps %v, which %q offers; only one node can offer a network", mesh.ErrExists, p, q, r.Node)
 			}
-			for _, q := range r.Destinations {
-				if p.Overlaps(q) {
-					return fmt.Errorf("%w: routes: %s overlaps %s, which node %q offers", mesh.ErrExists, p, q, r.Node)
-				}
+		}
+	}
+	for _, n := range s.Nodes {
+		for _, q := range n.Prefixes() {
+			if p.Overlaps(q) {
+				return fmt.Errorf("%w: routes: %v holds the address %v of node %q", mesh.ErrInvalid, p, q.Addr(), n.ID)
 			}
 		}
 	}

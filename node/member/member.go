@@ -11,15 +11,14 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/meshgate/meshgate/node/ipam"
 	"github.com/meshgate/meshgate/node/mesh"
 	"github.com/meshgate/meshgate/node/registry"
-	v1 "github.com/meshgate/meshgate/proto/v1"
 )
 
 // edgeWeight is the weight of an edge that a join makes, as v1 nodes give it.
@@ -29,13 +28,18 @@ const edgeWeight = 1
 type Config struct {
 	// Registry is required.
 	Registry *registry.Registry
-	// Self is the node that takes joins; joiners get an edge to it.
+	// Self is the node that takes joins; joiners get an edge to it. Required.
 	Self mesh.NodeID
 	// Logger is told who joins and leaves; nil discards.
 	Logger *slog.Logger
 }
 
 // Members changes who is in the mesh. It is safe for concurrent use.
+//
+// Errors name the field of the request that they are about. They wrap
+// mesh.ErrInvalid for what can never be accepted, mesh.ErrExists for what
+// somebody else has, mesh.ErrNotFound for a node that is not there, and
+// mesh.ErrExhausted when there is no address left.
 type Members struct {
 	registry *registry.Registry
 	self     mesh.NodeID
@@ -54,26 +58,38 @@ func New(cfg Config) (*Members, error) {
 }
 
 // Join makes a node a member: its record, addresses, edges and routes are one
-// change. The returned snapshot holds it. A node that joins again with the
-// same id and key keeps its addresses; an id or a key that somebody else holds
-// is mesh.ErrExists.
+// change. The returned snapshot holds it.
+//
+// An id belongs to the key that it first joined with, until the node leaves. A
+// node that joins again with the same id and key keeps its addresses and gets
+// what it now says of itself; another key for its id, or its key under another
+// id, is mesh.ErrExists.
 func (m *Members) Join(ctx context.Context, r mesh.JoinRequest) (*mesh.Snapshot, error) {
 	if err := checkJoin(r); err != nil {
-		return nil, err
+		return nil, fmt.Errorf("join of node %q: %w", r.Node.ID, err)
 	}
-	s, err := m.registry.Update(ctx, func(s *mesh.Snapshot, c *registry.Change) error {
-		return m.join(s, c, r)
+	again := false
+	s, err := m.registry.Update(ctx, func(tx *registry.Tx) error {
+		_, again = tx.Snapshot().Nodes[r.Node.ID]
+		return m.join(tx, r)
 	})
 	if err != nil {
 		return nil, fmt.Errorf("join of node %q: %w", r.Node.ID, err)
 	}
-	m.log.Info("node joined", "peer", string(r.Node.ID), "addr", s.Nodes[r.Node.ID].Addrs())
+	m.log.Info("node joined", "peer", string(r.Node.ID), "again", again, "addr", s.Nodes[r.Node.ID].Addrs())
 	return s, nil
 }
 
-// join writes the change that makes r.Node a member of s.
-func (m *Members) join(s *mesh.Snapshot, c *registry.Change, r mesh.JoinRequest) error {
-	if err := free(s, r.Node.ID, r.Node.PublicKey); err != nil {
+// join writes the change that makes r.Node a member.
+func (m *Members) join(tx *registry.Tx, r mesh.JoinRequest) error {
+	s := tx.Snapshot()
+	if !s.IPv6.IsValid() {
+		return fmt.Errorf("%w: there is no mesh yet", mesh.ErrPrecondition)
+	}
+	if err := checkFree(tx, r.Node.ID, r.Node.PublicKey); err != nil {
+		return err
+	}
+	if err := checkEndpoints(s, &r.Node, m.self); err != nil {
 		return err
 	}
 	if err := checkRoutes(s, r.Node.ID, r.Routes); err != nil {
@@ -83,24 +99,28 @@ func (m *Members) join(s *mesh.Snapshot, c *registry.Change, r mesh.JoinRequest)
 	if err := assign(s, &n, r.AssignIPv4); err != nil {
 		return err
 	}
-	c.PutNode(&n)
-	putRoutes(s, c, n.ID, r.Routes)
-	edges, err := m.edges(s, &n, r.DirectPeers)
-	if err != nil {
+	if err := tx.PutNode(&n); err != nil {
 		return err
 	}
-	for _, e := range edges {
-		c.PutEdge(e)
+	if len(r.Routes) == 0 {
+		tx.DeleteRoute(registry.AutoRoute(n.ID))
 	}
-	return nil
+	if err := putRoutes(tx, n.ID, r.Routes); err != nil {
+		return err
+	}
+	return m.putEdges(tx, &n, r)
 }
 
-// free refuses an id that another key holds, and a key that another id holds.
-func free(s *mesh.Snapshot, id mesh.NodeID, key mesh.PublicKey) error {
-	if old, ok := s.Nodes[id]; ok && !old.PublicKey.IsZero() && old.PublicKey != key {
-		return fmt.Errorf("%w: public_key: the id is bound to another key; choose another id, or remove the old node first (meshgate peer delete)", mesh.ErrExists)
+// checkFree refuses an id that another key holds, and a key that another id holds.
+func checkFree(tx *registry.Tx, id mesh.NodeID, key mesh.PublicKey) error {
+	if tx.Unreadable(id) {
+		return fmt.Errorf("%w: id: there is a record of the node that makes no sense; remove the node first", mesh.ErrExists)
 	}
-	if other, ok := s.NodeByKey(key.WireGuard()); ok && other.ID != id {
+	old, ok := tx.Snapshot().Nodes[id]
+	if ok && !old.PublicKey.IsZero() && old.PublicKey != key {
+		return fmt.Errorf("%w: public_key: the id is bound to another key; choose another id, or remove the old node first", mesh.ErrExists)
+	}
+	if other, ok := tx.Snapshot().NodeByKey(key.WireGuard()); ok && other.ID != id {
 		return fmt.Errorf("%w: public_key: another node has this key; each node needs a key of its own", mesh.ErrExists)
 	}
 	return nil
@@ -111,11 +131,13 @@ func assign(s *mesh.Snapshot, n *mesh.Node, wantIPv4 bool) error {
 	n.IPv6 = mesh.NodeIPv6(s.IPv6, n.PublicKey.WireGuard())
 	n.IPv4 = netip.Prefix{}
 	n.JoinedAt = time.Now().UTC().Truncate(time.Second)
-	old, again := s.Nodes[n.ID]
-	if again {
-		n.IPv4, n.JoinedAt = old.IPv4, old.JoinedAt
+	if old, ok := s.Nodes[n.ID]; ok {
+		n.IPv4 = old.IPv4
 		if old.IPv6.IsValid() {
 			n.IPv6 = old.IPv6
+		}
+		if !old.JoinedAt.IsZero() {
+			n.JoinedAt = old.JoinedAt
 		}
 	}
 	if other, ok := s.NodeByAddr(n.IPv6.Addr()); ok && other.ID != n.ID {
@@ -135,84 +157,68 @@ func assign(s *mesh.Snapshot, n *mesh.Node, wantIPv4 bool) error {
 	return nil
 }
 
-// edges are those that a join makes: to the node that takes it, to public
-// nodes of the same zone, and to the direct peers that were asked for.
-func (m *Members) edges(s *mesh.Snapshot, n *mesh.Node, direct map[mesh.NodeID]v1.ConnectProtocol) ([]mesh.Edge, error) {
-	wanted := map[mesh.NodeID]map[string]string{}
-	if n.ID != m.self {
-		wanted[m.self] = nil
-	}
-	for id, o := range s.Nodes {
-		if id != n.ID && n.Zone != "" && o.Zone == n.Zone && o.PrimaryEndpoint != "" {
-			wanted[id] = nil
+// putEdges writes the edges that a join makes: to the node that takes it, to
+// public nodes of the same zone, and to the direct peers that were asked for.
+// What is set on an edge stays unless a direct peer says otherwise.
+func (m *Members) putEdges(tx *registry.Tx, n *mesh.Node, r mesh.JoinRequest) error {
+	near := map[mesh.NodeID]bool{m.self: true}
+	for id, o := range tx.Snapshot().Nodes {
+		if n.Zone != "" && o.Zone == n.Zone && o.PrimaryEndpoint != "" {
+			near[id] = true
 		}
 	}
-	for id, protocol := range direct {
-		if _, ok := s.Nodes[id]; !ok {
-			return nil, fmt.Errorf("%w: direct_peers: no node %q in the mesh", mesh.ErrNotFound, id)
+	delete(near, n.ID)
+	for _, id := range slices.Sorted(maps.Keys(r.DirectPeers)) {
+		if _, ok := tx.Snapshot().Nodes[id]; !ok {
+			return fmt.Errorf("%w: direct_peers: no node %q in the mesh", mesh.ErrNotFound, id)
 		}
-		wanted[id] = map[string]string{attribute(protocol): "true"}
-	}
-	out := make([]mesh.Edge, 0, len(wanted))
-	for id, attributes := range wanted {
-		e := mesh.Edge{Source: min(n.ID, id), Target: max(n.ID, id), Weight: edgeWeight, Attributes: attributes}
-		if attributes == nil {
-			if old, ok := edgeOf(s, e.Source, e.Target); ok {
-				e = old // what somebody set on the edge stays
-			}
+		e, err := registry.Link(n.ID, id, r.DirectPeers[id])
+		if err == nil {
+			err = tx.PutEdge(e)
 		}
-		out = append(out, e)
+		if err != nil {
+			return fmt.Errorf("direct_peers: %q: %w", id, err)
+		}
+		delete(near, id)
 	}
-	return out, nil
+	for _, id := range slices.Sorted(maps.Keys(near)) {
+		if _, ok := tx.Edge(n.ID, id); ok {
+			continue
+		}
+		if err := tx.PutEdge(mesh.Edge{Source: n.ID, Target: id, Weight: edgeWeight}); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
-// attribute is the name of the edge attribute for a protocol.
-func attribute(p v1.ConnectProtocol) string {
-	switch p {
-	case v1.ConnectProtocol_CONNECT_ICE:
-		return v1.EdgeAttribute_EDGE_ATTRIBUTE_ICE.String()
-	case v1.ConnectProtocol_CONNECT_LIBP2P:
-		return v1.EdgeAttribute_EDGE_ATTRIBUTE_LIBP2P.String()
-	default:
-		return v1.EdgeAttribute_EDGE_ATTRIBUTE_NATIVE.String()
-	}
-}
-
-func edgeOf(s *mesh.Snapshot, source, target mesh.NodeID) (mesh.Edge, bool) {
-	i, ok := slices.BinarySearchFunc(s.Edges, mesh.Edge{Source: source, Target: target}, func(a, b mesh.Edge) int {
-		if c := strings.Compare(string(a.Source), string(b.Source)); c != 0 {
-			return c
-		}
-		return strings.Compare(string(a.Target), string(b.Target))
-	})
-	if !ok {
-		return mesh.Edge{}, false
-	}
-	return s.Edges[i], true
-}
-
-// Update changes the fields of a member that are not empty in r.
+// Update changes the fields of a member that are not empty in r. The key of a
+// member cannot change.
 func (m *Members) Update(ctx context.Context, r mesh.UpdateRequest) error {
 	if err := checkUpdate(r); err != nil {
-		return err
+		return fmt.Errorf("update of node %q: %w", r.ID, err)
 	}
-	_, err := m.registry.Update(ctx, func(s *mesh.Snapshot, c *registry.Change) error {
+	_, err := m.registry.Update(ctx, func(tx *registry.Tx) error {
+		s := tx.Snapshot()
 		old, ok := s.Nodes[r.ID]
 		if !ok {
 			return fmt.Errorf("%w: no node %q in the mesh; it has to join first", mesh.ErrNotFound, r.ID)
 		}
 		if !r.PublicKey.IsZero() && r.PublicKey != old.PublicKey {
-			return fmt.Errorf("%w: public_key: the id is bound to another key", mesh.ErrExists)
+			return fmt.Errorf("%w: public_key: the id is bound to another key; leave and join again to change it", mesh.ErrExists)
+		}
+		said := mesh.Node{ID: r.ID, PrimaryEndpoint: r.PrimaryEndpoint, WireGuardEndpoints: r.WireGuardEndpoints}
+		if err := checkEndpoints(s, &said, m.self); err != nil {
+			return err
 		}
 		if err := checkRoutes(s, r.ID, r.Routes); err != nil {
 			return err
 		}
 		n := updated(*old, r)
-		if !equal(&n, old) {
-			c.PutNode(&n)
+		if err := tx.PutNode(&n); err != nil {
+			return err
 		}
-		putRoutes(s, c, r.ID, r.Routes)
-		return nil
+		return putRoutes(tx, r.ID, r.Routes)
 	})
 	if err != nil {
 		return fmt.Errorf("update of node %q: %w", r.ID, err)
@@ -243,32 +249,20 @@ func updated(n mesh.Node, r mesh.UpdateRequest) mesh.Node {
 	return n
 }
 
-// equal compares what an update can change.
-func equal(a, b *mesh.Node) bool {
-	return a.PrimaryEndpoint == b.PrimaryEndpoint && a.Zone == b.Zone &&
-		slices.Equal(a.WireGuardEndpoints, b.WireGuardEndpoints) && slices.Equal(a.Features, b.Features) &&
-		slices.Equal(a.Services, b.Services) && slices.Equal(a.Multiaddrs, b.Multiaddrs)
-}
-
-// Leave removes a node with its edges and routes. Removing a node that is not
-// there is no error; the node that holds the state cannot be removed.
+// Leave removes a node with its edges and routes; ACLs, roles and groups that
+// name it stay. Removing a node that is not there is no error. The node that
+// holds the state cannot be removed: mesh.ErrPrecondition.
 func (m *Members) Leave(ctx context.Context, id mesh.NodeID) error {
 	if id == m.self {
-		return fmt.Errorf("%w: node %q holds the mesh's state and cannot leave it", mesh.ErrPrecondition, id)
+		return fmt.Errorf("leave of node %q: %w: it holds the mesh's state and cannot leave it", id, mesh.ErrPrecondition)
 	}
-	gone := false
-	_, err := m.registry.Update(ctx, func(s *mesh.Snapshot, c *registry.Change) error {
-		if _, gone = s.Nodes[id]; gone {
-			c.DeleteNode(id)
-		}
-		for _, e := range s.Edges {
-			if e.Source == id || e.Target == id {
-				c.DeleteEdge(e.Source, e.Target)
-			}
-		}
-		for _, r := range s.Routes {
+	was := false
+	_, err := m.registry.Update(ctx, func(tx *registry.Tx) error {
+		_, was = tx.Snapshot().Nodes[id]
+		tx.DeleteNode(id)
+		for _, r := range tx.Snapshot().Routes {
 			if r.Node == string(id) {
-				c.DeleteRoute(r.Name)
+				tx.DeleteRoute(r.Name)
 			}
 		}
 		return nil
@@ -276,26 +270,20 @@ func (m *Members) Leave(ctx context.Context, id mesh.NodeID) error {
 	if err != nil {
 		return fmt.Errorf("leave of node %q: %w", id, err)
 	}
-	if gone {
+	if was {
 		m.log.Info("node left", "peer", string(id))
 	}
 	return nil
 }
 
 // putRoutes makes the routes that a node offers itself exactly list. An empty
-// list changes nothing, as in v1.
-func putRoutes(s *mesh.Snapshot, c *registry.Change, id mesh.NodeID, list []netip.Prefix) {
+// list changes nothing.
+func putRoutes(tx *registry.Tx, id mesh.NodeID, list []netip.Prefix) error {
 	if len(list) == 0 {
-		return
+		return nil
 	}
-	want := mesh.Route{Name: routeName(id), Node: string(id), Destinations: list}
-	for _, r := range s.Routes {
-		if r.Name == want.Name && r.Node == want.Node && slices.Equal(r.Destinations, list) {
-			return
-		}
+	if err := tx.PutRoute(mesh.Route{Name: registry.AutoRoute(id), Node: string(id), Destinations: list}); err != nil {
+		return fmt.Errorf("routes: %w", err)
 	}
-	c.PutRoute(want)
+	return nil
 }
-
-// routeName is the name of the route object that a node's own routes make.
-func routeName(id mesh.NodeID) string { return string(id) + "-auto" }
