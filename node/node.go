@@ -14,6 +14,7 @@
 package node
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -25,6 +26,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/meshgate/meshgate/node/hostnet"
 	"github.com/meshgate/meshgate/node/mesh"
 	"github.com/meshgate/meshgate/node/peer"
 	"github.com/meshgate/meshgate/node/policy"
@@ -35,6 +37,9 @@ import (
 // its gateways, so that the NAT in between keeps its mapping: the value that
 // WireGuard's own documentation recommends.
 const keepalive = 25 * time.Second
+
+// defaultMTU fits a 1500 byte underlay with IPv6 and WireGuard's header.
+const defaultMTU = 1420
 
 // retryDelay is the pause after a plan could not be applied.
 const retryDelay = time.Second
@@ -94,6 +99,7 @@ type Node struct {
 	cfg     Config
 	log     *slog.Logger
 	device  *wg.Device
+	host    *hostnet.Host // nil without an interface on the host
 	source  source
 	members membership
 	exposed *exposer
@@ -157,6 +163,9 @@ func New(cfg Config) (_ *Node, err error) {
 			err = errors.Join(err, n.device.Close())
 		}
 	}()
+	if cfg.Mode == wg.ModeTUN {
+		n.host = hostnet.New(cfg.Logger)
+	}
 	if n.peers, err = peer.New(peer.Config{Dial: n.DialContext}); err != nil {
 		return nil, err
 	}
@@ -191,6 +200,9 @@ func (n *Node) Run(ctx context.Context) error {
 func (n *Node) Close() error {
 	n.peers.Close()
 	errs := []error{n.source.close()}
+	if n.host != nil {
+		errs = append(errs, n.host.Close())
+	}
 	return errors.Join(append(errs, n.device.Close())...)
 }
 
@@ -225,6 +237,15 @@ func (n *Node) apply(ctx context.Context, s *mesh.Snapshot) error {
 	}
 	if err := n.device.Set(ctx, n.deviceConfig(s, plan)); err != nil {
 		return fmt.Errorf("set wireguard: %w", err)
+	}
+	if n.host != nil {
+		err := n.host.Set(ctx, hostnet.Config{
+			Interface: n.device.Name(), MTU: cmp.Or(n.cfg.MTU, defaultMTU),
+			Addresses: addresses(plan.Self), Routes: plan.Routes, Forward: n.members != nil,
+		})
+		if err != nil {
+			return fmt.Errorf("set host network: %w", err)
+		}
 	}
 	if err := n.exposed.set(ctx, plan.Self.Addrs()); err != nil {
 		return fmt.Errorf("expose services: %w", err)
