@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"maps"
+	"os"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/spf13/pflag"
+)
+
+const metricsDoc = "../../docs/metrics.md"
+
+const metricsHead = `# Metrics
+
+A gateway serves these at ` + "`/metrics`" + ` of ` + "`--metrics.listen`" + `, beside those of Go and of the process. A node behind a gateway
+serves those of its parts when ` + "`--metrics.listen`" + ` is set. Labels come from small closed sets: no metric names a
+user, a node or an address. Sizes are in bytes, times in seconds.
+
+| metric | meaning |
+|---|---|
+`
+
+var description = regexp.MustCompile(`fqName: "(meshgate_[a-z_]+)", help: "([^"]*)"`)
+
+// TestMetricsDoc_ListsEveryMetric keeps docs/metrics.md equal to what a running
+// gateway registers.
+func TestMetricsDoc_ListsEveryMetric(t *testing.T) {
+	found := map[string]string{}
+	for _, text := range describe(t) {
+		if m := description.FindStringSubmatch(text); m != nil {
+			found[m[1]] = m[2]
+		}
+	}
+	var b strings.Builder
+	b.WriteString(metricsHead)
+	for _, name := range slices.Sorted(maps.Keys(found)) {
+		fmt.Fprintf(&b, "| `%s` | %s |\n", name, found[name])
+	}
+	if *update {
+		if err := os.WriteFile(metricsDoc, []byte(b.String()), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	got, err := os.ReadFile(metricsDoc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if string(got) != b.String() {
+		t.Error("docs/metrics.md is not what a gateway registers; run: go test ./cmd/meshgate -run MetricsDoc -update")
+	}
+}
+
+// describe runs a gateway until it is ready and returns the descriptions of
+// all its metrics.
+func describe(t *testing.T) []string {
+	t.Helper()
+	c := &upConfig{dev: true}
+	f := pflag.NewFlagSet("up", pflag.ContinueOnError)
+	c.register(f)
+	c.dev = true
+	if err := f.Set("listen", "127.0.0.1:0"); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.load(f); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	log, err := (&app{stderr: io.Discard}).newLogger("error", "text")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := newGatewayProcess(ctx, c, log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out []string
+	err = p.run(ctx, func() error {
+		ch := make(chan *prometheus.Desc)
+		go func() {
+			defer close(ch)
+			p.registry.Describe(ch)
+		}()
+		for d := range ch {
+			out = append(out, d.String())
+		}
+		cancel()
+		return nil
+	})
+	if err != nil && ctx.Err() == nil {
+		t.Fatal(err)
+	}
+	return out
+}
