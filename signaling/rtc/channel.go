@@ -44,10 +44,11 @@ func (c ChannelConfig) dcep(p *Peer, negotiated bool) *datachannel.Config {
 // Channel is an open data channel. One goroutine may read and others write at
 // the same time.
 type Channel struct {
-	peer *Peer
-	dc   *datachannel.DataChannel
-	end  func()        // called when reading failed for good
-	low  chan struct{} // signalled when the send queue falls to the threshold
+	peer  *Peer
+	dc    *datachannel.DataChannel
+	early []message     // read before the channel was open; only the reader uses it
+	end   func()        // called when reading failed for good
+	low   chan struct{} // signalled when the send queue falls to the threshold
 }
 
 func newChannel(p *Peer, dc *datachannel.DataChannel, end func()) *Channel {
@@ -80,6 +81,14 @@ func (c *Channel) Protocol() string { return c.dc.Protocol }
 // b, of at most MaxMessageSize. After the other side closed the channel it
 // returns io.EOF.
 func (c *Channel) ReadMessage(b []byte) (n int, text bool, err error) {
+	if len(c.early) > 0 {
+		m := c.early[0]
+		if len(m.b) > len(b) {
+			return 0, false, io.ErrShortBuffer
+		}
+		c.early = c.early[1:]
+		return copy(b, m.b), m.text, nil
+	}
 	n, text, err = c.dc.ReadDataChannel(b)
 	switch {
 	case err == nil:
@@ -121,41 +130,6 @@ func (c *Channel) LowWater(n int) <-chan struct{} {
 // Close closes our direction after what is queued was sent; a proper peer then
 // closes the other, which ReadMessage sees as io.EOF.
 func (c *Channel) Close() error { return c.dc.Close() }
-
-// Incoming is a stream that the other side used first. Nothing of it has been
-// read; what arrived on it waits.
-type Incoming struct {
-	peer   *Peer
-	stream *sctp.Stream
-}
-
-// ID is the number of the stream.
-func (i *Incoming) ID() uint16 { return i.stream.StreamIdentifier() }
-
-// Open reads the opening message of the Data Channel Establishment Protocol
-// (RFC 8832) and answers it. It waits for the message to be whole, but not
-// longer than the timeout, and fails if it is anything else.
-func (i *Incoming) Open(timeout time.Duration) (*Channel, error) {
-	_ = i.stream.SetReadDeadline(time.Now().Add(timeout))
-	dc, err := datachannel.Server(i.stream, &datachannel.Config{LoggerFactory: i.peer.engine.logs})
-	if err != nil {
-		return nil, fmt.Errorf("open channel %d: %w", i.ID(), err)
-	}
-	_ = i.stream.SetReadDeadline(time.Time{})
-	i.stream.SetDefaultPayloadType(sctp.PayloadTypeWebRTCBinary)
-	return newChannel(i.peer, dc, func() {}), nil
-}
-
-// Claimed says whether Negotiated has made the stream a channel.
-func (i *Incoming) Claimed() bool {
-	i.peer.mu.Lock()
-	defer i.peer.mu.Unlock()
-	_, ok := i.peer.owned[i.stream]
-	return ok
-}
-
-// Reset refuses the stream.
-func (i *Incoming) Reset() { _ = i.stream.Close() }
 
 // Negotiated is the channel with c.ID that both sides agreed on outside the
 // connection. Data that arrived before the call is still there, whether or not
