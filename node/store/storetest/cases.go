@@ -298,12 +298,15 @@ func testWatchCancel(t *testing.T, f fixture) {
 	}
 }
 
-// testWatchCompacted writes large values until the store has to forget.
+// testWatchCompacted writes until the store has to forget.
 func testWatchCompacted(t *testing.T, f fixture) {
 	_, start := f.list("")
-	value := strings.Repeat("v", 2<<20)
+	ops := make([]store.Op, 4096)
+	for i := range ops {
+		ops[i] = put(fmt.Sprintf("k%d", i), "x")
+	}
 	for i := range 64 {
-		version := f.put("big", value)
+		version := f.apply(store.Batch{Ops: ops})
 		for c, err := range f.Watch(f.ctx, "", start) {
 			if errors.Is(err, store.ErrCompacted) {
 				next := f.put("small", "x")
