@@ -28,7 +28,7 @@ help: ## print this
 
 .PHONY: build
 build: web ## build bin/meshgate with the web console inside
-	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/meshgate ./cmd/meshgate
+	go build -ldflags '$(LDFLAGS)' -o bin/meshgate ./cmd/meshgate
 
 .PHONY: run
 run: build ## build everything and start a demo mesh
