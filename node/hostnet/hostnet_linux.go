@@ -1,0 +1,295 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package hostnet
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// routeProtocol marks our routes in the kernel's tables, where "ip route" shows it.
+const routeProtocol = 109
+
+// record is what was done to one interface, so that it can be undone.
+type record struct {
+	name string
+	// index tells the interface from a later one of the same name; 0 means none.
+	index int
+	// raised is set when the link was down before.
+	raised bool
+	// mtu is the one before; 0 if it was not changed.
+	mtu               int
+	addresses, routes []netip.Prefix
+	settings          []setting
+	// refused are routes that were left out, so that each is logged once.
+	refused []netip.Prefix
+}
+
+// Set makes the interface what c says. Equal calls change nothing; what is
+// missing again, for instance since the link was down, is put back.
+//
+// Errors that wrap mesh.ErrInvalid changed nothing; after another error the
+// next Set carries on from where this one stopped.
+func (h *Host) Set(ctx context.Context, c Config) error {
+	if err := c.validate(); err != nil {
+		return fmt.Errorf("set up interface: %w", err)
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if err := h.set(ctx, &c); err != nil {
+		return fmt.Errorf("set up interface %s: %w", c.Interface, err)
+	}
+	return nil
+}
+
+// Close takes back everything. An interface that is gone took the rest along.
+func (h *Host) Close() error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.undo()
+}
+
+// set does the work of Set.
+func (h *Host) set(ctx context.Context, c *Config) error {
+	if h.done.name != "" && h.done.name != c.Interface {
+		if err := h.undo(); err != nil {
+			return err
+		}
+	}
+	nl, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return err
+	}
+	defer nl.Close()
+	link, err := nl.LinkByName(c.Interface)
+	if err != nil {
+		return err
+	}
+	if index := link.Attrs().Index; h.done.index != index {
+		h.done = record{name: c.Interface, index: index, settings: h.done.global()}
+	}
+	steps := []func(nl *netlink.Handle, link netlink.Link, c *Config) error{
+		h.setLink, h.setForwarding, h.setAddresses, h.setRoutes, h.dropAddresses,
+	}
+	for _, step := range steps {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if err := step(nl, link, c); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// setLink sets the MTU and brings the interface up.
+func (h *Host) setLink(nl *netlink.Handle, link netlink.Link, c *Config) error {
+	if now := link.Attrs().MTU; c.MTU != 0 && c.MTU != now {
+		if err := nl.LinkSetMTU(link, c.MTU); err != nil {
+			return fmt.Errorf("set mtu %d: %w", c.MTU, err)
+		}
+		if h.done.mtu == 0 {
+			h.done.mtu = now
+		}
+	}
+	if link.Attrs().Flags&net.FlagUp == 0 {
+		if err := nl.LinkSetUp(link); err != nil {
+			return fmt.Errorf("bring up: %w", err)
+		}
+		h.done.raised = true
+	}
+	return nil
+}
+
+// setAddresses adds the addresses that are missing.
+func (h *Host) setAddresses(nl *netlink.Handle, link netlink.Link, c *Config) error {
+	present, err := addresses(nl, link)
+	if err != nil {
+		return err
+	}
+	for _, p := range c.Addresses {
+		if slices.Contains(present, p) {
+			continue
+		}
+		addr := &netlink.Addr{IPNet: ipNet(p)}
+		if p.Addr().Is6() {
+			addr.Flags = unix.IFA_F_NODAD // a tunnel has no duplicates to wait for
+		}
+		if err := nl.AddrAdd(link, addr); err != nil {
+			return fmt.Errorf("add address %v: %w", p, err)
+		}
+		h.done.addresses = with(h.done.addresses, p)
+	}
+	return nil
+}
+
+// dropAddresses removes the addresses of ours that are not wanted any more. It
+// comes last: routes may depend on them.
+func (h *Host) dropAddresses(nl *netlink.Handle, link netlink.Link, c *Config) error {
+	for _, p := range slices.Clone(h.done.addresses) {
+		if slices.Contains(c.Addresses, p) {
+			continue
+		}
+		if err := gone(nl.AddrDel(link, &netlink.Addr{IPNet: ipNet(p)})); err != nil {
+			return fmt.Errorf("remove address %v: %w", p, err)
+		}
+		h.done.addresses = less(h.done.addresses, p)
+	}
+	return nil
+}
+
+// setRoutes adds the routes that are missing and removes ours that are not
+// wanted any more.
+func (h *Host) setRoutes(nl *netlink.Handle, link netlink.Link, c *Config) error {
+	present, err := routes(nl, link)
+	if err != nil {
+		return err
+	}
+	for _, p := range c.Routes {
+		if slices.Contains(present, p) {
+			continue
+		}
+		err := error(unix.EEXIST)
+		if p.Bits() > 0 {
+			err = nl.RouteAdd(route(link, p))
+		}
+		if errors.Is(err, unix.EEXIST) {
+			h.refuse(p)
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("add route %v: %w", p, err)
+		}
+		h.done.routes = with(h.done.routes, p)
+		h.done.refused = less(h.done.refused, p)
+	}
+	for _, p := range slices.Clone(h.done.routes) {
+		if slices.Contains(c.Routes, p) {
+			continue
+		}
+		if err := gone(nl.RouteDel(route(link, p))); err != nil {
+			return fmt.Errorf("remove route %v: %w", p, err)
+		}
+		h.done.routes = less(h.done.routes, p)
+	}
+	return nil
+}
+
+// refuse logs, once, that a route is left out.
+func (h *Host) refuse(p netip.Prefix) {
+	if !slices.Contains(h.done.refused, p) {
+		h.done.refused = append(h.done.refused, p)
+		h.logger.Warn("route left out: it is a default route, or the host has another", "addr", p)
+	}
+}
+
+// undo takes back what is recorded, as far as the interface is still there.
+func (h *Host) undo() error {
+	errs := []error{h.restore(nil)}
+	nl, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return errors.Join(append(errs, err)...)
+	}
+	defer nl.Close()
+	done := h.done
+	h.done = record{settings: h.done.settings}
+	link, err := nl.LinkByName(done.name)
+	if done.index == 0 || errors.As(err, new(netlink.LinkNotFoundError)) || err == nil && link.Attrs().Index != done.index {
+		return errors.Join(errs...)
+	}
+	if err != nil {
+		return errors.Join(append(errs, err)...)
+	}
+	for _, p := range done.routes {
+		errs = append(errs, gone(nl.RouteDel(route(link, p))))
+	}
+	for _, p := range done.addresses {
+		errs = append(errs, gone(nl.AddrDel(link, &netlink.Addr{IPNet: ipNet(p)})))
+	}
+	if done.raised {
+		errs = append(errs, nl.LinkSetDown(link))
+	}
+	if done.mtu != 0 {
+		errs = append(errs, nl.LinkSetMTU(link, done.mtu))
+	}
+	return errors.Join(errs...)
+}
+
+// gone forgives that something to be removed is not there.
+func gone(err error) error {
+	if errors.Is(err, unix.ESRCH) || errors.Is(err, unix.EADDRNOTAVAIL) || errors.Is(err, unix.ENODEV) {
+		return nil
+	}
+	return err
+}
+
+// addresses returns the addresses of a link.
+func addresses(nl *netlink.Handle, link netlink.Link) ([]netip.Prefix, error) {
+	list, err := nl.AddrList(link, netlink.FAMILY_ALL)
+	if err != nil {
+		return nil, fmt.Errorf("list addresses: %w", err)
+	}
+	present := make([]netip.Prefix, 0, len(list))
+	for _, a := range list {
+		present = append(present, prefix(a.IPNet))
+	}
+	return present, nil
+}
+
+// routes returns the routes of the main table that lead to a link.
+func routes(nl *netlink.Handle, link netlink.Link) ([]netip.Prefix, error) {
+	var present []netip.Prefix
+	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
+		filter := &netlink.Route{LinkIndex: link.Attrs().Index, Table: unix.RT_TABLE_MAIN}
+		list, err := nl.RouteListFiltered(family, filter, netlink.RT_FILTER_OIF|netlink.RT_FILTER_TABLE)
+		if err != nil {
+			return nil, fmt.Errorf("list routes: %w", err)
+		}
+		for _, r := range list {
+			if r.Dst != nil {
+				present = append(present, prefix(r.Dst))
+			}
+		}
+	}
+	return present, nil
+}
+
+// route returns our route to p.
+func route(link netlink.Link, p netip.Prefix) *netlink.Route {
+	return &netlink.Route{
+		LinkIndex: link.Attrs().Index, Dst: ipNet(p),
+		Scope: netlink.SCOPE_LINK, Protocol: routeProtocol, Table: unix.RT_TABLE_MAIN,
+	}
+}
+
+// ipNet converts a prefix and keeps the host bits.
+func ipNet(p netip.Prefix) *net.IPNet {
+	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
+}
+
+// prefix converts what ipNet makes back.
+func prefix(n *net.IPNet) netip.Prefix {
+	addr, _ := netip.AddrFromSlice(n.IP)
+	bits, _ := n.Mask.Size()
+	return netip.PrefixFrom(addr.Unmap(), bits)
+}
+
+// with returns list with p in it.
+func with(list []netip.Prefix, p netip.Prefix) []netip.Prefix {
+	if slices.Contains(list, p) {
+		return list
+	}
+	return append(list, p)
+}
+
+// less returns list without p.
+func less(list []netip.Prefix, p netip.Prefix) []netip.Prefix {
+	return slices.DeleteFunc(list, func(q netip.Prefix) bool { return p == q })
+}

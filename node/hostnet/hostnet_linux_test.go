@@ -1,0 +1,349 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package hostnet
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"runtime"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/meshgate/meshgate/node/mesh"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// host is an empty network of its own with a TUN interface "mesh0" in it, and
+// one named "lan0" that stands for the rest of the host.
+type host struct {
+	tb testing.TB
+	nl *netlink.Handle
+}
+
+// newHost moves the test into a new network namespace. The thread is never
+// given back, so the namespace ends with it.
+func newHost(tb testing.TB) *host {
+	tb.Helper()
+	if os.Geteuid() != 0 {
+		tb.Skip("needs root for a network namespace")
+	}
+	runtime.LockOSThread()
+	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+		tb.Fatalf("unshare network: %v", err)
+	}
+	nl, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(nl.Close)
+	h := &host{tb: tb, nl: nl}
+	h.add("mesh0")
+	lan := h.add("lan0")
+	if err := errors.Join(nl.LinkSetUp(lan), nl.AddrAdd(lan, &netlink.Addr{IPNet: ipNet(netip.MustParsePrefix("192.0.2.1/24"))})); err != nil {
+		tb.Fatal(err)
+	}
+	return h
+}
+
+// add makes an interface.
+func (h *host) add(name string) netlink.Link {
+	h.tb.Helper()
+	err := h.nl.LinkAdd(&netlink.Tuntap{LinkAttrs: netlink.LinkAttrs{Name: name, MTU: 1500}, Mode: netlink.TUNTAP_MODE_TUN})
+	if err != nil {
+		h.tb.Fatalf("add %s: %v", name, err)
+	}
+	return h.link(name)
+}
+
+func (h *host) link(name string) netlink.Link {
+	h.tb.Helper()
+	link, err := h.nl.LinkByName(name)
+	if err != nil {
+		h.tb.Fatal(err)
+	}
+	return link
+}
+
+// state is what the kernel knows about mesh0.
+type state struct {
+	Up                bool
+	MTU               int
+	Addresses, Routes []string
+}
+
+func (h *host) state() state {
+	h.tb.Helper()
+	link := h.link("mesh0")
+	addrs, err := addresses(h.nl, link)
+	if err != nil {
+		h.tb.Fatal(err)
+	}
+	routes, err := routes(h.nl, link)
+	if err != nil {
+		h.tb.Fatal(err)
+	}
+	// The kernel adds link-local addresses and multicast routes of its own.
+	own := func(p netip.Prefix) bool { return p.Addr().IsLinkLocalUnicast() || p.Addr().IsMulticast() }
+	return state{
+		Up: link.Attrs().Flags&net.FlagUp != 0, MTU: link.Attrs().MTU,
+		Addresses: texts(slices.DeleteFunc(addrs, own)), Routes: texts(slices.DeleteFunc(routes, own)),
+	}
+}
+
+func texts(list []netip.Prefix) []string {
+	slices.SortFunc(list, netip.Prefix.Compare)
+	out := []string{}
+	for _, p := range slices.Compact(list) {
+		out = append(out, p.String())
+	}
+	return out
+}
+
+func prefixes(list ...string) []netip.Prefix {
+	var out []netip.Prefix
+	for _, p := range list {
+		out = append(out, netip.MustParsePrefix(p))
+	}
+	return out
+}
+
+// setting reads a kernel setting.
+func (h *host) setting(path string) string {
+	h.tb.Helper()
+	b, err := os.ReadFile(settingsDir + path)
+	if err != nil {
+		h.tb.Fatal(err)
+	}
+	return strings.TrimSpace(string(b))
+}
+
+func (h *host) want(what string, want state) {
+	h.tb.Helper()
+	if diff := cmp.Diff(want, h.state()); diff != "" {
+		h.tb.Errorf("%s (-want +got):\n%s", what, diff)
+	}
+}
+
+func set(tb testing.TB, h *Host, c Config) {
+	tb.Helper()
+	c.Interface = "mesh0"
+	if err := h.Set(context.Background(), c); err != nil {
+		tb.Fatal(err)
+	}
+}
+
+func TestSet_FollowsTheConfiguration(t *testing.T) {
+	k, h := newHost(t), New(nil)
+	full := Config{
+		MTU: 1420, Addresses: prefixes("172.16.0.1/32", "fd00::1:0/112"), Routes: prefixes("172.16.0.0/12", "fd00::/32"),
+	}
+	wantFull := state{
+		Up: true, MTU: 1420, Addresses: []string{"172.16.0.1/32", "fd00::1:0/112"},
+		Routes: []string{"172.16.0.0/12", "fd00::/32", "fd00::1:0/112"},
+	}
+	set(t, h, full)
+	k.want("first", wantFull)
+	set(t, h, full)
+	k.want("the same again", wantFull)
+
+	other := Config{MTU: 1300, Addresses: prefixes("172.16.0.9/32", "fd00::1:0/112"), Routes: prefixes("10.0.0.0/8", "fd00::/32")}
+	set(t, h, other)
+	k.want("changed", state{
+		Up: true, MTU: 1300, Addresses: []string{"172.16.0.9/32", "fd00::1:0/112"},
+		Routes: []string{"10.0.0.0/8", "fd00::/32", "fd00::1:0/112"},
+	})
+	set(t, h, Config{})
+	k.want("emptied", state{Up: true, MTU: 1300, Addresses: []string{}, Routes: []string{}})
+
+	set(t, h, full)
+	if err := h.Close(); err != nil {
+		t.Fatal(err)
+	}
+	k.want("closed", state{MTU: 1500, Addresses: []string{}, Routes: []string{}})
+	if err := h.Close(); err != nil {
+		t.Errorf("second Close = %v", err)
+	}
+}
+
+func TestSet_PutsBackWhatGotLost(t *testing.T) {
+	k, h := newHost(t), New(nil)
+	c := Config{Addresses: prefixes("172.16.0.1/32", "fd00::1:0/112"), Routes: prefixes("172.16.0.0/12", "fd00::/32")}
+	set(t, h, c)
+	want := k.state()
+	if err := k.nl.LinkSetDown(k.link("mesh0")); err != nil {
+		t.Fatal(err)
+	}
+	set(t, h, c)
+	k.want("after the link was down", want)
+
+	if err := k.nl.LinkDel(k.link("mesh0")); err != nil {
+		t.Fatal(err)
+	}
+	k.add("mesh0")
+	set(t, h, c)
+	k.want("on another interface of the name", want)
+}
+
+func TestSet_LeavesTheWorkOfOthers(t *testing.T) {
+	k, h := newHost(t), New(nil)
+	link := k.link("mesh0")
+	theirs := netip.MustParsePrefix("172.16.0.1/32")
+	lan := &netlink.Route{LinkIndex: k.link("lan0").Attrs().Index, Dst: ipNet(netip.MustParsePrefix("198.51.100.0/24")), Scope: netlink.SCOPE_LINK}
+	if err := errors.Join(
+		k.nl.LinkSetUp(link), k.nl.AddrAdd(link, &netlink.Addr{IPNet: ipNet(theirs)}), k.nl.RouteAdd(lan),
+		k.nl.RouteAdd(&netlink.Route{LinkIndex: link.Attrs().Index, Dst: ipNet(netip.MustParsePrefix("10.9.0.0/16")), Scope: netlink.SCOPE_LINK}),
+	); err != nil {
+		t.Fatal(err)
+	}
+	before := k.state()
+	set(t, h, Config{
+		Addresses: []netip.Prefix{theirs, netip.MustParsePrefix("172.16.0.2/32")},
+		Routes:    prefixes("10.9.0.0/16", "10.8.0.0/16"),
+	})
+	set(t, h, Config{})
+	k.want("emptied", before)
+	set(t, h, Config{Addresses: []netip.Prefix{theirs}, Routes: prefixes("10.9.0.0/16")})
+	if err := h.Close(); err != nil {
+		t.Fatal(err)
+	}
+	k.want("closed", before)
+}
+
+func TestSet_LeavesOutDangerousRoutes(t *testing.T) {
+	k := newHost(t)
+	var log bytes.Buffer
+	h := New(slog.New(slog.NewTextHandler(&log, nil)))
+	c := Config{Routes: prefixes("0.0.0.0/0", "::/0", "192.0.2.0/24", "172.16.0.0/12")}
+	set(t, h, c)
+	set(t, h, c)
+	k.want("interface", state{Up: true, MTU: 1500, Addresses: []string{}, Routes: []string{"172.16.0.0/12"}})
+	for _, p := range []string{"0.0.0.0/0", "::/0", "192.0.2.0/24"} {
+		if n := strings.Count(log.String(), "addr="+p); n != 1 {
+			t.Errorf("%s logged %d times, want once", p, n)
+		}
+	}
+	lan, err := netlink.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{LinkIndex: k.link("lan0").Attrs().Index}, netlink.RT_FILTER_OIF)
+	if err != nil || len(lan) != 1 {
+		t.Errorf("routes of the host: %v, %v", lan, err)
+	}
+	// When the host gives the network up, the mesh gets it.
+	if err := k.nl.LinkDel(k.link("lan0")); err != nil {
+		t.Fatal(err)
+	}
+	set(t, h, c)
+	if got := k.state().Routes; !slices.Contains(got, "192.0.2.0/24") {
+		t.Errorf("routes %v", got)
+	}
+}
+
+func TestSet_Forwarding(t *testing.T) {
+	k, h := newHost(t), New(nil)
+	const v4 = "ipv4/conf/mesh0/forwarding"
+	v6 := "ipv6/conf/mesh0/force_forwarding"
+	if _, err := os.Stat(settingsDir + v6); err != nil {
+		v6 = allForwarding6
+	}
+	set(t, h, Config{Forward: true})
+	set(t, h, Config{Forward: true})
+	if k.setting(v4) != "1" || k.setting(v6) != "1" {
+		t.Errorf("forwarding is %s and %s", k.setting(v4), k.setting(v6))
+	}
+	if got := k.setting("ipv4/conf/lan0/forwarding") + k.setting("ipv4/ip_forward"); got != "00" {
+		t.Errorf("others forward too: %s", got)
+	}
+	set(t, h, Config{})
+	if k.setting(v4) != "0" || k.setting(v6) != "0" {
+		t.Errorf("after Set without: forwarding is %s and %s", k.setting(v4), k.setting(v6))
+	}
+	// What was on before stays on.
+	if err := os.WriteFile(settingsDir+v4, []byte("1"), 0); err != nil {
+		t.Fatal(err)
+	}
+	set(t, h, Config{Forward: true})
+	if err := h.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if k.setting(v4) != "1" || k.setting(v6) != "0" {
+		t.Errorf("after Close: forwarding is %s and %s", k.setting(v4), k.setting(v6))
+	}
+	// An interface that is gone is no reason to fail.
+	set(t, h, Config{Forward: true, Addresses: prefixes("172.16.0.1/32")})
+	if err := k.nl.LinkDel(k.link("mesh0")); err != nil {
+		t.Fatal(err)
+	}
+	if err := h.Close(); err != nil {
+		t.Errorf("Close without the interface = %v", err)
+	}
+}
+
+func TestSet_ForwardingOnKernelsWithoutASwitchPerInterface(t *testing.T) {
+	k, h := newHost(t), New(nil)
+	if err := h.switchOn(allForwarding6); err != nil {
+		t.Fatal(err)
+	}
+	if err := h.switchOn("ipv6/conf/none/forwarding"); err != nil {
+		t.Errorf("a setting that the kernel lacks: %v", err)
+	}
+	if k.setting(allForwarding6) != "1" {
+		t.Error("not switched on")
+	}
+	// It outlives the interface, and comes back with Close.
+	h.done.index = 77
+	if got := h.done.global(); len(got) != 1 {
+		t.Errorf("global settings %v", got)
+	}
+	if err := h.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if k.setting(allForwarding6) != "0" {
+		t.Error("not restored")
+	}
+}
+
+func TestSet_MovesToAnotherInterface(t *testing.T) {
+	k, h := newHost(t), New(nil)
+	c := Config{MTU: 1420, Addresses: prefixes("172.16.0.1/32"), Routes: prefixes("172.16.0.0/12"), Forward: true}
+	set(t, h, c)
+	k.add("mesh1")
+	c.Interface = "mesh1"
+	if err := h.Set(context.Background(), c); err != nil {
+		t.Fatal(err)
+	}
+	k.want("the old interface", state{MTU: 1500, Addresses: []string{}, Routes: []string{}})
+	if k.setting("ipv4/conf/mesh0/forwarding") != "0" || k.setting("ipv4/conf/mesh1/forwarding") != "1" {
+		t.Error("forwarding did not move")
+	}
+}
+
+func TestSet_Refuses(t *testing.T) {
+	newHost(t)
+	h := New(nil)
+	for name, c := range map[string]Config{
+		"no interface":    {},
+		"mtu":             {Interface: "mesh0", MTU: -1},
+		"invalid address": {Interface: "mesh0", Addresses: []netip.Prefix{{}}},
+		"mapped address":  {Interface: "mesh0", Addresses: prefixes("::ffff:10.0.0.1/128")},
+		"invalid route":   {Interface: "mesh0", Routes: []netip.Prefix{{}}},
+		"unmasked route":  {Interface: "mesh0", Routes: prefixes("10.0.0.1/8")},
+	} {
+		if err := h.Set(context.Background(), c); !errors.Is(err, mesh.ErrInvalid) {
+			t.Errorf("%s: Set = %v, want ErrInvalid", name, err)
+		}
+	}
+	if err := h.Set(context.Background(), Config{Interface: "nothing0"}); err == nil {
+		t.Error("Set on an interface that is not there succeeded")
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	if err := h.Set(ctx, Config{Interface: "mesh0"}); !errors.Is(err, context.Canceled) {
+		t.Errorf("Set = %v, want Canceled", err)
+	}
+}

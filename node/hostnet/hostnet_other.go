@@ -1,0 +1,25 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build !linux
+
+package hostnet
+
+import (
+	"context"
+
+	"github.com/meshgate/meshgate/node/mesh"
+)
+
+// record is empty: nothing is ever done.
+type record struct{}
+
+// Set returns an error that wraps mesh.ErrUnsupported: only Linux is supported.
+func (*Host) Set(_ context.Context, c Config) error {
+	if err := c.validate(); err != nil {
+		return err
+	}
+	return mesh.ErrUnsupported
+}
+
+// Close does nothing.
+func (*Host) Close() error { return nil }
