@@ -42,6 +42,13 @@ func (a *app) demoCommand() *cobra.Command {
 		Args: args(cobra.NoArgs, "no arguments"),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c.dev = true
+			// The peers of a demo are not there when the gateway first looks for
+			// them, which is worth no word.
+			if f := cmd.Flags().Lookup("log.level"); !f.Changed {
+				if err := cmd.Flags().Set("log.level", "error"); err != nil {
+					return err
+				}
+			}
 			if err := c.load(cmd.Flags()); err != nil {
 				return err
 			}
