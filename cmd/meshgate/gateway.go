@@ -60,6 +60,7 @@ type gatewayProcess struct {
 	registry  *prometheus.Registry
 	secrets   *turn.Secrets
 	turn      *turn.Server // nil without TURN
+	store     *raftstore.Store
 	node      *node.Node
 	signaling *signaling.Service
 }
@@ -167,7 +168,7 @@ func (p *gatewayProcess) openNode() error {
 	if c.dataDir != "" {
 		state = filepath.Join(c.dataDir, "state")
 	}
-	store, err := raftstore.Open(raftstore.Config{Dir: state, ID: string(id), Logger: p.log, Registerer: p.registry})
+	p.store, err = raftstore.Open(raftstore.Config{Dir: state, ID: string(id), Logger: p.log, Registerer: p.registry})
 	if err != nil {
 		return fmt.Errorf("open state: %w", err)
 	}
@@ -175,14 +176,14 @@ func (p *gatewayProcess) openNode() error {
 		ID: id, Key: key, Mode: mode, InterfaceName: c.wgInterface, ListenPort: c.wgPort, MTU: c.wgMTU,
 		PrimaryEndpoint: p.address.String(), Features: p.features(), Expose: exposed, Routes: routes,
 		Hold: &node.Hold{
-			Store: store, CloseStore: store.Close, Admin: c.admin,
+			Store: p.store, CloseStore: p.store.Close, Admin: c.admin,
 			Domain: strings.TrimSuffix(c.meshDomain, ".") + ".", IPv4: netip.MustParsePrefix(c.meshIPv4),
 			AcceptByDefault: c.policy == "accept",
 		},
 		Logger: p.log, Registerer: p.registry,
 	})
 	if err != nil {
-		return errors.Join(err, store.Close())
+		return errors.Join(err, p.store.Close())
 	}
 	return nil
 }
@@ -361,6 +362,10 @@ func (p *gatewayProcess) serve(ctx context.Context, nodeDone chan error, onReady
 		select {
 		case <-ctx.Done():
 			return nil
+		case <-p.store.Failed():
+			// A disk that fails or hangs is left to the supervisor: what is not
+			// acknowledged now can be asked for again after a restart.
+			return fmt.Errorf("the state cannot be kept: %w", p.store.Err())
 		case err := <-nodeDone:
 			nodeDone <- nil
 			return errors.Join(errors.New("the node stopped"), err)
