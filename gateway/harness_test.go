@@ -7,6 +7,7 @@ import (
 	"crypto/tls"
 	"net"
 	"net/http"
+	"slices"
 	"testing"
 	"testing/fstest"
 	"time"
@@ -126,3 +127,43 @@ func withHeader(c *http.Client, key, value string) *http.Client {
 type roundTripper func(*http.Request) (*http.Response, error)
 
 func (f roundTripper) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
+
+// poll waits until done.
+func poll(t testing.TB, done func() bool) {
+	t.Helper()
+	ticker := time.NewTicker(5 * time.Millisecond)
+	defer ticker.Stop()
+	deadline := time.After(patience)
+	for !done() {
+		select {
+		case <-ticker.C:
+		case <-deadline:
+			t.Fatal("it did not happen")
+		}
+	}
+}
+
+// metric is the sum of a metric's series that have all of the label values.
+func (s *served) metric(t testing.TB, name string, labels ...string) float64 {
+	t.Helper()
+	families, err := s.registry.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	sum := 0.0
+	for _, f := range families {
+		if f.GetName() != name {
+			continue
+		}
+		for _, m := range f.GetMetric() {
+			missing := slices.Clone(labels)
+			for _, l := range m.GetLabel() {
+				missing = slices.DeleteFunc(missing, func(v string) bool { return v == l.GetValue() })
+			}
+			if len(missing) == 0 {
+				sum += m.GetCounter().GetValue() + m.GetGauge().GetValue()
+			}
+		}
+	}
+	return sum
+}

@@ -54,6 +54,8 @@ func (g interceptor) WrapStreamingHandler(next connect.StreamingHandlerFunc) con
 			// It ends when the client goes, which at shutdown is too late.
 			defer context.AfterFunc(q.draining, func() { cancel(api.ErrClosing) })()
 		}
+		// Whoever waits for the client waits no longer than the call lasts.
+		defer context.AfterFunc(ctx, q.cutOff)()
 		guarded := &guardedStream{StreamingHandlerConn: conn, request: q}
 		guarded.admit = func(msg any) error { return g.authorize(ctx, conn.Spec(), msg) }
 		return guarded.verdict(ctx, next(ctx, guarded))
@@ -145,6 +147,9 @@ type guardedStream struct {
 // Receive implements connect.StreamingHandlerConn.
 func (s *guardedStream) Receive(msg any) error {
 	err := s.StreamingHandlerConn.Receive(msg)
+	if connect.CodeOf(err) == connect.CodeInternal {
+		err = connect.NewError(connect.CodeInvalidArgument, err) // it is the client that broke the protocol
+	}
 	if s.first.Swap(true) {
 		return err
 	}

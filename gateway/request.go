@@ -97,3 +97,6 @@ func (q *request) sending() (sent func()) {
 
 // streaming takes the limit of an answer's whole time away.
 func (q *request) streaming() { _ = q.deadlines.SetWriteDeadline(time.Time{}) }
+
+// cutOff ends the wait for more from the client.
+func (q *request) cutOff() { _ = q.deadlines.SetReadDeadline(time.Unix(1, 0)) }

@@ -11,6 +11,7 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -41,6 +42,8 @@ const (
 	maxSocketHeaders = maxHeaderBytes
 	// maxPendingSockets may wait for their header message per network.
 	maxPendingSockets = 64
+	// lastWords is how long a call that was ended may take to say so.
+	lastWords = 2 * time.Second
 	// closeReason is as long as a close frame lets it be.
 	closeReason = 120
 )
@@ -118,35 +121,39 @@ func (g *Gateway) serveSocket(conn *websocket.Conn, r *http.Request, q *request,
 		g.closeSocket(conn, websocket.StatusPolicyViolation, err.Error())
 		return
 	}
+	// The call may be ended from outside, at shutdown; the connection outlives
+	// it by the time for its last words.
+	line, hangUp := context.WithCancel(context.WithoutCancel(r.Context()))
+	defer hangUp()
 	ctx, cancel := context.WithCancel(r.Context())
 	defer cancel()
+	defer context.AfterFunc(ctx, func() { time.AfterFunc(lastWords, hangUp) })()
+
 	body, bodyWriter := io.Pipe()
 	s := &socket{conn: conn, body: bodyWriter}
-	w := newSocketWriter(ctx, s)
+	w := newSocketWriter(line, s)
 	inner := *q
 	inner.socket, inner.deadlines = s, http.NewResponseController(w)
-	ctx = context.WithValue(ctx, requestKey{}, &inner)
 	defer func() {
 		if s.release != nil {
 			s.release()
 		}
 	}()
 
-	done := make(chan struct{}, 2)
-	go func() { defer func() { cancel(); done <- struct{}{} }(); s.receive(ctx) }()
-	go func() { defer func() { done <- struct{}{} }(); s.keepAlive(ctx, cancel) }()
+	var wg sync.WaitGroup
+	wg.Go(func() { defer cancel(); s.receive(line) })
+	wg.Go(func() { s.keepAlive(line, hangUp) })
 
 	w.Header().Set(headerRequestID, q.id)
-	panicked := g.serveCall(w, socketRequest(ctx, r, header, body))
+	panicked := g.serveCall(w, socketRequest(context.WithValue(ctx, requestKey{}, &inner), r, header, body))
 	_ = body.Close() // unblocks receive
 	code, reason := websocket.StatusNormalClosure, ""
 	if panicked || w.finish() != nil {
 		code, reason = websocket.StatusInternalError, "the call was cut off"
 	}
 	g.closeSocket(conn, code, reason)
-	cancel()
-	<-done
-	<-done
+	hangUp()
+	wg.Wait()
 }
 
 // serveCall runs the call's handler, which must not take the process with it.
@@ -162,6 +169,10 @@ func (g *Gateway) serveCall(w *socketWriter, r *http.Request) (panicked bool) {
 			}
 		}
 	}()
+	if !strings.HasPrefix(r.Header.Get("Content-Type"), "application/grpc-web") || strings.HasPrefix(r.Header.Get("Content-Type"), "application/grpc-web-text") {
+		w.WriteHeader(http.StatusUnsupportedMediaType)
+		return false
+	}
 	g.rpc.ServeHTTP(w, r)
 	return false
 }
