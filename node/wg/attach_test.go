@@ -38,8 +38,8 @@ func TestAttach_CarriesHandshakeAndStream(t *testing.T) {
 		t.Fatal(err)
 	}
 	client, server := connect(t, a, b, b.IPv4)
-	transfer(t, client, server, 10<<20)
-	transfer(t, server, client, 10<<20)
+	transfer(t, client, server, 3<<20)
+	transfer(t, server, client, 3<<20)
 	if got := only(t, b).Endpoint; !strings.HasPrefix(got, "attached:") {
 		t.Errorf("endpoint %q, want the connection", got)
 	}
@@ -158,8 +158,8 @@ func TestAttach_GarbageHasNoEffect(t *testing.T) {
 		}
 		sent <- nil
 	}()
-	transfer(t, client, server, 5<<20)
-	transfer(t, server, client, 5<<20)
+	transfer(t, client, server, 1<<20)
+	transfer(t, server, client, 1<<20)
 	if err := <-sent; err != nil {
 		t.Fatal(err)
 	}
@@ -191,6 +191,6 @@ func TestAttach_HubServesAttachedLeaves(t *testing.T) {
 		t.Fatal(err)
 	}
 	client, server := connect(t, b, a, a.IPv4)
-	transfer(t, client, server, 2<<20)
-	transfer(t, server, client, 2<<20)
+	transfer(t, client, server, 1<<20)
+	transfer(t, server, client, 1<<20)
 }

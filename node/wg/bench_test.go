@@ -3,11 +3,14 @@
 package wg_test
 
 import (
+	"errors"
 	"io"
 	"net"
 	"net/netip"
+	"sync/atomic"
 	"testing"
 
+	"github.com/meshgate/meshgate/node/wg"
 	"github.com/meshgate/meshgate/node/wg/wgtest"
 )
 
@@ -43,4 +46,55 @@ func BenchmarkStream_ThroughHub(b *testing.B) {
 	_, x, y := wgtest.Star(b, func(_, _ netip.Addr) bool { return true })
 	client, server := connect(b, x, y, y.IPv4)
 	benchmarkStream(b, client, server)
+}
+
+func BenchmarkStream_Attached(b *testing.B) {
+	x, y := wgtest.New(b, 1, wg.Options{}), wgtest.New(b, 2, wg.Options{})
+	x.SetPeers(withoutEndpoint(y.Peer()))
+	y.SetPeers(withoutEndpoint(x.Peer()))
+	c, d := wgtest.Pipe()
+	if _, err := x.AttachPeer(y.Key(), c); err != nil {
+		b.Fatal(err)
+	}
+	if _, err := y.Attach(d); err != nil {
+		b.Fatal(err)
+	}
+	client, server := connect(b, x, y, y.IPv4)
+	benchmarkStream(b, client, server)
+}
+
+// BenchmarkDatagrams_Direct measures small UDP datagrams one way, in packets.
+func BenchmarkDatagrams_Direct(b *testing.B) {
+	x, y := wgtest.Pair(b)
+	server, err := y.ListenPacket(timeout(b), "udp", netip.AddrPortFrom(y.IPv4, 0).String())
+	if err != nil {
+		b.Fatal(err)
+	}
+	client, err := x.DialContext(timeout(b), "udp", server.LocalAddr().String())
+	if err != nil {
+		b.Fatal(err)
+	}
+	var received atomic.Int64
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for buf := make([]byte, 1500); ; received.Add(1) {
+			if _, _, err := server.ReadFrom(buf); err != nil {
+				return
+			}
+		}
+	}()
+	payload := make([]byte, 200)
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := client.Write(payload); err != nil {
+			b.Fatal(err)
+		}
+	}
+	b.StopTimer()
+	if err := errors.Join(client.Close(), server.Close()); err != nil {
+		b.Fatal(err)
+	}
+	<-done
+	b.ReportMetric(float64(received.Load())/b.Elapsed().Seconds(), "received/s")
 }

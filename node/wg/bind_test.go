@@ -13,6 +13,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"golang.org/x/time/rate"
 	"golang.zx2c4.com/wireguard/conn"
 	"golang.zx2c4.com/wireguard/device"
 )
@@ -334,6 +335,23 @@ func TestBind_AttachmentsOutliveReopening(t *testing.T) {
 			t.Errorf("receive = %d, %v, want 1", n, err)
 		}
 		b.shutdown()
+	})
+}
+
+// FuzzAttachment_Admit checks the rule for frames from strangers: a message
+// type of WireGuard and its shortest length.
+func FuzzAttachment_Admit(f *testing.F) {
+	f.Add(message(1, 148))
+	f.Add(message(4, 32))
+	f.Add(message(4, 31))
+	f.Add(message(5, 32))
+	f.Add([]byte{})
+	f.Fuzz(func(t *testing.T, b []byte) {
+		a := &attachment{handshakes: rate.NewLimiter(rate.Inf, 1)}
+		want := len(b) >= 32 && b[0] >= 1 && b[0] <= 4 && b[1]|b[2]|b[3] == 0
+		if got := a.admit(b) == ""; got != want {
+			t.Errorf("admit(%x) = %t, want %t", b[:min(len(b), 32)], got, want)
+		}
 	})
 }
 

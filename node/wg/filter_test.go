@@ -134,6 +134,29 @@ func TestPrefixSet_FindsTheLongestMatch(t *testing.T) {
 	}
 }
 
+// FuzzRules_Judge checks that no packet panics, and that one that may go on has
+// addresses that Allow was asked about.
+func FuzzRules_Judge(f *testing.F) {
+	f.Add(ipPacket("10.0.0.2", "10.0.0.3", 64))
+	f.Add(ipPacket("fd00::2:0", "fd00::3:0", 64))
+	f.Add([]byte{0x45})
+	f.Fuzz(func(t *testing.T, p []byte) {
+		asked := false
+		r := newRules(&Config{
+			Addresses: prefixes("10.0.0.1/24", "fd00::1:0/112"),
+			Allow: func(src, dst netip.Addr) bool {
+				asked = true
+				return !martian(src) && !martian(dst) && !netip.MustParsePrefix("10.0.0.0/24").Contains(dst)
+			},
+		})
+		if v := r.judge(p); v == forward && (!asked || ipVersion(p) == 0) {
+			t.Errorf("judge = forward, asked %t", asked)
+		} else if v == forward {
+			decrementTTL(p)
+		}
+	})
+}
+
 func BenchmarkRules_Judge(b *testing.B) {
 	r := newRules(&Config{
 		Addresses: prefixes("10.0.0.1/32", "fd00::1:0/112"),

@@ -129,8 +129,8 @@ func TestInterop_StockWireGuardPeer(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			transfer(t, client, server, 1<<18)
-			transfer(t, server, client, 1<<18)
+			transfer(t, client, server, 1<<17)
+			transfer(t, server, client, 1<<17)
 			client.Close()
 			server.Close()
 			l.Close()
@@ -152,6 +152,6 @@ func TestInterop_StockWireGuardPeer(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer server.Close()
-	transfer(t, client, server, 1<<18)
-	transfer(t, server, client, 1<<18)
+	transfer(t, client, server, 1<<17)
+	transfer(t, server, client, 1<<17)
 }

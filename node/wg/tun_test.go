@@ -77,8 +77,8 @@ func TestTUN_ConnectsTheHost(t *testing.T) {
 	}
 	for i, addr := range []netip.Addr{a.IPv4, a.IPv6} {
 		client, server := connect(t, hub, a, addr)
-		transfer(t, client, server, 4<<20)
-		transfer(t, server, client, 4<<20)
+		transfer(t, client, server, 2<<20)
+		transfer(t, server, client, 2<<20)
 		client, server = connect(t, a, hub, []netip.Addr{hub.IPv4, hub.IPv6}[i])
 		transfer(t, client, server, 1<<20)
 		client, server = connect(t, hub, hub, []netip.Addr{hub.IPv4, hub.IPv6}[i])
