@@ -75,7 +75,11 @@ function toPath(path: client.Path): Path {
 }
 
 function toEnd(end: client.PathEndpoint): PathEnd {
-  return { type: end.type, protocol: end.protocol, address: end.address === "" ? "" : hostPort(end.address, end.port) };
+  return {
+    type: end.type,
+    protocol: end.protocol,
+    address: end.address === "" ? "" : hostPort(end.address, end.port),
+  };
 }
 
 function toWay(detail: client.StateDetail): Way {
@@ -138,7 +142,13 @@ function toFeature({ feature, port }: client.FeaturePort): Feature[] {
 function toEdge({ source, target, weight, attributes }: client.MeshEdge): MeshEdge {
   const has = (kind: string): boolean => attributes[`EDGE_ATTRIBUTE_${kind}`] === "true";
   // The order in which nodes themselves choose among several.
-  const transport: Transport = has("ICE") ? "ice" : has("LIBP2P") ? "libp2p" : has("NATIVE") ? "native" : "wireguard";
+  const transport: Transport = has("ICE")
+    ? "ice"
+    : has("LIBP2P")
+      ? "libp2p"
+      : has("NATIVE")
+        ? "native"
+        : "wireguard";
   return { source, target, weight, transport };
 }
 

@@ -65,7 +65,8 @@ export function clock(date: Date): string {
  * Characters that change how the text around them is read: controls, direction
  * overrides and isolates, zero-width characters, byte order marks.
  */
-const deceptive = /[\p{Cc}\u061C\u115F\u1160\u200B-\u200F\u2028-\u202E\u2060-\u206F\u3164\uFEFF\uFFA0\uFFF9-\uFFFB]/gu;
+const deceptive =
+  /[\p{Cc}\u061C\u115F\u1160\u200B-\u200F\u2028-\u202E\u2060-\u206F\u3164\uFEFF\uFFA0\uFFF9-\uFFFB]/gu;
 
 /**
  * A name from a peer, safe to put beside other text: it can neither hide

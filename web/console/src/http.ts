@@ -123,8 +123,9 @@ export function parseHeaders(text: string): { headers: [string, string][]; wrong
 
 /**
  * A document for an iframe that may do nothing: its own policy forbids every
- * request, on top of the sandbox that forbids scripts, forms and navigation.
+ * request, on top of the sandbox that forbids scripts, forms and pop-ups. Links
+ * open in a new window unless they say otherwise, and so do nothing.
  */
 export function inertDocument(html: string): string {
-  return `<!doctype html><meta http-equiv="Content-Security-Policy" content="default-src 'none'"><meta name="referrer" content="no-referrer">${html}`;
+  return `<!doctype html><meta http-equiv="Content-Security-Policy" content="default-src 'none'"><meta name="referrer" content="no-referrer"><base target="_blank">${html}`;
 }

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
 import "./app.css";
-import { createBackend } from "$backend";
 import { mount } from "svelte";
+import { createBackend } from "$backend";
 import App from "./App.svelte";
 import { createStore } from "./store.ts";
 import { applyTheme, loadTheme } from "./theme.ts";

@@ -59,7 +59,11 @@ export function explainSignIn(error: unknown): Problem {
         "Ask an administrator for a token with more rights.",
       );
     case "resource_exhausted":
-      return problem(error, "There were too many attempts in a short time.", "Wait a minute, then try again.");
+      return problem(
+        error,
+        "There were too many attempts in a short time.",
+        "Wait a minute, then try again.",
+      );
     default:
       return problem(
         error,
@@ -81,7 +85,11 @@ export function explainWatch(error: unknown): Problem {
         newToken,
       );
     case "permission_denied":
-      return problem(error, "You may no longer look at this mesh.", "Ask an administrator to restore your rights.");
+      return problem(
+        error,
+        "You may no longer look at this mesh.",
+        "Ask an administrator to restore your rights.",
+      );
     default:
       return problem(
         error,
@@ -104,11 +112,23 @@ export function explainStatus(error: unknown, node: string, stock: boolean): Pro
   }
   switch (errorCode(error)) {
     case "permission_denied":
-      return problem(error, `You may not read the status of ${name}.`, "Ask an administrator for the right to do so.");
+      return problem(
+        error,
+        `You may not read the status of ${name}.`,
+        "Ask an administrator for the right to do so.",
+      );
     case "not_found":
-      return problem(error, `The gateway does not know ${name}.`, "It may have left the mesh; look for it on the map.");
+      return problem(
+        error,
+        `The gateway does not know ${name}.`,
+        "It may have left the mesh; look for it on the map.",
+      );
     case "unimplemented":
-      return problem(error, `${name} does not report its status.`, "It may run an older version; update it to see more.");
+      return problem(
+        error,
+        `${name} does not report its status.`,
+        "It may run an older version; update it to see more.",
+      );
     default:
       return problem(
         error,
@@ -144,7 +164,11 @@ export function explainConnect(error: unknown, target: Target): Problem {
     case "invalid_argument":
       return problem(error, `${there} is not an address to connect to.`, "Check the host and the port.");
     case "resource_exhausted":
-      return problem(error, "There are too many open connections.", "Close one that you no longer need, then try again.");
+      return problem(
+        error,
+        "There are too many open connections.",
+        "Close one that you no longer need, then try again.",
+      );
     case "deadline_exceeded":
       return problem(
         error,
@@ -158,7 +182,10 @@ export function explainConnect(error: unknown, target: Target): Problem {
         "Check that the service runs and listens there, and that the node is online.",
       );
     case "canceled":
-      return problem(undefined, "You stopped this connection.", "Connect again when you are ready.");
+      return {
+        ...problem(error, "You stopped this connection.", "Connect again when you are ready."),
+        detail: "",
+      };
     default:
       return problem(
         error,

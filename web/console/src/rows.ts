@@ -34,7 +34,15 @@ function compare(a: SortValue, b: SortValue): number {
 /** Worst first: what a person looks for in a column of states. */
 const reachOrder: Record<Reach, number> = { down: 0, unknown: 1, relayed: 2, online: 3, gateway: 4 };
 
-export type NodeColumn = "name" | "state" | "address" | "endpoint" | "handshake" | "received" | "sent" | "services";
+export type NodeColumn =
+  | "name"
+  | "state"
+  | "address"
+  | "endpoint"
+  | "handshake"
+  | "received"
+  | "sent"
+  | "services";
 
 export const nodeValues: Record<NodeColumn, (row: NodeModel) => SortValue> = {
   name: (row) => row.id,

@@ -39,7 +39,10 @@ function score({ node, id }: NodeModel, words: readonly string[]): number {
  * addresses, endpoints, zones and services. All nodes for an empty query.
  */
 export function searchNodes(nodes: readonly NodeModel[], query: string): readonly NodeModel[] {
-  const words = query.toLowerCase().split(/\s+/).filter((word) => word !== "");
+  const words = query
+    .toLowerCase()
+    .split(/\s+/)
+    .filter((word) => word !== "");
   if (words.length === 0) {
     return nodes;
   }

@@ -197,7 +197,10 @@ export function createStore(createBackend: CreateBackend, now: () => number = Da
       }
     },
     async measure(node) {
-      const path: Path | undefined = await state.tcp.get(node)?.path().catch(() => undefined);
+      const path: Path | undefined = await state.tcp
+        .get(node)
+        ?.path()
+        .catch(() => undefined);
       const way = state.ways.get(node);
       if (path !== undefined && way?.state === "connected") {
         change({ ways: put(state.ways, node, { ...way, path }) });

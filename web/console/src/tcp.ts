@@ -111,7 +111,9 @@ export function openTcp(backend: Backend, target: Target): TcpSession {
       }
     },
     clear() {
-      change({ transcript: { ...emptyTranscript, received: state.transcript.received, sent: state.transcript.sent } });
+      change({
+        transcript: { ...emptyTranscript, received: state.transcript.received, sent: state.transcript.sent },
+      });
     },
     close() {
       if (state.phase === "closed") {

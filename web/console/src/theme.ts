@@ -23,9 +23,9 @@ export function nextTheme(theme: Theme): Theme {
 /** Shows the page in a theme and remembers it. */
 export function applyTheme(theme: Theme): void {
   if (theme === "system") {
-    delete document.documentElement.dataset["theme"];
+    delete document.documentElement.dataset.theme;
   } else {
-    document.documentElement.dataset["theme"] = theme;
+    document.documentElement.dataset.theme = theme;
   }
   try {
     localStorage.setItem(key, theme);

@@ -60,11 +60,19 @@ export function placeLabels(
     }
   };
   const free = (box: Box): boolean =>
-    cellsOf(box).every((key) => (grid.get(key) ?? []).every((other) => other.owner === box.owner || !overlap(box, other)));
+    cellsOf(box).every((key) =>
+      (grid.get(key) ?? []).every((other) => other.owner === box.owner || !overlap(box, other)),
+    );
 
   for (const wish of wishes) {
     const at = toScreen(view, wish.point);
-    put({ owner: wish.id, left: at.x - radius, right: at.x + radius, top: at.y - radius, bottom: at.y + radius });
+    put({
+      owner: wish.id,
+      left: at.x - radius,
+      right: at.x + radius,
+      top: at.y - radius,
+      bottom: at.y + radius,
+    });
   }
   const placed = new Map<string, Placement>();
   for (const wish of wishes.filter(({ wanted }) => wanted).sort((a, b) => b.priority - a.priority)) {
@@ -73,7 +81,13 @@ export function placeLabels(
     const width = Math.min([...wish.text].length, maxLabelLength) * charWidth;
     for (const { placement, left } of candidates(radius, width)) {
       const top = at.y + placement.y - ascent;
-      const box = { owner: wish.id, left: at.x + left, right: at.x + left + width, top, bottom: top + lineHeight };
+      const box = {
+        owner: wish.id,
+        left: at.x + left,
+        right: at.x + left + width,
+        top,
+        bottom: top + lineHeight,
+      };
       const whole = !inside || (box.left >= 0 && box.right <= size.width);
       if (whole && free(box)) {
         placed.set(wish.id, placement);

@@ -80,7 +80,10 @@ export function createLayout(): Layout {
     update(ids, wanted) {
       const known = new Set(ids);
       const inside = wanted.filter((edge) => known.has(edge.source) && known.has(edge.target));
-      const key = inside.map((edge) => JSON.stringify([edge.source, edge.target])).sort().join();
+      const key = inside
+        .map((edge) => JSON.stringify([edge.source, edge.target]))
+        .sort()
+        .join();
       const fresh = ids.filter((id) => !bodies.has(id));
       const gone = [...bodies.keys()].some((id) => !known.has(id));
       if (fresh.length === 0 && !gone && key === edgeKey) {
@@ -90,7 +93,10 @@ export function createLayout(): Layout {
       edges = inside;
       edgeKey = key;
       const places = placeNew(fresh, inside, bodies);
-      const next = ids.map((id): [string, Body] => [id, bodies.get(id) ?? { id, ...(places.get(id) ?? { x: 0, y: 0 }) }]);
+      const next = ids.map((id): [string, Body] => [
+        id,
+        bodies.get(id) ?? { id, ...(places.get(id) ?? { x: 0, y: 0 }) },
+      ]);
       const old = bodies;
       bodies = new Map(next);
       load();
@@ -167,7 +173,10 @@ function placeNew(
       const anchor = anchors.get(id);
       const radius = anchor === undefined ? 14 * Math.sqrt(i + 0.5) : 40;
       const centre = anchor ?? { x: 0, y: 0 };
-      return [id, { x: centre.x + radius * Math.cos(i * golden), y: centre.y + radius * Math.sin(i * golden) }];
+      return [
+        id,
+        { x: centre.x + radius * Math.cos(i * golden), y: centre.y + radius * Math.sin(i * golden) },
+      ];
     }),
   );
 }

@@ -42,7 +42,10 @@ export function edgePaths(
       parts[edge.state][own ? "own" : "all"].push(line);
     }
   }
-  const joined = ({ all, own }: { all: string[]; own: string[] }) => ({ all: all.join(""), own: own.join("") });
+  const joined = ({ all, own }: { all: string[]; own: string[] }) => ({
+    all: all.join(""),
+    own: own.join(""),
+  });
   return {
     online: joined(parts.online),
     relayed: joined(parts.relayed),

@@ -8,7 +8,9 @@ const inset = { side: 56, top: 84, bottom: 48 };
 /** Steps before the first picture: enough that what follows is a gentle settling. */
 const firstSteps = 120;
 /** Milliseconds of layout work per frame. */
-const frameBudget = 8;
+const frameBudget = 4;
+/** Milliseconds without a gesture after which the view rests. */
+const restAfter = 120;
 
 /**
  * The moving parts of the map: places of nodes, and what part of the plane is
@@ -19,6 +21,10 @@ export class Scene {
   positions = $state.raw<ReadonlyMap<string, Point>>(new Map());
   /** True while nodes move. */
   moving = $state(false);
+  /** False while nodes move or somebody moves the view. */
+  resting = $derived.by(() => !this.moving && !this.#handled);
+  #handled = $state(false);
+  #restTimer: ReturnType<typeof setTimeout> | undefined;
   #size: Size = { width: 0, height: 0 };
   #layout = createLayout();
   #touched = false;
@@ -61,12 +67,12 @@ export class Scene {
   }
 
   pan(dx: number, dy: number): void {
-    this.#touched = true;
+    this.#touch();
     this.view = pan(this.view, dx, dy);
   }
 
   zoom(at: Point, factor: number): void {
-    this.#touched = true;
+    this.#touch();
     this.view = zoomAt(this.view, at, factor);
   }
 
@@ -84,6 +90,16 @@ export class Scene {
 
   stop(): void {
     cancelAnimationFrame(this.#frame);
+    clearTimeout(this.#restTimer);
+  }
+
+  #touch(): void {
+    this.#touched = true;
+    this.#handled = true;
+    clearTimeout(this.#restTimer);
+    this.#restTimer = setTimeout(() => {
+      this.#handled = false;
+    }, restAfter);
   }
 
   #run(): void {
@@ -99,7 +115,7 @@ export class Scene {
       let more = true;
       do {
         more = this.#layout.step();
-      } while (more && performance.now() < until - frameBudget / 2);
+      } while (more && performance.now() < until);
       this.#publish();
       this.moving = more;
       if (more) {

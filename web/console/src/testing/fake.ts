@@ -32,8 +32,16 @@ export function createFake(token: string, { snapshot, stepMs = 0 }: FakeOptions)
   const wakers = new Set<() => void>();
   const listeners = new Set<(way: Way) => void>();
   const connected = new Map<string, Path>();
-  const tell = (way: Way): void => listeners.forEach((listener) => listener(way));
-  const wake = (): void => [...wakers].forEach((waker) => waker());
+  const tell = (way: Way): void => {
+    for (const listener of listeners) {
+      listener(way);
+    }
+  };
+  const wake = (): void => {
+    for (const waker of [...wakers]) {
+      waker();
+    }
+  };
   const changed = (signal: AbortSignal): Promise<void> =>
     new Promise((resolve) => {
       const done = (): void => {
@@ -67,7 +75,13 @@ export function createFake(token: string, { snapshot, stepMs = 0 }: FakeOptions)
       current = next;
       wake();
     },
-    lose: () => tell({ node: "", state: "waiting", retryInMs: 4000, error: new FakeError("unavailable", "connection refused") }),
+    lose: () =>
+      tell({
+        node: "",
+        state: "waiting",
+        retryInMs: 4000,
+        error: new FakeError("unavailable", "connection refused"),
+      }),
     expire() {
       failure = new FakeError("unauthenticated", "the token has expired");
       wake();
@@ -122,10 +136,14 @@ function wait(ms: number, signal: AbortSignal): Promise<void> {
       return;
     }
     const timer = setTimeout(resolve, ms);
-    signal.addEventListener("abort", () => {
-      clearTimeout(timer);
-      stop();
-    }, { once: true });
+    signal.addEventListener(
+      "abort",
+      () => {
+        clearTimeout(timer);
+        stop();
+      },
+      { once: true },
+    );
   });
 }
 

@@ -13,7 +13,10 @@ export function openFakeService(target: Target, path: () => Path): Connection {
     throw new FakeError("permission_denied", "no network ACL accepts tcp port 25");
   }
   if (kind === undefined) {
-    throw new FakeError("unavailable", `dial tcp ${target.host || target.node}:${target.port}: connection refused`);
+    throw new FakeError(
+      "unavailable",
+      `dial tcp ${target.host || target.node}:${target.port}: connection refused`,
+    );
   }
   let settle: (error?: Error) => void = () => undefined;
   const closed = new Promise<void>((resolve, reject) => {
@@ -81,17 +84,29 @@ const page = (node: string): string => `<!doctype html>
 /** Answers like a small web server; port 80 only. */
 export function fakeFetch(target: Target, request: HttpRequest): Response {
   if (target.port !== 80) {
-    throw new FakeError("unavailable", `dial tcp ${target.host || target.node}:${target.port}: connection refused`);
+    throw new FakeError(
+      "unavailable",
+      `dial tcp ${target.host || target.node}:${target.port}: connection refused`,
+    );
   }
   const text = (type: string, body: string, status = 200): Response =>
-    new Response(request.method === "HEAD" ? null : body, { status, headers: { "content-type": type, server: "fake/1.0" } });
+    new Response(request.method === "HEAD" ? null : body, {
+      status,
+      headers: { "content-type": type, server: "fake/1.0" },
+    });
   switch (request.path) {
     case "/":
       return text("text/html; charset=utf-8", page(target.node));
     case "/json":
-      return text("application/json", JSON.stringify({ method: request.method, body: request.body ?? null, headers: request.headers }));
+      return text(
+        "application/json",
+        JSON.stringify({ method: request.method, body: request.body ?? null, headers: request.headers }),
+      );
     case "/binary":
-      return new Response(Uint8Array.from({ length: 600 }, (_, i) => i % 256), { headers: { "content-type": "application/octet-stream" } });
+      return new Response(
+        Uint8Array.from({ length: 600 }, (_, i) => i % 256),
+        { headers: { "content-type": "application/octet-stream" } },
+      );
     case "/moved":
       return new Response(null, { status: 302, headers: { location: "/json" } });
     default:

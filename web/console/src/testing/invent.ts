@@ -6,18 +6,43 @@ import type { Feature, Link, MeshEdge, MeshNode, Service, Snapshot } from "../me
 const epoch = Date.UTC(2026, 10, 22, 12, 0, 0);
 
 const names = [
-  "nas", "phone", "laptop", "web-1", "web-2", "hotel-pc", "printer", "db-1", "db-2", "build-1",
-  "build-2", "camera-front", "camera-back", "tablet", "router-home", "backup", "media", "desk", "lab-pi", "lab-scope",
-  "office-door", "ci-runner", "mail", "wiki", "grafana", "dns-1", "very-long-node-name-that-nobody-should-choose-but-somebody-will.branch-office.example",
+  "nas",
+  "phone",
+  "laptop",
+  "web-1",
+  "web-2",
+  "hotel-pc",
+  "printer",
+  "db-1",
+  "db-2",
+  "build-1",
+  "build-2",
+  "camera-front",
+  "camera-back",
+  "tablet",
+  "router-home",
+  "backup",
+  "media",
+  "desk",
+  "lab-pi",
+  "lab-scope",
+  "office-door",
+  "ci-runner",
+  "mail",
+  "wiki",
+  "grafana",
+  "dns-1",
+  "very-long-node-name-that-nobody-should-choose-but-somebody-will.branch-office.example",
 ];
 
 /** Names and labels that would do harm if any of them were taken as markup. */
 export const hostileNames = [
   "<script>document.title='pwned'</script>",
   "<img src=x onerror=alert(1)>",
-  "\"><svg onload=alert(2)>",
+  '"><svg onload=alert(2)>',
   "javascript:alert(3)",
   "{{constructor.constructor('alert(4)')()}}",
+  // biome-ignore lint/suspicious/noTemplateCurlyInString: it must not become a template anywhere.
   "${alert(5)}",
   "<iframe srcdoc='<script>parent.alert(6)</script>'></iframe>",
   "</title><script>alert(7)</script>",
@@ -56,7 +81,16 @@ const servicesByName: Record<string, Service[]> = {
   "db-1": [{ protocol: "tcp", port: 5432, kind: "" }],
 };
 
-const behindSecond = new Set(["office-door", "ci-runner", "mail", "wiki", "grafana", "dns-1", "db-2", "build-2"]);
+const behindSecond = new Set([
+  "office-door",
+  "ci-runner",
+  "mail",
+  "wiki",
+  "grafana",
+  "dns-1",
+  "db-2",
+  "build-2",
+]);
 const inDataChannel = new Set(["hotel-pc", "tablet"]);
 const switchedOff = new Set(["camera-back", "lab-scope"]);
 const stockPeers = new Set(["phone", "tablet", "printer", "camera-front", "camera-back", "nas"]);
@@ -89,7 +123,9 @@ function inventLink(id: string, index: number): Link {
   return {
     nodeId: id,
     online,
-    endpoint: inDataChannel.has(id) ? "data-channel" : `198.51.100.${(index % 250) + 1}:${51820 + (index % 40)}`,
+    endpoint: inDataChannel.has(id)
+      ? "data-channel"
+      : `198.51.100.${(index % 250) + 1}:${51820 + (index % 40)}`,
     lastHandshake: new Date(Date.now() - (online ? (index % 110) * 1000 : 86_400_000 * 3)),
     receiveBytes: (index + 3) ** 4 * 977,
     transmitBytes: (index + 1) ** 4 * 1409,
@@ -98,15 +134,31 @@ function inventLink(id: string, index: number): Link {
 
 /** A mesh of gateways with nodes around them, as gateway-1 sees it. The same for the same arguments. */
 export function inventMesh(size: number, extraNames: readonly string[] = []): Snapshot {
-  const gateways = size <= 1 ? ["gateway-1"] : size < 100 ? ["gateway-1", "gateway-2", "gateway-3"] : manyGateways(size);
-  const wishes: Invented[] = gateways.map((id) => ({ id, home: "", features: gatewayFeatures, services: [] }));
+  const gateways =
+    size <= 1 ? ["gateway-1"] : size < 100 ? ["gateway-1", "gateway-2", "gateway-3"] : manyGateways(size);
+  const wishes: Invented[] = gateways.map((id) => ({
+    id,
+    home: "",
+    features: gatewayFeatures,
+    services: [],
+  }));
   const others = [...extraNames, ...names];
   for (let i = 0; wishes.length < size; i++) {
     const id = others[i] ?? `node-${String(i + 1).padStart(3, "0")}`;
     wishes.push({
       id,
-      home: i < others.length ? (behindSecond.has(id) ? "gateway-2" : "gateway-1") : (gateways[i % gateways.length] ?? "gateway-1"),
-      features: stockPeers.has(id) ? [] : [{ name: "NODES", port: 8443 }, { name: "ICE_NEGOTIATION", port: 8443 }],
+      home:
+        i < others.length
+          ? behindSecond.has(id)
+            ? "gateway-2"
+            : "gateway-1"
+          : (gateways[i % gateways.length] ?? "gateway-1"),
+      features: stockPeers.has(id)
+        ? []
+        : [
+            { name: "NODES", port: 8443 },
+            { name: "ICE_NEGOTIATION", port: 8443 },
+          ],
       services: servicesByName[id] ?? extraServices(extraNames, id),
     });
   }
@@ -118,7 +170,12 @@ export function inventMesh(size: number, extraNames: readonly string[] = []): Sn
     }
   }
   for (const wish of wishes.slice(gateways.length)) {
-    edges.push({ source: wish.home, target: wish.id, weight: 1, transport: inDataChannel.has(wish.id) ? "ice" : "wireguard" });
+    edges.push({
+      source: wish.home,
+      target: wish.id,
+      weight: 1,
+      transport: inDataChannel.has(wish.id) ? "ice" : "wireguard",
+    });
   }
   if (wishes.some(({ id }) => id === "web-2")) {
     edges.push({ source: "web-1", target: "web-2", weight: 1, transport: "native" });
@@ -132,7 +189,9 @@ export function inventMesh(size: number, extraNames: readonly string[] = []): Sn
 
 /** A hostile node also exposes a service of a hostile kind. */
 function extraServices(extraNames: readonly string[], id: string): Service[] {
-  return extraNames.includes(id) ? [{ protocol: "tcp", port: 80, kind: "<img src=x onerror=alert(12)>" }] : [];
+  return extraNames.includes(id)
+    ? [{ protocol: "tcp", port: 80, kind: "<img src=x onerror=alert(12)>" }]
+    : [];
 }
 
 function manyGateways(size: number): string[] {

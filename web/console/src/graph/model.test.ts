@@ -1,0 +1,170 @@
+// SPDX-License-Identifier: Apache-2.0
+
+import assert from "node:assert/strict";
+import { test } from "node:test";
+import type { Link, MeshNode, Snapshot } from "../mesh.ts";
+import { compareText, describeMesh, isPlainEndpoint, peerName } from "./model.ts";
+
+function node(id: string, part: Partial<MeshNode> = {}): MeshNode {
+  return {
+    id,
+    publicKey: `key-${id}`,
+    zone: "",
+    addresses: [],
+    primaryEndpoint: "",
+    endpoints: [],
+    features: [{ name: "NODES", port: 1 }],
+    services: [],
+    joinedAt: undefined,
+    ...part,
+  };
+}
+
+function link(nodeId: string, part: Partial<Link> = {}): Link {
+  return {
+    nodeId,
+    online: true,
+    endpoint: "198.51.100.1:51820",
+    lastHandshake: undefined,
+    receiveBytes: 0,
+    transmitBytes: 0,
+    ...part,
+  };
+}
+
+function edge(source: string, target: string, transport: "wireguard" | "ice" = "wireguard") {
+  return { source, target, weight: 1, transport };
+}
+
+function snapshot(part: Partial<Snapshot>): Snapshot {
+  return { version: "1", gatewayId: "gw", domain: "mesh", nodes: [], edges: [], links: [], ...part };
+}
+
+const reachOf = (mesh: ReturnType<typeof describeMesh>) =>
+  Object.fromEntries(
+    mesh.nodes.map(({ id, reach, via }) => [id, via === "" ? reach : `${reach} via ${via}`]),
+  );
+
+test("describeMesh tells how each node is reached", () => {
+  const mesh = describeMesh(
+    snapshot({
+      nodes: ["gw", "on", "off", "ice", "odd", "hub", "far", "farther", "alone"].map((id) => node(id)),
+      edges: [
+        edge("gw", "on"),
+        edge("gw", "off"),
+        edge("gw", "ice", "ice"),
+        edge("gw", "odd"),
+        edge("gw", "hub"),
+        edge("hub", "far"),
+        edge("far", "farther"),
+      ],
+      links: [
+        link("on"),
+        link("off", { online: false }),
+        link("ice", { endpoint: "" }),
+        link("odd", { endpoint: "data-channel" }),
+        link("hub", { endpoint: "[2001:db8::1]:51820" }),
+      ],
+    }),
+  );
+  assert.deepEqual(reachOf(mesh), {
+    gw: "gateway",
+    on: "online",
+    off: "down",
+    ice: "relayed",
+    odd: "relayed",
+    hub: "online",
+    far: "relayed via hub",
+    farther: "relayed via hub",
+    alone: "unknown",
+  });
+});
+
+test("describeMesh prefers a way through a node that answers", () => {
+  const mesh = describeMesh(
+    snapshot({
+      nodes: ["gw", "a-dead", "b-alive", "far"].map((id) => node(id)),
+      edges: [edge("a-dead", "far"), edge("b-alive", "far"), edge("gw", "a-dead"), edge("gw", "b-alive")],
+      links: [link("a-dead", { online: false }), link("b-alive")],
+    }),
+  );
+  assert.equal(mesh.byId.get("far")?.via, "b-alive");
+});
+
+test("describeMesh unites both directions and drops edges without ends", () => {
+  const mesh = describeMesh(
+    snapshot({
+      nodes: [node("gw"), node("b")],
+      edges: [edge("b", "gw"), edge("gw", "b"), edge("gw", "gw"), edge("gw", "nobody")],
+      links: [link("b"), link("nobody")],
+    }),
+  );
+  assert.deepEqual(
+    mesh.edges.map(({ source, target, state }) => ({ source, target, state })),
+    [{ source: "b", target: "gw", state: "online" }],
+  );
+  assert.equal(mesh.byId.get("gw")?.degree, 1);
+});
+
+test("describeMesh shows a link that has no edge", () => {
+  const mesh = describeMesh(
+    snapshot({ nodes: [node("gw"), node("b")], links: [link("b", { online: false })] }),
+  );
+  assert.deepEqual(
+    mesh.edges.map(({ state }) => state),
+    ["down"],
+  );
+});
+
+test("describeMesh knows nothing of edges between others", () => {
+  const mesh = describeMesh(
+    snapshot({
+      nodes: [node("gw"), node("a"), node("b")],
+      edges: [edge("a", "b")],
+      links: [link("a"), link("b")],
+    }),
+  );
+  assert.equal(mesh.edges.find(({ key }) => key === '["a","b"]')?.state, "unknown");
+});
+
+test("describeMesh keeps names apart that look alike when joined", () => {
+  const mesh = describeMesh(
+    snapshot({
+      nodes: ["gw", "a", "b,c", "a,b", "c"].map((id) => node(id)),
+      edges: [edge("a", "b,c"), edge("a,b", "c")],
+    }),
+  );
+  assert.equal(new Set(mesh.edges.map(({ key }) => key)).size, 2);
+});
+
+test("a node without features runs plain WireGuard", () => {
+  const mesh = describeMesh(snapshot({ nodes: [node("phone", { features: [] }), node("server")] }));
+  assert.equal(mesh.byId.get("phone")?.stock, true);
+  assert.equal(mesh.byId.get("server")?.stock, false);
+});
+
+test("peerName finds the owner of an allowed address", () => {
+  const mesh = describeMesh(snapshot({ nodes: [node("a", { addresses: ["172.16.0.2", "fd9f::2"] })] }));
+  assert.equal(peerName(mesh, ["10.0.0.0/8", "172.16.0.2/32"]), "a");
+  assert.equal(peerName(mesh, ["fd9f::2/112"]), "a");
+  assert.equal(peerName(mesh, ["172.16.0.9/32"]), undefined);
+});
+
+test("names sort as people expect", () => {
+  assert.deepEqual(["web-10", "web-2", "Alpha", "beta"].sort(compareText), [
+    "Alpha",
+    "beta",
+    "web-2",
+    "web-10",
+  ]);
+  assert.notEqual(compareText("a", "A"), 0);
+});
+
+test("isPlainEndpoint knows addresses of UDP", () => {
+  for (const text of ["198.51.100.1:51820", "[2001:db8::1]:51820", "[fe80::1%eth0]:1"]) {
+    assert.ok(isPlainEndpoint(text), text);
+  }
+  for (const text of ["", "data-channel", "ice:web-1", "gate.example.org:51820", "1.2.3.4"]) {
+    assert.ok(!isPlainEndpoint(text), text);
+  }
+});
