@@ -148,7 +148,7 @@ func (h *Host) dropAddresses(nl *netlink.Handle, link netlink.Link, c *Config) e
 // setRoutes adds the routes that are missing and removes ours that are not
 // wanted any more.
 func (h *Host) setRoutes(nl *netlink.Handle, link netlink.Link, c *Config) error {
-	present, err := routes(nl, link)
+	present, elsewhere, err := routes(nl, link)
 	if err != nil {
 		return err
 	}
@@ -156,15 +156,11 @@ func (h *Host) setRoutes(nl *netlink.Handle, link netlink.Link, c *Config) error
 		if slices.Contains(present, p) {
 			continue
 		}
-		err := error(unix.EEXIST)
-		if p.Bits() > 0 {
-			err = nl.RouteAdd(route(link, p))
-		}
-		if errors.Is(err, unix.EEXIST) {
+		if p.Bits() == 0 || slices.Contains(elsewhere, p) {
 			h.refuse(p)
 			continue
 		}
-		if err != nil {
+		if err := nl.RouteAdd(route(link, p)); err != nil {
 			return fmt.Errorf("add route %v: %w", p, err)
 		}
 		h.done.routes = with(h.done.routes, p)
@@ -243,22 +239,25 @@ func addresses(nl *netlink.Handle, link netlink.Link) ([]netip.Prefix, error) {
 	return present, nil
 }
 
-// routes returns the routes of the main table that lead to a link.
-func routes(nl *netlink.Handle, link netlink.Link) ([]netip.Prefix, error) {
-	var present []netip.Prefix
+// routes returns the networks to which the main table leads through a link,
+// and those to which it leads elsewhere. A network may be in both.
+func routes(nl *netlink.Handle, link netlink.Link) (present, elsewhere []netip.Prefix, err error) {
 	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
-		filter := &netlink.Route{LinkIndex: link.Attrs().Index, Table: unix.RT_TABLE_MAIN}
-		list, err := nl.RouteListFiltered(family, filter, netlink.RT_FILTER_OIF|netlink.RT_FILTER_TABLE)
+		list, err := nl.RouteListFiltered(family, &netlink.Route{Table: unix.RT_TABLE_MAIN}, netlink.RT_FILTER_TABLE)
 		if err != nil {
-			return nil, fmt.Errorf("list routes: %w", err)
+			return nil, nil, fmt.Errorf("list routes: %w", err)
 		}
 		for _, r := range list {
-			if r.Dst != nil {
+			switch {
+			case r.Dst == nil:
+			case r.LinkIndex == link.Attrs().Index:
 				present = append(present, prefix(r.Dst))
+			default:
+				elsewhere = append(elsewhere, prefix(r.Dst))
 			}
 		}
 	}
-	return present, nil
+	return present, elsewhere, nil
 }
 
 // route returns our route to p.

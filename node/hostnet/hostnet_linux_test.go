@@ -86,7 +86,7 @@ func (h *host) state() state {
 	if err != nil {
 		h.tb.Fatal(err)
 	}
-	routes, err := routes(h.nl, link)
+	routes, _, err := routes(h.nl, link)
 	if err != nil {
 		h.tb.Fatal(err)
 	}
@@ -221,17 +221,24 @@ func TestSet_LeavesOutDangerousRoutes(t *testing.T) {
 	k := newHost(t)
 	var log bytes.Buffer
 	h := New(slog.New(slog.NewTextHandler(&log, nil)))
-	c := Config{Routes: prefixes("0.0.0.0/0", "::/0", "192.0.2.0/24", "172.16.0.0/12")}
+	// Network managers give routes a metric, so ours would win.
+	lanIndex := k.link("lan0").Attrs().Index
+	for _, p := range prefixes("198.51.100.0/24", "fd77::/64") {
+		if err := k.nl.RouteAdd(&netlink.Route{LinkIndex: lanIndex, Dst: ipNet(p), Priority: 100, Scope: netlink.SCOPE_LINK}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c := Config{Routes: prefixes("0.0.0.0/0", "::/0", "192.0.2.0/24", "198.51.100.0/24", "fd77::/64", "172.16.0.0/12")}
 	set(t, h, c)
 	set(t, h, c)
 	k.want("interface", state{Up: true, MTU: 1500, Addresses: []string{}, Routes: []string{"172.16.0.0/12"}})
-	for _, p := range []string{"0.0.0.0/0", "::/0", "192.0.2.0/24"} {
+	for _, p := range []string{"0.0.0.0/0", "::/0", "192.0.2.0/24", "198.51.100.0/24", "fd77::/64"} {
 		if n := strings.Count(log.String(), "addr="+p); n != 1 {
 			t.Errorf("%s logged %d times, want once", p, n)
 		}
 	}
-	lan, err := netlink.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{LinkIndex: k.link("lan0").Attrs().Index}, netlink.RT_FILTER_OIF)
-	if err != nil || len(lan) != 1 {
+	lan, err := netlink.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{LinkIndex: lanIndex}, netlink.RT_FILTER_OIF)
+	if err != nil || len(lan) != 2 {
 		t.Errorf("routes of the host: %v, %v", lan, err)
 	}
 	// When the host gives the network up, the mesh gets it.

@@ -162,6 +162,30 @@ func TestSet_MovesThePort(t *testing.T) {
 	ping(t, a, b)
 }
 
+func TestSet_ComesUpWhenThePortIsFree(t *testing.T) {
+	taken, err := net.ListenPacket("udp4", "0.0.0.0:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	key, err := mesh.GenerateKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	d, err := wg.New(wg.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	c := wg.Config{PrivateKey: key.WireGuard(), ListenPort: taken.LocalAddr().(*net.UDPAddr).AddrPort().Port()}
+	if err := d.Set(timeout(t), c); err == nil {
+		t.Error("Set with a port that is taken succeeded")
+	}
+	taken.Close()
+	if err := d.Set(timeout(t), c); err != nil || d.ListenPort() != c.ListenPort {
+		t.Errorf("Set = %v, port %d, want %d", err, d.ListenPort(), c.ListenPort)
+	}
+}
+
 // freePort returns a UDP port that nobody has.
 func freePort(tb testing.TB) uint16 {
 	tb.Helper()
