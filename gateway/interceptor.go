@@ -31,7 +31,7 @@ func (g interceptor) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc {
 	return func(ctx context.Context, req connect.AnyRequest) (res connect.AnyResponse, err error) {
 		started := g.began(req.Spec())
 		defer func() { err = g.ended(ctx, req.Spec(), started, err); g.metrics.inFlight.Dec() }()
-		requestFrom(ctx).arrived()
+		requestFrom(ctx).deadlines.read(time.Time{}) // the message is here
 		if err := g.authorize(ctx, req.Spec(), req.Any()); err != nil {
 			return nil, err
 		}
@@ -47,7 +47,7 @@ func (g interceptor) WrapStreamingHandler(next connect.StreamingHandlerFunc) con
 		started := g.began(conn.Spec())
 		defer func() { err = g.ended(ctx, conn.Spec(), started, err); g.metrics.inFlight.Dec() }()
 		q := requestFrom(ctx)
-		q.streaming()
+		q.deadlines.write(time.Time{}) // each message gets its own
 		ctx, cancel := context.WithCancelCause(ctx)
 		defer cancel(nil)
 		if conn.Spec().StreamType == connect.StreamTypeServer {
@@ -55,8 +55,8 @@ func (g interceptor) WrapStreamingHandler(next connect.StreamingHandlerFunc) con
 			defer context.AfterFunc(q.draining, func() { cancel(api.ErrClosing) })()
 		}
 		// Whoever waits for the client waits no longer than the call lasts.
-		defer context.AfterFunc(ctx, q.cutOff)()
-		guarded := &guardedStream{StreamingHandlerConn: conn, request: q}
+		defer context.AfterFunc(ctx, func() { q.deadlines.read(time.Unix(1, 0)) })()
+		guarded := &guardedStream{StreamingHandlerConn: conn, deadlines: q.deadlines}
 		guarded.admit = func(msg any) error { return g.authorize(ctx, conn.Spec(), msg) }
 		return guarded.verdict(ctx, next(ctx, guarded))
 	}
@@ -134,8 +134,8 @@ func (g *Gateway) recovered(ctx context.Context, spec connect.Spec, _ http.Heade
 // is what roles are checked against; each message sent has to be taken in time.
 type guardedStream struct {
 	connect.StreamingHandlerConn
-	request *request
-	admit   func(msg any) error
+	deadlines *deadlines
+	admit     func(msg any) error
 
 	first atomic.Bool // set when the first message was asked for
 
@@ -154,7 +154,7 @@ func (s *guardedStream) Receive(msg any) error {
 		return err
 	}
 	if err == nil {
-		s.request.arrived()
+		s.deadlines.read(time.Time{})
 		err = s.admit(msg)
 		s.mu.Lock()
 		defer s.mu.Unlock()
@@ -169,7 +169,8 @@ func (s *guardedStream) Receive(msg any) error {
 
 // Send implements connect.StreamingHandlerConn.
 func (s *guardedStream) Send(msg any) error {
-	defer s.request.sending()()
+	s.deadlines.write(time.Now().Add(sendTimeout))
+	defer s.deadlines.write(time.Time{})
 	return s.StreamingHandlerConn.Send(msg)
 }
 

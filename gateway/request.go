@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/netip"
 	"strings"
+	"sync"
 	"time"
 )
 
@@ -38,9 +39,8 @@ type request struct {
 	// socket is set for a call in a WebSocket.
 	socket *socket
 	// draining ends when no new work should be begun.
-	draining context.Context //nolint:containedctx // a request is a call
-	// deadlines sets the deadlines of the request's connection or stream.
-	deadlines *http.ResponseController
+	draining  context.Context //nolint:containedctx // a request is a call
+	deadlines *deadlines
 }
 
 type requestKey struct{}
@@ -61,12 +61,11 @@ func begin(draining context.Context, onMesh bool) func(http.Handler) http.Handle
 				from:      netip.AddrPortFrom(from.Addr().Unmap(), from.Port()),
 				mesh:      onMesh,
 				draining:  draining,
-				deadlines: http.NewResponseController(w),
+				deadlines: newDeadlines(w),
 			}
-			now := time.Now()
-			// Not every connection has deadlines; those of package net do.
-			_ = q.deadlines.SetReadDeadline(now.Add(requestTimeout))
-			_ = q.deadlines.SetWriteDeadline(now.Add(answerTimeout))
+			defer q.deadlines.over()
+			q.deadlines.read(time.Now().Add(requestTimeout))
+			q.deadlines.write(time.Now().Add(answerTimeout))
 			w.Header().Set(headerRequestID, q.id)
 			dropProxyHeaders(r.Header)
 			next.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), requestKey{}, q)))
@@ -84,19 +83,40 @@ func dropProxyHeaders(h http.Header) {
 	}
 }
 
-// arrived says that the request's message is here: what is left to read, if
-// anything, may take its time.
-func (q *request) arrived() { _ = q.deadlines.SetReadDeadline(time.Time{}) }
-
-// sending gives one message of a stream its time. Call the returned function
-// after it was sent.
-func (q *request) sending() (sent func()) {
-	_ = q.deadlines.SetWriteDeadline(time.Now().Add(sendTimeout))
-	return func() { _ = q.deadlines.SetWriteDeadline(time.Time{}) }
+// deadlines are those of a request's connection or stream. A handler may leave
+// goroutines behind that still use them, for a moment; net/http does not
+// expect that, so that nothing happens any more once over was called.
+type deadlines struct {
+	mu         sync.Mutex               // guards controller
+	controller *http.ResponseController // nil when the request is over
 }
 
-// streaming takes the limit of an answer's whole time away.
-func (q *request) streaming() { _ = q.deadlines.SetWriteDeadline(time.Time{}) }
+func newDeadlines(w http.ResponseWriter) *deadlines {
+	return &deadlines{controller: http.NewResponseController(w)}
+}
 
-// cutOff ends the wait for more from the client.
-func (q *request) cutOff() { _ = q.deadlines.SetReadDeadline(time.Unix(1, 0)) }
+// read bounds what is left to read; the zero time does not. Not every
+// connection has deadlines; those of package net do.
+func (d *deadlines) read(t time.Time) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.controller != nil {
+		_ = d.controller.SetReadDeadline(t)
+	}
+}
+
+// write bounds what is left to write, likewise.
+func (d *deadlines) write(t time.Time) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.controller != nil {
+		_ = d.controller.SetWriteDeadline(t)
+	}
+}
+
+// over says that the request has been served.
+func (d *deadlines) over() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.controller = nil
+}

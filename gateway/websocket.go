@@ -133,7 +133,7 @@ func (g *Gateway) serveSocket(conn *websocket.Conn, r *http.Request, q *request,
 	s := &socket{conn: conn, body: bodyWriter}
 	w := newSocketWriter(line, s)
 	inner := *q
-	inner.socket, inner.deadlines = s, http.NewResponseController(w)
+	inner.socket, inner.deadlines = s, newDeadlines(w)
 	defer func() {
 		if s.release != nil {
 			s.release()
@@ -146,6 +146,7 @@ func (g *Gateway) serveSocket(conn *websocket.Conn, r *http.Request, q *request,
 
 	w.Header().Set(headerRequestID, q.id)
 	panicked := g.serveCall(w, socketRequest(context.WithValue(ctx, requestKey{}, &inner), r, header, body))
+	inner.deadlines.over()
 	_ = body.Close() // unblocks receive
 	code, reason := websocket.StatusNormalClosure, ""
 	if panicked || w.finish() != nil {
