@@ -89,7 +89,7 @@ func enter(root fs.FS, dir string) error {
 	}
 	base := path.Base(dir)
 	if strings.HasPrefix(base, ".") || strings.HasPrefix(base, "_") ||
-		base == "testdata" || base == "node_modules" || base == "zz_warm" {
+		base == "testdata" || base == "node_modules" {
 		return fs.SkipDir
 	}
 	if _, err := fs.Stat(root, path.Join(dir, "go.mod")); err == nil {
