@@ -386,6 +386,16 @@ suite("a UDP channel", () => {
     );
   });
 
+  test("does not wait for ever for a reason", async () => {
+    mock.timers.enable({ apis: ["setTimeout"] });
+    const mesh = new FakeMesh();
+    mesh.onUdp = (channel) => channel.close();
+    const connecting = mesh.client().connectUdp({ node: "dns-1", port: 53 });
+    await until(() => mesh.peers.length === 1 && mesh.peer.channels[1]?.readyState === "closed");
+    mock.timers.tick(2000);
+    await assert.rejects(connecting, code("unavailable", /closed the connection/));
+  });
+
   test("drops what is not read in time, and says so", async () => {
     const mesh = new FakeMesh();
     mesh.udp.set("udp::9", (_, reply) => {

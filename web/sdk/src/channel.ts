@@ -61,7 +61,7 @@ export interface ChannelHost {
 export abstract class Channel implements Connection {
   readonly readable: ReadableStream<Uint8Array<ArrayBuffer>>;
   readonly writable: WritableStream<Uint8Array>;
-  /** Settles with the other side's `open` or `error`. */
+  /** Resolves when the service is connected and the channel can be used; rejects when that fails. */
   readonly opened: Promise<void>;
   readonly closed: Promise<void>;
 
@@ -74,6 +74,8 @@ export abstract class Channel implements Connection {
   readonly #writer: Held<WritableStreamDefaultController> = {};
   #state: "live" | "closing" | "ended" = "live";
   #failure: MeshgateError | undefined;
+  /** The other side has said that the service is connected. */
+  #accepted = false;
   /** What arrived and was not yet asked for. */
   #inbox: Uint8Array<ArrayBuffer>[] = [];
   #inboxBytes = 0;
@@ -85,7 +87,7 @@ export abstract class Channel implements Connection {
   #endOfData = false;
   /** The application has closed writing. */
   #doneWriting = false;
-  #closeTimer: ReturnType<typeof setTimeout> | undefined;
+  #endTimer: ReturnType<typeof setTimeout> | undefined;
   #wakeWriter: (() => void) | undefined;
 
   constructor(dc: RTCDataChannel, host: ChannelHost, signal: AbortSignal | undefined) {
@@ -154,8 +156,16 @@ export abstract class Channel implements Connection {
   }
 
   /** To be called when the other side says that the service is connected. */
-  markOpen(): void {
-    this.#opened.resolve();
+  protected accept(): void {
+    this.#accepted = true;
+    this.#settleOpened();
+  }
+
+  /** Browsers pass messages on before the channel may be sent on. */
+  #settleOpened(): void {
+    if (this.#accepted && this.dc.readyState === "open") {
+      this.#opened.resolve();
+    }
   }
 
   /** Takes a control message that came over this channel or, for UDP, over the control channel. */
@@ -172,6 +182,11 @@ export abstract class Channel implements Connection {
   protected abstract closeGently(): void;
   /** Whether, if the other side closes the data channel now, the connection ends in order. */
   protected abstract isComplete(): boolean;
+
+  /** The other side closed the data channel although the connection was not complete. */
+  protected closedEarly(error: MeshgateError): void {
+    this.fail(error);
+  }
 
   /** Whether {@link close} was called. */
   protected get closing(): boolean {
@@ -232,7 +247,12 @@ export abstract class Channel implements Connection {
 
   /** Ends the channel in order if the other side does not do so in time. */
   protected expectClose(): void {
-    this.#closeTimer ??= setTimeout(() => this.finish(), closeTimeoutMs);
+    this.endAfter(closeTimeoutMs, () => this.finish());
+  }
+
+  /** Ends the channel by an action after some time, unless something else ends it before. */
+  protected endAfter(ms: number, action: () => void): void {
+    this.#endTimer ??= setTimeout(action, ms);
   }
 
   /** Sets all handlers at once: messages may come before the channel says that it is open. */
@@ -240,6 +260,7 @@ export abstract class Channel implements Connection {
     const { dc } = this;
     dc.binaryType = "arraybuffer";
     dc.bufferedAmountLowThreshold = lowWaterBytes;
+    dc.onopen = () => this.#settleOpened();
     dc.onbufferedamountlow = () => this.wakeWriter();
     dc.onmessage = ({ data }: MessageEvent<unknown>) => this.#receive(data);
     dc.onclose = () => this.#closedByPeer();
@@ -275,7 +296,9 @@ export abstract class Channel implements Connection {
     if (this.isComplete()) {
       this.finish();
     } else {
-      this.fail(new MeshgateError("unavailable", "the node closed the connection before its end", { cause }));
+      this.closedEarly(
+        new MeshgateError("unavailable", "the node closed the connection before its end", { cause }),
+      );
     }
   }
 
@@ -345,7 +368,7 @@ export abstract class Channel implements Connection {
     }
     this.#state = "ended";
     this.#failure = error;
-    clearTimeout(this.#closeTimer);
+    clearTimeout(this.#endTimer);
     this.#signal?.removeEventListener("abort", this.#abort);
     if (error === undefined) {
       this.endReading();

@@ -475,7 +475,7 @@ suite("an abort", () => {
     });
     const abort = new AbortController();
     const connecting = mesh.client().connect({ ...target, signal: abort.signal });
-    await until(() => stream !== undefined);
+    await until(() => stream !== undefined && mesh.peer.channels[1]?.readyState === "open");
     abort.abort(reason);
     await assert.rejects(connecting, code("canceled"));
     await until(() => stream?.channel.readyState === "closed");

@@ -29,7 +29,7 @@ export class TcpChannel extends Channel implements MeshConnection {
       case "open":
         // The first credit is agreed on; the other side may give more, or less.
         this.#grant(message.window, -windowBytes);
-        this.markOpen();
+        this.accept();
         break;
       case "window":
         this.#grant(message.bytes, 0);

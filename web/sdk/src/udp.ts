@@ -4,6 +4,8 @@ import { Channel, type ControlMessage, controlError } from "./channel.js";
 import { MeshgateError } from "./error.js";
 import type { MeshDatagrams } from "./types.js";
 
+/** How long the reason for a refusal may take when the channel has already been closed. */
+const reasonTimeoutMs = 2000;
 /** What fits in a UDP datagram over IPv4. */
 const maxDatagramBytes = 65_507;
 /** How many bytes may wait to be read; further datagrams are dropped, */
@@ -28,7 +30,7 @@ export class UdpChannel extends Channel implements MeshDatagrams {
     switch (message.type) {
       case "open":
         this.#isOpen = true;
-        this.markOpen();
+        this.accept();
         break;
       case "error":
       case "reset":
@@ -65,5 +67,10 @@ export class UdpChannel extends Channel implements MeshDatagrams {
 
   protected override isComplete(): boolean {
     return this.#isOpen;
+  }
+
+  /** The reason comes over the control channel, which is not in step with this one. */
+  protected override closedEarly(error: MeshgateError): void {
+    this.endAfter(reasonTimeoutMs, () => this.fail(error));
   }
 }

@@ -49,6 +49,8 @@ export class FakeMesh {
   candidates = ["candidate:9 1 udp 1 203.0.113.7 5000 typ host"];
   /** Changes a peer connection before it is used. */
   onPeer: (peer: FakePeerConnection) => void = () => {};
+  /** Serves UDP channels in place of the services. */
+  onUdp: ((channel: FakeDataChannel) => void) | undefined;
   /** Called when an introduction begins; it waits for the result. */
   onIntroduction: () => Promise<void> | void = () => {};
   /** The streams that are open, by label, last one wins. */
@@ -162,15 +164,16 @@ export class FakeMesh {
   }
 
   #serveUdp(peer: FakePeerConnection, channel: FakeDataChannel): void {
+    if (this.onUdp !== undefined) {
+      this.onUdp(channel);
+      return;
+    }
     const service = this.udp.get(channel.label);
     if (service === undefined) {
-      this.control(peer, {
-        type: "error",
-        channel: channel.id,
-        code: "permission_denied",
-        message: "not exposed",
-      });
+      // The two are not in step: the end of the channel may overtake its reason.
+      const error = { type: "error", channel: channel.id, code: "permission_denied", message: "not exposed" };
       channel.close();
+      peer.wire.post(() => peer.wire.post(() => this.control(peer, error)));
       return;
     }
     channel.onmessage = ({ data }) => service(new Uint8Array(data), (datagram) => channel.send(datagram));

@@ -94,7 +94,7 @@ export class FakeDataChannel {
         this.onbufferedamountlow?.(new Event("bufferedamountlow"));
       }
       const { other } = this;
-      if (other?.readyState === "open" || other?.readyState === "closing") {
+      if (other !== undefined && other.readyState !== "closed") {
         other.onmessage?.(new MessageEvent("message", { data: message }));
       }
     });
@@ -269,7 +269,8 @@ export class FakePeerConnection {
         other.id = channel.id;
         other.open();
         this.remote.onChannel(other);
-        channel.open();
+        // As in Chromium, the first messages come before the channel may be sent on.
+        this.wire.post(() => this.wire.post(() => channel.open()));
       }
     });
   }
