@@ -224,6 +224,30 @@ func TestServer_AllocatesAgainAtOnce(t *testing.T) {
 	}
 }
 
+// The same seen from the gate: a relay that ends late leaves its successor alone.
+func TestGate_LateEndLeavesTheNextRelay(t *testing.T) {
+	s := newServer(t, nil)
+	g := newGate(s, nil)
+	g.now = request{kind: allocateRequest, client: publicPeer, user: "u"}
+	first, err := g.open()
+	if err != nil {
+		t.Fatal(err)
+	}
+	second, err := g.open()
+	if err != nil {
+		t.Fatal(err)
+	}
+	first.Close()
+	first.Close()
+	if got := g.relay(publicPeer); got != second {
+		t.Errorf("the gate has %p, want the second relay %p", got, second)
+	}
+	second.Close()
+	if n := value(s.metrics.allocations); n != 0 || g.relay(publicPeer) != nil {
+		t.Errorf("%d allocations are left", n)
+	}
+}
+
 func TestServer_EvictedUserMayComeBackOnlyIfAllowed(t *testing.T) {
 	var banned atomic.Bool
 	s := newServer(t, func(c *Config) { c.AllowUser = func(string) bool { return !banned.Load() } })
