@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
 import { deferred } from "./async.js";
-import { abortError, isMeshgateCode, MeshgateError } from "./error.js";
+import { toBytes } from "./bytes.js";
+import { type ControlMessage, parseControl } from "./control.js";
+import { abortError, MeshgateError } from "./error.js";
 import type { Connection, Path } from "./types.js";
-
-/** The name and version of what is spoken inside data channels. */
-export const channelProtocol = "meshgate.1";
 
 /** The largest message we send: what every browser takes without interleaving trouble (RFC 8831, 6.6). */
 export const maxMessageBytes = 16 * 1024;
@@ -15,35 +14,6 @@ const highWaterBytes = 1024 * 1024;
 const lowWaterBytes = 256 * 1024;
 /** How long the other side may take to close a channel that is done. */
 const closeTimeoutMs = 10_000;
-
-/** A control message: text, JSON, told apart by its type. */
-export interface ControlMessage {
-  readonly type: string;
-  readonly [field: string]: unknown;
-}
-
-/** Reads a control message; undefined when it is none. */
-export function parseControl(text: string): ControlMessage | undefined {
-  try {
-    const value: unknown = JSON.parse(text);
-    return isControlMessage(value) ? value : undefined;
-  } catch {
-    return undefined;
-  }
-}
-
-function isControlMessage(value: unknown): value is ControlMessage {
-  return typeof value === "object" && value !== null && "type" in value && typeof value.type === "string";
-}
-
-/** The error that an `error` or `reset` message carries. */
-export function controlError(message: ControlMessage): MeshgateError {
-  const { code, message: text } = message;
-  return new MeshgateError(
-    isMeshgateCode(code) ? code : "unknown",
-    typeof text === "string" && text !== "" ? text : "the node ended the connection without saying why",
-  );
-}
 
 /** What a channel needs of the peer connection it belongs to. */
 export interface ChannelHost {
@@ -397,21 +367,4 @@ function quietly(action: () => void): void {
   } catch {
     // It has ended, which is all that was wanted.
   }
-}
-
-/** The bytes of a chunk, in memory that a data channel takes. */
-function toBytes(chunk: unknown): Uint8Array<ArrayBuffer> {
-  if (chunk instanceof ArrayBuffer) {
-    return new Uint8Array(chunk);
-  }
-  if (!ArrayBuffer.isView(chunk)) {
-    throw new MeshgateError(
-      "invalid_argument",
-      "only bytes can be written: pipe text through a TextEncoderStream first",
-    );
-  }
-  const { buffer, byteOffset, byteLength } = chunk;
-  return buffer instanceof ArrayBuffer
-    ? new Uint8Array(buffer, byteOffset, byteLength)
-    : new Uint8Array(new Uint8Array(buffer, byteOffset, byteLength));
 }

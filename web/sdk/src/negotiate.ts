@@ -2,7 +2,7 @@
 
 import type { Client } from "@connectrpc/connect";
 import { deferred, orAbort } from "./async.js";
-import { channelProtocol } from "./channel.js";
+import { channelProtocol } from "./control.js";
 import { MeshgateError } from "./error.js";
 import type { DataChannelOffer, WebRTC } from "./gen/v1/webrtc_pb.js";
 import { describeCandidate, iceServers, parseCandidate } from "./ice.js";

@@ -1,12 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-import {
-  type Channel,
-  type ChannelHost,
-  type ControlMessage,
-  channelProtocol,
-  parseControl,
-} from "./channel.js";
+import type { Channel, ChannelHost } from "./channel.js";
+import { type ControlMessage, channelProtocol, parseControl } from "./control.js";
 import { MeshgateError } from "./error.js";
 import type { Negotiated } from "./negotiate.js";
 import { readPath } from "./path.js";

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-import { Channel, type ControlMessage, controlError } from "./channel.js";
+import { Channel } from "./channel.js";
+import { type ControlMessage, controlError } from "./control.js";
 import { MeshgateError } from "./error.js";
 import type { MeshDatagrams } from "./types.js";
 
