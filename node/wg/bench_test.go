@@ -66,6 +66,7 @@ func BenchmarkStream_Attached(b *testing.B) {
 // BenchmarkDatagrams_Direct measures small UDP datagrams one way, in packets.
 func BenchmarkDatagrams_Direct(b *testing.B) {
 	x, y := wgtest.Pair(b)
+	ping(b, x, y) // the handshake
 	server, err := y.ListenPacket(timeout(b), "udp", netip.AddrPortFrom(y.IPv4, 0).String())
 	if err != nil {
 		b.Fatal(err)
