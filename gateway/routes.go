@@ -31,6 +31,7 @@ const (
 func (g *Gateway) services() (http.Handler, error) {
 	opts := []connect.HandlerOption{
 		connect.WithReadMaxBytes(maxMessage),
+		withBoundedGzip(),
 		connect.WithCompressMinBytes(minCompress),
 		connect.WithRequestGate(g.gate),
 		connect.WithInterceptors(interceptor{g}),
