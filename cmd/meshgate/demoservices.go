@@ -71,6 +71,11 @@ func demoPage(name string) http.Handler {
 		_, _ = io.CopyN(w, &pattern{}, n) // an error is the reader's leaving
 	})
 	mux.HandleFunc("POST /echo", func(w http.ResponseWriter, r *http.Request) {
+		// Without it the server stops reading once the answer has begun.
+		if err := http.NewResponseController(w).EnableFullDuplex(); err != nil {
+			http.Error(w, err.Error(), http.StatusInternalServerError)
+			return
+		}
 		w.Header().Set("Content-Type", "application/octet-stream")
 		_, _ = io.Copy(w, r.Body)
 	})
