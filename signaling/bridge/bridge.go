@@ -28,6 +28,8 @@ const (
 	// closeWait is how long the other side has to close its direction of a
 	// channel after ours, and a connection to end after the channel did.
 	closeWait = 10 * time.Second
+	// rejectWait is how long a client has to close a channel that was refused.
+	rejectWait = 2 * time.Second
 
 	largeMessage = 66 << 10  // a v1 client's largest, with room
 	maxMessage   = 256 << 10 // what descriptions announce

@@ -91,11 +91,14 @@ func (s *Stream) Accept() error {
 	return s.send(Control{Type: TypeOpen, Window: Window})
 }
 
-// Reject tells the client why there is no connection, and closes the stream.
+// Reject tells the client why there is no connection. The client closes the
+// channel; if it does not within rejectWait, the stream does. Closing at once
+// would lose the reason: Chromium drops what arrived in a channel that ends
+// before its own side of it is open.
 func (s *Stream) Reject(code, message string) {
 	_ = s.send(Control{Type: TypeError, Code: code, Message: message})
 	s.fail(&Error{Code: code, Message: message})
-	s.closeChannel()
+	_ = s.ch.SetReadDeadline(time.Now().Add(rejectWait))
 }
 
 // Opened waits for the server's answer: nil, or an *Error.
