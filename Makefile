@@ -49,6 +49,7 @@ test: setup build ## set up what tests need and run all of them
 	go test -race ./...
 	go test -race -count=1 -tags e2e ./internal/e2e/...
 	npm test --workspaces --if-present
+	npm run test:browser
 
 .PHONY: setup
 setup: ## install the programs that tests run
@@ -63,8 +64,9 @@ e2e: ## run the whole-system tests
 	go test -race -count=1 -tags e2e ./internal/e2e/...
 
 .PHONY: web-test
-web-test: $(MODULES) ## run the TypeScript tests, in Node and in Chromium
+web-test: build ## run the TypeScript tests, in Node and in Chromium
 	npm test --workspaces --if-present
+	npm run test:browser
 
 .PHONY: bench
 bench: ## run the benchmarks of PKG that match BENCH
