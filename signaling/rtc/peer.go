@@ -47,6 +47,8 @@ type Peer struct {
 	agent  *ice.Agent
 	net    *guardedNet
 	cert   *certificate
+	// closeAgent ends ICE and waits. pion's own Close must not run twice at once.
+	closeAgent func()
 
 	ctx    context.Context //nolint:containedctx // the life of the peer itself
 	cancel context.CancelCauseFunc
@@ -101,6 +103,10 @@ func (e *Engine) NewPeer(cfg PeerConfig) (*Peer, error) {
 		cancel(err)
 		return nil, fmt.Errorf("make ICE agent: %w", err)
 	}
+	p.closeAgent = sync.OnceFunc(func() {
+		p.net.close()
+		_ = p.agent.GracefulClose()
+	})
 	if err := e.add(p); err != nil {
 		p.shut(err)
 		return nil, err
@@ -347,8 +353,7 @@ func (p *Peer) shut(cause error) {
 
 // finish releases what the peer holds. It runs once, as the last thing.
 func (p *Peer) finish() {
-	p.net.close()
-	_ = p.agent.GracefulClose()
+	p.closeAgent()
 	p.engine.remove(p)
 	close(p.done)
 }
@@ -388,11 +393,12 @@ func (p *Peer) serve(remote *description, controlling, client bool) error {
 	p.assoc = assoc
 	p.mu.Unlock()
 	close(p.connected)
-	return p.accept(assoc)
+	return p.accept(assoc, conn.down)
 }
 
-// accept hands out incoming streams until the association ends.
-func (p *Peer) accept(assoc *sctp.Association) error {
+// accept hands out incoming streams until the association ends, or what it
+// runs on is down.
+func (p *Peer) accept(assoc *sctp.Association, down <-chan struct{}) error {
 	for {
 		stream, err := assoc.AcceptStream()
 		if err != nil {
@@ -406,6 +412,8 @@ func (p *Peer) accept(assoc *sctp.Association) error {
 		}
 		select {
 		case p.incoming <- &Incoming{peer: p, stream: stream}:
+		case <-down:
+			return fmt.Errorf("%w: the other side is gone", ErrFailed)
 		case <-p.closing:
 			return errClosed
 		}

@@ -18,6 +18,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/pion/dtls/v2"
 	"github.com/pion/dtls/v2/pkg/crypto/fingerprint"
@@ -49,15 +50,15 @@ func (p *Peer) connectICE(ctx context.Context, remote *description, controlling 
 	if err != nil {
 		return nil, fmt.Errorf("%w: ICE: %w", ErrFailed, err)
 	}
-	return &dtlsLink{Conn: conn, agent: p.agent, net: p.net}, nil
+	return &dtlsLink{Conn: conn, end: p.closeAgent}, nil
 }
 
 // dtlsLink is the ICE path with everything but DTLS filtered out (RFC 7983).
 type dtlsLink struct {
 	*ice.Conn
-	agent *ice.Agent
-	net   *guardedNet
-	once  sync.Once
+	end func() // closes the agent
+	// stands is set after the DTLS handshake.
+	stands atomic.Bool
 }
 
 func (l *dtlsLink) Read(b []byte) (int, error) {
@@ -69,12 +70,19 @@ func (l *dtlsLink) Read(b []byte) (int, error) {
 	}
 }
 
+// SetReadDeadline ends the link if t is past and DTLS does not stand yet: that
+// is how a failed handshake ends its blocked read, and ICE has no deadlines.
+// Later, DTLS sets it before it says goodbye, and closes the link after that.
+func (l *dtlsLink) SetReadDeadline(t time.Time) error {
+	if !t.IsZero() && !t.After(time.Now()) && !l.stands.Load() {
+		return l.Close()
+	}
+	return nil
+}
+
 // Close ends the agent, which is the only way to end a blocked Read.
 func (l *dtlsLink) Close() error {
-	l.once.Do(func() {
-		l.net.close()
-		_ = l.agent.GracefulClose()
-	})
+	l.end()
 	return nil
 }
 
@@ -108,7 +116,7 @@ func newCertificate() (*certificate, error) {
 
 // connectDTLS runs the handshake and checks the certificate against the
 // description, which is what ties the connection to the signalling.
-func (p *Peer) connectDTLS(ctx context.Context, link net.Conn, remote *description, client bool) (*recordConn, error) {
+func (p *Peer) connectDTLS(ctx context.Context, link *dtlsLink, remote *description, client bool) (*recordConn, error) {
 	cfg := &dtls.Config{
 		Certificates: []tls.Certificate{p.cert.Certificate},
 		CipherSuites: []dtls.CipherSuiteID{
@@ -138,7 +146,10 @@ func (p *Peer) connectDTLS(ctx context.Context, link net.Conn, remote *descripti
 	if err != nil {
 		return nil, fmt.Errorf("%w: DTLS: %w", ErrFailed, err)
 	}
-	return &recordConn{Conn: conn, count: &p.records, limit: func() { p.shut(ErrRecordLimit) }}, nil
+	link.stands.Store(true)
+	return &recordConn{
+		Conn: conn, count: &p.records, limit: func() { p.shut(ErrRecordLimit) }, down: make(chan struct{}),
+	}, nil
 }
 
 // verifyFingerprint accepts a certificate that one of the fingerprints names.
@@ -208,11 +219,16 @@ type recordConn struct {
 	net.Conn
 	count *recordCount
 	limit func()
+	down  chan struct{} // closed when nothing more can be read
+	once  sync.Once
 }
 
 func (c *recordConn) Read(b []byte) (int, error) {
 	n, err := c.Conn.Read(b)
-	if err == nil && c.count.add(&c.count.received) {
+	switch {
+	case err != nil:
+		c.once.Do(func() { close(c.down) })
+	case c.count.add(&c.count.received):
 		c.limit()
 	}
 	return n, err
