@@ -57,6 +57,7 @@ func newLab(t *testing.T) lab {
 	t.Helper()
 	n := lab{server: fmt.Sprintf("turn-s-%d", os.Getpid()), client: fmt.Sprintf("turn-c-%d", os.Getpid())}
 	for _, ns := range []string{n.server, n.client} {
+		_ = exec.Command("ip", "netns", "del", ns).Run() // a killed run may have left its own, under a number that comes again
 		ip(t, "netns", "add", ns)
 		t.Cleanup(func() { ip(t, "netns", "del", ns) })
 		ip(t, "-n", ns, "link", "set", "lo", "up")
