@@ -79,17 +79,6 @@ func (r ready) node(t testing.TB, id string) string {
 	return ""
 }
 
-func (r ready) service(t testing.TB, node, kind string) (host string, port uint16) {
-	t.Helper()
-	for _, s := range r.Services {
-		if s.Node == node && s.Kind == kind {
-			return s.Host, s.Port
-		}
-	}
-	t.Fatalf("the ready line names no %s on %q", kind, node)
-	return "", 0
-}
-
 // start runs meshgate with args and waits for its ready line. The process is
 // interrupted at the end of the test; its log is shown if the test failed.
 func start(t testing.TB, args ...string) *process {
