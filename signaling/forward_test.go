@@ -7,6 +7,7 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -15,6 +16,7 @@ import (
 	"time"
 
 	"github.com/pion/datachannel"
+	"github.com/pion/sctp"
 
 	"github.com/meshgate/meshgate/internal/v1client"
 	v1 "github.com/meshgate/meshgate/proto/v1"
@@ -139,14 +141,25 @@ func TestV1_ManyConnectionsAtOnce(t *testing.T) {
 func TestV1_SameIDAgain(t *testing.T) {
 	s := newService(t, &world{}, self)
 	c := dialV1(t, s, v1client.Config{Request: request(t, "tcp", listen(t, echo))})
-	for i := range 10 {
+	for i := range 20 {
 		ch, err := c.OpenID(7)
 		if err != nil {
 			t.Fatal(err)
 		}
-		exchange(t, ch, fmt.Sprint("round ", i))
+		message := fmt.Sprint("round ", i)
+		// pion wakes the reader of a closed channel a moment before it forgets
+		// the stream, and then hands the dead one out again.
+		for _, err = ch.Write([]byte(message)); errors.Is(err, sctp.ErrStreamClosed); _, err = ch.Write([]byte(message)) {
+			if ch, err = c.Channel(7); err != nil {
+				t.Fatal(err)
+			}
+		}
+		buf := make([]byte, 64)
+		if n, err := ch.Read(buf); err != nil || string(buf[:n]) != message {
+			t.Fatalf("%q, %v", buf[:n], err)
+		}
 		_ = ch.Close()
-		if _, err := ch.Read(make([]byte, 16)); err == nil {
+		if _, err := ch.Read(buf); err == nil {
 			t.Fatal("bytes after close")
 		}
 	}

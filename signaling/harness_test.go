@@ -228,12 +228,12 @@ func (w *world) Signal(ctx context.Context, node mesh.NodeID) (signaling.Signals
 	return clientEnd[*v1.WebRTCSignal, *v1.WebRTCSignal]{c}, nil
 }
 
-// newService returns a Service of node in w with short timeouts.
+// newService returns a Service of node in w.
 func newService(t testing.TB, w *world, node mesh.NodeID, change ...func(*signaling.Config)) *signaling.Service {
 	t.Helper()
 	cfg := signaling.Config{
 		Self: node, Authorizer: w, Dialer: w, Peers: w,
-		RTC: rtc.Config{Loopback: true, Local: loopbackOnly, Disconnected: time.Second, Failed: time.Second, Keepalive: 200 * time.Millisecond},
+		RTC: rtc.Config{Loopback: true, Local: loopbackOnly},
 	}
 	for _, f := range change {
 		f(&cfg)

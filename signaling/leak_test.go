@@ -15,13 +15,16 @@ import (
 	"time"
 
 	"github.com/meshgate/meshgate/internal/v1client"
+	"github.com/meshgate/meshgate/signaling"
 	"github.com/meshgate/meshgate/signaling/client"
 )
 
 // A client that is gone without a word must not leave anything behind: not the
 // peer connection, and not the connections to destinations.
 func TestVanishedClientsLeaveNothing(t *testing.T) {
-	s := newService(t, &world{}, self)
+	s := newService(t, &world{}, self, func(c *signaling.Config) {
+		c.RTC.Disconnected, c.RTC.Failed, c.RTC.Keepalive = 2*time.Second, 2*time.Second, 500*time.Millisecond
+	})
 	var open atomic.Int64
 	address := listen(t, func(c *net.TCPConn) {
 		open.Add(1)
