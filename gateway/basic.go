@@ -115,15 +115,34 @@ func (p *Passwords) Authenticate(_ context.Context, c Credentials) (string, erro
 	return c.Username, nil
 }
 
+// errTooManyGuesses is the answer without a look at the password.
+var errTooManyGuesses = fmt.Errorf("%w: too many wrong passwords; wait a minute", mesh.ErrExhausted)
+
+// lookTimeout is how long a login waits for its turn: bcrypt takes a quarter
+// of a second of a core, and others wait, too.
+const lookTimeout = 5 * time.Second
+
 // look compares the password of c with hash, if failures before leave it a try.
 func (p *Passwords) look(c Credentials, hash []byte, known bool) error {
 	from := network(c.From)
 	user := from + " " + c.Username
-	if !p.byNet.take(from) || !p.byUser.take(user) {
-		return fmt.Errorf("%w: too many wrong passwords; wait a minute", mesh.ErrExhausted)
+	if !p.byNet.take(from) {
+		return errTooManyGuesses
 	}
-	p.working <- struct{}{}
-	defer func() { <-p.working }()
+	if !p.byUser.take(user) {
+		p.byNet.giveBack(from) // nothing was looked at: others behind the address keep their tries
+		return errTooManyGuesses
+	}
+	busy := time.NewTimer(lookTimeout)
+	defer busy.Stop()
+	select {
+	case p.working <- struct{}{}:
+		defer func() { <-p.working }()
+	case <-busy.C:
+		p.byNet.giveBack(from)
+		p.byUser.giveBack(user)
+		return fmt.Errorf("%w: too many logins at this moment; try again", mesh.ErrExhausted)
+	}
 	// bcrypt sees 72 bytes only: two passwords with the same beginning would be one.
 	err := bcrypt.CompareHashAndPassword(hash, []byte(c.Password)[:min(len(c.Password), maxPassword)])
 	if err != nil || !known || len(c.Password) > maxPassword {

@@ -87,6 +87,11 @@ func (r rule) authorize(s *mesh.Snapshot, c api.Caller, msg any) error {
 	if err != nil {
 		return err
 	}
+	if j, ok := msg.(*v1.JoinRequest); ok && s != nil && j.GetId() != c.ID && policy.Bound(s, j.GetId()) {
+		// Ids of nodes and names of users are one namespace: who joins a node
+		// under a name that has roles hands out those roles.
+		actions = append(actions, everyAction())
+	}
 	for _, a := range actions {
 		if s == nil || !policy.Allowed(s, c.ID, a) {
 			return fmt.Errorf("%w: %q has no role that grants %s; an administrator can bind one", mesh.ErrDenied, c.ID, describe(a))
@@ -126,8 +131,24 @@ func readMesh(c api.Caller, _ any) ([]mesh.Action, error) {
 }
 
 // everything: a role that grants all.
-func everything(api.Caller, any) ([]mesh.Action, error) {
-	return []mesh.Action{{Resource: v1.RuleResource_RESOURCE_ALL, Verb: v1.RuleVerb_VERB_ALL}}, nil
+func everything(api.Caller, any) ([]mesh.Action, error) { return []mesh.Action{everyAction()}, nil }
+
+// everyAction is what only a role that grants all allows.
+func everyAction() mesh.Action {
+	return mesh.Action{Resource: v1.RuleResource_RESOURCE_ALL, Verb: v1.RuleVerb_VERB_ALL}
+}
+
+// claims: other nodes believe one that says it serves one of these, as a
+// gateway or as a TURN server, so that saying it takes a seat's grant.
+func claims(list []*v1.FeaturePort) []mesh.Action {
+	for _, f := range list {
+		switch f.GetFeature() {
+		case v1.Feature_MEMBERSHIP, v1.Feature_ICE_NEGOTIATION, v1.Feature_STORAGE_PROVIDER, v1.Feature_TURN_SERVER:
+			return []mesh.Action{put(v1.RuleResource_RESOURCE_VOTES, "")}
+		default:
+		}
+	}
+	return nil
 }
 
 func startDataChannel(_ api.Caller, m *v1.StartDataChannelRequest) ([]mesh.Action, error) {
@@ -157,7 +178,7 @@ func join(c api.Caller, m *v1.JoinRequest) ([]mesh.Action, error) {
 	if m.GetAsObserver() {
 		actions = append(actions, put(v1.RuleResource_RESOURCE_OBSERVERS, ""))
 	}
-	return actions, nil
+	return append(actions, claims(m.GetFeatures())...), nil
 }
 
 // update: as join. Over the mesh a node has shown its key and may change it;
@@ -176,7 +197,7 @@ func update(c api.Caller, m *v1.UpdateRequest) ([]mesh.Action, error) {
 	if m.GetAsVoter() {
 		actions = append(actions, put(v1.RuleResource_RESOURCE_VOTES, ""))
 	}
-	return actions, nil
+	return append(actions, claims(m.GetFeatures())...), nil
 }
 
 // leave: oneself, or a node that the caller may DELETE edges of.

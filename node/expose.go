@@ -134,6 +134,9 @@ func (x *exposer) run(ctx context.Context) error {
 func (x *exposer) set(ctx context.Context, addrs []netip.Addr) error {
 	x.mu.Lock()
 	defer x.mu.Unlock()
+	if err := ctx.Err(); err != nil {
+		return err // run may have stopped waiting
+	}
 	keep := map[netip.Addr]bool{}
 	for _, a := range addrs {
 		keep[a] = true

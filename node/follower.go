@@ -183,7 +183,11 @@ func (f *follower) accept(r *v1.JoinResponse) error {
 	if err := f.publish(r); err != nil {
 		return fmt.Errorf("answer of the gateway: %w", err)
 	}
-	return f.save(r)
+	if err := f.save(r); err != nil {
+		// The node goes on; only its next start needs the gateway's public address.
+		f.node.log.Warn("membership not kept for the next start", "err", err)
+	}
+	return nil
 }
 
 // update takes a new configuration from the subscription.

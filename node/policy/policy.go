@@ -51,3 +51,11 @@ func ruleGrants(rule mesh.Rule, a mesh.Action) bool {
 	}
 	return slices.Contains(rule.Resources, a.Resource) && (a.Name == "" || slices.Contains(rule.Names, a.Name))
 }
+
+// Bound reports whether a role binding or a group names exactly name, as a node
+// or as a user: whoever gets that name gets what it was given.
+func Bound(s *mesh.Snapshot, name string) bool {
+	named := func(x mesh.Subject) bool { return x.Name == name && x.Type != v1.SubjectType_SUBJECT_GROUP }
+	return slices.ContainsFunc(s.Bindings, func(b mesh.RoleBinding) bool { return slices.ContainsFunc(b.Subjects, named) }) ||
+		slices.ContainsFunc(s.Groups, func(g mesh.Group) bool { return slices.ContainsFunc(g.Subjects, named) })
+}
