@@ -94,7 +94,7 @@ func (x *session) serveForwarded(ch *rtc.Channel) {
 	case x.dest.Protocol == "udp":
 		x.carryDatagrams(ch, conn)
 	default:
-		bridge.Raw(ch, conn, x.queue, x.svc.metrics.counter())
+		bridge.Raw(x.ctx, ch, conn, x.queue, x.svc.metrics.counter())
 	}
 }
 

@@ -12,6 +12,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -112,6 +113,7 @@ func TestInBand_TransferBothWays(t *testing.T) {
 type endless struct {
 	net.Conn
 	taken  atomic.Int64
+	once   sync.Once
 	closed chan struct{}
 }
 
@@ -125,18 +127,13 @@ func (e *endless) Read(p []byte) (int, error) {
 	}
 }
 func (e *endless) Write(p []byte) (int, error) { <-e.closed; return 0, net.ErrClosed }
-func (e *endless) Close() error {
-	select {
-	case <-e.closed:
-	default:
-		close(e.closed)
-	}
-	return nil
-}
-func (e *endless) CloseWrite() error                { return nil }
-func (e *endless) SetReadDeadline(time.Time) error  { return nil }
-func (e *endless) SetDeadline(time.Time) error      { return nil }
-func (e *endless) SetWriteDeadline(time.Time) error { return nil }
+func (e *endless) Close() error                { e.once.Do(func() { close(e.closed) }); return nil }
+func (e *endless) CloseWrite() error           { return nil }
+
+// Whoever sets a deadline wants it to end, and that may be now.
+func (e *endless) SetDeadline(time.Time) error      { return e.Close() }
+func (e *endless) SetReadDeadline(time.Time) error  { return e.Close() }
+func (e *endless) SetWriteDeadline(time.Time) error { return e.Close() }
 
 // A client that does not read stops the destination after one window, and the
 // other connections of its peer connection do not notice.

@@ -3,34 +3,57 @@
 package bridge
 
 import (
+	"context"
 	"errors"
 	"io"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
 // Pump carries bytes between a stream and a connection until both directions
 // have ended, and closes both. The end of one direction is passed on as such;
 // an error on one side breaks the other. It returns the error, or nil.
+//
+// A connection that neither takes nor gives anything does not notice by itself
+// that the stream broke; it then has closeWait for each step of its own end.
 func Pump(s *Stream, conn net.Conn, count Counter) error {
 	var up error
 	var wg sync.WaitGroup
+	var upDone atomic.Bool
+	lastAnswer := func() {
+		if upDone.Load() && isClosed(s.Failed()) {
+			_ = conn.SetReadDeadline(time.Now().Add(closeWait))
+		}
+	}
+	defer context.AfterFunc(s.Context(), func() {
+		_ = conn.SetWriteDeadline(time.Now().Add(closeWait))
+		lastAnswer()
+	})()
 	wg.Go(func() {
-		if _, up = s.WriteTo(countedWriter{conn, count.up}); up == nil {
+		if _, up = s.WriteTo(pumpWriter{conn, s.Failed(), count.up}); up == nil {
 			up = closeWrite(conn)
 		}
 		if up != nil {
 			s.Abort(CodeBroken, "the connection was lost")
 			_ = conn.Close()
 		}
+		upDone.Store(true)
+		lastAnswer()
 	})
 	_, down := s.ReadFrom(countedReader{conn, count.down})
-	if down == nil {
+	var lost *readError
+	switch {
+	case down == nil:
 		down = s.CloseWrite()
-	} else {
+	case errors.As(down, &lost):
 		s.Abort(CodeBroken, "the connection was lost")
 		_ = conn.Close()
+	default:
+		// The stream broke. The other direction may still have to deliver what
+		// the client sent before it left, and then ends the connection.
+		_, _ = io.Copy(io.Discard, conn)
 	}
 	wg.Wait()
 	_ = conn.Close()
@@ -44,8 +67,11 @@ func Pump(s *Stream, conn net.Conn, count Counter) error {
 // channel has been written. Raw returns when both are closed.
 //
 // It does not read the channel while the connection takes nothing, so a slow
-// connection fills SCTP's receive buffer and stops the client.
-func Raw(ch Channel, conn net.Conn, queue func() int, count Counter) {
+// connection fills SCTP's receive buffer and stops the client. For the same
+// reason it may not notice the end of the channel: ctx must end with the peer
+// connection, and the connection soon after it.
+func Raw(ctx context.Context, ch Channel, conn net.Conn, queue func() int, count Counter) {
+	defer context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Now().Add(closeWait)) })()
 	var wg sync.WaitGroup
 	gone := make(chan struct{}) // closed when nothing more comes from the channel
 	wg.Go(func() {
@@ -55,6 +81,7 @@ func Raw(ch Channel, conn net.Conn, queue func() int, count Counter) {
 	rawDown(ch, conn, queue, gone, count)
 	_ = ch.Close() // after what was queued
 	_ = ch.SetReadDeadline(time.Now().Add(closeWait))
+	_ = conn.SetWriteDeadline(time.Now().Add(closeWait))
 	wg.Wait()
 	_ = conn.Close()
 }
@@ -135,14 +162,20 @@ func closeWrite(conn net.Conn) error {
 	return conn.Close()
 }
 
-type countedWriter struct {
-	w     io.Writer
-	count func(int)
+// pumpWriter counts what is written. After the stream failed, each write has
+// its own deadline: what the client left behind may take long, but not stop.
+type pumpWriter struct {
+	conn   net.Conn
+	failed <-chan struct{}
+	count  func(int)
 }
 
-func (c countedWriter) Write(p []byte) (int, error) {
-	n, err := c.w.Write(p)
-	c.count(n)
+func (w pumpWriter) Write(p []byte) (int, error) {
+	if isClosed(w.failed) {
+		_ = w.conn.SetWriteDeadline(time.Now().Add(closeWait))
+	}
+	n, err := w.conn.Write(p)
+	w.count(n)
 	return n, err
 }
 
