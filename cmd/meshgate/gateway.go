@@ -3,18 +3,12 @@
 package main
 
 import (
-	"bytes"
-	"cmp"
 	"context"
-	"crypto/rand"
-	"crypto/tls"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"net"
 	"net/netip"
-	"net/url"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -23,12 +17,10 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
-	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/meshgate/meshgate/gateway"
 	"github.com/meshgate/meshgate/node"
 	"github.com/meshgate/meshgate/node/mesh"
-	"github.com/meshgate/meshgate/node/peer"
 	"github.com/meshgate/meshgate/node/store/raftstore"
 	v1 "github.com/meshgate/meshgate/proto/v1"
 	"github.com/meshgate/meshgate/signaling"
@@ -63,6 +55,7 @@ type gatewayProcess struct {
 	store     *raftstore.Store
 	node      *node.Node
 	signaling *signaling.Service
+	icePort   uint16 // of DataChannels that end here
 }
 
 // newGatewayProcess opens everything that can fail, so that a wrong
@@ -117,29 +110,6 @@ func publicAddress(ctx context.Context, c *upConfig) (netip.Addr, error) {
 		return netip.Addr{}, fmt.Errorf("resolve --domain %s (or give --public-address): %w", c.domain, err)
 	}
 	return found[0].Unmap(), nil
-}
-
-// loadToken reads the admin token, or makes one at the first start. With a
-// token or password file of the operator's there is none.
-func (p *gatewayProcess) loadToken() error {
-	if p.cfg.tokensFile != "" || p.cfg.htpasswdFile != "" {
-		return nil
-	}
-	if p.cfg.dataDir == "" {
-		p.token = rand.Text()
-		return nil
-	}
-	path := filepath.Join(p.cfg.dataDir, tokenFile)
-	raw, err := os.ReadFile(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		p.token = rand.Text()
-		return node.WriteFile(path, []byte(p.token+"\n"))
-	}
-	if err != nil {
-		return fmt.Errorf("read admin token: %w", err)
-	}
-	p.token = strings.TrimSpace(string(raw))
-	return nil
 }
 
 func (p *gatewayProcess) openNode() error {
@@ -216,7 +186,11 @@ func (p *gatewayProcess) openSignaling() error {
 		OurICEHost: func(string) bool { return false }, // this gateway names servers, it takes none
 		Logger:     p.log, Registerer: p.registry,
 	})
-	return err
+	if err != nil {
+		return err
+	}
+	p.icePort = p.signaling.LocalPort()
+	return nil
 }
 
 // rtcConfig offers the addresses that clients can use: loopback in development,
@@ -237,123 +211,19 @@ func (p *gatewayProcess) rtcConfig(udp net.PacketConn) rtc.Config {
 	return cfg
 }
 
-func (p *gatewayProcess) openTURN(ctx context.Context) error {
-	c := p.cfg
-	if c.turnListen == "" {
-		return nil
-	}
-	var secret []byte
-	if c.turnSecretFile != "" {
-		raw, err := os.ReadFile(c.turnSecretFile)
-		if err != nil {
-			return fmt.Errorf("read TURN secret: %w", err)
-		}
-		if secret = bytes.TrimSpace(raw); len(secret) == 0 {
-			return usagef("--turn.secret-file %s is empty", c.turnSecretFile)
-		}
-	}
-	var err error
-	if p.secrets, err = turn.NewSecrets(secret, nil); err != nil {
-		return fmt.Errorf("TURN secret: %w", err)
-	}
-	low, high, err := portRange(c.turnPorts)
-	if err != nil {
-		return err
-	}
-	udp, tcp, err := listenTURN(ctx, c.turnListen)
-	if err != nil {
-		return err
-	}
-	relay := turn.Relay{Public: p.address, MinPort: low, MaxPort: high}
-	if isOwnAddress(p.address) {
-		relay.Bind = p.address
-	}
-	p.turn, err = turn.New(turn.Config{
-		PacketConns: []net.PacketConn{udp}, Listeners: []net.Listener{tcp},
-		Relay: relay, Secrets: p.secrets, AllowPeer: p.allowPeer,
-		Logger: p.log, Registerer: p.registry,
-	})
-	if err != nil {
-		return fmt.Errorf("start TURN: %w", err)
-	}
-	return nil
-}
-
-// listenTURN opens one port for both transports. Port 0 takes a free one.
-func listenTURN(ctx context.Context, address string) (net.PacketConn, net.Listener, error) {
-	var lc net.ListenConfig
-	const tries = 8 // a port that is free for TCP may be taken for UDP
-	for try := 1; ; try++ {
-		tcp, err := lc.Listen(ctx, "tcp", address)
-		if err != nil {
-			return nil, nil, fmt.Errorf("listen for TURN (--turn.listen): %w", err)
-		}
-		host, _, _ := net.SplitHostPort(address)
-		port := strconv.Itoa(tcp.Addr().(*net.TCPAddr).Port)
-		udp, err := lc.ListenPacket(ctx, "udp", net.JoinHostPort(host, port))
-		if err == nil {
-			return udp, tcp, nil
-		}
-		if _, want, _ := net.SplitHostPort(address); want != "0" || try == tries {
-			return nil, nil, errors.Join(fmt.Errorf("listen for TURN (--turn.listen): %w", err), tcp.Close())
-		}
-		if err := tcp.Close(); err != nil {
-			return nil, nil, err
-		}
-	}
-}
-
-// allowPeer lets relayed traffic reach the one special address that sessions
-// need: the gateway's own end of DataChannels.
-func (p *gatewayProcess) allowPeer(_ string, at netip.AddrPort) bool {
-	return at.Port() == p.signaling.LocalPort() && (at.Addr() == p.address || isOwnAddress(at.Addr()))
-}
-
-// iceServers are this gateway's STUN and TURN with credentials for caller.
-func (p *gatewayProcess) iceServers(_ context.Context, caller string) []*v1.ICEServer {
-	if p.turn == nil {
-		return nil
-	}
-	at := netip.AddrPortFrom(p.address, p.turn.UDPAddrs()[0].Port()).String()
-	credential := p.secrets.Mint(caller, turnTTL)
-	return []*v1.ICEServer{
-		{Urls: []string{"stun:" + at}},
-		{
-			Urls:     []string{"turn:" + at + "?transport=udp", "turn:" + at + "?transport=tcp"},
-			Username: credential.Username, Credential: credential.Password,
-			ExpiresAt: timestamppb.New(credential.ExpiresAt),
-		},
-	}
-}
-
 // run serves until ctx ends; onReady is called once everything answers.
 func (p *gatewayProcess) run(ctx context.Context, onReady func() error) error {
-	nodeDone := make(chan error, 1)
-	nodeCtx, stopNode := context.WithCancel(context.WithoutCancel(ctx))
-	defer stopNode()
-	go func() { nodeDone <- p.node.Run(nodeCtx) }()
-	err := p.serve(ctx, nodeDone, onReady)
-	// The node goes last: calls and sessions that end use the mesh.
-	sessionsErr := p.signaling.Close()
-	p.signaling = nil
-	stopNode()
-	return errors.Join(err, sessionsErr, <-nodeDone, p.close())
+	err := runNode(ctx, p.node, p.signaling, func(ctx context.Context) error { return p.serve(ctx, onReady) })
+	p.signaling = nil // runNode has closed it
+	return errors.Join(err, p.close())
 }
 
-func (p *gatewayProcess) serve(ctx context.Context, nodeDone chan error, onReady func() error) error {
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case err := <-nodeDone:
-		nodeDone <- nil
-		return err
-	case <-p.node.Ready():
-	}
+func (p *gatewayProcess) serve(ctx context.Context, onReady func() error) error {
 	g, err := p.newGateway(ctx)
 	if err != nil {
 		return err
 	}
-	if err := p.leaveAccess(); err != nil {
+	if err := p.leaveAccess(g); err != nil {
 		return err
 	}
 	group, ctx := errgroup.WithContext(ctx)
@@ -366,9 +236,6 @@ func (p *gatewayProcess) serve(ctx context.Context, nodeDone chan error, onReady
 			// A disk that fails or hangs is left to the supervisor: what is not
 			// acknowledged now can be asked for again after a restart.
 			return fmt.Errorf("the state cannot be kept: %w", p.store.Err())
-		case err := <-nodeDone:
-			nodeDone <- nil
-			return errors.Join(errors.New("the node stopped"), err)
 		}
 	})
 	group.Go(onReady)
@@ -437,90 +304,6 @@ func (p *gatewayProcess) authenticators() ([]gateway.Authenticator, error) {
 	return list, nil
 }
 
-// leaveAccess tells the commands on this host how to reach the gateway.
-func (p *gatewayProcess) leaveAccess() error {
-	if p.cfg.dataDir == "" {
-		return nil
-	}
-	if !p.cfg.tlsOff && p.cfg.tlsCert == "" {
-		pin, err := pinOf(filepath.Join(p.cfg.dataDir, "tls"))
-		if err != nil {
-			return err
-		}
-		p.pin = pin
-	}
-	a := p.access()
-	a.URL = p.localURL()
-	return a.writeLocal(p.cfg.dataDir)
-}
-
-// access is how a client reaches this gateway as its admin.
-func (p *gatewayProcess) access() *access {
-	return &access{URL: p.url(), Token: p.token, Pin: p.pin}
-}
-
-// url is the API as clients see it.
-func (p *gatewayProcess) url() string {
-	if p.cfg.publicURL != "" {
-		return p.cfg.publicURL
-	}
-	host := cmp.Or(p.cfg.domain, p.address.String())
-	return p.schemeURL(host)
-}
-
-// localURL is the API from this host.
-func (p *gatewayProcess) localURL() string {
-	at := p.public.Addr().(*net.TCPAddr).AddrPort().Addr()
-	if at.IsUnspecified() {
-		at = netip.AddrFrom4([4]byte{127, 0, 0, 1})
-	}
-	return p.schemeURL(at.Unmap().String())
-}
-
-func (p *gatewayProcess) schemeURL(host string) string {
-	scheme := "https"
-	if p.cfg.tlsOff {
-		scheme = "http"
-	}
-	u := url.URL{Scheme: scheme, Host: hostPortURL(host, uint16(p.public.Addr().(*net.TCPAddr).Port))}
-	return u.String()
-}
-
-// ready is the line for --output json.
-func (p *gatewayProcess) ready() ready {
-	r := ready{Event: "ready", URL: p.url(), Token: p.token}
-	if p.metrics != nil {
-		r.Metrics = "http://" + p.metrics.Addr().String() + "/metrics"
-	}
-	if p.turn != nil {
-		r.TURN = netip.AddrPortFrom(p.address, p.turn.UDPAddrs()[0].Port()).String()
-	}
-	self := p.node.Snapshot().Nodes[p.node.Self()]
-	if addrs := self.Addrs(); len(addrs) > 0 {
-		r.Nodes = []readyNode{{ID: string(self.ID), Address: addrs[0].String()}}
-	}
-	return r
-}
-
-// printReady tells a person where the gateway is and how to get in.
-func (a *app) printReady(p *gatewayProcess) error {
-	fmt.Fprintf(a.stdout, "Gateway %s is up: %s\n", p.node.Self(), p.url())
-	switch {
-	case p.cfg.dev:
-		fmt.Fprintf(a.stdout, "Open   %s\n", consoleURL(p.url(), p.token))
-	case p.token != "":
-		fmt.Fprintf(a.stdout, "The admin token is in %s\n", filepath.Join(p.cfg.dataDir, tokenFile))
-	}
-	if p.pin != "" {
-		fmt.Fprintf(a.stdout, "The certificate is self-signed; clients believe it with --pin %s\n", p.pin)
-	}
-	return nil
-}
-
-// consoleURL signs in to the console. The token is in the fragment, which no
-// browser sends to a server.
-func consoleURL(base, token string) string { return base + "/#token=" + token }
-
 // close ends what newGatewayProcess opened and run has not taken over.
 func (p *gatewayProcess) close() error {
 	var errs []error
@@ -544,29 +327,6 @@ func (p *gatewayProcess) close() error {
 	return errors.Join(errs...)
 }
 
-// pinOf reads the pin of the self-signed certificate in dir.
-func pinOf(dir string) (string, error) {
-	pair, err := tls.LoadX509KeyPair(filepath.Join(dir, "tls-cert.pem"), filepath.Join(dir, "tls-key.pem"))
-	if err != nil {
-		return "", fmt.Errorf("read self-signed certificate: %w", err)
-	}
-	return fmt.Sprintf("sha256:%x", peer.PinOf(pair.Leaf)), nil
-}
-
-// isOwnAddress reports whether an interface of this host has addr.
-func isOwnAddress(addr netip.Addr) bool {
-	list, err := net.InterfaceAddrs()
-	if err != nil {
-		return false
-	}
-	for _, a := range list {
-		if p, err := netip.ParsePrefix(a.String()); err == nil && p.Addr().Unmap() == addr.Unmap() {
-			return true
-		}
-	}
-	return false
-}
-
 // portOf is the port in "host:port", or def when there is none or it is 0.
 func portOf(address string, def uint16) uint16 {
 	_, text, err := net.SplitHostPort(address)
@@ -578,22 +338,6 @@ func portOf(address string, def uint16) uint16 {
 		return def
 	}
 	return uint16(n)
-}
-
-// portRange reads "A-B".
-func portRange(text string) (low, high uint16, err error) {
-	a, b, ok := strings.Cut(text, "-")
-	if ok {
-		var x, y uint64
-		x, err = strconv.ParseUint(a, 10, 16)
-		if err == nil {
-			y, err = strconv.ParseUint(b, 10, 16)
-		}
-		if err == nil && x > 0 && x <= y {
-			return uint16(x), uint16(y), nil
-		}
-	}
-	return 0, 0, usagef("--turn.relay-ports %q: want a range such as 49152-65535", text)
 }
 
 // hostPortURL joins a host and a port as URLs write them.

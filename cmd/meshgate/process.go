@@ -122,30 +122,12 @@ func (p *nodeProcess) gatewayHost(host string) bool {
 // run serves until ctx ends. onReady, when set, is called once the node is in
 // the mesh and answers there.
 func (p *nodeProcess) run(ctx context.Context, onReady func() error) error {
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	nodeDone := make(chan error, 1)
-	nodeCtx, stopNode := context.WithCancel(context.WithoutCancel(ctx))
-	defer stopNode()
-	go func() { nodeDone <- p.node.Run(nodeCtx) }()
-
-	err := p.serve(ctx, nodeDone, onReady)
-	// The node goes last: calls and sessions that end use the mesh.
-	sessionsErr := p.signaling.Close()
-	stopNode()
-	return errors.Join(err, sessionsErr, <-nodeDone, p.node.Close())
+	err := runNode(ctx, p.node, p.signaling, func(ctx context.Context) error { return p.serve(ctx, onReady) })
+	return errors.Join(err, p.node.Close())
 }
 
-// serve waits for the mesh and answers calls there.
-func (p *nodeProcess) serve(ctx context.Context, nodeDone chan error, onReady func() error) error {
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case err := <-nodeDone:
-		nodeDone <- nil
-		return err
-	case <-p.node.Ready():
-	}
+// serve answers calls on the mesh.
+func (p *nodeProcess) serve(ctx context.Context, onReady func() error) error {
 	listeners, err := listenMesh(ctx, p.node)
 	if err != nil {
 		return err
@@ -160,20 +142,42 @@ func (p *nodeProcess) serve(ctx context.Context, nodeDone chan error, onReady fu
 	}
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return g.Run(ctx) })
-	group.Go(func() error {
-		select {
-		case <-ctx.Done():
-			return nil
-		case err := <-nodeDone:
-			nodeDone <- nil
-			return errors.Join(errors.New("the node stopped"), err)
-		}
-	})
 	if onReady != nil {
 		group.Go(onReady)
 	}
 	return group.Wait()
 }
+
+// runNode runs n and, once it is in the mesh, serve beside it, until ctx ends
+// or one of them does. The node ends last: calls and sessions that end use the
+// mesh.
+func runNode(ctx context.Context, n *node.Node, sessions *signaling.Service, serve func(context.Context) error) error {
+	nodeCtx, stopNode := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopNode()
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	ended := make(chan error, 1)
+	go func() {
+		err := n.Run(nodeCtx)
+		cancel(errors.Join(errNodeStopped, err))
+		ended <- err
+	}()
+	var err error
+	select {
+	case <-ctx.Done():
+	case <-n.Ready():
+		err = serve(ctx)
+	}
+	if err == nil || errors.Is(err, context.Canceled) {
+		err = context.Cause(ctx) // says why, where serve knows only that
+	}
+	sessionsErr := sessions.Close()
+	stopNode()
+	return errors.Join(err, sessionsErr, <-ended)
+}
+
+// errNodeStopped says that the node ended by itself.
+var errNodeStopped = errors.New("the node stopped")
 
 // listenMesh opens the RPC port on each of the node's mesh addresses.
 func listenMesh(ctx context.Context, n *node.Node) (_ []net.Listener, err error) {

@@ -1,0 +1,140 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"strconv"
+	"strings"
+
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	v1 "github.com/meshgate/meshgate/proto/v1"
+	"github.com/meshgate/meshgate/turn"
+)
+
+// openTURN starts STUN and TURN, unless the operator wants none.
+func (p *gatewayProcess) openTURN(ctx context.Context) error {
+	c := p.cfg
+	if c.turnListen == "" {
+		return nil
+	}
+	var secret []byte
+	if c.turnSecretFile != "" {
+		raw, err := os.ReadFile(c.turnSecretFile)
+		if err != nil {
+			return fmt.Errorf("read TURN secret: %w", err)
+		}
+		if secret = bytes.TrimSpace(raw); len(secret) == 0 {
+			return usagef("--turn.secret-file %s is empty", c.turnSecretFile)
+		}
+	}
+	var err error
+	if p.secrets, err = turn.NewSecrets(secret, nil); err != nil {
+		return fmt.Errorf("TURN secret: %w", err)
+	}
+	low, high, err := portRange(c.turnPorts)
+	if err != nil {
+		return err
+	}
+	udp, tcp, err := listenTURN(ctx, c.turnListen)
+	if err != nil {
+		return err
+	}
+	relay := turn.Relay{Public: p.address, MinPort: low, MaxPort: high}
+	if isOwnAddress(p.address) {
+		relay.Bind = p.address
+	}
+	p.turn, err = turn.New(turn.Config{
+		PacketConns: []net.PacketConn{udp}, Listeners: []net.Listener{tcp},
+		Relay: relay, Secrets: p.secrets, AllowPeer: p.allowPeer,
+		Logger: p.log, Registerer: p.registry,
+	})
+	if err != nil {
+		return fmt.Errorf("start TURN: %w", err)
+	}
+	return nil
+}
+
+// listenTURN opens one port for both transports. Port 0 takes a free one.
+func listenTURN(ctx context.Context, address string) (net.PacketConn, net.Listener, error) {
+	var lc net.ListenConfig
+	const tries = 8 // a port that is free for TCP may be taken for UDP
+	for try := 1; ; try++ {
+		tcp, err := lc.Listen(ctx, "tcp", address)
+		if err != nil {
+			return nil, nil, fmt.Errorf("listen for TURN (--turn.listen): %w", err)
+		}
+		host, _, _ := net.SplitHostPort(address)
+		port := strconv.Itoa(tcp.Addr().(*net.TCPAddr).Port)
+		udp, err := lc.ListenPacket(ctx, "udp", net.JoinHostPort(host, port))
+		if err == nil {
+			return udp, tcp, nil
+		}
+		if _, want, _ := net.SplitHostPort(address); want != "0" || try == tries {
+			return nil, nil, errors.Join(fmt.Errorf("listen for TURN (--turn.listen): %w", err), tcp.Close())
+		}
+		if err := tcp.Close(); err != nil {
+			return nil, nil, err
+		}
+	}
+}
+
+// allowPeer lets relayed traffic reach the one special address that sessions
+// need: the gateway's own end of DataChannels.
+func (p *gatewayProcess) allowPeer(_ string, at netip.AddrPort) bool {
+	return p.icePort != 0 && at.Port() == p.icePort && (at.Addr() == p.address || isOwnAddress(at.Addr()))
+}
+
+// iceServers are this gateway's STUN and TURN with credentials for caller.
+func (p *gatewayProcess) iceServers(_ context.Context, caller string) []*v1.ICEServer {
+	if p.turn == nil {
+		return nil
+	}
+	at := netip.AddrPortFrom(p.address, p.turn.UDPAddrs()[0].Port()).String()
+	credential := p.secrets.Mint(caller, turnTTL)
+	return []*v1.ICEServer{
+		{Urls: []string{"stun:" + at}},
+		{
+			Urls:     []string{"turn:" + at + "?transport=udp", "turn:" + at + "?transport=tcp"},
+			Username: credential.Username, Credential: credential.Password,
+			ExpiresAt: timestamppb.New(credential.ExpiresAt),
+		},
+	}
+}
+
+// isOwnAddress reports whether an interface of this host has addr.
+func isOwnAddress(addr netip.Addr) bool {
+	list, err := net.InterfaceAddrs()
+	if err != nil {
+		return false
+	}
+	for _, a := range list {
+		if p, err := netip.ParsePrefix(a.String()); err == nil && p.Addr().Unmap() == addr.Unmap() {
+			return true
+		}
+	}
+	return false
+}
+
+// portRange reads "A-B".
+func portRange(text string) (low, high uint16, err error) {
+	a, b, ok := strings.Cut(text, "-")
+	if ok {
+		var x, y uint64
+		x, err = strconv.ParseUint(a, 10, 16)
+		if err == nil {
+			y, err = strconv.ParseUint(b, 10, 16)
+		}
+		if err == nil && x > 0 && x <= y {
+			return uint16(x), uint16(y), nil
+		}
+	}
+	return 0, 0, usagef("--turn.relay-ports %q: want a range such as 49152-65535", text)
+}
