@@ -31,7 +31,13 @@ const patience = 60 * time.Second
 // program is the binary under test; TestMain builds it.
 var program string
 
-func TestMain(m *testing.M) { os.Exit(build(m)) }
+func TestMain(m *testing.M) {
+	if what := os.Getenv(vanishingEnv); what != "" {
+		fmt.Fprintln(os.Stderr, vanishing(what))
+		os.Exit(1)
+	}
+	os.Exit(build(m))
+}
 
 func build(m *testing.M) int {
 	dir, err := os.MkdirTemp("", "meshgate-e2e-")
