@@ -155,6 +155,9 @@ func (w *socketWriter) WriteHeader(status int) {
 	raw[0] = frameHeaders
 	binary.BigEndian.PutUint32(raw[1:framePrefix], uint32(len(raw)-framePrefix))
 	w.out.Write(raw)
+	// The stock client reads no further in a message after a frame with
+	// headers, until the next message comes.
+	w.send()
 }
 
 // Write implements http.ResponseWriter. It blocks when a buffer's worth is

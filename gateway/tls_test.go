@@ -1,0 +1,302 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package gateway
+
+import (
+	"bufio"
+	"bytes"
+	"crypto/tls"
+	"crypto/x509"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"connectrpc.com/connect"
+
+	v1 "github.com/meshgate/meshgate/proto/v1"
+	"github.com/meshgate/meshgate/proto/v1/v1connect"
+)
+
+// serveTLS runs a gateway with a self-signed certificate for 127.0.0.1.
+func serveTLS(t *testing.T, turn func(net.Conn)) (*served, *tls.Config) {
+	t.Helper()
+	dir := t.TempDir()
+	s := serve(t, func(c *Config) {
+		c.TLS = &TLS{SelfSignedDir: dir, Names: []string{"127.0.0.1", "gate.test"}}
+		c.TURN = turn
+	})
+	raw, err := os.ReadFile(filepath.Join(dir, selfSignedCert))
+	if err != nil {
+		t.Fatal(err)
+	}
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(raw) {
+		t.Fatal("no certificate")
+	}
+	return s, &tls.Config{RootCAs: pool}
+}
+
+func TestTLS_AllProtocols(t *testing.T) {
+	for name, turn := range map[string]func(net.Conn){"alone": nil, "beside TURN": func(c net.Conn) { _ = c.Close() }} {
+		t.Run(name, func(t *testing.T) {
+			s, cfg := serveTLS(t, turn)
+			for _, http2 := range []bool{true, false} {
+				c := bearer(httpClient(t, http2, "", cfg.Clone()), "admin")
+				res, err := v1connect.NewMeshClient(c, "https://"+s.public).GetNode(testContext(t), connect.NewRequest(&v1.GetNodeRequest{Id: "web-1"}))
+				if err != nil || res.Msg.GetId() != "web-1" {
+					t.Errorf("HTTP/2 %v: %v", http2, err)
+				}
+				a := ask(t, httpClient(t, http2, "", cfg.Clone()), http.MethodGet, "https://"+s.public+"/", "")
+				if a.Header.Get("Strict-Transport-Security") == "" || (a.ProtoMajor == 2) != http2 {
+					t.Errorf("HTTP/2 %v: %s, %v", http2, a.Proto, a.Header)
+				}
+			}
+			bidi := connectClient("", "https://"+s.public, httpClient(t, true, "", cfg.Clone()), true, []connect.ClientOption{connect.WithGRPC()})
+			if offers, err := bidi.bidi(t, "admin", "a", "b"); err != nil || len(offers) != 2 {
+				t.Errorf("bidi: %v", err)
+			}
+		})
+	}
+}
+
+// An old client names no protocol; the first bytes tell what it speaks.
+func TestDemux(t *testing.T) {
+	binding := []byte{0, 1, 0, 0, 0x21, 0x12, 0xa4, 0x42, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12}
+	got := make(chan []byte, 1)
+	s, cfg := serveTLS(t, func(c net.Conn) {
+		defer c.Close()
+		buf := make([]byte, len(binding))
+		if _, err := io.ReadFull(c, buf); err != nil {
+			t.Error(err)
+		}
+		got <- buf
+	})
+	dial := func(protocols ...string) net.Conn {
+		t.Helper()
+		cfg := cfg.Clone()
+		cfg.NextProtos = protocols
+		c, err := tls.Dial("tcp", s.public, cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c
+	}
+	for name, c := range map[string]net.Conn{"by ALPN": dial("stun.turn"), "by first byte": dial()} {
+		if _, err := c.Write(binding); err != nil {
+			t.Fatal(err)
+		}
+		select {
+		case raw := <-got:
+			if !bytes.Equal(raw, binding) {
+				t.Errorf("%s: %x", name, raw)
+			}
+		case <-time.After(patience):
+			t.Errorf("%s: TURN did not get it", name)
+		}
+		_ = c.Close()
+	}
+	for name, c := range map[string]net.Conn{"HTTP by ALPN": dial("http/1.1"), "HTTP by first byte": dial()} {
+		if _, err := io.WriteString(c, "GET /livez HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"); err != nil {
+			t.Fatal(err)
+		}
+		res, err := http.ReadResponse(bufio.NewReader(c), nil)
+		if err != nil || res.StatusCode != 200 || res.Header.Get("Strict-Transport-Security") == "" {
+			t.Errorf("%s: %v %v", name, res, err)
+		}
+		_ = c.Close()
+	}
+	// A client that is silent, before or after the handshake, is not waited
+	// for at shutdown; that it is at all bounded is tested below.
+	raw, err := net.Dial("tcp", s.public)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer raw.Close()
+	silent := dial()
+	defer silent.Close()
+	started := time.Now()
+	if err := s.stop(); err != nil {
+		t.Fatal(err)
+	}
+	if took := time.Since(started); took > headerTimeout {
+		t.Errorf("shutdown took %s", took)
+	}
+}
+
+func TestDemux_SilentClientsAreCutOff(t *testing.T) {
+	dir := t.TempDir()
+	for name, turn := range map[string]func(net.Conn){"alone": nil, "beside TURN": func(c net.Conn) { _ = c.Close() }} {
+		bubble(t, func(c *Config) {
+			c.TLS, c.TURN = &TLS{SelfSignedDir: dir, Names: []string{"gate.test"}}, turn
+		}, func(t *testing.T, s *served, p *pipes) {
+			conn, err := p.dial()
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+			started := time.Now()
+			_, _ = io.Copy(io.Discard, conn)
+			if took := time.Since(started); took != headerTimeout {
+				t.Errorf("%s: took %s", name, took)
+			}
+		})
+	}
+}
+
+func TestTLS_OldVersionsAndSuitesAreRefused(t *testing.T) {
+	s, cfg := serveTLS(t, nil)
+	for name, change := range map[string]func(*tls.Config){
+		"TLS 1.1": func(c *tls.Config) { c.MinVersion, c.MaxVersion = tls.VersionTLS10, tls.VersionTLS11 },
+		"CBC": func(c *tls.Config) {
+			c.MaxVersion, c.CipherSuites = tls.VersionTLS12, []uint16{tls.TLS_ECDHE_ECDSA_WITH_AES_128_CBC_SHA}
+		},
+		"unknown protocol": func(c *tls.Config) { c.NextProtos = []string{"acme-tls/1"} },
+	} {
+		cfg := cfg.Clone()
+		change(cfg)
+		if c, err := tls.Dial("tcp", s.public, cfg); err == nil {
+			t.Errorf("%s was accepted", name)
+			_ = c.Close()
+		}
+	}
+}
+
+func TestSelfSigned_KeepsItsKey(t *testing.T) {
+	dir := t.TempDir()
+	cfg := TLS{SelfSignedDir: dir, Names: []string{"gate.test", "192.0.2.1"}}
+	open := func(names ...string) (pin [32]byte, cert []byte) {
+		t.Helper()
+		cfg.Names = names
+		c, err := openCertificates(cfg, serveLogger())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c.pin(), c.current().Certificate[0]
+	}
+	pin, cert := open("gate.test", "192.0.2.1")
+	if pin2, cert2 := open("gate.test", "192.0.2.1"); pin2 != pin || !bytes.Equal(cert, cert2) {
+		t.Error("a restart changed the certificate")
+	}
+	if pin2, cert2 := open("other.test"); pin2 != pin || bytes.Equal(cert, cert2) {
+		t.Error("other names: the pin has to stay, the certificate not")
+	}
+	for _, name := range []string{selfSignedCert, selfSignedKey} {
+		info, err := os.Stat(filepath.Join(dir, name))
+		if err != nil || info.Mode().Perm() != 0o600 {
+			t.Errorf("%s: %v %v", name, info.Mode(), err)
+		}
+	}
+	left, err := filepath.Glob(filepath.Join(dir, "*"))
+	if err != nil || len(left) != 2 {
+		t.Errorf("files: %v", left)
+	}
+	// A year later it is renewed on the next start, with the same key.
+	t.Run("expiry", func(t *testing.T) {
+		before, err := readCertificate(filepath.Join(dir, selfSignedCert))
+		if err != nil {
+			t.Fatal(err)
+		}
+		cfg.CertFile, cfg.KeyFile = filepath.Join(dir, selfSignedCert), filepath.Join(dir, selfSignedKey)
+		if err := ensureSelfSigned(cfg, before.NotAfter.Add(-renewBefore-time.Hour)); err != nil {
+			t.Fatal(err)
+		}
+		if same, err := readCertificate(cfg.CertFile); err != nil || !same.Equal(before) {
+			t.Error("renewed too early")
+		}
+		if err := ensureSelfSigned(cfg, before.NotAfter.Add(-renewBefore+time.Hour)); err != nil {
+			t.Fatal(err)
+		}
+		after, err := readCertificate(cfg.CertFile)
+		if err != nil || !after.NotAfter.After(before.NotAfter) {
+			t.Errorf("not renewed: %v", err)
+		}
+		if pin2, _ := open(cfg.Names...); pin2 != pin {
+			t.Error("renewal changed the key")
+		}
+	})
+	if err := os.WriteFile(filepath.Join(dir, selfSignedKey), []byte("nonsense"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := openCertificates(cfg, serveLogger()); err == nil || !strings.Contains(err.Error(), "move it away") {
+		t.Errorf("a broken key: %v", err)
+	}
+}
+
+// A new certificate is shown from the next connection on, a broken one never.
+func TestTLS_FilesAreReadAgain(t *testing.T) {
+	first, second, dir := t.TempDir(), t.TempDir(), t.TempDir()
+	for _, d := range []string{first, second} {
+		if err := ensureSelfSigned(TLS{SelfSignedDir: d, Names: []string{"a"}, CertFile: filepath.Join(d, selfSignedCert), KeyFile: filepath.Join(d, selfSignedKey)}, time.Now()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	cert, key := filepath.Join(dir, "c.pem"), filepath.Join(dir, "k.pem")
+	age := time.Now().Add(-time.Hour)
+	install := func(from string) {
+		t.Helper()
+		for to, name := range map[string]string{cert: selfSignedCert, key: selfSignedKey} {
+			raw, err := os.ReadFile(filepath.Join(from, name))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(to, raw, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.Chtimes(to, age, age); err != nil {
+				t.Fatal(err)
+			}
+		}
+		age = age.Add(time.Minute)
+	}
+	install(first)
+	c, err := openCertificates(TLS{CertFile: cert, KeyFile: key}, serveLogger())
+	if err != nil {
+		t.Fatal(err)
+	}
+	pin := c.pin()
+	install(second)
+	renewed := c.pin()
+	if renewed == pin {
+		t.Error("the new files were not read")
+	}
+	if err := os.WriteFile(cert, []byte("broken"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if c.pin() != renewed {
+		t.Error("a broken file took effect")
+	}
+	if err := os.Remove(cert); err != nil {
+		t.Fatal(err)
+	}
+	if c.pin() != renewed {
+		t.Error("a missing file took effect")
+	}
+	install(first)
+	if c.pin() != pin {
+		t.Error("the repaired files were not read")
+	}
+}
+
+func TestTLS_Validate(t *testing.T) {
+	for _, tt := range []struct {
+		cfg  TLS
+		want string // part of the error
+	}{
+		{TLS{CertFile: "c", KeyFile: "k"}, ""},
+		{TLS{SelfSignedDir: "d", Names: []string{"a"}}, ""},
+		{TLS{}, "neither"},
+		{TLS{CertFile: "c"}, "together"},
+		{TLS{CertFile: "c", KeyFile: "k", SelfSignedDir: "d"}, "one of them"},
+		{TLS{SelfSignedDir: "d"}, "Names"},
+	} {
+		err := tt.cfg.Validate()
+		if (tt.want == "") != (err == nil) || err != nil && !strings.Contains(err.Error(), tt.want) {
+			t.Errorf("%+v: %v", tt.cfg, err)
+		}
+	}
+}
