@@ -39,6 +39,8 @@ func refusal(err error) *bridge.Error {
 		{mesh.ErrNotFound, "not_found"},
 		{mesh.ErrExhausted, "resource_exhausted"},
 		{mesh.ErrUnsupported, "unimplemented"},
+		{mesh.ErrPrecondition, "failed_precondition"},
+		{context.Canceled, "canceled"},
 		{context.DeadlineExceeded, "deadline_exceeded"},
 		{mesh.ErrUnavailable, "unavailable"},
 	} {

@@ -86,11 +86,12 @@ func (p *Packets) WritePacket(buf []byte) error {
 // Done is closed when the channel has ended or was closed.
 func (p *Packets) Done() <-chan struct{} { return p.done }
 
-// Close closes the channel. A blocked ReadPacket returns when the other side
-// has closed it too.
+// Close closes the channel; blocked calls return at once.
 func (p *Packets) Close() error {
 	p.end()
-	return p.ch.Close()
+	err := p.ch.Close()
+	_ = p.ch.SetReadDeadline(time.Now())
+	return err
 }
 
 // Finish closes the channel and waits, not long, until the other side has

@@ -126,7 +126,7 @@ func (c *Conn) negotiate(ctx context.Context, stream Stream) error {
 		return err
 	}
 	if err := stream.Send(&v1.StartDataChannelRequest{NodeId: c.opts.Node, InBand: true, Answer: answer}); err != nil {
-		return sendFailed(stream, err)
+		return answerLost(ctx, incoming, err)
 	}
 	if err := c.trickle(ctx, stream, incoming); err != nil {
 		return err
@@ -199,6 +199,24 @@ func sendFailed(stream Stream, err error) error {
 		return reason
 	}
 	return err
+}
+
+// answerLost is sendFailed once receive runs, which alone may call Receive.
+func answerLost(ctx context.Context, incoming <-chan received, err error) error {
+	for {
+		select {
+		case r := <-incoming:
+			switch {
+			case r.err == nil:
+			case errors.Is(r.err, io.EOF):
+				return err
+			default:
+				return r.err
+			}
+		case <-ctx.Done():
+			return err
+		}
+	}
 }
 
 // start opens the control channel and the goroutines of c.
