@@ -95,11 +95,19 @@ suite("the console", { timeout: 300_000 }, () => {
     });
   }
 
-  test("a port where nothing listens is explained", async () => {
+  test("what cannot be reached is explained", async () => {
+    const port = page.getByLabel("Port, or host:port");
     await go("#/connect/firewalled");
-    await page.getByLabel("Port, or host:port").fill("9");
-    await page.keyboard.press("Enter");
-    await page.getByRole("alert").getByText("Nothing answers at port 9 of firewalled.").waitFor();
+    await port.fill("9");
+    await port.press("Enter");
+    await page
+      .getByRole("alert")
+      .getByText("The mesh does not let you reach port 9 of firewalled.")
+      .waitFor();
+    await go("#/connect/phone");
+    await port.fill("9");
+    await port.press("Enter");
+    await page.getByRole("alert").getByText("Nothing answers at port 9 of phone.").waitFor();
   });
 
   test("nothing in the page broke its policy or failed", () => {

@@ -8,8 +8,10 @@ import { hostPort } from "./format.ts";
 import type { Feature, InterfaceStats, MeshEdge, MeshNode, NodeStatus, Snapshot, Transport } from "./mesh.ts";
 
 /** Makes a backend for the gateway that served this page. */
-export function createBackend(token: string): Backend {
-  const mesh = client.createMeshClient({ baseUrl: location.origin, token });
+export function createBackend(
+  token: string,
+  mesh: client.MeshClient = client.createMeshClient({ baseUrl: location.origin, token }),
+): Backend {
   /** Mesh addresses by node id, for ids that cannot stand in a URL. */
   const addresses = new Map<string, string>();
   return {

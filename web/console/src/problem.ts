@@ -32,15 +32,18 @@ export function isCanceled(error: unknown): boolean {
 
 function detailOf(error: unknown): string {
   const message = error instanceof Error ? error.message : typeof error === "string" ? error : "";
-  // The client library puts "[code] " in front; the sentence already says that.
-  return label(message.replace(/^\[\w+\]\s*/, "")).slice(0, 500);
+  // Layers put the code in front, as "[code] " or "code: "; the sentence already says that.
+  const code = errorCode(error).replaceAll("_", " ");
+  const bare = message.replace(/^\[\w+\]\s*/, "");
+  return label(bare.startsWith(`${code}: `) ? bare.slice(code.length + 2) : bare).slice(0, 500);
 }
 
 function problem(error: unknown, text: string, next: string, command = ""): Problem {
   return { code: errorCode(error), text, next, command, detail: detailOf(error) };
 }
 
-const newToken = "meshgate token create";
+/** Shows the administrator's token, on the gateway and with its usual data directory. */
+export const showToken = "sudo cat /var/lib/meshgate/admin.token";
 
 /** Why signing in, or staying signed in, did not work. */
 export function explainSignIn(error: unknown): Problem {
@@ -49,8 +52,8 @@ export function explainSignIn(error: unknown): Problem {
       return problem(
         error,
         "The gateway does not accept this token.",
-        "It may be mistyped, used up or expired. Make a new one on a machine that runs Meshgate, then paste it here.",
-        newToken,
+        "It may be mistyped or no longer valid. The administrator's token is in this file on the gateway.",
+        showToken,
       );
     case "permission_denied":
       return problem(
@@ -82,7 +85,7 @@ export function explainWatch(error: unknown): Problem {
         error,
         "Your sign-in has ended, because the token is no longer accepted.",
         "Sign in with a new token.",
-        newToken,
+        showToken,
       );
     case "permission_denied":
       return problem(
@@ -146,7 +149,16 @@ export function describeTarget(target: Target): string {
     : `${label(hostPort(target.host, target.port))} through ${node}`;
 }
 
-/** Why a connection could not be made, or why it ended. */
+/** Why a connection that was open ended before its time. */
+export function explainBreak(error: unknown, target: Target): Problem {
+  return problem(
+    error,
+    `The connection to ${describeTarget(target)} broke off.`,
+    "Connect again; if it keeps breaking, look at the path and at the node's state.",
+  );
+}
+
+/** Why a connection could not be made. */
 export function explainConnect(error: unknown, target: Target): Problem {
   const node = label(target.node);
   const there = describeTarget(target);
@@ -154,11 +166,11 @@ export function explainConnect(error: unknown, target: Target): Problem {
     case "permission_denied":
       return problem(
         error,
-        `The rules of this mesh do not let you reach ${there}.`,
-        "Pick a service that the node exposes, or ask an administrator to allow it.",
+        `The mesh does not let you reach ${there}.`,
+        "Pick a service that the node exposes, or ask an administrator to open this one to you.",
       );
     case "unauthenticated":
-      return problem(error, "Your sign-in has ended.", "Sign out, then sign in with a new token.", newToken);
+      return problem(error, "Your sign-in has ended.", "Sign out, then sign in with a new token.", showToken);
     case "not_found":
       return problem(error, `${node} is not in the mesh.`, "It may have left; look for it on the map.");
     case "invalid_argument":

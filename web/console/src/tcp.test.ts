@@ -48,7 +48,7 @@ test("a refused connection says why", async () => {
   const session = openTcp(fake(), to(25));
   const closed = await until(session, "it is closed", ({ phase }) => phase === "closed");
   assert.equal(closed.problem?.code, "permission_denied");
-  assert.equal(closed.problem?.text, "The rules of this mesh do not let you reach port 25 of nas.");
+  assert.equal(closed.problem?.text, "The mesh does not let you reach port 25 of nas.");
 });
 
 test("a connection that breaks says why", async () => {
@@ -57,6 +57,7 @@ test("a connection that breaks says why", async () => {
   await session.send(utf8("x"));
   const closed = await until(session, "it is closed", ({ phase }) => phase === "closed");
   assert.equal(closed.problem?.code, "unavailable");
+  assert.equal(closed.problem?.text, "The connection to port 9 of nas broke off.");
   assert.equal(closed.problem?.detail, "connection reset by peer");
 });
 

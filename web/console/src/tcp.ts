@@ -2,7 +2,7 @@
 
 import { type Readable, writable } from "svelte/store";
 import type { Backend, Connection, Path, Target } from "./backend.ts";
-import { explainConnect, isCanceled, type Problem } from "./problem.ts";
+import { explainBreak, explainConnect, isCanceled, type Problem } from "./problem.ts";
 import { createScribe, emptyTranscript, type Transcript } from "./transcript.ts";
 
 /** Where a TCP session stands. */
@@ -60,8 +60,12 @@ export function openTcp(backend: Backend, target: Target): TcpSession {
     if (state.phase === "closed") {
       return;
     }
-    const wanted = error === undefined || (isCanceled(error) && state.phase === "open");
-    change({ phase: "closed", problem: wanted ? undefined : explainConnect(error, target) });
+    if (state.phase === "opening") {
+      change({ phase: "closed", problem: explainConnect(error, target) });
+    } else {
+      const wanted = error === undefined || isCanceled(error);
+      change({ phase: "closed", problem: wanted ? undefined : explainBreak(error, target) });
+    }
   };
 
   const run = async (): Promise<void> => {

@@ -3,7 +3,15 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import type { Path } from "./backend.ts";
-import { explainConnect, explainSignIn, explainStatus, explainWatch, type Problem } from "./problem.ts";
+import {
+  explainBreak,
+  explainConnect,
+  explainSignIn,
+  explainStatus,
+  explainWatch,
+  type Problem,
+  showToken,
+} from "./problem.ts";
 import { FakeError } from "./testing/fakeerror.ts";
 import { describeEnd, explainPath, featureWord, progress, serviceName, speaksHttp } from "./words.ts";
 
@@ -36,6 +44,7 @@ test("every error says what happened and what to do, in sentences", () => {
     assertSentences(explainWatch(error));
     assertSentences(explainStatus(error, "nas", false));
     assertSentences(explainConnect(error, target));
+    assertSentences(explainBreak(error, target));
     assert.equal(explainWatch(error).code, code);
   }
   assertSentences(explainStatus(undefined, "phone", true));
@@ -43,8 +52,8 @@ test("every error says what happened and what to do, in sentences", () => {
   assertSentences(explainConnect(undefined, target));
 });
 
-test("a refused token comes with the command for a new one", () => {
-  assert.equal(explainSignIn(new FakeError("unauthenticated", "")).command, "meshgate token create");
+test("a refused token comes with the command that shows a good one", () => {
+  assert.equal(explainSignIn(new FakeError("unauthenticated", "")).command, showToken);
 });
 
 test("what the other side said is kept, made safe and short", () => {
@@ -56,6 +65,18 @@ test("what the other side said is kept, made safe and short", () => {
   assert.match(said.detail, /^dial\\u\{202e\} x+$/);
   assert.equal(said.detail.length, 500);
   assert.equal(said.text, "Nothing answers at 10.0.0.5:22 through nas.");
+});
+
+test("the code is not said twice", () => {
+  const said = explainConnect(
+    new FakeError("permission_denied", "permission denied: port 9 is not exposed"),
+    {
+      node: "nas",
+      host: "",
+      port: 9,
+    },
+  );
+  assert.equal(said.detail, "port 9 is not exposed");
 });
 
 test("an abort by the browser itself counts as cancelled", () => {

@@ -41,7 +41,7 @@ test("a wrong token says what to do, and the next one may be right", async (t) =
   await page.keyboard.press("Enter");
   const alert = page.getByRole("alert");
   await alert.getByText("The gateway does not accept this token.").waitFor();
-  await alert.getByText("meshgate token create", { exact: true }).waitFor();
+  await alert.getByText("sudo cat /var/lib/meshgate/admin.token", { exact: true }).waitFor();
   await page.keyboard.type("good");
   await page.keyboard.press("Enter");
   await page.getByRole("heading", { name: "Map of the mesh" }).waitFor();
@@ -198,7 +198,7 @@ test("a relayed path and a refused port are explained", async (t) => {
   await target.fill("25");
   await target.press("Enter");
   const alert = page.getByRole("alert");
-  await alert.getByText("The rules of this mesh do not let you reach port 25 of hotel-pc.").waitFor();
+  await alert.getByText("The mesh does not let you reach port 25 of hotel-pc.").waitFor();
   await page.getByText("UDP does not get out of this network").waitFor();
   await target.fill("10.0.0.5:81");
   await page.getByRole("button", { name: "Open site" }).click();
@@ -261,7 +261,7 @@ test("empty states say how to fill them", async (t) => {
   await page.getByText("meshgate peer create phone", { exact: true }).waitFor();
   await page.getByText(`meshgate join ${site.origin} --token TOKEN`, { exact: true }).waitFor();
   await page.getByRole("link", { name: "gateway-1, gateway" }).click();
-  await page.getByText("meshgate join URL --expose tcp:127.0.0.1:22", { exact: true }).waitFor();
+  await page.getByText("meshgate up --expose tcp:8080=127.0.0.1:8080", { exact: true }).waitFor();
 });
 
 test("pages that are not there say so", async (t) => {

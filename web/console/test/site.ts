@@ -9,7 +9,8 @@ import { fileURLToPath } from "node:url";
 import { build } from "vite";
 
 /** The policy that the gateway sends with the console. */
-export const policy = "default-src 'self'; connect-src 'self' ws: wss:; frame-ancestors 'none'";
+export const policy =
+  "default-src 'self'; connect-src 'self' ws: wss:; object-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
 const types: Record<string, string> = {
   ".html": "text/html; charset=utf-8",

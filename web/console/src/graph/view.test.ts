@@ -55,7 +55,7 @@ test("fit shows all of the bounds inside the inset", () => {
 
 test("fit enlarges only a little, also for a single node", () => {
   const view = fit({ left: 5, top: 5, right: 5, bottom: 5 }, size, { side: 0, top: 0, bottom: 0 });
-  assert.equal(view.k, 1.6);
+  assert.equal(view.k, 2);
   assert.deepEqual(toScreen(view, { x: 5, y: 5 }), { x: 400, y: 300 });
 });
 

@@ -66,7 +66,7 @@ export function fit(bounds: Bounds, size: Size, inset: Inset): Viewport {
   const height = Math.max(1, bounds.bottom - bounds.top);
   const across = Math.max(1, size.width - 2 * inset.side);
   const down = Math.max(1, size.height - inset.top - inset.bottom);
-  const k = Math.max(minScale, Math.min(1.6, across / width, down / height));
+  const k = Math.max(minScale, Math.min(2, across / width, down / height));
   return {
     k,
     x: size.width / 2 - ((bounds.left + bounds.right) / 2) * k,
