@@ -136,23 +136,46 @@ func (c *Conn) dialUDP(ctx context.Context, target addr) (net.Conn, error) {
 		ch: ch, remote: target, in: make(chan []byte, datagramQueue), done: make(chan struct{}),
 		max: c.peer.MaxMessage(),
 	}
+	answered := make(chan struct{}) // closed once nobody waits for the answer
+	defer close(answered)
 	c.tasks.Go(func() {
 		u.receive()
+		<-answered
 		release()
 	})
 	select {
 	case refused := <-answer:
-		if refused == nil {
-			return u, nil
-		}
-		err = refused
+		return u.opened(refused)
+	case <-ctx.Done():
+		_ = u.Close()
+		return nil, ctx.Err()
 	case <-u.done:
-		err = c.reason(net.ErrClosed)
+	}
+	// The reason is on its way on the control channel, which is another stream.
+	late := time.NewTimer(answerGrace)
+	defer late.Stop()
+	select {
+	case refused := <-answer:
+		return u.opened(refused)
 	case <-ctx.Done():
 		err = ctx.Err()
+	case <-late.C:
+		err = c.reason(net.ErrClosed)
 	}
 	_ = u.Close()
 	return nil, err
+}
+
+// answerGrace is how long the answer may come after the end of its channel.
+const answerGrace = time.Second
+
+// opened is the connection, unless the node refused it.
+func (u *datagramConn) opened(refused *Error) (net.Conn, error) {
+	if refused == nil {
+		return u, nil
+	}
+	_ = u.Close()
+	return nil, refused
 }
 
 const (
@@ -213,9 +236,7 @@ func (u *datagramConn) Read(p []byte) (int, error) {
 			if left <= 0 {
 				return 0, os.ErrDeadlineExceeded
 			}
-			timer := time.NewTimer(left)
-			defer timer.Stop()
-			passed = timer.C
+			passed = time.After(left)
 		}
 		select {
 		case b := <-u.in:
