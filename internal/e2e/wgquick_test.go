@@ -75,32 +75,46 @@ func (n *namespace) run(args ...string) string {
 // where it was made.
 func (n *namespace) listen(address string) net.Listener {
 	n.t.Helper()
-	type result struct {
-		l   net.Listener
-		err error
+	var l net.Listener
+	err := n.enter(func() (err error) {
+		l, err = net.Listen("tcp", address)
+		return err
+	})
+	if err != nil {
+		n.t.Fatal(err)
 	}
-	done := make(chan result, 1)
+	n.t.Cleanup(func() { _ = l.Close() })
+	return l
+}
+
+// enter runs f on a thread that is in the namespace.
+func (n *namespace) enter(f func() error) error {
+	done := make(chan error, 1)
 	go func() {
-		runtime.LockOSThread() // and never unlocked: the thread ends with the goroutine
-		f, err := os.Open("/run/netns/" + n.name)
-		if err != nil {
-			done <- result{err: err}
-			return
-		}
-		defer f.Close()
-		if err := unix.Setns(int(f.Fd()), unix.CLONE_NEWNET); err != nil {
-			done <- result{err: err}
-			return
-		}
-		l, err := net.Listen("tcp", address)
-		done <- result{l, err}
+		runtime.LockOSThread()
+		done <- func() error {
+			home, err := os.Open("/proc/thread-self/ns/net")
+			if err != nil {
+				return err
+			}
+			defer home.Close()
+			away, err := os.Open("/run/netns/" + n.name)
+			if err != nil {
+				return err
+			}
+			defer away.Close()
+			if err := unix.Setns(int(away.Fd()), unix.CLONE_NEWNET); err != nil {
+				return err
+			}
+			err = f()
+			if back := unix.Setns(int(home.Fd()), unix.CLONE_NEWNET); back != nil {
+				return back // the thread stays locked and so ends with the goroutine
+			}
+			runtime.UnlockOSThread()
+			return err
+		}()
 	}()
-	r := <-done
-	if r.err != nil {
-		n.t.Fatal(r.err)
-	}
-	n.t.Cleanup(func() { _ = r.l.Close() })
-	return r.l
+	return <-done
 }
 
 func run(t testing.TB, name string, args ...string) string {
