@@ -21,6 +21,8 @@ type fakeNode struct {
 	snap    *mesh.Snapshot
 	changed chan struct{}
 	health  error
+	stats   mesh.InterfaceStats
+	reads   int // of stats
 	joined  []mesh.JoinRequest
 	updated []mesh.UpdateRequest
 	left    []mesh.NodeID
@@ -98,7 +100,22 @@ func (n *fakeNode) Leave(_ context.Context, id mesh.NodeID) error {
 }
 
 func (n *fakeNode) Stats() (mesh.InterfaceStats, error) {
-	return mesh.InterfaceStats{Name: "meshgate0", Type: "netstack", ListenPort: 51820}, nil
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.reads++
+	return n.stats, nil
+}
+
+func (n *fakeNode) statsReads() int {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.reads
+}
+
+func (n *fakeNode) setStats(s mesh.InterfaceStats) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.stats = s
 }
 
 func (n *fakeNode) RemoteStatus(_ context.Context, id mesh.NodeID) (*v1.Status, error) {

@@ -1,0 +1,200 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package gateway
+
+import (
+	"context"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"connectrpc.com/connect"
+
+	"github.com/meshgate/meshgate/node/mesh"
+	meshgatev1 "github.com/meshgate/meshgate/proto/meshgate/v1"
+	"github.com/meshgate/meshgate/proto/meshgate/v1/meshgatev1connect"
+	v1 "github.com/meshgate/meshgate/proto/v1"
+	"github.com/meshgate/meshgate/proto/v1/v1connect"
+)
+
+// received is the messages of a stream, taken as they come.
+type received[M any] struct {
+	messages chan *M
+	end      chan error
+}
+
+func receive[M any](t *testing.T, stream *connect.ServerStreamForClient[M]) *received[M] {
+	r := &received[M]{messages: make(chan *M, 100), end: make(chan error, 1)}
+	go func() {
+		for stream.Receive() {
+			r.messages <- stream.Msg()
+		}
+		r.end <- stream.Err()
+		_ = stream.Close()
+	}()
+	return r
+}
+
+// now returns what has come so far and is not taken yet.
+func (r *received[M]) now() []*M {
+	synctest.Wait()
+	var got []*M
+	for {
+		select {
+		case m := <-r.messages:
+			got = append(got, m)
+		default:
+			return got
+		}
+	}
+}
+
+// changed is the test mesh at a later version, changed.
+func changed(version uint64, change func(*mesh.Snapshot)) *mesh.Snapshot {
+	s := testSnapshot()
+	s.Version = version
+	change(s)
+	return s
+}
+
+func TestSubscribePeers_SendsChangesOfTheNodesPlanOnly(t *testing.T) {
+	bubble(t, nil, func(t *testing.T, s *served, p *pipes) {
+		ctx, cancel := context.WithCancel(context.Background())
+		defer cancel()
+		stream, err := v1connect.NewMembershipClient(bearer(p.client(t, true), "admin"), "http://gate").
+			SubscribePeers(ctx, connect.NewRequest(&v1.SubscribePeersRequest{Id: "laptop"}))
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := receive(t, stream)
+		if first := got.now(); len(first) != 1 || len(first[0].GetPeers()) != 1 || first[0].GetGatewayId() != "gw-1" {
+			t.Fatalf("at once: %v", first)
+		}
+		s.node.set(changed(8, func(s *mesh.Snapshot) { s.Nodes["new"] = &mesh.Node{ID: "new"} }))
+		pass(time.Minute)
+		if more := got.now(); len(more) != 0 {
+			t.Errorf("a node that is no peer: %v", more)
+		}
+		s.node.set(changed(9, func(s *mesh.Snapshot) { s.Nodes["gw-1"].Zone = "east" }))
+		if more := got.now(); len(more) != 1 || more[0].GetPeers()[0].GetNode().GetZoneAwarenessId() != "east" {
+			t.Errorf("a peer that changed: %v", more)
+		}
+		s.node.set(changed(10, func(s *mesh.Snapshot) {
+			s.Nodes["gw-1"].Zone = "east"
+			s.ACLs = []mesh.ACL{{Name: "new", Accept: true}}
+		}))
+		if more := got.now(); len(more) != 1 || len(more[0].GetNetworkAcls()) != 1 {
+			t.Errorf("an ACL that changed: %v", more)
+		}
+		s.node.set(changed(11, func(s *mesh.Snapshot) { delete(s.Nodes, "laptop") }))
+		if err := <-got.end; connect.CodeOf(err) != connect.CodeNotFound {
+			t.Errorf("a node that was removed: %v", err)
+		}
+	})
+}
+
+func TestWatchMesh(t *testing.T) {
+	bubble(t, nil, func(t *testing.T, s *served, p *pipes) {
+		key, err := mesh.GenerateKey()
+		if err != nil {
+			t.Fatal(err)
+		}
+		with := func(version uint64) *mesh.Snapshot {
+			return changed(version, func(s *mesh.Snapshot) { s.Nodes["web-1"].PublicKey = key.Public() })
+		}
+		stats := func(received uint64, endpoint string, handshake time.Time) mesh.InterfaceStats {
+			return mesh.InterfaceStats{Peers: []mesh.PeerStats{{
+				PublicKey: key.Public().WireGuard(), ReceiveBytes: received, Endpoint: endpoint, LastHandshake: handshake,
+			}}}
+		}
+		s.node.set(with(8))
+		s.node.setStats(stats(0, "", time.Time{}))
+		ctx, cancel := context.WithCancel(context.Background())
+		defer cancel()
+		var watchers []*received[meshgatev1.WatchMeshResponse]
+		for range 5 {
+			stream, err := meshgatev1connect.NewWatchClient(bearer(p.client(t, true), "viewer"), "http://gate").
+				WatchMesh(ctx, connect.NewRequest(&meshgatev1.WatchMeshRequest{}))
+			if err != nil {
+				t.Fatal(err)
+			}
+			watchers = append(watchers, receive(t, stream))
+		}
+		expect := func(what string, n int, check func(*meshgatev1.WatchMeshResponse) bool) {
+			t.Helper()
+			for _, w := range watchers {
+				got := w.now()
+				if len(got) != n || n > 0 && !check(got[n-1]) {
+					t.Errorf("%s: %v", what, got)
+				}
+			}
+		}
+		link := func(m *meshgatev1.WatchMeshResponse) *meshgatev1.Link { return m.GetLinks()[0] }
+		expect("at once", 1, func(m *meshgatev1.WatchMeshResponse) bool {
+			return m.GetVersion() == 8 && len(m.GetNodes()) == 4 && len(m.GetEdges()) == 1 && link(m).GetNodeId() == "web-1" && !link(m).GetOnline()
+		})
+		pass(time.Minute)
+		expect("nothing new", 0, nil)
+		s.node.set(with(9))
+		expect("a change of the mesh", 1, func(m *meshgatev1.WatchMeshResponse) bool { return m.GetVersion() == 9 })
+		s.node.setStats(stats(10, "192.0.2.9:1", time.Now()))
+		pass(1100 * time.Millisecond)
+		expect("a handshake", 1, func(m *meshgatev1.WatchMeshResponse) bool {
+			return link(m).GetOnline() && link(m).GetEndpoint() == "192.0.2.9:1"
+		})
+		handshake := time.Now()
+		s.node.setStats(stats(20, "192.0.2.9:1", handshake))
+		pass(2 * time.Second)
+		expect("counters, at first", 0, nil)
+		pass(4 * time.Second)
+		expect("counters", 1, func(m *meshgatev1.WatchMeshResponse) bool { return link(m).GetReceiveBytes() == 20 })
+		pass(4 * time.Minute)
+		expect("silence", 1, func(m *meshgatev1.WatchMeshResponse) bool { return !link(m).GetOnline() })
+		before := s.node.statsReads()
+		pass(time.Minute)
+		if n := s.node.statsReads() - before; n > 61 {
+			t.Errorf("%d watchers read statistics %d times in a minute", len(watchers), n)
+		}
+		cancel()
+		for _, w := range watchers {
+			if err := <-w.end; connect.CodeOf(err) != connect.CodeCanceled {
+				t.Error(err)
+			}
+		}
+	})
+}
+
+// A watcher that does not read gets the newest state when it does, not a queue.
+func TestWatchMesh_SlowReaderGetsTheNewest(t *testing.T) {
+	bubble(t, nil, func(t *testing.T, s *served, p *pipes) {
+		big := func(version uint64) *mesh.Snapshot {
+			return changed(version, func(s *mesh.Snapshot) {
+				for i := range 2000 {
+					id := mesh.NodeID(tokenOf(string(rune('a'+i%26)) + time.Duration(i).String()))
+					s.Nodes[id] = &mesh.Node{ID: id, Multiaddrs: []string{string(make([]byte, 500))}}
+				}
+			})
+		}
+		s.node.set(big(8))
+		stream, err := meshgatev1connect.NewWatchClient(bearer(p.client(t, true), "viewer"), "http://gate", connect.WithAcceptCompression("gzip", nil, nil)).
+			WatchMesh(context.Background(), connect.NewRequest(&meshgatev1.WatchMeshRequest{}))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer stream.Close()
+		for v := uint64(9); v <= 40; v++ {
+			s.node.set(big(v))
+			synctest.Wait()
+		}
+		seen := 0
+		for stream.Receive() {
+			seen++
+			if stream.Msg().GetVersion() == 40 {
+				break
+			}
+		}
+		if stream.Msg().GetVersion() != 40 || seen > 20 {
+			t.Errorf("%d messages, the last of version %d: %v", seen, stream.Msg().GetVersion(), stream.Err())
+		}
+	})
+}
