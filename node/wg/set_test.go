@@ -83,6 +83,8 @@ func TestSet_KeepsALearnedEndpoint(t *testing.T) {
 	if got := only(t, a); got.Endpoint != learned || got.Keepalive != 25*time.Second || len(got.AllowedIPs) != 3 {
 		t.Errorf("after another change of the peer: %+v", got)
 	}
+	// What the peer sends from now on would be learned from again.
+	b.SetPeers()
 	nowhere.Endpoint = "127.0.0.1:2"
 	a.SetPeers(nowhere)
 	if got := only(t, a).Endpoint; got != "127.0.0.1:2" {
