@@ -19,8 +19,8 @@ const restAfter = 120;
 export class Scene {
   view = $state.raw<Viewport>({ x: 0, y: 0, k: 1 });
   positions = $state.raw<ReadonlyMap<string, Point>>(new Map());
-  /** True while nodes move. */
-  moving = $state(false);
+  /** False once nodes have come to rest on the screen. */
+  moving = $state(true);
   /** False while nodes move or somebody moves the view. */
   resting = $derived.by(() => !this.moving && !this.#handled);
   #handled = $state(false);
@@ -88,9 +88,15 @@ export class Scene {
     }
   }
 
-  stop(): void {
-    cancelAnimationFrame(this.#frame);
-    clearTimeout(this.#restTimer);
+  /** The map is on the screen: what was still moving goes on. Returns how to stop. */
+  start(): () => void {
+    this.#run();
+    return () => {
+      cancelAnimationFrame(this.#frame);
+      clearTimeout(this.#restTimer);
+      this.moving = true;
+      this.#handled = false;
+    };
   }
 
   #touch(): void {
@@ -106,6 +112,7 @@ export class Scene {
     cancelAnimationFrame(this.#frame);
     if (this.#calm) {
       this.#advance(Number.POSITIVE_INFINITY);
+      this.moving = false;
       this.#publish();
       return;
     }
