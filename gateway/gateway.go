@@ -103,11 +103,28 @@ type Limits struct {
 	// rate switches the limit off.
 	ChannelRate  float64
 	ChannelBurst int
-	// Sockets is how many WebSockets an identity may hold; 0 means 64.
+	// Streams is how many streaming calls an identity may have open; 0 means
+	// 256. Gateways that relay for others are not counted.
+	Streams int
+	// Sockets is how many of them may be in WebSockets; 0 means 64.
 	Sockets int
 	// Connections is how many TCP connections the public listener keeps, and
 	// each mesh listener; 0 means 16384.
 	Connections int
+	// NetworkConnections is how many of the public ones may come from one IPv4
+	// address or IPv6 /64; 0 means 2048. Behind a proxy that is all of them.
+	NetworkConnections int
+}
+
+// setDefaults replaces zero fields.
+func (l *Limits) setDefaults() {
+	for field, value := range map[*int]int{
+		&l.Streams: 256, &l.Sockets: 64, &l.Connections: 16384, &l.NetworkConnections: 2048,
+	} {
+		if *field == 0 {
+			*field = value
+		}
+	}
 }
 
 // Validate says what in c can never work, naming the field.
@@ -121,7 +138,7 @@ func (c *Config) Validate() error {
 		return errors.New("gateway: Config.TLS and Config.TURN need Config.Public")
 	case c.TURN != nil && c.TLS == nil:
 		return errors.New("gateway: Config.TURN shares the port of Config.TLS, which is nil")
-	case c.Limits.ChannelRate < 0 || c.Limits.ChannelBurst < 0 || c.Limits.Sockets < 0 || c.Limits.Connections < 0:
+	case c.Limits.ChannelRate < 0 || min(c.Limits.ChannelBurst, c.Limits.Streams, c.Limits.Sockets, c.Limits.Connections, c.Limits.NetworkConnections) < 0:
 		return errors.New("gateway: a field of Config.Limits is negative")
 	case c.Limits.ChannelRate > 0 && c.Limits.ChannelBurst == 0:
 		return errors.New("gateway: Config.Limits.ChannelRate without ChannelBurst lets nobody in")
@@ -151,6 +168,7 @@ type Gateway struct {
 	tls     *certificates // nil without TLS
 
 	channels *buckets // one per identity; nil: no limit
+	streams  *slots   // streaming calls by identity
 	pending  *slots   // WebSockets without an identity yet, by network
 	sockets  *slots   // WebSockets by identity
 	open     *tracker // WebSockets that are served
@@ -169,12 +187,7 @@ func New(cfg Config) (*Gateway, error) {
 	if cfg.Gatherer == nil {
 		cfg.Gatherer = prometheus.DefaultGatherer
 	}
-	if cfg.Limits.Sockets == 0 {
-		cfg.Limits.Sockets = 64
-	}
-	if cfg.Limits.Connections == 0 {
-		cfg.Limits.Connections = 16384
-	}
+	cfg.Limits.setDefaults()
 	m, err := newMetrics(cfg.Registerer)
 	if err != nil {
 		return nil, err
@@ -185,6 +198,7 @@ func New(cfg Config) (*Gateway, error) {
 		metrics: m,
 		rules:   newRules(cfg.Access.OpenReflection),
 		errors:  connect.NewErrorWriter(),
+		streams: newSlots(cfg.Limits.Streams),
 		pending: newSlots(maxPendingSockets),
 		sockets: newSlots(cfg.Limits.Sockets),
 		open:    newTracker(),
@@ -236,7 +250,7 @@ func (g *Gateway) Run(ctx context.Context) error {
 		})
 	}
 	if g.cfg.Public != nil {
-		l := limitListener(g.cfg.Public, g.cfg.Limits.Connections)
+		l := limitListener(networkListener{g.cfg.Public, newSlots(g.cfg.Limits.NetworkConnections)}, g.cfg.Limits.Connections)
 		if g.tls != nil {
 			l = newTLSListener(l, g.tls.config(g.cfg.TURN != nil), g.cfg.TURN)
 		}

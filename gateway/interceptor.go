@@ -9,12 +9,12 @@ import (
 	"net/http"
 	"runtime/debug"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"connectrpc.com/connect"
 
 	"github.com/meshgate/meshgate/gateway/api"
+	"github.com/meshgate/meshgate/node/mesh"
 )
 
 // unaryTimeout bounds the work for a unary call.
@@ -56,10 +56,32 @@ func (g interceptor) WrapStreamingHandler(next connect.StreamingHandlerFunc) con
 		}
 		// Whoever waits for the client waits no longer than the call lasts.
 		defer context.AfterFunc(ctx, func() { q.deadlines.read(time.Unix(1, 0)) })()
-		guarded := &guardedStream{StreamingHandlerConn: conn, deadlines: q.deadlines}
-		guarded.admit = func(msg any) error { return g.authorize(ctx, conn.Spec(), msg) }
+		release, err := g.holdStream(ctx, conn.Spec())
+		if err != nil {
+			return err
+		}
+		defer release()
+		guarded := &guardedStream{
+			StreamingHandlerConn: conn,
+			deadlines:            q.deadlines,
+			admit:                func(msg any) error { return g.authorize(ctx, conn.Spec(), msg) },
+			again:                conn.Spec().StreamType == connect.StreamTypeServer,
+		}
 		return guarded.verdict(ctx, next(ctx, guarded))
 	}
+}
+
+// holdStream takes one of the caller's places for streams.
+func (g *Gateway) holdStream(ctx context.Context, spec connect.Spec) (release func(), err error) {
+	if g.rules[spec.Procedure].access != identified {
+		return func() {}, nil
+	}
+	caller := api.CallerFrom(ctx).ID
+	release, ok := g.streams.acquire(caller)
+	if !ok {
+		return nil, fmt.Errorf("%w: %q has %d streams open; close some", mesh.ErrExhausted, caller, g.cfg.Limits.Streams)
+	}
+	return release, nil
 }
 
 // WrapStreamingClient implements connect.Interceptor; a gateway's handlers
@@ -68,9 +90,16 @@ func (g interceptor) WrapStreamingClient(next connect.StreamingClientFunc) conne
 	return next
 }
 
-// authorize checks the caller's roles against the call's first message.
+// authorize checks the caller's roles against the call's first message. A
+// member has to be one still: a long call may outlive its caller's membership.
 func (g *Gateway) authorize(ctx context.Context, spec connect.Spec, msg any) error {
-	return g.rules[spec.Procedure].authorize(g.cfg.Node.Snapshot(), api.CallerFrom(ctx), msg)
+	s, caller := g.cfg.Node.Snapshot(), api.CallerFrom(ctx)
+	if caller.Node != nil && s != nil {
+		if n, ok := s.NodeByAddr(caller.Addr.Addr()); !ok || n.ID != caller.Node.ID {
+			return fmt.Errorf("%w: node %q is no longer in the mesh; join first", mesh.ErrUnauthenticated, caller.Node.ID)
+		}
+	}
+	return g.rules[spec.Procedure].authorize(s, caller, msg)
 }
 
 // began counts a call.
@@ -135,13 +164,14 @@ func (g *Gateway) recovered(ctx context.Context, spec connect.Spec, _ http.Heade
 type guardedStream struct {
 	connect.StreamingHandlerConn
 	deadlines *deadlines
-	admit     func(msg any) error
-
-	first atomic.Bool // set when the first message was asked for
+	admit     func(first any) error
+	again     bool // admit is asked before each message that is sent, too
 
 	mu      sync.Mutex // guards the fields below: a handler may return while it receives
-	refused error      // what admit said
-	late    bool       // the first message did not come
+	asked   bool       // the first message was received, or did not come
+	first   any
+	refused error // what admit said
+	late    bool  // the first message did not come in time
 }
 
 // Receive implements connect.StreamingHandlerConn.
@@ -150,28 +180,44 @@ func (s *guardedStream) Receive(msg any) error {
 	if connect.CodeOf(err) == connect.CodeInternal {
 		err = connect.NewError(connect.CodeInvalidArgument, err) // it is the client that broke the protocol
 	}
-	if s.first.Swap(true) {
-		return err
-	}
-	if err == nil {
-		s.deadlines.read(time.Time{})
-		err = s.admit(msg)
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		s.refused = err
-		return err
-	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.late = connect.CodeOf(err) == connect.CodeDeadlineExceeded
-	return err
+	if s.asked {
+		return err
+	}
+	s.asked = true
+	if err != nil {
+		s.late = connect.CodeOf(err) == connect.CodeDeadlineExceeded
+		return err
+	}
+	s.deadlines.read(time.Time{})
+	s.refused = s.admit(msg)
+	if s.again {
+		s.first = msg
+	}
+	return s.refused
 }
 
 // Send implements connect.StreamingHandlerConn.
 func (s *guardedStream) Send(msg any) error {
+	if s.again {
+		if err := s.admitAgain(); err != nil {
+			return err
+		}
+	}
 	s.deadlines.write(time.Now().Add(sendTimeout))
 	defer s.deadlines.write(time.Time{})
 	return s.StreamingHandlerConn.Send(msg)
+}
+
+// admitAgain asks whether the caller may still have what it asked for.
+func (s *guardedStream) admitAgain() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.refused == nil {
+		s.refused = s.admit(s.first)
+	}
+	return s.refused
 }
 
 // verdict is the error of a call whose handler returned err, which may have

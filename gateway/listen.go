@@ -7,6 +7,8 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
+	"sync"
 	"time"
 
 	"golang.org/x/net/netutil"
@@ -57,3 +59,39 @@ func newServer(h http.Handler, ctx context.Context, log *slog.Logger) *http.Serv
 // limitListener keeps at most n connections of l open; more wait in the
 // kernel's queue.
 func limitListener(l net.Listener, n int) net.Listener { return netutil.LimitListener(l, n) }
+
+// networkListener keeps at most the limit of held connections open for each
+// network, so that one stranger cannot take the places of all. More are closed
+// at once.
+type networkListener struct {
+	net.Listener
+	held *slots
+}
+
+// Accept implements net.Listener.
+func (l networkListener) Accept() (net.Conn, error) {
+	for {
+		conn, err := l.Listener.Accept()
+		if err != nil {
+			return nil, err
+		}
+		from, _ := netip.ParseAddrPort(conn.RemoteAddr().String())
+		release, ok := l.held.acquire(network(from.Addr()))
+		if ok {
+			return &heldConn{Conn: conn, release: sync.OnceFunc(release)}, nil
+		}
+		_ = conn.Close() // nothing was promised to it
+	}
+}
+
+// heldConn gives its place back when it is closed.
+type heldConn struct {
+	net.Conn
+	release func()
+}
+
+// Close implements net.Conn.
+func (c *heldConn) Close() error {
+	defer c.release()
+	return c.Conn.Close()
+}

@@ -1,0 +1,220 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package gateway
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"connectrpc.com/connect"
+
+	"github.com/meshgate/meshgate/node/mesh"
+	meshgatev1 "github.com/meshgate/meshgate/proto/meshgate/v1"
+	"github.com/meshgate/meshgate/proto/meshgate/v1/meshgatev1connect"
+)
+
+func TestBuckets(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBuckets(2, 3)
+		count := func(key string) (n int) {
+			for b.take(key) {
+				n++
+			}
+			return n
+		}
+		if n := count("a"); n != 3 {
+			t.Errorf("%d at once", n)
+		}
+		pass(2 * time.Second)
+		if n := count("a"); n != 3 { // no more than the burst
+			t.Errorf("%d later", n)
+		}
+		pass(500 * time.Millisecond)
+		if n := count("a"); n != 1 {
+			t.Errorf("%d after half a second", n)
+		}
+		b.giveBack("a")
+		b.giveBack("b")
+		if n, m := count("a"), count("b"); n != 1 || m != 3 {
+			t.Errorf("%d and %d after giving back", n, m)
+		}
+		for i := range maxBuckets * 2 {
+			b.take(fmt.Sprint(i))
+		}
+		if len(b.byKey) != maxBuckets || b.used.Len() != maxBuckets {
+			t.Errorf("%d keys remembered", len(b.byKey))
+		}
+	})
+}
+
+func TestSlots(t *testing.T) {
+	s := newSlots(2)
+	first, ok1 := s.acquire("a")
+	_, ok2 := s.acquire("a")
+	_, ok3 := s.acquire("a")
+	_, ok4 := s.acquire("b")
+	if !ok1 || !ok2 || ok3 || !ok4 {
+		t.Error(ok1, ok2, ok3, ok4)
+	}
+	first()
+	release, ok := s.acquire("a")
+	if !ok {
+		t.Error("a place that was given back is not free")
+	}
+	release()
+	if s.held["a"] != 1 {
+		t.Error(s.held)
+	}
+}
+
+func TestTracker(t *testing.T) {
+	tr := newTracker()
+	if !tr.enter() || !tr.enter() {
+		t.Fatal("nobody may enter")
+	}
+	idle := tr.close()
+	if tr.enter() {
+		t.Error("somebody entered after close")
+	}
+	tr.leave()
+	select {
+	case <-idle:
+		t.Error("idle too early")
+	default:
+	}
+	tr.leave()
+	<-idle
+	<-newTracker().close()
+}
+
+func TestNetwork(t *testing.T) {
+	for addr, want := range map[string]string{
+		"192.0.2.1":            "192.0.2.1",
+		"::ffff:192.0.2.1":     "192.0.2.1",
+		"2001:db8:1:2:3:4:5:6": "2001:db8:1:2::/64",
+		"2001:db8:1:2::1":      "2001:db8:1:2::/64",
+		"fe80::1%eth0":         "fe80::/64",
+		"2001:db8:1:3::1":      "2001:db8:1:3::/64",
+	} {
+		if got := network(netip.MustParseAddr(addr)); got != want {
+			t.Errorf("%s: %s", addr, got)
+		}
+	}
+	_ = network(netip.Addr{}) // an unknown address is one network
+}
+
+func TestConnections_PerNetwork(t *testing.T) {
+	s := serve(t, func(c *Config) { c.Limits.NetworkConnections = 3 })
+	probe := func(from string) (*http.Client, error) {
+		c := httpClient(t, false, from, nil)
+		res, err := c.Get("http://" + s.public + "/livez") //nolint:noctx // loopback
+		if err != nil {
+			return nil, err
+		}
+		_, err = io.Copy(io.Discard, res.Body)
+		return c, err // keeps its connection
+	}
+	var first *http.Client
+	for range 3 {
+		c, err := probe("127.0.0.5")
+		if err != nil {
+			t.Fatal(err)
+		}
+		first = c
+	}
+	if _, err := probe("127.0.0.5"); err == nil {
+		t.Error("one connection too many")
+	}
+	if _, err := probe("127.0.0.6"); err != nil {
+		t.Errorf("another network suffers: %v", err)
+	}
+	first.CloseIdleConnections()
+	poll(t, func() bool { _, err := probe("127.0.0.5"); return err == nil })
+}
+
+// watchAs begins to watch the mesh and takes the first message.
+func watchAs(t *testing.T, ctx context.Context, c *http.Client, base string) (*connect.ServerStreamForClient[meshgatev1.WatchMeshResponse], error) {
+	t.Helper()
+	stream, err := meshgatev1connect.NewWatchClient(c, base).WatchMesh(ctx, connect.NewRequest(&meshgatev1.WatchMeshRequest{}))
+	if err != nil {
+		return nil, err
+	}
+	t.Cleanup(func() { _ = stream.Close() })
+	if !stream.Receive() {
+		return nil, stream.Err()
+	}
+	return stream, nil
+}
+
+func TestStreams_LimitPerCaller(t *testing.T) {
+	s := serve(t, func(c *Config) { c.Limits.Streams = 2 })
+	base := "http://" + s.public
+	ctx, cancel := context.WithCancel(testContext(t))
+	defer cancel()
+	leaving, leave := context.WithCancel(ctx)
+	viewer := bearer(httpClient(t, true, "", nil), "viewer")
+	for _, ctx := range []context.Context{leaving, ctx} {
+		if _, err := watchAs(t, ctx, viewer, base); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := watchAs(t, ctx, viewer, base); connect.CodeOf(err) != connect.CodeResourceExhausted {
+		t.Errorf("one too many: %v", err)
+	}
+	if _, err := watchAs(t, ctx, bearer(httpClient(t, true, "", nil), "admin"), base); err != nil {
+		t.Errorf("another caller: %v", err)
+	}
+	leave()
+	poll(t, func() bool { _, err := watchAs(t, ctx, viewer, base); return err == nil })
+}
+
+// A stream does not outlive the right to it.
+func TestStreams_EndWithTheRight(t *testing.T) {
+	s := serve(t, nil)
+	user, err := watchAs(t, testContext(t), bearer(httpClient(t, true, "", nil), "viewer"), "http://"+s.public)
+	if err != nil {
+		t.Fatal(err)
+	}
+	member, err := watchAs(t, testContext(t), httpClient(t, true, "127.0.0.2", nil), "http://"+s.mesh)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.node.set(changed(8, func(s *mesh.Snapshot) {
+		s.Bindings = nil
+		delete(s.Nodes, "laptop")
+	}))
+	if user.Receive() || connect.CodeOf(user.Err()) != connect.CodePermissionDenied {
+		t.Errorf("a user without the role: %v", user.Err())
+	}
+	if member.Receive() || connect.CodeOf(member.Err()) != connect.CodeUnauthenticated {
+		t.Errorf("a removed member: %v", member.Err())
+	}
+}
+
+// When a listener fails, the gateway says so and ends.
+func TestRun_FailsWithAListener(t *testing.T) {
+	inside, public := listen(t), listen(t)
+	g, err := New(Config{Node: newFakeNode(testSnapshot()), Signaling: &fakeSignaling{}, Public: public, Mesh: []net.Listener{inside}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- g.Run(testContext(t)) }()
+	if err := inside.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-ended; err == nil || !strings.Contains(err.Error(), inside.Addr().String()) {
+		t.Errorf("got %v", err)
+	}
+	if _, err := public.Accept(); err == nil {
+		t.Error("the other listener is open")
+	}
+}
