@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 import { rm } from "node:fs/promises";
+import { resolve } from "node:path";
 import { fileURLToPath } from "node:url";
 import { svelte } from "@sveltejs/vite-plugin-svelte";
 import { defineConfig, type Plugin } from "vite";
@@ -8,12 +9,18 @@ import { defineConfig, type Plugin } from "vite";
 const here = (path: string): string => fileURLToPath(new URL(path, import.meta.url));
 
 /** Removes what an earlier build left, but not files that belong to the repository. */
-function cleanBuild(paths: string[]): Plugin {
+function cleanBuild(): Plugin {
+  let outDir = "";
   return {
     name: "meshgate-clean-build",
     apply: "build",
+    configResolved(config) {
+      outDir = resolve(config.root, config.build.outDir);
+    },
     async buildStart() {
-      await Promise.all(paths.map((path) => rm(path, { recursive: true, force: true })));
+      await Promise.all(
+        ["assets", "index.html"].map((name) => rm(resolve(outDir, name), { recursive: true, force: true })),
+      );
     },
   };
 }
@@ -24,10 +31,9 @@ function cleanBuild(paths: string[]): Plugin {
  */
 export default defineConfig(({ mode }) => {
   const fake = mode === "fake";
-  const outDir = here(fake ? "./.fake" : "./dist");
   return {
     base: "./",
-    plugins: [svelte(), cleanBuild([`${outDir}/assets`, `${outDir}/index.html`])],
+    plugins: [svelte(), cleanBuild()],
     resolve: {
       alias: {
         "@meshgate/client": here("../sdk/src/index.ts"),
@@ -35,7 +41,7 @@ export default defineConfig(({ mode }) => {
       },
     },
     build: {
-      outDir,
+      outDir: fake ? ".fake" : "dist",
       emptyOutDir: false,
       target: "es2022",
       // The policy is default-src 'self': a data: URL would be refused.
