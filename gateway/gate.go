@@ -12,6 +12,7 @@ import (
 
 	"github.com/meshgate/meshgate/gateway/api"
 	"github.com/meshgate/meshgate/node/mesh"
+	"github.com/meshgate/meshgate/node/policy"
 	v1 "github.com/meshgate/meshgate/proto/v1"
 )
 
@@ -42,7 +43,7 @@ func (g *Gateway) admit(ctx context.Context, q *request, procedure string, h htt
 	}
 	switch {
 	case rule.access == identified:
-	case rule.access == gateways && isGateway(caller.Node):
+	case rule.access == gateways && g.believes(caller.Node):
 	case rule.access == gateways:
 		return caller, fmt.Errorf("%w: only gateways may call this, on the mesh address of the node", mesh.ErrDenied)
 	default:
@@ -54,7 +55,25 @@ func (g *Gateway) admit(ctx context.Context, q *request, procedure string, h htt
 	if rule.channel && g.channels != nil && !g.channels.take(caller.ID) {
 		return caller, fmt.Errorf("%w: %q begins more than %g channels per second; wait a second", mesh.ErrExhausted, caller.ID, g.cfg.Limits.ChannelRate)
 	}
+	if rule.writes && !g.writes.take(caller.ID) {
+		return caller, fmt.Errorf("%w: %q changes the mesh more than %d times per second; wait a second", mesh.ErrExhausted, caller.ID, writeRate)
+	}
 	return caller, nil
+}
+
+// writeRate and writeBurst bound the changes of one identity, each of which is
+// synced to disk. An operator who enrols a rack of machines stays below.
+const writeRate, writeBurst = 20, 200
+
+// believes reports whether n is a gateway whose word on its clients counts.
+// What a node says of itself was granted when it joined; where the roles are
+// known they have to grant it still.
+func (g *Gateway) believes(n *mesh.Node) bool {
+	if !isGateway(n) {
+		return false
+	}
+	s := g.cfg.Node.Snapshot()
+	return s != nil && (len(s.Roles) == 0 || policy.Allowed(s, string(n.ID), put(v1.RuleResource_RESOURCE_VOTES, "")))
 }
 
 // identify finds out who calls. On a mesh listener it is the node whose

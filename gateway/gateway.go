@@ -168,6 +168,7 @@ type Gateway struct {
 	tls     *certificates // nil without TLS
 
 	channels *buckets // one per identity; nil: no limit
+	writes   *buckets // one per identity
 	streams  *slots   // streaming calls by identity
 	pending  *slots   // WebSockets without an identity yet, by network
 	sockets  *slots   // WebSockets by identity
@@ -199,6 +200,7 @@ func New(cfg Config) (*Gateway, error) {
 		rules:   newRules(cfg.Access.OpenReflection),
 		errors:  connect.NewErrorWriter(),
 		streams: newSlots(cfg.Limits.Streams),
+		writes:  newBuckets(writeRate, writeBurst),
 		pending: newSlots(maxPendingSockets),
 		sockets: newSlots(cfg.Limits.Sockets),
 		open:    newTracker(),

@@ -94,7 +94,7 @@ func (r rule) authorize(s *mesh.Snapshot, c api.Caller, msg any) error {
 	}
 	for _, a := range actions {
 		if s == nil || !policy.Allowed(s, c.ID, a) {
-			return fmt.Errorf("%w: %q has no role that grants %s; an administrator can bind one", mesh.ErrDenied, c.ID, describe(a))
+			return fmt.Errorf("%w: %q has no role that grants %s", mesh.ErrDenied, c.ID, describe(a))
 		}
 	}
 	return nil

@@ -94,7 +94,11 @@ func (f *follower) run(ctx context.Context) error {
 		if alive {
 			delay = backoffMin
 		}
-		f.node.log.Warn("gateway lost, trying again", "err", err, "dur", delay)
+		state := "gateway lost, trying again"
+		if !f.isMember() {
+			state = "gateway not reached yet, trying again"
+		}
+		f.node.log.Warn(state, "err", err, "dur", delay)
 		if err := pause(ctx, delay); err != nil {
 			return err
 		}
@@ -140,6 +144,9 @@ func (f *follower) subscribe(ctx context.Context) (alive bool, err error) {
 	})
 	defer grace.Stop()
 	err = f.cfg.Mesh(at).SubscribePeers(ctx, string(f.node.cfg.ID), func(c *v1.PeerConfigurations) error {
+		if !alive {
+			f.node.log.Info("gateway heard", "addr", at.String())
+		}
 		alive = true
 		grace.Stop()
 		return f.update(c)
@@ -324,7 +331,7 @@ func (f *follower) gateway() (netip.AddrPort, error) {
 			return a, nil
 		}
 	}
-	return netip.AddrPort{}, fmt.Errorf("%w: no gateway among this node's peers", mesh.ErrUnavailable)
+	return netip.AddrPort{}, fmt.Errorf("%w: no gateway among this node's peers: the mesh's network ACLs do not let it reach one", mesh.ErrUnavailable)
 }
 
 func (f *follower) isMember() bool {

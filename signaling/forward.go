@@ -128,6 +128,11 @@ func (x *session) watchEarly() {
 			if !ok {
 				return
 			}
+			if len(waiting) >= 2*x.svc.cfg.Limits.Channels {
+				in.Reset() // more than could be opened: not a race, but a flood
+				x.refuse()
+				continue
+			}
 			waiting = append(waiting, early{in, time.Now().Add(earlyWait)})
 			if len(waiting) == 1 {
 				tick.Reset(earlyWait)

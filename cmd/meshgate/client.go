@@ -7,6 +7,7 @@ import (
 	"crypto/x509"
 	"encoding/hex"
 	"encoding/json"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -35,6 +36,9 @@ type access struct {
 	Token string `json:"token"`
 	// Pin is "sha256:HEX" of the gateway's key, for a self-signed certificate.
 	Pin string `json:"pin,omitempty"`
+	// CertFile is the certificate that the gateway of this host shows; its key
+	// is the pin, which changes with a renewal.
+	CertFile string `json:"cert_file,omitempty"`
 
 	caFile, tokenFile, dataDir string
 }
@@ -90,7 +94,7 @@ func (c *access) local() error {
 	path := filepath.Join(c.dataDir, localFile)
 	raw, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return usagef("which gateway? Give --server and --token (or %s and %s); no gateway runs from %s on this host",
+		return usagef("which gateway? Give --server and --token (or %s and %s), or --data-dir of a gateway on this host; none runs from %s",
 			envName("server"), envName("token"), c.dataDir)
 	}
 	if err != nil {
@@ -101,10 +105,32 @@ func (c *access) local() error {
 		return fmt.Errorf("parse %s: %w", path, err)
 	}
 	c.URL, c.Pin = l.URL, l.Pin
+	if l.CertFile != "" {
+		if c.Pin, err = pinOf(l.CertFile); err != nil {
+			return err
+		}
+	}
 	if c.Token == "" {
 		c.Token = l.Token
 	}
 	return nil
+}
+
+// pinOf is the pin of the first certificate in a PEM file.
+func pinOf(path string) (string, error) {
+	raw, err := os.ReadFile(path)
+	if err != nil {
+		return "", fmt.Errorf("read certificate of this host's gateway: %w", err)
+	}
+	block, _ := pem.Decode(raw)
+	if block == nil {
+		return "", fmt.Errorf("%s holds no PEM certificate", path)
+	}
+	cert, err := x509.ParseCertificate(block.Bytes)
+	if err != nil {
+		return "", fmt.Errorf("certificate in %s: %w", path, err)
+	}
+	return fmt.Sprintf("sha256:%x", peer.PinOf(cert)), nil
 }
 
 // writeLocal leaves c for the commands on this host.
@@ -145,16 +171,28 @@ func (c *access) tls() (peer.TLSOptions, error) {
 // explain is an error as a person wants to read it: what was refused, in the
 // server's words, and what to do about the usual causes.
 func explain(err error) string {
-	var rpc *connect.Error
-	if !errors.As(err, &rpc) {
-		return err.Error()
-	}
 	text := err.Error()
-	switch {
-	case strings.Contains(text, "certificate signed by unknown authority"), strings.Contains(text, "certificate is not trusted"):
-		return text + ". A self-signed gateway is believed with --pin sha256:... (meshgate up prints it)"
-	case strings.Contains(text, "connection refused"):
-		return text + ". Is the gateway running, and is this its address?"
+	var rpc *connect.Error
+	if errors.As(err, &rpc) {
+		text = strings.Replace(text, rpc.Code().String()+": ", "", 1)
 	}
-	return strings.Replace(text, rpc.Code().String()+": ", "", 1)
+	for _, h := range hints {
+		if strings.Contains(text, h.cause) {
+			return text + ". " + h.advice
+		}
+	}
+	return text
+}
+
+// hints are next steps for causes that only their text tells: those of the
+// operating system and of TLS reach us through several libraries.
+var hints = []struct{ cause, advice string }{ //nolint:gochecknoglobals // a constant table
+	{"certificate signed by unknown authority", "A self-signed gateway is believed with --pin sha256:... (meshgate up prints it)"},
+	{"certificate is not trusted", "A self-signed gateway is believed with --pin sha256:... (meshgate up prints it)"},
+	{"connection refused", "Is the gateway running, and is this its address?"},
+	{"HTTP response to HTTPS client", "This gateway speaks plain HTTP: write http:// (on this machine only), or put TLS in front of it"},
+	{"no credentials", "Give --token-file, --token or MESHGATE_TOKEN"},
+	{"address already in use", "Another program has this port: stop it, or give this one another (port 0 picks a free one)"},
+	{"bind: permission denied", "Ports below 1024 need root or CAP_NET_BIND_SERVICE"},
+	{"mkdir /var/lib/meshgate: permission denied", "Run as root, or choose --data-dir; to try it out: meshgate up --dev"},
 }

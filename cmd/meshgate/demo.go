@@ -9,10 +9,12 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"os"
 	"time"
 
 	"connectrpc.com/connect"
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/meshgate/meshgate/node"
@@ -42,6 +44,15 @@ func (a *app) demoCommand() *cobra.Command {
 		Args: args(cobra.NoArgs, "no arguments"),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c.dev = true
+			var wrong error
+			cmd.Flags().Visit(func(f *pflag.Flag) {
+				if f.Hidden {
+					wrong = usagef("--%s is a setting of meshgate up, not of the demo", f.Name)
+				}
+			})
+			if wrong != nil {
+				return wrong
+			}
 			// The peers of a demo are not there when the gateway first looks for
 			// them, which is worth no word.
 			if f := cmd.Flags().Lookup("log.level"); !f.Changed {
@@ -56,6 +67,13 @@ func (a *app) demoCommand() *cobra.Command {
 		},
 	}
 	c.register(cmd.Flags())
+	// A demo keeps nothing and lets nobody else in: only these settings make sense.
+	offered := map[string]bool{"listen": true, "metrics.listen": true, "log.level": true, "log.format": true}
+	cmd.Flags().VisitAll(func(f *pflag.Flag) {
+		if !offered[f.Name] {
+			f.Hidden = true
+		}
+	})
 	return cmd
 }
 
@@ -277,6 +295,6 @@ func (a *app) printDemo(r ready) error {
 		return err
 	}
 	fmt.Fprintf(a.stdout, "\nIn another terminal:\n  export MESHGATE_SERVER=%s MESHGATE_TOKEN=%s\n"+
-		"  meshgate status\n  meshgate port-forward %s 8000:localhost:80\n\nCtrl-C ends the demo.\n", r.URL, r.Token, demoNodeID)
+		"  %[3]s status\n  %[3]s port-forward %[4]s 8000:localhost:80\n\nCtrl-C ends the demo.\n", r.URL, r.Token, os.Args[0], demoNodeID)
 	return nil
 }

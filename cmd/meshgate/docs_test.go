@@ -57,7 +57,7 @@ func configText(root *cobra.Command) string {
 		if c.LocalFlags().HasFlags() && c.Runnable() && c != root {
 			fmt.Fprintf(&b, "\n## %s\n\n%s.\n\n| flag | default | meaning |\n|---|---|---|\n", c.CommandPath(), c.Short)
 			c.LocalFlags().VisitAll(func(f *pflag.Flag) {
-				if f.Name == "help" || f.Name == "output" {
+				if f.Name == "help" || f.Name == "output" || f.Hidden {
 					return
 				}
 				def := f.DefValue

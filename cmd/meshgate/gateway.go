@@ -22,6 +22,7 @@ import (
 	"github.com/meshgate/meshgate/node"
 	"github.com/meshgate/meshgate/node/mesh"
 	"github.com/meshgate/meshgate/node/store/raftstore"
+	"github.com/meshgate/meshgate/node/wg"
 	v1 "github.com/meshgate/meshgate/proto/v1"
 	"github.com/meshgate/meshgate/signaling"
 	"github.com/meshgate/meshgate/signaling/rtc"
@@ -55,7 +56,8 @@ type gatewayProcess struct {
 	store     *raftstore.Store
 	node      *node.Node
 	signaling *signaling.Service
-	icePort   uint16 // of DataChannels that end here
+	icePort   uint16     // of DataChannels that end here
+	iceAddr   netip.Addr // that the port is open on; unspecified: on all
 }
 
 // newGatewayProcess opens everything that can fail, so that a wrong
@@ -144,7 +146,7 @@ func (p *gatewayProcess) openNode() error {
 	}
 	p.node, err = node.New(node.Config{
 		ID: id, Key: key, Mode: mode, InterfaceName: c.wgInterface, ListenPort: c.wgPort, MTU: c.wgMTU,
-		PrimaryEndpoint: p.address.String(), Features: p.features(), Expose: exposed, Routes: routes,
+		PrimaryEndpoint: p.address.String(), Features: p.features(mode), Expose: exposed, Routes: routes,
 		Hold: &node.Hold{
 			Store: p.store, CloseStore: p.store.Close, Admin: c.admin,
 			Domain: strings.TrimSuffix(c.meshDomain, ".") + ".", IPv4: netip.MustParsePrefix(c.meshIPv4),
@@ -159,12 +161,18 @@ func (p *gatewayProcess) openNode() error {
 }
 
 // features are what the gateway advertises to the mesh.
-func (p *gatewayProcess) features() []mesh.Feature {
+func (p *gatewayProcess) features(mode wg.Mode) []mesh.Feature {
+	port := uint16(meshRPCPort)
+	if mode == wg.ModeTUN && portOf(p.cfg.listen, 0) == port {
+		// On an interface of the host the mesh addresses are the host's own, and
+		// the public listener on all addresses has the port there already.
+		port++
+	}
 	list := []mesh.Feature{
-		{Kind: v1.Feature_NODES, Port: meshRPCPort},
-		{Kind: v1.Feature_MESH_API, Port: meshRPCPort},
-		{Kind: v1.Feature_MEMBERSHIP, Port: meshRPCPort},
-		{Kind: v1.Feature_ICE_NEGOTIATION, Port: meshRPCPort},
+		{Kind: v1.Feature_NODES, Port: port},
+		{Kind: v1.Feature_MESH_API, Port: port},
+		{Kind: v1.Feature_MEMBERSHIP, Port: port},
+		{Kind: v1.Feature_ICE_NEGOTIATION, Port: port},
 	}
 	if p.cfg.turnListen != "" {
 		list = append(list, mesh.Feature{Kind: v1.Feature_TURN_SERVER, Port: portOf(p.cfg.turnListen, 3478)})
@@ -190,6 +198,7 @@ func (p *gatewayProcess) openSignaling() error {
 		return err
 	}
 	p.icePort = p.signaling.LocalPort()
+	p.iceAddr = udp.LocalAddr().(*net.UDPAddr).AddrPort().Addr().Unmap()
 	return nil
 }
 

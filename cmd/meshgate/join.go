@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"os"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -61,6 +62,9 @@ func (a *app) joinCommand() *cobra.Command {
 		Args:  args(cobra.ExactArgs(1), "the URL of a gateway: meshgate join https://gate.example.org:8443 --token T"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			path, _ := cmd.Flags().GetString("config")
+			if path == "" {
+				path = os.Getenv(envName("config"))
+			}
 			if err := fromSources(cmd.Flags(), path); err != nil {
 				return err
 			}

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -67,7 +68,9 @@ func (a *app) peerCreateCommand() *cobra.Command {
 			}
 			config, err := wgQuick(string(id), key, answer.Msg)
 			if err != nil {
-				return err
+				// A peer without a configuration is of no use to anybody.
+				_, undo := gate.Membership().Leave(cmd.Context(), connect.NewRequest(&v1.LeaveRequest{Id: string(id)}))
+				return errors.Join(err, undo)
 			}
 			return a.printPeer(string(id), config, answer.Msg, file, qr)
 		},
@@ -117,10 +120,14 @@ func (a *app) peerDeleteCommand() *cobra.Command {
 				return err
 			}
 			defer gate.Close()
+			if _, err := gate.Mesh().GetNode(cmd.Context(), connect.NewRequest(&v1.GetNodeRequest{Id: args[0]})); err != nil {
+				return fmt.Errorf("delete peer %s: %w", args[0], err)
+			}
 			_, err = gate.Membership().Leave(cmd.Context(), connect.NewRequest(&v1.LeaveRequest{Id: args[0]}))
 			if err != nil {
 				return fmt.Errorf("delete peer %s: %w", args[0], err)
 			}
+			fmt.Fprintf(a.stderr, "%s is not in the mesh any more\n", args[0])
 			return nil
 		},
 	}
@@ -166,8 +173,7 @@ func wgQuick(id string, key mesh.PrivateKey, r *v1.JoinResponse) (string, error)
 		reachable++
 	}
 	if reachable == 0 {
-		return "", fmt.Errorf("no gateway has an address that %s could call, or no network ACL lets it: "+
-			"check --public-address of the gateway and --mesh.default-network-policy", id)
+		return "", fmt.Errorf("the network ACLs of this mesh let %s reach no gateway", id)
 	}
 	return b.String(), nil
 }

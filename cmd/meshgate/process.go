@@ -189,8 +189,10 @@ func listenMesh(ctx context.Context, n *node.Node) (_ []net.Listener, err error)
 			}
 		}
 	}()
-	for _, addr := range n.Snapshot().Nodes[n.Self()].Addrs() {
-		l, err := n.Listen(ctx, "tcp", netip.AddrPortFrom(addr, meshRPCPort).String())
+	self := n.Snapshot().Nodes[n.Self()]
+	port, _ := self.FeaturePort(v1.Feature_NODES)
+	for _, addr := range self.Addrs() {
+		l, err := n.Listen(ctx, "tcp", netip.AddrPortFrom(addr, port).String())
 		if err != nil {
 			return nil, fmt.Errorf("listen on the mesh: %w", err)
 		}

@@ -19,12 +19,9 @@ import (
 	"github.com/meshgate/meshgate/node"
 )
 
-// loadToken reads the admin token, or makes one at the first start. With a
-// token or password file of the operator's there is none.
+// loadToken reads the admin token, or makes one at the first start. Whoever may
+// read it may read the state as well.
 func (p *gatewayProcess) loadToken() error {
-	if p.cfg.tokensFile != "" || p.cfg.htpasswdFile != "" {
-		return nil
-	}
 	if p.cfg.dataDir == "" {
 		p.token = rand.Text()
 		return nil
@@ -38,7 +35,9 @@ func (p *gatewayProcess) loadToken() error {
 	if err != nil {
 		return fmt.Errorf("read admin token: %w", err)
 	}
-	p.token = strings.TrimSpace(string(raw))
+	if p.token = strings.TrimSpace(string(raw)); len(p.token) < len(rand.Text()) {
+		return fmt.Errorf("the admin token in %s is damaged; restore it, or remove the file to get a new one", path)
+	}
 	return nil
 }
 
@@ -52,6 +51,12 @@ func (p *gatewayProcess) leaveAccess(g *gateway.Gateway) error {
 	}
 	a := p.access()
 	a.URL = p.localURL()
+	if p.cfg.tlsCert != "" {
+		var err error
+		if a.CertFile, err = filepath.Abs(p.cfg.tlsCert); err != nil {
+			return err
+		}
+	}
 	return a.writeLocal(p.cfg.dataDir)
 }
 
@@ -107,7 +112,7 @@ func (p *gatewayProcess) ready() ready {
 func (a *app) printReady(p *gatewayProcess) error {
 	fmt.Fprintf(a.stdout, "Gateway %s is up: %s\n", p.node.Self(), p.url())
 	switch {
-	case p.cfg.dev:
+	case p.cfg.dev && p.token != "":
 		fmt.Fprintf(a.stdout, "Open   %s\n", consoleURL(p.url(), p.token))
 	case p.token != "":
 		fmt.Fprintf(a.stdout, "The admin token is in %s\n", filepath.Join(p.cfg.dataDir, tokenFile))

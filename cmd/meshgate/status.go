@@ -96,7 +96,7 @@ func (a *app) meshStatus(ctx context.Context, gate *peer.Public) error {
 		case o.GetId() == m.GetGatewayId():
 			row = append(row, "this gateway", "", "", "", "")
 		case l == nil:
-			row = append(row, "behind another node", "", "", "", "")
+			row = append(row, "no link", "", "", "", "")
 		default:
 			state, last := "offline", "never"
 			if l.GetOnline() {

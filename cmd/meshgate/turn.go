@@ -89,7 +89,13 @@ func listenTURN(ctx context.Context, address string) (net.PacketConn, net.Listen
 // allowPeer lets relayed traffic reach the one special address that sessions
 // need: the gateway's own end of DataChannels.
 func (p *gatewayProcess) allowPeer(_ string, at netip.AddrPort) bool {
-	return p.icePort != 0 && at.Port() == p.icePort && (at.Addr() == p.address || isOwnAddress(at.Addr()))
+	if p.icePort == 0 || at.Port() != p.icePort {
+		return false
+	}
+	if !p.iceAddr.IsUnspecified() {
+		return at.Addr() == p.iceAddr || at.Addr() == p.address
+	}
+	return at.Addr() == p.address || isOwnAddress(at.Addr())
 }
 
 // iceServers are this gateway's STUN and TURN with credentials for caller.

@@ -80,7 +80,7 @@ func (c *upConfig) register(f *pflag.FlagSet) {
 
 	f.StringVar(&c.meshDomain, "mesh.domain", "webmesh.internal", "DNS domain of the mesh; only used when the mesh is made")
 	f.StringVar(&c.meshIPv4, "mesh.ipv4-network", "172.16.0.0/12", "IPv4 network of the mesh; only used when the mesh is made")
-	f.StringVar(&c.policy, "mesh.default-network-policy", "deny", "accept or deny traffic that no network ACL names; only used when the mesh is made")
+	f.StringVar(&c.policy, "mesh.default-network-policy", "deny", "accept: members reach each other; deny: members reach gateways, and the admin reaches members; only used when the mesh is made")
 
 	f.StringVar(&c.wgMode, "wireguard.mode", "auto", "tun, netstack (no root), or auto: tun where the host allows it")
 	f.Uint16Var(&c.wgPort, "wireguard.listen-port", 51820, "UDP port of WireGuard; 0 lets the host pick")

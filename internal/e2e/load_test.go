@@ -99,12 +99,17 @@ func TestSlowReader_GatewayMemoryStaysFlat(t *testing.T) {
 	if _, err := io.WriteString(conn, "GET / HTTP/1.1\r\nHost: fast\r\n\r\n"); err != nil {
 		t.Fatal(err)
 	}
-	// WireGuard makes its packet buffers with the first traffic, and the heap finds its size.
-	if _, err := io.CopyN(io.Discard, conn, 64<<20); err != nil {
-		t.Fatal(err)
+	// WireGuard makes its packet buffers with the first traffic, and the heap
+	// finds its size: what a reader costs that keeps up is not what one costs
+	// that does not.
+	var before int64
+	for range 32 {
+		if _, err := io.CopyN(io.Discard, conn, 1<<20); err != nil {
+			t.Fatal(err)
+		}
+		before = max(before, gate.rss())
 	}
-	before := gate.rss()
-	const seconds, perTick = 20, 1 << 20 / 10
+	const seconds, perTick = 15, 1 << 20 / 10
 	tick := time.NewTicker(100 * time.Millisecond)
 	defer tick.Stop()
 	var most int64
@@ -168,7 +173,7 @@ func TestTwoHundredPeerConnections_OpenAndLeaveNothing(t *testing.T) {
 	eventually(t, 10*time.Second, func() (bool, string) {
 		api.Close() // ends connections without calls, more of them each time
 		f, n := gate.fds(), gate.goroutines()
-		return f <= fds+2 && n <= goroutines+5, fmt.Sprintf("%d fds (before %d), %d goroutines (before %d)", f, fds, n, goroutines)
+		return f <= fds+5 && n <= goroutines+5, fmt.Sprintf("%d fds (before %d), %d goroutines (before %d)", f, fds, n, goroutines)
 	})
 }
 

@@ -142,6 +142,14 @@ func (b *Bootstrap) write(tx *Tx) error {
 			SourceCIDRs: every, DestinationCIDRs: every,
 		}))
 	}
+	if !b.AcceptByDefault {
+		// Members reach the gateways that let them in, or they would be in no
+		// mesh at all; and the admin reaches members through the gateways.
+		puts = append(puts, tx.PutACL(mesh.ACL{
+			Name: ACLGateways, Priority: minPriority, Accept: true,
+			SourceNodes: []string{mesh.GroupRef(GroupVoters)}, DestinationNodes: []string{mesh.Everyone},
+		}))
+	}
 	for _, err := range puts {
 		if err != nil {
 			return fmt.Errorf("bootstrap: %w", err)

@@ -78,8 +78,8 @@ func TestBootstrap_Defaults(t *testing.T) {
 	if p := s.IPv6; p.Bits() != 32 || p.Addr().As16()[0] != 0xfd {
 		t.Errorf("got IPv6 network %v", p)
 	}
-	if len(s.ACLs) != 1 || len(s.Groups[0].Subjects) != 1 {
-		t.Errorf("got ACLs %v and groups %v, want only voters and the admin once", s.ACLs, s.Groups)
+	if len(s.ACLs) != 2 || s.ACLs[1].Name != registry.ACLGateways || len(s.Groups[0].Subjects) != 1 {
+		t.Errorf("got ACLs %v and groups %v, want only those of the voters, and the admin once", s.ACLs, s.Groups)
 	}
 	n := s.Nodes["gw"]
 	if n.IPv4.String() != "10.9.8.1/32" || !n.IPv6.IsValid() || n.JoinedAt.IsZero() {

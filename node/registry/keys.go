@@ -39,6 +39,7 @@ const (
 	BindingVoters             = "bootstrap-voters"
 	GroupVoters               = "voters"
 	ACLBootstrapNodes         = "bootstrap-nodes"
+	ACLGateways               = "gateways"
 	ACLDefaultAccept          = "default-accept"
 	DefaultAdmin              = "admin"
 	DefaultDomain             = "webmesh.internal."
