@@ -51,12 +51,12 @@ type Channel struct {
 	low   chan struct{} // signalled when the send queue falls to the threshold
 }
 
-func newChannel(p *Peer, dc *datachannel.DataChannel, end func()) *Channel {
+func newChannel(p *Peer, dc *datachannel.DataChannel, s *sctp.Stream) *Channel {
 	p.live.Add(1)
 	c := &Channel{peer: p, dc: dc, low: make(chan struct{}, 1)}
 	c.end = sync.OnceFunc(func() {
 		p.live.Add(-1)
-		end()
+		p.forget(s)
 	})
 	dc.OnBufferedAmountLow(func() {
 		select {
@@ -130,45 +130,3 @@ func (c *Channel) LowWater(n int) <-chan struct{} {
 // Close closes our direction after what is queued was sent; a proper peer then
 // closes the other, which ReadMessage sees as io.EOF.
 func (c *Channel) Close() error { return c.dc.Close() }
-
-// Negotiated is the channel with c.ID that both sides agreed on outside the
-// connection. Data that arrived before the call is still there, whether or not
-// Accept returned the stream. It fails with ErrInUse while an earlier channel
-// of that id has not ended.
-func (p *Peer) Negotiated(c ChannelConfig) (*Channel, error) {
-	assoc := p.association()
-	if assoc == nil {
-		return nil, errNotConnected
-	}
-	stream, err := assoc.OpenStream(c.ID, sctp.PayloadTypeWebRTCBinary)
-	if err != nil {
-		return nil, err
-	}
-	if !p.own(stream) {
-		return nil, fmt.Errorf("channel %d: %w", c.ID, ErrInUse)
-	}
-	dc, err := datachannel.Client(stream, c.dcep(p, true))
-	if err != nil {
-		p.disown(stream)
-		return nil, err
-	}
-	return newChannel(p, dc, func() { p.disown(stream) }), nil
-}
-
-// Open opens a channel in-band with c.ID, which must be free and of our
-// parity (see Peer.FirstID).
-func (p *Peer) Open(c ChannelConfig) (*Channel, error) {
-	assoc := p.association()
-	if assoc == nil {
-		return nil, errNotConnected
-	}
-	stream, err := assoc.OpenStream(c.ID, sctp.PayloadTypeWebRTCBinary)
-	if err != nil {
-		return nil, err
-	}
-	dc, err := datachannel.Client(stream, c.dcep(p, false))
-	if err != nil {
-		return nil, err
-	}
-	return newChannel(p, dc, func() {}), nil
-}

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"time"
 
 	"github.com/pion/datachannel"
@@ -74,6 +75,12 @@ func (i *Incoming) ID() uint16 { return i.stream.StreamIdentifier() }
 // the timeout. Unordered messages that overtook it are kept for ReadMessage;
 // clients that wait for the answer, as they should, send none.
 func (i *Incoming) Open(timeout time.Duration) (*Channel, error) {
+	i.peer.mu.Lock()
+	waiting := i.peer.take(i)
+	i.peer.mu.Unlock()
+	if !waiting {
+		return nil, fmt.Errorf("channel %d: %w", i.ID(), ErrInUse)
+	}
 	cfg, early, err := i.readOpen(timeout)
 	if err != nil {
 		return nil, fmt.Errorf("open channel %d: %w", i.ID(), err)
@@ -87,7 +94,7 @@ func (i *Incoming) Open(timeout time.Duration) (*Channel, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open channel %d: %w", i.ID(), err)
 	}
-	ch := newChannel(i.peer, dc, func() {})
+	ch := newChannel(i.peer, dc, i.stream)
 	ch.early = early
 	return ch, nil
 }
@@ -125,9 +132,13 @@ func (i *Incoming) readOpen(timeout time.Duration) (*datachannel.Config, []messa
 func (i *Incoming) Claimed() bool {
 	i.peer.mu.Lock()
 	defer i.peer.mu.Unlock()
-	_, ok := i.peer.owned[i.stream]
-	return ok
+	return !slices.Contains(i.peer.streams.unclaimed, i)
 }
 
 // Reset refuses the stream.
-func (i *Incoming) Reset() { _ = i.stream.Close() }
+func (i *Incoming) Reset() {
+	i.peer.mu.Lock()
+	i.peer.take(i)
+	i.peer.mu.Unlock()
+	_ = i.stream.Close()
+}

@@ -259,14 +259,12 @@ func (e *Engine) newAgent(p *Peer, dial *turnDialer, urls []*stun.URI, relayOnly
 type udpMux struct {
 	*ice.UDPMuxDefault
 	engine *Engine
-	conn   *guardedConn
-	done   chan struct{} // closed when nobody reads the socket any more
+	conn   *ownedConn
 }
 
 func newUDPMux(e *Engine, conn net.PacketConn) *udpMux {
 	enlarge(conn, sharedBuffer)
-	m := &udpMux{engine: e, done: make(chan struct{})}
-	m.conn = &guardedConn{PacketConn: &ownedConn{PacketConn: conn, done: m.done}, drop: e.drop}
+	m := &udpMux{engine: e, conn: &ownedConn{PacketConn: &guardedConn{PacketConn: conn, drop: e.drop}}}
 	n := newGuardedNet(&e.interfaces, e.drop)
 	m.UDPMuxDefault = ice.NewUDPMuxDefault(ice.UDPMuxParams{
 		UDPConn: m.conn, Net: n, Logger: e.logs.NewLogger("ice"),
@@ -274,9 +272,11 @@ func newUDPMux(e *Engine, conn net.PacketConn) *udpMux {
 	return m
 }
 
+// close closes the socket and waits until nobody reads it.
 func (m *udpMux) close() error {
 	err := m.Close()
-	<-m.done
+	m.conn.reading.Lock()
+	defer m.conn.reading.Unlock()
 	return err
 }
 
@@ -311,18 +311,15 @@ func (m *udpMux) GetListenAddresses() []net.Addr {
 	return out
 }
 
-// ownedConn tells when its reader is gone: pion's mux reads until the first
-// error and never again.
+// ownedConn tells whether somebody reads. pion's mux has a goroutine that does,
+// and no way to wait for it.
 type ownedConn struct {
 	net.PacketConn
-	done chan struct{}
-	once sync.Once
+	reading sync.Mutex // held by ReadFrom
 }
 
 func (c *ownedConn) ReadFrom(p []byte) (int, net.Addr, error) {
-	n, addr, err := c.PacketConn.ReadFrom(p)
-	if err != nil {
-		c.once.Do(func() { close(c.done) })
-	}
-	return n, addr, err
+	c.reading.Lock()
+	defer c.reading.Unlock()
+	return c.PacketConn.ReadFrom(p)
 }

@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -57,9 +56,13 @@ type Peer struct {
 	connected  chan struct{} // closed when channels can be used
 	closing    chan struct{} // closed when the peer begins to end
 	done       chan struct{} // closed when nothing of the peer is left
-	incoming   chan *Incoming
+	associated chan struct{} // closed when streams.assoc is set
+	arrived    chan struct{} // of capacity 1: signalled when there is a stream for Accept
 	records    recordCount
 	live       atomic.Int64 // channels that have not ended
+
+	lastTSN uint32 // the highest that arrived; of the association's reading goroutine
+	anyTSN  bool   // likewise
 
 	maxMessage int    // set before connected is closed
 	firstID    uint16 // likewise
@@ -71,9 +74,8 @@ type Peer struct {
 	offered *description
 	started bool
 	ended   bool
-	assoc   *sctp.Association
-	owned   map[*sctp.Stream]struct{} // negotiated streams that have not ended; Accept does not return them
-	pending []ice.Candidate           // remote candidates before the remote description
+	streams streams
+	pending []ice.Candidate // remote candidates before the remote description
 }
 
 // NewPeer makes a peer, which must be closed.
@@ -94,9 +96,10 @@ func (e *Engine) NewPeer(cfg PeerConfig) (*Peer, error) {
 		connected:  make(chan struct{}),
 		closing:    make(chan struct{}),
 		done:       make(chan struct{}),
-		incoming:   make(chan *Incoming),
+		associated: make(chan struct{}),
+		arrived:    make(chan struct{}, 1),
 		records:    newRecordCount(e.cfg.RenewRecords, e.cfg.MaxRecords),
-		owned:      map[*sctp.Stream]struct{}{},
+		streams:    streams{current: map[uint16]*sctp.Stream{}, claimed: map[*sctp.Stream]struct{}{}},
 		mid:        "0",
 	}
 	if p.agent, err = e.newAgent(p, newTURNDialer(ctx, p.net, e.cfg.TLS, urls), urls, cfg.RelayOnly); err != nil {
@@ -307,23 +310,6 @@ func (p *Peer) MaxMessage() int { return p.maxMessage }
 // follow in steps of 2 (RFC 8832 section 6). It is known once Connected is closed.
 func (p *Peer) FirstID() uint16 { return p.firstID }
 
-// Live is the number of channels that the other side has not closed, or that
-// it opened and we did not read to the end. Channels that only this side has
-// closed count: SCTP still holds them.
-func (p *Peer) Live() int { return int(p.live.Load()) }
-
-// Accept returns the next stream that the other side used first.
-func (p *Peer) Accept(ctx context.Context) (*Incoming, error) {
-	select {
-	case i := <-p.incoming:
-		return i, nil
-	case <-ctx.Done():
-		return nil, ctx.Err()
-	case <-p.closing:
-		return nil, io.EOF
-	}
-}
-
 // Close ends the peer and waits until nothing of it is left.
 func (p *Peer) Close() error {
 	p.shut(errClosed)
@@ -390,55 +376,11 @@ func (p *Peer) serve(remote *description, controlling, client bool) error {
 	}
 	defer assoc.Close()
 	p.mu.Lock()
-	p.assoc = assoc
+	p.streams.assoc = assoc
 	p.mu.Unlock()
+	close(p.associated)
 	close(p.connected)
-	return p.accept(assoc, conn.down)
-}
-
-// accept hands out incoming streams until the association ends, or what it
-// runs on is down.
-func (p *Peer) accept(assoc *sctp.Association, down <-chan struct{}) error {
-	for {
-		stream, err := assoc.AcceptStream()
-		if err != nil {
-			return fmt.Errorf("%w: %w", ErrFailed, err)
-		}
-		p.mu.Lock()
-		_, owned := p.owned[stream]
-		p.mu.Unlock()
-		if owned {
-			continue
-		}
-		select {
-		case p.incoming <- &Incoming{peer: p, stream: stream}:
-		case <-down:
-			return fmt.Errorf("%w: the other side is gone", ErrFailed)
-		case <-p.closing:
-			return errClosed
-		}
-	}
-}
-
-// own marks a stream as negotiated and says whether it was not before.
-func (p *Peer) own(s *sctp.Stream) bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	_, again := p.owned[s]
-	p.owned[s] = struct{}{}
-	return !again
-}
-
-func (p *Peer) disown(s *sctp.Stream) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	delete(p.owned, s)
-}
-
-func (p *Peer) association() *sctp.Association {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.assoc
+	return p.accept(assoc)
 }
 
 // Path is how a peer's packets travel.
@@ -464,7 +406,10 @@ func (p *Peer) Path() Path {
 	if pair.Local.Type() == ice.CandidateTypeRelay || pair.Remote.Type() == ice.CandidateTypeRelay {
 		path.Kind = "relayed"
 	}
-	if assoc := p.association(); assoc != nil {
+	p.mu.Lock()
+	assoc := p.streams.assoc
+	p.mu.Unlock()
+	if assoc != nil {
 		path.RTT = time.Duration(assoc.SRTT() * float64(time.Millisecond))
 	}
 	return path

@@ -136,3 +136,79 @@ func TestPeer_CloseIsSeenByTheOther(t *testing.T) {
 		t.Fatal("the other side did not end")
 	}
 }
+
+// What the other side did on a negotiated channel before we heard of it must
+// still be there when we do: data, and even the end.
+func TestPeer_NegotiatedLate(t *testing.T) {
+	p, q := pair(t, Config{}, Config{})
+	marker, err := q.Negotiated(ChannelConfig{ID: 0})
+	if err != nil {
+		t.Fatal(err)
+	}
+	heard, err := p.Negotiated(ChannelConfig{ID: 0})
+	if err != nil {
+		t.Fatal(err)
+	}
+	buf := make([]byte, 64)
+	for id := uint16(1); id <= 100; id++ {
+		ch, err := q.Negotiated(ChannelConfig{ID: id})
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = ch.WriteMessage([]byte("here and gone"), false)
+		_ = ch.Close()
+		_ = marker.WriteMessage([]byte("look"), false)
+		if _, _, err := heard.ReadMessage(buf); err != nil {
+			t.Fatal(err)
+		}
+		late, err := p.Negotiated(ChannelConfig{ID: id})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n, _, err := late.ReadMessage(buf); err != nil || string(buf[:n]) != "here and gone" {
+			t.Fatalf("channel %d: %q, %v", id, buf[:n], err)
+		}
+		if _, _, err := late.ReadMessage(buf); !errors.Is(err, io.EOF) {
+			t.Fatalf("channel %d: %v", id, err)
+		}
+	}
+	if n := p.Live(); n != 1 {
+		t.Fatalf("%d channels live", n)
+	}
+}
+
+func TestPeer_NegotiatedTwiceIsInUse(t *testing.T) {
+	p, _ := pair(t, Config{}, Config{})
+	if _, err := p.Negotiated(ChannelConfig{ID: 4}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := p.Negotiated(ChannelConfig{ID: 4}); !errors.Is(err, ErrInUse) {
+		t.Fatalf("got %v", err)
+	}
+}
+
+func TestPeer_TooManyStreamsEndIt(t *testing.T) {
+	p, q := pair(t, Config{}, Config{})
+	for id := range uint16(maxUnclaimed + 1) {
+		ch, err := q.Negotiated(ChannelConfig{ID: id})
+		if err != nil {
+			break
+		}
+		_ = ch.WriteMessage([]byte("x"), false)
+	}
+	<-p.Done()
+	if !errors.Is(p.Err(), errTooManyStreams) {
+		t.Fatalf("reason %v", p.Err())
+	}
+}
+
+func FuzzDataChunks(f *testing.F) {
+	f.Add([]byte("\x13\x88\x13\x88\x00\x00\x00\x01\x00\x00\x00\x00\x00\x03\x00\x11\x00\x00\x00\x01\x00\x05\x00\x00\x00\x00\x00\x35x"))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		n := 0
+		dataChunks(b, func(uint32, uint16) { n++ })
+		if n*minDataLength > len(b) {
+			t.Fatalf("%d chunks in %d bytes", n, len(b))
+		}
+	})
+}

@@ -148,7 +148,7 @@ func (p *Peer) connectDTLS(ctx context.Context, link *dtlsLink, remote *descript
 	}
 	link.stands.Store(true)
 	return &recordConn{
-		Conn: conn, count: &p.records, limit: func() { p.shut(ErrRecordLimit) }, down: make(chan struct{}),
+		Conn: conn, count: &p.records, limit: func() { p.shut(ErrRecordLimit) }, inspect: p.inspect,
 	}, nil
 }
 
@@ -217,21 +217,21 @@ func (c *recordCount) add(direction *atomic.Uint64) bool {
 // handshake has a dozen.
 type recordConn struct {
 	net.Conn
-	count *recordCount
-	limit func()
-	down  chan struct{} // closed when nothing more can be read
-	once  sync.Once
+	count   *recordCount
+	limit   func()
+	inspect func(packet []byte) // of each packet that was read
 }
 
 func (c *recordConn) Read(b []byte) (int, error) {
 	n, err := c.Conn.Read(b)
-	switch {
-	case err != nil:
-		c.once.Do(func() { close(c.down) })
-	case c.count.add(&c.count.received):
+	if err != nil {
+		return n, err
+	}
+	if c.count.add(&c.count.received) {
 		c.limit()
 	}
-	return n, err
+	c.inspect(b[:n])
+	return n, nil
 }
 
 func (c *recordConn) Write(b []byte) (int, error) {
