@@ -64,6 +64,14 @@ type passwordFile struct {
 	dummy []byte
 }
 
+// hash is the hash to compare a password of user with, and whether it may match.
+func (f passwordFile) hash(user string) (hash []byte, known bool) {
+	if hash, known = f.hashes[user]; !known {
+		return f.dummy, false
+	}
+	return hash, true
+}
+
 // NewPasswords reads the htpasswd file at path: lines "NAME:HASH" with bcrypt
 // hashes of cost 12 or more, as "htpasswd -B -C 12" writes them. A changed file
 // counts from the next call on.
@@ -96,11 +104,7 @@ func (p *Passwords) Authenticate(_ context.Context, c Credentials) (string, erro
 	if c.Username == "" {
 		return "", ErrOtherKind
 	}
-	file := p.users.get()
-	hash, known := file.hashes[c.Username]
-	if !known {
-		hash = file.dummy
-	}
+	hash, known := p.users.get().hash(c.Username)
 	proof := p.proof(c, hash)
 	if known && p.isProven(proof) {
 		return c.Username, nil

@@ -264,8 +264,8 @@ func testSnapshot() *mesh.Snapshot {
 		Names:     []string{"web-1"},
 		Verbs:     []v1.RuleVerb{v1.RuleVerb_VERB_PUT},
 	})
-	grant("gw-2", mesh.Rule{Resources: []v1.RuleResource{v1.RuleResource_RESOURCE_VOTES}, Verbs: []v1.RuleVerb{v1.RuleVerb_VERB_PUT}})
 	grant("viewer", mesh.Rule{Resources: []v1.RuleResource{v1.RuleResource_RESOURCE_EDGES}, Verbs: []v1.RuleVerb{v1.RuleVerb_VERB_GET}})
+	grant("gw-2", mesh.Rule{Resources: []v1.RuleResource{v1.RuleResource_RESOURCE_VOTES}, Verbs: []v1.RuleVerb{v1.RuleVerb_VERB_PUT}})
 	return s
 }
 
