@@ -290,7 +290,7 @@ func TestPasswords_OverTheWire(t *testing.T) {
 	passwords := testPasswords(t)
 	s := serve(t, func(c *Config) { c.Access.Authenticators = append(c.Access.Authenticators, passwords) })
 	snap := testSnapshot()
-	snap.Bindings[2].Subjects = append(snap.Bindings[2].Subjects, mesh.Subject{Type: v1.SubjectType_SUBJECT_USER, Name: "alice"})
+	snap.Bindings = append(snap.Bindings, mesh.RoleBinding{Name: "alice", Role: "viewer", Subjects: []mesh.Subject{{Type: v1.SubjectType_SUBJECT_USER, Name: "alice"}}})
 	s.node.set(snap)
 	call := func(c *http.Client) error {
 		_, err := v1connect.NewMeshClient(c, "http://"+s.public).GetNode(testContext(t), connect.NewRequest(&v1.GetNodeRequest{Id: "web-1"}))

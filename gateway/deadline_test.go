@@ -198,23 +198,22 @@ func TestDeadline_WebSocketSlowReader(t *testing.T) {
 }
 
 // A live client stays for hours; one that has vanished without a word is
-// noticed by its missing pongs.
+// noticed by the pongs that do not come.
 func TestDeadline_WebSocketPing(t *testing.T) {
 	bubble(t, nil, func(t *testing.T, s *served, p *pipes) {
 		s.signaling.entered, s.signaling.left = make(chan error, 1), make(chan error, 1)
-		c := wsPipe(t, p, v1connect.WebRTCStartDataChannelProcedure, nil)
-		c.write(t, wsHeaders("admin"))
-		c.send(t, &v1.StartDataChannelRequest{NodeId: "web-1"})
-		if err := c.receive(&v1.DataChannelOffer{}); err != nil {
-			t.Fatal(err)
+		begin := func() *wsCall {
+			c := wsPipe(t, p, v1connect.WebRTCStartDataChannelProcedure, nil)
+			c.write(t, wsHeaders("admin"))
+			c.send(t, &v1.StartDataChannelRequest{NodeId: "web-1"})
+			if err := c.receive(&v1.DataChannelOffer{}); err != nil {
+				t.Fatal(err)
+			}
+			<-s.signaling.entered
+			return c
 		}
-		<-s.signaling.entered
-		reading, stopReading := context.WithCancel(context.Background())
-		read := make(chan struct{})
-		go func() { // reads pings, and so answers them, until told to stop
-			defer close(read)
-			_, _, _ = c.conn.Read(reading)
-		}()
+		live := begin()
+		live.conn.CloseRead(context.Background()) // reads pings, and so answers them
 		pass(2 * time.Hour)
 		synctest.Wait()
 		select {
@@ -222,10 +221,15 @@ func TestDeadline_WebSocketPing(t *testing.T) {
 			t.Fatalf("a live client lost its call: %v", err)
 		default:
 		}
-		stopReading()
-		<-read
+		_ = live.conn.CloseNow()
+		<-s.signaling.left
+		begin() // and never reads again
+		started := time.Now()
 		if err := <-s.signaling.left; err == nil {
 			t.Error("the handler ended well")
+		}
+		if took := time.Since(started); took > socketPing+socketPong+time.Second {
+			t.Errorf("took %s", took)
 		}
 	})
 }

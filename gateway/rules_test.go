@@ -234,6 +234,24 @@ func TestAuthorization_Roles(t *testing.T) {
 	}
 }
 
+// Over the mesh a node speaks for itself, whatever roles it has.
+func TestAuthorization_MemberWithRoles(t *testing.T) {
+	s := serve(t, nil)
+	snap := testSnapshot()
+	snap.Bindings = append(snap.Bindings, mesh.RoleBinding{Name: "laptop", Role: "admin", Subjects: []mesh.Subject{{Type: v1.SubjectType_SUBJECT_NODE, Name: "laptop"}}})
+	s.node.set(snap)
+	c := httpClient(t, true, "127.0.0.2", nil)
+	for procedure, msg := range map[string]proto.Message{
+		v1connect.MembershipUpdateProcedure:         &v1.UpdateRequest{Id: "web-1"},
+		v1connect.MembershipLeaveProcedure:          &v1.LeaveRequest{Id: "web-1"},
+		v1connect.MembershipSubscribePeersProcedure: &v1.SubscribePeersRequest{Id: "web-1"},
+	} {
+		if err := callOnce(t, c, "http://"+s.mesh, procedure, msg); connect.CodeOf(err) != connect.CodePermissionDenied {
+			t.Errorf("%s: %v", procedure, err)
+		}
+	}
+}
+
 // callOnce makes a call with msg as its first message and takes one answer.
 func callOnce(t *testing.T, c *http.Client, base, procedure string, msg proto.Message) error {
 	t.Helper()
