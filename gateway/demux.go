@@ -4,6 +4,7 @@ package gateway
 
 import (
 	"bufio"
+	"context"
 	"crypto/tls"
 	"net"
 	"sync"
@@ -13,9 +14,9 @@ import (
 // alpnTURN is the protocol name of TURN over TLS (RFC 7443).
 const alpnTURN = "stun.turn"
 
-// newTLSListener puts TLS on l. With turn, connections that speak TURN go to
+// newTLSListener puts TLS on l; ctx ends handshakes. With turn, connections that speak TURN go to
 // it; the others are accepted.
-func newTLSListener(l net.Listener, cfg *tls.Config, turn func(net.Conn)) net.Listener {
+func newTLSListener(ctx context.Context, l net.Listener, cfg *tls.Config, turn func(net.Conn)) net.Listener {
 	if turn == nil {
 		return tls.NewListener(l, cfg)
 	}
@@ -23,7 +24,7 @@ func newTLSListener(l net.Listener, cfg *tls.Config, turn func(net.Conn)) net.Li
 		Listener: l, tls: cfg, turn: turn,
 		accepted: make(chan net.Conn), done: make(chan struct{}), sorting: make(map[net.Conn]struct{}),
 	}
-	d.wg.Go(d.run)
+	d.wg.Go(func() { d.run(ctx) })
 	return d
 }
 
@@ -45,7 +46,7 @@ type demux struct {
 }
 
 // run accepts connections until the listener ends.
-func (d *demux) run() {
+func (d *demux) run(ctx context.Context) {
 	for {
 		conn, err := d.Listener.Accept()
 		if err != nil {
@@ -53,7 +54,7 @@ func (d *demux) run() {
 			return
 		}
 		if d.hold(conn) {
-			d.wg.Go(func() { d.sort(conn) })
+			d.wg.Go(func() { d.sort(ctx, conn) })
 		}
 	}
 }
@@ -91,8 +92,8 @@ func (d *demux) end(err error) {
 }
 
 // sort ends the handshake and hands the connection to whom it is for.
-func (d *demux) sort(raw net.Conn) {
-	isTURN, conn, err := d.classify(tls.Server(raw, d.tls))
+func (d *demux) sort(ctx context.Context, raw net.Conn) {
+	isTURN, conn, err := d.classify(ctx, tls.Server(raw, d.tls))
 	d.letGo(raw)
 	switch {
 	case err != nil:
@@ -108,11 +109,11 @@ func (d *demux) sort(raw net.Conn) {
 	}
 }
 
-func (d *demux) classify(conn *tls.Conn) (isTURN bool, sorted net.Conn, err error) {
+func (d *demux) classify(ctx context.Context, conn *tls.Conn) (isTURN bool, sorted net.Conn, err error) {
 	if err := conn.SetDeadline(time.Now().Add(headerTimeout)); err != nil {
 		return false, nil, err
 	}
-	if err := conn.Handshake(); err != nil { //nolint:noctx // the deadline bounds it
+	if err := conn.HandshakeContext(ctx); err != nil {
 		return false, nil, err
 	}
 	sorted = conn

@@ -242,7 +242,7 @@ func (g *Gateway) Run(ctx context.Context) error {
 	group, running := errgroup.WithContext(ctx)
 	var servers []*http.Server
 	serve := func(l net.Listener, h http.Handler) {
-		s := newServer(h, base, g.log)
+		s := newServer(base, h, g.log)
 		servers = append(servers, s)
 		group.Go(func() error {
 			if err := s.Serve(l); !errors.Is(err, http.ErrServerClosed) {
@@ -254,7 +254,7 @@ func (g *Gateway) Run(ctx context.Context) error {
 	if g.cfg.Public != nil {
 		l := limitListener(networkListener{g.cfg.Public, newSlots(g.cfg.Limits.NetworkConnections)}, g.cfg.Limits.Connections)
 		if g.tls != nil {
-			l = newTLSListener(l, g.tls.config(g.cfg.TURN != nil), g.cfg.TURN)
+			l = newTLSListener(base, l, g.tls.config(g.cfg.TURN != nil), g.cfg.TURN)
 		}
 		serve(l, g.publicHandler(draining))
 	}

@@ -17,7 +17,7 @@ import (
 
 // ready is nil while new work should be sent here.
 func (g *Gateway) ready(ctx context.Context) error {
-	if q := requestFrom(ctx); q != nil && q.draining.Err() != nil {
+	if q := requestFrom(ctx); q != nil && q.draining() {
 		return api.ErrClosing
 	}
 	return g.cfg.Node.Healthy()

@@ -52,7 +52,7 @@ func (g interceptor) WrapStreamingHandler(next connect.StreamingHandlerFunc) con
 		defer cancel(nil)
 		if conn.Spec().StreamType == connect.StreamTypeServer {
 			// It ends when the client goes, which at shutdown is too late.
-			defer context.AfterFunc(q.draining, func() { cancel(api.ErrClosing) })()
+			defer q.onDrain(func() { cancel(api.ErrClosing) })()
 		}
 		// Whoever waits for the client waits no longer than the call lasts.
 		defer context.AfterFunc(ctx, func() { q.deadlines.read(time.Unix(1, 0)) })()

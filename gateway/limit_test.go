@@ -115,7 +115,11 @@ func TestConnections_PerNetwork(t *testing.T) {
 	s := serve(t, func(c *Config) { c.Limits.NetworkConnections = 3 })
 	probe := func(from string) (*http.Client, error) {
 		c := httpClient(t, false, from, nil)
-		res, err := c.Get("http://" + s.public + "/livez") //nolint:noctx // loopback
+		req, err := http.NewRequestWithContext(testContext(t), http.MethodGet, "http://"+s.public+"/livez", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		res, err := c.Do(req)
 		if err != nil {
 			return nil, err
 		}

@@ -31,7 +31,7 @@ const (
 
 // newServer is an HTTP/1.1 and HTTP/2 server with the limits that every
 // listener has. ctx ends the calls.
-func newServer(h http.Handler, ctx context.Context, log *slog.Logger) *http.Server { //nolint:revive // ctx is no call's
+func newServer(ctx context.Context, h http.Handler, log *slog.Logger) *http.Server {
 	protocols := new(http.Protocols)
 	protocols.SetHTTP1(true)
 	protocols.SetHTTP2(true)

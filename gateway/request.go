@@ -38,8 +38,11 @@ type request struct {
 	mesh bool
 	// socket is set for a call in a WebSocket.
 	socket *socket
-	// draining ends when no new work should be begun.
-	draining  context.Context //nolint:containedctx // a request is a call
+	// onDrain calls f in its own goroutine once no new work should be begun, as
+	// context.AfterFunc does.
+	onDrain func(f func()) (stop func() bool)
+	// draining reports whether that is so.
+	draining  func() bool
 	deadlines *deadlines
 }
 
@@ -60,7 +63,8 @@ func begin(draining context.Context, onMesh bool) func(http.Handler) http.Handle
 				id:        rand.Text(),
 				from:      netip.AddrPortFrom(from.Addr().Unmap(), from.Port()),
 				mesh:      onMesh,
-				draining:  draining,
+				onDrain:   func(f func()) func() bool { return context.AfterFunc(draining, f) },
+				draining:  func() bool { return draining.Err() != nil },
 				deadlines: newDeadlines(w),
 			}
 			defer q.deadlines.over()

@@ -145,11 +145,17 @@ func (g *Gateway) recoverHTTP(next http.Handler) http.Handler {
 			if v == nil {
 				return
 			}
-			if v != http.ErrAbortHandler { //nolint:errorlint // net/http compares it so, too
+			if !aborted(v) {
 				_ = g.recovered(r.Context(), connect.Spec{Procedure: r.URL.Path}, nil, v)
 			}
 			panic(http.ErrAbortHandler) // what was answered so far is not to be taken for an answer
 		}()
 		next.ServeHTTP(w, r)
 	})
+}
+
+// aborted reports whether a handler panicked on purpose, to cut off its answer.
+func aborted(v any) bool {
+	err, ok := v.(error)
+	return ok && errors.Is(err, http.ErrAbortHandler)
 }

@@ -111,8 +111,8 @@ func (s *socket) keepAlive(ctx context.Context, dead func()) {
 // socketWriter is the http.ResponseWriter of a call in a socket. Like any, it
 // is for one goroutine at a time, but for SetReadDeadline.
 type socketWriter struct {
-	ctx    context.Context //nolint:containedctx // a call
-	socket *socket
+	write  func(message []byte) error // a message to the client
+	body   *io.PipeWriter             // of the request
 	header http.Header
 	out    bytes.Buffer // what was not sent yet
 	status int          // 0 before WriteHeader
@@ -127,8 +127,14 @@ var (
 	_ http.Flusher        = (*socketWriter)(nil)
 )
 
+// newSocketWriter makes the writer of s; ctx is the life of the connection.
 func newSocketWriter(ctx context.Context, s *socket) *socketWriter {
-	return &socketWriter{ctx: ctx, socket: s, header: make(http.Header)}
+	write := func(message []byte) error {
+		ctx, cancel := context.WithTimeout(ctx, sendTimeout)
+		defer cancel()
+		return s.conn.Write(ctx, websocket.MessageBinary, message)
+	}
+	return &socketWriter{write: write, body: s.body, header: make(http.Header)}
 }
 
 // Header implements http.ResponseWriter.
@@ -195,9 +201,7 @@ func (w *socketWriter) send() {
 	if w.out.Len() == 0 || w.err != nil {
 		return
 	}
-	ctx, cancel := context.WithTimeout(w.ctx, sendTimeout)
-	defer cancel()
-	w.err = w.socket.conn.Write(ctx, websocket.MessageBinary, w.out.Bytes())
+	w.err = w.write(w.out.Bytes())
 	w.out.Reset()
 }
 
@@ -211,7 +215,7 @@ func (w *socketWriter) SetReadDeadline(t time.Time) error {
 		w.timer = nil
 	}
 	if !t.IsZero() {
-		w.timer = time.AfterFunc(time.Until(t), func() { _ = w.socket.body.CloseWithError(os.ErrDeadlineExceeded) })
+		w.timer = time.AfterFunc(time.Until(t), func() { _ = w.body.CloseWithError(os.ErrDeadlineExceeded) })
 	}
 	return nil
 }

@@ -237,7 +237,7 @@ func writeSecret(path string, content []byte) error {
 	if err != nil {
 		return err
 	}
-	defer os.Remove(f.Name()) //nolint:errcheck // it is gone when all went well
+	defer func() { _ = os.Remove(f.Name()) }() // it is gone when all went well
 	if _, err := f.Write(content); err != nil {
 		return errors.Join(err, f.Close())
 	}

@@ -113,7 +113,7 @@ func (g *Gateway) webSockets(next http.Handler) http.Handler {
 
 // serveSocket serves the call in conn. It returns when nothing of it is left.
 func (g *Gateway) serveSocket(conn *websocket.Conn, r *http.Request, q *request, begun func()) {
-	defer conn.CloseNow() //nolint:errcheck // a second close after the one that counts
+	defer func() { _ = conn.CloseNow() }() // after the close that counts
 	conn.SetReadLimit(maxSocketMessage)
 	header, err := readSocketHeader(r.Context(), conn)
 	begun()
@@ -164,7 +164,7 @@ func (g *Gateway) serveCall(w *socketWriter, r *http.Request) (panicked bool) {
 	defer func() {
 		if v := recover(); v != nil {
 			panicked = true
-			if v != http.ErrAbortHandler { //nolint:errorlint // net/http compares it so, too
+			if !aborted(v) {
 				g.metrics.panics.Inc()
 				g.log.Error("handler panicked", "rpc", r.URL.Path, "err", fmt.Sprint(v))
 			}

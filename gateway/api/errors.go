@@ -62,9 +62,6 @@ func Error(ctx context.Context, err error, requestID string) *connect.Error {
 	if cause := context.Cause(ctx); errors.Is(cause, ErrClosing) {
 		return connect.NewError(connect.CodeUnavailable, ErrClosing)
 	}
-	if known, ok := err.(*connect.Error); ok && !connect.IsWireError(known) { //nolint:errorlint // a wrapped one is judged by the table first
-		return known
-	}
 	c := code(err)
 	if c != connect.CodeInternal {
 		if errors.Is(err, io.EOF) && c == connect.CodeInvalidArgument && !errors.Is(err, mesh.ErrInvalid) {
