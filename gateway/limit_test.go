@@ -77,7 +77,7 @@ func TestSlots(t *testing.T) {
 
 func TestTracker(t *testing.T) {
 	tr := newTracker()
-	if !tr.enter() || !tr.enter() {
+	if first, second := tr.enter(), tr.enter(); !first || !second {
 		t.Fatal("nobody may enter")
 	}
 	idle := tr.close()
