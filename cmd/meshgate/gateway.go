@@ -206,7 +206,7 @@ func (p *gatewayProcess) openSignaling() error {
 // else every address of the host but those of the mesh, and the public one in
 // place of a private one behind a 1:1 NAT.
 func (p *gatewayProcess) rtcConfig(udp net.PacketConn) rtc.Config {
-	cfg := rtc.Config{UDP: udp, Loopback: p.cfg.dev, Logger: p.log}
+	cfg := rtc.Config{UDP: udp, Loopback: p.cfg.dev, Reachable: true, Logger: p.log}
 	if p.cfg.dev {
 		return cfg
 	}

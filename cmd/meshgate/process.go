@@ -84,7 +84,7 @@ func newNodeProcess(o nodeOptions) (_ *nodeProcess, err error) {
 	sessions := gateway.Sessions{SessionNode: p.node}
 	p.signaling, err = signaling.New(signaling.Config{
 		Self:       o.config.ID,
-		RTC:        rtc.Config{UDP: udp, Loopback: o.loopback, Logger: o.log},
+		RTC:        rtc.Config{UDP: udp, Loopback: o.loopback, Reachable: o.config.PrimaryEndpoint != "", Logger: o.log},
 		Authorizer: sessions, Dialer: sessions, Peers: sessions.Others(), WireGuard: sessions.Device(),
 		OurICEHost: p.gatewayHost,
 		Logger:     o.log, Registerer: p.registry,

@@ -63,6 +63,12 @@ type Config struct {
 	UDP net.PacketConn
 	// Loopback includes loopback addresses, ours and the peer's.
 	Loopback bool
+	// Reachable says that others reach this machine's addresses from the first
+	// packet on. A path on which the other side's packets come is then taken at
+	// once, even if their address was not announced: direct ones come before
+	// those through a relay. Behind a NAT that keeps direct ones out at first it
+	// may be the other way round, and such a path waits for a better one.
+	Reachable bool
 	// Local says which of the machine's addresses are offered; nil means all.
 	Local func(netip.Addr) bool
 	// Remote says to which addresses checks may be sent; nil means all
@@ -214,6 +220,10 @@ func (e *Engine) localAddr(ip net.IP) bool {
 func (e *Engine) newAgent(p *Peer, dial *turnDialer, urls []*stun.URI, relayOnly bool) (*ice.Agent, error) {
 	wait := func(d time.Duration) *time.Duration { return &d }
 	checks := uint16(40)
+	unannounced := 150 * time.Millisecond
+	if e.cfg.Reachable {
+		unannounced = 0
+	}
 	cfg := &ice.AgentConfig{
 		Urls:         urls,
 		NetworkTypes: []ice.NetworkType{ice.NetworkTypeUDP4, ice.NetworkTypeUDP6},
@@ -228,10 +238,11 @@ func (e *Engine) newAgent(p *Peer, dial *turnDialer, urls []*stun.URI, relayOnly
 		// needs to carry our candidates to the other side of a NAT.
 		CheckInterval:      wait(50 * time.Millisecond),
 		MaxBindingRequests: &checks,
-		// pion's own waits (0, 0.5, 1, 2 s) are most of the time to connect.
+		// pion's own waits (0, 0.5, 1, 2 s) are most of the time to connect. The
+		// third counts for most browsers, which announce no address of their own.
 		HostAcceptanceMinWait:  wait(0),
 		SrflxAcceptanceMinWait: wait(100 * time.Millisecond),
-		PrflxAcceptanceMinWait: wait(150 * time.Millisecond),
+		PrflxAcceptanceMinWait: wait(unannounced),
 		RelayAcceptanceMinWait: wait(500 * time.Millisecond),
 		MulticastDNSMode:       ice.MulticastDNSModeDisabled,
 		IncludeLoopback:        e.cfg.Loopback,

@@ -249,3 +249,41 @@ func TestPeer_RecordsAreCounted(t *testing.T) {
 	}
 	<-q.Done()
 }
+
+// Most browsers announce no address of their own. What the other side of one
+// waits for must not be part of the time to connect.
+func TestPeer_UnannouncedAddressWaitsOnlyWhereItMust(t *testing.T) {
+	const wait = 150 * time.Millisecond
+	took := func(cfg Config) time.Duration {
+		p, q := newPeer(t, newEngine(t, cfg)), newPeer(t, newEngine(t, Config{}))
+		offer, err := p.Offer()
+		if err != nil {
+			t.Fatal(err)
+		}
+		answer, err := q.Answer(offer)
+		if err != nil {
+			t.Fatal(err)
+		}
+		begin := time.Now()
+		if err := p.SetAnswer(answer); err != nil {
+			t.Fatal(err)
+		}
+		go trickle(p, q) // and nothing the other way
+		select {
+		case <-p.Connected():
+		case <-time.After(10 * time.Second):
+			t.Fatal("not connected")
+		}
+		return time.Since(begin)
+	}
+	if d := took(Config{}); d < wait {
+		t.Errorf("connected after %s, before a better path could be found", d)
+	}
+	var best time.Duration
+	for range 10 { // a busy machine may be late
+		if best = took(Config{Reachable: true}); best < wait {
+			return
+		}
+	}
+	t.Errorf("ten peers of a reachable engine took %s or more", best)
+}
