@@ -56,7 +56,11 @@ func public(t testing.TB, gate *process) *peer.Public {
 
 // session opens a peer connection to a node as the Go client does.
 func session(ctx context.Context, public *peer.Public, node string) (*client.Conn, error) {
-	call := peer.NewStream[v1.DataChannelOffer, v1.StartDataChannelRequest](public.WebRTC().StartDataChannel(ctx))
+	// The call is over when Dial returns; until its context ends, what the
+	// server said last would wait for a reader and hold the connection.
+	calling, cancel := context.WithCancel(ctx)
+	defer cancel()
+	call := peer.NewStream[v1.DataChannelOffer, v1.StartDataChannelRequest](public.WebRTC().StartDataChannel(calling))
 	return client.Dial(ctx, call, client.Options{Node: node, RTC: rtc.Config{Loopback: true}})
 }
 
