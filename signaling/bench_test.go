@@ -4,7 +4,6 @@ package signaling_test
 
 import (
 	"context"
-	"fmt"
 	"io"
 	"net"
 	"testing"
@@ -110,8 +109,6 @@ func source(c *net.TCPConn) {
 	}
 }
 
-func sink(c *net.TCPConn) { _, _ = io.Copy(io.Discard, c) }
-
 func BenchmarkInBandDown(b *testing.B) {
 	c := dial(b, newService(b, &world{}, self), self)
 	conn, err := c.DialContext(context.Background(), "tcp", listen(b, source))
@@ -213,7 +210,7 @@ func BenchmarkConnections(b *testing.B) {
 		_, _ = conn.Write([]byte("x"))
 		_ = conn.(interface{ CloseWrite() error }).CloseWrite()
 		if got, err := io.ReadAll(conn); err != nil || string(got) != "x" {
-			b.Fatal(fmt.Sprintf("%q, %v", got, err))
+			b.Fatalf("%q, %v", got, err)
 		}
 		_ = conn.Close()
 	}

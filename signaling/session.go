@@ -57,7 +57,6 @@ type session struct {
 	quiet          chan struct{} // of capacity 1: signalled when channels falls to 0
 	refused        atomic.Int64
 	started        atomic.Bool
-	connected      atomic.Bool
 }
 
 // SessionInfo describes a peer connection.

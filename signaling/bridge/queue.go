@@ -70,14 +70,6 @@ func (q *queue) trim() {
 	}
 }
 
-// reset drops everything. No space may be in use.
-func (q *queue) reset() {
-	for _, b := range q.list {
-		free(b)
-	}
-	*q = queue{}
-}
-
 func free(b []byte) {
 	if cap(b) == blockSize {
 		blocks.Put((*[blockSize]byte)(b[:blockSize]))
