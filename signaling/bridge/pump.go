@@ -52,8 +52,9 @@ func Pump(s *Stream, conn net.Conn, count Counter) error {
 		_ = conn.Close()
 	default:
 		// The stream broke. The other direction may still have to deliver what
-		// the client sent before it left, and then ends the connection.
-		_, _ = io.Copy(io.Discard, conn)
+		// the client sent before it left; meanwhile a service gets rid of its
+		// last words, but not of more than it could have on the way.
+		_, _ = io.CopyN(io.Discard, conn, Window)
 	}
 	wg.Wait()
 	_ = conn.Close()

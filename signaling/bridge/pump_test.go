@@ -66,6 +66,36 @@ func TestPump_SlowServiceGetsAllThatAClientLeft(t *testing.T) {
 	})
 }
 
+// A client that leaves in the middle of a download must not have it go on.
+func TestPump_EndlessServiceIsLeftAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		near, far := pair(t)
+		conn, service := net.Pipe()
+		done := make(chan error, 1)
+		go func() { done <- Pump(far, halfConn{conn}, Counter{Up: func(int) {}, Down: func(int) {}}) }()
+		sent := make(chan int)
+		go func() {
+			n := 0
+			for block := make([]byte, MessageSize); ; n += len(block) {
+				if _, err := service.Write(block); err != nil {
+					sent <- n
+					return
+				}
+			}
+		}()
+		synctest.Wait() // the window is full
+		begin := time.Now()
+		_ = near.Close()
+		if n := <-sent; n > 3*Window {
+			t.Errorf("the service sent %d bytes", n)
+		}
+		<-done
+		if d := time.Since(begin); d != 0 {
+			t.Errorf("it took %s", d)
+		}
+	})
+}
+
 // A v1 client with an echo that both wait for each other, and is killed.
 func TestRaw_BlockedBothWaysEndsWithThePeerConnection(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
