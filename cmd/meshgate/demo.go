@@ -68,7 +68,7 @@ func (a *app) demoCommand() *cobra.Command {
 	}
 	c.register(cmd.Flags())
 	// A demo keeps nothing and lets nobody else in: only these settings make sense.
-	offered := map[string]bool{"listen": true, "metrics.listen": true, "log.level": true, "log.format": true}
+	offered := map[string]bool{"listen": true, "expose": true, "cors.origins": true, "metrics.listen": true, "log.level": true, "log.format": true}
 	cmd.Flags().VisitAll(func(f *pflag.Flag) {
 		if !offered[f.Name] {
 			f.Hidden = true
