@@ -137,10 +137,11 @@ suite("a page in Chromium", { timeout: 300_000 }, () => {
     });
 
     story(`makes ${node} wait while it does not read`, async () => {
-      const result = await tab.run("slowReader", demo.access, demo.service(node, "tcp-echo"), 16_000_000);
+      const result = await tab.run("slowReader", demo.access, demo.service(node, "tcp-echo"), 40_000_000);
       assert.ok(result.equal);
-      // Each window, queue and socket buffer on the way holds something, and nothing holds everything.
-      assert.ok(result.before < 14_000_000, `${result.before} bytes were written without being read`);
+      // Each window, queue and socket buffer on the way holds something (the host's grow to many
+      // megabytes), and nothing holds everything.
+      assert.ok(result.before < 36_000_000, `${result.before} bytes were written without being read`);
     });
 
     story(`fetches 10 MB from ${node}`, async () => {
