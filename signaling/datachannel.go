@@ -16,12 +16,11 @@ import (
 // connection to a node. It returns when the client half-closes the call, or
 // with an error; the peer connection lives on.
 func (s *Service) StartDataChannel(ctx context.Context, caller Caller, stream Stream[*v1.StartDataChannelRequest, *v1.DataChannelOffer]) error {
-	if err := s.begin(); err != nil {
+	ctx, end, err := s.call(ctx)
+	if err != nil {
 		return err
 	}
-	defer s.running.Done()
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
+	defer end()
 	var first *v1.StartDataChannelRequest
 	in := s.newInbox(ctx, func() (signal, error) {
 		m, err := stream.Receive()
@@ -66,12 +65,11 @@ func (s *Service) StartDataChannel(ctx context.Context, caller Caller, stream St
 // is believed for that reason. A v1 node names none: then it answers for its
 // clients itself.
 func (s *Service) NegotiateDataChannel(ctx context.Context, from mesh.NodeID, stream Stream[*v1.DataChannelNegotiation, *v1.DataChannelNegotiation]) error {
-	if err := s.begin(); err != nil {
+	ctx, end, err := s.call(ctx)
+	if err != nil {
 		return err
 	}
-	defer s.running.Done()
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
+	defer end()
 	var first *v1.DataChannelNegotiation
 	in := s.newInbox(ctx, func() (signal, error) {
 		m, err := stream.Receive()

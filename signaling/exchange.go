@@ -84,7 +84,7 @@ func (s *Service) exchange(ctx context.Context, e exchange) error {
 			}
 			return nil
 		case <-ctx.Done():
-			return ctx.Err()
+			return context.Cause(ctx)
 		}
 	}
 }

@@ -42,7 +42,7 @@ func (s *Service) newInbox(ctx context.Context, receive func() (signal, error)) 
 			select {
 			case in.c <- m:
 			case <-ctx.Done():
-				in.err = ctx.Err()
+				in.err = context.Cause(ctx)
 				return
 			}
 		}
@@ -64,7 +64,7 @@ func (in *inbox) next(ctx context.Context, timeout time.Duration, what string) (
 	case <-timer.C:
 		return signal{}, late(what)
 	case <-ctx.Done():
-		return signal{}, ctx.Err()
+		return signal{}, context.Cause(ctx)
 	}
 }
 
@@ -81,7 +81,7 @@ func (in *inbox) prepend(ctx context.Context, s *Service, first signal) *inbox {
 			select {
 			case out.c <- m:
 			case <-ctx.Done():
-				out.err = ctx.Err()
+				out.err = context.Cause(ctx)
 				return
 			}
 		}

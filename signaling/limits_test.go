@@ -11,6 +11,7 @@ import (
 	"io"
 	"net"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -260,15 +261,25 @@ func (zeros) Read(p []byte) (int, error) { return len(p), nil }
 func TestRenew_TheAssociationEndsAtItsLimit(t *testing.T) {
 	s := newService(t, &world{}, self, func(c *signaling.Config) { c.RTC.RenewRecords, c.RTC.MaxRecords = 100, 500 })
 	c := dialV1(t, s, v1client.Config{Request: request(t, "tcp", listen(t, source))})
-	ch, buf := mustOpen(t, c), make([]byte, 64<<10)
-	n, m, err := 0, 0, error(nil)
-	for ; err == nil; n += m {
-		m, err = ch.Read(buf)
-	}
-	if n == 0 || n > 600*1200 {
-		t.Fatalf("%d bytes passed, %v", n, err)
-	}
+	ch := mustOpen(t, c)
+	var n atomic.Int64
+	var reader sync.WaitGroup
+	reader.Go(func() {
+		buf := make([]byte, 64<<10)
+		for {
+			m, err := ch.Read(buf)
+			if err != nil {
+				return
+			}
+			n.Add(int64(m))
+		}
+	})
 	eventually(t, "the session is gone", func() bool { return len(s.Sessions()) == 0 })
+	_ = c.Close() // the last packet, which says so, may have been lost
+	reader.Wait()
+	if n.Load() == 0 || n.Load() > 600*1200 {
+		t.Fatalf("%d bytes passed", n.Load())
+	}
 }
 
 // A v1 client that is not pion may send larger messages than pion's 64 KiB.
@@ -365,4 +376,31 @@ func answerRTC(t *testing.T, call clientEnd[*v1.StartDataChannelRequest, *v1.Dat
 		}
 	}
 	return p
+}
+
+func TestClose_EndsCallsThatWait(t *testing.T) {
+	w, gateway := twoNodes(t)
+	waiting := start(t, gateway, "alice") // for its first message
+	answering := start(t, gateway, "alice")
+	_ = answering.Send(ask("tcp", "127.0.0.1", 80))
+	relayed := start(t, gateway, "alice")
+	_ = relayed.Send(&v1.StartDataChannelRequest{NodeId: string(other), InBand: true})
+	for _, call := range []clientEnd[*v1.StartDataChannelRequest, *v1.DataChannelOffer]{answering, relayed} {
+		if _, err := call.Receive(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := gateway.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for _, call := range []clientEnd[*v1.StartDataChannelRequest, *v1.DataChannelOffer]{waiting, answering, relayed} {
+		if <-call.done; !errors.Is(call.err, mesh.ErrUnavailable) {
+			t.Errorf("a call ended with %v", call.err)
+		}
+	}
+	eventually(t, "the node gave up too", func() bool { return len(w.nodes[other].Sessions()) == 0 })
+	late := start(t, gateway, "alice")
+	if _, err := late.Receive(); !errors.Is(err, signaling.ErrClosed) {
+		t.Fatalf("a call after Close: %v", err)
+	}
 }

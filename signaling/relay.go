@@ -115,7 +115,7 @@ func (s *Service) relay(ctx context.Context, r relay) error {
 				return late(r.due)
 			}
 		case <-ctx.Done():
-			return ctx.Err()
+			return context.Cause(ctx)
 		}
 		if described.client && described.node {
 			r.connected()

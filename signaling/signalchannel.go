@@ -16,12 +16,11 @@ import (
 // later ones are ignored. The service sends one message of its own first, with
 // the client's ICE servers.
 func (s *Service) StartSignalChannel(ctx context.Context, caller Caller, stream Stream[*v1.WebRTCSignal, *v1.WebRTCSignal]) error {
-	if err := s.begin(); err != nil {
+	ctx, end, err := s.call(ctx)
+	if err != nil {
 		return err
 	}
-	defer s.running.Done()
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
+	defer end()
 	var target string
 	in := s.newInbox(ctx, func() (signal, error) {
 		m, err := stream.Receive()
@@ -64,12 +63,11 @@ func (s *Service) StartSignalChannel(ctx context.Context, caller Caller, stream 
 // NegotiateDataChannel, from is a gateway and the client that it names is
 // believed.
 func (s *Service) ReceiveSignalChannel(ctx context.Context, from mesh.NodeID, stream Stream[*v1.WebRTCSignal, *v1.WebRTCSignal]) error {
-	if err := s.begin(); err != nil {
+	ctx, end, err := s.call(ctx)
+	if err != nil {
 		return err
 	}
-	defer s.running.Done()
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
+	defer end()
 	var opening *v1.WebRTCSignal
 	in := s.newInbox(ctx, func() (signal, error) {
 		m, err := stream.Receive()

@@ -292,15 +292,22 @@ func (s *Service) Close() error {
 	return s.engine.Close()
 }
 
-// begin notes a call or session that Close has to wait for.
-func (s *Service) begin() error {
+// call notes a call that Close has to wait for. The returned context is that
+// of the call, and ends when the Service closes too.
+func (s *Service) call(ctx context.Context) (_ context.Context, end func(), err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {
-		return ErrClosed
+		return nil, nil, ErrClosed
 	}
 	s.running.Add(1)
-	return nil
+	ctx, cancel := context.WithCancelCause(ctx)
+	stop := context.AfterFunc(s.ctx, func() { cancel(ErrClosed) })
+	return ctx, func() {
+		stop()
+		cancel(context.Canceled)
+		s.running.Done()
+	}, nil
 }
 
 // Sessions lists the peer connections that run now.

@@ -219,7 +219,7 @@ func (e *Engine) localAddr(ip net.IP) bool {
 // newAgent makes the ICE agent of one peer.
 func (e *Engine) newAgent(p *Peer, dial *turnDialer, urls []*stun.URI, relayOnly bool) (*ice.Agent, error) {
 	wait := func(d time.Duration) *time.Duration { return &d }
-	checks := uint16(40)
+	checks := uint16(100)
 	unannounced := 150 * time.Millisecond
 	if e.cfg.Reachable {
 		unannounced = 0
@@ -234,8 +234,9 @@ func (e *Engine) newAgent(p *Peer, dial *turnDialer, urls []*stun.URI, relayOnly
 		FailedTimeout:       &e.cfg.Failed,
 		KeepaliveInterval:   &e.cfg.Keepalive,
 		// A pair is nominated by the next check after it worked, so the interval
-		// is part of the time to connect. 40 checks are 2 s, which a slow call
-		// needs to carry our candidates to the other side of a NAT.
+		// is part of the time to connect. A pair that failed is never tried
+		// again: 100 checks are 5 s, in which a slow call has to carry our
+		// candidates to the other side of a NAT.
 		CheckInterval:      wait(50 * time.Millisecond),
 		MaxBindingRequests: &checks,
 		// pion's own waits (0, 0.5, 1, 2 s) are most of the time to connect. The
