@@ -69,7 +69,11 @@ web-test: build ## run the TypeScript tests, in Node and in Chromium
 	npm run test:browser
 
 .PHONY: bench
-bench: ## run the benchmarks of PKG that match BENCH
+bench: build ## measure the whole product beside a raw data channel
+	go run ./internal/bench
+
+.PHONY: microbench
+microbench: ## run the benchmarks of PKG that match BENCH
 	go test -run '^$$' -bench '$(BENCH)' -benchmem $(PKG)
 
 .PHONY: fuzz

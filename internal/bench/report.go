@@ -1,0 +1,197 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"fmt"
+	"io"
+	"math"
+	"runtime"
+	"runtime/debug"
+	"slices"
+	"text/tabwriter"
+	"time"
+)
+
+// The goals of the product on one machine.
+const (
+	goalRatio = 0.9
+	goalP50   = 30.0  // ms
+	goalP99   = 150.0 // ms
+)
+
+// report is all that was measured. Its JSON is for machines.
+type report struct {
+	Date        time.Time        `json:"date"`
+	Commit      string           `json:"commit,omitempty"`
+	Go          string           `json:"go"`
+	CPUs        int              `json:"cpus"`
+	Rounds      int              `json:"rounds"`
+	Transfers   []*transfer      `json:"transfers"`
+	Opens       []openTimes      `json:"opens"`
+	Connections []connectionRate `json:"connections"`
+	Goals       []goal           `json:"goals"`
+}
+
+// transfer is one path in one direction.
+type transfer struct {
+	Client    string    `json:"client"`
+	Path      string    `json:"path"`
+	Direction direction `json:"direction"`
+	// Rounds are in Mbit/s, and so is their median.
+	Rounds []float64 `json:"rounds"`
+	Median float64   `json:"median"`
+	// OfRaw is the median of the ratios to the raw DataChannel of the same round.
+	OfRaw float64 `json:"of_raw"`
+}
+
+// openTimes are in milliseconds from the request.
+type openTimes struct {
+	Client       string  `json:"client"`
+	Runs         int     `json:"runs"`
+	OpenP50      float64 `json:"open_p50"`
+	OpenP99      float64 `json:"open_p99"`
+	FirstByteP50 float64 `json:"first_byte_p50"`
+	FirstByteP99 float64 `json:"first_byte_p99"`
+}
+
+// connectionRate is how many connections were opened, used and closed.
+type connectionRate struct {
+	Parallel  int     `json:"parallel"`
+	PerSecond float64 `json:"per_second"`
+}
+
+type goal struct {
+	Name string  `json:"name"`
+	Want string  `json:"want"`
+	Got  float64 `json:"got"`
+	Met  bool    `json:"met"`
+}
+
+func newReport(o options) *report {
+	r := &report{Date: time.Now().UTC().Truncate(time.Second), Go: runtime.Version(), CPUs: runtime.NumCPU(), Rounds: o.rounds}
+	if info, ok := debug.ReadBuildInfo(); ok {
+		for _, s := range info.Settings {
+			if s.Key == "vcs.revision" {
+				r.Commit = s.Value
+			}
+		}
+	}
+	return r
+}
+
+// add notes a rate in bytes per second.
+func (r *report) add(client, path string, d direction, rate float64) {
+	t := r.find(client, path, d)
+	if t == nil {
+		t = &transfer{Client: client, Path: path, Direction: d}
+		r.Transfers = append(r.Transfers, t)
+	}
+	t.Rounds = append(t.Rounds, math.Round(rate*8/1e5)/10)
+}
+
+func (r *report) find(client, path string, d direction) *transfer {
+	for _, t := range r.Transfers {
+		if t.Client == client && t.Path == path && t.Direction == d {
+			return t
+		}
+	}
+	return nil
+}
+
+func (r *report) addOpens(client string, all []opening) {
+	ms := func(part func(opening) time.Duration, q float64) float64 {
+		var list []float64
+		for _, o := range all {
+			list = append(list, part(o).Seconds()*1000)
+		}
+		return math.Round(quantile(list, q)*10) / 10
+	}
+	open := func(o opening) time.Duration { return o.open }
+	first := func(o opening) time.Duration { return o.firstByte }
+	r.Opens = append(r.Opens, openTimes{
+		Client: client, Runs: len(all),
+		OpenP50: ms(open, .5), OpenP99: ms(open, .99), FirstByteP50: ms(first, .5), FirstByteP99: ms(first, .99),
+	})
+}
+
+// quantile is the smallest value that is not exceeded by the part q of all;
+// for the median of an even number, the middle of the two.
+func quantile(list []float64, q float64) float64 {
+	if len(list) == 0 {
+		return math.NaN()
+	}
+	list = slices.Sorted(slices.Values(list))
+	if q == .5 && len(list)%2 == 0 {
+		return (list[len(list)/2-1] + list[len(list)/2]) / 2
+	}
+	return list[max(0, int(math.Ceil(q*float64(len(list))))-1)]
+}
+
+func median(list []float64) float64 { return quantile(list, .5) }
+
+// ratio is the median of the ratios of the same round.
+func (t *transfer) ratio(to *transfer) float64 {
+	var list []float64
+	for i, rate := range t.Rounds {
+		list = append(list, rate/to.Rounds[i])
+	}
+	return math.Round(median(list)*100) / 100
+}
+
+// judge computes what follows from the rounds, and holds it against the goals.
+func (r *report) judge() {
+	for _, t := range r.Transfers {
+		t.Median = math.Round(median(t.Rounds)*10) / 10
+		t.OfRaw = t.ratio(r.find(t.Client, pathRaw, t.Direction))
+		if t.Path == pathMeshgate {
+			r.Goals = append(r.Goals, goal{
+				Name: fmt.Sprintf("%s, %s, of the raw DataChannel", t.Client, t.Direction),
+				Want: fmt.Sprintf(">= %.2f", goalRatio), Got: t.OfRaw, Met: t.OfRaw >= goalRatio,
+			})
+		}
+	}
+	for _, o := range r.Opens {
+		if o.Client != "Go" {
+			continue // a browser takes its own time
+		}
+		for _, g := range []struct {
+			name      string
+			got, want float64
+		}{
+			{"request to open, p50", o.OpenP50, goalP50}, {"request to open, p99", o.OpenP99, goalP99},
+			{"request to first byte, p50", o.FirstByteP50, goalP50}, {"request to first byte, p99", o.FirstByteP99, goalP99},
+		} {
+			r.Goals = append(r.Goals, goal{Name: g.name, Want: fmt.Sprintf("<= %.0f ms", g.want), Got: g.got, Met: g.got <= g.want})
+		}
+	}
+}
+
+// print writes the report for people.
+func (r *report) print(out io.Writer) error {
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', tabwriter.AlignRight)
+	fmt.Fprintf(w, "Mbit/s, medians of %d rounds\tup\tof raw\tdown\tof raw\t\n", r.Rounds)
+	for _, t := range r.Transfers {
+		if t.Direction == up {
+			d := r.find(t.Client, t.Path, down)
+			fmt.Fprintf(w, "%s, %s\t%.0f\t%.2f\t%.0f\t%.2f\t\n", t.Client, t.Path, t.Median, t.OfRaw, d.Median, d.OfRaw)
+		}
+	}
+	fmt.Fprintln(w, "\t\t\t\t\t\nStartDataChannel, ms\topen p50\tp99\tfirst byte p50\tp99\t")
+	for _, o := range r.Opens {
+		fmt.Fprintf(w, "%s, %d runs\t%.1f\t%.1f\t%.1f\t%.1f\t\n", o.Client, o.Runs, o.OpenP50, o.OpenP99, o.FirstByteP50, o.FirstByteP99)
+	}
+	fmt.Fprintln(w, "\t\t\t\t\t\nconnections in one peer connection\tper second\t\t\t\t")
+	for _, c := range r.Connections {
+		fmt.Fprintf(w, "%d at a time\t%.0f\t\t\t\t\n", c.Parallel, c.PerSecond)
+	}
+	fmt.Fprintln(w, "\t\t\t\t\t\ngoals\tgot\twant\t\t\t")
+	for _, g := range r.Goals {
+		met := ""
+		if !g.Met {
+			met = "missed"
+		}
+		fmt.Fprintf(w, "%s\t%.2f\t%s\t%s\t\t\n", g.Name, g.Got, g.Want, met)
+	}
+	return w.Flush()
+}

@@ -1,0 +1,63 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bytes"
+	"strings"
+	"testing"
+	"time"
+)
+
+func TestQuantile(t *testing.T) {
+	hundred := make([]float64, 100)
+	for i := range hundred {
+		hundred[99-i] = float64(i + 1)
+	}
+	for _, tc := range []struct {
+		list []float64
+		q    float64
+		want float64
+	}{
+		{[]float64{7}, .5, 7}, {[]float64{7}, .99, 7},
+		{[]float64{3, 1, 2}, .5, 2}, {[]float64{4, 1, 3, 2}, .5, 2.5},
+		{hundred, .5, 50.5}, {hundred, .99, 99}, {hundred, 1, 100}, {hundred, 0, 1},
+	} {
+		if got := quantile(tc.list, tc.q); got != tc.want {
+			t.Errorf("%v of %d values: %v, want %v", tc.q, len(tc.list), got, tc.want)
+		}
+	}
+}
+
+// A round in which the machine was busy slows both sides of a ratio, and must
+// not change it.
+func TestReport_RatiosAreOfTheSameRound(t *testing.T) {
+	r := newReport(options{rounds: 3})
+	for _, machine := range []float64{1, 10, 2} {
+		for _, d := range []direction{up, down} {
+			r.add("Go", pathRaw, d, machine*100e6)
+			r.add("Go", pathMeshgate, d, machine*95e6)
+		}
+	}
+	r.addOpens("Go", []opening{{10 * time.Millisecond, 12 * time.Millisecond}, {200 * time.Millisecond, 300 * time.Millisecond}})
+	r.Connections = []connectionRate{{Parallel: 1, PerSecond: 400}}
+	r.judge()
+	got := r.find("Go", pathMeshgate, up)
+	if got.OfRaw != .95 || got.Median != 1520 {
+		t.Errorf("%+v", got)
+	}
+	met := map[string]bool{}
+	for _, g := range r.Goals {
+		met[g.Name] = g.Met
+	}
+	if !met["Go, up, of the raw DataChannel"] || met["request to open, p99"] || len(met) != 6 {
+		t.Errorf("goals: %+v", r.Goals)
+	}
+	var out bytes.Buffer
+	if err := r.print(&out); err != nil {
+		t.Fatal(err)
+	}
+	if words := strings.Join(strings.Fields(out.String()), " "); !strings.Contains(words, "Go, Meshgate 1520 0.95 1520 0.95") {
+		t.Errorf("no row of the product in\n%s", &out)
+	}
+}
