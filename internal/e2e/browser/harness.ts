@@ -114,8 +114,11 @@ export class Demo {
   }
 }
 
-/** Chromium with one page that has the scenarios loaded. */
-export class Tab {
+/** What a function returns, or resolves to. */
+type Result<F> = F extends (...args: never) => infer R ? Awaited<R> : never;
+
+/** Chromium with one page that has the exports of a module S loaded. */
+export class Tab<S = typeof scenarios> {
   readonly #browser: Browser;
   readonly #page: Page;
 
@@ -125,11 +128,14 @@ export class Tab {
   }
 
   /**
-   * Opens a page and adds the scenarios to it. It has to come over the network:
+   * Opens a page and adds the exports of a file to it. It has to come over the network:
    * Chromium lets a page that was made up reach no local address. The policy of
    * the gateway's own pages allows no script of ours, so it is switched off.
    */
-  static async open(url: string): Promise<Tab> {
+  static async open<S = typeof scenarios>(
+    url: string,
+    file = new URL("scenarios.ts", import.meta.url),
+  ): Promise<Tab<S>> {
     const browser = await chromium.launch({
       executablePath: chromiumPath,
       timeout: patienceMs,
@@ -147,10 +153,10 @@ export class Tab {
     });
     try {
       const page = await browser.newPage({ bypassCSP: true });
-      const script = await bundle();
+      const script = await bundle(file);
       await page.goto(url, { timeout: patienceMs });
       await page.addScriptTag({ content: script });
-      return new Tab(browser, page);
+      return new Tab<S>(browser, page);
     } catch (error) {
       await browser.close();
       throw error;
@@ -158,15 +164,13 @@ export class Tab {
   }
 
   /** Runs a scenario in the page. */
-  async run<K extends keyof typeof scenarios>(
+  async run<K extends keyof S & string>(
     name: K,
-    ...args: Parameters<(typeof scenarios)[K]>
-  ): Promise<Awaited<ReturnType<(typeof scenarios)[K]>>> {
+    ...args: S[K] extends (...args: infer A) => unknown ? A : never
+  ): Promise<Result<S[K]>> {
     const call = `scenarios.${name}(${args.map((arg) => JSON.stringify(arg)).join(", ")})`;
     const timeout = `new Promise((_, reject) => setTimeout(() => reject(new Error("${name} took too long")), ${patienceMs}))`;
-    return this.#page.evaluate<Awaited<ReturnType<(typeof scenarios)[K]>>>(
-      `Promise.race([${call}, ${timeout}])`,
-    );
+    return this.#page.evaluate<Result<S[K]>>(`Promise.race([${call}, ${timeout}])`);
   }
 
   /** Closes the browser. */
@@ -175,10 +179,10 @@ export class Tab {
   }
 }
 
-/** The scenarios with the built SDK, as a script for a page. */
-async function bundle(): Promise<string> {
+/** A file with the built SDK, as a script for a page. */
+async function bundle(file: URL): Promise<string> {
   const { outputFiles } = await build({
-    entryPoints: [fileURLToPath(new URL("scenarios.ts", import.meta.url))],
+    entryPoints: [fileURLToPath(file)],
     bundle: true,
     format: "iife",
     globalName: "scenarios",
