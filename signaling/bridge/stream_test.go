@@ -251,6 +251,20 @@ func TestStream_SharedMemoryIsGivenBack(t *testing.T) {
 	}
 }
 
+// A stream that waits for memory that others hold ends with its peer
+// connection all the same.
+func TestStream_WaitForMemoryEndsWithTheContext(t *testing.T) {
+	memory := semaphore.NewWeighted(10)
+	_ = memory.TryAcquire(10)
+	ctx, cancel := context.WithCancel(context.Background())
+	a, b := newPipe()
+	s := NewStream(b, StreamConfig{Server: true, Memory: memory, Context: ctx})
+	_ = a.WriteMessage([]byte("x"), false)
+	_ = a.Close()
+	cancel()
+	<-s.Done()
+}
+
 func TestStream_LargeAndEmptyMessages(t *testing.T) {
 	ch, b := newPipe()
 	server := NewStream(b, StreamConfig{Server: true})

@@ -63,6 +63,7 @@ type Peer struct {
 
 	lastTSN uint32 // the highest that arrived; of the association's reading goroutine
 	anyTSN  bool   // likewise
+	waited  bool   // likewise
 
 	maxMessage int    // set before connected is closed
 	firstID    uint16 // likewise

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"time"
 
 	"github.com/pion/datachannel"
 	"github.com/pion/sctp"
@@ -78,17 +79,39 @@ func dataChunks(packet []byte, f func(tsn uint32, id uint16)) {
 // it may be a copy, for a stream that is over.
 func (p *Peer) inspect(packet []byte) {
 	dataChunks(packet, func(tsn uint32, id uint16) {
-		select {
-		case <-p.associated: // or about to be: data follows the handshake
-		case <-p.closing:
-			return
-		}
-		if p.anyTSN && int32(tsn-p.lastTSN) <= 0 { //nolint:gosec // serial number arithmetic (RFC 1982)
+		if !p.stands() || p.anyTSN && int32(tsn-p.lastTSN) <= 0 { //nolint:gosec // serial number arithmetic (RFC 1982)
 			return
 		}
 		p.anyTSN, p.lastTSN = true, tsn
 		p.use(id)
 	})
+}
+
+// associationWait is how long the first data waits for the association. It
+// comes after the handshake, so the association is about to be returned; or
+// the end of the handshake was lost, and then the packet has to go on.
+const associationWait = 20 * time.Millisecond
+
+// stands says whether the association is known. It is for inspect.
+func (p *Peer) stands() bool {
+	select {
+	case <-p.associated:
+		return true
+	default:
+	}
+	if p.waited {
+		return false
+	}
+	p.waited = true
+	timer := time.NewTimer(associationWait)
+	defer timer.Stop()
+	select {
+	case <-p.associated:
+		return true
+	case <-p.closing:
+	case <-timer.C:
+	}
+	return false
 }
 
 // use makes the stream id known, because data for it is about to arrive.
