@@ -126,7 +126,7 @@ func newRequest(inBand bool, proto, dst string, port uint32) (request, error) {
 	case len(dst) > mesh.MaxNameLen:
 		return request{}, fmt.Errorf("dst is longer than %d bytes: %w", mesh.MaxNameLen, mesh.ErrInvalid)
 	}
-	req := request{kind: kindForward, dest: Destination{Protocol: proto, Host: dst, Port: uint16(port)}} //nolint:gosec // checked above
+	req := request{kind: kindForward, dest: Destination{Protocol: proto, Host: dst, Port: uint16(port)}}
 	if port == 0 {
 		req.kind, req.dest = kindWireGuard, wireGuardDestination()
 	}

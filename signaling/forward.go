@@ -57,11 +57,11 @@ func (x *session) readOpens(control *rtc.Channel) error {
 			return fmt.Errorf("control channel: %w", err)
 		}
 		number := binary.BigEndian.Uint32(buf[:max(n, 4)])
-		if n != 4 || uint16(number) == controlID { //nolint:gosec // v1 cuts it to 16 bits
+		if n != 4 || uint16(number) == controlID {
 			x.logger.Warn("peer connection ended: malformed open of a channel", "n", n)
 			return fmt.Errorf("open of a channel with %d bytes: %w", n, mesh.ErrInvalid)
 		}
-		x.openForward(uint16(number)) //nolint:gosec // as above
+		x.openForward(uint16(number))
 	}
 }
 

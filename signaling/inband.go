@@ -144,7 +144,7 @@ func (x *session) reject(ch *rtc.Channel, d Destination, control *controlChannel
 }
 
 func (x *session) newStream(ch *rtc.Channel) *bridge.Stream {
-	return bridge.NewStream(ch, bridge.StreamConfig{Context: x.ctx, Server: true, Queue: x.queue, Memory: x.memory})
+	return bridge.NewStream(x.ctx, ch, bridge.StreamConfig{Server: true, Queue: x.queue, Memory: x.memory})
 }
 
 // serveStream connects one tcp channel.

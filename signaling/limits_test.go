@@ -332,7 +332,7 @@ func TestInBand_MessagesBeyond64KiB(t *testing.T) {
 		}
 		total += n
 	}
-	stream := bridge.NewStream(ch, bridge.StreamConfig{})
+	stream := bridge.NewStream(context.Background(), ch, bridge.StreamConfig{})
 	_ = stream.CloseWrite()
 	n, err := io.Copy(io.Discard, stream)
 	if err != nil || n != int64(total) {
@@ -349,7 +349,7 @@ func answerRTC(t *testing.T, call clientEnd[*v1.StartDataChannelRequest, *v1.Dat
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = e.Close() })
-	p, err := e.NewPeer(rtc.PeerConfig{})
+	p, err := e.NewPeer(context.Background(), rtc.PeerConfig{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -46,7 +46,7 @@ func offerTo(t testing.TB, call signals, node mesh.NodeID) *rtc.Peer {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = e.Close() })
-	p, err := e.NewPeer(rtc.PeerConfig{})
+	p, err := e.NewPeer(context.Background(), rtc.PeerConfig{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -117,7 +117,7 @@ func TestSignalChannel_LocalAndRelayed(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			stream := bridge.NewStream(ch, bridge.StreamConfig{})
+			stream := bridge.NewStream(context.Background(), ch, bridge.StreamConfig{})
 			roundTrip(t, stream, "hello")
 			<-stream.Done()
 			if q := w.questions(); len(q) != 1 || !strings.HasPrefix(q[0], fmt.Sprintf("alice %s tcp ", node)) {

@@ -258,7 +258,7 @@ func (c *Client) OpenID(n uint32) (datachannel.ReadWriteCloser, error) {
 	if _, err := c.control.Write(open[:]); err != nil {
 		return nil, err
 	}
-	return c.Channel(uint16(n)) //nolint:gosec // v1 cuts it to 16 bits
+	return c.Channel(uint16(n))
 }
 
 // Channel creates our side of the negotiated channel id, and nothing else.

@@ -3,6 +3,7 @@
 package bridge
 
 import (
+	"context"
 	"io"
 	"testing"
 )
@@ -32,7 +33,7 @@ func FuzzStream(f *testing.F) {
 	f.Add([]byte("\x9d{\"type\":\"window\",\"bytes\":9999}\x9c{\"type\":\"reset\",\"code\":\"x\"}"), false)
 	f.Fuzz(func(t *testing.T, input []byte, server bool) {
 		ch, b := newPipe()
-		s := NewStream(b, StreamConfig{Server: server})
+		s := NewStream(context.Background(), b, StreamConfig{Server: server})
 		_, _ = s.Write([]byte("something"))
 		for len(input) > 0 {
 			n := min(int(input[0]&0x7f), len(input)-1)

@@ -17,9 +17,6 @@ import (
 
 // StreamConfig says how a Stream works.
 type StreamConfig struct {
-	// Context ends with the peer connection; nil means never. A stream that
-	// waits for Memory would not notice otherwise.
-	Context context.Context //nolint:containedctx // a parameter
 	// Server answers with Accept or Reject and closes the channel at the end.
 	Server bool
 	// Queue is how many bytes may wait in the channel's send queue at this
@@ -74,8 +71,10 @@ type Stream struct {
 
 var _ net.Conn = (*Stream)(nil)
 
-// NewStream returns the stream in ch, which it owns from now on.
-func NewStream(ch Channel, cfg StreamConfig) *Stream {
+// NewStream returns the stream in ch, which it owns from now on. The context
+// ends with the peer connection at the latest: a stream that waits for Memory
+// would not notice otherwise.
+func NewStream(ctx context.Context, ch Channel, cfg StreamConfig) *Stream {
 	if cfg.Queue == nil {
 		cfg.Queue = func() int { return Window }
 	}
@@ -84,10 +83,7 @@ func NewStream(ch Channel, cfg StreamConfig) *Stream {
 		opened: make(chan struct{}), failed: make(chan struct{}), done: make(chan struct{}),
 		readable: make(chan struct{}, 1), writable: make(chan struct{}, 1),
 	}
-	if cfg.Context == nil {
-		cfg.Context = context.Background() //nolint:forbidigo // the stream ends by itself
-	}
-	s.ctx, s.cancel = context.WithCancel(cfg.Context)
+	s.ctx, s.cancel = context.WithCancel(ctx)
 	go s.receive()
 	return s
 }

@@ -22,7 +22,7 @@ import (
 func pair(t *testing.T) (client, server *Stream) {
 	t.Helper()
 	a, b := newPipe()
-	client, server = NewStream(a, StreamConfig{}), NewStream(b, StreamConfig{Server: true})
+	client, server = NewStream(context.Background(), a, StreamConfig{}), NewStream(context.Background(), b, StreamConfig{Server: true})
 	t.Cleanup(func() {
 		_ = client.Close()
 		_ = server.Close()
@@ -115,7 +115,7 @@ func (r *countingReader) Read(p []byte) (int, error) {
 
 func TestStream_Rejected(t *testing.T) {
 	a, b := newPipe()
-	client, server := NewStream(a, StreamConfig{}), NewStream(b, StreamConfig{Server: true})
+	client, server := NewStream(context.Background(), a, StreamConfig{}), NewStream(context.Background(), b, StreamConfig{Server: true})
 	_, _ = client.Write([]byte("sent before the answer"))
 	server.Reject("permission_denied", "no rule allows it")
 	var got *Error
@@ -153,7 +153,7 @@ func TestStream_BreachesOfTheProtocolResetIt(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			ch, b := newPipe()
-			server := NewStream(b, StreamConfig{Server: true})
+			server := NewStream(context.Background(), b, StreamConfig{Server: true})
 			tc.wrong(ch)
 			<-server.Failed()
 			var last Control
@@ -177,7 +177,7 @@ func TestStream_BreachesOfTheProtocolResetIt(t *testing.T) {
 
 func TestStream_UnknownControlMessagesAreIgnored(t *testing.T) {
 	ch, b := newPipe()
-	server := NewStream(b, StreamConfig{Server: true})
+	server := NewStream(context.Background(), b, StreamConfig{Server: true})
 	_ = ch.WriteMessage([]byte(`{"type":"new-in-2030","x":[1]}`), true)
 	_ = ch.WriteMessage([]byte("data"), false)
 	buf := make([]byte, 8)
@@ -237,7 +237,7 @@ func TestStream_CloseUnblocksAndDelivers(t *testing.T) {
 func TestStream_SharedMemoryIsGivenBack(t *testing.T) {
 	memory := semaphore.NewWeighted(Window)
 	a, b := newPipe()
-	server := NewStream(b, StreamConfig{Server: true, Memory: memory})
+	server := NewStream(context.Background(), b, StreamConfig{Server: true, Memory: memory})
 	for range 3 {
 		_ = a.WriteMessage(make([]byte, 1000), false)
 	}
@@ -258,7 +258,7 @@ func TestStream_WaitForMemoryEndsWithTheContext(t *testing.T) {
 	_ = memory.TryAcquire(10)
 	ctx, cancel := context.WithCancel(context.Background())
 	a, b := newPipe()
-	s := NewStream(b, StreamConfig{Server: true, Memory: memory, Context: ctx})
+	s := NewStream(ctx, b, StreamConfig{Server: true, Memory: memory})
 	_ = a.WriteMessage([]byte("x"), false)
 	_ = a.Close()
 	cancel()
@@ -267,7 +267,7 @@ func TestStream_WaitForMemoryEndsWithTheContext(t *testing.T) {
 
 func TestStream_LargeAndEmptyMessages(t *testing.T) {
 	ch, b := newPipe()
-	server := NewStream(b, StreamConfig{Server: true})
+	server := NewStream(context.Background(), b, StreamConfig{Server: true})
 	want := []byte{}
 	for _, n := range []int{0, 1, MessageSize, MessageSize + 1, 65536, 65537, 0, maxMessage, 5} {
 		p := make([]byte, n)

@@ -118,7 +118,7 @@ func (c *Conn) negotiate(ctx context.Context, stream Stream) error {
 		return first.err
 	}
 	var err error
-	if c.peer, err = c.engine.NewPeer(rtc.PeerConfig{Servers: servers(first.m.GetIceServers()), RelayOnly: c.opts.RelayOnly}); err != nil {
+	if c.peer, err = c.engine.NewPeer(ctx, rtc.PeerConfig{Servers: servers(first.m.GetIceServers()), RelayOnly: c.opts.RelayOnly}); err != nil {
 		return err
 	}
 	answer, err := c.peer.Answer(first.m.GetOffer())
@@ -131,7 +131,7 @@ func (c *Conn) negotiate(ctx context.Context, stream Stream) error {
 	if err := c.trickle(ctx, stream, incoming); err != nil {
 		return err
 	}
-	return c.start()
+	return c.start(context.WithoutCancel(ctx))
 }
 
 type received struct {
@@ -220,14 +220,14 @@ func answerLost(ctx context.Context, incoming <-chan received, err error) error 
 }
 
 // start opens the control channel and the goroutines of c.
-func (c *Conn) start() error {
+func (c *Conn) start(ctx context.Context) error {
 	control, err := c.peer.Negotiated(rtc.ChannelConfig{ID: controlID, Label: controlLabel, Protocol: bridge.Protocol})
 	if err != nil {
 		return err
 	}
 	c.next = int(c.peer.FirstID())
 	c.tasks.Go(func() { c.control(control) })
-	c.tasks.Go(c.refuse)
+	c.tasks.Go(func() { c.refuse(ctx) })
 	return nil
 }
 
@@ -281,9 +281,9 @@ func (c *Conn) answered(id *uint16, answer *Error) {
 }
 
 // refuse resets channels that the node opens; it has no reason to.
-func (c *Conn) refuse() {
+func (c *Conn) refuse(ctx context.Context) {
 	for {
-		in, err := c.peer.Accept(context.Background()) //nolint:forbidigo // ends with the peer
+		in, err := c.peer.Accept(ctx)
 		if err != nil {
 			return
 		}

@@ -48,7 +48,7 @@ func offer(t *testing.T) string {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = e.Close() })
-	p, err := e.NewPeer(rtc.PeerConfig{})
+	p, err := e.NewPeer(context.Background(), rtc.PeerConfig{})
 	if err != nil {
 		t.Fatal(err)
 	}

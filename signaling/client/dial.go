@@ -65,7 +65,7 @@ func (c *Conn) dialTCP(ctx context.Context, target addr) (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := bridge.NewStream(ch, bridge.StreamConfig{Local: addr{"tcp", "meshgate"}, Remote: target})
+	s := bridge.NewStream(context.WithoutCancel(ctx), ch, bridge.StreamConfig{Local: addr{"tcp", "meshgate"}, Remote: target})
 	c.tasks.Go(func() {
 		<-s.Done()
 		release()
@@ -89,7 +89,7 @@ func (c *Conn) open(target addr, cfg rtc.ChannelConfig, answer chan *Error) (ch 
 	// Ids are taken in turn and not the lowest first: so a stream has long
 	// been reset when its number comes again.
 	for range 1 << 15 {
-		id := uint16(c.next) //nolint:gosec // kept below 65535
+		id := uint16(c.next)
 		if c.next += 2; c.next >= 65535 {
 			c.next = int(c.peer.FirstID())
 		}

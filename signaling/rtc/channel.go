@@ -116,14 +116,14 @@ func (c *Channel) WriteMessage(b []byte, text bool) error {
 }
 
 // Buffered is the number of bytes written and not yet acknowledged.
-func (c *Channel) Buffered() int { return int(min(c.dc.BufferedAmount(), math.MaxInt32)) } //nolint:gosec // bounded above
+func (c *Channel) Buffered() int { return int(min(c.dc.BufferedAmount(), math.MaxInt32)) }
 
 // LowWater sets the level n, and returns the channel that is signalled each
 // time Buffered falls to n from above. There is one level and one signal for
 // the whole Channel, so one goroutine at a time may wait: set the level, look
 // at Buffered, and wait only while it is above.
 func (c *Channel) LowWater(n int) <-chan struct{} {
-	c.dc.SetBufferedAmountLowThreshold(uint64(max(n, 0))) //nolint:gosec // not negative
+	c.dc.SetBufferedAmountLowThreshold(uint64(max(n, 0)))
 	return c.low
 }
 

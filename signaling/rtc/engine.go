@@ -117,7 +117,7 @@ type Engine struct {
 func New(cfg Config) (*Engine, error) {
 	setDefaults(&cfg)
 	e := &Engine{cfg: cfg, logger: cfg.Logger.With("component", "rtc"), peers: map[*Peer]struct{}{}}
-	e.logs = newPionLogs(e.logger)
+	e.logs = pionLogs{e.logger}
 	if cfg.UDP != nil {
 		if _, ok := cfg.UDP.LocalAddr().(*net.UDPAddr); !ok {
 			return nil, errors.New("rtc: Config.UDP is no UDP socket")
@@ -158,7 +158,7 @@ func (e *Engine) LocalPort() uint16 {
 	if e.mux == nil {
 		return 0
 	}
-	return uint16(e.cfg.UDP.LocalAddr().(*net.UDPAddr).Port) //nolint:gosec // a port
+	return uint16(e.cfg.UDP.LocalAddr().(*net.UDPAddr).Port)
 }
 
 // Dropped counts packets that never reached a parser because they were malformed.

@@ -98,7 +98,7 @@ func TestEngine_LoopbackIsNotOfferedUnlessAsked(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer e.Close()
-	p, err := e.NewPeer(PeerConfig{})
+	p, err := e.NewPeer(context.Background(), PeerConfig{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -227,7 +227,7 @@ func TestEngine_CloseEndsItsPeers(t *testing.T) {
 	}
 	<-p.Done()
 	<-idle.Done()
-	if _, err := e.NewPeer(PeerConfig{}); err == nil {
+	if _, err := e.NewPeer(context.Background(), PeerConfig{}); err == nil {
 		t.Fatal("a peer of a closed engine")
 	}
 }

@@ -4,6 +4,7 @@ package rtc
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 	"errors"
 	"io"
@@ -135,7 +136,7 @@ func TestHostilePacketsDoNotEndTheProcess(t *testing.T) {
 
 	t.Run("from a STUN server", func(t *testing.T) {
 		e := newEngine(t, Config{})
-		p, err := e.NewPeer(PeerConfig{Servers: []ICEServer{{URLs: []string{"stun:" + hostile.LocalAddr().String()}}}})
+		p, err := e.NewPeer(context.Background(), PeerConfig{Servers: []ICEServer{{URLs: []string{"stun:" + hostile.LocalAddr().String()}}}})
 		if err != nil {
 			t.Fatal(err)
 		}

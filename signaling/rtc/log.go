@@ -3,7 +3,6 @@
 package rtc
 
 import (
-	"context"
 	"fmt"
 	"log/slog"
 
@@ -13,35 +12,28 @@ import (
 // pionLogs gives pion's chatter to slog. Whatever level pion chose, it is
 // Debug here: pion warns about every odd packet of a stranger, and only this
 // package knows what an operator has to do.
-type pionLogs struct {
-	logger *slog.Logger
-	on     bool
-}
-
-func newPionLogs(l *slog.Logger) logging.LoggerFactory {
-	return pionLogs{logger: l, on: l.Enabled(context.Background(), slog.LevelDebug)} //nolint:forbidigo // asks for a level, does no work
-}
+type pionLogs struct{ logger *slog.Logger }
 
 // NewLogger implements logging.LoggerFactory.
 func (p pionLogs) NewLogger(scope string) logging.LeveledLogger {
-	return pionLog{logger: p.logger.With("scope", scope), on: p.on}
+	return pionLog{p.logger.With("scope", scope)}
 }
 
-type pionLog struct {
-	logger *slog.Logger
-	on     bool
+type pionLog struct{ logger *slog.Logger }
+
+// line is a log line that is put together only if somebody reads it.
+type line struct {
+	format string
+	args   []any
 }
 
-func (p pionLog) log(level, text string) {
-	if p.on {
-		p.logger.Debug("pion says", "level", level, "text", text)
-	}
-}
+// String implements fmt.Stringer.
+func (l line) String() string { return fmt.Sprintf(l.format, l.args...) }
+
+func (p pionLog) log(level, text string) { p.logger.Debug("pion says", "level", level, "text", text) }
 
 func (p pionLog) logf(level, format string, args []any) {
-	if p.on {
-		p.log(level, fmt.Sprintf(format, args...))
-	}
+	p.logger.Debug("pion says", "level", level, "text", line{format, args})
 }
 
 func (p pionLog) Trace(string)                 {}

@@ -79,8 +79,8 @@ type Peer struct {
 	pending []ice.Candidate // remote candidates before the remote description
 }
 
-// NewPeer makes a peer, which must be closed.
-func (e *Engine) NewPeer(cfg PeerConfig) (*Peer, error) {
+// NewPeer makes a peer, which must be closed. It outlives the end of ctx.
+func (e *Engine) NewPeer(ctx context.Context, cfg PeerConfig) (*Peer, error) {
 	urls, err := parseServers(cfg.Servers)
 	if err != nil {
 		return nil, err
@@ -89,7 +89,7 @@ func (e *Engine) NewPeer(cfg PeerConfig) (*Peer, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make DTLS certificate: %w", err)
 	}
-	ctx, cancel := context.WithCancelCause(context.Background()) //nolint:forbidigo // a peer outlives the call that made it
+	ctx, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
 	p := &Peer{
 		engine: e, cert: cert, ctx: ctx, cancel: cancel,
 		net:        newGuardedNet(&e.interfaces, e.drop),

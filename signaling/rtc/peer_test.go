@@ -27,7 +27,7 @@ func newEngine(t testing.TB, cfg Config) *Engine {
 
 func newPeer(t testing.TB, e *Engine) *Peer {
 	t.Helper()
-	p, err := e.NewPeer(PeerConfig{})
+	p, err := e.NewPeer(context.Background(), PeerConfig{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -79,7 +79,7 @@ func dataChunks(packet []byte, f func(tsn uint32, id uint16)) {
 // it may be a copy, for a stream that is over.
 func (p *Peer) inspect(packet []byte) {
 	dataChunks(packet, func(tsn uint32, id uint16) {
-		if !p.stands() || p.anyTSN && int32(tsn-p.lastTSN) <= 0 { //nolint:gosec // serial number arithmetic (RFC 1982)
+		if !p.stands() || p.anyTSN && int32(tsn-p.lastTSN) <= 0 {
 			return
 		}
 		p.anyTSN, p.lastTSN = true, tsn

@@ -3,6 +3,7 @@
 package rtc
 
 import (
+	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"net"
@@ -61,7 +62,7 @@ func TestPeer_RelayedOverEachTransport(t *testing.T) {
 	for name, url := range urls {
 		t.Run(name, func(t *testing.T) {
 			e := newEngine(t, Config{TLS: &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12}})
-			p, err := e.NewPeer(PeerConfig{
+			p, err := e.NewPeer(context.Background(), PeerConfig{
 				RelayOnly: true,
 				Servers:   []ICEServer{{URLs: []string{url}, Username: "alice", Credential: "secret"}},
 			})
@@ -92,7 +93,7 @@ func TestPeer_CloseEndsGathering(t *testing.T) {
 	}
 	defer hole.Close()
 	e := newEngine(t, Config{})
-	p, err := e.NewPeer(PeerConfig{Servers: []ICEServer{{
+	p, err := e.NewPeer(context.Background(), PeerConfig{Servers: []ICEServer{{
 		URLs: []string{
 			"stun:" + silent.LocalAddr().String(), "turn:" + silent.LocalAddr().String(),
 			"turns:" + hole.Addr().String() + "?transport=tcp",
