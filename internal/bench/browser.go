@@ -68,10 +68,11 @@ func (b *browser) window() map[string]int64 {
 
 // paths are the paths whose client is in Chromium.
 func (b *browser) paths() []path {
+	raw, gateway := b.world.rawProcess, b.world.gatewayProcess
 	return []path{
-		{"Chromium", pathRaw, func(ctx context.Context, d direction) (float64, error) { return b.rawTransfer(ctx, d, false) }},
-		{"Chromium", pathRawTCP, func(ctx context.Context, d direction) (float64, error) { return b.rawTransfer(ctx, d, true) }},
-		{"Chromium", pathMeshgate, b.transfer},
+		{"Chromium", pathRaw, raw, func(ctx context.Context, d direction) (float64, error) { return b.rawTransfer(ctx, d, false) }},
+		{"Chromium", pathRawTCP, raw, func(ctx context.Context, d direction) (float64, error) { return b.rawTransfer(ctx, d, true) }},
+		{"Chromium", pathMeshgate, gateway, b.transfer},
 	}
 }
 

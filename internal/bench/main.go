@@ -105,7 +105,7 @@ func measure(ctx context.Context, o options) (r *report, err error) {
 		paths = append(paths, b.paths()...)
 	}
 	r = newReport(o)
-	if err := r.throughput(ctx, o.rounds, paths); err != nil {
+	if err := r.throughput(ctx, o.rounds, o.window.all(), paths); err != nil {
 		return nil, err
 	}
 	goOpens, err := w.opens(ctx, o.opens)
@@ -134,6 +134,7 @@ func measure(ctx context.Context, o options) (r *report, err error) {
 // path is one way for bytes between a client and a service.
 type path struct {
 	client, name string
+	server       *process // where the DataChannel ends
 	// measure returns bytes per second.
 	measure func(ctx context.Context, d direction) (float64, error)
 }
@@ -154,9 +155,23 @@ const (
 	pathWireGuard = "Meshgate and WireGuard"
 )
 
-// throughput measures each path in both directions once in each round. Every
-// other round goes backwards, so that nobody is always behind the same one.
-func (r *report) throughput(ctx context.Context, rounds int, paths []path) error {
+// run measures once, and tells the CPU time that it took the server.
+func (p path) run(ctx context.Context, d direction) (rate float64, cpu time.Duration, err error) {
+	before, err := p.server.cpu()
+	if err != nil {
+		return 0, 0, err
+	}
+	if rate, err = p.measure(ctx, d); err != nil {
+		return 0, 0, err
+	}
+	after, err := p.server.cpu()
+	return rate, after - before, err
+}
+
+// throughput measures each path in both directions once in each round, for as
+// long as told. Every other round goes backwards, so that nobody is always
+// behind the same one.
+func (r *report) throughput(ctx context.Context, rounds int, all time.Duration, paths []path) error {
 	type step struct {
 		path
 		d direction
@@ -167,11 +182,11 @@ func (r *report) throughput(ctx context.Context, rounds int, paths []path) error
 	}
 	for range rounds {
 		for _, s := range steps {
-			rate, err := s.measure(ctx, s.d)
+			rate, cpu, err := s.run(ctx, s.d)
 			if err != nil {
 				return fmt.Errorf("%s, %s, %s: %w", s.client, s.name, s.d, err)
 			}
-			r.add(s.client, s.name, s.d, rate)
+			r.add(s.client, s.name, s.d, rate, cpu.Seconds()/(rate*all.Seconds()))
 		}
 		slices.Reverse(steps)
 	}

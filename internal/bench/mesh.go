@@ -41,11 +41,12 @@ func (w *world) api() (*peer.Public, error) {
 
 // goPaths are the paths whose client is in Go.
 func (w *world) goPaths() []path {
+	raw, gateway := w.rawProcess, w.gatewayProcess
 	return []path{
-		{"Go", pathRaw, func(ctx context.Context, d direction) (float64, error) { return w.rawTransfer(ctx, d, false) }},
-		{"Go", pathRawTCP, func(ctx context.Context, d direction) (float64, error) { return w.rawTransfer(ctx, d, true) }},
-		{"Go", pathMeshgate, func(ctx context.Context, d direction) (float64, error) { return w.transfer(ctx, d, nodeGateway) }},
-		{"Go", pathWireGuard, func(ctx context.Context, d direction) (float64, error) { return w.transfer(ctx, d, nodePeer) }},
+		{"Go", pathRaw, raw, func(ctx context.Context, d direction) (float64, error) { return w.rawTransfer(ctx, d, false) }},
+		{"Go", pathRawTCP, raw, func(ctx context.Context, d direction) (float64, error) { return w.rawTransfer(ctx, d, true) }},
+		{"Go", pathMeshgate, gateway, func(ctx context.Context, d direction) (float64, error) { return w.transfer(ctx, d, nodeGateway) }},
+		{"Go", pathWireGuard, gateway, func(ctx context.Context, d direction) (float64, error) { return w.transfer(ctx, d, nodePeer) }},
 	}
 }
 

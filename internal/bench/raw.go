@@ -68,8 +68,9 @@ func newRawPeer() (*rawPeer, error) {
 	}
 	_ = conn.SetReadBuffer(rawBuffer) // the system gives what it allows
 	_ = conn.SetWriteBuffer(rawBuffer)
-	mux := webrtc.NewICEUDPMux(nil, conn)
-	s := webrtc.SettingEngine{LoggerFactory: &logging.DefaultLoggerFactory{Writer: io.Discard}}
+	logs := &logging.DefaultLoggerFactory{Writer: io.Discard}
+	mux := webrtc.NewICEUDPMux(logs.NewLogger("ice"), conn)
+	s := webrtc.SettingEngine{LoggerFactory: logs}
 	s.DetachDataChannels()
 	s.SetIncludeLoopbackCandidate(true)
 	s.SetICEUDPMux(mux)

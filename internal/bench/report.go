@@ -9,6 +9,7 @@ import (
 	"runtime"
 	"runtime/debug"
 	"slices"
+	"strings"
 	"text/tabwriter"
 	"time"
 )
@@ -41,8 +42,13 @@ type transfer struct {
 	// Rounds are in Mbit/s, and so is their median.
 	Rounds []float64 `json:"rounds"`
 	Median float64   `json:"median"`
-	// OfRaw is the median of the ratios to the raw DataChannel of the same round.
-	OfRaw float64 `json:"of_raw"`
+	// CPU are seconds of CPU time for each GiB, of the process in which the
+	// DataChannel ends: each round, and their median.
+	CPU       []float64 `json:"cpu"`
+	CPUMedian float64   `json:"cpu_median"`
+	// OfRaw and OfRawTCP are medians of the ratios to the raw paths of the same round.
+	OfRaw    float64 `json:"of_raw"`
+	OfRawTCP float64 `json:"of_raw_tcp"`
 }
 
 // openTimes are in milliseconds from the request.
@@ -80,14 +86,15 @@ func newReport(o options) *report {
 	return r
 }
 
-// add notes a rate in bytes per second.
-func (r *report) add(client, path string, d direction, rate float64) {
+// add notes a rate in bytes per second, and the CPU seconds for each byte.
+func (r *report) add(client, path string, d direction, rate, cpu float64) {
 	t := r.find(client, path, d)
 	if t == nil {
 		t = &transfer{Client: client, Path: path, Direction: d}
 		r.Transfers = append(r.Transfers, t)
 	}
 	t.Rounds = append(t.Rounds, math.Round(rate*8/1e5)/10)
+	t.CPU = append(t.CPU, math.Round(cpu*(1<<30)*10)/10)
 }
 
 func (r *report) find(client, path string, d direction) *transfer {
@@ -143,11 +150,13 @@ func (t *transfer) ratio(to *transfer) float64 {
 func (r *report) judge() {
 	for _, t := range r.Transfers {
 		t.Median = math.Round(median(t.Rounds)*10) / 10
+		t.CPUMedian = math.Round(median(t.CPU)*10) / 10
 		t.OfRaw = t.ratio(r.find(t.Client, pathRaw, t.Direction))
+		t.OfRawTCP = t.ratio(r.find(t.Client, pathRawTCP, t.Direction))
 		if t.Path == pathMeshgate {
 			r.Goals = append(r.Goals, goal{
-				Name: fmt.Sprintf("%s, %s, of the raw DataChannel", t.Client, t.Direction),
-				Want: fmt.Sprintf(">= %.2f", goalRatio), Got: t.OfRaw, Met: t.OfRaw >= goalRatio,
+				Name: fmt.Sprintf("%s, %s, of raw+TCP", t.Client, t.Direction),
+				Want: fmt.Sprintf(">= %.2f", goalRatio), Got: t.OfRawTCP, Met: t.OfRawTCP >= goalRatio,
 			})
 		}
 	}
@@ -170,28 +179,44 @@ func (r *report) judge() {
 // print writes the report for people.
 func (r *report) print(out io.Writer) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintf(w, "Mbit/s, medians of %d rounds\tup\tof raw\tdown\tof raw\t\n", r.Rounds)
+	row := func(cells ...string) {
+		const columns = 9
+		fmt.Fprintln(w, strings.Join(cells, "\t")+strings.Repeat("\t", columns+1-len(cells)))
+	}
+	row(fmt.Sprintf("Mbit/s, medians of %d rounds", r.Rounds),
+		"up", "of raw", "of raw+TCP", "CPU s/GiB", "down", "of raw", "of raw+TCP", "CPU s/GiB")
 	for _, t := range r.Transfers {
 		if t.Direction == up {
-			d := r.find(t.Client, t.Path, down)
-			fmt.Fprintf(w, "%s, %s\t%.0f\t%.2f\t%.0f\t%.2f\t\n", t.Client, t.Path, t.Median, t.OfRaw, d.Median, d.OfRaw)
+			row(append(append([]string{t.Client + ", " + t.Path}, t.cells()...), r.find(t.Client, t.Path, down).cells()...)...)
 		}
 	}
-	fmt.Fprintln(w, "\t\t\t\t\t\nStartDataChannel, ms\topen p50\tp99\tfirst byte p50\tp99\t")
+	row()
+	row("StartDataChannel, ms", "open p50", "p99", "first byte p50", "p99")
 	for _, o := range r.Opens {
-		fmt.Fprintf(w, "%s, %d runs\t%.1f\t%.1f\t%.1f\t%.1f\t\n", o.Client, o.Runs, o.OpenP50, o.OpenP99, o.FirstByteP50, o.FirstByteP99)
+		row(fmt.Sprintf("%s, %d runs", o.Client, o.Runs), tenths(o.OpenP50), tenths(o.OpenP99), tenths(o.FirstByteP50), tenths(o.FirstByteP99))
 	}
-	fmt.Fprintln(w, "\t\t\t\t\t\nconnections in one peer connection\tper second\t\t\t\t")
+	row()
+	row("connections in one peer connection", "per second")
 	for _, c := range r.Connections {
-		fmt.Fprintf(w, "%d at a time\t%.0f\t\t\t\t\n", c.Parallel, c.PerSecond)
+		row(fmt.Sprintf("%d at a time", c.Parallel), fmt.Sprintf("%.0f", c.PerSecond))
 	}
-	fmt.Fprintln(w, "\t\t\t\t\t\ngoals\tgot\twant\t\t\t")
+	row()
+	row("goals", "got", "want")
 	for _, g := range r.Goals {
 		met := ""
 		if !g.Met {
 			met = "missed"
 		}
-		fmt.Fprintf(w, "%s\t%.2f\t%s\t%s\t\t\n", g.Name, g.Got, g.Want, met)
+		row(g.Name, fmt.Sprintf("%.2f", g.Got), g.Want, met)
 	}
 	return w.Flush()
 }
+
+// cells are the columns of one direction.
+func (t *transfer) cells() []string {
+	return []string{
+		fmt.Sprintf("%.0f", t.Median), fmt.Sprintf("%.2f", t.OfRaw), fmt.Sprintf("%.2f", t.OfRawTCP), fmt.Sprintf("%.0f", t.CPUMedian),
+	}
+}
+
+func tenths(ms float64) string { return fmt.Sprintf("%.1f", ms) }

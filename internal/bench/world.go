@@ -83,6 +83,32 @@ func (p *process) receive(ctx context.Context, into any) error {
 // send writes one line of JSON.
 func (p *process) send(v any) error { return json.NewEncoder(p.stdin).Encode(v) }
 
+// ticks are the unit of CPU time in /proc, in a second (proc_pid_stat(5)).
+const ticks = 100
+
+// cpu is the CPU time that the child has used.
+func (p *process) cpu() (time.Duration, error) {
+	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.cmd.Process.Pid))
+	if err != nil {
+		return 0, err
+	}
+	// The name is in parentheses and may hold anything; utime and stime are the
+	// 12th and 13th field behind it.
+	fields := strings.Fields(string(raw[bytes.LastIndexByte(raw, ')')+1:]))
+	if len(fields) < 13 {
+		return 0, fmt.Errorf("unknown form of /proc/PID/stat: %q", raw)
+	}
+	user, err := strconv.ParseInt(fields[11], 10, 64)
+	if err != nil {
+		return 0, err
+	}
+	system, err := strconv.ParseInt(fields[12], 10, 64)
+	if err != nil {
+		return 0, err
+	}
+	return time.Duration(user+system) * time.Second / ticks, nil
+}
+
 // end ends the child, by force if it does not listen.
 func (p *process) end() {
 	_ = p.stdin.Close()
@@ -100,6 +126,8 @@ type world struct {
 	service   addresses
 	raw       string // URL where offers are answered
 	gateway   struct{ URL, Token string }
+	// The processes in which DataChannels end.
+	rawProcess, gatewayProcess *process
 }
 
 // newWorld starts services, a raw WebRTC peer in front of them, a gateway that
@@ -115,18 +143,17 @@ func newWorld(ctx context.Context, binary string, win window) (w *world, err err
 	if err != nil {
 		return nil, err
 	}
-	if _, err := w.role(ctx, roleRaw, rawConfig{Window: win, Service: w.service}, &w.raw); err != nil {
+	if w.rawProcess, err = w.role(ctx, roleRaw, rawConfig{Window: win, Service: w.service}, &w.raw); err != nil {
 		return nil, err
 	}
 	args := []string{"up", "--dev", "--listen", "127.0.0.1:0", "--log.level", "error", "--output", "json"}
 	for port, at := range w.service.ports() {
 		args = append(args, "--expose", "tcp:"+strconv.Itoa(int(port))+"="+at)
 	}
-	gateway, err := spawn(ctx, exec.CommandContext(ctx, binary, args...), &w.gateway)
-	if err != nil {
+	if w.gatewayProcess, err = spawn(ctx, exec.CommandContext(ctx, binary, args...), &w.gateway); err != nil {
 		return nil, err
 	}
-	w.processes = append(w.processes, gateway)
+	w.processes = append(w.processes, w.gatewayProcess)
 	create := exec.CommandContext(ctx, binary, "peer", "create", nodePeer)
 	create.Env = append(os.Environ(), "MESHGATE_SERVER="+w.gateway.URL, "MESHGATE_TOKEN="+w.gateway.Token)
 	config, err := create.Output()
