@@ -213,6 +213,9 @@ func New(cfg Config) (*Gateway, error) {
 			return nil, err
 		}
 	}
+	if err := registerCertificate(cfg.Registerer, g.tls); err != nil {
+		return nil, err
+	}
 	if g.rpc, err = g.services(); err != nil {
 		return nil, err
 	}

@@ -72,3 +72,20 @@ func newMetrics(r prometheus.Registerer) (*metrics, error) {
 	}
 	return m, errors.Join(errs...)
 }
+
+// registerCertificate adds the end of the certificate that the public listener
+// shows to r, unless it is nil; c is nil without TLS.
+func registerCertificate(r prometheus.Registerer, c *certificates) error {
+	if r == nil {
+		return nil
+	}
+	return r.Register(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "meshgate_gateway_certificate_end_timestamp_seconds",
+		Help: "When the public certificate ends, in seconds since 1970; 0 without TLS.",
+	}, func() float64 {
+		if c == nil {
+			return 0
+		}
+		return float64(c.current().Leaf.NotAfter.Unix())
+	}))
+}

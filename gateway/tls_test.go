@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"crypto/tls"
 	"crypto/x509"
+	"github.com/prometheus/client_golang/prometheus"
 	"io"
 	"net"
 	"net/http"
@@ -298,5 +299,24 @@ func TestTLS_Validate(t *testing.T) {
 		if (tt.want == "") != (err == nil) || err != nil && !strings.Contains(err.Error(), tt.want) {
 			t.Errorf("%+v: %v", tt.cfg, err)
 		}
+	}
+}
+
+// An operator can be told in time that a certificate ends.
+func TestTLS_MetricTellsWhenTheCertificateEnds(t *testing.T) {
+	registry := prometheus.NewRegistry()
+	c, err := openCertificates(TLS{SelfSignedDir: t.TempDir(), Names: []string{"gate.test"}}, serveLogger())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := registerCertificate(registry, c); err != nil {
+		t.Fatal(err)
+	}
+	families, err := registry.Gather()
+	if err != nil || len(families) != 1 {
+		t.Fatalf("%d metrics, %v", len(families), err)
+	}
+	if got, want := families[0].GetMetric()[0].GetGauge().GetValue(), float64(c.current().Leaf.NotAfter.Unix()); got != want {
+		t.Errorf("%s is %v, want %v", families[0].GetName(), got, want)
 	}
 }
