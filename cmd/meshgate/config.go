@@ -11,6 +11,7 @@ import (
 	"github.com/knadh/koanf/parsers/yaml"
 	"github.com/knadh/koanf/providers/file"
 	"github.com/knadh/koanf/v2"
+	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 )
 
@@ -75,6 +76,42 @@ func checkKeys(flags *pflag.FlagSet, keys []string, path string) error {
 		hint = fmt.Sprintf("; did you mean %s?", near)
 	}
 	return usagef("configuration file %s: unknown key %s%s", path, strings.Join(unknown, ", "), hint)
+}
+
+// unknownEnv describes each variable of environ that has our prefix and that no
+// flag of any command below root reads. Such a variable is no error: it may be
+// for another version of this program. Variables that Kubernetes makes for a
+// service called meshgate are not ours.
+func unknownEnv(root *cobra.Command, environ []string) []string {
+	known := map[string]bool{}
+	all := pflag.NewFlagSet("all", pflag.ContinueOnError)
+	var collect func(*cobra.Command)
+	collect = func(c *cobra.Command) {
+		c.Flags().VisitAll(func(f *pflag.Flag) {
+			known[envName(f.Name)] = true
+			if all.Lookup(f.Name) == nil {
+				all.AddFlag(f)
+			}
+		})
+		for _, sub := range c.Commands() {
+			collect(sub)
+		}
+	}
+	collect(root)
+	var out []string
+	for _, pair := range environ {
+		name, _, _ := strings.Cut(pair, "=")
+		setting, ours := strings.CutPrefix(name, envPrefix)
+		if !ours || known[name] || strings.HasPrefix(setting, "SERVICE_") || setting == "PORT" || strings.HasPrefix(setting, "PORT_") {
+			continue
+		}
+		text := fmt.Sprintf("environment variable %s is no setting and has no effect", name)
+		if near := nearest(all, strings.ToLower(strings.ReplaceAll(setting, "_", "."))); near != "" {
+			text += fmt.Sprintf("; did you mean %s?", envName(near))
+		}
+		out = append(out, text)
+	}
+	return out
 }
 
 // nearest is the flag name with the smallest edit distance to key, when that

@@ -117,7 +117,10 @@ func newRoot(stdout, stderr io.Writer) *cobra.Command {
 			_, err := io.WriteString(a.stdout, usageText)
 			return err
 		},
-		PersistentPreRunE: func(*cobra.Command, []string) error {
+		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
+			for _, text := range unknownEnv(cmd.Root(), os.Environ()) {
+				fmt.Fprintf(a.stderr, "meshgate: warning: %s\n", text)
+			}
 			if a.output != "table" && a.output != "json" {
 				return usagef("--output %q: want table or json", a.output)
 			}
