@@ -114,7 +114,11 @@ type JoinRequest struct {
 	// multiaddrs are where libp2p listens.
 	Multiaddrs []string `protobuf:"bytes,14,rep,name=multiaddrs,proto3" json:"multiaddrs,omitempty"`
 	// services are an extension: what the node exposes on its mesh address.
-	Services      []*Service `protobuf:"bytes,100,rep,name=services,proto3" json:"services,omitempty"`
+	Services []*Service `protobuf:"bytes,100,rep,name=services,proto3" json:"services,omitempty"`
+	// member_of is an extension: the network_ipv6 of the mesh that the node takes
+	// itself for a member of. That mesh answers NotFound if it has removed the
+	// node, instead of taking it in again.
+	MemberOf      string `protobuf:"bytes,110,opt,name=member_of,json=memberOf,proto3" json:"member_of,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -245,6 +249,13 @@ func (x *JoinRequest) GetServices() []*Service {
 		return x.Services
 	}
 	return nil
+}
+
+func (x *JoinRequest) GetMemberOf() string {
+	if x != nil {
+		return x.MemberOf
+	}
+	return ""
 }
 
 // JoinResponse tells a new member who it is and whom to talk to.
@@ -987,7 +998,7 @@ var File_v1_members_proto protoreflect.FileDescriptor
 
 const file_v1_members_proto_rawDesc = "" +
 	"\n" +
-	"\x10v1/members.proto\x12\x02v1\x1a\rv1/node.proto\x1a\rv1/raft.proto\x1a\x13v1/extensions.proto\x1a\x15v1/network_acls.proto\"\xf9\x04\n" +
+	"\x10v1/members.proto\x12\x02v1\x1a\rv1/node.proto\x1a\rv1/raft.proto\x1a\x13v1/extensions.proto\x1a\x15v1/network_acls.proto\"\x96\x05\n" +
 	"\vJoinRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1d\n" +
 	"\n" +
@@ -1008,7 +1019,8 @@ const file_v1_members_proto_rawDesc = "" +
 	"\n" +
 	"multiaddrs\x18\x0e \x03(\tR\n" +
 	"multiaddrs\x12'\n" +
-	"\bservices\x18d \x03(\v2\v.v1.ServiceR\bservices\x1aS\n" +
+	"\bservices\x18d \x03(\v2\v.v1.ServiceR\bservices\x12\x1b\n" +
+	"\tmember_of\x18n \x01(\tR\bmemberOf\x1aS\n" +
 	"\x10DirectPeersEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12)\n" +
 	"\x05value\x18\x02 \x01(\x0e2\x13.v1.ConnectProtocolR\x05value:\x028\x01\"\xf8\x02\n" +
