@@ -6,24 +6,18 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"maps"
 	"net/netip"
-	"os"
-	"path/filepath"
 	"sync"
 	"time"
 
-	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/meshgate/meshgate/node/mesh"
 	v1 "github.com/meshgate/meshgate/proto/v1"
 )
 
 const (
-	// membershipFile keeps the last answer of a gateway inside the data
-	// directory, so that a restart needs neither the token nor the public URL.
-	membershipFile = "membership.json"
 	// subscribeGrace is how long a subscription may take to say its first word
 	// before the node joins again: a WireGuard handshake (5 s retry) and a few
 	// lost packets fit.
@@ -31,12 +25,16 @@ const (
 	// backoffMin and backoffMax bound the pause between two attempts.
 	backoffMin = 500 * time.Millisecond
 	backoffMax = 15 * time.Second
+	// leaveTimeout bounds the last call of a node that keeps nothing.
+	leaveTimeout = 2 * time.Second
 )
 
 // Gateway is the membership API of a gateway, as seen by a node that follows it.
 type Gateway interface {
 	// Join asks for membership.
 	Join(ctx context.Context, r *v1.JoinRequest) (*v1.JoinResponse, error)
+	// Leave ends the membership of node id.
+	Leave(ctx context.Context, id string) error
 	// SubscribePeers calls each for every configuration of node id, the first
 	// at once, until the stream breaks or ctx ends.
 	SubscribePeers(ctx context.Context, id string, each func(*v1.PeerConfigurations) error) error
@@ -49,11 +47,18 @@ type Follow struct {
 	// Mesh makes the client of a gateway on its mesh address, where the node
 	// is known by its WireGuard key.
 	Mesh func(addr netip.AddrPort) Gateway
-	// DataDir keeps the membership over restarts; empty keeps it in memory.
+	// DataDir keeps the membership over restarts. Empty keeps it in memory, and
+	// the node leaves the mesh when it ends.
 	DataDir string
+	// Again joins anew, whatever DataDir says of an earlier membership: for a
+	// node that was removed.
+	Again bool
 	// Refused reports whether an error of Join is final (the token or the id
 	// was refused), so that trying again is pointless.
 	Refused func(error) bool
+	// Removed reports whether an error of Join says that the mesh has removed
+	// the node.
+	Removed func(error) bool
 }
 
 // follower is the source of a node that follows a gateway. Its snapshots are
@@ -67,11 +72,12 @@ type follower struct {
 	plans   mesh.Plan
 	changed chan struct{} // closed and replaced at every publish
 	joined  *v1.JoinResponse
+	asked   *v1.JoinRequest // what joined answers
 }
 
 func newFollower(n *Node, cfg Follow) (*follower, error) {
-	if cfg.Public == nil || cfg.Mesh == nil {
-		return nil, fmt.Errorf("%w: following needs a public and a mesh client", mesh.ErrInvalid)
+	if cfg.Public == nil || cfg.Mesh == nil || cfg.Refused == nil || cfg.Removed == nil {
+		return nil, fmt.Errorf("%w: following needs a public and a mesh client, and the meaning of their errors", mesh.ErrInvalid)
 	}
 	return &follower{node: n, cfg: cfg, changed: make(chan struct{})}, nil
 }
@@ -80,25 +86,22 @@ func newFollower(n *Node, cfg Follow) (*follower, error) {
 // The data plane keeps its last plan meanwhile.
 func (f *follower) run(ctx context.Context) error {
 	if err := f.load(); err != nil {
-		f.node.log.Warn("saved membership not used", "err", err)
+		return err
 	}
 	delay := backoffMin
 	for {
 		alive, err := f.follow(ctx)
 		if ctx.Err() != nil {
+			f.leave(ctx)
 			return ctx.Err()
 		}
-		if err != nil && f.cfg.Refused != nil && f.cfg.Refused(err) && !f.isMember() {
-			return fmt.Errorf("join: %w", err)
+		if err := f.final(err); err != nil {
+			return err
 		}
 		if alive {
 			delay = backoffMin
 		}
-		state := "gateway lost, trying again"
-		if !f.isMember() {
-			state = "gateway not reached yet, trying again"
-		}
-		f.node.log.Warn(state, "err", err, "dur", delay)
+		f.node.log.Warn(f.trouble(err), "err", err, "dur", delay)
 		if err := pause(ctx, delay); err != nil {
 			return err
 		}
@@ -109,19 +112,76 @@ func (f *follower) run(ctx context.Context) error {
 // follow runs one subscription to its end, joining first where it must. alive
 // tells that the gateway was heard.
 func (f *follower) follow(ctx context.Context) (alive bool, err error) {
-	if f.isMember() {
+	asked := f.request()
+	if f.isMember() && f.known(asked) {
 		if alive, err = f.subscribe(ctx); alive {
 			return alive, err
 		}
 	}
-	r, joinErr := f.cfg.Public.Join(ctx, f.request())
+	r, joinErr := f.cfg.Public.Join(ctx, asked)
 	if joinErr != nil {
-		return false, errors.Join(err, joinErr)
+		return false, errors.Join(err, &joinError{joinErr})
 	}
+	f.mu.Lock()
+	f.asked = asked
+	f.mu.Unlock()
 	if err := f.accept(r); err != nil {
 		return false, err
 	}
 	return f.subscribe(ctx)
+}
+
+// joinError is what a gateway said to a join.
+type joinError struct{ error }
+
+func (e *joinError) Unwrap() error { return e.error }
+
+// final is err when no further attempt can help, with what to do about it;
+// nil when the node goes on trying.
+func (f *follower) final(err error) error {
+	join, ok := errors.AsType[*joinError](err)
+	switch {
+	case !ok:
+		return nil
+	case !f.isMember() && f.cfg.Refused(join.error):
+		return fmt.Errorf("join: %w", join.error)
+	case f.isMember() && f.cfg.Removed(join.error):
+		return fmt.Errorf("%w: node %q was removed from the mesh; if it shall be a member again, start it once with --again and a token",
+			mesh.ErrNotFound, f.node.cfg.ID)
+	case f.isMember() && f.cfg.Refused(join.error) && !f.known(f.request()):
+		return fmt.Errorf("the settings of node %q have changed since it joined, and the gateway refuses the new ones "+
+			"(start it once with a token that may make it join): %w", f.node.cfg.ID, join.error)
+	}
+	return nil
+}
+
+// trouble says in the log what err means for the node, which tries again.
+func (f *follower) trouble(err error) string {
+	join, ok := errors.AsType[*joinError](err)
+	switch {
+	case !f.isMember():
+		return "gateway not reached yet, trying again"
+	case ok && f.cfg.Refused(join.error):
+		return "gateway not heard on the mesh, and it refuses to let this node join again: if the node was removed, it needs a token and --again"
+	}
+	return "gateway lost, trying again"
+}
+
+// leave ends the membership of a node that forgets its key, so that its id is
+// free for the next one. ctx has ended.
+func (f *follower) leave(ctx context.Context) {
+	if f.cfg.DataDir != "" || !f.isMember() {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), leaveTimeout)
+	defer cancel()
+	at, err := f.gateway()
+	if err == nil {
+		err = f.cfg.Mesh(at).Leave(ctx, string(f.node.cfg.ID))
+	}
+	if err != nil {
+		f.node.log.Warn("did not leave the mesh; remove the node before one of its id joins again", "err", err)
+	}
 }
 
 // subscribe follows the gateway over the mesh. The stream has to say its first
@@ -182,7 +242,22 @@ func (f *follower) request() *v1.JoinRequest {
 	for _, p := range n.cfg.Routes {
 		r.Routes = append(r.Routes, p.String())
 	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	r.MemberOf = f.joined.GetNetworkIpv6()
 	return r
+}
+
+// known reports whether the gateway knows of the node what r says.
+func (f *follower) known(r *v1.JoinRequest) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.asked == nil {
+		return false
+	}
+	a, b := proto.CloneOf(f.asked), proto.CloneOf(r)
+	a.MemberOf, b.MemberOf = "", ""
+	return proto.Equal(a, b)
 }
 
 // accept takes the answer to a join and keeps it for the next start.
@@ -366,36 +441,3 @@ func (f *follower) plan(_ *mesh.Snapshot, id mesh.NodeID) (mesh.Plan, error) {
 }
 
 func (f *follower) close() error { return nil }
-
-// load takes the membership of an earlier run, if there is one.
-func (f *follower) load() error {
-	if f.cfg.DataDir == "" {
-		return nil
-	}
-	raw, err := os.ReadFile(filepath.Join(f.cfg.DataDir, membershipFile))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	r := &v1.JoinResponse{}
-	if err := (protojson.UnmarshalOptions{DiscardUnknown: true}).Unmarshal(raw, r); err != nil {
-		return fmt.Errorf("parse %s: %w", membershipFile, err)
-	}
-	return f.publish(r)
-}
-
-func (f *follower) save(r *v1.JoinResponse) error {
-	if f.cfg.DataDir == "" {
-		return nil
-	}
-	raw, err := protojson.MarshalOptions{Multiline: true}.Marshal(r)
-	if err != nil {
-		return err
-	}
-	if err := WriteFile(filepath.Join(f.cfg.DataDir, membershipFile), raw); err != nil {
-		return fmt.Errorf("keep membership: %w", err)
-	}
-	return nil
-}

@@ -96,16 +96,8 @@ func (h *holder) announce(ctx context.Context) error {
 		return fmt.Errorf("%w: accepting by default: this mesh was made to deny, and that does not change at a start; "+
 			"make a new one with an empty data directory", mesh.ErrPrecondition)
 	}
-	err = h.Members.Update(ctx, mesh.UpdateRequest{
-		ID:                 self.ID,
-		PublicKey:          self.PublicKey,
-		PrimaryEndpoint:    self.PrimaryEndpoint,
-		WireGuardEndpoints: self.WireGuardEndpoints,
-		Zone:               self.Zone,
-		Routes:             n.cfg.Routes,
-		Features:           self.Features,
-		Services:           self.Services,
-	})
+	// What is not configured any more is withdrawn.
+	err = h.Members.Declare(ctx, self, n.cfg.Routes)
 	if err != nil {
 		return fmt.Errorf("update own record (the data directory belongs to node id and key of its first start): %w", err)
 	}

@@ -63,7 +63,8 @@ func New(cfg Config) (*Members, error) {
 // An id belongs to the key that it first joined with, until the node leaves. A
 // node that joins again with the same id and key keeps its addresses and gets
 // what it now says of itself; another key for its id, or its key under another
-// id, is mesh.ErrExists.
+// id, is mesh.ErrExists. A node that takes itself for a member of this mesh and
+// is none was removed: mesh.ErrNotFound.
 func (m *Members) Join(ctx context.Context, r mesh.JoinRequest) (*mesh.Snapshot, error) {
 	if err := checkJoin(r); err != nil {
 		return nil, fmt.Errorf("join of node %q: %w", r.Node.ID, err)
@@ -85,6 +86,9 @@ func (m *Members) join(tx *registry.Tx, r mesh.JoinRequest) error {
 	s := tx.Snapshot()
 	if !s.IPv6.IsValid() {
 		return fmt.Errorf("%w: there is no mesh yet", mesh.ErrPrecondition)
+	}
+	if _, ok := s.Nodes[r.Node.ID]; !ok && r.MemberOf == s.IPv6 {
+		return fmt.Errorf("%w: id: the node is not in this mesh any more: it was removed", mesh.ErrNotFound)
 	}
 	if err := checkFree(tx, r.Node.ID, r.Node.PublicKey); err != nil {
 		return err

@@ -20,6 +20,9 @@ type JoinRequest struct {
 	Routes []netip.Prefix
 	// DirectPeers are nodes to be joined by an edge, with the protocol for it.
 	DirectPeers map[NodeID]v1.ConnectProtocol
+	// MemberOf is the IPv6 network of the mesh that the node takes itself for a
+	// member of; the zero prefix when it joins for the first time.
+	MemberOf netip.Prefix
 }
 
 // UpdateRequest changes a member. Empty fields stay as they are.

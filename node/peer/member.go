@@ -29,6 +29,12 @@ func (m *Member) Join(ctx context.Context, r *v1.JoinRequest) (*v1.JoinResponse,
 	return answer.Msg, nil
 }
 
+// Leave ends the membership of node id.
+func (m *Member) Leave(ctx context.Context, id string) error {
+	_, err := m.client.Leave(ctx, connect.NewRequest(&v1.LeaveRequest{Id: id}))
+	return err
+}
+
 // SubscribePeers calls each for every configuration of node id until each
 // returns an error, the stream breaks or ctx ends. It never returns nil.
 func (m *Member) SubscribePeers(ctx context.Context, id string, each func(*v1.PeerConfigurations) error) error {
@@ -59,5 +65,9 @@ func Refused(err error) bool {
 		return false
 	}
 }
+
+// Removed reports whether err, of a join as a member, says that the mesh has
+// removed the node.
+func Removed(err error) bool { return connect.CodeOf(err) == connect.CodeNotFound }
 
 var errStreamEnded = errors.New("the gateway ended the stream")

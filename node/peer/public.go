@@ -105,11 +105,10 @@ func (p *Public) Watch() meshgatev1connect.WatchClient {
 // parseBase checks the address of a gateway.
 func parseBase(s string) (*url.URL, error) {
 	u, err := url.Parse(s)
-	if err != nil {
-		return nil, fmt.Errorf("%w: gateway address %q: %w", mesh.ErrInvalid, s, err)
-	}
 	switch {
-	case u.Host == "" || (u.Scheme != "https" && u.Scheme != "http"):
+	case err != nil && strings.Contains(s, "://"):
+		return nil, fmt.Errorf("%w: gateway address %q: %w", mesh.ErrInvalid, s, err)
+	case err != nil || u.Host == "" || (u.Scheme != "https" && u.Scheme != "http"):
 		return nil, fmt.Errorf("%w: gateway address %q: write it as https://host:port", mesh.ErrInvalid, s)
 	case u.User != nil || u.RawQuery != "" || u.Fragment != "":
 		return nil, fmt.Errorf("%w: gateway address has a user, query or fragment: write it as https://host:port", mesh.ErrInvalid)

@@ -1,0 +1,261 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package node
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/meshgate/meshgate/node/mesh"
+	"github.com/meshgate/meshgate/node/wg"
+	v1 "github.com/meshgate/meshgate/proto/v1"
+)
+
+// patience bounds every wait of a test; nothing should come near it.
+const patience = 20 * time.Second
+
+var (
+	errRefused = errors.New("refused")
+	errRemoved = errors.New("removed")
+)
+
+// fakeGateway answers joins and subscriptions from a script.
+type fakeGateway struct {
+	answer *v1.JoinResponse
+	// heard is closed at the first subscription.
+	heard chan struct{}
+
+	mu     sync.Mutex // guards the fields below
+	refuse error      // of joins
+	deaf   bool       // subscriptions fail
+	joins  []*v1.JoinRequest
+	left   []string
+}
+
+func newFakeGateway(t *testing.T) *fakeGateway {
+	t.Helper()
+	key, err := mesh.GenerateKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &fakeGateway{
+		heard: make(chan struct{}),
+		answer: &v1.JoinResponse{
+			AddressIpv4: "172.16.0.2/32", NetworkIpv4: "172.16.0.0/12", NetworkIpv6: "fd00:1::/32", GatewayId: "gate",
+			Peers: []*v1.WireGuardPeer{{
+				Node: &v1.MeshNode{
+					Id: "gate", PublicKey: key.Public().Encode(), PrivateIpv4: "172.16.0.1/32",
+					Features: []*v1.FeaturePort{{Feature: v1.Feature_MEMBERSHIP, Port: 8443}},
+				},
+				AllowedIps: []string{"172.16.0.1/32"},
+			}},
+		},
+	}
+}
+
+func (g *fakeGateway) Join(_ context.Context, r *v1.JoinRequest) (*v1.JoinResponse, error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.joins = append(g.joins, proto.CloneOf(r))
+	return g.answer, g.refuse
+}
+
+func (g *fakeGateway) Leave(_ context.Context, id string) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.left = append(g.left, id)
+	return nil
+}
+
+func (g *fakeGateway) SubscribePeers(ctx context.Context, _ string, each func(*v1.PeerConfigurations) error) error {
+	g.mu.Lock()
+	deaf := g.deaf
+	g.mu.Unlock()
+	if deaf {
+		return errors.New("no way to the gateway")
+	}
+	if err := each(&v1.PeerConfigurations{Peers: g.answer.GetPeers()}); err != nil {
+		return err
+	}
+	close(g.heard)
+	<-ctx.Done()
+	return ctx.Err()
+}
+
+func (g *fakeGateway) script(refuse error, deaf bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.refuse, g.deaf = refuse, deaf
+	g.heard = make(chan struct{})
+}
+
+func (g *fakeGateway) requests() []*v1.JoinRequest {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.joins
+}
+
+// followed is a running node.
+type followed struct {
+	t     *testing.T
+	node  *Node
+	stop  context.CancelFunc
+	ended chan error
+}
+
+// follow runs a node behind g; change may alter its configuration.
+func follow(t *testing.T, g *fakeGateway, dir string, change func(*Config)) *followed {
+	t.Helper()
+	key, err := mesh.GenerateKey()
+	if dir != "" {
+		key, err = LoadKey(dir)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg := Config{
+		ID: "nas", Key: key, Mode: wg.ModeNetstack,
+		Follow: &Follow{
+			Public: g, Mesh: func(netip.AddrPort) Gateway { return g }, DataDir: dir,
+			Refused: func(err error) bool { return errors.Is(err, errRefused) || errors.Is(err, errRemoved) },
+			Removed: func(err error) bool { return errors.Is(err, errRemoved) },
+		},
+	}
+	if change != nil {
+		change(&cfg)
+	}
+	n, err := New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	f := &followed{t: t, node: n, stop: cancel, ended: make(chan error, 1)}
+	go func() { f.ended <- n.Run(ctx) }()
+	return f
+}
+
+// wait waits until the node ends by itself, and tells why.
+func (f *followed) wait() error {
+	f.t.Helper()
+	defer f.stop()
+	select {
+	case err := <-f.ended:
+		return errors.Join(err, f.node.Close())
+	case <-time.After(patience):
+		f.t.Fatal("the node does not end")
+		return nil
+	}
+}
+
+// end ends the node in peace.
+func (f *followed) end() {
+	f.t.Helper()
+	f.stop()
+	if err := f.wait(); err != nil {
+		f.t.Fatal(err)
+	}
+}
+
+func hears(t *testing.T, g *fakeGateway) {
+	t.Helper()
+	select {
+	case <-g.heard:
+	case <-time.After(patience):
+		t.Fatal("the node does not subscribe")
+	}
+}
+
+func TestFollower_RestartNeedsNoJoin(t *testing.T) {
+	g, dir := newFakeGateway(t), t.TempDir()
+	n := follow(t, g, dir, nil)
+	hears(t, g)
+	n.end()
+	if id := SavedID(dir); id != "nas" {
+		t.Errorf("the directory is that of %q", id)
+	}
+	g.script(errRefused, false)
+	n = follow(t, g, dir, nil)
+	hears(t, g)
+	n.end()
+	if n := len(g.requests()); n != 1 || g.requests()[0].GetMemberOf() != "" {
+		t.Errorf("%d joins, the first as a member of %q", n, g.requests()[0].GetMemberOf())
+	}
+	if len(g.left) != 0 {
+		t.Errorf("a node that keeps its identity left: %v", g.left)
+	}
+}
+
+func TestFollower_ChangedSettingsAreTold(t *testing.T) {
+	g, dir := newFakeGateway(t), t.TempDir()
+	n := follow(t, g, dir, nil)
+	hears(t, g)
+	n.end()
+	moved := func(c *Config) {
+		c.Zone = "z1"
+		c.Expose = []Expose{{Protocol: "tcp", Port: 81, Target: "127.0.0.1:3000"}}
+	}
+	g.script(errRefused, false)
+	err := follow(t, g, dir, moved).wait()
+	if !errors.Is(err, errRefused) || !strings.Contains(err.Error(), "settings") || !strings.Contains(err.Error(), "token") {
+		t.Errorf("new settings without a right to them: %v", err)
+	}
+	g.script(nil, false)
+	n = follow(t, g, dir, moved)
+	hears(t, g)
+	n.end()
+	last := g.requests()[2]
+	if last.GetZoneAwarenessId() != "z1" || len(last.GetServices()) != 1 || last.GetMemberOf() != "fd00:1::/32" {
+		t.Errorf("the gateway was told %v", last)
+	}
+}
+
+func TestFollower_RemovedNodeEndsAndJoinsOnlyWhenTold(t *testing.T) {
+	g, dir := newFakeGateway(t), t.TempDir()
+	n := follow(t, g, dir, nil)
+	hears(t, g)
+	n.end()
+	for range 2 { // a supervisor starts it again
+		g.script(errRemoved, true)
+		if err := follow(t, g, dir, nil).wait(); !errors.Is(err, mesh.ErrNotFound) || !strings.Contains(err.Error(), "--again") {
+			t.Fatalf("a removed node: %v", err)
+		}
+	}
+	g.script(nil, false)
+	n = follow(t, g, dir, func(c *Config) { c.Follow.Again = true })
+	hears(t, g)
+	n.end()
+	if last := g.requests()[len(g.requests())-1]; last.GetMemberOf() != "" {
+		t.Errorf("it joined as a member of %q", last.GetMemberOf())
+	}
+}
+
+func TestFollower_DirectoryOfAnotherNodeIsRefused(t *testing.T) {
+	g, dir := newFakeGateway(t), t.TempDir()
+	n := follow(t, g, dir, nil)
+	hears(t, g)
+	n.end()
+	n = follow(t, g, dir, func(c *Config) { c.ID = "cam" })
+	if err := n.wait(); !errors.Is(err, mesh.ErrPrecondition) || !strings.Contains(err.Error(), `"nas"`) {
+		t.Errorf("the directory of nas as cam: %v", err)
+	}
+	if len(g.requests()) != 1 {
+		t.Errorf("it joined all the same")
+	}
+}
+
+func TestFollower_WithoutADirectoryItLeavesAtTheEnd(t *testing.T) {
+	g := newFakeGateway(t)
+	n := follow(t, g, "", nil)
+	hears(t, g)
+	n.end()
+	if len(g.left) != 1 || g.left[0] != "nas" {
+		t.Errorf("left: %v", g.left)
+	}
+}
