@@ -58,12 +58,17 @@ func (c *access) registerTrust(f *pflag.FlagSet) {
 	f.StringVar(&c.caFile, "ca-file", "", "certificate authorities (PEM) to believe instead of the system's")
 }
 
-// dial completes c from environment, files and this host's gateway, and makes
-// a client of it. The caller closes it.
+// dial completes the flags from the environment and connects.
 func (c *access) dial(f *pflag.FlagSet) (*peer.Public, error) {
 	if err := fromSources(f, ""); err != nil {
 		return nil, err
 	}
+	return c.connect()
+}
+
+// connect completes c from files and this host's gateway, and makes a client
+// of it. The caller closes it.
+func (c *access) connect() (*peer.Public, error) {
 	if c.Token == "" && c.tokenFile != "" {
 		raw, err := os.ReadFile(c.tokenFile)
 		if err != nil {
@@ -192,7 +197,14 @@ var hints = []struct{ cause, advice string }{ //nolint:gochecknoglobals // a con
 	{"connection refused", "Is the gateway running, and is this its address?"},
 	{"HTTP response to HTTPS client", "This gateway speaks plain HTTP: write http:// (on this machine only), or put TLS in front of it"},
 	{"no credentials", "Give --token-file, --token or MESHGATE_TOKEN"},
+	{"no route to host", "Is this the gateway's address, and can this machine reach it?"},
+	{"i/o timeout", "Is this the gateway's address, and does a firewall let its port through?"},
+	{"no such host", "Is the name spelled right?"},
+	{localFile + ": permission denied", "It holds the admin token of this host's gateway: use sudo, or give --server and --token-file"},
+	{"VERB_PUT on RESOURCE_EDGES", "A token lets its holder join under its own name: give that name (--id, as it was made with meshgate token create), or use the admin's token"},
+	{"no role that grants", "Use a token that may do this, such as the admin's, or ask an administrator for a role"},
+	{"device or resource busy", "Another program, perhaps another meshgate, has an interface of this name: choose another with --wireguard.interface, or --wireguard.mode netstack"},
 	{"address already in use", "Another program has this port: stop it, or give this one another (port 0 picks a free one)"},
 	{"bind: permission denied", "Ports below 1024 need root or CAP_NET_BIND_SERVICE"},
-	{"mkdir /var/lib/meshgate: permission denied", "Run as root, or choose --data-dir; to try it out: meshgate up --dev"},
+	{"mkdir /var/lib/meshgate", "Run as root, or choose --data-dir; to try it out: meshgate up --dev"},
 }

@@ -32,15 +32,28 @@ func fromSources(flags *pflag.FlagSet, path string) error {
 	if err := checkKeys(flags, k.Keys(), path); err != nil {
 		return err
 	}
+	if flags.Changed("token") && flags.Changed("token-file") {
+		return usagef("--token and --token-file exclude each other")
+	}
+	// A stronger source of one of the two beats a weaker one of the other.
+	rivals := map[string]string{"token": "token-file", "token-file": "token"}
+	fromFlag := map[string]bool{}
+	for name := range rivals {
+		fromFlag[name] = flags.Changed(name)
+	}
 	var first error
 	flags.VisitAll(func(f *pflag.Flag) {
-		if f.Changed || first != nil || f.Name == "config" {
+		rival := rivals[f.Name]
+		if f.Changed || first != nil || f.Name == "config" || fromFlag[rival] {
 			return
 		}
 		if text, ok := os.LookupEnv(envName(f.Name)); ok {
 			if err := flags.Set(f.Name, text); err != nil {
 				first = usagef("environment variable %s: %w", envName(f.Name), err)
 			}
+			return
+		}
+		if _, ok := os.LookupEnv(envName(rival)); ok && rival != "" {
 			return
 		}
 		if k.Exists(f.Name) {

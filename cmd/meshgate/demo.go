@@ -28,6 +28,8 @@ import (
 const (
 	demoPeerID = "phone"
 	demoNodeID = "firewalled"
+	// demoLogLevel leaves out that peers are not there yet.
+	demoLogLevel = "error"
 	// demoTimeout bounds the start of the demo; it takes about a second.
 	demoTimeout = 60 * time.Second
 )
@@ -56,7 +58,7 @@ func (a *app) demoCommand() *cobra.Command {
 			// The peers of a demo are not there when the gateway first looks for
 			// them, which is worth no word.
 			if f := cmd.Flags().Lookup("log.level"); !f.Changed {
-				if err := cmd.Flags().Set("log.level", "error"); err != nil {
+				if err := cmd.Flags().Set("log.level", demoLogLevel); err != nil {
 					return err
 				}
 			}
@@ -73,7 +75,11 @@ func (a *app) demoCommand() *cobra.Command {
 		if !offered[f.Name] {
 			f.Hidden = true
 		}
+		if value, ok := devDefaults()[f.Name]; ok {
+			f.DefValue = value // what help and docs show
+		}
 	})
+	cmd.Flags().Lookup("log.level").DefValue = demoLogLevel
 	return cmd
 }
 

@@ -36,8 +36,10 @@ const (
 	turnTTL = 10 * time.Minute
 	// channelRate and channelBurst bound the negotiations of one identity.
 	channelRate, channelBurst = 10, 40
-	// tokenFile holds the admin token of a gateway inside its data directory.
-	tokenFile = "admin.token"
+	// tokenFile holds the admin token of a gateway inside its data directory,
+	// tokensFile the hashes of all others unless --auth.tokens-file is set.
+	tokenFile  = "admin.token"
+	tokensFile = "tokens"
 )
 
 // gatewayProcess is a running gateway: a node that holds state, TURN,
@@ -298,7 +300,14 @@ func (p *gatewayProcess) authenticators() ([]gateway.Authenticator, error) {
 	if p.token != "" {
 		fixed[p.token] = c.admin
 	}
-	tokens, err := gateway.NewTokens(fixed, c.tokensFile, p.log)
+	file := c.tokensFile
+	if file == "" && c.dataDir != "" {
+		file = filepath.Join(c.dataDir, tokensFile)
+		if err := makeTokens(file); err != nil {
+			return nil, err
+		}
+	}
+	tokens, err := gateway.NewTokens(fixed, file, p.log)
 	if err != nil {
 		return nil, err
 	}

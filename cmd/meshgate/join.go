@@ -4,10 +4,12 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"net"
 	"net/netip"
 	"os"
+	"path/filepath"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -21,6 +23,7 @@ type joinConfig struct {
 	gateway access
 
 	dataDir, id   string
+	again         bool
 	publicAddress string
 	zone          string
 	expose        []string
@@ -38,7 +41,8 @@ type joinConfig struct {
 func (c *joinConfig) register(f *pflag.FlagSet) {
 	f.String("config", "", "YAML file with any of these flags as keys")
 	c.gateway.registerTrust(f)
-	f.StringVar(&c.dataDir, "data-dir", "", "where identity and membership are kept, so that a restart needs no token; empty keeps them in memory")
+	f.StringVar(&c.dataDir, "data-dir", "", "where identity and membership are kept, so that a restart needs no token; set to \"\" the node is forgotten when it ends (default: nodes/ID in /var/lib/meshgate, or in ~/.local/state/meshgate without root)")
+	f.BoolVar(&c.again, "again", false, "join anew although this node was removed from the mesh; needs a token")
 	f.StringVar(&c.id, "id", "", "the node's id (default: the host's name)")
 	f.StringVar(&c.publicAddress, "public-address", "", "IP address at which others reach this node; empty for a node that only calls out")
 	f.StringVar(&c.zone, "zone", "", "zone awareness id: nodes of one zone prefer each other's local addresses")
@@ -69,7 +73,10 @@ func (a *app) joinCommand() *cobra.Command {
 				return err
 			}
 			c.gateway.URL = args[0]
-			return a.join(cmd.Context(), cmd.Flags(), c)
+			if err := c.place(cmd.Flags()); err != nil {
+				return err
+			}
+			return a.join(cmd.Context(), c)
 		},
 	}
 	c.register(cmd.Flags())
@@ -77,7 +84,7 @@ func (a *app) joinCommand() *cobra.Command {
 }
 
 // join runs a node that follows a gateway until ctx ends.
-func (a *app) join(ctx context.Context, flags *pflag.FlagSet, c *joinConfig) error {
+func (a *app) join(ctx context.Context, c *joinConfig) error {
 	log, err := a.newLogger(c.logLevel, c.logFormat)
 	if err != nil {
 		return err
@@ -86,7 +93,7 @@ func (a *app) join(ctx context.Context, flags *pflag.FlagSet, c *joinConfig) err
 	if err != nil {
 		return err
 	}
-	if o.gateway, err = c.gateway.dial(flags); err != nil {
+	if o.gateway, err = c.gateway.connect(); err != nil {
 		return err
 	}
 	defer o.gateway.Close()
@@ -109,14 +116,49 @@ func (a *app) join(ctx context.Context, flags *pflag.FlagSet, c *joinConfig) err
 			}
 			return printJSON(a.stdout, r)
 		}
-		log.Info("joined", "node", string(self.ID), "addr", self.Addrs())
+		log.Info("node is up", "node", string(self.ID), "addr", self.Addrs())
 		return nil
 	})
 }
 
+// place finds out who the node is and where it keeps that: a data directory
+// that was given knows its node, and a node that was given has a directory.
+func (c *joinConfig) place(f *pflag.FlagSet) error {
+	given := f.Changed("data-dir")
+	if c.id == "" && c.dataDir != "" {
+		c.id = string(node.SavedID(c.dataDir))
+	}
+	id, err := nodeID(c.id)
+	if err != nil {
+		return err
+	}
+	c.id = string(id)
+	if given {
+		return nil
+	}
+	base := defaultDataDir
+	if os.Geteuid() != 0 {
+		if base, err = stateHome(); err != nil {
+			return fmt.Errorf("find a place for the node's identity (give --data-dir): %w", err)
+		}
+	}
+	c.dataDir = filepath.Join(base, "nodes", c.id)
+	return nil
+}
+
+// stateHome is where programs of this user keep state, by the XDG base
+// directory specification.
+func stateHome() (string, error) {
+	if dir := os.Getenv("XDG_STATE_HOME"); filepath.IsAbs(dir) {
+		return filepath.Join(dir, "meshgate"), nil
+	}
+	home, err := os.UserHomeDir()
+	return filepath.Join(home, ".local", "state", "meshgate"), err
+}
+
 // options turns flags into what a node process needs.
 func (c *joinConfig) options(log *slog.Logger) (nodeOptions, error) {
-	o := nodeOptions{iceListen: c.iceListen, dataDir: c.dataDir, log: log}
+	o := nodeOptions{iceListen: c.iceListen, dataDir: c.dataDir, again: c.again, log: log}
 	var err error
 	if c.publicAddress != "" {
 		if _, err := netip.ParseAddr(c.publicAddress); err != nil {

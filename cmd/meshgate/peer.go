@@ -22,7 +22,7 @@ func (a *app) peerCommand() *cobra.Command {
 		Use:   "peer",
 		Short: "WireGuard devices that run no Meshgate",
 		Args:  args(cobra.NoArgs, "create or delete"),
-		RunE:  func(*cobra.Command, []string) error { return usagef("want create or delete") },
+		RunE:  func(*cobra.Command, []string) error { return usagef("want peer create NAME or peer delete NAME") },
 	}
 	cmd.AddCommand(a.peerCreateCommand(), a.peerDeleteCommand())
 	return cmd
@@ -120,7 +120,8 @@ func (a *app) peerDeleteCommand() *cobra.Command {
 				return err
 			}
 			defer gate.Close()
-			if _, err := gate.Mesh().GetNode(cmd.Context(), connect.NewRequest(&v1.GetNodeRequest{Id: args[0]})); err != nil {
+			was, err := gate.Mesh().GetNode(cmd.Context(), connect.NewRequest(&v1.GetNodeRequest{Id: args[0]}))
+			if err != nil {
 				return fmt.Errorf("delete peer %s: %w", args[0], err)
 			}
 			_, err = gate.Membership().Leave(cmd.Context(), connect.NewRequest(&v1.LeaveRequest{Id: args[0]}))
@@ -128,6 +129,9 @@ func (a *app) peerDeleteCommand() *cobra.Command {
 				return fmt.Errorf("delete peer %s: %w", args[0], err)
 			}
 			fmt.Fprintf(a.stderr, "%s is not in the mesh any more\n", args[0])
+			if len(was.Msg.GetFeatures()) > 0 {
+				fmt.Fprintln(a.stderr, "It runs Meshgate: it ends once it notices. A token that it has would let it join anew (join --again): revoke the token to keep it out.")
+			}
 			return nil
 		},
 	}

@@ -34,6 +34,8 @@ type nodeOptions struct {
 	config  node.Config
 	gateway *peer.Public
 	dataDir string
+	// again joins anew, whatever dataDir says of an earlier membership.
+	again bool
 	// iceListen is the UDP address of DataChannels that end here.
 	iceListen string
 	// loopback offers loopback addresses as candidates, for a demo.
@@ -67,7 +69,9 @@ func newNodeProcess(o nodeOptions) (_ *nodeProcess, err error) {
 		Public:  peer.NewMember(o.gateway.Membership()),
 		Mesh:    func(at netip.AddrPort) node.Gateway { return peer.NewMember(p.node.Peers().Membership(at)) },
 		DataDir: o.dataDir,
+		Again:   o.again,
 		Refused: peer.Refused,
+		Removed: peer.Removed,
 	}
 	if p.node, err = node.New(o.config); err != nil {
 		return nil, err
@@ -159,7 +163,7 @@ func runNode(ctx context.Context, n *node.Node, sessions *signaling.Service, ser
 	ended := make(chan error, 1)
 	go func() {
 		err := n.Run(nodeCtx)
-		cancel(errors.Join(errNodeStopped, err))
+		cancel(errNodeStopped)
 		ended <- err
 	}()
 	var err error
@@ -173,7 +177,11 @@ func runNode(ctx context.Context, n *node.Node, sessions *signaling.Service, ser
 	}
 	sessionsErr := sessions.Close()
 	stopNode()
-	return errors.Join(err, sessionsErr, <-ended)
+	nodeErr := <-ended
+	if nodeErr != nil && errors.Is(err, errNodeStopped) {
+		err = nil // why it stopped says it better
+	}
+	return errors.Join(err, sessionsErr, nodeErr)
 }
 
 // errNodeStopped says that the node ended by itself.

@@ -43,6 +43,9 @@ func (a *app) statusCommand() *cobra.Command {
 // nodeStatus prints what one node says of itself.
 func (a *app) nodeStatus(ctx context.Context, gate *peer.Public, id string) error {
 	answer, err := gate.Node().GetStatus(ctx, connect.NewRequest(&v1.GetStatusRequest{Id: id}))
+	if connect.CodeOf(err) == connect.CodeFailedPrecondition {
+		return a.peerStatus(ctx, gate, id) // it runs no Meshgate that could be asked
+	}
 	if err != nil {
 		return fmt.Errorf("status of %s: %w", id, err)
 	}
@@ -67,19 +70,51 @@ func (a *app) nodeStatus(ctx context.Context, gate *peer.Public, id string) erro
 	return table(a.stdout, rows)
 }
 
+// peerStatus prints what the gateway knows of a peer that cannot be asked.
+func (a *app) peerStatus(ctx context.Context, gate *peer.Public, id string) error {
+	m, err := lookAtMesh(ctx, gate)
+	if err != nil {
+		return fmt.Errorf("status of %s: %w", id, err)
+	}
+	only := &meshgatev1.WatchMeshResponse{GatewayId: m.GetGatewayId()}
+	for _, o := range m.GetNodes() {
+		if o.GetId() == id {
+			only.Nodes = append(only.Nodes, o)
+		}
+	}
+	for _, l := range m.GetLinks() {
+		if l.GetNodeId() == id {
+			only.Links = append(only.Links, l)
+		}
+	}
+	return a.printMesh(only)
+}
+
 // meshStatus prints every node and how the gateway reaches it.
 func (a *app) meshStatus(ctx context.Context, gate *peer.Public) error {
+	m, err := lookAtMesh(ctx, gate)
+	if err != nil {
+		return fmt.Errorf("status: %w", err)
+	}
+	return a.printMesh(m)
+}
+
+// lookAtMesh is the mesh as the gateway sees it now.
+func lookAtMesh(ctx context.Context, gate *peer.Public) (*meshgatev1.WatchMeshResponse, error) {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	stream, err := gate.Watch().WatchMesh(ctx, connect.NewRequest(&meshgatev1.WatchMeshRequest{}))
 	if err != nil {
-		return fmt.Errorf("status: %w", err)
+		return nil, err
 	}
 	defer func() { _ = stream.Close() }() // only the first message is wanted
 	if !stream.Receive() {
-		return fmt.Errorf("status: %w", stream.Err())
+		return nil, stream.Err()
 	}
-	m := stream.Msg()
+	return stream.Msg(), nil
+}
+
+func (a *app) printMesh(m *meshgatev1.WatchMeshResponse) error {
 	if a.output == "json" {
 		return a.printProto(m)
 	}

@@ -17,6 +17,7 @@ import (
 
 	"github.com/meshgate/meshgate/node"
 	"github.com/meshgate/meshgate/node/mesh"
+	"github.com/meshgate/meshgate/node/peer"
 	"github.com/meshgate/meshgate/node/wg"
 )
 
@@ -59,7 +60,7 @@ type upConfig struct {
 
 func (c *upConfig) register(f *pflag.FlagSet) {
 	f.String("config", "", "YAML file with any of these flags as keys")
-	f.BoolVar(&c.dev, "dev", false, "loopback only, no root, no TLS, state in memory, and a one-time admin token")
+	f.BoolVar(&c.dev, "dev", false, "loopback only, no root, no TLS, state in memory, members reach each other, and a one-time admin token")
 	f.StringVar(&c.dataDir, "data-dir", "/var/lib/meshgate", "where identity and state are kept; empty keeps them in memory")
 	f.StringVar(&c.id, "id", "", "the gateway's node id (default: the host's name)")
 
@@ -74,7 +75,7 @@ func (c *upConfig) register(f *pflag.FlagSet) {
 	f.StringVar(&c.tlsKey, "tls.key-file", "", "private key of the certificate (PEM)")
 	f.BoolVar(&c.tlsOff, "tls.off", false, "serve plain HTTP, for a proxy on the same host that ends TLS")
 
-	f.StringVar(&c.tokensFile, "auth.tokens-file", "", "lines of SHA-256 (hex) of a bearer token, a space, and the identity it stands for")
+	f.StringVar(&c.tokensFile, "auth.tokens-file", "", "tokens and whom they stand for, as meshgate token create writes them; read again when it changes (default: tokens in the data directory)")
 	f.StringVar(&c.htpasswdFile, "auth.htpasswd-file", "", "users with bcrypt hashes for basic authentication")
 	f.StringVar(&c.admin, "mesh.admin", "admin", "the identity that may do everything; only used when the mesh is made")
 
@@ -98,15 +99,20 @@ func (c *upConfig) register(f *pflag.FlagSet) {
 	f.StringVar(&c.logFormat, "log.format", "text", "text or json")
 }
 
-// devDefaults replaces every default that needs root, a public address or a
-// disk. Flags that were set keep their value.
-func (c *upConfig) devDefaults(f *pflag.FlagSet) error {
-	for name, value := range map[string]string{
+// devDefaults are the defaults of --dev, in place of all that need root, a
+// public address or a disk.
+func devDefaults() map[string]string {
+	return map[string]string{
 		"data-dir": "", "listen": "127.0.0.1:8080", "public-address": "127.0.0.1",
 		"metrics.listen": "127.0.0.1:0", "tls.off": "true", "mesh.default-network-policy": "accept",
 		"wireguard.mode": "netstack", "wireguard.listen-port": "0", "ice.listen": "127.0.0.1:0",
 		"turn.listen": "127.0.0.1:0", "log.level": "warn", "id": "gateway",
-	} {
+	}
+}
+
+// setDevDefaults applies devDefaults. Flags that were set keep their value.
+func (c *upConfig) setDevDefaults(f *pflag.FlagSet) error {
+	for name, value := range devDefaults() {
 		if f.Lookup(name).Changed {
 			continue
 		}
@@ -115,8 +121,11 @@ func (c *upConfig) devDefaults(f *pflag.FlagSet) error {
 		}
 	}
 	host, _, err := net.SplitHostPort(c.listen)
-	if addr, perr := netip.ParseAddr(host); err != nil || (host != "localhost" && (perr != nil || !addr.IsLoopback())) {
-		return usagef("--dev listens on loopback only, not on %q; leave --dev out to serve others", c.listen)
+	if err != nil {
+		return usagef("--listen %q: write it as HOST:PORT, such as 127.0.0.1:8080", c.listen)
+	}
+	if !peer.IsLoopback(host) {
+		return usagef("--listen %q: a gateway for development (meshgate demo, meshgate up --dev) listens on loopback only; to serve others: meshgate up --public-address ADDRESS", c.listen)
 	}
 	return nil
 }
@@ -148,7 +157,7 @@ func (c *upConfig) load(f *pflag.FlagSet) error {
 		return err
 	}
 	if c.dev {
-		if err := c.devDefaults(f); err != nil {
+		if err := c.setDevDefaults(f); err != nil {
 			return err
 		}
 	}

@@ -95,5 +95,5 @@ func holdsState(n *mesh.Node) bool { return n.HasFeature(v1.Feature_MEMBERSHIP) 
 
 // unknownNode is the answer for a node that is not there.
 func unknownNode(id mesh.NodeID) error {
-	return fmt.Errorf("%w: no node %q in this mesh; v1.Mesh/ListNodes names those that are", mesh.ErrNotFound, id)
+	return fmt.Errorf("%w: no node %q in this mesh; Mesh.ListNodes (meshgate status) names those that are", mesh.ErrNotFound, id)
 }

@@ -150,6 +150,17 @@ func (p *process) kill() {
 	<-p.done
 }
 
+// interrupt ends the process in peace.
+func (p *process) interrupt() {
+	p.t.Helper()
+	_ = p.cmd.Process.Signal(os.Interrupt)
+	select {
+	case <-p.done:
+	case <-time.After(patience):
+		p.t.Fatal("meshgate does not end after an interrupt")
+	}
+}
+
 // tool runs meshgate to its end and returns its standard output.
 func (p *process) tool(args ...string) string {
 	p.t.Helper()

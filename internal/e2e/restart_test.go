@@ -132,3 +132,40 @@ func errText(err error) string {
 	}
 	return err.Error()
 }
+
+// What a node is started with is what the mesh knows of it, and a node that an
+// admin removed stays out until somebody says otherwise.
+func TestJoin_ChangedFlagsCountAndRemovalHolds(t *testing.T) {
+	gate := dev(t)
+	dir := t.TempDir()
+	base := []string{"join", gate.ready.URL, "--token", gate.ready.Token, "--id", "nas", "--data-dir", dir,
+		"--wireguard.mode", "netstack", "--ice.listen", "127.0.0.1:0"}
+	nas := start(t, append(base, "--expose", "tcp:80=127.0.0.1:1", "--routes", "198.18.5.0/24")...)
+	nas.interrupt()
+	nas = start(t, append(base, "--expose", "tcp:81=127.0.0.1:1", "--zone", "z1")...)
+	eventually(t, patience, func() (bool, string) {
+		n := mesh(t, gate)["nas"]
+		s := n.GetServices()
+		return n.GetZoneAwarenessId() == "z1" && len(s) == 1 && s[0].GetPort() == 81, n.String()
+	})
+	if out := gate.tool("status", "nas"); !strings.Contains(out, "nas") {
+		t.Errorf("status: %s", out)
+	}
+
+	gate.tool("peer", "delete", "nas")
+	select {
+	case <-nas.done:
+	case <-time.After(patience):
+		t.Fatal("a removed node goes on")
+	}
+	if !strings.Contains(nas.log.String(), "--again") {
+		t.Errorf("a removed node says: %s", nas.log)
+	}
+	if _, ok := mesh(t, gate)["nas"]; ok {
+		t.Error("the node let itself in again")
+	}
+	again := start(t, append(base, "--again")...)
+	if again.ready.node(t, "nas") == "" {
+		t.Error("it does not join when told to")
+	}
+}
