@@ -267,6 +267,9 @@ func (g *Gateway) Run(ctx context.Context) error {
 	if g.cfg.Metrics != nil {
 		serve(g.cfg.Metrics, g.metricsHandler(draining))
 	}
+	if g.tls != nil {
+		group.Go(func() error { g.tls.watch(running); return nil })
+	}
 	group.Go(func() error {
 		<-running.Done()
 		drain(api.ErrClosing)

@@ -3,6 +3,7 @@
 package gateway
 
 import (
+	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -32,6 +33,10 @@ const (
 	// renewBefore is how long before its end a self-signed certificate is
 	// replaced. The key stays, and with it the pin.
 	renewBefore = 30 * 24 * time.Hour
+	// warnBefore is how long before the end of a certificate its operator is
+	// warned, each lookAgain.
+	warnBefore = 14 * 24 * time.Hour
+	lookAgain  = 24 * time.Hour
 	// clockSkew is how far a client's clock may be behind.
 	clockSkew = time.Hour
 )
@@ -93,7 +98,7 @@ func openCertificates(t TLS, log *slog.Logger) (*certificates, error) {
 // current is the certificate to show now.
 func (c *certificates) current() *tls.Certificate {
 	cert := c.files.get()
-	if c.self == nil || time.Until(cert.Leaf.NotAfter) > renewBefore {
+	if now := time.Now(); c.self == nil || (time.Until(cert.Leaf.NotAfter) > renewBefore && !now.Before(cert.Leaf.NotBefore)) {
 		return cert
 	}
 	c.renewing.Lock()
@@ -128,6 +133,34 @@ func (c *certificates) config(turn bool) *tls.Config {
 		cfg.NextProtos = append(cfg.NextProtos, alpnTURN)
 	}
 	return cfg
+}
+
+// watch says in the log when the certificate ends soon or has ended: at once,
+// and then once a day. It returns when ctx ends.
+func (c *certificates) watch(ctx context.Context) {
+	tick := time.NewTicker(lookAgain)
+	defer tick.Stop()
+	for {
+		c.judge(time.Now())
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+// judge tells an operator what is wrong with the certificate at now.
+func (c *certificates) judge(now time.Time) {
+	leaf := c.current().Leaf
+	switch {
+	case now.After(leaf.NotAfter):
+		c.log.Error("the public certificate has expired, clients refuse it: put a new one into its files", "ended", leaf.NotAfter)
+	case now.Before(leaf.NotBefore):
+		c.log.Error("the public certificate is not valid yet, clients refuse it: is the clock right?", "begins", leaf.NotBefore)
+	case leaf.NotAfter.Sub(now) < warnBefore:
+		c.log.Warn("the public certificate ends soon: put a new one into its files", "ends", leaf.NotAfter)
+	}
 }
 
 // pin is the hash of the current certificate's public key.
@@ -178,7 +211,8 @@ func ensureSelfSigned(t TLS, now time.Time) error {
 // willDo reports whether c is for key and names and lasts for a while.
 func willDo(c *x509.Certificate, key *ecdsa.PrivateKey, names []string, now time.Time) bool {
 	public, ok := c.PublicKey.(*ecdsa.PublicKey)
-	if !ok || !public.Equal(key.Public()) || now.Add(renewBefore).After(c.NotAfter) {
+	// One from the future was made while the clock was wrong.
+	if !ok || !public.Equal(key.Public()) || now.Add(renewBefore).After(c.NotAfter) || now.Before(c.NotBefore) {
 		return false
 	}
 	return !slices.ContainsFunc(names, func(name string) bool { return c.VerifyHostname(name) != nil })

@@ -9,6 +9,7 @@ import (
 	"crypto/x509"
 	"github.com/prometheus/client_golang/prometheus"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"os"
@@ -219,6 +220,13 @@ func TestSelfSigned_KeepsItsKey(t *testing.T) {
 		if pin2, _ := open(cfg.Names...); pin2 != pin {
 			t.Error("renewal changed the key")
 		}
+		// One that was made while the clock was ahead is of no use when it is right.
+		if err := ensureSelfSigned(cfg, before.NotBefore); err != nil {
+			t.Fatal(err)
+		}
+		if right, err := readCertificate(cfg.CertFile); err != nil || right.NotBefore.After(before.NotBefore) {
+			t.Errorf("a certificate of the future is kept: %v", err)
+		}
 	})
 	if err := os.WriteFile(filepath.Join(dir, selfSignedKey), []byte("nonsense"), 0o600); err != nil {
 		t.Fatal(err)
@@ -318,5 +326,32 @@ func TestTLS_MetricTellsWhenTheCertificateEnds(t *testing.T) {
 	}
 	if got, want := families[0].GetMetric()[0].GetGauge().GetValue(), float64(c.current().Leaf.NotAfter.Unix()); got != want {
 		t.Errorf("%s is %v, want %v", families[0].GetName(), got, want)
+	}
+}
+
+// What clients refuse, or will soon, is for an operator to know.
+func TestTLS_LogTellsWhenTheCertificateEnds(t *testing.T) {
+	var log bytes.Buffer
+	c, err := openCertificates(TLS{SelfSignedDir: t.TempDir(), Names: []string{"gate.test"}}, slog.New(slog.NewTextHandler(&log, nil)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	leaf := c.current().Leaf
+	for _, tt := range []struct {
+		name string
+		now  time.Time
+		want string // in the log; empty: nothing is there
+	}{
+		{"fresh", time.Now(), ""},
+		{"long before its end", leaf.NotAfter.Add(-warnBefore - time.Hour), ""},
+		{"soon before its end", leaf.NotAfter.Add(-warnBefore + time.Hour), "level=WARN"},
+		{"after its end", leaf.NotAfter.Add(time.Hour), "has expired"},
+		{"before its beginning", leaf.NotBefore.Add(-time.Hour), "not valid yet"},
+	} {
+		log.Reset()
+		c.judge(tt.now)
+		if got := log.String(); (got == "") != (tt.want == "") || !strings.Contains(got, tt.want) {
+			t.Errorf("%s: the log says %q", tt.name, got)
+		}
 	}
 }

@@ -40,7 +40,7 @@ func watch[T any](logger *slog.Logger, parse func(files [][]byte) (T, error), pa
 	if logger == nil {
 		logger = slog.New(slog.DiscardHandler)
 	}
-	w := &watched[T]{paths: paths, parse: parse, log: logger.With("component", "gateway")}
+	w := &watched[T]{paths: paths, parse: parse, log: logger}
 	seen, err := w.look()
 	if err != nil {
 		return nil, err
