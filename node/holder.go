@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"slices"
 	"strconv"
 
 	"golang.org/x/sync/errgroup"
@@ -92,22 +91,12 @@ func (h *holder) announce(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("bootstrap the mesh: %w", err)
 	}
-	if h.cfg.AcceptByDefault && !acceptsByDefault(h.registry.Snapshot()) {
-		return fmt.Errorf("%w: accepting by default: this mesh was made to deny, and that does not change at a start; "+
-			"make a new one with an empty data directory", mesh.ErrPrecondition)
-	}
 	// What is not configured any more is withdrawn.
 	err = h.Members.Declare(ctx, self, n.cfg.Routes)
 	if err != nil {
 		return fmt.Errorf("update own record (the data directory belongs to node id and key of its first start): %w", err)
 	}
 	return nil
-}
-
-// acceptsByDefault reports whether the mesh has the ACL that a bootstrap with
-// AcceptByDefault makes.
-func acceptsByDefault(s *mesh.Snapshot) bool {
-	return slices.ContainsFunc(s.ACLs, func(a mesh.ACL) bool { return a.Name == registry.ACLDefaultAccept })
 }
 
 func (h *holder) wait(ctx context.Context, after uint64) (*mesh.Snapshot, error) {

@@ -42,13 +42,16 @@ func (r *Registry) Bootstrap(ctx context.Context, b Bootstrap) error {
 	if err := b.complete(); err != nil {
 		return fmt.Errorf("bootstrap: %w", err)
 	}
-	_, err := r.Update(ctx, func(tx *Tx) error {
+	made := false
+	s, err := r.Update(ctx, func(tx *Tx) error {
+		made = false
 		for _, key := range []string{keyIPv6, keyIPv4, prefixNodes + string(b.Self.ID)} {
 			if tx.view.unreadable[key] {
 				return fmt.Errorf("bootstrap: %w: there is a mesh, but its %s makes no sense; restore a backup", mesh.ErrPrecondition, key)
 			}
 		}
 		if !tx.Snapshot().IPv6.IsValid() {
+			made = true
 			return b.write(tx)
 		}
 		if _, ok := tx.Snapshot().Nodes[b.Self.ID]; !ok {
@@ -56,7 +59,37 @@ func (r *Registry) Bootstrap(ctx context.Context, b Bootstrap) error {
 		}
 		return nil
 	})
+	if err == nil && made {
+		r.logger.Info("made a new mesh", "node", string(b.Self.ID), "ipv6", s.IPv6.String(), "ipv4", s.IPv4.String(), "admin", b.Admin)
+	}
 	return err
+}
+
+// Admin is who may do everything in the mesh of s, as Bootstrap made it;
+// DefaultAdmin when that is not to be seen.
+func Admin(s *mesh.Snapshot) string {
+	for _, b := range s.Bindings {
+		if b.Name != BindingAdmin {
+			continue
+		}
+		for _, subject := range b.Subjects {
+			if subject.Type == v1.SubjectType_SUBJECT_USER {
+				return subject.Name
+			}
+		}
+	}
+	return DefaultAdmin
+}
+
+// DefaultPolicy is what happens to traffic that no ACL of an operator is about:
+// "accept" or "deny".
+func DefaultPolicy(s *mesh.Snapshot) string {
+	for _, a := range s.ACLs {
+		if a.Name == ACLDefaultAccept {
+			return "accept"
+		}
+	}
+	return "deny"
 }
 
 // complete fills what was left out and checks the rest.
