@@ -3,6 +3,7 @@
 package main
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/hex"
@@ -138,13 +139,18 @@ func pinOf(path string) (string, error) {
 	return fmt.Sprintf("sha256:%x", peer.PinOf(cert)), nil
 }
 
-// writeLocal leaves c for the commands on this host.
+// writeLocal leaves c for the commands on this host, unless it is there.
 func (c *access) writeLocal(dataDir string) error {
 	raw, err := json.Marshal(c)
 	if err != nil {
 		return err
 	}
-	if err := node.WriteFile(filepath.Join(dataDir, localFile), append(raw, '\n')); err != nil {
+	path := filepath.Join(dataDir, localFile)
+	raw = append(raw, '\n')
+	if there, err := os.ReadFile(path); err == nil && bytes.Equal(there, raw) {
+		return nil
+	}
+	if err := node.WriteFile(path, raw); err != nil {
 		return fmt.Errorf("write access for this host: %w", err)
 	}
 	return nil

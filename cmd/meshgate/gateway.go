@@ -21,6 +21,7 @@ import (
 	"github.com/meshgate/meshgate/gateway"
 	"github.com/meshgate/meshgate/node"
 	"github.com/meshgate/meshgate/node/mesh"
+	"github.com/meshgate/meshgate/node/registry"
 	"github.com/meshgate/meshgate/node/store/raftstore"
 	"github.com/meshgate/meshgate/node/wg"
 	v1 "github.com/meshgate/meshgate/proto/v1"
@@ -141,6 +142,9 @@ func (p *gatewayProcess) openNode() error {
 	state := ""
 	if c.dataDir != "" {
 		state = filepath.Join(c.dataDir, "state")
+		if err := checkState(c.dataDir, state); err != nil {
+			return err
+		}
 	}
 	p.store, err = raftstore.Open(raftstore.Config{Dir: state, ID: string(id), Logger: p.log, Registerer: p.registry})
 	if err != nil {
@@ -230,6 +234,8 @@ func (p *gatewayProcess) run(ctx context.Context, onReady func() error) error {
 }
 
 func (p *gatewayProcess) serve(ctx context.Context, onReady func() error) error {
+	p.tellFixed()
+	p.markMesh()
 	g, err := p.newGateway(ctx)
 	if err != nil {
 		return err
@@ -298,8 +304,9 @@ func (p *gatewayProcess) authenticators() ([]gateway.Authenticator, error) {
 	c := p.cfg
 	fixed := map[string]string{}
 	if p.token != "" {
-		fixed[p.token] = c.admin
+		fixed[p.token] = registry.Admin(p.node.Snapshot())
 	}
+	log := p.log.With("component", "gateway")
 	file := c.tokensFile
 	if file == "" && c.dataDir != "" {
 		file = filepath.Join(c.dataDir, tokensFile)
@@ -307,13 +314,13 @@ func (p *gatewayProcess) authenticators() ([]gateway.Authenticator, error) {
 			return nil, err
 		}
 	}
-	tokens, err := gateway.NewTokens(fixed, file, p.log)
+	tokens, err := gateway.NewTokens(fixed, file, log)
 	if err != nil {
 		return nil, err
 	}
 	list := []gateway.Authenticator{tokens}
 	if c.htpasswdFile != "" {
-		passwords, err := gateway.NewPasswords(c.htpasswdFile, p.log)
+		passwords, err := gateway.NewPasswords(c.htpasswdFile, log)
 		if err != nil {
 			return nil, err
 		}

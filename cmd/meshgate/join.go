@@ -103,11 +103,12 @@ func (a *app) join(ctx context.Context, c *joinConfig) error {
 			return err
 		}
 	}
+	log.Info("starting", "version", version, "commit", commit, "data_dir", c.dataDir, "gateway", c.gateway.URL)
 	p, err := newNodeProcess(o)
 	if err != nil {
 		return err
 	}
-	return p.run(ctx, func() error {
+	err = p.run(ctx, func() error {
 		self := p.node.Snapshot().Nodes[p.node.Self()]
 		if a.output == "json" {
 			r := ready{Event: "ready", URL: c.gateway.URL}
@@ -119,6 +120,10 @@ func (a *app) join(ctx context.Context, c *joinConfig) error {
 		log.Info("node is up", "node", string(self.ID), "addr", self.Addrs())
 		return nil
 	})
+	if ctx.Err() != nil {
+		log.Info("stopped")
+	}
+	return err
 }
 
 // place finds out who the node is and where it keeps that: a data directory

@@ -41,7 +41,8 @@ func (p *gatewayProcess) loadToken() error {
 	return nil
 }
 
-// leaveAccess tells the commands on this host how to reach the gateway.
+// leaveAccess tells the commands on this host how to reach the gateway. They
+// are a convenience: a disk that is full must not keep the gateway from serving.
 func (p *gatewayProcess) leaveAccess(g *gateway.Gateway) error {
 	if p.cfg.dataDir == "" {
 		return nil
@@ -57,7 +58,10 @@ func (p *gatewayProcess) leaveAccess(g *gateway.Gateway) error {
 			return err
 		}
 	}
-	return a.writeLocal(p.cfg.dataDir)
+	if err := a.writeLocal(p.cfg.dataDir); err != nil {
+		p.log.Warn("commands on this host will not find the gateway by themselves", "err", err)
+	}
+	return nil
 }
 
 // access is how a client reaches this gateway as its admin.

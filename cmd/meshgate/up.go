@@ -289,14 +289,19 @@ func (a *app) up(ctx context.Context, c *upConfig) error {
 	if err != nil {
 		return err
 	}
+	log.Info("starting", "version", version, "commit", commit, "data_dir", c.dataDir, "listen", c.listen)
 	g, err := newGatewayProcess(ctx, c, log)
 	if err != nil {
 		return err
 	}
-	return g.run(ctx, func() error {
+	err = g.run(ctx, func() error {
 		if a.output == "json" {
 			return printJSON(a.stdout, g.ready())
 		}
 		return a.printReady(g)
 	})
+	if ctx.Err() != nil {
+		log.Info("stopped")
+	}
+	return err
 }

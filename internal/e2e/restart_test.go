@@ -7,6 +7,7 @@ package e2e
 import (
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -167,5 +168,34 @@ func TestJoin_ChangedFlagsCountAndRemovalHolds(t *testing.T) {
 	again := start(t, append(base, "--again")...)
 	if again.ready.node(t, "nas") == "" {
 		t.Error("it does not join when told to")
+	}
+}
+
+// A state that is gone is missed: a new mesh in its place would have no node.
+func TestRestart_WithoutItsStateIsRefused(t *testing.T) {
+	dir := t.TempDir()
+	up := []string{"up", "--data-dir", dir, "--id", "gate", "--public-address", "127.0.0.1", "--listen", "127.0.0.1:0",
+		"--wireguard.mode", "netstack", "--wireguard.listen-port", "0", "--metrics.listen", "127.0.0.1:0",
+		"--ice.listen", "127.0.0.1:0", "--turn.listen", "127.0.0.1:0", "--tls.off"}
+	start(t, up...).interrupt()
+	if err := os.RemoveAll(filepath.Join(dir, "state")); err != nil {
+		t.Fatal(err)
+	}
+	out, err := exec.Command(program, up...).CombinedOutput()
+	if err == nil || !strings.Contains(string(out), "state of the mesh fd") || !strings.Contains(string(out), "backup") {
+		t.Errorf("start without the state: %v, %s", err, out)
+	}
+	// Who wants a new mesh says so.
+	if err := os.Remove(filepath.Join(dir, "mesh")); err != nil {
+		t.Fatal(err)
+	}
+	// Flags that only count when a mesh is made lock nobody out later.
+	start(t, up...).interrupt()
+	gate := start(t, append(up, "--mesh.admin", "bob")...)
+	if _, err := gate.try("status"); err != nil {
+		t.Errorf("the admin after --mesh.admin was changed: %v", err)
+	}
+	if !strings.Contains(gate.log.String(), "--mesh.admin") {
+		t.Errorf("nobody is told that the flag has no effect: %s", gate.log)
 	}
 }

@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/meshgate/meshgate/node"
+	"github.com/meshgate/meshgate/node/registry"
+)
+
+// meshFile names, inside a data directory, the mesh whose state the directory
+// holds. It is outside the state, so that a state that is lost is missed.
+const meshFile = "mesh"
+
+// checkState refuses to make a new mesh where another one was: its nodes would
+// all be strangers.
+func checkState(dataDir, state string) error {
+	name, err := os.ReadFile(filepath.Join(dataDir, meshFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("read which mesh this is: %w", err)
+	}
+	if found, err := os.ReadDir(state); err == nil && len(found) > 0 {
+		return nil
+	}
+	return fmt.Errorf("the state of the mesh %s is not in %s: is its volume mounted? Restore it from a backup; to make a new mesh instead, remove %s",
+		strings.TrimSpace(string(name)), state, filepath.Join(dataDir, meshFile))
+}
+
+// markMesh remembers that the data directory holds this mesh.
+func (p *gatewayProcess) markMesh() {
+	if p.cfg.dataDir == "" {
+		return
+	}
+	path := filepath.Join(p.cfg.dataDir, meshFile)
+	if _, err := os.Stat(path); err == nil {
+		return
+	}
+	if err := node.WriteFile(path, []byte(p.node.Snapshot().IPv6.String()+"\n")); err != nil {
+		p.log.Warn("a state that is lost will not be missed", "err", err)
+	}
+}
+
+// tellFixed says which flags have no effect, because the mesh was made with
+// other values.
+func (p *gatewayProcess) tellFixed() {
+	s := p.node.Snapshot()
+	for _, f := range []struct{ flag, want, have string }{
+		{"mesh.admin", p.cfg.admin, registry.Admin(s)},
+		{"mesh.domain", strings.TrimSuffix(p.cfg.meshDomain, "."), strings.TrimSuffix(s.Domain, ".")},
+		{"mesh.ipv4-network", p.cfg.meshIPv4, s.IPv4.String()},
+		{"mesh.default-network-policy", p.cfg.policy, registry.DefaultPolicy(s)},
+	} {
+		if f.want != f.have {
+			p.log.Warn("the mesh was made with another value, which stays", "flag", "--"+f.flag, "value", f.have, "ignored", f.want)
+		}
+	}
+}
