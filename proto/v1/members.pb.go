@@ -11,6 +11,7 @@ package v1
 import (
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
+	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
 	reflect "reflect"
 	sync "sync"
 	unsafe "unsafe"
@@ -284,7 +285,10 @@ type JoinResponse struct {
 	// enforces them itself.
 	NetworkAcls []*NetworkACL `protobuf:"bytes,100,rep,name=network_acls,json=networkAcls,proto3" json:"network_acls,omitempty"`
 	// gateway_id is an extension: the id of the gateway that answered.
-	GatewayId     string `protobuf:"bytes,101,opt,name=gateway_id,json=gatewayId,proto3" json:"gateway_id,omitempty"`
+	GatewayId string `protobuf:"bytes,101,opt,name=gateway_id,json=gatewayId,proto3" json:"gateway_id,omitempty"`
+	// time is an extension: the gateway's clock, by which a node finds out that
+	// its own is wrong.
+	Time          *timestamppb.Timestamp `protobuf:"bytes,111,opt,name=time,proto3" json:"time,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -387,6 +391,13 @@ func (x *JoinResponse) GetGatewayId() string {
 		return x.GatewayId
 	}
 	return ""
+}
+
+func (x *JoinResponse) GetTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Time
+	}
+	return nil
 }
 
 // UpdateRequest changes a member. A field that is empty stays as it is, so that
@@ -998,7 +1009,7 @@ var File_v1_members_proto protoreflect.FileDescriptor
 
 const file_v1_members_proto_rawDesc = "" +
 	"\n" +
-	"\x10v1/members.proto\x12\x02v1\x1a\rv1/node.proto\x1a\rv1/raft.proto\x1a\x13v1/extensions.proto\x1a\x15v1/network_acls.proto\"\x96\x05\n" +
+	"\x10v1/members.proto\x12\x02v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\rv1/node.proto\x1a\rv1/raft.proto\x1a\x13v1/extensions.proto\x1a\x15v1/network_acls.proto\"\x96\x05\n" +
 	"\vJoinRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1d\n" +
 	"\n" +
@@ -1023,7 +1034,7 @@ const file_v1_members_proto_rawDesc = "" +
 	"\tmember_of\x18n \x01(\tR\bmemberOf\x1aS\n" +
 	"\x10DirectPeersEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12)\n" +
-	"\x05value\x18\x02 \x01(\x0e2\x13.v1.ConnectProtocolR\x05value:\x028\x01\"\xf8\x02\n" +
+	"\x05value\x18\x02 \x01(\x0e2\x13.v1.ConnectProtocolR\x05value:\x028\x01\"\xa8\x03\n" +
 	"\fJoinResponse\x12!\n" +
 	"\faddress_ipv4\x18\x01 \x01(\tR\vaddressIpv4\x12!\n" +
 	"\faddress_ipv6\x18\x02 \x01(\tR\vaddressIpv6\x12!\n" +
@@ -1038,7 +1049,8 @@ const file_v1_members_proto_rawDesc = "" +
 	"meshDomain\x121\n" +
 	"\fnetwork_acls\x18d \x03(\v2\x0e.v1.NetworkACLR\vnetworkAcls\x12\x1d\n" +
 	"\n" +
-	"gateway_id\x18e \x01(\tR\tgatewayId\"\xef\x02\n" +
+	"gateway_id\x18e \x01(\tR\tgatewayId\x12.\n" +
+	"\x04time\x18o \x01(\v2\x1a.google.protobuf.TimestampR\x04time\"\xef\x02\n" +
 	"\rUpdateRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1d\n" +
 	"\n" +
@@ -1126,10 +1138,11 @@ var file_v1_members_proto_goTypes = []any{
 	(*FeaturePort)(nil),                  // 14: v1.FeaturePort
 	(*Service)(nil),                      // 15: v1.Service
 	(*NetworkACL)(nil),                   // 16: v1.NetworkACL
-	(*MeshNode)(nil),                     // 17: v1.MeshNode
-	(ClusterStatus)(0),                   // 18: v1.ClusterStatus
-	(*RaftLogEntry)(nil),                 // 19: v1.RaftLogEntry
-	(*RaftApplyResponse)(nil),            // 20: v1.RaftApplyResponse
+	(*timestamppb.Timestamp)(nil),        // 17: google.protobuf.Timestamp
+	(*MeshNode)(nil),                     // 18: v1.MeshNode
+	(ClusterStatus)(0),                   // 19: v1.ClusterStatus
+	(*RaftLogEntry)(nil),                 // 20: v1.RaftLogEntry
+	(*RaftApplyResponse)(nil),            // 21: v1.RaftApplyResponse
 }
 var file_v1_members_proto_depIdxs = []int32{
 	13, // 0: v1.JoinRequest.direct_peers:type_name -> v1.JoinRequest.DirectPeersEntry
@@ -1137,32 +1150,33 @@ var file_v1_members_proto_depIdxs = []int32{
 	15, // 2: v1.JoinRequest.services:type_name -> v1.Service
 	5,  // 3: v1.JoinResponse.peers:type_name -> v1.WireGuardPeer
 	16, // 4: v1.JoinResponse.network_acls:type_name -> v1.NetworkACL
-	14, // 5: v1.UpdateRequest.features:type_name -> v1.FeaturePort
-	15, // 6: v1.UpdateRequest.services:type_name -> v1.Service
-	17, // 7: v1.WireGuardPeer.node:type_name -> v1.MeshNode
-	0,  // 8: v1.WireGuardPeer.proto:type_name -> v1.ConnectProtocol
-	10, // 9: v1.StorageConfigurationResponse.servers:type_name -> v1.StorageServer
-	18, // 10: v1.StorageServer.suffrage:type_name -> v1.ClusterStatus
-	5,  // 11: v1.PeerConfigurations.peers:type_name -> v1.WireGuardPeer
-	16, // 12: v1.PeerConfigurations.network_acls:type_name -> v1.NetworkACL
-	0,  // 13: v1.JoinRequest.DirectPeersEntry.value:type_name -> v1.ConnectProtocol
-	1,  // 14: v1.Membership.Join:input_type -> v1.JoinRequest
-	3,  // 15: v1.Membership.Update:input_type -> v1.UpdateRequest
-	6,  // 16: v1.Membership.Leave:input_type -> v1.LeaveRequest
-	11, // 17: v1.Membership.SubscribePeers:input_type -> v1.SubscribePeersRequest
-	19, // 18: v1.Membership.Apply:input_type -> v1.RaftLogEntry
-	8,  // 19: v1.Membership.GetStorageConfiguration:input_type -> v1.StorageConfigurationRequest
-	2,  // 20: v1.Membership.Join:output_type -> v1.JoinResponse
-	4,  // 21: v1.Membership.Update:output_type -> v1.UpdateResponse
-	7,  // 22: v1.Membership.Leave:output_type -> v1.LeaveResponse
-	12, // 23: v1.Membership.SubscribePeers:output_type -> v1.PeerConfigurations
-	20, // 24: v1.Membership.Apply:output_type -> v1.RaftApplyResponse
-	9,  // 25: v1.Membership.GetStorageConfiguration:output_type -> v1.StorageConfigurationResponse
-	20, // [20:26] is the sub-list for method output_type
-	14, // [14:20] is the sub-list for method input_type
-	14, // [14:14] is the sub-list for extension type_name
-	14, // [14:14] is the sub-list for extension extendee
-	0,  // [0:14] is the sub-list for field type_name
+	17, // 5: v1.JoinResponse.time:type_name -> google.protobuf.Timestamp
+	14, // 6: v1.UpdateRequest.features:type_name -> v1.FeaturePort
+	15, // 7: v1.UpdateRequest.services:type_name -> v1.Service
+	18, // 8: v1.WireGuardPeer.node:type_name -> v1.MeshNode
+	0,  // 9: v1.WireGuardPeer.proto:type_name -> v1.ConnectProtocol
+	10, // 10: v1.StorageConfigurationResponse.servers:type_name -> v1.StorageServer
+	19, // 11: v1.StorageServer.suffrage:type_name -> v1.ClusterStatus
+	5,  // 12: v1.PeerConfigurations.peers:type_name -> v1.WireGuardPeer
+	16, // 13: v1.PeerConfigurations.network_acls:type_name -> v1.NetworkACL
+	0,  // 14: v1.JoinRequest.DirectPeersEntry.value:type_name -> v1.ConnectProtocol
+	1,  // 15: v1.Membership.Join:input_type -> v1.JoinRequest
+	3,  // 16: v1.Membership.Update:input_type -> v1.UpdateRequest
+	6,  // 17: v1.Membership.Leave:input_type -> v1.LeaveRequest
+	11, // 18: v1.Membership.SubscribePeers:input_type -> v1.SubscribePeersRequest
+	20, // 19: v1.Membership.Apply:input_type -> v1.RaftLogEntry
+	8,  // 20: v1.Membership.GetStorageConfiguration:input_type -> v1.StorageConfigurationRequest
+	2,  // 21: v1.Membership.Join:output_type -> v1.JoinResponse
+	4,  // 22: v1.Membership.Update:output_type -> v1.UpdateResponse
+	7,  // 23: v1.Membership.Leave:output_type -> v1.LeaveResponse
+	12, // 24: v1.Membership.SubscribePeers:output_type -> v1.PeerConfigurations
+	21, // 25: v1.Membership.Apply:output_type -> v1.RaftApplyResponse
+	9,  // 26: v1.Membership.GetStorageConfiguration:output_type -> v1.StorageConfigurationResponse
+	21, // [21:27] is the sub-list for method output_type
+	15, // [15:21] is the sub-list for method input_type
+	15, // [15:15] is the sub-list for extension type_name
+	15, // [15:15] is the sub-list for extension extendee
+	0,  // [0:15] is the sub-list for field type_name
 }
 
 func init() { file_v1_members_proto_init() }
