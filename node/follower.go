@@ -9,6 +9,7 @@ import (
 	"maps"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -25,6 +26,13 @@ const (
 	// backoffMin and backoffMax bound the pause between two attempts.
 	backoffMin = 500 * time.Millisecond
 	backoffMax = 15 * time.Second
+	// shakeEach is the pause between two attempts at a new WireGuard session.
+	shakeEach = 2 * time.Second
+	// lostGrace is how long a gateway may be away before the node is not
+	// healthy: a restart fits.
+	lostGrace = time.Minute
+	// clockOff is how far the clock may differ from the gateway's unnoticed.
+	clockOff = 10 * time.Second
 	// leaveTimeout bounds the last call of a node that keeps nothing.
 	leaveTimeout = 2 * time.Second
 )
@@ -67,6 +75,10 @@ type follower struct {
 	node *Node
 	cfg  Follow
 
+	// lost is when the gateway was heard last, or else when the node began;
+	// nil while it is heard.
+	lost atomic.Pointer[time.Time]
+
 	mu      sync.Mutex // guards the fields below
 	latest  *mesh.Snapshot
 	plans   mesh.Plan
@@ -79,7 +91,10 @@ func newFollower(n *Node, cfg Follow) (*follower, error) {
 	if cfg.Public == nil || cfg.Mesh == nil || cfg.Refused == nil || cfg.Removed == nil {
 		return nil, fmt.Errorf("%w: following needs a public and a mesh client, and the meaning of their errors", mesh.ErrInvalid)
 	}
-	return &follower{node: n, cfg: cfg, changed: make(chan struct{})}, nil
+	f := &follower{node: n, cfg: cfg, changed: make(chan struct{})}
+	now := time.Now()
+	f.lost.Store(&now)
+	return f, nil
 }
 
 // run joins, subscribes, and does both again whenever the gateway is lost.
@@ -175,7 +190,7 @@ func (f *follower) leave(ctx context.Context) {
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), leaveTimeout)
 	defer cancel()
-	at, err := f.gateway()
+	_, at, err := f.gateway()
 	if err == nil {
 		err = f.cfg.Mesh(at).Leave(ctx, string(f.node.cfg.ID))
 	}
@@ -193,12 +208,20 @@ func (f *follower) subscribe(ctx context.Context) (alive bool, err error) {
 		return false, ctx.Err()
 	case <-f.node.ready:
 	}
-	at, err := f.gateway()
+	gate, at, err := f.gateway()
 	if err != nil {
 		return false, err
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
+	// The gateway may have started anew since the session was made.
+	ended := make(chan struct{})
+	heard := make(chan struct{})
+	go func() {
+		defer close(ended)
+		f.shake(ctx, gate.PublicKey.WireGuard(), heard)
+	}()
+	defer func() { cancel(nil); <-ended }()
 	grace := time.AfterFunc(subscribeGrace, func() {
 		cancel(fmt.Errorf("%w: gateway %s did not answer over the mesh within %s", mesh.ErrUnavailable, at, subscribeGrace))
 	})
@@ -206,15 +229,47 @@ func (f *follower) subscribe(ctx context.Context) (alive bool, err error) {
 	err = f.cfg.Mesh(at).SubscribePeers(ctx, string(f.node.cfg.ID), func(c *v1.PeerConfigurations) error {
 		if !alive {
 			f.node.log.Info("gateway heard", "addr", at.String())
+			alive = true
+			grace.Stop()
+			close(heard)
+			f.lost.Store(nil)
 		}
-		alive = true
-		grace.Stop()
 		return f.update(c)
 	})
+	if alive {
+		now := time.Now()
+		f.lost.Store(&now)
+	}
 	if cause := context.Cause(ctx); cause != nil && !errors.Is(cause, context.Canceled) {
 		err = cause
 	}
 	return alive, err
+}
+
+// shake asks the gateway for a new session, again and again until it is heard
+// or ctx ends.
+func (f *follower) shake(ctx context.Context, key mesh.WireGuardKey, heard <-chan struct{}) {
+	tick := time.NewTicker(shakeEach)
+	defer tick.Stop()
+	for {
+		f.node.device.Handshake(key)
+		select {
+		case <-ctx.Done():
+			return
+		case <-heard:
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+// healthy is nil while a gateway is heard, or was not long ago.
+func (f *follower) healthy() error {
+	if lost := f.lost.Load(); lost != nil && time.Since(*lost) > lostGrace {
+		return fmt.Errorf("%w: no gateway has been heard since %s; the node goes on with what it knew then",
+			mesh.ErrUnavailable, lost.UTC().Format(time.RFC3339))
+	}
+	return nil
 }
 
 // request is the node as it wants to be known.
@@ -262,6 +317,12 @@ func (f *follower) known(r *v1.JoinRequest) bool {
 
 // accept takes the answer to a join and keeps it for the next start.
 func (f *follower) accept(r *v1.JoinResponse) error {
+	if t := r.GetTime(); t.IsValid() {
+		if off := time.Until(t.AsTime()); off.Abs() > clockOff {
+			f.node.log.Warn("this machine's clock is not that of the gateway: a WireGuard peer takes no handshake of a clock that went back, so set it right",
+				"gateway", t.AsTime(), "here", time.Now().UTC())
+		}
+	}
 	if err := f.publish(r); err != nil {
 		return fmt.Errorf("answer of the gateway: %w", err)
 	}
@@ -382,9 +443,9 @@ func peerFromProto(w *v1.WireGuardPeer) (mesh.Peer, error) {
 	return p, nil
 }
 
-// gateway is the mesh address of the gateway to subscribe to: the one that
+// gateway is the gateway to subscribe to, with its mesh address: the one that
 // answered the join, else any peer with the membership service.
-func (f *follower) gateway() (netip.AddrPort, error) {
+func (f *follower) gateway() (*mesh.Node, netip.AddrPort, error) {
 	f.mu.Lock()
 	nodes, preferred := maps.Clone(f.latest.Nodes), mesh.NodeID(f.joined.GetGatewayId())
 	f.mu.Unlock()
@@ -398,15 +459,15 @@ func (f *follower) gateway() (netip.AddrPort, error) {
 	}
 	if o, ok := nodes[preferred]; ok {
 		if a, ok := at(o); ok {
-			return a, nil
+			return o, a, nil
 		}
 	}
 	for _, o := range nodes {
 		if a, ok := at(o); ok && o.ID != f.node.cfg.ID {
-			return a, nil
+			return o, a, nil
 		}
 	}
-	return netip.AddrPort{}, fmt.Errorf("%w: no gateway among this node's peers: the mesh's network ACLs do not let it reach one", mesh.ErrUnavailable)
+	return nil, netip.AddrPort{}, fmt.Errorf("%w: no gateway among this node's peers: the mesh's network ACLs do not let it reach one", mesh.ErrUnavailable)
 }
 
 func (f *follower) isMember() bool {

@@ -259,3 +259,24 @@ func TestFollower_WithoutADirectoryItLeavesAtTheEnd(t *testing.T) {
 		t.Errorf("left: %v", g.left)
 	}
 }
+
+func TestFollower_IsUnhealthyOnceNoGatewayIsHeard(t *testing.T) {
+	g := newFakeGateway(t)
+	n := follow(t, g, "", nil)
+	hears(t, g)
+	if err := n.node.Healthy(); err != nil {
+		t.Errorf("while the gateway is heard: %v", err)
+	}
+	f := n.node.source.(*follower)
+	for _, tt := range []struct {
+		ago     time.Duration
+		healthy bool
+	}{{lostGrace - time.Second, true}, {lostGrace + time.Second, false}} {
+		at := time.Now().Add(-tt.ago)
+		f.lost.Store(&at)
+		if err := n.node.Healthy(); (err == nil) != tt.healthy {
+			t.Errorf("%s after the gateway was lost: %v", tt.ago, err)
+		}
+	}
+	n.end()
+}

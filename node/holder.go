@@ -117,6 +117,8 @@ func (h *holder) plan(s *mesh.Snapshot, id mesh.NodeID) (mesh.Plan, error) {
 	return topology.For(s, id)
 }
 
+func (h *holder) healthy() error { return nil }
+
 func (h *holder) close() error {
 	if h.cfg.CloseStore == nil {
 		return nil

@@ -90,6 +90,8 @@ type source interface {
 	wait(ctx context.Context, after uint64) (*mesh.Snapshot, error)
 	// plan derives the plan of node id from s.
 	plan(s *mesh.Snapshot, id mesh.NodeID) (mesh.Plan, error)
+	// healthy is nil while the source follows the state.
+	healthy() error
 	// close releases what run does not.
 	close() error
 }
@@ -294,7 +296,7 @@ func (n *Node) Healthy() error {
 	if n.current.Load() == nil {
 		return fmt.Errorf("%w: the node has not entered the mesh yet", mesh.ErrUnavailable)
 	}
-	return nil
+	return n.source.healthy()
 }
 
 // Snapshot is the state that the data plane follows now; nil before Ready.

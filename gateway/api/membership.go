@@ -11,6 +11,7 @@ import (
 
 	"connectrpc.com/connect"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/meshgate/meshgate/node/mesh"
 	"github.com/meshgate/meshgate/node/policy"
@@ -55,6 +56,7 @@ func (m *membershipService) Join(ctx context.Context, req *connect.Request[v1.Jo
 		DnsServers:  peers.GetDnsServers(),
 		NetworkAcls: peers.GetNetworkAcls(),
 		GatewayId:   peers.GetGatewayId(),
+		Time:        timestamppb.Now(),
 	}), nil
 }
 

@@ -67,6 +67,7 @@ func TestRestart_AfterKillKeepsEverythingAndNodesReconnect(t *testing.T) {
 
 	gate.kill()
 	gate = start(t, up...)
+	restarted := time.Now()
 	after := mesh(t, gate)
 	for id, want := range before {
 		// A start may refresh when a node was last heard, never who it is.
@@ -81,6 +82,7 @@ func TestRestart_AfterKillKeepsEverythingAndNodesReconnect(t *testing.T) {
 		out, err := gate.try("status", "nas")
 		return err == nil && strings.Contains(out, "nas"), out + errText(err)
 	})
+	t.Logf("the node was reached %s after the gateway was back", time.Since(restarted).Round(time.Millisecond))
 
 	// The node itself restarts without its token.
 	nas.kill()

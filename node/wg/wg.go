@@ -230,6 +230,18 @@ func (d *Device) AttachPeer(key mesh.WireGuardKey, conn PacketConn) (detach func
 	return a.detach, nil
 }
 
+// Handshake forgets the session with a peer and asks it for a new one: for a
+// caller that knows better than WireGuard's timers, which take 15 s to notice,
+// that the peer has started anew. An unknown key is no error.
+func (d *Device) Handshake(key mesh.WireGuardKey) {
+	peer := d.wg.LookupPeer(device.NoisePublicKey(key))
+	if peer == nil || d.closed.Load() {
+		return
+	}
+	peer.ExpireCurrentKeypairs()
+	_ = peer.SendHandshakeInitiation(false) // it is logged, and tried again by the timers
+}
+
 // Stats returns the state of the interface and its peers, sorted by key.
 func (d *Device) Stats() (mesh.InterfaceStats, error) {
 	if d.closed.Load() {
