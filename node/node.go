@@ -191,6 +191,9 @@ func (n *Node) Run(ctx context.Context) error {
 	g.Go(func() error { return n.source.run(ctx) })
 	g.Go(func() error { return n.reconcile(ctx) })
 	g.Go(func() error { return n.exposed.run(ctx) })
+	if n.host != nil {
+		g.Go(func() error { return n.mend(ctx) })
+	}
 	err := g.Wait()
 	if errors.Is(err, context.Canceled) {
 		return nil
@@ -241,12 +244,8 @@ func (n *Node) apply(ctx context.Context, s *mesh.Snapshot) error {
 		return fmt.Errorf("set wireguard: %w", err)
 	}
 	if n.host != nil {
-		err := n.host.Set(ctx, hostnet.Config{
-			Interface: n.device.Name(), MTU: cmp.Or(n.cfg.MTU, defaultMTU),
-			Addresses: addresses(plan.Self), Routes: plan.Routes, Forward: n.members != nil,
-		})
-		if err != nil {
-			return fmt.Errorf("set host network: %w", err)
+		if err := n.setHost(ctx, &plan); err != nil {
+			return err
 		}
 	}
 	if err := n.exposed.set(ctx, plan.Self.Addrs()); err != nil {
@@ -259,6 +258,47 @@ func (n *Node) apply(ctx context.Context, s *mesh.Snapshot) error {
 		n.log.Info("node is up", "addr", plan.Self.Addrs(), "n", len(plan.Peers))
 	}
 	return nil
+}
+
+// setHost makes the host's network what plan needs.
+func (n *Node) setHost(ctx context.Context, plan *mesh.Plan) error {
+	err := n.host.Set(ctx, hostnet.Config{
+		Interface: n.device.Name(), MTU: cmp.Or(n.cfg.MTU, defaultMTU),
+		Addresses: addresses(plan.Self), Routes: plan.Routes, Forward: n.members != nil,
+	})
+	if err != nil {
+		return fmt.Errorf("set host network: %w", err)
+	}
+	return nil
+}
+
+// mend puts back what others take from the mesh interface: network managers
+// and people do. Without the interface nothing is left to mend: the node ends,
+// and its supervisor starts it anew.
+func (n *Node) mend(ctx context.Context) error {
+	changes, err := n.host.Changes(ctx)
+	if err != nil {
+		return err
+	}
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case _, ok := <-changes:
+			if !ok && ctx.Err() == nil {
+				return fmt.Errorf("%w: the kernel tells no more of changes of the network", mesh.ErrUnavailable)
+			}
+		}
+		plan := n.current.Load()
+		if plan == nil {
+			continue // the first plan is being applied
+		}
+		if err := n.setHost(ctx, plan); errors.Is(err, hostnet.ErrGone) {
+			return fmt.Errorf("interface %s: %w; start the node anew", n.device.Name(), err)
+		} else if err != nil && ctx.Err() == nil {
+			n.log.Warn("host network not mended, trying again at its next change", "err", err)
+		}
+	}
 }
 
 // deviceConfig turns a plan into the desired state of the WireGuard device.

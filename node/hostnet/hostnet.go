@@ -8,6 +8,7 @@
 package hostnet
 
 import (
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
@@ -54,6 +55,9 @@ func (c *Config) validate() error {
 	}
 	return nil
 }
+
+// ErrGone says that the interface does not exist any more. Set returns it.
+var ErrGone = errors.New("the interface is gone")
 
 // Host changes the network of the host that the process runs on. Its methods
 // may be called concurrently. They act on the network namespace of the calling

@@ -69,6 +69,9 @@ func (h *Host) set(ctx context.Context, c *Config) error {
 	}
 	defer nl.Close()
 	link, err := nl.LinkByName(c.Interface)
+	if errors.As(err, new(netlink.LinkNotFoundError)) {
+		return ErrGone
+	}
 	if err != nil {
 		return err
 	}
@@ -125,9 +128,17 @@ func (h *Host) setAddresses(nl *netlink.Handle, link netlink.Link, c *Config) er
 		if err := nl.AddrAdd(link, addr); err != nil {
 			return fmt.Errorf("add address %v: %w", p, err)
 		}
+		h.told(slices.Contains(h.done.addresses, p), "address", p)
 		h.done.addresses = with(h.done.addresses, p)
 	}
 	return nil
+}
+
+// told logs what somebody else had taken away.
+func (h *Host) told(again bool, what string, p netip.Prefix) {
+	if again {
+		h.logger.Warn("put back what was taken from the mesh interface", what, p)
+	}
 }
 
 // dropAddresses removes the addresses of ours that are not wanted any more. It
@@ -163,6 +174,7 @@ func (h *Host) setRoutes(nl *netlink.Handle, link netlink.Link, c *Config) error
 		if err := nl.RouteAdd(route(link, p)); err != nil {
 			return fmt.Errorf("add route %v: %w", p, err)
 		}
+		h.told(slices.Contains(h.done.routes, p), "route", p)
 		h.done.routes = with(h.done.routes, p)
 		h.done.refused = less(h.done.refused, p)
 	}

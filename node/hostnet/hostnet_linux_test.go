@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/meshgate/meshgate/node/mesh"
@@ -352,5 +353,56 @@ func TestSet_Refuses(t *testing.T) {
 	cancel()
 	if err := h.Set(ctx, Config{Interface: "mesh0"}); !errors.Is(err, context.Canceled) {
 		t.Errorf("Set = %v, want Canceled", err)
+	}
+}
+
+// Whoever takes addresses, routes or the interface itself away is noticed, and
+// Set puts back what can be.
+func TestChanges_TellOfWhatOthersTakeAway(t *testing.T) {
+	h := newHost(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	n := New(nil)
+	c := Config{Interface: "mesh0", Addresses: prefixes("10.99.0.1/32", "fd99::1/128"), Routes: prefixes("10.99.0.0/16", "fd99::/32")}
+	changes, err := n.Changes(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := n.Set(ctx, c); err != nil {
+		t.Fatal(err)
+	}
+	want := h.state()
+	mesh0 := h.link("mesh0")
+	for name, take := range map[string]func() error{
+		"route":   func() error { return h.nl.RouteDel(route(mesh0, prefixes("10.99.0.0/16")[0])) },
+		"address": func() error { return h.nl.AddrDel(mesh0, &netlink.Addr{IPNet: ipNet(prefixes("10.99.0.1/32")[0])}) },
+		"link":    func() error { return errors.Join(h.nl.LinkSetDown(mesh0), h.nl.LinkSetUp(mesh0)) },
+	} {
+		if err := take(); err != nil {
+			t.Fatalf("take the %s: %v", name, err)
+		}
+		for !cmp.Equal(h.state(), want) {
+			select {
+			case <-changes:
+			case <-time.After(20 * time.Second):
+				t.Fatalf("%s: nothing is told, and the state is %v, want %v", name, h.state(), want)
+			}
+			if err := n.Set(ctx, c); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if err := h.nl.LinkDel(mesh0); err != nil {
+		t.Fatal(err)
+	}
+	for err = nil; !errors.Is(err, ErrGone); err = n.Set(ctx, c) {
+		select {
+		case <-changes:
+		case <-time.After(20 * time.Second):
+			t.Fatalf("nobody tells that the interface is gone: %v", err)
+		}
+	}
+	cancel()
+	for range changes { // until it is closed
 	}
 }

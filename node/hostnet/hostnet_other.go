@@ -21,5 +21,8 @@ func (*Host) Set(_ context.Context, c Config) error {
 	return mesh.ErrUnsupported
 }
 
+// Changes returns an error that wraps mesh.ErrUnsupported.
+func (*Host) Changes(context.Context) (<-chan struct{}, error) { return nil, mesh.ErrUnsupported }
+
 // Close does nothing.
 func (*Host) Close() error { return nil }
