@@ -239,3 +239,33 @@ func TestPublic_RedirectIsAnError(t *testing.T) {
 		t.Errorf("followed: %v, %v", asked, err)
 	}
 }
+
+// refusing is a node that refuses signalling.
+type refusing struct {
+	v1connect.UnimplementedNodeHandler
+}
+
+func (refusing) ReceiveSignalChannel(context.Context, *connect.BidiStream[v1.WebRTCSignal, v1.WebRTCSignal]) error {
+	return connect.NewError(connect.CodePermissionDenied, errors.New("no network ACL lets eve in"))
+}
+
+// What another node refuses its client is a refusal here, too, and not a node
+// that cannot be reached.
+func TestStream_ReceivePassesADenialOn(t *testing.T) {
+	mux := http.NewServeMux()
+	mux.Handle(v1connect.NewNodeHandler(refusing{}))
+	s := httptest.NewUnstartedServer(mux)
+	s.Config.Protocols = new(http.Protocols)
+	s.Config.Protocols.SetUnencryptedHTTP2(true)
+	s.Start()
+	t.Cleanup(s.Close)
+	at := netip.MustParseAddrPort(s.Listener.Addr().String())
+	call := NewStream[v1.WebRTCSignal, v1.WebRTCSignal](testPeers(t).Node(at).ReceiveSignalChannel(t.Context()))
+	if err := call.Send(&v1.WebRTCSignal{}); err != nil {
+		t.Fatal(err)
+	}
+	_, err := call.Receive()
+	if !errors.Is(err, mesh.ErrDenied) || err.Error() != "no network ACL lets eve in" {
+		t.Errorf("got %v, want a denial in the other node's words", err)
+	}
+}

@@ -7,6 +7,8 @@ import (
 	"io"
 
 	"connectrpc.com/connect"
+
+	"github.com/meshgate/meshgate/node/mesh"
 )
 
 // Stream is the client's side of a bidirectional call: it receives In and
@@ -22,14 +24,32 @@ func NewStream[In, Out any](call *connect.BidiStreamForClient[Out, In]) *Stream[
 }
 
 // Receive returns the next message; io.EOF, unwrapped, when the server ended
-// the call without an error.
+// the call without an error. An error that wraps mesh.ErrDenied says that the
+// server refuses what the call is for.
 func (s *Stream[In, Out]) Receive() (*In, error) {
 	m, err := s.call.Receive()
 	if err != nil && errors.Is(err, io.EOF) {
 		return nil, io.EOF
 	}
+	if wire, ok := errors.AsType[*connect.Error](err); ok && connect.IsWireError(wire) && wire.Code() == connect.CodePermissionDenied {
+		return nil, verdict{wire}
+	}
 	return m, err
 }
+
+// verdict is the refusal of what a stream is for. It is about whoever asked for
+// it, and not about this node's relation to the one that answered, so that it
+// may be passed on: errors.Is finds mesh.ErrDenied.
+type verdict struct{ wire *connect.Error }
+
+// Error is what the other node said.
+func (v verdict) Error() string { return v.wire.Message() }
+
+// Is implements errors.Is.
+func (v verdict) Is(target error) bool { return target == mesh.ErrDenied }
+
+// Unwrap returns the error as it came.
+func (v verdict) Unwrap() error { return v.wire }
 
 // Send sends a message. After the server ended the call it returns io.EOF, and
 // Receive says why.
