@@ -238,6 +238,31 @@ func (s *State) since(after uint64) ([]store.Change, <-chan struct{}, error) {
 	return changes, s.changed, err
 }
 
+// Wait returns once the state holds every change up to a version, or ctx's
+// error, or store.ErrClosed.
+func (s *State) Wait(ctx context.Context, version uint64) error {
+	for {
+		reached, changed, err := s.reached(version)
+		if reached || err != nil {
+			return err
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+func (s *State) reached(version uint64) (bool, <-chan struct{}, error) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	if s.closed {
+		return false, nil, store.ErrClosed
+	}
+	return s.version >= version, s.changed, nil
+}
+
 // touching returns the change with only the events of keys under prefix.
 func touching(c store.Change, prefix string) store.Change {
 	if prefix == "" {

@@ -231,7 +231,7 @@ func TestLogger_BridgesToSlog(t *testing.T) {
 	l.Named("x").Error("bad", "error", "cause", "text", "error")
 	lines := strings.Split(strings.TrimSpace(buf.String()), "\n")
 	if len(lines) != 2 || !strings.Contains(lines[0], `level=WARN msg=careful a=1 servers="1 of 2"`) ||
-		!strings.Contains(lines[1], "level=ERROR msg=bad a=1 err=cause text=error") {
+		!strings.Contains(lines[1], "level=WARN msg=bad a=1 err=cause text=error") {
 		t.Errorf("got:\n%s", buf.String())
 	}
 }

@@ -38,6 +38,9 @@ func (f *faultyLog) StoreLogs(logs []*raft.Log) error {
 func openFaulty(t *testing.T, dir string) (*Store, *faultyLog) {
 	t.Helper()
 	cfg := Config{Dir: dir, ID: "gw", Logger: slog.New(slog.NewTextHandler(t.Output(), nil))}
+	if err := cfg.validate(); err != nil {
+		t.Fatal(err)
+	}
 	s := newStore(cfg)
 	var err error
 	if s.metrics, err = newMetrics(nil, s); err != nil {

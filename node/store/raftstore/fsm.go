@@ -21,9 +21,14 @@ import (
 type fsm struct {
 	state   *kv.State
 	failure *failure
+	// members hears that the cluster changed.
+	members *members
 }
 
-var _ raft.FSM = (*fsm)(nil)
+var _ raft.ConfigurationStore = (*fsm)(nil)
+
+// StoreConfiguration implements raft.ConfigurationStore.
+func (f *fsm) StoreConfiguration(uint64, raft.Configuration) { f.members.reconfigured() }
 
 // Apply implements raft.FSM; the answer is an outcome. An entry that this
 // program does not understand ends the store: to skip it would make this
@@ -33,17 +38,17 @@ func (f *fsm) Apply(log *raft.Log) any {
 	if err != nil {
 		err = fmt.Errorf("log entry %d: %w", log.Index, err)
 		f.failure.fail(err)
-		return outcome{err: err}
+		return outcome{err: err, term: log.Term}
 	}
 	at := c.at
 	if at.IsZero() {
 		at = log.AppendedAt
 	}
 	if c.expire {
-		return outcome{version: f.state.Expire(log.Index, at)}
+		return outcome{version: f.state.Expire(log.Index, at), term: log.Term}
 	}
 	version, err := f.state.Apply(log.Index, at.UTC().Round(0), c.batch)
-	return outcome{version, err}
+	return outcome{version, err, log.Term}
 }
 
 // Snapshot implements raft.FSM at a cost that does not grow with the state.

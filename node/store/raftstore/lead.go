@@ -3,12 +3,8 @@
 package raftstore
 
 import (
-	"errors"
-	"fmt"
-	"slices"
 	"time"
 
-	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/raft"
 )
 
@@ -20,75 +16,9 @@ const (
 	expiryRetry = time.Second
 )
 
-func raftConfig(cfg Config, logger hclog.Logger) *raft.Config {
-	c := raft.DefaultConfig()
-	c.LocalID = raft.ServerID(cfg.ID)
-	c.Logger = logger
-	c.HeartbeatTimeout = heartbeatTimeout
-	c.ElectionTimeout = electionTimeout
-	c.LeaderLeaseTimeout = leaseTimeout
-	c.CommitTimeout = commitTimeout
-	c.TrailingLogs = trailingLogs
-	c.SnapshotThreshold = cfg.SnapshotThreshold
-	c.SnapshotInterval = cfg.SnapshotInterval
-	if c.SnapshotThreshold == 0 {
-		c.SnapshotThreshold = defaultSnapshotThreshold
-	}
-	if c.SnapshotInterval == 0 {
-		c.SnapshotInterval = defaultSnapshotInterval
-	}
-	c.NoLegacyTelemetry = true
-	return c
-}
-
-// start starts raft on the disk, as the only voter if the disk is new.
-func (s *Store) start(config Config) error {
-	cfg, addr := raftConfig(config, newRaftLogger(s.logger)), raft.ServerAddress(s.id)
-	_, transport := raft.NewInmemTransport(addr)
-	if err := s.disk.bootstrap(cfg, transport, addr); err != nil {
-		return err
-	}
-	var err error
-	if s.raft, err = raft.NewRaft(cfg, &fsm{s.state, s.failure}, s.disk.cache, s.disk.stable, s.disk.snapshots, transport); err != nil {
-		return err
-	}
-	if err := s.checkStart(); err != nil {
-		return errors.Join(err, s.raft.Shutdown().Error())
-	}
-	s.standing = func() error {
-		transport.Connect(addr, transport)
-		return transport.TimeoutNow(cfg.LocalID, addr, &raft.TimeoutNowRequest{
-			RPCHeader: raft.RPCHeader{ProtocolVersion: cfg.ProtocolVersion},
-		}, &raft.TimeoutNowResponse{})
-	}
-	go s.run()
-	return nil
-}
-
-// checkStart finds what raft itself would live with.
-func (s *Store) checkStart() error {
-	if err := s.Err(); err != nil { // a snapshot of the state was refused
-		return err
-	}
-	future := s.raft.GetConfiguration()
-	if err := future.Error(); err != nil {
-		return err
-	}
-	servers := future.Configuration().Servers
-	if slices.ContainsFunc(servers, func(r raft.Server) bool { return string(r.ID) == s.id && r.Suffrage == raft.Voter }) {
-		return nil
-	}
-	var ids []raft.ServerID
-	for _, r := range servers {
-		ids = append(ids, r.ID)
-	}
-	return fmt.Errorf("%w: the voters are %q, not %q", ErrOtherNode, ids, s.id)
-}
-
 // run follows raft's leadership until stop is closed: it keeps the role up to
 // date and, while leading, removes keys whose time to live has passed.
 func (s *Store) run() {
-	defer close(s.stopped)
 	leaders := make(chan raft.Observation, 1)
 	observer := raft.NewObserver(leaders, false, func(o *raft.Observation) bool {
 		_, ok := o.Data.(raft.LeaderObservation)
@@ -99,7 +29,7 @@ func (s *Store) run() {
 	// A lone voter has nobody to wait for: it stands for election at once
 	// instead of listening for a leader's heartbeat first.
 	if s.alone() {
-		if err := s.standing(); err != nil {
+		if err := s.standForElection(); err != nil {
 			s.logger.Debug("stand for election", "err", err)
 		}
 	}
@@ -124,17 +54,8 @@ func (s *Store) run() {
 
 // alone says whether this replica is the only voter.
 func (s *Store) alone() bool {
-	future := s.raft.GetConfiguration()
-	if future.Error() != nil {
-		return false
-	}
-	voters := 0
-	for _, server := range future.Configuration().Servers {
-		if server.Suffrage == raft.Voter {
-			voters++
-		}
-	}
-	return voters == 1
+	voters := votersOf(s.servers())
+	return len(voters) == 1 && string(voters[0].ID) == s.id
 }
 
 func (s *Store) changeRole(leading bool) {
@@ -142,20 +63,26 @@ func (s *Store) changeRole(leading bool) {
 	if leading {
 		// The barrier is applied after everything that earlier leaders
 		// acknowledged: from here on our state answers for the cluster.
-		if err := s.raft.Barrier(enqueueTimeout).Error(); err != nil {
+		term := s.raft.CurrentTerm()
+		err := s.raft.Barrier(enqueueTimeout).Error()
+		if err != nil || s.raft.State() != raft.Leader || s.raft.CurrentTerm() != term {
 			s.logger.Warn("leadership lost at once", "err", err)
 			leading = false
 		} else {
-			next.leader, next.ready = s.id, true
+			next.leader, next.address, next.ready, next.term = s.id, s.address, true, term
 		}
 	}
 	if !leading {
-		_, id := s.raft.LeaderWithID()
-		next.leader = string(id)
+		address, id := s.raft.LeaderWithID()
+		if string(id) != s.id { // its own time comes with the barrier
+			next.leader, next.address = string(id), string(address)
+		}
 	}
 	old := s.role.Swap(next)
 	close(old.over)
 	if old.leader != next.leader {
+		s.metrics.leaderChanges.Inc()
+		s.members.notify()
 		s.logger.Info("leader changed", "node", s.id, "leader", next.leader, "version", s.state.Version())
 	}
 }
@@ -182,7 +109,10 @@ func (s *Store) nextExpiry(earliest time.Time) (moved <-chan struct{}, expired <
 func (s *Store) expire() time.Duration {
 	entry, err := encodeExpire(time.Now())
 	if err == nil {
-		err = s.raft.Apply(entry, enqueueTimeout).Error()
+		future := s.raft.Apply(entry, enqueueTimeout)
+		if err = future.Error(); err == nil {
+			s.announce(future)
+		}
 	}
 	if err != nil {
 		s.logger.Warn("remove expired keys", "err", err)

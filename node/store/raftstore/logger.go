@@ -12,7 +12,8 @@ import (
 
 // newRaftLogger returns the logger that raft wants. What raft calls
 // information is how an election goes step by step; it is logged as debug,
-// and the store itself says who leads.
+// and the store itself says who leads. What raft calls an error heals by
+// itself, or makes the store fail, which is logged as an error then.
 func newRaftLogger(logger *slog.Logger) hclog.Logger {
 	l := hclog.NewInterceptLogger(&hclog.LoggerOptions{Output: io.Discard, Level: hclog.Off})
 	l.RegisterSink(logSink{logger})
@@ -37,13 +38,22 @@ func (s logSink) Accept(_ string, level hclog.Level, msg string, args ...any) {
 		}
 	}
 	switch {
-	case level >= hclog.Error:
-		s.logger.Error(msg, args...)
-	case level == hclog.Warn:
+	case level >= hclog.Warn && !frequent(msg):
 		s.logger.Warn(msg, args...)
 	default:
 		s.logger.Debug(msg, args...)
 	}
+}
+
+// frequent says whether raft repeats a message several times a second while a
+// replica is out of reach.
+func frequent(msg string) bool {
+	switch msg {
+	case "failed to heartbeat to", "failed to appendEntries to", "failed to contact",
+		"failed to make requestVote RPC", "rejecting pre-vote request since we have a leader":
+		return true
+	}
+	return false
 }
 
 // lateFormat is formatted only if it is logged.

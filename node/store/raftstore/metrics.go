@@ -3,9 +3,12 @@
 package raftstore
 
 import (
+	"errors"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/meshgate/meshgate/node/store"
 )
 
 // metrics of a Store; docs/metrics.md lists them.
@@ -13,6 +16,11 @@ type metrics struct {
 	apply    prometheus.Histogram
 	failures prometheus.Counter
 	logWrite prometheus.Histogram
+	// forwards counts calls that went to the leader, by how they ended.
+	forwards       *prometheus.CounterVec
+	leaderChanges  prometheus.Counter
+	streamsRefused *prometheus.CounterVec
+	buried         prometheus.Counter
 }
 
 func newMetrics(registerer prometheus.Registerer, s *Store) (*metrics, error) {
@@ -29,6 +37,20 @@ func newMetrics(registerer prometheus.Registerer, s *Store) (*metrics, error) {
 		logWrite: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name: "meshgate_store_log_write_seconds", Buckets: buckets,
 			Help: "Time of a synced write to the log.",
+		}),
+		forwards: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "meshgate_store_forwards_total",
+			Help: "Calls sent on to the leader, by result: done, refused, unknown or not_sent.",
+		}, []string{"result"}),
+		leaderChanges: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "meshgate_store_leader_changes_total", Help: "Times that this replica saw another leader, or none.",
+		}),
+		streamsRefused: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "meshgate_store_streams_refused_total",
+			Help: "Streams of other replicas that were refused, by reason: not_member, malformed or limit.",
+		}, []string{"reason"}),
+		buried: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "meshgate_store_dead_replicas_total", Help: "Dead replicas that this one removed or replaced while it led.",
 		}),
 	}
 	if registerer == nil {
@@ -48,12 +70,59 @@ func newMetrics(registerer prometheus.Registerer, s *Store) (*metrics, error) {
 		}
 		return 0
 	})
-	for _, c := range []prometheus.Collector{m.apply, m.failures, m.logWrite, keys, version, leader} {
+	term := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "meshgate_store_term", Help: "Raft's term: it grows with every election.",
+	}, func() float64 { return s.watch(func() float64 { return float64(s.raft.CurrentTerm()) }) })
+	collectors := []prometheus.Collector{
+		m.apply, m.failures, m.logWrite, m.forwards, m.leaderChanges, m.streamsRefused, m.buried,
+		keys, version, leader, term, memberGauge(s, "voters", true), memberGauge(s, "observers", false),
+	}
+	for _, c := range collectors {
 		if err := registerer.Register(c); err != nil {
 			return nil, err
 		}
 	}
 	return m, nil
+}
+
+// memberGauge counts the replicas with or without a vote.
+func memberGauge(s *Store, name string, voters bool) prometheus.Collector {
+	return prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "meshgate_store_" + name, Help: "Replicas of the cluster that are " + name + ".",
+	}, func() float64 {
+		return s.watch(func() float64 {
+			servers := s.servers()
+			n := len(votersOf(servers))
+			if !voters {
+				n = len(servers) - n
+			}
+			return float64(n)
+		})
+	})
+}
+
+// watch reads a number from raft, or 0 before it was started.
+func (s *Store) watch(read func() float64) float64 {
+	select {
+	case <-s.started:
+		return read()
+	default:
+		return 0
+	}
+}
+
+// forwarded counts a call that was sent on to the leader.
+func (m *metrics) forwarded(err error) {
+	result := "refused"
+	switch {
+	case err == nil:
+		result = "done"
+	case errors.Is(err, errNotSent):
+		result = "not_sent"
+	case errors.Is(err, store.ErrUncertain):
+		result = "unknown"
+	}
+	m.forwards.WithLabelValues(result).Inc()
 }
 
 func (m *metrics) applied(start time.Time, err error) {

@@ -16,6 +16,8 @@ import (
 type outcome struct {
 	version uint64
 	err     error
+	// term is that of the entry.
+	term uint64
 }
 
 // propose appends an entry to the log and returns its outcome.
@@ -27,12 +29,21 @@ func (s *Store) propose(ctx context.Context, entry []byte) (uint64, error) {
 			return err
 		}
 		result = future.Response().(outcome)
+		s.announce(future)
 		return nil
 	})
 	if err != nil {
 		return 0, fmt.Errorf("apply: %w", err)
 	}
 	return result.version, result.err
+}
+
+// announce has the followers hear of an entry that this replica proposed and
+// that was committed.
+func (s *Store) announce(future raft.ApplyFuture) {
+	if result, ok := future.Response().(outcome); ok {
+		s.transport.committed(result.term, future.Index())
+	}
 }
 
 // await runs a call of raft and waits for it or for ctx. A call that outlives

@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package raftstore is the store of a gateway: a raft log on disk in front of
-// the in-memory state machine of store/kv.
+// the in-memory state machine of store/kv, replicated to other gateways.
 //
-// A change is acknowledged after its log entry was synced to disk and applied,
-// so it survives the death of the process at any moment. See DESIGN.md for the
-// files, the goroutines and what happens when a disk misbehaves.
+// A change is acknowledged after a majority of the voters synced its log entry
+// to disk and this replica applied it, so it survives the death of any minority
+// and of all processes at any moment. Every method works on every replica: what
+// only the leader can decide is forwarded to it. See DESIGN.md for the files,
+// the goroutines and what happens when a disk or a network misbehaves.
 package raftstore
 
 import (
@@ -14,6 +16,7 @@ import (
 	"fmt"
 	"iter"
 	"log/slog"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -38,15 +41,33 @@ var (
 	// is acknowledged any more; end the process, so that another replica or
 	// the next start takes over.
 	ErrDisk = errors.New("disk does not keep what is written")
+	// ErrRemoved says that this replica was taken out of its cluster. Reads
+	// show what it had by then. To come back it has to join again, with an
+	// empty directory.
+	ErrRemoved = errors.New("replica was removed from its cluster: join again with an empty data directory")
+)
+
+// Errors of changes to the cluster, and of replicas that do not belong to it.
+var (
+	// ErrNotMember says that a replica does not belong to the cluster.
+	ErrNotMember = errors.New("not a replica of the cluster")
+	// ErrOtherCluster says that two replicas belong to different clusters.
+	ErrOtherCluster = errors.New("replica of another cluster")
+	// ErrUnsafe says that a change was refused because what remained of the
+	// cluster might have no quorum.
+	ErrUnsafe = errors.New("change could cost the quorum")
 )
 
 const (
-	// heartbeatTimeout and electionTimeout decide how fast another replica
-	// takes over; leaseTimeout how fast a leader that is cut off steps down.
-	heartbeatTimeout = time.Second
-	electionTimeout  = time.Second
-	leaseTimeout     = 500 * time.Millisecond
-	commitTimeout    = 50 * time.Millisecond
+	// defaultElectionTimeout decides how fast another replica takes over. The
+	// follower that stands first needs the vote of another one, who must have
+	// missed the leader as well: that takes twice this time or a little more.
+	// Heartbeats come every tenth of it and one round trip apart, so it suits
+	// round trips of up to 200 ms.
+	defaultElectionTimeout = 500 * time.Millisecond
+	// commitTimeout is how often a follower hears of the log while nothing is
+	// written. It learns of commits at once, from the transport.
+	commitTimeout = 50 * time.Millisecond
 	// trailingLogs are kept behind a snapshot, so that a replica that was
 	// away for a while needs no snapshot, and a damaged one has a successor.
 	trailingLogs             = 10_240
@@ -68,6 +89,23 @@ type Config struct {
 	// ID names this replica: the node's id. Required, and the same at each
 	// start with the same Dir.
 	ID string
+	// Network reaches the other replicas; nil for a replica that will always
+	// be alone. Close closes it; when Open fails it stays open.
+	Network Network
+	// Address is where other replicas dial this one, as "host:port". Required
+	// with a Network. At each start it may be another one: the leader is told.
+	Address string
+	// Join makes a replica with a new directory wait until a leader adds it,
+	// instead of making a cluster of its own. Until then it belongs to whoever
+	// comes first, so the Network must let in only nodes that are trusted.
+	Join bool
+	// ElectionTimeout is how long a follower hears nothing before it takes the
+	// leader for dead; the same on all replicas. 0 is 500 ms. It should be
+	// more than twice the round trip between the farthest replicas.
+	ElectionTimeout time.Duration
+	// DeadAfter is how long a replica may be out of reach before the leader
+	// removes it, as far as DESIGN.md says that this is safe; 0 is for ever.
+	DeadAfter time.Duration
 	// SnapshotThreshold is the number of log entries after which a snapshot
 	// is taken; 0 is 8192.
 	SnapshotThreshold uint64
@@ -79,25 +117,38 @@ type Config struct {
 	Registerer prometheus.Registerer
 }
 
-// Store is a store.Store replicated by raft. Today its cluster has one voter,
-// itself. Open makes one.
+// Store is a store.Store replicated by raft. Open makes one.
 type Store struct {
-	id      string
-	logger  *slog.Logger
-	metrics *metrics
-	state   *kv.State
-	disk    *disk
-	raft    *raft.Raft
-	// standing is where this replica asks itself to stand for election.
-	standing func() error
+	id        string
+	address   string
+	election  time.Duration
+	deadAfter time.Duration
+	logger    *slog.Logger
+	metrics   *metrics
+	state     *kv.State
+	disk      *disk
+	identity  *identity
+	streams   *streams
+	transport *transport
+	calls     *caller
+	raft      *raft.Raft
 	// role is who leads now; only run stores it.
 	role atomic.Pointer[role]
+	// rounds gathers questions whether this replica still leads.
+	rounds rounds
+	// changing holds one token while this replica changes the cluster.
+	changing chan struct{}
+	members  *members
+	// roomSought is when a full disk last made this replica look for a leader
+	// with more room.
+	roomSought atomic.Pointer[time.Time]
 	// failure is set once, when the store can keep no promise any more.
 	failure *failure
 
+	started   chan struct{} // closed when raft runs
 	closing   chan struct{} // closed first: no new proposals
-	stop      chan struct{} // closed next: ends run
-	stopped   chan struct{} // closed when run has ended
+	stop      chan struct{} // closed next: ends run and its like
+	stopped   chan struct{} // closed when they have ended
 	closed    chan struct{} // closed last: nobody waits for raft any more
 	closeOnce sync.Once
 	closeErr  error
@@ -109,11 +160,13 @@ var _ store.Store = (*Store)(nil)
 
 // role is who leads, from one change of that to the next.
 type role struct {
-	// leader is the id of the leader; empty when there is none.
-	leader string
+	// leader is the id of the leader, and address where it is dialled; empty
+	// when there is none.
+	leader, address string
 	// ready is true when this replica leads and holds every change that any
-	// leader before it acknowledged.
+	// leader before it acknowledged; term is the term in which it does.
 	ready bool
+	term  uint64
 	// over is closed when another role begins.
 	over chan struct{}
 }
@@ -121,13 +174,10 @@ type role struct {
 // Open opens the store and starts it. It does not wait for an election: Sync
 // does. The caller closes the store.
 func Open(cfg Config) (*Store, error) {
+	if err := cfg.validate(); err != nil {
+		return nil, fmt.Errorf("open store: %w", err)
+	}
 	var err error
-	if cfg.ID == "" {
-		return nil, errors.New("open store: no id")
-	}
-	if cfg.Logger == nil {
-		cfg.Logger = slog.New(slog.DiscardHandler)
-	}
 	s := newStore(cfg)
 	if s.metrics, err = newMetrics(cfg.Registerer, s); err != nil {
 		return nil, fmt.Errorf("open store: %w", err)
@@ -141,18 +191,56 @@ func Open(cfg Config) (*Store, error) {
 	return s, nil
 }
 
+// validate also replaces zero values by what they stand for.
+func (c *Config) validate() error {
+	switch {
+	case c.ID == "":
+		return errors.New("no id")
+	case strings.ContainsRune(c.ID, 0) || strings.ContainsRune(c.Address, 0):
+		return errors.New("id or address has a NUL byte")
+	case c.Network != nil && c.Address == "":
+		return errors.New("a network, but no address at which others dial this replica")
+	case c.Network == nil && c.Join:
+		return errors.New("a replica without a network cannot join a cluster")
+	case c.DeadAfter < 0 || c.ElectionTimeout < 0:
+		return errors.New("a time is negative")
+	}
+	if c.Address == "" {
+		c.Address = c.ID
+	}
+	if c.ElectionTimeout == 0 {
+		c.ElectionTimeout = defaultElectionTimeout
+	}
+	if c.SnapshotThreshold == 0 {
+		c.SnapshotThreshold = defaultSnapshotThreshold
+	}
+	if c.SnapshotInterval == 0 {
+		c.SnapshotInterval = defaultSnapshotInterval
+	}
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	return nil
+}
+
 // newStore returns a store without metrics, disk and raft.
 func newStore(cfg Config) *Store {
 	logger := cfg.Logger.With("component", "store")
 	s := &Store{
-		id:      cfg.ID,
-		logger:  logger,
-		state:   kv.New(),
-		failure: newFailure(logger),
-		closing: make(chan struct{}),
-		stop:    make(chan struct{}),
-		stopped: make(chan struct{}),
-		closed:  make(chan struct{}),
+		id:        cfg.ID,
+		address:   cfg.Address,
+		election:  cfg.ElectionTimeout,
+		deadAfter: cfg.DeadAfter,
+		logger:    logger,
+		state:     kv.New(),
+		changing:  make(chan struct{}, 1),
+		members:   newMembers(),
+		failure:   newFailure(logger),
+		started:   make(chan struct{}),
+		closing:   make(chan struct{}),
+		stop:      make(chan struct{}),
+		stopped:   make(chan struct{}),
+		closed:    make(chan struct{}),
 	}
 	s.role.Store(&role{over: make(chan struct{})})
 	return s
@@ -169,50 +257,6 @@ func (s *Store) List(_ context.Context, prefix string) ([]store.Entry, uint64, e
 // Watch implements store.Store.
 func (s *Store) Watch(ctx context.Context, prefix string, after uint64) iter.Seq2[store.Change, error] {
 	return s.state.Watch(ctx, prefix, after)
-}
-
-// Apply implements store.Store.
-func (s *Store) Apply(ctx context.Context, batch store.Batch) (uint64, error) {
-	if err := batch.Validate(); err != nil {
-		return 0, err
-	}
-	if err := s.disk.room(); err != nil {
-		return 0, err
-	}
-	start := time.Now()
-	entry, err := encodeBatch(batch, start)
-	if err != nil {
-		return 0, err
-	}
-	version, err := s.propose(ctx, entry)
-	s.metrics.applied(start, err)
-	return version, err
-}
-
-// Sync implements store.Store.
-func (s *Store) Sync(ctx context.Context) error {
-	for {
-		role := s.role.Load()
-		if role.ready {
-			// Every change acknowledged so far is in our state, unless
-			// somebody else leads by now: the majority knows.
-			err := s.await(ctx, func() error { return s.raft.VerifyLeader().Error() })
-			if !errors.Is(err, store.ErrNotLeader) {
-				return err
-			}
-		} else if role.leader != "" && role.leader != s.id {
-			return &store.NotLeaderError{Leader: role.leader}
-		}
-		select {
-		case <-role.over:
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-s.failure.failed:
-			return s.failure.err
-		case <-s.closing:
-			return store.ErrClosed
-		}
-	}
 }
 
 // Leader returns the id of the leader, empty when there is none, and whether
@@ -237,34 +281,4 @@ func (s *Store) Err() error {
 	default:
 		return nil
 	}
-}
-
-// Close stops the store and frees its directory. Proposals on their way are
-// finished first, unless the disk does not answer. It may be called again.
-func (s *Store) Close() error {
-	s.closeOnce.Do(func() {
-		s.mu.Lock()
-		close(s.closing)
-		s.mu.Unlock()
-		drained := make(chan struct{})
-		go func() {
-			defer close(drained)
-			s.proposals.Wait()
-			close(s.stop)
-			<-s.stopped
-		}()
-		timer := time.NewTimer(closeTimeout)
-		defer timer.Stop()
-		select {
-		case <-drained:
-			err := s.raft.Shutdown().Error()
-			s.closeErr = errors.Join(err, s.disk.close())
-		case <-timer.C:
-			s.raft.Shutdown() // it cannot be waited for, nor the files be closed under it
-			s.closeErr = fmt.Errorf("close store: %w: a write did not finish", ErrDisk)
-		}
-		s.state.Close()
-		close(s.closed)
-	})
-	return s.closeErr
 }

@@ -1,0 +1,210 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package raftstore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/meshgate/meshgate/node/store"
+	pb "github.com/meshgate/meshgate/proto/meshgate/v1"
+)
+
+const (
+	// leaderless bounds how long a change waits for a leader.
+	leaderless = 10 * time.Second
+	// routePause is the pause before the same leader is asked again.
+	routePause = 20 * time.Millisecond
+)
+
+// notDone says whether an error means that nothing happened, so that the call
+// may be made again elsewhere.
+func notDone(err error) bool {
+	return errors.Is(err, store.ErrNotLeader) || errors.Is(err, errNotSent)
+}
+
+// route makes a call where the leader is: here, or there, which is given a
+// stream to it. It follows the leader around until the call was made, ctx
+// ends, or there was none for leaderless (0: for ever). A call that may have
+// happened is made again only if again says that this does no harm.
+func (s *Store) route(ctx context.Context, limit time.Duration, again bool, here func(context.Context) error, there func(context.Context, *callStream) error) error {
+	var expired <-chan time.Time
+	if limit > 0 {
+		timer := time.NewTimer(limit)
+		defer timer.Stop()
+		expired = timer.C
+	}
+	for {
+		role := s.role.Load()
+		err := s.routeOnce(ctx, role, here, there)
+		if err == nil || !notDone(err) && (!again || !errors.Is(err, store.ErrUncertain)) {
+			return err
+		}
+		if ctx.Err() != nil {
+			return noted(ctx.Err(), err)
+		}
+		var soon <-chan time.Time
+		if role.leader != "" {
+			soon = time.After(routePause)
+		}
+		select {
+		case <-role.over:
+		case <-soon:
+		case <-expired:
+			return err
+		case <-ctx.Done():
+			return noted(ctx.Err(), err)
+		case <-s.failure.failed:
+			return s.failure.err
+		case <-s.closing:
+			return store.ErrClosed
+		}
+	}
+}
+
+// noted adds to the end of a wait what was waited for, as text only: nothing
+// was done, whatever the last attempt said.
+func noted(err, last error) error {
+	if last == nil || errors.Is(last, err) {
+		return err
+	}
+	return fmt.Errorf("%w (%v)", err, last)
+}
+
+func (s *Store) routeOnce(ctx context.Context, role *role, here func(context.Context) error, there func(context.Context, *callStream) error) error {
+	switch {
+	case role.leader == s.id:
+		return here(ctx)
+	case role.leader == "":
+		return &store.NotLeaderError{}
+	}
+	if err := s.usable(); err != nil {
+		return err
+	}
+	stream, err := s.calls.to(ctx, role.leader, role.address)
+	if err == nil {
+		err = there(ctx, stream)
+	}
+	s.metrics.forwarded(err)
+	return err
+}
+
+// usable returns why the store takes no calls any more.
+func (s *Store) usable() error {
+	select {
+	case <-s.closing:
+		return store.ErrClosed
+	case <-s.failure.failed:
+		return s.failure.err
+	default:
+		return nil
+	}
+}
+
+// send makes a call on a stream. When it may have happened and nobody knows,
+// the error wraps store.ErrUncertain.
+func send(ctx context.Context, stream *callStream, req *pb.ReplicaRequest) (*pb.ReplicaResponse, error) {
+	resp, err := stream.call(ctx, req)
+	switch {
+	case errors.Is(err, errNotSent):
+		return nil, err
+	case err != nil:
+		return nil, fmt.Errorf("%w: %w", err, store.ErrUncertain)
+	}
+	return resp, errorOf(resp.GetStatus())
+}
+
+// Apply implements store.Store.
+func (s *Store) Apply(ctx context.Context, batch store.Batch) (uint64, error) {
+	if err := batch.Validate(); err != nil {
+		return 0, err
+	}
+	start := time.Now()
+	version, err := s.apply(ctx, batch)
+	s.metrics.applied(start, err)
+	return version, err
+}
+
+func (s *Store) apply(ctx context.Context, batch store.Batch) (version uint64, err error) {
+	if err := ctx.Err(); err != nil {
+		return 0, err
+	}
+	err = s.route(ctx, leaderless, false, func(ctx context.Context) error {
+		version, err = s.applyHere(ctx, batch)
+		return err
+	}, func(ctx context.Context, stream *callStream) error {
+		version, err = s.applyThere(ctx, stream, batch)
+		return err
+	})
+	return version, err
+}
+
+// applyHere applies a batch if this replica leads.
+func (s *Store) applyHere(ctx context.Context, batch store.Batch) (uint64, error) {
+	if err := batch.Validate(); err != nil { // it may come from another replica
+		return 0, err
+	}
+	if err := s.disk.room(); err != nil {
+		s.makeRoom()
+		return 0, err
+	}
+	entry, err := encodeBatch(batch, time.Now())
+	if err != nil {
+		return 0, err
+	}
+	return s.propose(ctx, entry)
+}
+
+// applyThere has the leader apply a batch and waits until this replica shows
+// what came of it.
+func (s *Store) applyThere(ctx context.Context, stream *callStream, batch store.Batch) (uint64, error) {
+	resp, err := send(ctx, stream, &pb.ReplicaRequest{Call: &pb.ReplicaRequest_Apply{Apply: protoOf(batch)}})
+	if err != nil && !errors.Is(err, store.ErrConflict) {
+		return 0, fmt.Errorf("apply: %w", err)
+	}
+	if err := s.reach(ctx, resp.GetVersion()); err != nil {
+		return 0, fmt.Errorf("apply: %w: %w", err, store.ErrUncertain)
+	}
+	return resp.GetVersion(), err
+}
+
+// reach waits until this replica holds a version.
+func (s *Store) reach(ctx context.Context, version uint64) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	stop := make(chan struct{})
+	defer close(stop)
+	if s.state.Version() >= version {
+		return nil
+	}
+	go func() {
+		select {
+		case <-s.failure.failed:
+			cancel(s.failure.err)
+		case <-s.closing:
+			cancel(store.ErrClosed)
+		case <-stop:
+		}
+	}()
+	err := s.state.Wait(ctx, version)
+	if err != nil && ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	return err
+}
+
+// Sync implements store.Store.
+func (s *Store) Sync(ctx context.Context) error {
+	return s.route(ctx, 0, true, func(ctx context.Context) error {
+		_, err := s.readHere(ctx)
+		return err
+	}, func(ctx context.Context, stream *callStream) error {
+		resp, err := send(ctx, stream, &pb.ReplicaRequest{Call: &pb.ReplicaRequest_Read{Read: &pb.ReplicaRead{}}})
+		if err != nil {
+			return err
+		}
+		return s.reach(ctx, resp.GetVersion())
+	})
+}

@@ -1,0 +1,183 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package raftstore
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/raft"
+
+	pb "github.com/meshgate/meshgate/proto/meshgate/v1"
+)
+
+// membersTimeout bounds how long Members waits for the leader.
+const membersTimeout = time.Second
+
+// Replica is one member of the cluster.
+type Replica struct {
+	// ID is the node's id.
+	ID string
+	// Address is where the others dial it, as "host:port".
+	Address string
+	// Voter is false for an observer: it holds the state, but its copy does
+	// not count.
+	Voter bool
+	// Leader is true for the one that leads.
+	Leader bool
+	// Known is true when the fields below say something: the leader answered,
+	// and has heard of the replica.
+	Known bool
+	// LastContact is how long ago the leader heard from it.
+	LastContact time.Duration
+	// Stored is the index of the last log entry that it is known to hold.
+	Stored uint64
+	// Lag is how many entries of the leader's log it is not known to hold.
+	Lag uint64
+}
+
+// members wakes those who follow the cluster.
+type members struct {
+	// again asks upkeep to look at the cluster; it holds one question.
+	again chan struct{}
+
+	mu      sync.Mutex // guards the field below
+	changed chan struct{}
+}
+
+func newMembers() *members {
+	return &members{again: make(chan struct{}, 1), changed: make(chan struct{})}
+}
+
+// reconfigured says that raft has another configuration. It does not wait.
+func (m *members) reconfigured() {
+	select {
+	case m.again <- struct{}{}:
+	default:
+	}
+}
+
+// notify wakes those who wait for changed.
+func (m *members) notify() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.changed = renew(m.changed)
+}
+
+// Changed returns a channel that is closed when the members, their addresses,
+// their votes or the leader may have changed since the call. Call it, look at
+// Members and Leader, then wait.
+func (s *Store) Changed() <-chan struct{} {
+	s.members.mu.Lock()
+	defer s.members.mu.Unlock()
+	return s.members.changed
+}
+
+// Members returns the replicas of the cluster in the order of their ids. What
+// is known of each comes from the leader; when it does not answer within a
+// second or before ctx ends, the list is that of this replica, with nothing
+// known.
+func (s *Store) Members(ctx context.Context) []Replica {
+	ctx, cancel := context.WithTimeout(ctx, membersTimeout)
+	defer cancel()
+	var list []*pb.ReplicaMember
+	err := s.route(ctx, 0, true, func(context.Context) (err error) {
+		list, err = s.membersHere()
+		return err
+	}, func(ctx context.Context, stream *callStream) error {
+		resp, err := send(ctx, stream, &pb.ReplicaRequest{Call: &pb.ReplicaRequest_Members{Members: &pb.ReplicaMembers{}}})
+		list = resp.GetMembers()
+		return err
+	})
+	if err != nil {
+		leader := s.role.Load().leader
+		list = nil
+		for _, server := range s.servers() {
+			list = append(list, memberOf(server, leader))
+		}
+	}
+	replicas := make([]Replica, 0, len(list))
+	for _, m := range list {
+		replicas = append(replicas, Replica{
+			ID: m.GetId(), Address: m.GetAddress(), Voter: m.GetVoter(), Leader: m.GetLeader(),
+			Known:       m.GetContactKnown(),
+			LastContact: time.Duration(m.GetContactMs()) * time.Millisecond,
+			Stored:      m.GetStored(), Lag: m.GetLag(),
+		})
+	}
+	slices.SortFunc(replicas, func(a, b Replica) int {
+		if a.ID < b.ID {
+			return -1
+		}
+		return 1
+	})
+	return replicas
+}
+
+func memberOf(server raft.Server, leader string) *pb.ReplicaMember {
+	return &pb.ReplicaMember{
+		Id: string(server.ID), Address: string(server.Address),
+		Voter: server.Suffrage == raft.Voter, Leader: string(server.ID) == leader,
+	}
+}
+
+// membersHere returns the members as this replica sees them if it leads.
+func (s *Store) membersHere() ([]*pb.ReplicaMember, error) {
+	role := s.role.Load()
+	if !role.ready {
+		return nil, notLeader(role)
+	}
+	last := s.raft.LastIndex()
+	var list []*pb.ReplicaMember
+	for _, server := range s.servers() {
+		m := memberOf(server, s.id)
+		if m.Leader {
+			m.ContactKnown, m.Stored = true, last
+		} else if p, ok := s.transport.known(server.ID); ok && !p.heard.IsZero() {
+			m.ContactKnown = true
+			m.ContactMs = uint64(max(time.Since(p.heard).Milliseconds(), 0))
+			if p.term == role.term {
+				m.Stored = p.stored
+			}
+			m.Lag = last - min(m.Stored, last)
+		}
+		list = append(list, m)
+	}
+	return list, nil
+}
+
+// servers returns the latest configuration, which may not be committed yet;
+// empty while there is none.
+func (s *Store) servers() []raft.Server {
+	return s.raft.GetConfiguration().Configuration().Servers
+}
+
+func votersOf(servers []raft.Server) []raft.Server {
+	var voters []raft.Server
+	for _, server := range servers {
+		if server.Suffrage == raft.Voter {
+			voters = append(voters, server)
+		}
+	}
+	return voters
+}
+
+// find returns the server with an id.
+func find(servers []raft.Server, id string) (raft.Server, bool) {
+	i := slices.IndexFunc(servers, func(server raft.Server) bool { return string(server.ID) == id })
+	if i < 0 {
+		return raft.Server{}, false
+	}
+	return servers[i], true
+}
+
+// without returns the servers but for one.
+func without(servers []raft.Server, id string) []raft.Server {
+	return slices.DeleteFunc(slices.Clone(servers), func(server raft.Server) bool { return string(server.ID) == id })
+}
+
+// errNoID says that a change does not name a replica.
+var errNoID = errors.New("no replica is named")

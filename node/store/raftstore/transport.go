@@ -1,0 +1,310 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package raftstore
+
+import (
+	"io"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/hashicorp/raft"
+)
+
+const (
+	// rpcTimeout bounds a call of raft; that of a snapshot grows with its size.
+	rpcTimeout = 2 * time.Second
+	// streamPool is how many idle streams to one replica raft keeps.
+	streamPool = 4
+	// noticeRetry is the pause after a notice of a commit that failed, and
+	// noticeTries how often it is sent: raft says it again by itself.
+	noticeRetry = 5 * time.Millisecond
+	noticeTries = 3
+)
+
+// transport is raft's network transport, with three things that raft keeps to
+// itself or does not do: it knows what each replica has stored and when it was
+// last heard from; and it tells followers of a commit at once, where raft
+// would wait for its next message to them.
+type transport struct {
+	*raft.NetworkTransport
+	streams *streams
+	self    raft.ServerID
+	address raft.ServerAddress
+	// order counts requests: clocks may stand still or jump.
+	order atomic.Uint64
+
+	mu    sync.Mutex // guards the fields below
+	peers map[raft.ServerID]*progress
+	// moved is closed and replaced when a replica was heard from.
+	moved chan struct{}
+	// commit is the newest one that followers should hear of.
+	commit commitMark
+	closed bool
+	wg     sync.WaitGroup
+}
+
+var (
+	_ raft.Transport   = (*transport)(nil)
+	_ raft.WithPreVote = (*transport)(nil)
+	_ raft.WithClose   = (*transport)(nil)
+)
+
+// progress is what is known of another replica while this one leads.
+type progress struct {
+	address raft.ServerAddress
+	// heard is when it last answered.
+	heard time.Time
+	// term and asked are those of the newest request in which it accepted this
+	// replica as the leader.
+	term, asked uint64
+	// stored is the last entry that it is known to hold in stored's term.
+	stored uint64
+	// told is the last commit that it was told of.
+	told uint64
+	// telling is true while a goroutine tells it of commits.
+	telling bool
+}
+
+// commitMark names a committed entry of a term in which this replica leads.
+type commitMark struct{ term, index uint64 }
+
+func newTransport(streams *streams, address string, logger hclog.Logger) *transport {
+	return &transport{
+		NetworkTransport: raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
+			Stream:  raftLayer{streams, address},
+			Logger:  logger,
+			MaxPool: streamPool,
+			Timeout: rpcTimeout,
+		}),
+		streams: streams,
+		self:    raft.ServerID(streams.self),
+		address: raft.ServerAddress(address),
+		peers:   map[raft.ServerID]*progress{},
+		moved:   make(chan struct{}),
+	}
+}
+
+// LocalAddr implements raft.Transport.
+func (t *transport) LocalAddr() raft.ServerAddress { return t.address }
+
+// EncodePeer implements raft.Transport.
+func (*transport) EncodePeer(_ raft.ServerID, address raft.ServerAddress) []byte {
+	return []byte(address)
+}
+
+// AppendEntriesPipeline implements raft.Transport. Batches of entries carry
+// the load better than several requests on their way, as raft's authors found.
+func (*transport) AppendEntriesPipeline(raft.ServerID, raft.ServerAddress) (raft.AppendPipeline, error) {
+	return nil, raft.ErrPipelineReplicationNotSupported
+}
+
+// AppendEntries implements raft.Transport.
+func (t *transport) AppendEntries(id raft.ServerID, address raft.ServerAddress, req *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse) error {
+	sent := t.order.Add(1)
+	err := t.NetworkTransport.AppendEntries(id, target(id, address), req, resp)
+	if err == nil {
+		t.answered(id, address, sent, req, resp)
+	}
+	return err
+}
+
+// answered notes what an answer says of a replica.
+func (t *transport) answered(id raft.ServerID, address raft.ServerAddress, sent uint64, req *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	p := t.peerLocked(id)
+	p.address = address
+	p.heard = time.Now()
+	if !resp.Success || resp.Term != req.Term {
+		t.moved = renew(t.moved)
+		return
+	}
+	if req.Term > p.term {
+		p.term, p.asked, p.stored, p.told = req.Term, sent, 0, 0
+	} else if req.Term == p.term {
+		p.asked = max(p.asked, sent)
+	}
+	if req.Term == p.term {
+		last := req.PrevLogEntry + uint64(len(req.Entries))
+		p.stored = max(p.stored, last)
+		p.told = max(p.told, min(req.LeaderCommitIndex, last))
+	}
+	t.moved = renew(t.moved)
+	t.tellLocked(id, p)
+}
+
+func (t *transport) peerLocked(id raft.ServerID) *progress {
+	p, ok := t.peers[id]
+	if !ok {
+		p = &progress{}
+		t.peers[id] = p
+	}
+	return p
+}
+
+// renew wakes whoever waits for c and returns a channel for the next time.
+func renew(c chan struct{}) chan struct{} {
+	close(c)
+	return make(chan struct{})
+}
+
+// committed has the followers hear of an entry that this replica proposed in
+// a term and that was committed in it.
+func (t *transport) committed(term, index uint64) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if mark := (commitMark{term, index}); term > t.commit.term || term == t.commit.term && index > t.commit.index {
+		t.commit = mark
+	}
+	for id, p := range t.peers {
+		t.tellLocked(id, p)
+	}
+}
+
+// tellLocked starts to tell a replica of the newest commit, unless it knows,
+// does not hold the entry yet or is being told.
+func (t *transport) tellLocked(id raft.ServerID, p *progress) {
+	if t.closed || p.telling || !t.dueLocked(p) {
+		return
+	}
+	p.telling = true
+	t.wg.Go(func() { t.tell(id, p) })
+}
+
+func (t *transport) dueLocked(p *progress) bool {
+	return p.term == t.commit.term && p.told < t.commit.index && p.stored >= t.commit.index
+}
+
+// tell sends the newest commit to a replica until it knows. What it sends is
+// what raft itself would: no entries, behind one that the replica holds.
+func (t *transport) tell(id raft.ServerID, p *progress) {
+	for tries := noticeTries; ; {
+		t.mu.Lock()
+		if t.closed || tries == 0 || !t.dueLocked(p) {
+			p.telling = false
+			t.mu.Unlock()
+			return
+		}
+		mark, address := t.commit, p.address
+		t.mu.Unlock()
+		req := &raft.AppendEntriesRequest{
+			RPCHeader:         raft.RPCHeader{ProtocolVersion: raft.ProtocolVersionMax, ID: []byte(t.self), Addr: []byte(t.address)},
+			Term:              mark.term,
+			Leader:            []byte(t.address),
+			PrevLogEntry:      mark.index,
+			PrevLogTerm:       mark.term,
+			LeaderCommitIndex: mark.index,
+		}
+		var resp raft.AppendEntriesResponse
+		if err := t.AppendEntries(id, address, req, &resp); err != nil || !resp.Success {
+			tries--
+			pause(t.streams.ctx, noticeRetry)
+			continue
+		}
+		tries = noticeTries
+	}
+}
+
+// since returns the replicas that accepted this one as the leader of a term
+// in a request sent after start, which is of now, and a channel that is closed
+// when there may be more.
+func (t *transport) since(term, start uint64) (map[raft.ServerID]bool, <-chan struct{}) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	ids := map[raft.ServerID]bool{}
+	for id, p := range t.peers {
+		if p.term == term && p.asked > start {
+			ids[id] = true
+		}
+	}
+	return ids, t.moved
+}
+
+// now returns a moment in the order of requests.
+func (t *transport) now() uint64 { return t.order.Add(1) }
+
+// known returns a copy of what is known of a replica.
+func (t *transport) known(id raft.ServerID) (progress, bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	p, ok := t.peers[id]
+	if !ok {
+		return progress{}, false
+	}
+	return *p, true
+}
+
+// expect starts the time of a replica that was not heard from yet.
+func (t *transport) expect(id raft.ServerID) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if p := t.peerLocked(id); p.heard.IsZero() {
+		p.heard = time.Now()
+	}
+}
+
+// changed is closed when a replica was heard from.
+func (t *transport) changed() <-chan struct{} {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.moved
+}
+
+// forget drops what is known of replicas for which keep is false.
+func (t *transport) forget(keep func(id raft.ServerID) bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for id := range t.peers {
+		if !keep(id) {
+			delete(t.peers, id)
+		}
+	}
+}
+
+// RequestVote implements raft.Transport.
+func (t *transport) RequestVote(id raft.ServerID, address raft.ServerAddress, req *raft.RequestVoteRequest, resp *raft.RequestVoteResponse) error {
+	return t.NetworkTransport.RequestVote(id, target(id, address), req, resp)
+}
+
+// RequestPreVote implements raft.WithPreVote.
+func (t *transport) RequestPreVote(id raft.ServerID, address raft.ServerAddress, req *raft.RequestPreVoteRequest, resp *raft.RequestPreVoteResponse) error {
+	return t.NetworkTransport.RequestPreVote(id, target(id, address), req, resp)
+}
+
+// InstallSnapshot implements raft.Transport.
+func (t *transport) InstallSnapshot(id raft.ServerID, address raft.ServerAddress, req *raft.InstallSnapshotRequest, resp *raft.InstallSnapshotResponse, data io.Reader) error {
+	err := t.NetworkTransport.InstallSnapshot(id, target(id, address), req, resp, data)
+	if err == nil && resp.Success {
+		t.mu.Lock()
+		p := t.peerLocked(id)
+		p.heard = time.Now()
+		if p.term == req.Term {
+			p.stored = max(p.stored, req.LastLogIndex)
+		}
+		t.moved = renew(t.moved)
+		t.mu.Unlock()
+	}
+	return err
+}
+
+// TimeoutNow implements raft.Transport.
+func (t *transport) TimeoutNow(id raft.ServerID, address raft.ServerAddress, req *raft.TimeoutNowRequest, resp *raft.TimeoutNowResponse) error {
+	return t.NetworkTransport.TimeoutNow(id, target(id, address), req, resp)
+}
+
+// stop begins Close: it takes and sends nothing any more.
+func (t *transport) stop() {
+	t.mu.Lock()
+	t.closed = true
+	t.mu.Unlock()
+	_ = t.NetworkTransport.Close() // it has no way to fail
+}
+
+// Close implements raft.WithClose. The streams were closed before.
+func (t *transport) Close() error {
+	t.stop()
+	t.wg.Wait()
+	return nil
+}

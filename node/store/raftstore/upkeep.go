@@ -1,0 +1,179 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package raftstore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/hashicorp/raft"
+
+	pb "github.com/meshgate/meshgate/proto/meshgate/v1"
+)
+
+const (
+	// askTimeout bounds one question of upkeep to another replica.
+	askTimeout = 2 * time.Second
+	// roomPause is the least time between two attempts of a leader with a full
+	// disk to find another one.
+	roomPause = 10 * time.Second
+)
+
+// upkeep looks after the cluster, from time to time and when it changed, until
+// stop is closed.
+func (s *Store) upkeep() {
+	ctx, cancel := context.WithCancel(s.streams.ctx)
+	defer cancel()
+	stopped := make(chan struct{})
+	defer func() { <-stopped }()
+	defer cancel()
+	go func() {
+		defer close(stopped)
+		select {
+		case <-s.stop:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	ticker := time.NewTicker(s.election)
+	defer ticker.Stop()
+	var last []raft.Server
+	lost := 0 // ticks without a leader
+	for {
+		select {
+		case <-ticker.C:
+		case <-s.members.again:
+		case <-ctx.Done():
+			return
+		}
+		servers := s.servers()
+		if !slices.Equal(servers, last) {
+			last = servers
+			s.reconfigure(servers)
+		}
+		role := s.role.Load()
+		switch {
+		case role.ready:
+			s.lead(ctx, servers)
+		case role.leader != "":
+			lost = 0
+		case len(servers) > 0:
+			if lost++; lost > 2 {
+				s.seekLeader(ctx, servers)
+			}
+		}
+	}
+}
+
+// reconfigure takes note of another configuration.
+func (s *Store) reconfigure(servers []raft.Server) {
+	member := func(id string) bool {
+		_, ok := find(servers, id)
+		return ok
+	}
+	if len(servers) > 0 {
+		s.streams.drop(member)
+		s.transport.forget(func(id raft.ServerID) bool { return member(string(id)) })
+		s.calls.forget(member)
+	}
+	s.members.notify()
+	s.logger.Info("members of the cluster", "node", s.id, "voters", ids(votersOf(servers)), "all", ids(servers))
+}
+
+func ids(servers []raft.Server) []string {
+	var list []string
+	for _, server := range servers {
+		list = append(list, string(server.ID))
+	}
+	return list
+}
+
+// lead does what a leader owes the cluster: it keeps its own address right and
+// removes the dead.
+func (s *Store) lead(ctx context.Context, servers []raft.Server) {
+	if self, ok := find(servers, s.id); ok && string(self.Address) != s.address {
+		c := change{pb.ReplicaAction_REPLICA_ACTION_MOVE, s.id, s.address}
+		if err := s.changeHere(ctx, c, s.id); err != nil {
+			s.logger.Warn("change the own address", "err", err)
+		}
+	}
+	if s.deadAfter > 0 {
+		s.buryOne(ctx, servers)
+	}
+}
+
+// seekLeader asks the members why no leader is heard from: because this
+// replica has another address than they know, or because it was removed.
+func (s *Store) seekLeader(ctx context.Context, servers []raft.Server) {
+	for _, server := range servers {
+		if string(server.ID) == s.id {
+			continue
+		}
+		if s.askLeader(ctx, string(server.ID), string(server.Address)) || ctx.Err() != nil {
+			return
+		}
+	}
+}
+
+// askLeader asks one member, and then the leader that it names. It returns
+// true when the leader had its say.
+func (s *Store) askLeader(ctx context.Context, id, address string) bool {
+	for range 2 {
+		status, err := s.askOne(ctx, id, address)
+		switch {
+		case err == nil: // it leads, and has our address
+			return true
+		case status == nil:
+			return false
+		case status.GetCode() == pb.ReplicaCode_REPLICA_CODE_NOT_MEMBER && status.GetLeads():
+			if s.role.Load().leader == "" { // else another leader was heard from
+				s.failure.fail(fmt.Errorf("%w: says the leader, replica %q", ErrRemoved, id))
+			}
+			return true
+		case status.GetLeader() == "" || status.GetLeader() == id || status.GetLeader() == s.id:
+			return false
+		}
+		id, address = status.GetLeader(), status.GetLeaderAddress()
+	}
+	return false
+}
+
+// askOne tells a member, which may lead, the address of this replica.
+func (s *Store) askOne(ctx context.Context, id, address string) (*pb.ReplicaStatus, error) {
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	_, err := s.streams.ask(ctx, id, address, &pb.ReplicaRequest{Call: &pb.ReplicaRequest_Change{
+		Change: &pb.ReplicaChange{Action: pb.ReplicaAction_REPLICA_ACTION_MOVE, Id: s.id, Address: s.address},
+	}})
+	var refused *statusError
+	if errors.As(err, &refused) {
+		return refused.status, err
+	}
+	return nil, err
+}
+
+// makeRoom lets a leader whose disk is full look for one with more room.
+func (s *Store) makeRoom() {
+	now := time.Now()
+	last := s.roomSought.Load()
+	if last != nil && now.Sub(*last) < roomPause || !s.roomSought.CompareAndSwap(last, &now) {
+		return
+	}
+	if !s.role.Load().ready || len(votersOf(s.servers())) < 2 {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.usable() != nil {
+		return
+	}
+	s.proposals.Go(func() {
+		s.logger.Warn("disk is full, hand over the leadership", "err", s.disk.room())
+		if err := s.raft.LeadershipTransfer().Error(); err != nil {
+			s.logger.Warn("hand over the leadership", "err", err)
+		}
+	})
+}
