@@ -25,6 +25,9 @@ const (
 	// still there, and given pingTimeout to answer.
 	pingEvery   = time.Second
 	pingTimeout = 3 * time.Second
+	// answerGrace is how long an answer is waited for from a leader that was
+	// replaced meanwhile: it may be on its way.
+	answerGrace = 100 * time.Millisecond
 	// pingIdle is how often that is done on a stream that nobody uses.
 	pingIdle = 30 * time.Second
 )
@@ -187,8 +190,9 @@ func (c *callStream) write(req *pb.ReplicaRequest) error {
 
 // call sends a request and waits for its response. The error wraps errNotSent
 // when the request surely did not leave; after any other error the outcome is
-// unknown. It sets the request's id and timeout.
-func (c *callStream) call(ctx context.Context, req *pb.ReplicaRequest) (*pb.ReplicaResponse, error) {
+// unknown. It sets the request's id and timeout. Once over is closed it waits
+// for answerGrace and no longer; a nil over never is.
+func (c *callStream) call(ctx context.Context, over <-chan struct{}, req *pb.ReplicaRequest) (*pb.ReplicaResponse, error) {
 	select {
 	case c.slots <- struct{}{}:
 		defer func() { <-c.slots }()
@@ -219,18 +223,24 @@ func (c *callStream) call(ctx context.Context, req *pb.ReplicaRequest) (*pb.Repl
 		c.end() // half a message may be on its way
 		return nil, fmt.Errorf("call replica %q: %w", c.id, err)
 	}
-	select {
-	case resp := <-answer:
-		return resp, nil
-	case <-ctx.Done():
-		return nil, ctx.Err()
-	case <-c.done:
-	}
-	select {
-	case resp := <-answer: // it came with the last bytes of the stream
-		return resp, nil
-	default:
-		return nil, fmt.Errorf("call replica %q: the stream ended before the answer", c.id)
+	for expired := (<-chan time.Time)(nil); ; {
+		select {
+		case resp := <-answer:
+			return resp, nil
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-over:
+			over, expired = nil, time.After(answerGrace)
+		case <-expired:
+			return nil, fmt.Errorf("call replica %q: no answer when it led no more", c.id)
+		case <-c.done:
+			select {
+			case resp := <-answer: // it came with the last bytes of the stream
+				return resp, nil
+			default:
+				return nil, fmt.Errorf("call replica %q: the stream ended before the answer", c.id)
+			}
+		}
 	}
 }
 
@@ -313,7 +323,7 @@ func (s *streams) ask(ctx context.Context, id, address string, req *pb.ReplicaRe
 		return nil, err
 	}
 	defer stream.close()
-	resp, err := stream.call(ctx, req)
+	resp, err := stream.call(ctx, nil, req)
 	if err != nil {
 		return nil, err
 	}

@@ -71,7 +71,7 @@ func (s *Store) change(ctx context.Context, c change) error {
 	defer cancel()
 	err := s.route(ctx, changeTimeout, false, func(ctx context.Context) error {
 		return s.changeHere(ctx, c, s.id)
-	}, func(ctx context.Context, stream *callStream) error {
+	}, func(ctx context.Context, stream leaderStream) error {
 		_, err := send(ctx, stream, &pb.ReplicaRequest{Call: &pb.ReplicaRequest_Change{
 			Change: &pb.ReplicaChange{Action: c.action, Id: c.id, Address: c.address},
 		}})

@@ -116,6 +116,20 @@ func (c *cluster) sync(stores ...*raftstore.Store) {
 	}
 }
 
+// put writes a key as its own value, again if need be.
+func (c *cluster) put(s store.Store, key string) {
+	c.t.Helper()
+	for {
+		_, err := s.Apply(c.ctx(), store.Batch{Ops: []store.Op{{Key: key, Value: []byte(key)}}})
+		if err == nil {
+			return
+		}
+		if !errors.Is(err, store.ErrUncertain) {
+			c.t.Fatalf("apply: %v", err)
+		}
+	}
+}
+
 // leader waits until a replica leads, and all that can are told so.
 func (c *cluster) leader() (string, *raftstore.Store) {
 	c.t.Helper()

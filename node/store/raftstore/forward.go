@@ -19,6 +19,12 @@ const (
 	routePause = 20 * time.Millisecond
 )
 
+// leaderStream is a stream of calls to a replica for as long as it leads.
+type leaderStream struct {
+	*callStream
+	over <-chan struct{}
+}
+
 // notDone says whether an error means that nothing happened, so that the call
 // may be made again elsewhere.
 func notDone(err error) bool {
@@ -29,7 +35,7 @@ func notDone(err error) bool {
 // stream to it. It follows the leader around until the call was made, ctx
 // ends, or there was none for leaderless (0: for ever). A call that may have
 // happened is made again only if again says that this does no harm.
-func (s *Store) route(ctx context.Context, limit time.Duration, again bool, here func(context.Context) error, there func(context.Context, *callStream) error) error {
+func (s *Store) route(ctx context.Context, limit time.Duration, again bool, here func(context.Context) error, there func(context.Context, leaderStream) error) error {
 	var expired <-chan time.Time
 	if limit > 0 {
 		timer := time.NewTimer(limit)
@@ -73,7 +79,7 @@ func noted(err, last error) error {
 	return fmt.Errorf("%w (%v)", err, last)
 }
 
-func (s *Store) routeOnce(ctx context.Context, role *role, here func(context.Context) error, there func(context.Context, *callStream) error) error {
+func (s *Store) routeOnce(ctx context.Context, role *role, here func(context.Context) error, there func(context.Context, leaderStream) error) error {
 	switch {
 	case role.leader == s.id:
 		return here(ctx)
@@ -85,7 +91,7 @@ func (s *Store) routeOnce(ctx context.Context, role *role, here func(context.Con
 	}
 	stream, err := s.calls.to(ctx, role.leader, role.address)
 	if err == nil {
-		err = there(ctx, stream)
+		err = there(ctx, leaderStream{stream, role.over})
 	}
 	s.metrics.forwarded(err)
 	return err
@@ -105,8 +111,8 @@ func (s *Store) usable() error {
 
 // send makes a call on a stream. When it may have happened and nobody knows,
 // the error wraps store.ErrUncertain.
-func send(ctx context.Context, stream *callStream, req *pb.ReplicaRequest) (*pb.ReplicaResponse, error) {
-	resp, err := stream.call(ctx, req)
+func send(ctx context.Context, stream leaderStream, req *pb.ReplicaRequest) (*pb.ReplicaResponse, error) {
+	resp, err := stream.call(ctx, stream.over, req)
 	switch {
 	case errors.Is(err, errNotSent):
 		return nil, err
@@ -134,7 +140,7 @@ func (s *Store) apply(ctx context.Context, batch store.Batch) (version uint64, e
 	err = s.route(ctx, leaderless, false, func(ctx context.Context) error {
 		version, err = s.applyHere(ctx, batch)
 		return err
-	}, func(ctx context.Context, stream *callStream) error {
+	}, func(ctx context.Context, stream leaderStream) error {
 		version, err = s.applyThere(ctx, stream, batch)
 		return err
 	})
@@ -159,7 +165,7 @@ func (s *Store) applyHere(ctx context.Context, batch store.Batch) (uint64, error
 
 // applyThere has the leader apply a batch and waits until this replica shows
 // what came of it.
-func (s *Store) applyThere(ctx context.Context, stream *callStream, batch store.Batch) (uint64, error) {
+func (s *Store) applyThere(ctx context.Context, stream leaderStream, batch store.Batch) (uint64, error) {
 	resp, err := send(ctx, stream, &pb.ReplicaRequest{Call: &pb.ReplicaRequest_Apply{Apply: protoOf(batch)}})
 	if err != nil && !errors.Is(err, store.ErrConflict) {
 		return 0, fmt.Errorf("apply: %w", err)
@@ -200,7 +206,7 @@ func (s *Store) Sync(ctx context.Context) error {
 	return s.route(ctx, 0, true, func(ctx context.Context) error {
 		_, err := s.readHere(ctx)
 		return err
-	}, func(ctx context.Context, stream *callStream) error {
+	}, func(ctx context.Context, stream leaderStream) error {
 		resp, err := send(ctx, stream, &pb.ReplicaRequest{Call: &pb.ReplicaRequest_Read{Read: &pb.ReplicaRead{}}})
 		if err != nil {
 			return err

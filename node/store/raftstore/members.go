@@ -87,7 +87,7 @@ func (s *Store) Members(ctx context.Context) []Replica {
 	err := s.route(ctx, 0, true, func(context.Context) (err error) {
 		list, err = s.membersHere()
 		return err
-	}, func(ctx context.Context, stream *callStream) error {
+	}, func(ctx context.Context, stream leaderStream) error {
 		resp, err := send(ctx, stream, &pb.ReplicaRequest{Call: &pb.ReplicaRequest_Members{Members: &pb.ReplicaMembers{}}})
 		list = resp.GetMembers()
 		return err
