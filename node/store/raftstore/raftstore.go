@@ -68,9 +68,9 @@ const (
 	// commitTimeout is how often a follower hears of the log while nothing is
 	// written. It learns of commits at once, from the transport.
 	commitTimeout = 50 * time.Millisecond
-	// trailingLogs are kept behind a snapshot, so that a replica that was
+	// defaultTrailingLogs are kept behind a snapshot, so that a replica that was
 	// away for a while needs no snapshot, and a damaged one has a successor.
-	trailingLogs             = 10_240
+	defaultTrailingLogs      = 10_240
 	defaultSnapshotThreshold = 8192
 	defaultSnapshotInterval  = 30 * time.Second
 	snapshotsKept            = 2
@@ -109,6 +109,8 @@ type Config struct {
 	// SnapshotThreshold is the number of log entries after which a snapshot
 	// is taken; 0 is 8192.
 	SnapshotThreshold uint64
+	// TrailingLogs is how many log entries stay behind a snapshot; 0 is 10240.
+	TrailingLogs uint64
 	// SnapshotInterval is how often that is looked at; 0 is 30 s.
 	SnapshotInterval time.Duration
 	// Logger may be nil: discard logs.
@@ -213,6 +215,9 @@ func (c *Config) validate() error {
 	}
 	if c.SnapshotThreshold == 0 {
 		c.SnapshotThreshold = defaultSnapshotThreshold
+	}
+	if c.TrailingLogs == 0 {
+		c.TrailingLogs = defaultTrailingLogs
 	}
 	if c.SnapshotInterval == 0 {
 		c.SnapshotInterval = defaultSnapshotInterval

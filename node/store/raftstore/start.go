@@ -20,7 +20,7 @@ func raftConfig(cfg Config, logger hclog.Logger) *raft.Config {
 	c.ElectionTimeout = cfg.ElectionTimeout
 	c.LeaderLeaseTimeout = cfg.ElectionTimeout
 	c.CommitTimeout = commitTimeout
-	c.TrailingLogs = trailingLogs
+	c.TrailingLogs = cfg.TrailingLogs
 	c.SnapshotThreshold = cfg.SnapshotThreshold
 	c.SnapshotInterval = cfg.SnapshotInterval
 	c.NoLegacyTelemetry = true
