@@ -84,6 +84,7 @@ func owners() map[string][]string {
 		"github.com/rogpeppe":         {},
 		"flag":                        {"cmd"},
 		"pgregory.net/rapid":          {},
+		"github.com/anishathalye":     {},
 		"github.com/google/go-cmp":    {},
 		"go.uber.org/goleak":          {},
 	}

@@ -3,6 +3,7 @@
 package raftstore_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"slices"
@@ -202,6 +203,30 @@ func TestRestart_OfAll(t *testing.T) {
 			if got := list(t, s); len(got) != len(want) || s.Version() != version {
 				t.Errorf("%s has %d entries at version %d, want %d at %d", id, len(got), s.Version(), len(want), version)
 			}
+		}
+	})
+}
+
+// TestSync_ObserversDoNotCount leaves a leader with its observers only: it may
+// not take their word for it that it still leads.
+func TestSync_ObserversDoNotCount(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, "", "a", "b", "c")
+		old, s := c.leader()
+		for _, id := range []string{"o", "p"} {
+			c.open(id, true)
+			if err := s.AddObserver(c.ctx(), id, address(id)); err != nil {
+				t.Fatal(err)
+			}
+			c.sync(c.replicas[id])
+		}
+		for id := range c.replicas {
+			if id != old && id != "o" && id != "p" {
+				c.hub.Part([]string{old, "o", "p"}, []string{id})
+			}
+		}
+		if err := s.Sync(c.ctx()); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("got %v, want no answer", err)
 		}
 	})
 }

@@ -75,13 +75,21 @@ func (a addr) String() string { return string(a) }
 type half struct {
 	hub      *Hub
 	from, to string
+	lag      time.Duration
 
 	mu              sync.Mutex // guards the fields below
 	buf             []byte
-	ended           bool // its writer closed
-	abandoned       bool // its reader closed
+	writes          []arrivalOf // of what is in buf and on its way, in order
+	ended           bool        // its writer closed
+	abandoned       bool        // its reader closed
 	readBy, writeBy time.Time
 	changed         chan struct{} // closed and replaced with each change
+}
+
+// arrivalOf is when some bytes arrive.
+type arrivalOf struct {
+	n  int
+	at time.Time
 }
 
 func newHalf(hub *Hub, from, to string) *half {
@@ -111,19 +119,41 @@ func (h *half) read(p []byte) (int, error) {
 		case past(h.readBy):
 			h.mu.Unlock()
 			return 0, os.ErrDeadlineExceeded
-		case flows && len(h.buf) > 0:
-			n := copy(p, h.buf)
-			h.setLocked(func() { h.buf = h.buf[n:] })
+		case flows && len(h.writes) > 0 && !h.writes[0].at.After(time.Now()):
+			n := h.takeLocked(p)
 			h.mu.Unlock()
 			return n, nil
-		case flows && h.ended:
+		case flows && len(h.writes) == 0 && h.ended:
 			h.mu.Unlock()
 			return 0, io.EOF
 		}
 		changed, by := h.changed, h.readBy
+		if len(h.writes) > 0 && flows && (by.IsZero() || h.writes[0].at.Before(by)) {
+			by = h.writes[0].at
+		}
 		h.mu.Unlock()
 		wait(changed, healed, by)
 	}
+}
+
+// takeLocked reads from the oldest write.
+func (h *half) takeLocked(p []byte) int {
+	n := copy(p, h.buf[:h.writes[0].n])
+	h.setLocked(func() {
+		h.buf = h.buf[n:]
+		if h.writes[0].n -= n; h.writes[0].n == 0 {
+			h.writes = h.writes[1:]
+		}
+	})
+	return n
+}
+
+// putLocked adds a write.
+func (h *half) putLocked(p []byte) {
+	h.setLocked(func() {
+		h.buf = append(h.buf, p...)
+		h.writes = append(h.writes, arrivalOf{len(p), time.Now().Add(h.lag)})
+	})
 }
 
 func (h *half) write(p []byte) (n int, err error) {
@@ -140,11 +170,13 @@ func (h *half) write(p []byte) (n int, err error) {
 			h.mu.Unlock()
 			return n, os.ErrDeadlineExceeded
 		case len(p) <= room:
-			h.setLocked(func() { h.buf = append(h.buf, p...) })
+			if len(p) > 0 {
+				h.putLocked(p)
+			}
 			h.mu.Unlock()
 			return n + len(p), nil
 		case room > 0:
-			h.setLocked(func() { h.buf = append(h.buf, p[:room]...) })
+			h.putLocked(p[:room])
 			n, p = n+room, p[room:]
 		}
 		changed, by := h.changed, h.writeBy

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"net"
 	"sync"
+	"time"
 
 	"github.com/meshgate/meshgate/node/store/raftstore"
 )
@@ -22,6 +23,7 @@ type Hub struct {
 	endpoints map[string]*Endpoint // by address
 	cut       map[direction]bool
 	changed   chan struct{} // closed and replaced with each change of cut
+	lag       func() time.Duration
 }
 
 type direction struct{ from, to string }
@@ -29,6 +31,14 @@ type direction struct{ from, to string }
 // NewHub returns a network without replicas in which nothing is cut.
 func NewHub() *Hub {
 	return &Hub{endpoints: map[string]*Endpoint{}, cut: map[direction]bool{}, changed: make(chan struct{})}
+}
+
+// Lag has each direction of each connection that is made from now on take its
+// time: as long as lag says when it is made.
+func (h *Hub) Lag(lag func() time.Duration) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.lag = lag
 }
 
 // Endpoint returns the network of the replica with an id, dialled at an
@@ -117,11 +127,16 @@ func (e *Endpoint) Dial(ctx context.Context, id, address string) (net.Conn, erro
 	}
 	e.hub.mu.Lock()
 	far := e.hub.endpoints[address]
+	var there, back time.Duration
+	if e.hub.lag != nil {
+		there, back = e.hub.lag(), e.hub.lag()
+	}
 	e.hub.mu.Unlock()
 	if far == nil || far.id != id {
 		return nil, fmt.Errorf("connect to %q: nobody of that name is at %q", id, address)
 	}
 	near, other := pipe(e.hub, e.id, id)
+	near.out.lag, near.in.lag = there, back
 	select {
 	case <-far.done:
 	default:
