@@ -2,5 +2,16 @@
 
 package policy
 
+import "github.com/meshgate/meshgate/node/mesh"
+
 // FilterSlots lets tests ask more than a filter remembers.
 const FilterSlots = filterSlots
+
+// Changed is s after c, which was checked.
+func Changed(s *mesh.Snapshot, c Change) *mesh.Snapshot {
+	after := *s
+	if c.apply != nil {
+		c.apply(&after)
+	}
+	return &after
+}

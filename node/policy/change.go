@@ -1,0 +1,166 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package policy
+
+import (
+	"fmt"
+	"reflect"
+	"slices"
+
+	"github.com/meshgate/meshgate/node/mesh"
+	v1 "github.com/meshgate/meshgate/proto/v1"
+)
+
+// Names of the system objects: a mesh is made with them and keeps them, so that
+// there is always a way back in. The registry writes them at bootstrap.
+const (
+	RoleAdmin     = "mesh-admin"
+	RoleVoters    = "voters"
+	BindingAdmin  = "mesh-admin"
+	BindingVoters = "bootstrap-voters"
+	GroupVoters   = "voters"
+)
+
+// Change is a proposed change of one object that policy is made of. Make one
+// with PutRole and its siblings; the zero value changes nothing.
+type Change struct {
+	// kind and name are for messages, such as: role "mesh-admin".
+	kind, name string
+	// system says that the object is kept as it is.
+	system bool
+	// check, when set, says what else is wrong with the change.
+	check func() error
+	// apply makes the change in a snapshot whose lists it may replace, not write to.
+	apply func(*mesh.Snapshot)
+}
+
+// PutRole proposes to write r.
+func PutRole(r mesh.Role) Change {
+	return Change{
+		kind: "role", name: r.Name, system: r.Name == RoleAdmin || r.Name == RoleVoters,
+		apply: func(s *mesh.Snapshot) { s.Roles = with(s.Roles, r, func(x mesh.Role) bool { return x.Name == r.Name }) },
+	}
+}
+
+// DeleteRole proposes to remove the named role.
+func DeleteRole(name string) Change {
+	return Change{
+		kind: "role", name: name, system: name == RoleAdmin || name == RoleVoters,
+		apply: func(s *mesh.Snapshot) { s.Roles = without(s.Roles, func(x mesh.Role) bool { return x.Name == name }) },
+	}
+}
+
+// PutRoleBinding proposes to write b.
+func PutRoleBinding(b mesh.RoleBinding) Change {
+	return Change{
+		kind: "role binding", name: b.Name, system: b.Name == BindingAdmin || b.Name == BindingVoters,
+		apply: func(s *mesh.Snapshot) {
+			s.Bindings = with(s.Bindings, b, func(x mesh.RoleBinding) bool { return x.Name == b.Name })
+		},
+	}
+}
+
+// DeleteRoleBinding proposes to remove the named role binding.
+func DeleteRoleBinding(name string) Change {
+	return Change{
+		kind: "role binding", name: name, system: name == BindingAdmin || name == BindingVoters,
+		apply: func(s *mesh.Snapshot) {
+			s.Bindings = without(s.Bindings, func(x mesh.RoleBinding) bool { return x.Name == name })
+		},
+	}
+}
+
+// PutGroup proposes to write g. The group of the voters may get other members,
+// but not lose all: gateways are believed because they are in it.
+func PutGroup(g mesh.Group) Change {
+	return Change{
+		kind: "group", name: g.Name,
+		check: func() error {
+			if g.Name == GroupVoters && len(g.Subjects) == 0 {
+				return fmt.Errorf("group %q needs a member: its members are the gateways that keep the mesh: %w", g.Name, mesh.ErrPrecondition)
+			}
+			return nil
+		},
+		apply: func(s *mesh.Snapshot) {
+			s.Groups = with(s.Groups, g, func(x mesh.Group) bool { return x.Name == g.Name })
+		},
+	}
+}
+
+// DeleteGroup proposes to remove the named group.
+func DeleteGroup(name string) Change {
+	return Change{
+		kind: "group", name: name, system: name == GroupVoters,
+		apply: func(s *mesh.Snapshot) {
+			s.Groups = without(s.Groups, func(x mesh.Group) bool { return x.Name == name })
+		},
+	}
+}
+
+// SwitchRBAC proposes to switch RBAC on or off.
+func SwitchRBAC(on bool) Change {
+	state := map[bool]string{true: "on", false: "off"}[on]
+	return Change{kind: "RBAC", name: state, apply: func(s *mesh.Snapshot) { s.RBACDisabled = !on }}
+}
+
+// CheckChange reports whether s may be changed by c: not when that would change
+// or remove a system object, and not when somebody has full rights before and
+// nobody afterwards. A change that writes a system object as it is passes.
+//
+// Network ACLs need no check: the API is served outside the mesh too, so that
+// whoever has full rights can always take an ACL back.
+//
+// The error wraps mesh.ErrPrecondition and says what to do instead.
+func CheckChange(s *mesh.Snapshot, c Change) error {
+	if c.apply == nil {
+		return nil
+	}
+	after := *s
+	c.apply(&after)
+	if c.system && !sameRBAC(s, &after) {
+		return fmt.Errorf("%s %q is part of the mesh itself and cannot be changed or deleted; make another one beside it: %w",
+			c.kind, c.name, mesh.ErrPrecondition)
+	}
+	if c.check != nil {
+		if err := c.check(); err != nil {
+			return err
+		}
+	}
+	if mastered(s) && !mastered(&after) {
+		return fmt.Errorf("%s %q: nobody would have full rights any more; bind a role with all verbs on all resources to somebody first: %w",
+			c.kind, c.name, mesh.ErrPrecondition)
+	}
+	return nil
+}
+
+// mastered reports whether somebody may do everything.
+func mastered(s *mesh.Snapshot) bool {
+	if s.RBACDisabled {
+		return true
+	}
+	everything := mesh.Action{Resource: v1.RuleResource_RESOURCE_ALL, Verb: v1.RuleVerb_VERB_ALL}
+	groups := indexGroups(s.Groups)
+	return slices.ContainsFunc(s.Bindings, func(b mesh.RoleBinding) bool {
+		return roleGrants(s.Roles, b.Role, everything) && !groups.subjects(b.Subjects).empty()
+	})
+}
+
+// sameRBAC reports whether two snapshots hold equal roles, bindings and groups.
+func sameRBAC(a, b *mesh.Snapshot) bool {
+	return reflect.DeepEqual(a.Roles, b.Roles) && reflect.DeepEqual(a.Bindings, b.Bindings) && reflect.DeepEqual(a.Groups, b.Groups)
+}
+
+// with returns list with v in the place of the element that is found, or at the end.
+func with[T any](list []T, v T, found func(T) bool) []T {
+	list = slices.Clone(list)
+	if i := slices.IndexFunc(list, found); i >= 0 {
+		list[i] = v
+		return list
+	}
+	return append(list, v)
+}
+
+// without returns list without the elements that are found.
+func without[T any](list []T, found func(T) bool) []T {
+	return slices.DeleteFunc(slices.Clone(list), found)
+}
