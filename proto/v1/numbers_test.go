@@ -135,11 +135,27 @@ func (d *describer) messages(messages protoreflect.MessageDescriptors) {
 		d.line(d.extension, "message %s", m.FullName())
 		for j := range m.Fields().Len() {
 			f := m.Fields().Get(j)
-			d.line(d.extension || f.Number() >= firstOwnField, "field %s = %d %s", f.FullName(), f.Number(), typeOf(f))
+			d.line(d.extension || f.Number() >= firstOwnField || sketched(f), "field %s = %d %s", f.FullName(), f.Number(), typeOf(f))
 		}
 		d.enums(m.Enums())
 		d.messages(m.Messages())
 	}
+}
+
+// sketched reports whether f is one of the fields that the published v1 API
+// proposes in comments, with these numbers, and does not have.
+func sketched(f protoreflect.FieldDescriptor) bool {
+	switch f.FullName() {
+	case "v1.NetworkACL.protocols":
+		return f.Number() == 8
+	case "v1.NetworkACL.ports":
+		return f.Number() == 9
+	case "v1.NetworkAction.protocol":
+		return f.Number() == 5
+	case "v1.NetworkAction.port":
+		return f.Number() == 6
+	}
+	return false
 }
 
 // typeOf returns a field's label, type and oneof.
