@@ -97,8 +97,14 @@ type NetworkACL struct {
 	SourceCidrs []string `protobuf:"bytes,6,rep,name=source_cidrs,json=sourceCidrs,proto3" json:"source_cidrs,omitempty"`
 	// destination_cidrs are the same for the receiver's address.
 	DestinationCidrs []string `protobuf:"bytes,7,rep,name=destination_cidrs,json=destinationCidrs,proto3" json:"destination_cidrs,omitempty"`
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
+	// protocols are IP protocols by name or number: "tcp", "udp", "icmp" (of both
+	// IP versions), "58". Empty or "*" is every protocol.
+	Protocols []string `protobuf:"bytes,8,rep,name=protocols,proto3" json:"protocols,omitempty"`
+	// ports are the receiver's ports, 1 to 65535, of protocols that have ports.
+	// Empty is every port, and protocols without ports.
+	Ports         []uint32 `protobuf:"varint,9,rep,packed,name=ports,proto3" json:"ports,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *NetworkACL) Reset() {
@@ -176,6 +182,20 @@ func (x *NetworkACL) GetSourceCidrs() []string {
 func (x *NetworkACL) GetDestinationCidrs() []string {
 	if x != nil {
 		return x.DestinationCidrs
+	}
+	return nil
+}
+
+func (x *NetworkACL) GetProtocols() []string {
+	if x != nil {
+		return x.Protocols
+	}
+	return nil
+}
+
+func (x *NetworkACL) GetPorts() []uint32 {
+	if x != nil {
+		return x.Ports
 	}
 	return nil
 }
@@ -359,7 +379,11 @@ type NetworkAction struct {
 	// dst_node is the id of the receiver.
 	DstNode string `protobuf:"bytes,3,opt,name=dst_node,json=dstNode,proto3" json:"dst_node,omitempty"`
 	// dst_cidr is the receiver's address.
-	DstCidr       string `protobuf:"bytes,4,opt,name=dst_cidr,json=dstCidr,proto3" json:"dst_cidr,omitempty"`
+	DstCidr string `protobuf:"bytes,4,opt,name=dst_cidr,json=dstCidr,proto3" json:"dst_cidr,omitempty"`
+	// protocol is the IP protocol, in the form of NetworkACL.protocols.
+	Protocol string `protobuf:"bytes,5,opt,name=protocol,proto3" json:"protocol,omitempty"`
+	// port is the receiver's port; 0 when the protocol has none.
+	Port          uint32 `protobuf:"varint,6,opt,name=port,proto3" json:"port,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -422,11 +446,25 @@ func (x *NetworkAction) GetDstCidr() string {
 	return ""
 }
 
+func (x *NetworkAction) GetProtocol() string {
+	if x != nil {
+		return x.Protocol
+	}
+	return ""
+}
+
+func (x *NetworkAction) GetPort() uint32 {
+	if x != nil {
+		return x.Port
+	}
+	return 0
+}
+
 var File_v1_network_acls_proto protoreflect.FileDescriptor
 
 const file_v1_network_acls_proto_rawDesc = "" +
 	"\n" +
-	"\x15v1/network_acls.proto\x12\x02v1\"\x83\x02\n" +
+	"\x15v1/network_acls.proto\x12\x02v1\"\xb7\x02\n" +
 	"\n" +
 	"NetworkACL\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1a\n" +
@@ -435,7 +473,9 @@ const file_v1_network_acls_proto_rawDesc = "" +
 	"\fsource_nodes\x18\x04 \x03(\tR\vsourceNodes\x12+\n" +
 	"\x11destination_nodes\x18\x05 \x03(\tR\x10destinationNodes\x12!\n" +
 	"\fsource_cidrs\x18\x06 \x03(\tR\vsourceCidrs\x12+\n" +
-	"\x11destination_cidrs\x18\a \x03(\tR\x10destinationCidrs\"3\n" +
+	"\x11destination_cidrs\x18\a \x03(\tR\x10destinationCidrs\x12\x1c\n" +
+	"\tprotocols\x18\b \x03(\tR\tprotocols\x12\x14\n" +
+	"\x05ports\x18\t \x03(\rR\x05ports\"3\n" +
 	"\vNetworkACLs\x12$\n" +
 	"\x05items\x18\x01 \x03(\v2\x0e.v1.NetworkACLR\x05items\"\x80\x01\n" +
 	"\x05Route\x12\x12\n" +
@@ -444,12 +484,14 @@ const file_v1_network_acls_proto_rawDesc = "" +
 	"\x11destination_cidrs\x18\x03 \x03(\tR\x10destinationCidrs\x12\"\n" +
 	"\rnext_hop_node\x18\x04 \x01(\tR\vnextHopNode\")\n" +
 	"\x06Routes\x12\x1f\n" +
-	"\x05items\x18\x01 \x03(\v2\t.v1.RouteR\x05items\"{\n" +
+	"\x05items\x18\x01 \x03(\v2\t.v1.RouteR\x05items\"\xab\x01\n" +
 	"\rNetworkAction\x12\x19\n" +
 	"\bsrc_node\x18\x01 \x01(\tR\asrcNode\x12\x19\n" +
 	"\bsrc_cidr\x18\x02 \x01(\tR\asrcCidr\x12\x19\n" +
 	"\bdst_node\x18\x03 \x01(\tR\adstNode\x12\x19\n" +
-	"\bdst_cidr\x18\x04 \x01(\tR\adstCidr*C\n" +
+	"\bdst_cidr\x18\x04 \x01(\tR\adstCidr\x12\x1a\n" +
+	"\bprotocol\x18\x05 \x01(\tR\bprotocol\x12\x12\n" +
+	"\x04port\x18\x06 \x01(\rR\x04port*C\n" +
 	"\tACLAction\x12\x12\n" +
 	"\x0eACTION_UNKNOWN\x10\x00\x12\x11\n" +
 	"\rACTION_ACCEPT\x10\x01\x12\x0f\n" +

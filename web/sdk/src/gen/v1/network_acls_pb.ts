@@ -12,7 +12,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file v1/network_acls.proto.
  */
 export const file_v1_network_acls: GenFile = /*@__PURE__*/
-  fileDesc("ChV2MS9uZXR3b3JrX2FjbHMucHJvdG8SAnYxIq0BCgpOZXR3b3JrQUNMEgwKBG5hbWUYASABKAkSEAoIcHJpb3JpdHkYAiABKAUSHQoGYWN0aW9uGAMgASgOMg0udjEuQUNMQWN0aW9uEhQKDHNvdXJjZV9ub2RlcxgEIAMoCRIZChFkZXN0aW5hdGlvbl9ub2RlcxgFIAMoCRIUCgxzb3VyY2VfY2lkcnMYBiADKAkSGQoRZGVzdGluYXRpb25fY2lkcnMYByADKAkiLAoLTmV0d29ya0FDTHMSHQoFaXRlbXMYASADKAsyDi52MS5OZXR3b3JrQUNMIlUKBVJvdXRlEgwKBG5hbWUYASABKAkSDAoEbm9kZRgCIAEoCRIZChFkZXN0aW5hdGlvbl9jaWRycxgDIAMoCRIVCg1uZXh0X2hvcF9ub2RlGAQgASgJIiIKBlJvdXRlcxIYCgVpdGVtcxgBIAMoCzIJLnYxLlJvdXRlIlcKDU5ldHdvcmtBY3Rpb24SEAoIc3JjX25vZGUYASABKAkSEAoIc3JjX2NpZHIYAiABKAkSEAoIZHN0X25vZGUYAyABKAkSEAoIZHN0X2NpZHIYBCABKAkqQwoJQUNMQWN0aW9uEhIKDkFDVElPTl9VTktOT1dOEAASEQoNQUNUSU9OX0FDQ0VQVBABEg8KC0FDVElPTl9ERU5ZEAJCKlooZ2l0aHViLmNvbS9tZXNoZ2F0ZS9tZXNoZ2F0ZS9wcm90by92MTt2MWIGcHJvdG8z");
+  fileDesc("ChV2MS9uZXR3b3JrX2FjbHMucHJvdG8SAnYxIs8BCgpOZXR3b3JrQUNMEgwKBG5hbWUYASABKAkSEAoIcHJpb3JpdHkYAiABKAUSHQoGYWN0aW9uGAMgASgOMg0udjEuQUNMQWN0aW9uEhQKDHNvdXJjZV9ub2RlcxgEIAMoCRIZChFkZXN0aW5hdGlvbl9ub2RlcxgFIAMoCRIUCgxzb3VyY2VfY2lkcnMYBiADKAkSGQoRZGVzdGluYXRpb25fY2lkcnMYByADKAkSEQoJcHJvdG9jb2xzGAggAygJEg0KBXBvcnRzGAkgAygNIiwKC05ldHdvcmtBQ0xzEh0KBWl0ZW1zGAEgAygLMg4udjEuTmV0d29ya0FDTCJVCgVSb3V0ZRIMCgRuYW1lGAEgASgJEgwKBG5vZGUYAiABKAkSGQoRZGVzdGluYXRpb25fY2lkcnMYAyADKAkSFQoNbmV4dF9ob3Bfbm9kZRgEIAEoCSIiCgZSb3V0ZXMSGAoFaXRlbXMYASADKAsyCS52MS5Sb3V0ZSJ3Cg1OZXR3b3JrQWN0aW9uEhAKCHNyY19ub2RlGAEgASgJEhAKCHNyY19jaWRyGAIgASgJEhAKCGRzdF9ub2RlGAMgASgJEhAKCGRzdF9jaWRyGAQgASgJEhAKCHByb3RvY29sGAUgASgJEgwKBHBvcnQYBiABKA0qQwoJQUNMQWN0aW9uEhIKDkFDVElPTl9VTktOT1dOEAASEQoNQUNUSU9OX0FDQ0VQVBABEg8KC0FDVElPTl9ERU5ZEAJCKlooZ2l0aHViLmNvbS9tZXNoZ2F0ZS9tZXNoZ2F0ZS9wcm90by92MTt2MWIGcHJvdG8z");
 
 /**
  * NetworkACL is one rule on who may send to whom. Of all that match, the one of
@@ -72,6 +72,22 @@ export type NetworkACL = Message<"v1.NetworkACL"> & {
    * @generated from field: repeated string destination_cidrs = 7;
    */
   destinationCidrs: string[];
+
+  /**
+   * protocols are IP protocols by name or number: "tcp", "udp", "icmp" (of both
+   * IP versions), "58". Empty or "*" is every protocol.
+   *
+   * @generated from field: repeated string protocols = 8;
+   */
+  protocols: string[];
+
+  /**
+   * ports are the receiver's ports, 1 to 65535, of protocols that have ports.
+   * Empty is every port, and protocols without ports.
+   *
+   * @generated from field: repeated uint32 ports = 9;
+   */
+  ports: number[];
 };
 
 /**
@@ -202,6 +218,20 @@ export type NetworkAction = Message<"v1.NetworkAction"> & {
    * @generated from field: string dst_cidr = 4;
    */
   dstCidr: string;
+
+  /**
+   * protocol is the IP protocol, in the form of NetworkACL.protocols.
+   *
+   * @generated from field: string protocol = 5;
+   */
+  protocol: string;
+
+  /**
+   * port is the receiver's port; 0 when the protocol has none.
+   *
+   * @generated from field: uint32 port = 6;
+   */
+  port: number;
 };
 
 /**
