@@ -66,6 +66,8 @@ func ACLToProto(a ACL) *v1.NetworkACL {
 		DestinationNodes: slices.Clone(a.DestinationNodes),
 		SourceCidrs:      cidrsToProto(a.SourceCIDRs),
 		DestinationCidrs: cidrsToProto(a.DestinationCIDRs),
+		Protocols:        protocolsToProto(a.Protocols),
+		Ports:            convert(a.Ports, func(port uint16) uint32 { return uint32(port) }),
 	}
 	if a.Accept {
 		p.Action = v1.ACLAction_ACTION_ACCEPT
@@ -74,7 +76,8 @@ func ACLToProto(a ACL) *v1.NetworkACL {
 }
 
 // ACLFromProto reads a network ACL. Every action but ACCEPT is a denial. A CIDR
-// may be "*" or a plain address, which stands for itself alone.
+// may be "*" or a plain address, which stands for itself alone. Ports go with
+// protocols that have ports.
 func ACLFromProto(p *v1.NetworkACL) (ACL, error) {
 	a := ACL{
 		Name:             p.GetName(),
@@ -98,6 +101,17 @@ func ACLFromProto(p *v1.NetworkACL) (ACL, error) {
 	}
 	if a.DestinationCIDRs, err = cidrsFromProto(p.GetDestinationCidrs()); err != nil {
 		return ACL{}, fmt.Errorf("destination_cidrs: %w", err)
+	}
+	if a.Protocols, err = ParseProtocols(p.GetProtocols()); err != nil {
+		return ACL{}, fmt.Errorf("protocols: %w", err)
+	}
+	if a.Ports, err = parsePorts(p.GetPorts()); err != nil {
+		return ACL{}, fmt.Errorf("ports: %w", err)
+	}
+	if len(a.Ports) > 0 && len(a.Protocols) > 0 {
+		if i := slices.IndexFunc(a.Protocols, func(p Protocol) bool { return !p.HasPorts() }); i >= 0 {
+			return ACL{}, fmt.Errorf("ports: protocol %s has no ports; write an ACL of its own for it: %w", a.Protocols[i], ErrInvalid)
+		}
 	}
 	return a, nil
 }

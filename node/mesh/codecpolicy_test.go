@@ -54,7 +54,10 @@ func TestACL_RoundTrips(t *testing.T) {
 			Name: "full", Priority: 1<<31 - 1, Accept: true,
 			SourceNodes: []string{"*"}, DestinationNodes: []string{"group:ops", "node-a", "alice@example.com"},
 			SourceCIDRs: every, DestinationCIDRs: prefixes("10.0.0.0/8", "fd00::/8"),
+			Protocols: []mesh.Protocol{mesh.ProtocolTCP, mesh.ProtocolSCTP}, Ports: []uint16{1, 443, 65535},
 		},
+		{Name: "ping", Protocols: []mesh.Protocol{mesh.ProtocolICMP, mesh.ProtocolICMPv6}},
+		{Name: "numbers", Protocols: []mesh.Protocol{mesh.ProtocolICMP, 47, 255}},
 	} {
 		got, err := mesh.ACLFromProto(mesh.ACLToProto(a))
 		if err != nil {
@@ -85,6 +88,29 @@ func TestACLFromProto_ReadsCIDRs(t *testing.T) {
 	}
 	if p := mesh.ACLToProto(a); len(p.GetSourceCidrs()) != 1 || p.GetSourceCidrs()[0] != "*" {
 		t.Errorf("every address is written as %q", p.GetSourceCidrs())
+	}
+}
+
+func TestACLFromProto_ReadsProtocolsAndPorts(t *testing.T) {
+	for _, c := range []struct {
+		protocols []string
+		ports     []uint32
+		want      mesh.ACL
+	}{
+		{[]string{"UDP", "6", "tcp"}, []uint32{443, 80, 443}, mesh.ACL{Protocols: []mesh.Protocol{6, 17}, Ports: []uint16{80, 443}}},
+		{[]string{"Icmp"}, nil, mesh.ACL{Protocols: []mesh.Protocol{1, 58}}},
+		{[]string{"icmpv4", "gre"}, nil, mesh.ACL{Protocols: []mesh.Protocol{1, 47}}},
+		{[]string{"ipv6-icmp"}, nil, mesh.ACL{Protocols: []mesh.Protocol{58}}},
+		{[]string{"tcp", "*"}, nil, mesh.ACL{}},
+		{nil, []uint32{53}, mesh.ACL{Ports: []uint16{53}}},
+	} {
+		c.want.Name = "a"
+		got, err := mesh.ACLFromProto(&v1.NetworkACL{Name: "a", Protocols: c.protocols, Ports: c.ports})
+		if err != nil {
+			t.Errorf("%v %v: %v", c.protocols, c.ports, err)
+		} else if diff := cmp.Diff(c.want, got, netipValues); diff != "" {
+			t.Errorf("%v %v: %s", c.protocols, c.ports, diff)
+		}
 	}
 }
 
@@ -155,6 +181,13 @@ func TestPolicyDecoders_NameTheBadField(t *testing.T) {
 		{"destination_nodes: [0]", &v1.NetworkACL{Name: "a", DestinationNodes: []string{"group:a:b"}}},
 		{"source_cidrs: [0]", &v1.NetworkACL{Name: "a", SourceCidrs: []string{"10.0.0.0/33"}}},
 		{"destination_cidrs: [1]", &v1.NetworkACL{Name: "a", DestinationCidrs: []string{"*", "x"}}},
+		{"protocols: [1]", &v1.NetworkACL{Name: "a", Protocols: []string{"tcp", "http"}}},
+		{"protocols: [0]", &v1.NetworkACL{Name: "a", Protocols: []string{"0"}}},
+		{"protocols: [0]", &v1.NetworkACL{Name: "a", Protocols: []string{"256"}}},
+		{"protocols: [0]", &v1.NetworkACL{Name: "a", Protocols: []string{"", "*"}}},
+		{"ports: [1]", &v1.NetworkACL{Name: "a", Ports: []uint32{80, 0}}},
+		{"ports: [0]", &v1.NetworkACL{Name: "a", Ports: []uint32{65536}}},
+		{"ports", &v1.NetworkACL{Name: "a", Protocols: []string{"tcp", "icmp"}, Ports: []uint32{80}}},
 		{"name", &v1.Role{}},
 		{"rules: [0]: resources", rules(&v1.Rule{Verbs: put})},
 		{"rules: [0]: resources", rules(&v1.Rule{Verbs: put, Resources: []v1.RuleResource{0}})},
@@ -193,7 +226,7 @@ func TestPolicyDecoders_NameTheBadField(t *testing.T) {
 func FuzzPolicyFromProto(f *testing.F) {
 	for _, p := range []proto.Message{
 		&v1.Route{Name: "r", Node: "group:g", DestinationCidrs: []string{"10.0.0.0/8"}, NextHopNode: "b"},
-		&v1.NetworkACL{Name: "a", Priority: -1, Action: 1, SourceNodes: []string{"*"}, SourceCidrs: []string{"*", "::1"}},
+		&v1.NetworkACL{Name: "a", Priority: -1, Action: 1, SourceNodes: []string{"*"}, SourceCidrs: []string{"*", "::1"}, Protocols: []string{"tcp", "17"}, Ports: []uint32{53}},
 		&v1.MeshEdge{Source: "a", Target: "b", Weight: 1, Attributes: map[string]string{"k": "v"}},
 		&v1.Group{Name: "g", Subjects: []*v1.Subject{{Name: "*", Type: v1.SubjectType_SUBJECT_ALL}}},
 		&v1.RoleBinding{Name: "b", Role: "r", Subjects: []*v1.Subject{{Name: "n", Type: v1.SubjectType_SUBJECT_NODE}}},

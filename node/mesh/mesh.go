@@ -112,6 +112,11 @@ type ACL struct {
 	// prefix of zero bits in the address's family, matches every address.
 	// "*" on the wire is stored as 0.0.0.0/0 and ::/0.
 	SourceCIDRs, DestinationCIDRs []netip.Prefix
+	// Protocols are sorted; empty matches every protocol.
+	Protocols []Protocol
+	// Ports are the receiver's, sorted, of protocols that have ports. Empty
+	// matches every port, and what has none.
+	Ports []uint16
 }
 
 // CompareACLs orders ACLs as they are asked: highest priority first, then by
