@@ -55,10 +55,31 @@ func (n *Node) Destination(caller string, target mesh.NodeID, network, host stri
 	} else if err := controlPort(owner, network, port); err != nil {
 		return netip.AddrPort{}, err
 	}
-	if !policy.Accepts(s, policy.Flow{SrcNode: caller, DstNode: owner.ID, Dst: addr}) {
-		return netip.AddrPort{}, fmt.Errorf("%w: no network ACL lets %q reach %s on node %q", mesh.ErrDenied, caller, addr, owner.ID)
+	protocol, err := mesh.ParseProtocol(network)
+	if err != nil {
+		return netip.AddrPort{}, err
+	}
+	d := n.networkOf(s).Decide(policy.Flow{SrcNode: caller, DstNode: owner.ID, Dst: addr, Protocol: protocol, Port: port})
+	if !d.Allowed {
+		return netip.AddrPort{}, fmt.Errorf("%w: no network ACL lets %q reach %s port %d of %s on node %q", mesh.ErrDenied, caller, network, port, addr, owner.ID)
 	}
 	return at, nil
+}
+
+// compiledACLs are the ACLs of a snapshot, which many connections ask for.
+type compiledACLs struct {
+	snapshot *mesh.Snapshot
+	network  *policy.Network
+}
+
+// networkOf returns the compiled ACLs of s.
+func (n *Node) networkOf(s *mesh.Snapshot) *policy.Network {
+	if c := n.acls.Load(); c != nil && c.snapshot == s {
+		return c.network
+	}
+	c := &compiledACLs{snapshot: s, network: policy.Compile(s)}
+	n.acls.Store(c)
+	return c.network
 }
 
 // locate finds the address that host means and the node that owns it.

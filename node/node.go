@@ -110,6 +110,11 @@ type Node struct {
 	ready    chan struct{} // closed once the first plan is applied
 	snapshot atomic.Pointer[mesh.Snapshot]
 	current  atomic.Pointer[mesh.Plan]
+
+	// flows outlive the packet filters of single snapshots.
+	flows *policy.Flows
+	// acls are those of the snapshot that Destination was last asked about.
+	acls atomic.Pointer[compiledACLs]
 }
 
 // membership changes who is in the mesh; only a node that holds state has one.
@@ -149,6 +154,7 @@ func New(cfg Config) (_ *Node, err error) {
 		cfg:   cfg,
 		log:   cfg.Logger.With("component", "node", "node", string(cfg.ID)),
 		ready: make(chan struct{}),
+		flows: policy.NewFlows(),
 	}
 	n.device, err = wg.New(wg.Options{
 		Mode:          cfg.Mode,
@@ -318,9 +324,14 @@ func (n *Node) deviceConfig(s *mesh.Snapshot, plan mesh.Plan) wg.Config {
 	}
 	// Only a node that holds state sees the rules between others, so only it
 	// forwards for them.
-	cfg.Allow = func(netip.Addr, netip.Addr) bool { return false }
+	cfg.Allow = func(mesh.Packet) bool { return false }
 	if n.members != nil {
-		cfg.Allow = policy.Filter(s)
+		cfg.Allow = policy.ForwardFilter(s, n.flows).Allow
+	}
+	// What AllowedIPs let in needs a second look only where ports count.
+	if policy.Restricted(s) {
+		f := policy.DeliveryFilter(s, plan, n.flows)
+		cfg.Accept, cfg.Sent = f.Allow, f.Sent
 	}
 	return cfg
 }

@@ -15,3 +15,20 @@ func Changed(s *mesh.Snapshot, c Change) *mesh.Snapshot {
 	}
 	return &after
 }
+
+const (
+	// FlowTimeout and FlowRegion lets tests wait longer and ask for more than is remembered.
+	FlowTimeout = flowTimeout
+	FlowRegion  = flowRegion
+)
+
+// Remembered counts the conversations in f.
+func Remembered(f *Flows) int {
+	n := 0
+	for i := range f.slots {
+		if f.slots[i].Load() != nil {
+			n++
+		}
+	}
+	return n
+}

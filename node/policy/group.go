@@ -51,44 +51,118 @@ func (s nameSet) list() []string {
 	return slices.Sorted(maps.Keys(s.names))
 }
 
-// groups are the groups of a snapshot by name.
-type groups map[string][]mesh.Subject
+// groups are the groups of a snapshot. They are indexed and expanded when they
+// are first asked for, each once: many ACLs share few groups. Not for
+// concurrent use.
+type groups struct {
+	list     []mesh.Group
+	byName   map[string][]mesh.Subject
+	expanded map[string]*nameSet
+}
 
-// indexGroups indexes list.
-func indexGroups(list []mesh.Group) groups {
-	g := make(groups, len(list))
-	for _, group := range list {
-		g[group.Name] = group.Subjects
+// indexGroups prepares list.
+func indexGroups(list []mesh.Group) *groups { return &groups{list: list} }
+
+// members returns the subjects of the named group.
+func (g *groups) members(name string) []mesh.Subject {
+	if g.byName == nil {
+		g.byName = make(map[string][]mesh.Subject, len(g.list))
+		for _, group := range g.list {
+			g.byName[group.Name] = group.Subjects
+		}
 	}
-	return g
+	return g.byName[name]
 }
 
 // subjects returns everybody whom list names, directly or through groups.
-func (g groups) subjects(list []mesh.Subject) nameSet {
+func (g *groups) subjects(list []mesh.Subject) nameSet {
 	var set nameSet
 	g.collect(&set, list, make(map[string]bool))
+	return set
+}
+
+// hold reports whether list names subject, directly or through groups.
+func (g *groups) hold(list []mesh.Subject, subject string) bool {
+	return slices.ContainsFunc(list, func(x mesh.Subject) bool {
+		switch x.Type {
+		case v1.SubjectType_SUBJECT_NODE, v1.SubjectType_SUBJECT_USER, v1.SubjectType_SUBJECT_ALL:
+			return x.Name == subject || x.Name == mesh.Everyone
+		case v1.SubjectType_SUBJECT_GROUP:
+			return g.group(x.Name).has(subject)
+		}
+		return false
+	})
+}
+
+// group returns everybody in the named group. It is shared: do not change it.
+func (g *groups) group(name string) *nameSet {
+	if set, ok := g.expanded[name]; ok {
+		return set
+	}
+	set := new(nameSet)
+	g.collectGroup(set, name, make(map[string]bool))
+	if g.expanded == nil {
+		g.expanded = make(map[string]*nameSet)
+	}
+	g.expanded[name] = set
 	return set
 }
 
 // nodes returns everybody whom a list of nodes in an ACL names: ids, "*" and
 // "group:NAME". The empty list is everyone; a list of empty or missing groups
 // is nobody.
-func (g groups) nodes(refs []string) nameSet {
-	set := nameSet{everyone: len(refs) == 0}
-	seen := make(map[string]bool)
+func (g *groups) nodes(refs []string) nodeSet {
+	set := nodeSet{names: nameSet{everyone: len(refs) == 0}}
 	for _, ref := range refs {
 		if name, ok := mesh.ParseGroupRef(ref); ok {
-			g.collectGroup(&set, name, seen)
+			set.groups = append(set.groups, g.group(name))
 		} else {
-			set.add(ref)
+			set.names.add(ref)
 		}
 	}
 	return set
 }
 
+// nodeSet is the union of names and groups.
+type nodeSet struct {
+	names  nameSet
+	groups []*nameSet
+}
+
+// has reports whether the set holds name; see nameSet.has.
+func (s *nodeSet) has(name string) bool {
+	if s.names.has(name) {
+		return true
+	}
+	for _, group := range s.groups {
+		if group.has(name) {
+			return true
+		}
+	}
+	return false
+}
+
+// empty reports whether nobody is in the set.
+func (s *nodeSet) empty() bool {
+	return s.names.empty() && !slices.ContainsFunc(s.groups, func(g *nameSet) bool { return !g.empty() })
+}
+
+// list returns the names in order, each once, or "*" alone for everyone.
+func (s *nodeSet) list() []string {
+	list := s.names.list()
+	for _, group := range s.groups {
+		list = append(list, group.list()...)
+	}
+	slices.Sort(list)
+	if slices.Contains(list, mesh.Everyone) {
+		return []string{mesh.Everyone}
+	}
+	return slices.Compact(list)
+}
+
 // collect adds list to set. Groups in seen were added before: groups may hold
 // one another.
-func (g groups) collect(set *nameSet, list []mesh.Subject, seen map[string]bool) {
+func (g *groups) collect(set *nameSet, list []mesh.Subject, seen map[string]bool) {
 	for _, subject := range list {
 		switch subject.Type {
 		case v1.SubjectType_SUBJECT_NODE, v1.SubjectType_SUBJECT_USER, v1.SubjectType_SUBJECT_ALL:
@@ -100,12 +174,12 @@ func (g groups) collect(set *nameSet, list []mesh.Subject, seen map[string]bool)
 }
 
 // collectGroup adds the members of the named group to set, once.
-func (g groups) collectGroup(set *nameSet, name string, seen map[string]bool) {
+func (g *groups) collectGroup(set *nameSet, name string, seen map[string]bool) {
 	if seen[name] {
 		return
 	}
 	seen[name] = true
-	g.collect(set, g[name], seen)
+	g.collect(set, g.members(name), seen)
 }
 
 // Forwarders returns the nodes that forward to r's destinations, in order: its
@@ -113,8 +187,13 @@ func (g groups) collectGroup(set *nameSet, name string, seen map[string]bool) {
 // Nodes that s does not hold are left out, and a group of everyone names no
 // node in particular.
 func Forwarders(s *mesh.Snapshot, r mesh.Route) []mesh.NodeID {
+	return forwarders(s, indexGroups(s.Groups), r)
+}
+
+// forwarders is Forwarders with the groups of s.
+func forwarders(s *mesh.Snapshot, g *groups, r mesh.Route) []mesh.NodeID {
 	var ids []mesh.NodeID
-	for name := range forwarderNames(s, r) {
+	for name := range forwarderNames(g, r) {
 		if _, ok := s.Nodes[mesh.NodeID(name)]; ok {
 			ids = append(ids, mesh.NodeID(name))
 		}
@@ -124,12 +203,12 @@ func Forwarders(s *mesh.Snapshot, r mesh.Route) []mesh.NodeID {
 }
 
 // forwarderNames yields the names of a route's forwarders, each once.
-func forwarderNames(s *mesh.Snapshot, r mesh.Route) iter.Seq[string] {
+func forwarderNames(g *groups, r mesh.Route) iter.Seq[string] {
 	if r.NextHop != "" {
 		return slices.Values([]string{string(r.NextHop)})
 	}
-	if _, isGroup := mesh.ParseGroupRef(r.Node); isGroup {
-		return maps.Keys(indexGroups(s.Groups).nodes([]string{r.Node}).names)
+	if name, isGroup := mesh.ParseGroupRef(r.Node); isGroup {
+		return maps.Keys(g.group(name).names)
 	}
 	return slices.Values([]string{r.Node})
 }

@@ -3,21 +3,26 @@
 package policy
 
 import (
+	"fmt"
 	"net/netip"
 	"slices"
 
 	"github.com/meshgate/meshgate/node/mesh"
 )
 
-// Flow is traffic from one address to another. A node or address that is not
-// set is unknown: it matches only what matches every node or address.
+// Flow is a conversation that one address opens with another. A node or address
+// that is not set is unknown: it matches only what matches every node or
+// address. So is a protocol, or the port of a protocol that has ports.
 type Flow struct {
-	// SrcNode is the id of the node or the name of the user that sends.
+	// SrcNode is the id of the node or the name of the user that opens it.
 	SrcNode string
 	Src     netip.Addr
 	// DstNode is the node that holds Dst or forwards to it.
-	DstNode mesh.NodeID
-	Dst     netip.Addr
+	DstNode  mesh.NodeID
+	Dst      netip.Addr
+	Protocol mesh.Protocol
+	// Port is the port at Dst.
+	Port uint16
 }
 
 // Accepts reports whether the network ACLs accept f. The first ACL that
@@ -34,13 +39,19 @@ func Concerning(s *mesh.Snapshot, id mesh.NodeID) []mesh.ACL {
 	var concerning []mesh.ACL
 	for _, acl := range s.ACLs {
 		src, dst := groups.nodes(acl.SourceNodes), groups.nodes(acl.DestinationNodes)
-		if src.empty() || dst.empty() || !(src.has(string(id)) || dst.has(string(id))) {
+		if !(src.has(string(id)) || dst.has(string(id))) || src.empty() || dst.empty() {
 			continue
 		}
 		acl.SourceNodes, acl.DestinationNodes = src.list(), dst.list()
 		concerning = append(concerning, acl)
 	}
 	return concerning
+}
+
+// Restricted reports whether an ACL of s speaks of protocols or ports, so that
+// addresses alone do not tell what may pass.
+func Restricted(s *mesh.Snapshot) bool {
+	return slices.ContainsFunc(s.ACLs, func(a mesh.ACL) bool { return len(a.Protocols) > 0 || len(a.Ports) > 0 })
 }
 
 // Endpoint is one end of traffic: somebody, and the addresses that are meant.
@@ -62,35 +73,25 @@ type Network struct {
 
 // rule is one ACL.
 type rule struct {
+	// acl is the source of the rule, for explanations.
+	acl      *mesh.ACL
 	accept   bool
 	src, dst side
+	traffic
 }
-
-// side is what an ACL says of one end.
-type side struct {
-	nodes nameSet
-	// networks are empty for every address.
-	networks []netip.Prefix
-}
-
-// match says how much of an Endpoint a side or rule speaks of.
-type match int
-
-const (
-	matchNone match = iota
-	matchPart
-	matchWhole
-)
 
 // Compile prepares the ACLs of s.
 func Compile(s *mesh.Snapshot) *Network {
 	groups := indexGroups(s.Groups)
 	n := &Network{rules: make([]rule, len(s.ACLs))}
-	for i, acl := range s.ACLs {
+	for i := range s.ACLs {
+		acl := &s.ACLs[i]
 		n.rules[i] = rule{
-			accept: acl.Accept,
-			src:    side{nodes: groups.nodes(acl.SourceNodes), networks: acl.SourceCIDRs},
-			dst:    side{nodes: groups.nodes(acl.DestinationNodes), networks: acl.DestinationCIDRs},
+			acl:     acl,
+			accept:  acl.Accept,
+			src:     side{nodes: groups.nodes(acl.SourceNodes), networks: acl.SourceCIDRs},
+			dst:     side{nodes: groups.nodes(acl.DestinationNodes), networks: acl.DestinationCIDRs},
+			traffic: traffic{protocols: acl.Protocols, ports: acl.Ports},
 		}
 		n.cidrs = append(append(n.cidrs, acl.SourceCIDRs...), acl.DestinationCIDRs...)
 	}
@@ -102,19 +103,88 @@ func Compile(s *mesh.Snapshot) *Network {
 	return n
 }
 
-// Accepts reports whether f is accepted; see the function Accepts.
-func (n *Network) Accepts(f Flow) bool {
-	src, dst := Endpoint{f.SrcNode, host(f.Src)}, Endpoint{string(f.DstNode), host(f.Dst)}
-	return n.decide(func(r *rule) match { return r.match(src, dst) })
+// Decision is what the ACLs say of a flow, and which of them says it.
+type Decision struct {
+	Allowed bool
+	// ACL decided; nil when none matched. It belongs to the snapshot.
+	ACL *mesh.ACL
 }
 
-// Connects reports whether a and b may exchange packets. WireGuard and packet
-// filters keep no state to tell replies from requests, so the pair gets one
-// decision: that of the first ACL that matches in either direction. An ACL that
-// accepts one direction thus lets the replies pass, and one that denies a
-// direction is not undone by a weaker one that accepts the opposite.
+// String says why, such as: denied by acl "block-ssh" (priority 100).
+func (d Decision) String() string {
+	switch {
+	case d.ACL == nil:
+		return "no ACL accepts"
+	case d.Allowed:
+		return fmt.Sprintf("accepted by acl %q (priority %d)", d.ACL.Name, d.ACL.Priority)
+	default:
+		return fmt.Sprintf("denied by acl %q (priority %d)", d.ACL.Name, d.ACL.Priority)
+	}
+}
+
+// Accepts reports whether f is accepted; see the function Accepts.
+func (n *Network) Accepts(f Flow) bool { return n.Decide(f).Allowed }
+
+// Decide returns what decides about f when a gateway opens it in the name of
+// SrcNode, as it does for the data channels of users: the first ACL that
+// matches f in its own direction.
+func (n *Network) Decide(f Flow) Decision {
+	src, dst := f.ends()
+	for i := range n.rules {
+		if r := &n.rules[i]; r.holds(f.Protocol, f.Port) && r.match(src, dst) == matchWhole {
+			return Decision{Allowed: r.accept, ACL: r.acl}
+		}
+	}
+	return Decision{}
+}
+
+// Opens returns what decides about f when node SrcNode opens it with packets of
+// its own: as Decide, but ACLs without protocols and ports match in both
+// directions. See Connects for why.
+func (n *Network) Opens(f Flow) Decision {
+	src, dst := f.ends()
+	for i := range n.rules {
+		r := &n.rules[i]
+		if r.holds(f.Protocol, f.Port) && (r.match(src, dst) == matchWhole || r.all() && r.match(dst, src) == matchWhole) {
+			return Decision{Allowed: r.accept, ACL: r.acl}
+		}
+	}
+	return Decision{}
+}
+
+// Connects reports whether a and b may exchange packets, of some protocol and
+// port at least: what Filter says of packets is decided by Opens, for each.
+//
+// WireGuard keeps no state to tell replies from requests, so that ACLs without
+// protocols and ports decide about the pair: the first that matches in either
+// direction. One that accepts one direction thus lets the replies pass, and one
+// that denies a direction is not undone by a weaker one that accepts the
+// opposite. ACLs with protocols or ports hold in their direction only, where
+// packets tell who opened the conversation.
 func (n *Network) Connects(a, b Endpoint) bool {
-	return n.decide(func(r *rule) match { return max(r.match(a, b), r.match(b, a)) })
+	var denied [2][]*traffic // of restricted ACLs, for a to b and for b to a
+	for i := range n.rules {
+		r := &n.rules[i]
+		there, back := r.match(a, b), r.match(b, a)
+		if r.all() {
+			switch m := max(there, back); {
+			case m == matchWhole:
+				return r.accept
+			case m == matchPart && !r.accept:
+				return false
+			}
+			continue
+		}
+		for direction, m := range [2]match{there, back} {
+			switch {
+			case m != matchNone && !r.accept:
+				denied[direction] = append(denied[direction], &r.traffic)
+			case m == matchWhole && r.accept && !r.within(denied[direction]):
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // Granted returns the parts of b's network with which a may exchange traffic,
@@ -147,72 +217,7 @@ func (n *Network) appendGranted(parts []netip.Prefix, a, b Endpoint, cidrs []net
 	return n.appendGranted(parts, a, Endpoint{b.Node, high}, inside)
 }
 
-// decide returns what the first matching rule says; no rule denies. An accepting
-// rule for a part of the traffic leaves the rest to the rules below; a denying
-// rule for a part denies the whole.
-func (n *Network) decide(match func(*rule) match) bool {
-	for i := range n.rules {
-		r := &n.rules[i]
-		switch match(r) {
-		case matchWhole:
-			return r.accept
-		case matchPart:
-			if !r.accept {
-				return false
-			}
-		}
-	}
-	return false
-}
-
-// match returns how much of the traffic from src to dst the rule speaks of.
-func (r *rule) match(src, dst Endpoint) match {
-	if m := r.src.match(src); m != matchNone {
-		return min(m, r.dst.match(dst))
-	}
-	return matchNone
-}
-
-// match returns how much of e the side speaks of.
-func (s *side) match(e Endpoint) match {
-	if !s.nodes.has(e.Node) {
-		return matchNone
-	}
-	if len(s.networks) == 0 {
-		return matchWhole
-	}
-	found := matchNone
-	for _, p := range s.networks {
-		switch {
-		case !e.Network.IsValid():
-			if p.Bits() == 0 {
-				return matchWhole
-			}
-		case contains(p, e.Network):
-			return matchWhole
-		case p.Overlaps(e.Network):
-			found = matchPart
-		}
-	}
-	return found
-}
-
-// halves cuts the masked prefix p, which holds more than one address, in two.
-func halves(p netip.Prefix) (low, high netip.Prefix) {
-	bits := p.Bits()
-	raw := p.Addr().AsSlice()
-	raw[bits/8] |= 0x80 >> (bits % 8)
-	upper, _ := netip.AddrFromSlice(raw)
-	return netip.PrefixFrom(p.Addr(), bits+1), netip.PrefixFrom(upper, bits+1)
-}
-
-// contains reports whether every address of inner is in outer.
-func contains(outer, inner netip.Prefix) bool {
-	return outer.IsValid() && inner.IsValid() && outer.Bits() <= inner.Bits() && outer.Contains(inner.Addr())
-}
-
-// host returns the network of addr alone; zero for the zero address.
-func host(addr netip.Addr) netip.Prefix {
-	addr = addr.Unmap()
-	return netip.PrefixFrom(addr, addr.BitLen())
+// ends returns the two ends of f.
+func (f Flow) ends() (src, dst Endpoint) {
+	return Endpoint{f.SrcNode, host(f.Src)}, Endpoint{string(f.DstNode), host(f.Dst)}
 }

@@ -1,16 +1,39 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package policy decides, as pure functions of a mesh.Snapshot, what a caller
-// may do (RBAC) and which addresses may talk (network ACLs). Everything that
-// no role and no ACL grants is denied.
+// may do (RBAC) and who may talk to whom (network ACLs). Everything that no role
+// and no ACL grants is denied. Only Flows has a memory: who spoke first.
 package policy
 
 import (
+	"fmt"
 	"slices"
 
 	"github.com/meshgate/meshgate/node/mesh"
 	v1 "github.com/meshgate/meshgate/proto/v1"
 )
+
+// Grant is what the roles say of an action, and which of them says it.
+type Grant struct {
+	Allowed bool
+	// Role and Binding are what grants the action; empty when nothing does, or
+	// when nothing has to.
+	Role, Binding string
+	// RBACDisabled is true when roles were not asked.
+	RBACDisabled bool
+}
+
+// String says why, such as: granted by role "ops" (binding "ops-team").
+func (g Grant) String() string {
+	switch {
+	case g.RBACDisabled:
+		return "RBAC is switched off"
+	case !g.Allowed:
+		return "no role grants it"
+	default:
+		return fmt.Sprintf("granted by role %q (binding %q)", g.Role, g.Binding)
+	}
+}
 
 // Allowed reports whether subject, the authenticated id of a node or user, may
 // do a. A role grants it when it is bound to the subject, to "*" or to a group
@@ -18,19 +41,25 @@ import (
 // rules. A binding to a missing role, an empty subject and an action without
 // resource or verb get nothing. When RBAC is switched off, all is allowed.
 func Allowed(s *mesh.Snapshot, subject string, a mesh.Action) bool {
+	return Explain(s, subject, a).Allowed
+}
+
+// Explain is Allowed, and says what grants the action: of several bindings the
+// first by name.
+func Explain(s *mesh.Snapshot, subject string, a mesh.Action) Grant {
 	if s.RBACDisabled {
-		return true
+		return Grant{Allowed: true, RBACDisabled: true}
 	}
 	if subject == "" || a.Resource == v1.RuleResource_RESOURCE_UNKNOWN || a.Verb == v1.RuleVerb_VERB_UNKNOWN {
-		return false
+		return Grant{}
 	}
 	groups := indexGroups(s.Groups)
-	for _, b := range s.Bindings {
-		if roleGrants(s.Roles, b.Role, a) && groups.subjects(b.Subjects).has(subject) {
-			return true
+	for i := range s.Bindings {
+		if b := &s.Bindings[i]; roleGrants(s.Roles, b.Role, a) && groups.hold(b.Subjects, subject) {
+			return Grant{Allowed: true, Role: b.Role, Binding: b.Name}
 		}
 	}
-	return false
+	return Grant{}
 }
 
 // roleGrants reports whether a rule of the named role grants a.

@@ -179,7 +179,7 @@ func TestAttach_GarbageHasNoEffect(t *testing.T) {
 }
 
 func TestAttach_HubServesAttachedLeaves(t *testing.T) {
-	hub, a, b := wgtest.Star(t, func(_, _ netip.Addr) bool { return true })
+	hub, a, b := wgtest.Star(t, func(mesh.Packet) bool { return true })
 	// Leaf b moves from UDP to a connection, as a browser would come.
 	b.SetPeers(withoutEndpoint(hub.Peer(netip.MustParsePrefix("10.99.0.0/16"))))
 	hub.SetPeers(a.Peer(), withoutEndpoint(b.Peer()))

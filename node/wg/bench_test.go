@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 	"testing"
 
+	"github.com/meshgate/meshgate/node/mesh"
 	"github.com/meshgate/meshgate/node/wg"
 	"github.com/meshgate/meshgate/node/wg/wgtest"
 )
@@ -43,7 +44,7 @@ func BenchmarkStream_Direct(b *testing.B) {
 }
 
 func BenchmarkStream_ThroughHub(b *testing.B) {
-	_, x, y := wgtest.Star(b, func(_, _ netip.Addr) bool { return true })
+	_, x, y := wgtest.Star(b, func(mesh.Packet) bool { return true })
 	client, server := connect(b, x, y, y.IPv4)
 	benchmarkStream(b, client, server)
 }

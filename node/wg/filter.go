@@ -7,6 +7,8 @@ import (
 	"net/netip"
 	"slices"
 	"sync/atomic"
+
+	"github.com/meshgate/meshgate/node/mesh"
 )
 
 // IP header layout that the data path needs.
@@ -30,7 +32,7 @@ const (
 	dropMalformed
 	// dropMartian: no honest router would send the packet on.
 	dropMartian
-	// dropDenied: Config.Allow refused it.
+	// dropDenied: Config.Allow or Config.Accept refused it.
 	dropDenied
 	// dropNoRoute: the packet is for an unused address of our own network.
 	dropNoRoute
@@ -59,13 +61,14 @@ type rules struct {
 	networks []netip.Prefix
 	// routes are the allowed IPs of all peers.
 	routes *prefixSet
-	// allow is Config.Allow, or nil for everything.
-	allow func(src, dst netip.Addr) bool
+	// allow, accept and sent are those of Config.
+	allow, accept func(mesh.Packet) bool
+	sent          func(mesh.Packet)
 }
 
 // newRules returns the rules of a configuration that passed validate.
 func newRules(c *Config) *rules {
-	r := &rules{allow: c.Allow, prefixes: slices.Clone(c.Addresses)}
+	r := &rules{allow: c.Allow, accept: c.Accept, sent: c.Sent, prefixes: slices.Clone(c.Addresses)}
 	for _, p := range c.Addresses {
 		r.own = append(r.own, p.Addr())
 		if !p.IsSingleIP() {
@@ -111,15 +114,31 @@ func (r *rules) judge(packet []byte) verdict {
 	case martian(src) || r.ownAddr(src):
 		return dropMartian
 	case r.ownAddr(dst):
+		if r.accept != nil && !r.accept(describe(packet)) {
+			return dropDenied
+		}
 		return deliver
 	case martian(dst):
 		return dropMartian
 	case r.unassigned(dst):
 		return dropNoRoute
-	case r.allow != nil && !r.allow(src, dst):
+	case r.allow != nil && !r.allow(describe(packet)):
 		return dropDenied
 	}
 	return forward
+}
+
+// observe tells Config.Sent of the packets that are our own.
+func (r *rules) observe(bufs [][]byte, sizes []int, offset int) {
+	if r.sent == nil {
+		return
+	}
+	for i, size := range sizes {
+		packet := bufs[i][offset : offset+size]
+		if src, _, ok := addresses(packet); ok && r.ownAddr(src) {
+			r.sent(describe(packet))
+		}
+	}
 }
 
 // unassigned reports whether a lies in a network of ours that no peer has a

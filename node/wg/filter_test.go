@@ -8,6 +8,8 @@ import (
 
 	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
+
+	"github.com/meshgate/meshgate/node/mesh"
 )
 
 // ipPacket makes an IP packet without payload.
@@ -43,7 +45,7 @@ func TestRules_Judge(t *testing.T) {
 	r := newRules(&Config{
 		Addresses: prefixes("10.0.0.1/24", "fd00::1:0/112"),
 		Peers:     []Peer{{AllowedIPs: prefixes("10.0.0.2/32", "10.0.0.66/32", "0.0.0.0/0", "::/0", "fd00::2:0/112", "fd00::1:7/128")}},
-		Allow:     func(_, dst netip.Addr) bool { return dst != denied },
+		Allow:     func(p mesh.Packet) bool { return p.Dst != denied },
 	})
 	for _, c := range []struct {
 		name     string
@@ -144,9 +146,9 @@ func FuzzRules_Judge(f *testing.F) {
 		asked := false
 		r := newRules(&Config{
 			Addresses: prefixes("10.0.0.1/24", "fd00::1:0/112"),
-			Allow: func(src, dst netip.Addr) bool {
+			Allow: func(p mesh.Packet) bool {
 				asked = true
-				return !martian(src) && !martian(dst) && !netip.MustParsePrefix("10.0.0.0/24").Contains(dst)
+				return !martian(p.Src) && !martian(p.Dst) && !netip.MustParsePrefix("10.0.0.0/24").Contains(p.Dst)
 			},
 		})
 		if v := r.judge(p); v == forward && (!asked || ipVersion(p) == 0) {
@@ -160,7 +162,7 @@ func FuzzRules_Judge(f *testing.F) {
 func BenchmarkRules_Judge(b *testing.B) {
 	r := newRules(&Config{
 		Addresses: prefixes("10.0.0.1/32", "fd00::1:0/112"),
-		Allow:     func(_, _ netip.Addr) bool { return true },
+		Allow:     func(mesh.Packet) bool { return true },
 	})
 	p := ipPacket("10.0.0.2", "10.0.0.3", 64)
 	b.ReportAllocs()

@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/meshgate/meshgate/node/mesh"
 	"github.com/meshgate/meshgate/node/wg"
 	"github.com/meshgate/meshgate/node/wg/wgtest"
 	"github.com/prometheus/client_golang/prometheus"
@@ -28,9 +29,9 @@ func TestHub_AsksForEachDirection(t *testing.T) {
 	var asked, allowed atomic.Int64
 	reg := prometheus.NewRegistry()
 	hub, a, b := wgtest.New(t, 1, wg.Options{Registerer: reg}), wgtest.New(t, 2, wg.Options{}), wgtest.New(t, 3, wg.Options{})
-	hub.Config.Allow = func(src, dst netip.Addr) bool {
+	hub.Config.Allow = func(p mesh.Packet) bool {
 		asked.Add(1)
-		return src == a.IPv4 && dst == b.IPv4 || src == b.IPv4 && dst == a.IPv4 && allowed.Load() == 1
+		return p.Src == a.IPv4 && p.Dst == b.IPv4 || p.Src == b.IPv4 && p.Dst == a.IPv4 && allowed.Load() == 1
 	}
 	hub.SetPeers(a.Peer(), b.Peer())
 	all := netip.MustParsePrefix("10.99.0.0/16")
@@ -82,7 +83,7 @@ func TestHub_AllowChangesAtOnce(t *testing.T) {
 	if _, err := server.Read(buf); err != nil {
 		t.Fatal(err)
 	}
-	hub.Config.Allow = func(_, _ netip.Addr) bool { return false }
+	hub.Config.Allow = func(mesh.Packet) bool { return false }
 	hub.Apply()
 	if _, err := client.Write([]byte("after")); err != nil {
 		t.Fatal(err)

@@ -140,6 +140,13 @@ func (n *netstack) setAddresses(want []netip.Addr) error {
 // Read implements tun.Device: it waits for packets to encrypt. The device
 // calls it from one goroutine.
 func (n *netstack) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
+	count, err := n.read(bufs, sizes, offset)
+	n.filter.load().observe(bufs, sizes[:count], offset)
+	return count, err
+}
+
+// read is Read, before anybody is told.
+func (n *netstack) read(bufs [][]byte, sizes []int, offset int) (int, error) {
 	for count := 0; ; {
 		for !n.cutter.done() {
 			sizes[count] = n.cutter.next(bufs[count][offset:])

@@ -57,6 +57,13 @@ func (h *hostTUN) Events() <-chan tun.Event { return h.events }
 // wait implements plane.
 func (h *hostTUN) wait() { <-h.relayed }
 
+// Read implements tun.Device.
+func (h *hostTUN) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
+	n, err := h.Device.Read(bufs, sizes, offset)
+	h.filter.load().observe(bufs, sizes[:n], offset)
+	return n, err
+}
+
 // Write implements tun.Device: it passes on what the kernel may have. The
 // device makes no use of bufs afterwards, so it is filtered in place.
 func (h *hostTUN) Write(bufs [][]byte, offset int) (int, error) {

@@ -45,7 +45,7 @@ func ip(tb testing.TB, args string) {
 
 // tunHub makes a hub on a TUN interface with two netstack leaves, all in a
 // namespace of their own.
-func tunHub(tb testing.TB, reg prometheus.Registerer, allow func(src, dst netip.Addr) bool) (hub, a, b *wgtest.Node) {
+func tunHub(tb testing.TB, reg prometheus.Registerer, allow func(mesh.Packet) bool) (hub, a, b *wgtest.Node) {
 	tb.Helper()
 	inNamespace(tb)
 	hub = wgtest.New(tb, 1, wg.Options{Mode: wg.ModeTUN, InterfaceName: "wgtest0", Registerer: reg})
@@ -131,7 +131,7 @@ func TestTUN_HubForwardsWhatIsAllowed(t *testing.T) {
 	var open atomic.Bool
 	reg := prometheus.NewRegistry()
 	open.Store(true)
-	hub, a, b := tunHub(t, reg, func(_, _ netip.Addr) bool { return open.Load() })
+	hub, a, b := tunHub(t, reg, func(mesh.Packet) bool { return open.Load() })
 	for _, addr := range []netip.Addr{b.IPv4, b.IPv6} {
 		client, server := connect(t, a, b, addr)
 		transfer(t, client, server, 2<<20)
@@ -183,7 +183,7 @@ func BenchmarkStream_TUN(b *testing.B) {
 }
 
 func BenchmarkStream_ThroughTUNHub(b *testing.B) {
-	_, x, y := tunHub(b, nil, func(_, _ netip.Addr) bool { return true })
+	_, x, y := tunHub(b, nil, func(mesh.Packet) bool { return true })
 	client, server := connect(b, x, y, y.IPv4)
 	benchmarkStream(b, client, server)
 }

@@ -94,8 +94,12 @@ type Config struct {
 	Addresses []netip.Prefix
 	Peers     []Peer
 	// Allow decides about each packet from a peer that is for another address
-	// than ours; nil allows all. It is called from several goroutines at once.
-	Allow func(src, dst netip.Addr) bool
+	// than ours; nil allows all. Accept decides about those for our own
+	// addresses; nil accepts all. Sent is told of each packet that we send
+	// ourselves, before it goes out; nil is not told. They are called from
+	// several goroutines at once, for each packet, and must not wait.
+	Allow, Accept func(mesh.Packet) bool
+	Sent          func(mesh.Packet)
 }
 
 // Peer is a WireGuard peer.

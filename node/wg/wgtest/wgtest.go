@@ -97,7 +97,7 @@ func Pair(tb testing.TB) (a, b *Node) {
 
 // Star makes a netstack hub and two leaves that reach each other through it,
 // as far as allow lets them; nil allows all.
-func Star(tb testing.TB, allow func(src, dst netip.Addr) bool) (hub, a, b *Node) {
+func Star(tb testing.TB, allow func(mesh.Packet) bool) (hub, a, b *Node) {
 	tb.Helper()
 	hub, a, b = New(tb, 1, wg.Options{}), New(tb, 2, wg.Options{}), New(tb, 3, wg.Options{})
 	hub.Config.Allow = allow
