@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/meshgate/meshgate/node/mesh"
+	"github.com/meshgate/meshgate/node/policy"
 	v1 "github.com/meshgate/meshgate/proto/v1"
 )
 
@@ -25,6 +26,10 @@ func world(t *testing.T) *mesh.Snapshot {
 			{Name: "phone-auto", Node: "phone", Destinations: []netip.Prefix{netip.MustParsePrefix("192.168.7.0/24"), netip.MustParsePrefix("169.254.0.0/16")}},
 		},
 		ACLs: []mesh.ACL{
+			{
+				Name: "mallory-web", Priority: 20, Accept: true, SourceNodes: []string{"mallory"}, DestinationNodes: []string{"phone"},
+				Protocols: []mesh.Protocol{mesh.ProtocolTCP}, Ports: []uint16{8080},
+			},
 			{Name: "no-mallory", Priority: 10, SourceNodes: []string{"mallory"}},
 			{Name: "accept", Accept: true, SourceNodes: []string{"*"}, DestinationNodes: []string{"*"}},
 		},
@@ -93,6 +98,9 @@ func TestDestination(t *testing.T) {
 		{"a zone", "gate", true, "alice", "gate", "tcp", "fe80::1%lo", 80, "zone", mesh.ErrInvalid},
 		{"a name outside the mesh", "gate", true, "alice", "gate", "tcp", "example.org", 80, "neither an address nor a node", mesh.ErrInvalid},
 		{"a caller whom an ACL denies", "gate", true, "mallory", "phone", "tcp", "", 22, "no network ACL lets", mesh.ErrDenied},
+		{"the port that an ACL accepts", "gate", true, "mallory", "phone", "tcp", "", 8080, "172.16.0.2:8080", nil},
+		{"the same port of udp", "gate", true, "mallory", "phone", "udp", "", 8080, "reach udp port 8080 of 172.16.0.2", mesh.ErrDenied},
+		{"the same port of another node", "gate", true, "mallory", "gate", "tcp", "nas", 8080, "no network ACL lets", mesh.ErrDenied},
 		{"an unknown node", "gate", true, "alice", "nobody", "tcp", "", 22, "no node", mesh.ErrNotFound},
 		{"another protocol", "gate", true, "alice", "phone", "icmp", "", 22, "want tcp or udp", mesh.ErrInvalid},
 		{"port 0", "gate", true, "alice", "phone", "tcp", "", 0, "port 0", mesh.ErrInvalid},
@@ -112,6 +120,58 @@ func TestDestination(t *testing.T) {
 				t.Errorf("got %v, %v; want %v with %q", got, err, tc.err, tc.want)
 			}
 		})
+	}
+}
+
+// Decisions follow the snapshot, although its ACLs are compiled once.
+func TestDestination_FollowsTheSnapshot(t *testing.T) {
+	s := world(t)
+	n := self(t, s, "gate", true)
+	for range 2 {
+		if _, err := n.Destination("alice", "phone", "tcp", "", 22); err != nil {
+			t.Fatal(err)
+		}
+	}
+	next := *s
+	next.ACLs = nil
+	n.snapshot.Store(&next)
+	if _, err := n.Destination("alice", "phone", "tcp", "", 22); !errors.Is(err, mesh.ErrDenied) {
+		t.Errorf("without ACLs: %v", err)
+	}
+}
+
+// What is delivered to the node itself is looked at only where ports count; and
+// only a node that holds state forwards.
+func TestDeviceConfig_FiltersWhatPortsDecide(t *testing.T) {
+	s := world(t)
+	open := *s
+	open.ACLs = s.ACLs[2:]
+	packet := mesh.Packet{
+		Src: s.Nodes["phone"].IPv4.Addr(), Dst: s.Nodes["nas"].IPv4.Addr(), Protocol: mesh.ProtocolTCP, Kind: mesh.PacketOpens, DstPort: 22,
+	}
+	for _, c := range []struct {
+		name     string
+		s        *mesh.Snapshot
+		holds    bool
+		filtered bool
+	}{
+		{"ports, with state", s, true, true},
+		{"ports, without", s, false, true},
+		{"no ports, with state", &open, true, false},
+		{"no ports, without", &open, false, false},
+	} {
+		n := self(t, c.s, "nas", c.holds)
+		n.flows = policy.NewFlows()
+		cfg := n.deviceConfig(c.s, mesh.Plan{Self: s.Nodes["nas"], Peers: []mesh.Peer{{Node: s.Nodes["phone"]}}})
+		if cfg.Allow(packet) != c.holds {
+			t.Errorf("%s: forwards %v", c.name, !c.holds)
+		}
+		if (cfg.Accept != nil) != c.filtered || (cfg.Sent != nil) != c.filtered {
+			t.Errorf("%s: filters what is delivered: %v", c.name, !c.filtered)
+		}
+		if c.filtered && !cfg.Accept(packet) {
+			t.Errorf("%s: refuses what an ACL accepts", c.name)
+		}
 	}
 }
 

@@ -123,19 +123,22 @@ func BenchmarkFilter(b *testing.B) {
 	s := filterSnapshot(mesh.ACL{Accept: true, SourceNodes: []string{"group:loop"}}, mesh.ACL{Accept: true})
 	src, dst := netip.MustParseAddr("172.16.0.1"), netip.MustParseAddr("172.16.0.2")
 	b.Run("remembered", func(b *testing.B) {
-		allow := passes(s)
+		f := policy.ForwardFilter(s, policy.NewFlows())
+		p := mesh.Packet{Src: src, Dst: dst}
 		b.ReportAllocs()
 		for b.Loop() {
-			allow(src, dst)
+			f.Allow(p)
 		}
 	})
 	b.Run("decided", func(b *testing.B) {
-		allow := passes(s)
+		f := policy.ForwardFilter(s, policy.NewFlows())
+		p := mesh.Packet{Src: src}
 		b.ReportAllocs()
 		var n uint32
 		for b.Loop() {
 			n++
-			allow(src, netip.AddrFrom4([4]byte{10, byte(n >> 16), byte(n >> 8), byte(n)}))
+			p.Dst = netip.AddrFrom4([4]byte{10, byte(n >> 16), byte(n >> 8), byte(n)})
+			f.Allow(p)
 		}
 	})
 }
