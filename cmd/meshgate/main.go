@@ -87,6 +87,7 @@ Connect:
 Manage:
   meshgate peer create NAME        let in a WireGuard device that runs no Meshgate (--qr for phones)
   meshgate peer delete NAME        remove a node or a peer from the mesh
+  meshgate policy test FILE        check that roles and network ACLs do what a file expects
   meshgate token create NAME       a token that lets NAME in
   meshgate version                 what this binary is
   meshgate completion SHELL        completion for bash, zsh, fish or powershell
@@ -134,7 +135,7 @@ func newRoot(stdout, stderr io.Writer) *cobra.Command {
 	root.PersistentFlags().StringVarP(&a.output, "output", "o", "table", "what goes to standard output: table or json")
 	root.AddCommand(
 		a.upCommand(), a.demoCommand(), a.joinCommand(), a.statusCommand(),
-		a.peerCommand(), a.portForwardCommand(), a.tokenCommand(), a.versionCommand(),
+		a.peerCommand(), a.policyCommand(), a.portForwardCommand(), a.tokenCommand(), a.versionCommand(),
 	)
 	return root
 }

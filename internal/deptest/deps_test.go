@@ -81,6 +81,7 @@ func owners() map[string][]string {
 		"github.com/spf13/cobra":      {"cmd"},
 		"github.com/spf13/pflag":      {"cmd"},
 		"github.com/knadh/koanf":      {"cmd"},
+		"go.yaml.in/yaml":             {"cmd"},
 		"github.com/rogpeppe":         {},
 		"flag":                        {"cmd"},
 		"pgregory.net/rapid":          {},

@@ -77,6 +77,16 @@ func (p *Public) Host() string {
 	return u.Hostname()
 }
 
+// Admin is the client of the Admin service.
+func (p *Public) Admin() v1connect.AdminClient {
+	return v1connect.NewAdminClient(p.client, p.base, clientOptions(p.token)...)
+}
+
+// StorageQuery is the client of the StorageQueryService.
+func (p *Public) StorageQuery() v1connect.StorageQueryServiceClient {
+	return v1connect.NewStorageQueryServiceClient(p.client, p.base, clientOptions(p.token)...)
+}
+
 // Node is the client of the Node service.
 func (p *Public) Node() v1connect.NodeClient {
 	return v1connect.NewNodeClient(p.client, p.base, clientOptions(p.token)...)

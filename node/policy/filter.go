@@ -24,7 +24,7 @@ const filterSlots = 8192
 // locks; a flood of addresses costs the remembered ones and nothing else.
 type Filter struct {
 	network *Network
-	owners  *owners
+	owners  *Owners
 	flows   *Flows
 	// trusted are nodes whose packets pass; nil for a filter that trusts nobody.
 	trusted map[string]bool
@@ -38,7 +38,7 @@ type Filter struct {
 // others. Both addresses of a packet must be of nodes or lie in networks that
 // nodes offer routes to. The filter notes in flows what it forwards.
 func ForwardFilter(s *mesh.Snapshot, flows *Flows) *Filter {
-	return newFilter(s, indexOwners(s), flows)
+	return newFilter(s, IndexOwners(s), flows)
 }
 
 // DeliveryFilter compiles the ACLs of s for packets to the addresses of a node
@@ -51,7 +51,7 @@ func ForwardFilter(s *mesh.Snapshot, flows *Flows) *Filter {
 //     follows a gateway knows only its peers, and lets the others' pass.
 //   - All other packets are their senders' own, and are held against the ACLs.
 func DeliveryFilter(s *mesh.Snapshot, p mesh.Plan, flows *Flows) *Filter {
-	o := indexOwners(s)
+	o := IndexOwners(s)
 	f := newFilter(s, o, flows)
 	f.strangers, f.trusted = true, make(map[string]bool)
 	for _, peer := range p.Peers {
@@ -68,7 +68,7 @@ func DeliveryFilter(s *mesh.Snapshot, p mesh.Plan, flows *Flows) *Filter {
 	return f
 }
 
-func newFilter(s *mesh.Snapshot, o *owners, flows *Flows) *Filter {
+func newFilter(s *mesh.Snapshot, o *Owners, flows *Flows) *Filter {
 	return &Filter{
 		network: Compile(s), owners: o, flows: flows,
 		seed:  maphash.MakeSeed(),
@@ -200,7 +200,7 @@ func (f *Filter) hash(low, high netip.Addr) uint64 {
 // decide asks the ACLs. A network that several nodes offer is reachable when
 // one of them may be reached for it.
 func (f *Filter) decide(v *verdict) {
-	low, high := f.owners.of(v.low), f.owners.of(v.high)
+	low, high := f.owners.Of(v.low), f.owners.Of(v.high)
 	if f.trusts(low) || f.trusts(high) {
 		v.accepted = true
 		return

@@ -10,16 +10,16 @@ import (
 	v1 "github.com/meshgate/meshgate/proto/v1"
 )
 
-// owners tell which nodes an address belongs to.
-type owners struct {
+// Owners tell which nodes an address belongs to. It is immutable.
+type Owners struct {
 	mesh   []netip.Prefix
 	nodes  prefixTable
 	routes prefixTable
 }
 
-// indexOwners indexes the nodes and routes of s.
-func indexOwners(s *mesh.Snapshot) *owners {
-	o := &owners{mesh: s.Networks()}
+// IndexOwners indexes the nodes and routes of s.
+func IndexOwners(s *mesh.Snapshot) *Owners {
+	o := &Owners{mesh: s.Networks()}
 	for id, n := range s.Nodes {
 		for _, p := range n.Prefixes() {
 			o.nodes.add(p.Masked(), string(id))
@@ -40,9 +40,9 @@ func indexOwners(s *mesh.Snapshot) *owners {
 	return o
 }
 
-// of returns the nodes that hold addr or offer the most specific route to it.
+// Of returns the nodes that hold addr or offer the most specific route to it.
 // An address of the mesh itself is never reached by a route.
-func (o *owners) of(addr netip.Addr) []string {
+func (o *Owners) Of(addr netip.Addr) []string {
 	if ids := o.nodes.lookup(addr); ids != nil {
 		return ids
 	}
