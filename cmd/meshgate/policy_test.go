@@ -106,6 +106,30 @@ tests:
 	}
 }
 
+// What docs/policy.md shows must be readable.
+func TestPolicyDoc_ExamplesAreRead(t *testing.T) {
+	doc, err := os.ReadFile("../../docs/policy.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	blocks := strings.Split(string(doc), "```yaml\n")[1:]
+	if len(blocks) != 2 {
+		t.Fatalf("%d examples, want 2", len(blocks))
+	}
+	objects, _, _ := strings.Cut(blocks[0], "```")
+	tests, _, _ := strings.Cut(blocks[1], "```")
+	file, err := parsePolicy([]byte(objects + tests))
+	if err != nil || len(file.tests) != 5 || len(file.snapshot.ACLs) != 3 {
+		t.Fatalf("%+v, %v", file, err)
+	}
+	c := newChecker(file.snapshot)
+	for i, want := range []string{`accepted by acl "web" (priority 10)`, `denied by acl "no-ssh" (priority 100)`} {
+		if o := c.check(file.tests[i]); !o.OK || o.Why != want {
+			t.Errorf("%+v, want %s", o, want)
+		}
+	}
+}
+
 // checked is the outcome of one test of a policy.
 func checked(t *testing.T, objects, test string) outcome {
 	t.Helper()
