@@ -1,0 +1,56 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package mesh
+
+import "fmt"
+
+// Change puts or deletes one of the objects that people manage. It is an
+// intent: node/admin checks it and turns it into one atomic change of the
+// registry.
+//
+// Exactly one of Role, Binding, Group, ACL, Route and Edge is set. To put it,
+// the object is whole and replaces the one of the same name; to delete it, only
+// its name counts, of an edge its two ends.
+type Change struct {
+	Role    *Role
+	Binding *RoleBinding
+	Group   *Group
+	ACL     *ACL
+	Route   *Route
+	Edge    *Edge
+	// Delete removes the object; that it is not there is no error.
+	Delete bool
+}
+
+// String names what is changed, for errors and logs: `put role "x"`.
+func (c Change) String() string {
+	verb := "put"
+	if c.Delete {
+		verb = "delete"
+	}
+	switch {
+	case c.Role != nil:
+		return fmt.Sprintf("%s role %q", verb, c.Role.Name)
+	case c.Binding != nil:
+		return fmt.Sprintf("%s role binding %q", verb, c.Binding.Name)
+	case c.Group != nil:
+		return fmt.Sprintf("%s group %q", verb, c.Group.Name)
+	case c.ACL != nil:
+		return fmt.Sprintf("%s network ACL %q", verb, c.ACL.Name)
+	case c.Route != nil:
+		return fmt.Sprintf("%s route %q", verb, c.Route.Name)
+	case c.Edge != nil:
+		return fmt.Sprintf("%s edge %q to %q", verb, c.Edge.Source, c.Edge.Target)
+	}
+	return verb + " nothing"
+}
+
+// Item is a key of the replicated state with its value, or what happened to it.
+type Item struct {
+	Key string
+	// Value is shared with other readers: nobody changes it. Empty when the
+	// key was removed.
+	Value []byte
+	// Deleted is true when the key was removed, by somebody or by its age.
+	Deleted bool
+}
