@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/meshgate/meshgate/node/admin"
 	"github.com/meshgate/meshgate/node/member"
 	"github.com/meshgate/meshgate/node/mesh"
 	"github.com/meshgate/meshgate/node/registry"
@@ -40,6 +41,7 @@ type Hold struct {
 // holder is the source of a node that keeps the mesh's state.
 type holder struct {
 	*member.Members
+	*admin.Objects
 	node     *Node
 	cfg      Hold
 	registry *registry.Registry
@@ -51,8 +53,15 @@ func newHolder(n *Node, cfg Hold) (*holder, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make membership: %w", err)
 	}
-	return &holder{Members: members, node: n, cfg: cfg, registry: r}, nil
+	objects, err := admin.New(r, n.cfg.Logger)
+	if err != nil {
+		return nil, fmt.Errorf("make objects: %w", err)
+	}
+	return &holder{Members: members, Objects: objects, node: n, cfg: cfg, registry: r}, nil
 }
+
+// Sync returns a snapshot of all that was acknowledged before the call.
+func (h *holder) Sync(ctx context.Context) (*mesh.Snapshot, error) { return h.registry.Sync(ctx) }
 
 // run opens WireGuard's port, writes the first state of a new mesh and
 // follows the registry.

@@ -104,6 +104,7 @@ type Node struct {
 	host    *hostnet.Host // nil without an interface on the host
 	source  source
 	members membership
+	objects objects // nil on a node that holds no state
 	exposed *exposer
 	peers   *peer.Peers
 
@@ -183,7 +184,7 @@ func New(cfg Config) (_ *Node, err error) {
 		if err != nil {
 			return nil, err
 		}
-		n.source, n.members = h, h
+		n.source, n.members, n.objects = h, h, h
 		return n, nil
 	}
 	n.source, err = newFollower(n, *cfg.Follow)

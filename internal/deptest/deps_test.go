@@ -29,6 +29,7 @@ func allowed() map[string][]string {
 		// Features, protocols of edges, resources and verbs are enums of the API:
 		// who reads these fields of a value needs their names.
 		"node/member":   {"node/registry", "node/ipam", "node/policy", "node/mesh", "proto"},
+		"node/admin":    {"node/registry", "node/policy", "node/mesh", "proto"},
 		"node/policy":   {"node/mesh", "proto"},
 		"node/registry": {"node/store", "node/mesh", "proto"},
 		"node/plugin":   {"node/ipam", "node/mesh", "proto"},

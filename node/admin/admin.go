@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package admin changes the objects that people manage: roles, bindings,
+// groups, network ACLs, routes and edges. Each change is checked against the
+// latest state and made as a whole or not at all.
+//
+// Whether the caller may ask for it is decided before, by the gateway.
+package admin
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+
+	"github.com/meshgate/meshgate/node/mesh"
+	"github.com/meshgate/meshgate/node/registry"
+)
+
+// Objects changes the objects of a registry. It is safe for concurrent use.
+//
+// Errors name the field that they are about. They wrap mesh.ErrInvalid for what
+// can never be accepted, mesh.ErrExists for what somebody else has, and
+// mesh.ErrPrecondition for a reference to what is not there, for the removal of
+// what others depend on, and for a change that would lock everybody out.
+type Objects struct {
+	registry *registry.Registry
+	log      *slog.Logger
+}
+
+// New makes Objects over r, which is required. A nil logger discards logs.
+func New(r *registry.Registry, logger *slog.Logger) (*Objects, error) {
+	if r == nil {
+		return nil, errors.New("admin: the registry is required")
+	}
+	if logger == nil {
+		logger = slog.New(slog.DiscardHandler)
+	}
+	return &Objects{registry: r, log: logger.With("component", "admin")}, nil
+}
+
+// Change makes c happen and returns a snapshot that has it. An object that is
+// as c wants it already is no change.
+func (o *Objects) Change(ctx context.Context, c mesh.Change) (*mesh.Snapshot, error) {
+	var before uint64
+	s, err := o.registry.Update(ctx, func(tx *registry.Tx) error {
+		before = tx.Snapshot().Version
+		if err := check(tx.Snapshot(), c); err != nil {
+			return err
+		}
+		return write(tx, c)
+	})
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", c, err)
+	}
+	if s.Version != before {
+		o.log.Info("object changed", "change", c.String())
+	}
+	return s, nil
+}
+
+// write writes c, which was checked.
+func write(tx *registry.Tx, c mesh.Change) error {
+	if c.Delete {
+		remove(tx, c)
+		return nil
+	}
+	switch {
+	case c.Role != nil:
+		return tx.PutRole(*c.Role)
+	case c.Binding != nil:
+		return tx.PutRoleBinding(*c.Binding)
+	case c.Group != nil:
+		return tx.PutGroup(*c.Group)
+	case c.ACL != nil:
+		return tx.PutACL(*c.ACL)
+	case c.Route != nil:
+		return tx.PutRoute(*c.Route)
+	default:
+		return tx.PutEdge(*c.Edge)
+	}
+}
+
+func remove(tx *registry.Tx, c mesh.Change) {
+	switch {
+	case c.Role != nil:
+		tx.DeleteRole(c.Role.Name)
+	case c.Binding != nil:
+		tx.DeleteRoleBinding(c.Binding.Name)
+	case c.Group != nil:
+		tx.DeleteGroup(c.Group.Name)
+	case c.ACL != nil:
+		tx.DeleteACL(c.ACL.Name)
+	case c.Route != nil:
+		tx.DeleteRoute(c.Route.Name)
+	default:
+		tx.DeleteEdge(c.Edge.Source, c.Edge.Target)
+	}
+}

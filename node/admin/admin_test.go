@@ -1,0 +1,306 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package admin
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"strings"
+	"testing"
+
+	"go.uber.org/goleak"
+
+	"github.com/meshgate/meshgate/node/mesh"
+	"github.com/meshgate/meshgate/node/registry"
+	"github.com/meshgate/meshgate/node/store"
+	"github.com/meshgate/meshgate/node/store/storetest"
+	v1 "github.com/meshgate/meshgate/proto/v1"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// world is a mesh of the nodes gw, a and b with the group staff.
+type world struct {
+	*Objects
+	registry *registry.Registry
+	t        testing.TB
+}
+
+func newWorld(t testing.TB) world {
+	t.Helper()
+	return worldOver(t, storetest.New())
+}
+
+func worldOver(t testing.TB, s store.Store) world {
+	t.Helper()
+	r := registry.New(s, nil)
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- r.Run(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	})
+	o, err := New(r, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Bootstrap(t.Context(), registry.Bootstrap{Self: mesh.Node{ID: "gw", PublicKey: key(t)}}); err != nil {
+		t.Fatal(err)
+	}
+	w := world{Objects: o, registry: r, t: t}
+	if _, err := r.Update(t.Context(), func(tx *registry.Tx) error {
+		return errors.Join(tx.PutNode(&mesh.Node{ID: "a", PublicKey: key(t)}), tx.PutNode(&mesh.Node{ID: "b", PublicKey: key(t)}))
+	}); err != nil {
+		t.Fatal(err)
+	}
+	w.must(mesh.Change{Group: &mesh.Group{Name: "staff", Subjects: []mesh.Subject{user("alice")}}})
+	return w
+}
+
+func key(t testing.TB) mesh.PublicKey {
+	t.Helper()
+	k, err := mesh.GenerateKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return k.Public()
+}
+
+func (w world) must(c mesh.Change) *mesh.Snapshot {
+	w.t.Helper()
+	s, err := w.Change(w.t.Context(), c)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return s
+}
+
+func user(name string) mesh.Subject {
+	return mesh.Subject{Type: v1.SubjectType_SUBJECT_USER, Name: name}
+}
+
+func inGroup(name string) mesh.Subject {
+	return mesh.Subject{Type: v1.SubjectType_SUBJECT_GROUP, Name: name}
+}
+
+func prefixes(list ...string) []netip.Prefix {
+	var out []netip.Prefix
+	for _, s := range list {
+		out = append(out, netip.MustParsePrefix(s))
+	}
+	return out
+}
+
+func reader() *mesh.Role {
+	return &mesh.Role{Name: "reader", Rules: []mesh.Rule{{
+		Resources: []v1.RuleResource{v1.RuleResource_RESOURCE_EDGES}, Verbs: []v1.RuleVerb{v1.RuleVerb_VERB_GET},
+	}}}
+}
+
+// each kind once, in an order in which references are there.
+func good() []mesh.Change {
+	return []mesh.Change{
+		{Role: reader()},
+		{Binding: &mesh.RoleBinding{Name: "readers", Role: "reader", Subjects: []mesh.Subject{inGroup("staff"), user("not-here-yet")}}},
+		{Group: &mesh.Group{Name: "all", Subjects: []mesh.Subject{inGroup("staff")}}},
+		{ACL: &mesh.ACL{Name: "web", Priority: -1 << 31, Accept: true, DestinationNodes: []string{"a"}}},
+		{Route: &mesh.Route{Name: "office", Node: "a", Destinations: prefixes("192.168.0.0/16"), NextHop: "b"}},
+		{Edge: &mesh.Edge{Source: "a", Target: "b", Weight: 1<<31 - 1}},
+	}
+}
+
+// count is the number of objects in s.
+func count(s *mesh.Snapshot) int {
+	return len(s.Roles) + len(s.Bindings) + len(s.Groups) + len(s.ACLs) + len(s.Routes) + len(s.Edges)
+}
+
+func TestChange_PutsAndDeletesEveryKind(t *testing.T) {
+	w := newWorld(t)
+	before := count(w.registry.Snapshot())
+	for i, c := range good() {
+		s := w.must(c)
+		if n := count(s); n != before+i+1 {
+			t.Errorf("%v: %d objects after %d", c, n, before+i)
+		}
+		if again := w.must(c); again.Version != s.Version {
+			t.Errorf("%v again made version %d after %d", c, again.Version, s.Version)
+		}
+	}
+	for _, c := range good() {
+		c.Delete = true
+		s := w.must(c)
+		if again := w.must(c); again.Version != s.Version {
+			t.Errorf("%v again made version %d after %d", c, again.Version, s.Version)
+		}
+	}
+	if n := count(w.registry.Snapshot()); n != before {
+		t.Errorf("%d objects are left, %d were there before", n, before)
+	}
+}
+
+func TestChange_EdgesHaveNoDirection(t *testing.T) {
+	w := newWorld(t)
+	w.must(mesh.Change{Edge: &mesh.Edge{Source: "b", Target: "a", Weight: 3}})
+	s := w.must(mesh.Change{Edge: &mesh.Edge{Source: "a", Target: "b", Weight: 4}})
+	if len(s.Edges) != 1 || s.Edges[0].Weight != 4 {
+		t.Errorf("edges %v", s.Edges)
+	}
+	if s := w.must(mesh.Change{Edge: &mesh.Edge{Source: "b", Target: "a"}, Delete: true}); len(s.Edges) != 0 {
+		t.Errorf("edges %v", s.Edges)
+	}
+}
+
+// A route may move to another node, and grow.
+func TestChange_RouteReplacesItself(t *testing.T) {
+	w := newWorld(t)
+	w.must(mesh.Change{Route: &mesh.Route{Name: "office", Node: "a", Destinations: prefixes("192.168.1.0/24")}})
+	s := w.must(mesh.Change{Route: &mesh.Route{Name: "office", Node: "group:staff", Destinations: prefixes("192.168.0.0/16")}})
+	if len(s.Routes) != 1 || s.Routes[0].Node != "group:staff" {
+		t.Errorf("routes %v", s.Routes)
+	}
+}
+
+func TestChange_Refuses(t *testing.T) {
+	many := func(n int) []string {
+		var out []string
+		for i := range n {
+			out = append(out, fmt.Sprint("n", i))
+		}
+		return out
+	}
+	subjects := func(n int) (out []mesh.Subject) {
+		for _, name := range many(n) {
+			out = append(out, user(name))
+		}
+		return out
+	}
+	role := func(change func(*mesh.Rule)) mesh.Change {
+		r := reader()
+		change(&r.Rules[0])
+		return mesh.Change{Role: r}
+	}
+	route := func(change func(*mesh.Route)) mesh.Change {
+		r := &mesh.Route{Name: "r", Node: "a", Destinations: prefixes("10.1.0.0/16")}
+		change(r)
+		return mesh.Change{Route: r}
+	}
+	to := func(list ...string) mesh.Change {
+		return route(func(r *mesh.Route) { r.Destinations = prefixes(list...) })
+	}
+	for _, tt := range []struct {
+		name string
+		c    mesh.Change
+		want error
+		text string
+	}{
+		{"nothing", mesh.Change{}, mesh.ErrInvalid, "one object"},
+		{"two objects", mesh.Change{Role: reader(), Edge: &mesh.Edge{Source: "a", Target: "b"}}, mesh.ErrInvalid, "one object"},
+
+		{"role without rules", mesh.Change{Role: &mesh.Role{Name: "r"}}, mesh.ErrInvalid, "rules:"},
+		{"role of many rules", mesh.Change{Role: &mesh.Role{Name: "r", Rules: make([]mesh.Rule, maxRules+1)}}, mesh.ErrInvalid, "rules: 257 are too many"},
+		{"rule of many names", role(func(r *mesh.Rule) { r.Names = many(maxNames + 1) }), mesh.ErrInvalid, "rules: [0]: resource_names: 1025 are too many"},
+		{"rule of many verbs", role(func(r *mesh.Rule) { r.Verbs = make([]v1.RuleVerb, maxNames+1) }), mesh.ErrInvalid, "rules: [0]: verbs"},
+		{"rule of many resources", role(func(r *mesh.Rule) { r.Resources = make([]v1.RuleResource, maxNames+1) }), mesh.ErrInvalid, "rules: [0]: resources"},
+		{"rule of an empty name", role(func(r *mesh.Rule) { r.Names = []string{"x", ""} }), mesh.ErrInvalid, "resource_names: [1]"},
+		{"rule of a long name", role(func(r *mesh.Rule) { r.Names = []string{strings.Repeat("x", maxResourceName+1)} }), mesh.ErrInvalid, "resource_names: [0]"},
+		{"rule of a wildcard", role(func(r *mesh.Rule) { r.Names = []string{"*"} }), mesh.ErrInvalid, "no wildcard"},
+		{"role of a bad name", mesh.Change{Role: &mesh.Role{Name: "a/b", Rules: reader().Rules}}, mesh.ErrInvalid, "name:"},
+		{"admin's role", mesh.Change{Role: &mesh.Role{Name: "mesh-admin", Rules: reader().Rules}}, mesh.ErrPrecondition, "mesh-admin"},
+		{"admin's role gone", mesh.Change{Role: &mesh.Role{Name: "mesh-admin"}, Delete: true}, mesh.ErrPrecondition, "mesh-admin"},
+
+		{"binding of no role", mesh.Change{Binding: &mesh.RoleBinding{Name: "b", Role: "absent", Subjects: []mesh.Subject{user("x")}}}, mesh.ErrPrecondition, `role: there is no role "absent"`},
+		{"binding of nobody", mesh.Change{Binding: &mesh.RoleBinding{Name: "b", Role: "voters"}}, mesh.ErrInvalid, "subjects:"},
+		{"binding of an absent group", mesh.Change{Binding: &mesh.RoleBinding{Name: "b", Role: "voters", Subjects: []mesh.Subject{user("x"), inGroup("absent")}}}, mesh.ErrPrecondition, `subjects: [1]: there is no group "absent"`},
+		{"binding of many", mesh.Change{Binding: &mesh.RoleBinding{Name: "b", Role: "voters", Subjects: subjects(maxSubjects + 1)}}, mesh.ErrInvalid, "subjects: 4097 are too many"},
+		{"admin's binding", mesh.Change{Binding: &mesh.RoleBinding{Name: "mesh-admin", Role: "voters", Subjects: []mesh.Subject{user("x")}}}, mesh.ErrPrecondition, "mesh-admin"},
+
+		{"empty group", mesh.Change{Group: &mesh.Group{Name: "g"}}, mesh.ErrInvalid, "subjects:"},
+		{"group of an absent group", mesh.Change{Group: &mesh.Group{Name: "g", Subjects: []mesh.Subject{inGroup("absent")}}}, mesh.ErrPrecondition, "absent"},
+		{"group of itself", mesh.Change{Group: &mesh.Group{Name: "g", Subjects: []mesh.Subject{inGroup("g")}}}, mesh.ErrInvalid, "hold itself"},
+		{"group of itself, in a circle", mesh.Change{Group: &mesh.Group{Name: "staff", Subjects: []mesh.Subject{user("x"), inGroup("outer")}}}, mesh.ErrInvalid, "hold itself"},
+		{"group that an ACL names", mesh.Change{Group: &mesh.Group{Name: "outer"}, Delete: true}, mesh.ErrPrecondition, `network ACL "block"`},
+		{"voters gone", mesh.Change{Group: &mesh.Group{Name: "voters"}, Delete: true}, mesh.ErrPrecondition, "voters"},
+
+		{"ACL of nothing", mesh.Change{ACL: &mesh.ACL{Name: "x", Accept: true}}, mesh.ErrInvalid, "source_nodes"},
+		{"ACL of many nodes", mesh.Change{ACL: &mesh.ACL{Name: "x", SourceNodes: many(maxRefs + 1)}}, mesh.ErrInvalid, "source_nodes: 4097 are too many"},
+		{"ACL to many nodes", mesh.Change{ACL: &mesh.ACL{Name: "x", DestinationNodes: many(maxRefs + 1)}}, mesh.ErrInvalid, "destination_nodes"},
+		{"ACL of many networks", mesh.Change{ACL: &mesh.ACL{Name: "x", SourceCIDRs: make([]netip.Prefix, maxCIDRs+1)}}, mesh.ErrInvalid, "source_cidrs"},
+		{"ACL to many networks", mesh.Change{ACL: &mesh.ACL{Name: "x", DestinationCIDRs: make([]netip.Prefix, maxCIDRs+1)}}, mesh.ErrInvalid, "destination_cidrs"},
+
+		{"route of an absent node", route(func(r *mesh.Route) { r.Node = "absent" }), mesh.ErrPrecondition, `node: there is no node "absent"`},
+		{"route of an absent group", route(func(r *mesh.Route) { r.Node = "group:absent" }), mesh.ErrPrecondition, `node: there is no group "absent"`},
+		{"route by an absent node", route(func(r *mesh.Route) { r.NextHop = "absent" }), mesh.ErrPrecondition, `next_hop_node: there is no node "absent"`},
+		{"route to nowhere", to(), mesh.ErrInvalid, "destination_cidrs: name one"},
+		{"route to everything", to("0.0.0.0/0"), mesh.ErrInvalid, "all traffic"},
+		{"route to all of IPv6", to("::/0"), mesh.ErrInvalid, "all traffic"},
+		{"route into the mesh", to("172.16.5.0/24"), mesh.ErrInvalid, "the mesh itself"},
+		{"route around the mesh", to("172.0.0.0/8"), mesh.ErrInvalid, "the mesh itself"},
+		{"route to loopback", to("127.0.0.0/8"), mesh.ErrInvalid, "loopback"},
+		{"route to metadata", to("169.254.169.254/32"), mesh.ErrInvalid, "link-local"},
+		{"route to itself twice", to("10.1.0.0/16", "10.1.2.0/24"), mesh.ErrInvalid, "overlap"},
+		{"route of somebody else", to("10.9.1.0/24"), mesh.ErrExists, `route "lab", which "b" offers`},
+
+		{"edge to an absent node", mesh.Change{Edge: &mesh.Edge{Source: "a", Target: "zz"}}, mesh.ErrPrecondition, `target: there is no node "zz"`},
+		{"edge from an absent node", mesh.Change{Edge: &mesh.Edge{Source: "0", Target: "a"}}, mesh.ErrPrecondition, `source: there is no node "0"`},
+		{"edge to itself", mesh.Change{Edge: &mesh.Edge{Source: "a", Target: "a"}}, mesh.ErrInvalid, "itself"},
+		{"edge below zero", mesh.Change{Edge: &mesh.Edge{Source: "a", Target: "b", Weight: -1}}, mesh.ErrInvalid, "weight: -1"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			w := newWorld(t)
+			w.must(mesh.Change{Group: &mesh.Group{Name: "outer", Subjects: []mesh.Subject{inGroup("staff")}}})
+			w.must(mesh.Change{ACL: &mesh.ACL{Name: "block", SourceNodes: []string{"group:outer"}}})
+			w.must(mesh.Change{Route: &mesh.Route{Name: "lab", Node: "b", Destinations: prefixes("10.9.0.0/16")}})
+			before := w.registry.Snapshot().Version
+			_, err := w.Change(t.Context(), tt.c)
+			if !errors.Is(err, tt.want) || !strings.Contains(err.Error(), tt.text) {
+				t.Errorf("got %v, want %v with %q", err, tt.want, tt.text)
+			}
+			if after := w.registry.Snapshot().Version; after != before {
+				t.Errorf("a refused change made version %d", after)
+			}
+		})
+	}
+}
+
+// refusing takes no changes.
+type refusing struct {
+	store.Store
+	err error
+}
+
+func (r *refusing) Apply(ctx context.Context, b store.Batch) (uint64, error) {
+	if r.err != nil {
+		return 0, r.err
+	}
+	return r.Store.Apply(ctx, b)
+}
+
+func TestChange_ErrorsOfTheStore(t *testing.T) {
+	s := &refusing{Store: storetest.New()}
+	w := worldOver(t, s)
+	for _, tt := range []struct{ err, want error }{
+		{&store.NotLeaderError{Leader: "gw-2"}, mesh.ErrPrecondition},
+		{store.ErrFull, mesh.ErrExhausted},
+		{store.ErrClosed, mesh.ErrUnavailable},
+		{fmt.Errorf("%w: %w", store.ErrUncertain, context.DeadlineExceeded), context.DeadlineExceeded},
+	} {
+		s.err = tt.err
+		if _, err := w.Change(t.Context(), mesh.Change{Role: reader()}); !errors.Is(err, tt.want) || !strings.Contains(err.Error(), `put role "reader"`) {
+			t.Errorf("%v: got %v", tt.err, err)
+		}
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	s.err = nil
+	if _, err := w.Change(ctx, mesh.Change{Role: reader()}); !errors.Is(err, context.Canceled) {
+		t.Errorf("cancelled: %v", err)
+	}
+	if _, err := New(nil, nil); err == nil {
+		t.Error("made without a registry")
+	}
+}

@@ -1,0 +1,274 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package admin
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"github.com/meshgate/meshgate/node/mesh"
+	v1 "github.com/meshgate/meshgate/proto/v1"
+)
+
+// Limits of one object. They bound what every reader of the mesh gets.
+const (
+	maxRules        = 256
+	maxNames        = 1024 // of a rule, and its resources and verbs
+	maxSubjects     = 4096
+	maxRefs         = 4096 // nodes and groups of an ACL, on each side
+	maxCIDRs        = 1024
+	maxDestinations = 256
+	// maxResourceName is the longest resource name, in bytes: names of pub/sub
+	// are keys.
+	maxResourceName = 4096
+)
+
+// check refuses a change that must not happen to s.
+func check(s *mesh.Snapshot, c mesh.Change) error {
+	if err := one(c); err != nil {
+		return err
+	}
+	if !c.Delete {
+		if err := checkPut(s, c); err != nil {
+			return err
+		}
+	} else if c.Group != nil {
+		if err := checkUnused(s, c.Group.Name); err != nil {
+			return err
+		}
+	}
+	return checkLockOut(s, c)
+}
+
+// one refuses a change of no or of several objects.
+func one(c mesh.Change) error {
+	n := 0
+	for _, set := range []bool{c.Role != nil, c.Binding != nil, c.Group != nil, c.ACL != nil, c.Route != nil, c.Edge != nil} {
+		if set {
+			n++
+		}
+	}
+	if n != 1 {
+		return fmt.Errorf("%w: a change has one object, this one has %d", mesh.ErrInvalid, n)
+	}
+	return nil
+}
+
+func checkPut(s *mesh.Snapshot, c mesh.Change) error {
+	switch {
+	case c.Role != nil:
+		return checkRole(c.Role)
+	case c.Binding != nil:
+		return checkBinding(s, c.Binding)
+	case c.Group != nil:
+		return checkGroup(s, c.Group)
+	case c.ACL != nil:
+		return checkACL(c.ACL)
+	case c.Route != nil:
+		return checkRoute(s, c.Route)
+	default:
+		return checkEdge(s, c.Edge)
+	}
+}
+
+func checkRole(r *mesh.Role) error {
+	if len(r.Rules) == 0 {
+		return fmt.Errorf("%w: rules: a role needs one or more", mesh.ErrInvalid)
+	}
+	if err := atMost(maxRules, "rules", len(r.Rules)); err != nil {
+		return err
+	}
+	for i, rule := range r.Rules {
+		field := fmt.Sprintf("rules: [%d]: ", i)
+		for _, list := range []struct {
+			name string
+			n    int
+		}{{"resources", len(rule.Resources)}, {"verbs", len(rule.Verbs)}, {"resource_names", len(rule.Names)}} {
+			if err := atMost(maxNames, field+list.name, list.n); err != nil {
+				return err
+			}
+		}
+		for j, name := range rule.Names {
+			switch {
+			case name == "" || len(name) > maxResourceName:
+				return fmt.Errorf("%w: %sresource_names: [%d]: it is empty or longer than %d bytes", mesh.ErrInvalid, field, j, maxResourceName)
+			case name == mesh.Everyone:
+				return fmt.Errorf("%w: %sresource_names: [%d]: %q is no wildcard here; use RESOURCE_ALL to grant every object", mesh.ErrInvalid, field, j, name)
+			}
+		}
+	}
+	return nil
+}
+
+// checkBinding wants a role that is there. Nodes and users need not be: who is
+// to join as a voter needs the role first.
+func checkBinding(s *mesh.Snapshot, b *mesh.RoleBinding) error {
+	if err := checkSubjects(s, b.Subjects); err != nil {
+		return err
+	}
+	if !slices.ContainsFunc(s.Roles, func(r mesh.Role) bool { return r.Name == b.Role }) {
+		return fmt.Errorf("%w: role: there is no role %q; put it first, or choose one that ListRoles shows", mesh.ErrPrecondition, b.Role)
+	}
+	return nil
+}
+
+// checkGroup refuses a group that would hold itself.
+func checkGroup(s *mesh.Snapshot, g *mesh.Group) error {
+	seen := map[string]bool{}
+	var reaches func(list []mesh.Subject) bool
+	reaches = func(list []mesh.Subject) bool {
+		return slices.ContainsFunc(list, func(x mesh.Subject) bool {
+			if x.Type != v1.SubjectType_SUBJECT_GROUP || seen[x.Name] {
+				return false
+			}
+			seen[x.Name] = true
+			return x.Name == g.Name || reaches(group(s, x.Name).Subjects)
+		})
+	}
+	if reaches(g.Subjects) {
+		return fmt.Errorf("%w: subjects: the group %q would hold itself", mesh.ErrInvalid, g.Name)
+	}
+	return checkSubjects(s, g.Subjects)
+}
+
+// checkSubjects wants one or more, and groups that are there.
+func checkSubjects(s *mesh.Snapshot, list []mesh.Subject) error {
+	if len(list) == 0 {
+		return fmt.Errorf("%w: subjects: name one or more; delete the object instead of emptying it", mesh.ErrInvalid)
+	}
+	if err := atMost(maxSubjects, "subjects", len(list)); err != nil {
+		return err
+	}
+	for i, x := range list {
+		if x.Type == v1.SubjectType_SUBJECT_GROUP && !hasGroup(s, x.Name) {
+			return fmt.Errorf("%w: subjects: [%d]: there is no group %q; put it first", mesh.ErrPrecondition, i, x.Name)
+		}
+	}
+	return nil
+}
+
+// checkACL refuses an ACL that says nothing: with every list empty it would
+// speak of all traffic, which takes a "*" to say.
+func checkACL(a *mesh.ACL) error {
+	if len(a.SourceNodes)+len(a.DestinationNodes)+len(a.SourceCIDRs)+len(a.DestinationCIDRs) == 0 {
+		return fmt.Errorf("%w: source_nodes, destination_nodes, source_cidrs and destination_cidrs are all empty; "+
+			`for all traffic say so with "*"`, mesh.ErrInvalid)
+	}
+	for _, list := range []struct {
+		limit int
+		field string
+		n     int
+	}{
+		{maxRefs, "source_nodes", len(a.SourceNodes)},
+		{maxRefs, "destination_nodes", len(a.DestinationNodes)},
+		{maxCIDRs, "source_cidrs", len(a.SourceCIDRs)},
+		{maxCIDRs, "destination_cidrs", len(a.DestinationCIDRs)},
+	} {
+		if err := atMost(list.limit, list.field, list.n); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// checkEdge wants two nodes of the mesh.
+func checkEdge(s *mesh.Snapshot, e *mesh.Edge) error {
+	if e.Weight < 0 {
+		return fmt.Errorf("%w: weight: %d is below 0", mesh.ErrInvalid, e.Weight)
+	}
+	if err := checkNode(s, "source", e.Source); err != nil {
+		return err
+	}
+	return checkNode(s, "target", e.Target)
+}
+
+// checkRoute refuses a route of nobody, and one that would take traffic from
+// somebody else: the mesh itself, its nodes, or who offers the network already.
+func checkRoute(s *mesh.Snapshot, r *mesh.Route) error {
+	if name, ok := mesh.ParseGroupRef(r.Node); !ok {
+		if err := checkNode(s, "node", mesh.NodeID(r.Node)); err != nil {
+			return err
+		}
+	} else if !hasGroup(s, name) {
+		return fmt.Errorf("%w: node: there is no group %q; put it first", mesh.ErrPrecondition, name)
+	}
+	if r.NextHop != "" {
+		if err := checkNode(s, "next_hop_node", r.NextHop); err != nil {
+			return err
+		}
+	}
+	if len(r.Destinations) == 0 {
+		return fmt.Errorf("%w: destination_cidrs: name one or more networks", mesh.ErrInvalid)
+	}
+	if err := atMost(maxDestinations, "destination_cidrs", len(r.Destinations)); err != nil {
+		return err
+	}
+	for i, p := range r.Destinations {
+		if err := checkDestination(s, r, i, p); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func checkDestination(s *mesh.Snapshot, r *mesh.Route, i int, p netip.Prefix) error {
+	switch {
+	case p.Bits() == 0:
+		return fmt.Errorf("%w: destination_cidrs: %v would carry all traffic of the mesh's nodes; name the networks behind the node instead", mesh.ErrInvalid, p)
+	case slices.ContainsFunc(s.Networks(), p.Overlaps):
+		return fmt.Errorf("%w: destination_cidrs: %v touches a network of the mesh itself; leave it out", mesh.ErrInvalid, p)
+	case !s.Routable(p):
+		return fmt.Errorf("%w: destination_cidrs: %v is loopback, link-local or multicast, which no node can stand for; leave it out", mesh.ErrInvalid, p)
+	}
+	for _, q := range r.Destinations[:i] {
+		if p.Overlaps(q) {
+			return fmt.Errorf("%w: destination_cidrs: %v and %v overlap; name the wider one only", mesh.ErrInvalid, p, q)
+		}
+	}
+	for _, other := range s.Routes {
+		if other.Name == r.Name || other.Node == r.Node {
+			continue
+		}
+		if j := slices.IndexFunc(other.Destinations, p.Overlaps); j >= 0 {
+			return fmt.Errorf("%w: destination_cidrs: %v overlaps %v of route %q, which %q offers; only one can offer a network",
+				mesh.ErrExists, p, other.Destinations[j], other.Name, other.Node)
+		}
+	}
+	return nil
+}
+
+// checkUnused refuses to remove a group that a network ACL names: a rule that
+// denies would then deny nobody.
+func checkUnused(s *mesh.Snapshot, name string) error {
+	ref := mesh.GroupRef(name)
+	for _, a := range s.ACLs {
+		if slices.Contains(a.SourceNodes, ref) || slices.Contains(a.DestinationNodes, ref) {
+			return fmt.Errorf("%w: name: the network ACL %q names this group; change or delete it first", mesh.ErrPrecondition, a.Name)
+		}
+	}
+	return nil
+}
+
+func checkNode(s *mesh.Snapshot, field string, id mesh.NodeID) error {
+	if _, ok := s.Nodes[id]; !ok {
+		return fmt.Errorf("%w: %s: there is no node %q in this mesh; v1.Mesh/ListNodes names those that are", mesh.ErrPrecondition, field, id)
+	}
+	return nil
+}
+
+func group(s *mesh.Snapshot, name string) mesh.Group {
+	if i := slices.IndexFunc(s.Groups, func(g mesh.Group) bool { return g.Name == name }); i >= 0 {
+		return s.Groups[i]
+	}
+	return mesh.Group{}
+}
+
+func hasGroup(s *mesh.Snapshot, name string) bool { return group(s, name).Name != "" }
+
+func atMost(limit int, field string, n int) error {
+	if n > limit {
+		return fmt.Errorf("%w: %s: %d are too many, the most is %d", mesh.ErrInvalid, field, n, limit)
+	}
+	return nil
+}

@@ -1,0 +1,54 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/meshgate/meshgate/node/mesh"
+)
+
+// syncTimeout bounds the wait for a leader before a read is refused. An
+// election takes a second or two.
+const syncTimeout = 5 * time.Second
+
+// objects changes what people manage and reads what was acknowledged; only a
+// node that holds state has them.
+type objects interface {
+	Change(ctx context.Context, c mesh.Change) (*mesh.Snapshot, error)
+	Sync(ctx context.Context) (*mesh.Snapshot, error)
+}
+
+// Sync returns a state that has every change that was acknowledged to anyone
+// before the call. A node that follows a gateway has only what the gateway told
+// it last, and returns that. Without a leader for syncTimeout the error wraps
+// mesh.ErrUnavailable.
+func (n *Node) Sync(ctx context.Context) (*mesh.Snapshot, error) {
+	if n.objects == nil {
+		return n.source.wait(ctx, 0)
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, syncTimeout, errNoLeader)
+	defer cancel()
+	s, err := n.objects.Sync(ctx)
+	if err != nil && errors.Is(context.Cause(ctx), errNoLeader) {
+		return nil, errNoLeader
+	}
+	return s, err
+}
+
+// errNoLeader is the answer while the state cannot be read for sure.
+var errNoLeader = fmt.Errorf("%w: no leader of the state answered within %s; try again, "+
+	`or read what this gateway knows with the header "x-meshgate-stale: true"`, mesh.ErrUnavailable, syncTimeout)
+
+// Change puts or deletes an object that people manage; see admin.Objects. When
+// it returns nil, Sync and Wait have the change. Only a node that holds state can.
+func (n *Node) Change(ctx context.Context, c mesh.Change) error {
+	if n.objects == nil {
+		return errNoState
+	}
+	_, err := n.objects.Change(ctx, c)
+	return err
+}
