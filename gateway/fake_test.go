@@ -26,6 +26,10 @@ type fakeNode struct {
 	joined  []mesh.JoinRequest
 	updated []mesh.UpdateRequest
 	left    []mesh.NodeID
+	changes []mesh.Change
+	syncs   int
+	// syncErr and changeErr are what Sync and Change answer.
+	syncErr, changeErr error
 }
 
 func newFakeNode(s *mesh.Snapshot) *fakeNode { return &fakeNode{snap: s, changed: make(chan struct{})} }
@@ -60,6 +64,34 @@ func (n *fakeNode) Wait(ctx context.Context, after uint64) (*mesh.Snapshot, erro
 			return nil, ctx.Err()
 		}
 	}
+}
+
+// Sync counts how often it is asked.
+func (n *fakeNode) Sync(ctx context.Context) (*mesh.Snapshot, error) {
+	n.mu.Lock()
+	n.syncs++
+	err := n.syncErr
+	n.mu.Unlock()
+	if err != nil {
+		return nil, err
+	}
+	return n.Wait(ctx, 0)
+}
+
+func (n *fakeNode) synced() int {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.syncs
+}
+
+func (n *fakeNode) Change(_ context.Context, c mesh.Change) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.changeErr != nil {
+		return n.changeErr
+	}
+	n.changes = append(n.changes, c)
+	return nil
 }
 
 func (n *fakeNode) Plan(s *mesh.Snapshot, id mesh.NodeID) (mesh.Plan, error) {
@@ -132,7 +164,7 @@ func (n *fakeNode) Healthy() error {
 func (n *fakeNode) writes() int {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	return len(n.joined) + len(n.updated) + len(n.left)
+	return len(n.joined) + len(n.updated) + len(n.left) + len(n.changes)
 }
 
 // fakeSignaling echoes what it gets: the answer of the first message names the

@@ -36,6 +36,7 @@ const drainTimeout = 10 * time.Second
 type Node interface {
 	api.State
 	api.Members
+	api.Objects
 	api.Links
 	api.Remote
 	// Healthy is nil while the node serves; the error says what it waits for.

@@ -32,12 +32,16 @@ func (g interceptor) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc {
 		started := g.began(req.Spec())
 		defer func() { err = g.ended(ctx, req.Spec(), started, err); g.metrics.inFlight.Dec() }()
 		requestFrom(ctx).deadlines.read(time.Time{}) // the message is here
-		if err := g.authorize(ctx, req.Spec(), req.Any()); err != nil {
-			return nil, err
-		}
 		ctx, cancel := context.WithTimeout(ctx, unaryTimeout)
 		defer cancel()
-		return next(ctx, req)
+		s, err := g.state(ctx, req.Spec(), req.Header())
+		if err != nil {
+			return nil, err
+		}
+		if err := g.authorize(ctx, s, req.Spec(), req.Any()); err != nil {
+			return nil, err
+		}
+		return next(api.WithState(ctx, s), req)
 	}
 }
 
@@ -61,13 +65,19 @@ func (g interceptor) WrapStreamingHandler(next connect.StreamingHandlerFunc) con
 			return err
 		}
 		defer release()
+		s, err := g.state(ctx, conn.Spec(), conn.RequestHeader())
+		if err != nil {
+			return err
+		}
 		guarded := &guardedStream{
 			StreamingHandlerConn: conn,
 			deadlines:            q.deadlines,
-			admit:                func(msg any) error { return g.authorize(ctx, conn.Spec(), msg) },
-			again:                conn.Spec().StreamType == connect.StreamTypeServer,
+			admit:                func(msg any) error { return g.authorize(ctx, s, conn.Spec(), msg) },
 		}
-		return guarded.verdict(ctx, next(ctx, guarded))
+		if conn.Spec().StreamType == connect.StreamTypeServer {
+			guarded.again = g.reauthorize(ctx, s, conn.Spec())
+		}
+		return guarded.verdict(ctx, next(api.WithState(ctx, s), guarded))
 	}
 }
 
@@ -90,16 +100,51 @@ func (g interceptor) WrapStreamingClient(next connect.StreamingClientFunc) conne
 	return next
 }
 
-// authorize checks the caller's roles against the call's first message. A
+// state returns the state by which a call is decided, nil before there is one.
+// Roles are read from the latest, not from the one that the data plane follows
+// a moment later, so that what was granted or taken counts at once.
+func (g *Gateway) state(ctx context.Context, spec connect.Spec, h http.Header) (*mesh.Snapshot, error) {
+	if g.cfg.Node.Snapshot() == nil {
+		return nil, nil
+	}
+	if r := g.rules[spec.Procedure]; r.fresh && (r.writes || !api.Stale(h)) {
+		return g.cfg.Node.Sync(ctx)
+	}
+	return g.latest(ctx)
+}
+
+// latest returns the newest state that the node knows of; there is one.
+func (g *Gateway) latest(ctx context.Context) (*mesh.Snapshot, error) { return g.cfg.Node.Wait(ctx, 0) }
+
+// authorize checks the caller's roles in s against the call's first message. A
 // member has to be one still: a long call may outlive its caller's membership.
-func (g *Gateway) authorize(ctx context.Context, spec connect.Spec, msg any) error {
-	s, caller := g.cfg.Node.Snapshot(), api.CallerFrom(ctx)
-	if caller.Node != nil && s != nil {
-		if n, ok := s.NodeByAddr(caller.Addr.Addr()); !ok || n.ID != caller.Node.ID {
+// Whose address is whose is what the data plane follows, which drops packets
+// from others.
+func (g *Gateway) authorize(ctx context.Context, s *mesh.Snapshot, spec connect.Spec, msg any) error {
+	inForce, caller := g.cfg.Node.Snapshot(), api.CallerFrom(ctx)
+	if caller.Node != nil && inForce != nil {
+		if n, ok := inForce.NodeByAddr(caller.Addr.Addr()); !ok || n.ID != caller.Node.ID {
 			return fmt.Errorf("%w: node %q is no longer in the mesh; join first", mesh.ErrUnauthenticated, caller.Node.ID)
 		}
 	}
 	return g.rules[spec.Procedure].authorize(s, caller, msg)
+}
+
+// reauthorize returns a check of a stream that was allowed by s, to be made
+// before each message: it decides again once the state is another one.
+func (g *Gateway) reauthorize(ctx context.Context, s *mesh.Snapshot, spec connect.Spec) func(msg any) error {
+	inForce := g.cfg.Node.Snapshot()
+	return func(msg any) error {
+		latest, err := g.latest(ctx)
+		if err != nil {
+			return err
+		}
+		if now := g.cfg.Node.Snapshot(); latest != s || now != inForce {
+			s, inForce = latest, now
+			return g.authorize(ctx, s, spec, msg)
+		}
+		return nil
+	}
 }
 
 // began counts a call.
@@ -165,7 +210,7 @@ type guardedStream struct {
 	connect.StreamingHandlerConn
 	deadlines *deadlines
 	admit     func(first any) error
-	again     bool // admit is asked before each message that is sent, too
+	again     func(first any) error // asked before each message that is sent; nil: nobody is
 
 	mu      sync.Mutex // guards the fields below: a handler may return while it receives
 	asked   bool       // the first message was received, or did not come
@@ -192,15 +237,13 @@ func (s *guardedStream) Receive(msg any) error {
 	}
 	s.deadlines.read(time.Time{})
 	s.refused = s.admit(msg)
-	if s.again {
-		s.first = msg
-	}
+	s.first = msg
 	return s.refused
 }
 
 // Send implements connect.StreamingHandlerConn.
 func (s *guardedStream) Send(msg any) error {
-	if s.again {
+	if s.again != nil {
 		if err := s.admitAgain(); err != nil {
 			return err
 		}
@@ -215,7 +258,7 @@ func (s *guardedStream) admitAgain() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.refused == nil {
-		s.refused = s.admit(s.first)
+		s.refused = s.again(s.first)
 	}
 	return s.refused
 }

@@ -4,6 +4,7 @@ package gateway
 
 import (
 	"fmt"
+	"maps"
 
 	"connectrpc.com/grpchealth"
 	"connectrpc.com/grpcreflect"
@@ -36,6 +37,9 @@ type rule struct {
 	channel bool
 	// writes marks a call that changes the mesh, for the audit log.
 	writes bool
+	// fresh decides and answers the call by a state that has every change
+	// acknowledged before it, unless it is a read that asks for less.
+	fresh bool
 }
 
 // newRules is THE authorisation table: every procedure that is served, and what
@@ -43,14 +47,15 @@ type rule struct {
 // not implemented are added by Gateway.services.
 func newRules(openReflection bool) map[string]rule {
 	reader := rule{access: identified, needs: readMesh}
+	freshReader := rule{access: identified, needs: readMesh, fresh: true}
 	rules := map[string]rule{
 		v1connect.NodeGetStatusProcedure:            reader,
 		v1connect.NodeNegotiateDataChannelProcedure: {access: gateways},
 		v1connect.NodeReceiveSignalChannelProcedure: {access: gateways},
 
-		v1connect.MeshGetNodeProcedure:      reader,
-		v1connect.MeshListNodesProcedure:    reader,
-		v1connect.MeshGetMeshGraphProcedure: reader,
+		v1connect.MeshGetNodeProcedure:      freshReader,
+		v1connect.MeshListNodesProcedure:    freshReader,
+		v1connect.MeshGetMeshGraphProcedure: freshReader,
 
 		meshgatev1connect.WatchWatchMeshProcedure: reader,
 
@@ -68,6 +73,7 @@ func newRules(openReflection bool) map[string]rule {
 		"/" + grpchealth.HealthV1ServiceName + "/Check": {access: anyone},
 		"/" + grpchealth.HealthV1ServiceName + "/Watch": {access: anyone},
 	}
+	maps.Copy(rules, adminRules())
 	reflection := rule{access: identified, needs: everything}
 	if openReflection {
 		reflection = rule{access: anyone}

@@ -517,8 +517,8 @@ func TestErrors_TextNamesTheNextStep(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "ListNodes") {
 		t.Errorf("got %v", err)
 	}
-	_, err = v1connect.NewAdminClient(bearer(httpClient(t, true, "", nil), "admin"), "http://"+s.public).PutRole(testContext(t), connect.NewRequest(&v1.Role{}))
-	if connect.CodeOf(err) != connect.CodeUnimplemented || !strings.Contains(err.Error(), "v1.Admin is not served") {
+	_, err = v1connect.NewAppDaemonClient(bearer(httpClient(t, true, "", nil), "admin"), "http://"+s.public).Status(testContext(t), connect.NewRequest(&v1.StatusRequest{}))
+	if connect.CodeOf(err) != connect.CodeUnimplemented || !strings.Contains(err.Error(), "meshgate join") {
 		t.Errorf("got %v", err)
 	}
 }

@@ -25,6 +25,9 @@ type State interface {
 	Self() mesh.NodeID
 	// Snapshot is the latest state; nil before the node is in the mesh.
 	Snapshot() *mesh.Snapshot
+	// Sync returns a snapshot that has every change acknowledged to anyone
+	// before the call. It waits for a leader, but not for long.
+	Sync(ctx context.Context) (*mesh.Snapshot, error)
 	// Wait blocks until there is a snapshot with a Version above after.
 	Wait(ctx context.Context, after uint64) (*mesh.Snapshot, error)
 	// Plan is what the data plane of node id should be in s.
@@ -61,9 +64,10 @@ type Build struct {
 
 // Config is what the services work with.
 type Config struct {
-	// State, Members, Links, Remote and Signaling are required.
+	// State, Members, Objects, Links, Remote and Signaling are required.
 	State     State
 	Members   Members
+	Objects   Objects
 	Links     Links
 	Remote    Remote
 	Signaling Signaling
@@ -78,6 +82,8 @@ func (c *Config) Validate() error {
 		return errors.New("api: Config.State is nil")
 	case c.Members == nil:
 		return errors.New("api: Config.Members is nil")
+	case c.Objects == nil:
+		return errors.New("api: Config.Objects is nil")
 	case c.Links == nil:
 		return errors.New("api: Config.Links is nil")
 	case c.Remote == nil:
@@ -110,6 +116,7 @@ func Services(cfg Config, opts ...connect.HandlerOption) ([]Service, error) {
 	add := func(path string, h http.Handler) { services = append(services, newService(path, h)) }
 	add(v1connect.NewNodeHandler(&nodeService{Config: cfg, links: links, started: time.Now()}, opts...))
 	add(v1connect.NewMeshHandler(&meshService{state: cfg.State}, opts...))
+	add(v1connect.NewAdminHandler(&adminService{state: cfg.State, objects: cfg.Objects}, opts...))
 	add(v1connect.NewMembershipHandler(&membershipService{state: cfg.State, members: cfg.Members}, opts...))
 	add(v1connect.NewWebRTCHandler(&webRTCService{signaling: cfg.Signaling}, opts...))
 	add(meshgatev1connect.NewWatchHandler(&watchService{state: cfg.State, links: links}, opts...))

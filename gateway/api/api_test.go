@@ -35,6 +35,8 @@ type fake struct {
 	joined  *mesh.JoinRequest
 	updated *mesh.UpdateRequest
 	left    mesh.NodeID
+	changes []mesh.Change
+	syncs   int
 }
 
 func (f *fake) Self() mesh.NodeID        { return f.self }
@@ -42,6 +44,14 @@ func (f *fake) Snapshot() *mesh.Snapshot { return f.snap }
 func (f *fake) Wait(ctx context.Context, _ uint64) (*mesh.Snapshot, error) {
 	<-ctx.Done()
 	return nil, ctx.Err()
+}
+func (f *fake) Sync(context.Context) (*mesh.Snapshot, error) {
+	f.syncs++
+	return f.snap, f.err
+}
+func (f *fake) Change(_ context.Context, c mesh.Change) error {
+	f.changes = append(f.changes, c)
+	return f.err
 }
 func (f *fake) Plan(*mesh.Snapshot, mesh.NodeID) (mesh.Plan, error) { return f.plan, f.err }
 func (f *fake) Join(_ context.Context, r mesh.JoinRequest) (*mesh.Snapshot, error) {

@@ -17,18 +17,19 @@ import (
 	"github.com/meshgate/meshgate/proto/v1/v1connect"
 )
 
-// meshService serves v1.Mesh: reads of the latest snapshot.
+// meshService serves v1.Mesh. A node that follows a gateway answers from the
+// part of the mesh that it was told of.
 type meshService struct{ state State }
 
 var _ v1connect.MeshHandler = (*meshService)(nil)
 
 // GetNode returns one node.
-func (m *meshService) GetNode(_ context.Context, req *connect.Request[v1.GetNodeRequest]) (*connect.Response[v1.MeshNode], error) {
+func (m *meshService) GetNode(ctx context.Context, req *connect.Request[v1.GetNodeRequest]) (*connect.Response[v1.MeshNode], error) {
 	id, err := mesh.ParseNodeID(req.Msg.GetId())
 	if err != nil {
 		return nil, err
 	}
-	s, err := snapshot(m.state)
+	s, err := current(ctx, m.state)
 	if err != nil {
 		return nil, err
 	}
@@ -40,8 +41,8 @@ func (m *meshService) GetNode(_ context.Context, req *connect.Request[v1.GetNode
 }
 
 // ListNodes returns every node, sorted by id.
-func (m *meshService) ListNodes(context.Context, *connect.Request[emptypb.Empty]) (*connect.Response[v1.NodeList], error) {
-	s, err := snapshot(m.state)
+func (m *meshService) ListNodes(ctx context.Context, _ *connect.Request[emptypb.Empty]) (*connect.Response[v1.NodeList], error) {
+	s, err := current(ctx, m.state)
 	if err != nil {
 		return nil, err
 	}
@@ -49,8 +50,8 @@ func (m *meshService) ListNodes(context.Context, *connect.Request[emptypb.Empty]
 }
 
 // GetMeshGraph returns ids and edges, also as Graphviz text.
-func (m *meshService) GetMeshGraph(context.Context, *connect.Request[emptypb.Empty]) (*connect.Response[v1.MeshGraph], error) {
-	s, err := snapshot(m.state)
+func (m *meshService) GetMeshGraph(ctx context.Context, _ *connect.Request[emptypb.Empty]) (*connect.Response[v1.MeshGraph], error) {
+	s, err := current(ctx, m.state)
 	if err != nil {
 		return nil, err
 	}

@@ -15,7 +15,6 @@ import (
 // serve. They are mounted all the same, so that a caller learns what to use.
 func unimplemented(opts []connect.HandlerOption) []Service {
 	const (
-		admin   = "v1.Admin is not served by this version: roles, ACLs and routes are set when the gateway starts; see meshgate up --help"
 		storage = "v1.StorageQueryService is not served by this version: v1.Mesh reads the mesh and meshgate.v1.Watch follows it"
 		daemon  = "v1.AppDaemon belongs to a local daemon, not to a gateway: use meshgate join on the machine itself"
 		plugin  = "the plugin services are called by a gateway, never served by one"
@@ -29,7 +28,6 @@ func unimplemented(opts []connect.HandlerOption) []Service {
 		s.Unimplemented = true
 		services = append(services, s)
 	}
-	add(v1connect.NewAdminHandler(v1connect.UnimplementedAdminHandler{}, with(admin)))
 	add(v1connect.NewStorageQueryServiceHandler(v1connect.UnimplementedStorageQueryServiceHandler{}, with(storage)))
 	add(v1connect.NewAppDaemonHandler(v1connect.UnimplementedAppDaemonHandler{}, with(daemon)))
 	add(v1connect.NewPluginHandler(v1connect.UnimplementedPluginHandler{}, with(plugin)))
