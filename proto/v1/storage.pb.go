@@ -144,7 +144,10 @@ type QueryResponse struct {
 	// value is the value of the key; for LIST, the keys.
 	Value []string `protobuf:"bytes,3,rep,name=value,proto3" json:"value,omitempty"`
 	// error is what went wrong; empty for success. ITER ends with "EOF".
-	Error         string `protobuf:"bytes,4,opt,name=error,proto3" json:"error,omitempty"`
+	Error string `protobuf:"bytes,4,opt,name=error,proto3" json:"error,omitempty"`
+	// data is an extension: the value of the key when that is no UTF-8 text;
+	// value then holds one empty text.
+	Data          []byte `protobuf:"bytes,100,opt,name=data,proto3" json:"data,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -200,6 +203,13 @@ func (x *QueryResponse) GetError() string {
 	return ""
 }
 
+func (x *QueryResponse) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
 // SubscribeRequest asks to be told of changes.
 type SubscribeRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -252,7 +262,12 @@ type SubscriptionEvent struct {
 	// key is the key.
 	Key string `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
 	// value is its new value; empty when the key was removed.
-	Value         string `protobuf:"bytes,2,opt,name=value,proto3" json:"value,omitempty"`
+	Value string `protobuf:"bytes,2,opt,name=value,proto3" json:"value,omitempty"`
+	// data is an extension: the new value when that is no UTF-8 text; value is
+	// then empty.
+	Data []byte `protobuf:"bytes,100,opt,name=data,proto3" json:"data,omitempty"`
+	// deleted is an extension: true when the key was removed, by somebody or by its age.
+	Deleted       bool `protobuf:"varint,101,opt,name=deleted,proto3" json:"deleted,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -301,6 +316,20 @@ func (x *SubscriptionEvent) GetValue() string {
 	return ""
 }
 
+func (x *SubscriptionEvent) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
+func (x *SubscriptionEvent) GetDeleted() bool {
+	if x != nil {
+		return x.Deleted
+	}
+	return false
+}
+
 // PublishRequest asks to write a key.
 type PublishRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -308,7 +337,8 @@ type PublishRequest struct {
 	Key string `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
 	// value is what to write.
 	Value string `protobuf:"bytes,2,opt,name=value,proto3" json:"value,omitempty"`
-	// ttl is how long the value lives from now; unset or zero is for ever.
+	// ttl is how long the value lives from now, at most 100 years; unset or zero
+	// is for ever.
 	Ttl           *durationpb.Duration `protobuf:"bytes,3,opt,name=ttl,proto3" json:"ttl,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -414,16 +444,19 @@ const file_v1_storage_proto_rawDesc = "" +
 	"\aUNKNOWN\x10\x00\x12\a\n" +
 	"\x03GET\x10\x01\x12\b\n" +
 	"\x04LIST\x10\x02\x12\b\n" +
-	"\x04ITER\x10\x03\"M\n" +
+	"\x04ITER\x10\x03\"a\n" +
 	"\rQueryResponse\x12\x10\n" +
 	"\x03key\x18\x02 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x03 \x03(\tR\x05value\x12\x14\n" +
-	"\x05error\x18\x04 \x01(\tR\x05error\"*\n" +
+	"\x05error\x18\x04 \x01(\tR\x05error\x12\x12\n" +
+	"\x04data\x18d \x01(\fR\x04data\"*\n" +
 	"\x10SubscribeRequest\x12\x16\n" +
-	"\x06prefix\x18\x01 \x01(\tR\x06prefix\";\n" +
+	"\x06prefix\x18\x01 \x01(\tR\x06prefix\"i\n" +
 	"\x11SubscriptionEvent\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value\"e\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value\x12\x12\n" +
+	"\x04data\x18d \x01(\fR\x04data\x12\x18\n" +
+	"\adeleted\x18e \x01(\bR\adeleted\"e\n" +
 	"\x0ePublishRequest\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value\x12+\n" +

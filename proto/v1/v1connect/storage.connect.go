@@ -48,16 +48,19 @@ const (
 
 // StorageQueryServiceClient is a client for the v1.StorageQueryService service.
 type StorageQueryServiceClient interface {
-	// Query reads. GET and LIST send one response, ITER one for each key and then
+	// Query reads. GET sends one response, LIST one with all keys, or several
+	// when they would not fit into one message, ITER one for each key and then
 	// one with the error "EOF". A key that does not exist is an error within the
-	// response. INVALID_ARGUMENT is an unknown command.
+	// response. INVALID_ARGUMENT is an unknown command. Keys that neither come
+	// nor go while a LIST or ITER lasts are in it exactly once.
 	Query(context.Context, *connect.Request[v1.QueryRequest]) (*connect.ServerStreamForClient[v1.QueryResponse], error)
 	// Publish writes a key of an application. It takes VERB_PUT on
 	// RESOURCE_PUBSUB with the key for a name. INVALID_ARGUMENT is an empty key
 	// or one under /registry/ or /raft/.
 	Publish(context.Context, *connect.Request[v1.PublishRequest]) (*connect.Response[v1.PublishResponse], error)
 	// Subscribe sends every change to a key that begins with a prefix, from now
-	// on. It takes VERB_GET on RESOURCE_PUBSUB with the prefix for a name.
+	// on. RESOURCE_EXHAUSTED is the end of a subscriber that was too slow: it has
+	// missed changes, and reads the keys again.
 	Subscribe(context.Context, *connect.Request[v1.SubscribeRequest]) (*connect.ServerStreamForClient[v1.SubscriptionEvent], error)
 }
 
@@ -117,16 +120,19 @@ func (c *storageQueryServiceClient) Subscribe(ctx context.Context, req *connect.
 
 // StorageQueryServiceHandler is an implementation of the v1.StorageQueryService service.
 type StorageQueryServiceHandler interface {
-	// Query reads. GET and LIST send one response, ITER one for each key and then
+	// Query reads. GET sends one response, LIST one with all keys, or several
+	// when they would not fit into one message, ITER one for each key and then
 	// one with the error "EOF". A key that does not exist is an error within the
-	// response. INVALID_ARGUMENT is an unknown command.
+	// response. INVALID_ARGUMENT is an unknown command. Keys that neither come
+	// nor go while a LIST or ITER lasts are in it exactly once.
 	Query(context.Context, *connect.Request[v1.QueryRequest], *connect.ServerStream[v1.QueryResponse]) error
 	// Publish writes a key of an application. It takes VERB_PUT on
 	// RESOURCE_PUBSUB with the key for a name. INVALID_ARGUMENT is an empty key
 	// or one under /registry/ or /raft/.
 	Publish(context.Context, *connect.Request[v1.PublishRequest]) (*connect.Response[v1.PublishResponse], error)
 	// Subscribe sends every change to a key that begins with a prefix, from now
-	// on. It takes VERB_GET on RESOURCE_PUBSUB with the prefix for a name.
+	// on. RESOURCE_EXHAUSTED is the end of a subscriber that was too slow: it has
+	// missed changes, and reads the keys again.
 	Subscribe(context.Context, *connect.Request[v1.SubscribeRequest], *connect.ServerStream[v1.SubscriptionEvent]) error
 }
 

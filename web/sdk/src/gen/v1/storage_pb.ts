@@ -14,7 +14,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file v1/storage.proto.
  */
 export const file_v1_storage: GenFile = /*@__PURE__*/
-  fileDesc("ChB2MS9zdG9yYWdlLnByb3RvEgJ2MSKHAQoMUXVlcnlSZXF1ZXN0Ei4KB2NvbW1hbmQYAiABKA4yHS52MS5RdWVyeVJlcXVlc3QuUXVlcnlDb21tYW5kEg0KBXF1ZXJ5GAMgASgJIjgKDFF1ZXJ5Q29tbWFuZBILCgdVTktOT1dOEAASBwoDR0VUEAESCAoETElTVBACEggKBElURVIQAyI6Cg1RdWVyeVJlc3BvbnNlEgsKA2tleRgCIAEoCRINCgV2YWx1ZRgDIAMoCRINCgVlcnJvchgEIAEoCSIiChBTdWJzY3JpYmVSZXF1ZXN0Eg4KBnByZWZpeBgBIAEoCSIvChFTdWJzY3JpcHRpb25FdmVudBILCgNrZXkYASABKAkSDQoFdmFsdWUYAiABKAkiVAoOUHVibGlzaFJlcXVlc3QSCwoDa2V5GAEgASgJEg0KBXZhbHVlGAIgASgJEiYKA3R0bBgDIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbiIRCg9QdWJsaXNoUmVzcG9uc2UytQEKE1N0b3JhZ2VRdWVyeVNlcnZpY2USLgoFUXVlcnkSEC52MS5RdWVyeVJlcXVlc3QaES52MS5RdWVyeVJlc3BvbnNlMAESMgoHUHVibGlzaBISLnYxLlB1Ymxpc2hSZXF1ZXN0GhMudjEuUHVibGlzaFJlc3BvbnNlEjoKCVN1YnNjcmliZRIULnYxLlN1YnNjcmliZVJlcXVlc3QaFS52MS5TdWJzY3JpcHRpb25FdmVudDABQipaKGdpdGh1Yi5jb20vbWVzaGdhdGUvbWVzaGdhdGUvcHJvdG8vdjE7djFiBnByb3RvMw", [file_google_protobuf_duration]);
+  fileDesc("ChB2MS9zdG9yYWdlLnByb3RvEgJ2MSKHAQoMUXVlcnlSZXF1ZXN0Ei4KB2NvbW1hbmQYAiABKA4yHS52MS5RdWVyeVJlcXVlc3QuUXVlcnlDb21tYW5kEg0KBXF1ZXJ5GAMgASgJIjgKDFF1ZXJ5Q29tbWFuZBILCgdVTktOT1dOEAASBwoDR0VUEAESCAoETElTVBACEggKBElURVIQAyJICg1RdWVyeVJlc3BvbnNlEgsKA2tleRgCIAEoCRINCgV2YWx1ZRgDIAMoCRINCgVlcnJvchgEIAEoCRIMCgRkYXRhGGQgASgMIiIKEFN1YnNjcmliZVJlcXVlc3QSDgoGcHJlZml4GAEgASgJIk4KEVN1YnNjcmlwdGlvbkV2ZW50EgsKA2tleRgBIAEoCRINCgV2YWx1ZRgCIAEoCRIMCgRkYXRhGGQgASgMEg8KB2RlbGV0ZWQYZSABKAgiVAoOUHVibGlzaFJlcXVlc3QSCwoDa2V5GAEgASgJEg0KBXZhbHVlGAIgASgJEiYKA3R0bBgDIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbiIRCg9QdWJsaXNoUmVzcG9uc2UytQEKE1N0b3JhZ2VRdWVyeVNlcnZpY2USLgoFUXVlcnkSEC52MS5RdWVyeVJlcXVlc3QaES52MS5RdWVyeVJlc3BvbnNlMAESMgoHUHVibGlzaBISLnYxLlB1Ymxpc2hSZXF1ZXN0GhMudjEuUHVibGlzaFJlc3BvbnNlEjoKCVN1YnNjcmliZRIULnYxLlN1YnNjcmliZVJlcXVlc3QaFS52MS5TdWJzY3JpcHRpb25FdmVudDABQipaKGdpdGh1Yi5jb20vbWVzaGdhdGUvbWVzaGdhdGUvcHJvdG8vdjE7djFiBnByb3RvMw", [file_google_protobuf_duration]);
 
 /**
  * QueryRequest asks about keys.
@@ -111,6 +111,14 @@ export type QueryResponse = Message<"v1.QueryResponse"> & {
    * @generated from field: string error = 4;
    */
   error: string;
+
+  /**
+   * data is an extension: the value of the key when that is no UTF-8 text;
+   * value then holds one empty text.
+   *
+   * @generated from field: bytes data = 100;
+   */
+  data: Uint8Array;
 };
 
 /**
@@ -160,6 +168,21 @@ export type SubscriptionEvent = Message<"v1.SubscriptionEvent"> & {
    * @generated from field: string value = 2;
    */
   value: string;
+
+  /**
+   * data is an extension: the new value when that is no UTF-8 text; value is
+   * then empty.
+   *
+   * @generated from field: bytes data = 100;
+   */
+  data: Uint8Array;
+
+  /**
+   * deleted is an extension: true when the key was removed, by somebody or by its age.
+   *
+   * @generated from field: bool deleted = 101;
+   */
+  deleted: boolean;
 };
 
 /**
@@ -190,7 +213,8 @@ export type PublishRequest = Message<"v1.PublishRequest"> & {
   value: string;
 
   /**
-   * ttl is how long the value lives from now; unset or zero is for ever.
+   * ttl is how long the value lives from now, at most 100 years; unset or zero
+   * is for ever.
    *
    * @generated from field: google.protobuf.Duration ttl = 3;
    */
@@ -220,16 +244,24 @@ export const PublishResponseSchema: GenMessage<PublishResponse> = /*@__PURE__*/
   messageDesc(file_v1_storage, 5);
 
 /**
- * StorageQueryService gives members access to the replicated keys and values.
- * The registry of the mesh lives under /registry/; applications use other keys.
+ * StorageQueryService gives access to the replicated keys and values. The
+ * registry of the mesh lives under /registry/; applications use other keys.
+ *
+ * To read a key of the registry takes what reading the object takes: VERB_GET
+ * on its resource, with its name for one key and without for a prefix; members
+ * read nodes and edges without. To read other keys takes VERB_GET on
+ * RESOURCE_PUBSUB with the key or prefix for a name, and a prefix of both kinds
+ * of keys takes VERB_GET on RESOURCE_ALL. Keys under /raft/ are nobody's.
  *
  * @generated from service v1.StorageQueryService
  */
 export const StorageQueryService: GenService<{
   /**
-   * Query reads. GET and LIST send one response, ITER one for each key and then
+   * Query reads. GET sends one response, LIST one with all keys, or several
+   * when they would not fit into one message, ITER one for each key and then
    * one with the error "EOF". A key that does not exist is an error within the
-   * response. INVALID_ARGUMENT is an unknown command.
+   * response. INVALID_ARGUMENT is an unknown command. Keys that neither come
+   * nor go while a LIST or ITER lasts are in it exactly once.
    *
    * @generated from rpc v1.StorageQueryService.Query
    */
@@ -252,7 +284,8 @@ export const StorageQueryService: GenService<{
   },
   /**
    * Subscribe sends every change to a key that begins with a prefix, from now
-   * on. It takes VERB_GET on RESOURCE_PUBSUB with the prefix for a name.
+   * on. RESOURCE_EXHAUSTED is the end of a subscriber that was too slow: it has
+   * missed changes, and reads the keys again.
    *
    * @generated from rpc v1.StorageQueryService.Subscribe
    */
