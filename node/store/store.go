@@ -73,6 +73,12 @@ type Store interface {
 	// empty prefix lists everything.
 	List(ctx context.Context, prefix string) ([]Entry, uint64, error)
 
+	// Page returns the first entries, limit of them or fewer, of those whose
+	// keys start with prefix and come after the key after in byte order, and
+	// the version of the state that they were read from. An empty after begins
+	// at the first; limit is 1 or more. Fewer than limit entries are the last.
+	Page(ctx context.Context, prefix, after string, limit int) ([]Entry, uint64, error)
+
 	// Apply makes the batch happen as a whole and returns the version of the
 	// state after it. When it returns nil, the change is durable and visible
 	// to Get, List and Watch of this replica. A batch that changes nothing,

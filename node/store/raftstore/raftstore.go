@@ -259,6 +259,11 @@ func (s *Store) List(_ context.Context, prefix string) ([]store.Entry, uint64, e
 	return s.state.List(prefix)
 }
 
+// Page implements store.Store.
+func (s *Store) Page(_ context.Context, prefix, after string, limit int) ([]store.Entry, uint64, error) {
+	return s.state.Page(prefix, after, limit)
+}
+
 // Watch implements store.Store.
 func (s *Store) Watch(ctx context.Context, prefix string, after uint64) iter.Seq2[store.Change, error] {
 	return s.state.Watch(ctx, prefix, after)

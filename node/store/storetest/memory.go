@@ -42,6 +42,11 @@ func (m *Memory) List(_ context.Context, prefix string) ([]store.Entry, uint64, 
 	return m.state.List(prefix)
 }
 
+// Page implements store.Store.
+func (m *Memory) Page(_ context.Context, prefix, after string, limit int) ([]store.Entry, uint64, error) {
+	return m.state.Page(prefix, after, limit)
+}
+
 // Apply implements store.Store.
 func (m *Memory) Apply(ctx context.Context, batch store.Batch) (uint64, error) {
 	if err := batch.Validate(); err != nil {

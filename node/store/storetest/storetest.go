@@ -31,6 +31,7 @@ func Run(t *testing.T, open func(t testing.TB) store.Store) {
 		{"Get", testGet},
 		{"Delete", testDelete},
 		{"List", testList},
+		{"Page", testPage},
 		{"Versions", testVersions},
 		{"BatchIsOrdered", testBatchIsOrdered},
 		{"Conditions", testConditions},
