@@ -30,6 +30,7 @@ import (
 	"github.com/meshgate/meshgate/node/mesh"
 	"github.com/meshgate/meshgate/node/peer"
 	"github.com/meshgate/meshgate/node/policy"
+	"github.com/meshgate/meshgate/node/store"
 	"github.com/meshgate/meshgate/node/wg"
 )
 
@@ -104,7 +105,9 @@ type Node struct {
 	host    *hostnet.Host // nil without an interface on the host
 	source  source
 	members membership
-	objects objects // nil on a node that holds no state
+	// objects and store are nil on a node that holds no state.
+	objects objects
+	store   store.Store
 	exposed *exposer
 	peers   *peer.Peers
 
@@ -184,7 +187,7 @@ func New(cfg Config) (_ *Node, err error) {
 		if err != nil {
 			return nil, err
 		}
-		n.source, n.members, n.objects = h, h, h
+		n.source, n.members, n.objects, n.store = h, h, h, cfg.Hold.Store
 		return n, nil
 	}
 	n.source, err = newFollower(n, *cfg.Follow)

@@ -29,3 +29,7 @@ func (r *Registry) Sync(ctx context.Context) (*mesh.Snapshot, error) {
 	}
 	return v.snapshot, nil
 }
+
+// Translate adds to an error of the store what it means for callers of the
+// API, as Update does.
+func Translate(err error) error { return translate(err) }
