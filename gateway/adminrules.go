@@ -37,10 +37,10 @@ func adminRules() map[string]rule {
 			v1connect.AdminPutEdgeProcedure, v1connect.AdminDeleteEdgeProcedure,
 			v1connect.AdminGetEdgeProcedure, v1connect.AdminListEdgesProcedure},
 	} {
-		rules[o.put] = rule{access: identified, fresh: true, writes: true, needs: object(o.resource, v1.RuleVerb_VERB_PUT)}
-		rules[o.remove] = rule{access: identified, fresh: true, writes: true, needs: object(o.resource, v1.RuleVerb_VERB_DELETE)}
-		rules[o.get] = rule{access: identified, fresh: true, needs: object(o.resource, v1.RuleVerb_VERB_GET)}
-		rules[o.list] = rule{access: identified, fresh: true, needs: every(o.resource)}
+		rules[o.put] = rule{access: identified, fresh: always, writes: true, needs: object(o.resource, v1.RuleVerb_VERB_PUT)}
+		rules[o.remove] = rule{access: identified, fresh: always, writes: true, needs: object(o.resource, v1.RuleVerb_VERB_DELETE)}
+		rules[o.get] = rule{access: identified, fresh: unlessStale, needs: object(o.resource, v1.RuleVerb_VERB_GET)}
+		rules[o.list] = rule{access: identified, fresh: unlessStale, needs: every(o.resource)}
 	}
 	return rules
 }

@@ -5,12 +5,17 @@ package gateway
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
+	"iter"
 	"net/netip"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/meshgate/meshgate/node/mesh"
+	"github.com/meshgate/meshgate/node/store"
+	"github.com/meshgate/meshgate/node/store/storetest"
 	v1 "github.com/meshgate/meshgate/proto/v1"
 	"github.com/meshgate/meshgate/signaling"
 )
@@ -30,9 +35,14 @@ type fakeNode struct {
 	syncs   int
 	// syncErr and changeErr are what Sync and Change answer.
 	syncErr, changeErr error
+	published          int
+	// keys is where raw keys are.
+	keys *storetest.Memory
 }
 
-func newFakeNode(s *mesh.Snapshot) *fakeNode { return &fakeNode{snap: s, changed: make(chan struct{})} }
+func newFakeNode(s *mesh.Snapshot) *fakeNode {
+	return &fakeNode{snap: s, changed: make(chan struct{}), keys: storetest.New()}
+}
 
 func (n *fakeNode) Self() mesh.NodeID { return "gw-1" }
 
@@ -92,6 +102,55 @@ func (n *fakeNode) Change(_ context.Context, c mesh.Change) error {
 	}
 	n.changes = append(n.changes, c)
 	return nil
+}
+
+func (n *fakeNode) Key(ctx context.Context, key string) (mesh.Item, error) {
+	e, err := n.keys.Get(ctx, key)
+	if err != nil {
+		return mesh.Item{}, fmt.Errorf("%w: %w", mesh.ErrNotFound, err)
+	}
+	return mesh.Item{Key: e.Key, Value: e.Value}, nil
+}
+
+func (n *fakeNode) Keys(ctx context.Context, prefix, after string, limit int) ([]mesh.Item, error) {
+	entries, _, err := n.keys.Page(ctx, prefix, after, limit)
+	var items []mesh.Item
+	for _, e := range entries {
+		items = append(items, mesh.Item{Key: e.Key, Value: e.Value})
+	}
+	return items, err
+}
+
+func (n *fakeNode) Publish(ctx context.Context, key string, value []byte, ttl time.Duration) error {
+	n.mu.Lock()
+	err := n.changeErr
+	n.published++
+	n.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	_, err = n.keys.Apply(ctx, store.Batch{Ops: []store.Op{{Key: key, Value: value, TTL: ttl}}})
+	return err
+}
+
+func (n *fakeNode) WatchKeys(ctx context.Context, prefix string) (iter.Seq2[mesh.Item, error], error) {
+	_, version, err := n.keys.Page(ctx, prefix, "", 1)
+	return func(yield func(mesh.Item, error) bool) {
+		for c, err := range n.keys.Watch(ctx, prefix, version) {
+			if errors.Is(err, store.ErrCompacted) {
+				err = fmt.Errorf("%w: too slow", mesh.ErrExhausted)
+			}
+			if err != nil {
+				yield(mesh.Item{}, err)
+				return
+			}
+			for _, e := range c.Events {
+				if !yield(mesh.Item{Key: e.Key, Value: e.Value, Deleted: e.Deleted}, nil) {
+					return
+				}
+			}
+		}
+	}, err
 }
 
 func (n *fakeNode) Plan(s *mesh.Snapshot, id mesh.NodeID) (mesh.Plan, error) {
@@ -164,7 +223,7 @@ func (n *fakeNode) Healthy() error {
 func (n *fakeNode) writes() int {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	return len(n.joined) + len(n.updated) + len(n.left) + len(n.changes)
+	return len(n.joined) + len(n.updated) + len(n.left) + len(n.changes) + n.published
 }
 
 // fakeSignaling echoes what it gets: the answer of the first message names the

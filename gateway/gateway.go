@@ -37,6 +37,7 @@ type Node interface {
 	api.State
 	api.Members
 	api.Objects
+	api.Keys
 	api.Links
 	api.Remote
 	// Healthy is nil while the node serves; the error says what it waits for.

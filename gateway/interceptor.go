@@ -107,7 +107,7 @@ func (g *Gateway) state(ctx context.Context, spec connect.Spec, h http.Header) (
 	if g.cfg.Node.Snapshot() == nil {
 		return nil, nil
 	}
-	if r := g.rules[spec.Procedure]; r.fresh && (r.writes || !api.Stale(h)) {
+	if r := g.rules[spec.Procedure]; r.fresh == always || r.fresh == unlessStale && !api.Stale(h) {
 		return g.cfg.Node.Sync(ctx)
 	}
 	return g.latest(ctx)

@@ -38,8 +38,8 @@ func (g *Gateway) services() (http.Handler, error) {
 		connect.WithRecover(g.recovered),
 	}
 	services, err := api.Services(api.Config{
-		State: g.cfg.Node, Members: g.cfg.Node, Objects: g.cfg.Node, Links: g.cfg.Node, Remote: g.cfg.Node,
-		Signaling: g.cfg.Signaling, Build: g.cfg.Build,
+		State: g.cfg.Node, Members: g.cfg.Node, Objects: g.cfg.Node, Keys: g.cfg.Node,
+		Links: g.cfg.Node, Remote: g.cfg.Node, Signaling: g.cfg.Signaling, Build: g.cfg.Build,
 	}, opts...)
 	if err != nil {
 		return nil, err

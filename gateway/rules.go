@@ -37,17 +37,25 @@ type rule struct {
 	channel bool
 	// writes marks a call that changes the mesh, for the audit log.
 	writes bool
-	// fresh decides and answers the call by a state that has every change
-	// acknowledged before it, unless it is a read that asks for less.
-	fresh bool
+	// fresh says by which state the call is decided and answered.
+	fresh freshness
 }
+
+// freshness is how much of what was acknowledged before a call counts for it.
+type freshness uint8
+
+const (
+	known       freshness = iota // what this gateway knows
+	unlessStale                  // all of it, unless the caller asks for less
+	always                       // all of it
+)
 
 // newRules is THE authorisation table: every procedure that is served, and what
 // it takes. A procedure that is not in it is denied. Those of services that are
 // not implemented are added by Gateway.services.
 func newRules(openReflection bool) map[string]rule {
 	reader := rule{access: identified, needs: readMesh}
-	freshReader := rule{access: identified, needs: readMesh, fresh: true}
+	freshReader := rule{access: identified, needs: readMesh, fresh: unlessStale}
 	rules := map[string]rule{
 		v1connect.NodeGetStatusProcedure:            reader,
 		v1connect.NodeNegotiateDataChannelProcedure: {access: gateways},
@@ -56,6 +64,10 @@ func newRules(openReflection bool) map[string]rule {
 		v1connect.MeshGetNodeProcedure:      freshReader,
 		v1connect.MeshListNodesProcedure:    freshReader,
 		v1connect.MeshGetMeshGraphProcedure: freshReader,
+
+		v1connect.StorageQueryServiceQueryProcedure:     {access: identified, needs: of(api.QueryActions), fresh: unlessStale},
+		v1connect.StorageQueryServiceSubscribeProcedure: {access: identified, needs: of(subscribe), fresh: unlessStale},
+		v1connect.StorageQueryServicePublishProcedure:   {access: identified, needs: of(publish), fresh: always},
 
 		meshgatev1connect.WatchWatchMeshProcedure: reader,
 
@@ -142,6 +154,16 @@ func everything(api.Caller, any) ([]mesh.Action, error) { return []mesh.Action{e
 // everyAction is what only a role that grants all allows.
 func everyAction() mesh.Action {
 	return mesh.Action{Resource: v1.RuleResource_RESOURCE_ALL, Verb: v1.RuleVerb_VERB_ALL}
+}
+
+// subscribe: what it takes to read the keys.
+func subscribe(c api.Caller, m *v1.SubscribeRequest) ([]mesh.Action, error) {
+	return api.PrefixActions(c, m.GetPrefix())
+}
+
+// publish: PUT on the key. It counts as no change of the mesh.
+func publish(_ api.Caller, m *v1.PublishRequest) ([]mesh.Action, error) {
+	return []mesh.Action{put(v1.RuleResource_RESOURCE_PUBSUB, m.GetKey())}, nil
 }
 
 // claims: other nodes believe one that says it serves one of these, as a

@@ -126,7 +126,7 @@ func TestAuthorization_EveryProcedureDenies(t *testing.T) {
 		for _, m := range everyMethod(t) {
 			want := connect.CodePermissionDenied
 			switch m.Parent().Name() {
-			case "StorageQueryService", "AppDaemon", "Plugin", "AuthPlugin", "WatchPlugin",
+			case "AppDaemon", "Plugin", "AuthPlugin", "WatchPlugin",
 				"IPAMPlugin", "StorageQuerierPlugin", "StorageProviderPlugin":
 				want = connect.CodeUnimplemented
 			}

@@ -13,7 +13,6 @@ import (
 	"github.com/meshgate/meshgate/node/admin"
 	"github.com/meshgate/meshgate/node/mesh"
 	"github.com/meshgate/meshgate/node/registry"
-	"github.com/meshgate/meshgate/node/store/storetest"
 	v1 "github.com/meshgate/meshgate/proto/v1"
 )
 
@@ -21,7 +20,6 @@ import (
 // without its data plane.
 type stateNode struct {
 	*fakeNode
-	store    *storetest.Memory
 	registry *registry.Registry
 	objects  *admin.Objects
 	// inForce is what the data plane follows; nil: the latest.
@@ -50,8 +48,8 @@ func (n *stateNode) Change(ctx context.Context, c mesh.Change) error {
 // The user admin may do everything.
 func newStateNode(t testing.TB) *stateNode {
 	t.Helper()
-	n := &stateNode{fakeNode: newFakeNode(nil), store: storetest.New()}
-	n.registry = registry.New(n.store, nil)
+	n := &stateNode{fakeNode: newFakeNode(nil)}
+	n.registry = registry.New(n.keys, nil)
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() { ended <- n.registry.Run(ctx) }()
@@ -60,7 +58,7 @@ func newStateNode(t testing.TB) *stateNode {
 		if err := <-ended; err != nil {
 			t.Error(err)
 		}
-		n.store.Close()
+		n.keys.Close()
 	})
 	var err error
 	if n.objects, err = admin.New(n.registry, nil); err != nil {

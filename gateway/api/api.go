@@ -64,10 +64,11 @@ type Build struct {
 
 // Config is what the services work with.
 type Config struct {
-	// State, Members, Objects, Links, Remote and Signaling are required.
+	// State, Members, Objects, Keys, Links, Remote and Signaling are required.
 	State     State
 	Members   Members
 	Objects   Objects
+	Keys      Keys
 	Links     Links
 	Remote    Remote
 	Signaling Signaling
@@ -84,6 +85,8 @@ func (c *Config) Validate() error {
 		return errors.New("api: Config.Members is nil")
 	case c.Objects == nil:
 		return errors.New("api: Config.Objects is nil")
+	case c.Keys == nil:
+		return errors.New("api: Config.Keys is nil")
 	case c.Links == nil:
 		return errors.New("api: Config.Links is nil")
 	case c.Remote == nil:
@@ -117,6 +120,7 @@ func Services(cfg Config, opts ...connect.HandlerOption) ([]Service, error) {
 	add(v1connect.NewNodeHandler(&nodeService{Config: cfg, links: links, started: time.Now()}, opts...))
 	add(v1connect.NewMeshHandler(&meshService{state: cfg.State}, opts...))
 	add(v1connect.NewAdminHandler(&adminService{state: cfg.State, objects: cfg.Objects}, opts...))
+	add(v1connect.NewStorageQueryServiceHandler(&queryService{state: cfg.State, keys: cfg.Keys}, opts...))
 	add(v1connect.NewMembershipHandler(&membershipService{state: cfg.State, members: cfg.Members}, opts...))
 	add(v1connect.NewWebRTCHandler(&webRTCService{signaling: cfg.Signaling}, opts...))
 	add(meshgatev1connect.NewWatchHandler(&watchService{state: cfg.State, links: links}, opts...))

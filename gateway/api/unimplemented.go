@@ -15,9 +15,8 @@ import (
 // serve. They are mounted all the same, so that a caller learns what to use.
 func unimplemented(opts []connect.HandlerOption) []Service {
 	const (
-		storage = "v1.StorageQueryService is not served by this version: v1.Mesh reads the mesh and meshgate.v1.Watch follows it"
-		daemon  = "v1.AppDaemon belongs to a local daemon, not to a gateway: use meshgate join on the machine itself"
-		plugin  = "the plugin services are called by a gateway, never served by one"
+		daemon = "v1.AppDaemon belongs to a local daemon, not to a gateway: use meshgate join on the machine itself"
+		plugin = "the plugin services are called by a gateway, never served by one"
 	)
 	with := func(message string) connect.HandlerOption {
 		return connect.WithHandlerOptions(append(opts[:len(opts):len(opts)], connect.WithInterceptors(refusal(message)))...)
@@ -28,7 +27,6 @@ func unimplemented(opts []connect.HandlerOption) []Service {
 		s.Unimplemented = true
 		services = append(services, s)
 	}
-	add(v1connect.NewStorageQueryServiceHandler(v1connect.UnimplementedStorageQueryServiceHandler{}, with(storage)))
 	add(v1connect.NewAppDaemonHandler(v1connect.UnimplementedAppDaemonHandler{}, with(daemon)))
 	add(v1connect.NewPluginHandler(v1connect.UnimplementedPluginHandler{}, with(plugin)))
 	add(v1connect.NewAuthPluginHandler(v1connect.UnimplementedAuthPluginHandler{}, with(plugin)))
