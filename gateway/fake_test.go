@@ -154,8 +154,8 @@ func (n *fakeNode) WatchKeys(ctx context.Context, prefix string) (iter.Seq2[mesh
 }
 
 func (n *fakeNode) Plan(s *mesh.Snapshot, id mesh.NodeID) (mesh.Plan, error) {
-	plan := mesh.Plan{Self: s.Nodes[id]}
-	for _, other := range s.Nodes {
+	plan := mesh.Plan{Self: s.Node(id)}
+	for _, other := range s.Nodes.All() {
 		if other.ID == "gw-1" && id != "gw-1" {
 			plan.Peers = append(plan.Peers, mesh.Peer{Node: other, Endpoint: "192.0.2.1:51820", AllowedIPs: other.Prefixes()})
 		}
@@ -171,7 +171,7 @@ func (n *fakeNode) Join(_ context.Context, r mesh.JoinRequest) (*mesh.Snapshot, 
 	s.Version++
 	joined := r.Node
 	joined.IPv4 = netip.MustParsePrefix("127.0.0.99/32")
-	s.Nodes[joined.ID] = &joined
+	s.Nodes = s.Nodes.With(&joined)
 	n.set(s)
 	return s, nil
 }
@@ -334,8 +334,7 @@ func testSnapshot() *mesh.Snapshot {
 		Domain:  "mesh.test.",
 		IPv4:    netip.MustParsePrefix("127.0.0.0/24"),
 		IPv6:    netip.MustParsePrefix("fd00:1:2::/32"),
-		Nodes:   map[mesh.NodeID]*mesh.Node{},
-		Edges:   []mesh.Edge{{Source: "gw-1", Target: "web-1", Weight: 1}},
+		Edges:   mesh.EdgesOf(mesh.Edge{Source: "gw-1", Target: "web-1", Weight: 1}),
 	}
 	for _, n := range []*mesh.Node{
 		node("gw-1", "127.0.0.10", v1.Feature_NODES, v1.Feature_MEMBERSHIP, v1.Feature_ICE_NEGOTIATION),
@@ -343,7 +342,7 @@ func testSnapshot() *mesh.Snapshot {
 		node("laptop", "127.0.0.2", v1.Feature_NODES),
 		node("web-1", "127.0.0.4"),
 	} {
-		s.Nodes[n.ID] = n
+		s.Nodes = s.Nodes.With(n)
 	}
 	grant := func(who string, rules ...mesh.Rule) {
 		s.Roles = append(s.Roles, mesh.Role{Name: who, Rules: rules})

@@ -70,23 +70,23 @@ func TestSubscribePeers_SendsChangesOfTheNodesPlanOnly(t *testing.T) {
 		if first := got.now(); len(first) != 1 || len(first[0].GetPeers()) != 1 || first[0].GetGatewayId() != "gw-1" {
 			t.Fatalf("at once: %v", first)
 		}
-		s.node.set(changed(8, func(s *mesh.Snapshot) { s.Nodes["new"] = &mesh.Node{ID: "new"} }))
+		s.node.set(changed(8, func(s *mesh.Snapshot) { s.Nodes = s.Nodes.With(&mesh.Node{ID: "new"}) }))
 		pass(time.Minute)
 		if more := got.now(); len(more) != 0 {
 			t.Errorf("a node that is no peer: %v", more)
 		}
-		s.node.set(changed(9, func(s *mesh.Snapshot) { s.Nodes["gw-1"].Zone = "east" }))
+		s.node.set(changed(9, func(s *mesh.Snapshot) { s.Node("gw-1").Zone = "east" }))
 		if more := got.now(); len(more) != 1 || more[0].GetPeers()[0].GetNode().GetZoneAwarenessId() != "east" {
 			t.Errorf("a peer that changed: %v", more)
 		}
 		s.node.set(changed(10, func(s *mesh.Snapshot) {
-			s.Nodes["gw-1"].Zone = "east"
+			s.Node("gw-1").Zone = "east"
 			s.ACLs = []mesh.ACL{{Name: "new", Accept: true}}
 		}))
 		if more := got.now(); len(more) != 1 || len(more[0].GetNetworkAcls()) != 1 {
 			t.Errorf("an ACL that changed: %v", more)
 		}
-		s.node.set(changed(11, func(s *mesh.Snapshot) { delete(s.Nodes, "laptop") }))
+		s.node.set(changed(11, func(s *mesh.Snapshot) { s.Nodes = s.Nodes.Without("laptop") }))
 		if err := <-got.end; connect.CodeOf(err) != connect.CodeNotFound {
 			t.Errorf("a node that was removed: %v", err)
 		}
@@ -100,7 +100,11 @@ func TestWatchMesh(t *testing.T) {
 			t.Fatal(err)
 		}
 		with := func(version uint64) *mesh.Snapshot {
-			return changed(version, func(s *mesh.Snapshot) { s.Nodes["web-1"].PublicKey = key.Public() })
+			return changed(version, func(s *mesh.Snapshot) {
+				n := *s.Node("web-1")
+				n.PublicKey = key.Public()
+				s.Nodes = s.Nodes.With(&n)
+			})
 		}
 		stats := func(received uint64, endpoint string, handshake time.Time) mesh.InterfaceStats {
 			return mesh.InterfaceStats{Peers: []mesh.PeerStats{{
@@ -171,7 +175,7 @@ func TestWatchMesh_SlowReaderGetsTheNewest(t *testing.T) {
 			return changed(version, func(s *mesh.Snapshot) {
 				for i := range 2000 {
 					id := mesh.NodeID(tokenOf(string(rune('a'+i%26)) + time.Duration(i).String()))
-					s.Nodes[id] = &mesh.Node{ID: id, Multiaddrs: []string{string(make([]byte, 500))}}
+					s.Nodes = s.Nodes.With(&mesh.Node{ID: id, Multiaddrs: []string{string(make([]byte, 500))}})
 				}
 			})
 		}

@@ -193,7 +193,7 @@ func TestStreams_EndWithTheRight(t *testing.T) {
 	}
 	s.node.set(changed(8, func(s *mesh.Snapshot) {
 		s.Bindings = nil
-		delete(s.Nodes, "laptop")
+		s.Nodes = s.Nodes.Without("laptop")
 	}))
 	if user.Receive() || connect.CodeOf(user.Err()) != connect.CodePermissionDenied {
 		t.Errorf("a user without the role: %v", user.Err())

@@ -252,7 +252,7 @@ func TestMesh_RemovedMember(t *testing.T) {
 		t.Fatal(err)
 	}
 	without := testSnapshot()
-	delete(without.Nodes, "laptop")
+	without.Nodes = without.Nodes.Without("laptop")
 	s.node.set(without)
 	if _, err := c.GetNode(testContext(t), connect.NewRequest(&v1.GetNodeRequest{Id: "web-1"})); connect.CodeOf(err) != connect.CodeUnauthenticated {
 		t.Errorf("got %v", err)

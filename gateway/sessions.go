@@ -72,7 +72,7 @@ func (s sessionPeers) Local(id mesh.NodeID) (bool, error) {
 	if snap == nil {
 		return false, unavailable("this node has not entered the mesh yet")
 	}
-	other, ok := snap.Nodes[id]
+	other, ok := snap.Nodes.Get(id)
 	if !ok {
 		return false, notFound(id)
 	}

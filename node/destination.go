@@ -38,7 +38,7 @@ func (n *Node) Destination(caller string, target mesh.NodeID, network, host stri
 	if s == nil {
 		return netip.AddrPort{}, n.Healthy()
 	}
-	through, ok := s.Nodes[target]
+	through, ok := s.Nodes.Get(target)
 	if !ok {
 		return netip.AddrPort{}, fmt.Errorf("%w: no node %q in the mesh", mesh.ErrNotFound, target)
 	}
@@ -89,7 +89,7 @@ func (n *Node) locate(s *mesh.Snapshot, through *mesh.Node, host string) (*mesh.
 	}
 	addr, err := netip.ParseAddr(host)
 	if err != nil {
-		named, ok := s.Nodes[mesh.NodeID(host)]
+		named, ok := s.Nodes.Get(mesh.NodeID(host))
 		if !ok {
 			return nil, netip.Addr{}, fmt.Errorf("%w: host %q is neither an address nor a node of the mesh", mesh.ErrInvalid, host)
 		}
@@ -183,7 +183,7 @@ func (n *Node) DialContext(ctx context.Context, network, address string) (net.Co
 	if s == nil {
 		return nil, n.Healthy()
 	}
-	if self, ok := s.Nodes[n.cfg.ID]; ok && owns(self, at.Addr()) {
+	if self, ok := s.Nodes.Get(n.cfg.ID); ok && owns(self, at.Addr()) {
 		e, ok := n.exposedAt(network, at.Port())
 		if !ok {
 			return nil, fmt.Errorf("%w: %s port %d is not exposed here", mesh.ErrDenied, network, at.Port())
@@ -238,7 +238,7 @@ func (n *Node) RPCAddress(id mesh.NodeID) (netip.AddrPort, error) {
 	if s == nil {
 		return netip.AddrPort{}, n.Healthy()
 	}
-	o, ok := s.Nodes[id]
+	o, ok := s.Nodes.Get(id)
 	if !ok {
 		return netip.AddrPort{}, fmt.Errorf("%w: no node %q in the mesh", mesh.ErrNotFound, id)
 	}

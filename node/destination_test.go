@@ -21,7 +21,6 @@ func world(t *testing.T) *mesh.Snapshot {
 	s := &mesh.Snapshot{
 		Version: 1,
 		IPv4:    netip.MustParsePrefix("172.16.0.0/12"), IPv6: netip.MustParsePrefix("fd9f:86d0:8188::/32"),
-		Nodes: map[mesh.NodeID]*mesh.Node{},
 		Routes: []mesh.Route{
 			{Name: "phone-auto", Node: "phone", Destinations: []netip.Prefix{netip.MustParsePrefix("192.168.7.0/24"), netip.MustParsePrefix("169.254.0.0/16")}},
 		},
@@ -47,7 +46,7 @@ func world(t *testing.T) *mesh.Snapshot {
 		if id != "phone" {
 			n.Features = []mesh.Feature{{Kind: v1.Feature_NODES, Port: 8443}}
 		}
-		s.Nodes[id] = n
+		s.Nodes = s.Nodes.With(n)
 	}
 	return s
 }
@@ -147,7 +146,7 @@ func TestDeviceConfig_FiltersWhatPortsDecide(t *testing.T) {
 	open := *s
 	open.ACLs = s.ACLs[2:]
 	packet := mesh.Packet{
-		Src: s.Nodes["phone"].IPv4.Addr(), Dst: s.Nodes["nas"].IPv4.Addr(), Protocol: mesh.ProtocolTCP, Kind: mesh.PacketOpens, DstPort: 22,
+		Src: s.Node("phone").IPv4.Addr(), Dst: s.Node("nas").IPv4.Addr(), Protocol: mesh.ProtocolTCP, Kind: mesh.PacketOpens, DstPort: 22,
 	}
 	for _, c := range []struct {
 		name     string
@@ -162,7 +161,7 @@ func TestDeviceConfig_FiltersWhatPortsDecide(t *testing.T) {
 	} {
 		n := self(t, c.s, "nas", c.holds)
 		n.flows = policy.NewFlows()
-		cfg := n.deviceConfig(c.s, mesh.Plan{Self: s.Nodes["nas"], Peers: []mesh.Peer{{Node: s.Nodes["phone"]}}})
+		cfg := n.deviceConfig(c.s, mesh.Plan{Self: s.Node("nas"), Peers: []mesh.Peer{{Node: s.Node("phone")}}})
 		if cfg.Allow(packet) != c.holds {
 			t.Errorf("%s: forwards %v", c.name, !c.holds)
 		}

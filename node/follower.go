@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"net/netip"
 	"sync"
 	"sync/atomic"
@@ -371,7 +370,7 @@ func (f *follower) build(r *v1.JoinResponse) (*mesh.Snapshot, mesh.Plan, error) 
 		ID: n.cfg.ID, PublicKey: n.cfg.Key.Public(), PrimaryEndpoint: n.cfg.PrimaryEndpoint,
 		Zone: n.cfg.Zone, Features: n.cfg.Features, Services: services(n.cfg.Expose),
 	}
-	s := &mesh.Snapshot{Version: 1, Domain: r.GetMeshDomain(), Nodes: map[mesh.NodeID]*mesh.Node{self.ID: self}}
+	s := &mesh.Snapshot{Version: 1, Domain: r.GetMeshDomain(), Nodes: mesh.NodesOf(self)}
 	for _, p := range []struct {
 		field, text string
 		into        *netip.Prefix
@@ -407,7 +406,7 @@ func (f *follower) build(r *v1.JoinResponse) (*mesh.Snapshot, mesh.Plan, error) 
 			n.log.Warn("peer not used", "peer", w.GetNode().GetId(), "err", err)
 			continue
 		}
-		s.Nodes[peer.Node.ID] = peer.Node
+		s.Nodes = s.Nodes.With(peer.Node)
 		plan.Peers = append(plan.Peers, peer)
 	}
 	for _, w := range r.GetNetworkAcls() {
@@ -447,7 +446,7 @@ func peerFromProto(w *v1.WireGuardPeer) (mesh.Peer, error) {
 // answered the join, else any peer with the membership service.
 func (f *follower) gateway() (*mesh.Node, netip.AddrPort, error) {
 	f.mu.Lock()
-	nodes, preferred := maps.Clone(f.latest.Nodes), mesh.NodeID(f.joined.GetGatewayId())
+	nodes, preferred := f.latest.Nodes, mesh.NodeID(f.joined.GetGatewayId())
 	f.mu.Unlock()
 	at := func(o *mesh.Node) (netip.AddrPort, bool) {
 		port, ok := o.FeaturePort(v1.Feature_MEMBERSHIP)
@@ -457,12 +456,12 @@ func (f *follower) gateway() (*mesh.Node, netip.AddrPort, error) {
 		}
 		return netip.AddrPortFrom(addrs[0], port), true
 	}
-	if o, ok := nodes[preferred]; ok {
+	if o, ok := nodes.Get(preferred); ok {
 		if a, ok := at(o); ok {
 			return o, a, nil
 		}
 	}
-	for _, o := range nodes {
+	for _, o := range nodes.All() {
 		if a, ok := at(o); ok && o.ID != f.node.cfg.ID {
 			return o, a, nil
 		}

@@ -115,7 +115,7 @@ func (h *holder) wait(ctx context.Context, after uint64) (*mesh.Snapshot, error)
 			return nil, err
 		}
 		// Before the bootstrap there is nothing to plan for.
-		if _, ok := s.Nodes[h.node.cfg.ID]; ok {
+		if s.Node(h.node.cfg.ID) != nil {
 			return s, nil
 		}
 		after = s.Version

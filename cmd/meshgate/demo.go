@@ -263,7 +263,7 @@ func reachable(ctx context.Context, n *node.Node, id mesh.NodeID) (string, error
 			return "", err
 		}
 		after = s.Version
-		o, ok := s.Nodes[id]
+		o, ok := s.Nodes.Get(id)
 		if !ok || len(o.Addrs()) == 0 {
 			continue
 		}

@@ -109,7 +109,7 @@ func (a *app) join(ctx context.Context, c *joinConfig) error {
 		return err
 	}
 	err = p.run(ctx, func() error {
-		self := p.node.Snapshot().Nodes[p.node.Self()]
+		self := p.node.Snapshot().Node(p.node.Self())
 		if a.output == "json" {
 			r := ready{Event: "ready", URL: c.gateway.URL}
 			for _, addr := range self.Addrs() {

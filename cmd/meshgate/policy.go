@@ -145,15 +145,13 @@ func livePolicy(ctx context.Context, cmd *cobra.Command, to *access) (*mesh.Snap
 // fetchPolicy reads all that policy is made of. The lists are read one after
 // another: a change in between may be in one and not in another.
 func fetchPolicy(ctx context.Context, gate *peer.Public) (*mesh.Snapshot, error) {
-	s := &mesh.Snapshot{Nodes: make(map[mesh.NodeID]*mesh.Node)}
+	s := &mesh.Snapshot{}
 	admin := gate.Admin()
 	nodes, err := fetchList(ctx, "nodes", gate.Mesh().ListNodes, (*v1.NodeList).GetNodes, mesh.NodeFromProto)
 	if err != nil {
 		return nil, err
 	}
-	for _, n := range nodes {
-		s.Nodes[n.ID] = n
-	}
+	s.Nodes = mesh.NodesOf(nodes...)
 	if s.Groups, err = fetchList(ctx, "groups", admin.ListGroups, (*v1.Groups).GetItems, mesh.GroupFromProto); err != nil {
 		return nil, err
 	}

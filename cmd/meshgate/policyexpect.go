@@ -223,7 +223,7 @@ func (c *checker) decide(e expectation, src, dst end) policy.Decision {
 	if dst.addr.Is6() && slices.Contains(list, mesh.ProtocolICMPv6) {
 		f.Protocol = mesh.ProtocolICMPv6
 	}
-	if _, isNode := c.snapshot.Nodes[mesh.NodeID(src.name)]; isNode {
+	if c.snapshot.Node(mesh.NodeID(src.name)) != nil {
 		return c.network.Opens(f)
 	}
 	return c.network.Decide(f)
@@ -245,8 +245,8 @@ func (c *checker) ends(name string, source bool) ([]end, error) {
 		}
 		return ends, nil
 	}
-	n, isNode := c.snapshot.Nodes[mesh.NodeID(name)]
-	if !isNode && !source && len(c.snapshot.Nodes) > 0 {
+	n, isNode := c.snapshot.Nodes.Get(mesh.NodeID(name))
+	if !isNode && !source && c.snapshot.Nodes.Len() > 0 {
 		return nil, fmt.Errorf("no node %q in the mesh", name)
 	}
 	if !isNode || len(n.Addrs()) == 0 {

@@ -111,7 +111,7 @@ func (p *policyParser) list(key string, value *yaml.Node) error {
 		})
 	}
 	if p.file.snapshot == nil {
-		p.file.snapshot = &mesh.Snapshot{Nodes: make(map[mesh.NodeID]*mesh.Node)}
+		p.file.snapshot = &mesh.Snapshot{}
 	}
 	s := p.file.snapshot
 	switch key {
@@ -127,10 +127,10 @@ func (p *policyParser) list(key string, value *yaml.Node) error {
 			if err != nil {
 				return err
 			}
-			if _, twice := s.Nodes[n.ID]; twice {
+			if s.Node(n.ID) != nil {
 				return fmt.Errorf("id: %q appears twice", n.ID)
 			}
-			s.Nodes[n.ID] = n
+			s.Nodes = s.Nodes.With(n)
 			return nil
 		})
 	case "groups":

@@ -107,7 +107,7 @@ func (p *nodeProcess) gatewayHost(host string) bool {
 	if s == nil {
 		return false
 	}
-	for _, o := range s.Nodes {
+	for _, o := range s.Nodes.All() {
 		if o.ID == p.node.Self() || !o.HasFeature(v1.Feature_TURN_SERVER) {
 			continue
 		}
@@ -197,7 +197,7 @@ func listenMesh(ctx context.Context, n *node.Node) (_ []net.Listener, err error)
 			}
 		}
 	}()
-	self := n.Snapshot().Nodes[n.Self()]
+	self := n.Snapshot().Node(n.Self())
 	port, _ := self.FeaturePort(v1.Feature_NODES)
 	for _, addr := range self.Addrs() {
 		l, err := n.Listen(ctx, "tcp", netip.AddrPortFrom(addr, port).String())

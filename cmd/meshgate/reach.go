@@ -105,7 +105,7 @@ func (p *gatewayProcess) ready() ready {
 	if p.turn != nil {
 		r.TURN = netip.AddrPortFrom(p.address, p.turn.UDPAddrs()[0].Port()).String()
 	}
-	self := p.node.Snapshot().Nodes[p.node.Self()]
+	self := p.node.Snapshot().Node(p.node.Self())
 	if addrs := self.Addrs(); len(addrs) > 0 {
 		r.Nodes = []readyNode{{ID: string(self.ID), Address: addrs[0].String()}}
 	}

@@ -84,7 +84,7 @@ func bindings(s *mesh.Snapshot) []mesh.RoleBinding { return s.Bindings }
 func groups(s *mesh.Snapshot) []mesh.Group         { return s.Groups }
 func acls(s *mesh.Snapshot) []mesh.ACL             { return s.ACLs }
 func routes(s *mesh.Snapshot) []mesh.Route         { return s.Routes }
-func edges(s *mesh.Snapshot) []mesh.Edge           { return s.Edges }
+func edges(s *mesh.Snapshot) []mesh.Edge           { return slices.Collect(s.Edges.All()) }
 
 // PutRole creates or replaces a role.
 func (a *adminService) PutRole(ctx context.Context, req *connect.Request[v1.Role]) (*empty, error) {
@@ -220,11 +220,11 @@ func (a *adminService) GetEdge(ctx context.Context, req *connect.Request[v1.Mesh
 	if err != nil {
 		return nil, err
 	}
-	i := slices.IndexFunc(s.Edges, func(e mesh.Edge) bool { return e.Source == ends.Source && e.Target == ends.Target })
-	if i < 0 {
+	edge, ok := s.Edges.Get(ends.Source, ends.Target)
+	if !ok {
 		return nil, fmt.Errorf("%w: no edge between %q and %q in this mesh", mesh.ErrNotFound, ends.Source, ends.Target)
 	}
-	return connect.NewResponse(mesh.EdgeToProto(s.Edges[i])), nil
+	return connect.NewResponse(mesh.EdgeToProto(edge)), nil
 }
 
 // ListEdges returns every edge once, sorted by source and target.

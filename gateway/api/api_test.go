@@ -85,8 +85,8 @@ func testFake(t testing.TB) *fake {
 		self: "gw",
 		snap: &mesh.Snapshot{
 			Version: 3, Domain: "mesh.test.", IPv4: netip.MustParsePrefix("10.9.0.0/16"), IPv6: netip.MustParsePrefix("fd00:0:1::/32"),
-			Nodes: map[mesh.NodeID]*mesh.Node{"gw": gw, "phone": phone, "gw-dns": named},
-			Edges: []mesh.Edge{{Source: "gw", Target: "phone", Weight: 4}},
+			Nodes: mesh.NodesOf(gw, phone, named),
+			Edges: mesh.EdgesOf(mesh.Edge{Source: "gw", Target: "phone", Weight: 4}),
 			ACLs:  []mesh.ACL{{Name: "all", Accept: true}},
 		},
 		plan: mesh.Plan{Self: phone, Peers: []mesh.Peer{{
@@ -99,7 +99,7 @@ func TestMembership_Join(t *testing.T) {
 	f := testFake(t)
 	m := &membershipService{state: f, members: f}
 	res, err := m.Join(t.Context(), connect.NewRequest(&v1.JoinRequest{
-		Id: "phone", PublicKey: f.snap.Nodes["phone"].PublicKey.Encode(), AssignIpv4: true, Routes: []string{"192.168.1.7/24"},
+		Id: "phone", PublicKey: f.snap.Node("phone").PublicKey.Encode(), AssignIpv4: true, Routes: []string{"192.168.1.7/24"},
 		DirectPeers: map[string]v1.ConnectProtocol{"gw": v1.ConnectProtocol_CONNECT_ICE},
 		Features:    []*v1.FeaturePort{{Feature: v1.Feature_NODES, Port: 8443}},
 		Services:    []*v1.Service{{Protocol: "tcp", Port: 22, Kind: "ssh"}},
@@ -107,7 +107,7 @@ func TestMembership_Join(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	peer := mesh.NodeToProto(f.snap.Nodes["gw"])
+	peer := mesh.NodeToProto(f.snap.Node("gw"))
 	peer.PrimaryEndpoint = "192.0.2.1:51820"
 	want := &v1.JoinResponse{
 		AddressIpv4: "10.9.0.2/32", AddressIpv6: "fd00:0:1:2::/112", NetworkIpv4: "10.9.0.0/16", NetworkIpv6: "fd00:0:1::/32",
@@ -119,7 +119,10 @@ func TestMembership_Join(t *testing.T) {
 	if len(got.GetNetworkAcls()) != 1 || got.GetNetworkAcls()[0].GetName() != "all" {
 		t.Errorf("ACLs %v", got.GetNetworkAcls())
 	}
-	got.NetworkAcls = nil
+	if off := time.Since(got.GetTime().AsTime()); off < 0 || off > time.Minute {
+		t.Errorf("the gateway's clock is %v", got.GetTime().AsTime())
+	}
+	got.NetworkAcls, got.Time = nil, nil
 	if diff := cmp.Diff(want, got, protocmp.Transform()); diff != "" {
 		t.Error(diff)
 	}
@@ -252,7 +255,7 @@ func TestNode_GetStatus(t *testing.T) {
 	other := testKey(t).WireGuard()
 	handshake := time.Date(2026, 11, 22, 10, 0, 0, 0, time.UTC)
 	f.stats = mesh.InterfaceStats{
-		Name: "meshgate0", Type: "netstack", ListenPort: 51820, PublicKey: f.snap.Nodes["gw"].PublicKey.WireGuard(),
+		Name: "meshgate0", Type: "netstack", ListenPort: 51820, PublicKey: f.snap.Node("gw").PublicKey.WireGuard(),
 		Addresses: []netip.Prefix{netip.MustParsePrefix("10.9.0.1/32"), netip.MustParsePrefix("fd00::1/112")},
 		Peers: []mesh.PeerStats{
 			{PublicKey: other, Endpoint: "192.0.2.9:1", LastHandshake: handshake, Keepalive: 25 * time.Second, ReceiveBytes: 5, TransmitBytes: 7},
@@ -303,7 +306,7 @@ func TestNode_GetStatus(t *testing.T) {
 func TestLinks(t *testing.T) {
 	f := testFake(t)
 	now := time.Now()
-	key := func(id mesh.NodeID) mesh.WireGuardKey { return f.snap.Nodes[id].PublicKey.WireGuard() }
+	key := func(id mesh.NodeID) mesh.WireGuardKey { return f.snap.Node(id).PublicKey.WireGuard() }
 	for name, tt := range map[string]struct {
 		handshake time.Time
 		online    bool
@@ -329,8 +332,8 @@ func TestLinks(t *testing.T) {
 func TestMesh_Graph(t *testing.T) {
 	f := testFake(t)
 	evil := mesh.NodeID("a\\\" -> \"b\n<b>x</b>")
-	f.snap.Nodes[evil] = &mesh.Node{ID: evil}
-	f.snap.Edges = append(f.snap.Edges, mesh.Edge{Source: evil, Target: "gw"})
+	f.snap.Nodes = f.snap.Nodes.With(&mesh.Node{ID: evil})
+	f.snap.Edges = f.snap.Edges.With(mesh.Edge{Source: evil, Target: "gw"})
 	res, err := (&meshService{state: f}).GetMeshGraph(t.Context(), connect.NewRequest(&emptypb.Empty{}))
 	if err != nil {
 		t.Fatal(err)
@@ -338,8 +341,8 @@ func TestMesh_Graph(t *testing.T) {
 	want := "graph mesh {\n" +
 		"\t\"a\\\\\\\" -> \\\"b <b>x</b>\";\n" +
 		"\t\"gw\";\n\t\"gw-dns\";\n\t\"phone\";\n" +
-		"\t\"gw\" -- \"phone\" [weight=4];\n" +
-		"\t\"a\\\\\\\" -> \\\"b <b>x</b>\" -- \"gw\" [weight=0];\n}\n"
+		"\t\"a\\\\\\\" -> \\\"b <b>x</b>\" -- \"gw\" [weight=0];\n" +
+		"\t\"gw\" -- \"phone\" [weight=4];\n}\n"
 	if diff := cmp.Diff(want, res.Msg.GetDot()); diff != "" {
 		t.Error(diff)
 	}

@@ -51,7 +51,7 @@ func whole(ctx context.Context, state State) (*mesh.Snapshot, error) {
 	if err != nil {
 		return nil, err
 	}
-	if self, ok := s.Nodes[state.Self()]; !ok || !holdsState(self) {
+	if self := s.Node(state.Self()); self == nil || !holdsState(self) {
 		return nil, fmt.Errorf("%w: this node holds no state of the mesh; ask a gateway", mesh.ErrUnsupported)
 	}
 	return s, nil

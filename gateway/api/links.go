@@ -51,20 +51,14 @@ func (l *links) get() (mesh.InterfaceStats, error) {
 // linksToProto gives each peer of the interface the name of its node, sorted
 // by it. Peers that s does not know are left out.
 func linksToProto(s *mesh.Snapshot, stats mesh.InterfaceStats, now time.Time) []*meshgatev1.Link {
-	ids := make(map[mesh.WireGuardKey]mesh.NodeID, len(s.Nodes))
-	for id, n := range s.Nodes {
-		if !n.PublicKey.IsZero() {
-			ids[n.PublicKey.WireGuard()] = id
-		}
-	}
 	out := make([]*meshgatev1.Link, 0, len(stats.Peers))
 	for _, p := range stats.Peers {
-		id, ok := ids[p.PublicKey]
+		n, ok := s.NodeByKey(p.PublicKey)
 		if !ok {
 			continue
 		}
 		link := &meshgatev1.Link{
-			NodeId:        string(id),
+			NodeId:        string(n.ID),
 			Online:        !p.LastHandshake.IsZero() && now.Sub(p.LastHandshake) < handshakeAge,
 			Endpoint:      p.Endpoint,
 			ReceiveBytes:  p.ReceiveBytes,

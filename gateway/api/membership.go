@@ -44,7 +44,7 @@ func (m *membershipService) Join(ctx context.Context, req *connect.Request[v1.Jo
 	if err != nil {
 		return nil, err
 	}
-	n := s.Nodes[r.Node.ID]
+	n := s.Node(r.Node.ID)
 	return connect.NewResponse(&v1.JoinResponse{
 		AddressIpv4: mesh.PrefixString(n.IPv4),
 		AddressIpv6: mesh.PrefixString(n.IPv6),
@@ -130,7 +130,7 @@ func (m *membershipService) GetStorageConfiguration(context.Context, *connect.Re
 	if err != nil {
 		return nil, err
 	}
-	self := s.Nodes[m.state.Self()]
+	self := s.Node(m.state.Self())
 	server := &v1.StorageServer{Id: string(self.ID), Suffrage: v1.ClusterStatus_CLUSTER_LEADER}
 	port, ok := self.FeaturePort(v1.Feature_STORAGE_PROVIDER)
 	if !ok {
@@ -152,7 +152,7 @@ func (m *membershipService) stateSnapshot() (*mesh.Snapshot, error) {
 	if err != nil {
 		return nil, err
 	}
-	if self, ok := s.Nodes[m.state.Self()]; !ok || !holdsState(self) {
+	if self := s.Node(m.state.Self()); self == nil || !holdsState(self) {
 		return nil, fmt.Errorf("%w: this node holds no state of the mesh; ask a gateway", mesh.ErrUnsupported)
 	}
 	return s, nil
@@ -160,7 +160,7 @@ func (m *membershipService) stateSnapshot() (*mesh.Snapshot, error) {
 
 // configuration is what node id needs to follow s.
 func (m *membershipService) configuration(s *mesh.Snapshot, id mesh.NodeID) (*v1.PeerConfigurations, error) {
-	if _, ok := s.Nodes[id]; !ok {
+	if s.Node(id) == nil {
 		return nil, fmt.Errorf("%w: node %q is not, or no longer, in this mesh; join first", mesh.ErrNotFound, id)
 	}
 	plan, err := m.state.Plan(s, id)
@@ -198,8 +198,7 @@ func peerToProto(p mesh.Peer) *v1.WireGuardPeer {
 // are named, because v1 nodes parse it as one.
 func signalingServers(s *mesh.Snapshot) []string {
 	var servers []string
-	for _, id := range sortedIDs(s) {
-		n := s.Nodes[id]
+	for _, n := range s.Nodes.All() {
 		port, ok := n.FeaturePort(v1.Feature_ICE_NEGOTIATION)
 		if _, err := netip.ParseAddr(n.PrimaryEndpoint); !ok || err != nil {
 			continue

@@ -4,8 +4,6 @@ package api
 
 import (
 	"context"
-	"maps"
-	"slices"
 	"strconv"
 	"strings"
 
@@ -33,7 +31,7 @@ func (m *meshService) GetNode(ctx context.Context, req *connect.Request[v1.GetNo
 	if err != nil {
 		return nil, err
 	}
-	n, ok := s.Nodes[id]
+	n, ok := s.Nodes.Get(id)
 	if !ok {
 		return nil, unknownNode(id)
 	}
@@ -56,25 +54,24 @@ func (m *meshService) GetMeshGraph(ctx context.Context, _ *connect.Request[empty
 		return nil, err
 	}
 	graph := &v1.MeshGraph{Edges: edgesToProto(s), Dot: dot(s)}
-	for _, id := range sortedIDs(s) {
+	for id := range s.Nodes.All() {
 		graph.Nodes = append(graph.Nodes, string(id))
 	}
 	return connect.NewResponse(graph), nil
 }
 
-func sortedIDs(s *mesh.Snapshot) []mesh.NodeID { return slices.Sorted(maps.Keys(s.Nodes)) }
-
 func nodesToProto(s *mesh.Snapshot) []*v1.MeshNode {
-	nodes := make([]*v1.MeshNode, 0, len(s.Nodes))
-	for _, id := range sortedIDs(s) {
-		nodes = append(nodes, mesh.NodeToProto(s.Nodes[id]))
+	nodes := make([]*v1.MeshNode, 0, s.Nodes.Len())
+	for _, n := range s.Nodes.All() {
+		nodes = append(nodes, mesh.NodeToProto(n))
 	}
 	return nodes
 }
 
 func edgesToProto(s *mesh.Snapshot) []*v1.MeshEdge {
-	edges := make([]*v1.MeshEdge, 0, len(s.Edges))
-	for _, e := range s.Edges {
+	all := s.AllEdges()
+	edges := make([]*v1.MeshEdge, 0, len(all))
+	for _, e := range all {
 		edges = append(edges, mesh.EdgeToProto(e))
 	}
 	return edges
@@ -85,10 +82,10 @@ func edgesToProto(s *mesh.Snapshot) []*v1.MeshEdge {
 func dot(s *mesh.Snapshot) string {
 	var b strings.Builder
 	b.WriteString("graph mesh {\n")
-	for _, id := range sortedIDs(s) {
+	for id := range s.Nodes.All() {
 		b.WriteString("\t" + quoteDOT(string(id)) + ";\n")
 	}
-	for _, e := range s.Edges {
+	for _, e := range s.AllEdges() {
 		b.WriteString("\t" + quoteDOT(string(e.Source)) + " -- " + quoteDOT(string(e.Target)) +
 			" [weight=" + strconv.Itoa(int(e.Weight)) + "];\n")
 	}

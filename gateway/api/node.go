@@ -52,7 +52,7 @@ func (n *nodeService) GetStatus(ctx context.Context, req *connect.Request[v1.Get
 		ClusterStatus:    v1.ClusterStatus_CLUSTER_NODE,
 		InterfaceMetrics: metricsToProto(stats),
 	}
-	if me, ok := s.Nodes[self]; ok {
+	if me := s.Node(self); me != nil {
 		status.Features = mesh.FeaturesToProto(me.Features)
 		if holdsState(me) {
 			status.ClusterStatus = v1.ClusterStatus_CLUSTER_LEADER
@@ -68,7 +68,7 @@ func (n *nodeService) remoteStatus(ctx context.Context, s *mesh.Snapshot, name s
 	if err != nil {
 		return nil, err
 	}
-	other, ok := s.Nodes[id]
+	other, ok := s.Nodes.Get(id)
 	if !ok {
 		return nil, unknownNode(id)
 	}

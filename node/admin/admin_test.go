@@ -116,7 +116,7 @@ func good() []mesh.Change {
 
 // count is the number of objects in s.
 func count(s *mesh.Snapshot) int {
-	return len(s.Roles) + len(s.Bindings) + len(s.Groups) + len(s.ACLs) + len(s.Routes) + len(s.Edges)
+	return len(s.Roles) + len(s.Bindings) + len(s.Groups) + len(s.ACLs) + len(s.Routes) + s.Edges.Len()
 }
 
 func TestChange_PutsAndDeletesEveryKind(t *testing.T) {
@@ -147,10 +147,10 @@ func TestChange_EdgesHaveNoDirection(t *testing.T) {
 	w := newWorld(t)
 	w.must(mesh.Change{Edge: &mesh.Edge{Source: "b", Target: "a", Weight: 3}})
 	s := w.must(mesh.Change{Edge: &mesh.Edge{Source: "a", Target: "b", Weight: 4}})
-	if len(s.Edges) != 1 || s.Edges[0].Weight != 4 {
+	if e, ok := s.Edges.Get("a", "b"); s.Edges.Len() != 1 || !ok || e.Weight != 4 {
 		t.Errorf("edges %v", s.Edges)
 	}
-	if s := w.must(mesh.Change{Edge: &mesh.Edge{Source: "b", Target: "a"}, Delete: true}); len(s.Edges) != 0 {
+	if s := w.must(mesh.Change{Edge: &mesh.Edge{Source: "b", Target: "a"}, Delete: true}); s.Edges.Len() != 0 {
 		t.Errorf("edges %v", s.Edges)
 	}
 }

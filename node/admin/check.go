@@ -251,7 +251,7 @@ func checkUnused(s *mesh.Snapshot, name string) error {
 }
 
 func checkNode(s *mesh.Snapshot, field string, id mesh.NodeID) error {
-	if _, ok := s.Nodes[id]; !ok {
+	if s.Node(id) == nil {
 		return fmt.Errorf("%w: %s: there is no node %q in this mesh; v1.Mesh/ListNodes names those that are", mesh.ErrPrecondition, field, id)
 	}
 	return nil

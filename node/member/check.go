@@ -5,6 +5,7 @@ package member
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"github.com/meshgate/meshgate/node/mesh"
 )
@@ -102,7 +103,7 @@ func atMost(limit int, field string, n int) error {
 // are for a mesh on one machine: where self has one, others may, too.
 func checkEndpoints(s *mesh.Snapshot, n *mesh.Node, self mesh.NodeID) error {
 	local := n.ID == self
-	if gateway, ok := s.Nodes[self]; ok && !local {
+	if gateway := s.Node(self); gateway != nil && !local {
 		addr, err := netip.ParseAddr(gateway.PrimaryEndpoint)
 		local = err == nil && addr.IsLoopback()
 	}
@@ -134,7 +135,7 @@ func checkEndpoints(s *mesh.Snapshot, n *mesh.Node, self mesh.NodeID) error {
 // those that touch the mesh's own, other nodes' addresses and routes, the
 // default route, and networks that mean something else on every host.
 func checkRoutes(s *mesh.Snapshot, id mesh.NodeID, routes []netip.Prefix) error {
-	for i, p := range routes {
+	for _, p := range routes {
 		switch {
 		case !p.IsValid() || p != p.Masked():
 			return fmt.Errorf("%w: routes: %v has bits set behind its length; want %v", mesh.ErrInvalid, p, p.Masked())
@@ -145,38 +146,47 @@ func checkRoutes(s *mesh.Snapshot, id mesh.NodeID, routes []netip.Prefix) error 
 		case !s.Routable(p):
 			return fmt.Errorf("%w: routes: %v is loopback, link-local or multicast, which no node can stand for; leave it out", mesh.ErrInvalid, p)
 		}
-		for _, q := range routes[:i] {
-			if p.Overlaps(q) {
-				return fmt.Errorf("%w: routes: %v and %v overlap; name the wider one only", mesh.ErrInvalid, p, q)
-			}
-		}
-		if err := checkOwner(s, id, p); err != nil {
-			return err
+		if n, ok := s.Nodes.Overlapping(p); ok {
+			return fmt.Errorf("%w: routes: %v holds an address of node %q", mesh.ErrInvalid, p, n.ID)
 		}
 	}
-	return nil
+	return checkOwners(s, id, routes)
 }
 
-// checkOwner refuses a network that somebody else has some of.
-func checkOwner(s *mesh.Snapshot, id mesh.NodeID, p netip.Prefix) error {
+// checkOwners refuses networks that overlap, or that somebody else has some of.
+func checkOwners(s *mesh.Snapshot, id mesh.NodeID, routes []netip.Prefix) error {
+	if len(routes) == 0 {
+		return nil
+	}
+	routes = slices.SortedFunc(slices.Values(routes), netip.Prefix.Compare)
+	for i, p := range routes[1:] {
+		if p.Overlaps(routes[i]) {
+			return fmt.Errorf("%w: routes: %v and %v overlap; name the wider one only", mesh.ErrInvalid, routes[i], p)
+		}
+	}
 	for _, r := range s.Routes {
 		if r.Node == string(id) {
 			continue
 		}
 		for _, q := range r.Destinations {
-			if p.Overlaps(q) {
+			if p, ok := overlapping(routes, q.Masked()); ok {
 				return fmt.Errorf("%w: routes: %v overlaps %v, which %q offers; only one node can offer a network", mesh.ErrExists, p, q, r.Node)
 			}
 		}
 	}
-	for _, n := range s.Nodes {
-		for _, q := range n.Prefixes() {
-			if p.Overlaps(q) {
-				return fmt.Errorf("%w: routes: %v holds the address %v of node %q", mesh.ErrInvalid, p, q.Addr(), n.ID)
-			}
+	return nil
+}
+
+// overlapping returns the network of list that overlaps q. The list is sorted
+// and its networks do not overlap each other.
+func overlapping(list []netip.Prefix, q netip.Prefix) (netip.Prefix, bool) {
+	i, _ := slices.BinarySearchFunc(list, q, netip.Prefix.Compare)
+	for _, j := range []int{i - 1, i} {
+		if j >= 0 && j < len(list) && list[j].Overlaps(q) {
+			return list[j], true
 		}
 	}
-	return nil
+	return netip.Prefix{}, false
 }
 
 func touchesMesh(s *mesh.Snapshot, p netip.Prefix) bool {

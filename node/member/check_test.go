@@ -207,7 +207,7 @@ func TestRoutes_NeverOverlap(t *testing.T) {
 			prefix netip.Prefix
 		}
 		var all []owned
-		for id, n := range s.Nodes {
+		for id, n := range s.Nodes.All() {
 			for _, p := range n.Prefixes() {
 				all = append(all, owned{string(id), p})
 			}

@@ -20,7 +20,7 @@ func (m *Members) Declare(ctx context.Context, n mesh.Node, routes []netip.Prefi
 	}
 	_, err := m.registry.Update(ctx, func(tx *registry.Tx) error {
 		s := tx.Snapshot()
-		old, ok := s.Nodes[n.ID]
+		old, ok := s.Nodes.Get(n.ID)
 		if !ok {
 			return fmt.Errorf("%w: no node %q in the mesh; it has to join first", mesh.ErrNotFound, n.ID)
 		}

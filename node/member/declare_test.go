@@ -27,13 +27,13 @@ func TestDeclare_ReplacesAndWithdraws(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	before := s.Nodes["a"]
+	before := s.Node("a")
 	if err := f.Declare(t.Context(), mesh.Node{ID: "a", Zone: "z2"}, nil); err != nil {
 		t.Fatal(err)
 	}
 	s = f.registry.Snapshot()
 	want := mesh.Node{ID: "a", PublicKey: before.PublicKey, IPv4: before.IPv4, IPv6: before.IPv6, JoinedAt: before.JoinedAt, Zone: "z2"}
-	if diff := cmp.Diff(want, *s.Nodes["a"], equal); diff != "" {
+	if diff := cmp.Diff(want, *s.Node("a"), equal); diff != "" {
 		t.Errorf("the record (-want +got):\n%s", diff)
 	}
 	for _, route := range s.Routes {

@@ -21,8 +21,13 @@ import (
 	"github.com/meshgate/meshgate/node/registry"
 )
 
-// edgeWeight is the weight of an edge that a join makes, as v1 nodes give it.
-const edgeWeight = 1
+const (
+	// edgeWeight is the weight of an edge that a join makes, as v1 nodes give it.
+	edgeWeight = 1
+	// maxZoneEdges is how many public nodes of its zone a node without a public
+	// address of its own gets an edge to.
+	maxZoneEdges = 8
+)
 
 // Config says where members are kept.
 type Config struct {
@@ -30,6 +35,9 @@ type Config struct {
 	Registry *registry.Registry
 	// Self is the node that takes joins; joiners get an edge to it. Required.
 	Self mesh.NodeID
+	// StaticIPv4 are the addresses of nodes that must have a certain one; no
+	// other node gets them. Nil: none.
+	StaticIPv4 map[mesh.NodeID]netip.Addr
 	// Logger is told who joins and leaves; nil discards.
 	Logger *slog.Logger
 }
@@ -43,6 +51,7 @@ type Config struct {
 type Members struct {
 	registry *registry.Registry
 	self     mesh.NodeID
+	pool     *ipam.Pool
 	log      *slog.Logger
 }
 
@@ -54,14 +63,18 @@ func New(cfg Config) (*Members, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	return &Members{registry: cfg.Registry, self: cfg.Self, log: cfg.Logger.With("component", "member")}, nil
+	pool, err := ipam.New(cfg.StaticIPv4)
+	if err != nil {
+		return nil, fmt.Errorf("member: %w", err)
+	}
+	return &Members{registry: cfg.Registry, self: cfg.Self, pool: pool, log: cfg.Logger.With("component", "member")}, nil
 }
 
 // Join makes a node a member: its record, addresses, edges and routes are one
 // change. The returned snapshot holds it.
 //
-// An id belongs to the key that it first joined with, until the node leaves. A
-// node that joins again with the same id and key keeps its addresses and gets
+// An id belongs to the key that it first joined with, until the node leaves; a
+// purge does not free it. A node that joins again with the same id and key keeps its addresses and gets
 // what it now says of itself; another key for its id, or its key under another
 // id, is mesh.ErrExists. A node that takes itself for a member of this mesh and
 // is none was removed: mesh.ErrNotFound.
@@ -71,13 +84,13 @@ func (m *Members) Join(ctx context.Context, r mesh.JoinRequest) (*mesh.Snapshot,
 	}
 	again := false
 	s, err := m.registry.Update(ctx, func(tx *registry.Tx) error {
-		_, again = tx.Snapshot().Nodes[r.Node.ID]
+		again = tx.Snapshot().Node(r.Node.ID) != nil
 		return m.join(tx, r)
 	})
 	if err != nil {
 		return nil, fmt.Errorf("join of node %q: %w", r.Node.ID, err)
 	}
-	m.log.Info("node joined", "peer", string(r.Node.ID), "again", again, "addr", s.Nodes[r.Node.ID].Addrs())
+	m.log.Info("node joined", "peer", string(r.Node.ID), "again", again, "addr", s.Node(r.Node.ID).Addrs())
 	return s, nil
 }
 
@@ -87,7 +100,7 @@ func (m *Members) join(tx *registry.Tx, r mesh.JoinRequest) error {
 	if !s.IPv6.IsValid() {
 		return fmt.Errorf("%w: there is no mesh yet", mesh.ErrPrecondition)
 	}
-	if _, ok := s.Nodes[r.Node.ID]; !ok && r.MemberOf == s.IPv6 {
+	if s.Node(r.Node.ID) == nil && r.MemberOf == s.IPv6 {
 		return fmt.Errorf("%w: id: the node is not in this mesh any more: it was removed", mesh.ErrNotFound)
 	}
 	if err := checkFree(tx, r.Node.ID, r.Node.PublicKey); err != nil {
@@ -100,12 +113,13 @@ func (m *Members) join(tx *registry.Tx, r mesh.JoinRequest) error {
 		return err
 	}
 	n := r.Node
-	if err := assign(s, &n, r.AssignIPv4); err != nil {
+	if err := m.assign(tx, &n, r.AssignIPv4); err != nil {
 		return err
 	}
 	if err := tx.PutNode(&n); err != nil {
 		return err
 	}
+	tx.UnbindKey(n.ID) // the record says it from now on
 	if len(r.Routes) == 0 {
 		tx.DeleteRoute(registry.AutoRoute(n.ID))
 	}
@@ -120,9 +134,12 @@ func checkFree(tx *registry.Tx, id mesh.NodeID, key mesh.PublicKey) error {
 	if tx.Unreadable(id) {
 		return fmt.Errorf("%w: id: there is a record of the node that makes no sense; remove the node first", mesh.ErrExists)
 	}
-	old, ok := tx.Snapshot().Nodes[id]
-	if ok && !old.PublicKey.IsZero() && old.PublicKey != key {
+	old := tx.Snapshot().Node(id)
+	if old != nil && !old.PublicKey.IsZero() && old.PublicKey != key {
 		return fmt.Errorf("%w: public_key: the id is bound to another key; choose another id, or remove the old node first", mesh.ErrExists)
+	}
+	if bound, ok := tx.BoundKey(id); ok && bound != key {
+		return fmt.Errorf("%w: public_key: the id is bound to the key of a node that was purged; choose another id, or have an admin remove the old node (Leave)", mesh.ErrExists)
 	}
 	if other, ok := tx.Snapshot().NodeByKey(key.WireGuard()); ok && other.ID != id {
 		return fmt.Errorf("%w: public_key: another node has this key; each node needs a key of its own", mesh.ErrExists)
@@ -131,11 +148,12 @@ func checkFree(tx *registry.Tx, id mesh.NodeID, key mesh.PublicKey) error {
 }
 
 // assign gives n the addresses that it has, or new ones.
-func assign(s *mesh.Snapshot, n *mesh.Node, wantIPv4 bool) error {
+func (m *Members) assign(tx *registry.Tx, n *mesh.Node, wantIPv4 bool) error {
+	s := tx.Snapshot()
 	n.IPv6 = mesh.NodeIPv6(s.IPv6, n.PublicKey.WireGuard())
 	n.IPv4 = netip.Prefix{}
 	n.JoinedAt = time.Now().UTC().Truncate(time.Second)
-	if old, ok := s.Nodes[n.ID]; ok {
+	if old := s.Node(n.ID); old != nil {
 		n.IPv4 = old.IPv4
 		if old.IPv6.IsValid() {
 			n.IPv6 = old.IPv6
@@ -144,37 +162,41 @@ func assign(s *mesh.Snapshot, n *mesh.Node, wantIPv4 bool) error {
 			n.JoinedAt = old.JoinedAt
 		}
 	}
-	if other, ok := s.NodeByAddr(n.IPv6.Addr()); ok && other.ID != n.ID {
+	if other, ok := s.Nodes.Overlapping(n.IPv6); ok && other.ID != n.ID {
 		return fmt.Errorf("%w: public_key: its IPv6 address belongs to node %q; make a new key", mesh.ErrExists, other.ID)
 	}
-	if !wantIPv4 || n.IPv4.IsValid() {
+	static, isStatic := m.pool.Static(n.ID)
+	if !wantIPv4 || (n.IPv4.IsValid() && (!isStatic || n.IPv4.Addr() == static)) {
 		return nil
 	}
-	taken := make(map[netip.Addr]bool, len(s.Nodes))
-	for _, o := range s.Nodes {
-		taken[o.IPv4.Addr()] = true
-	}
 	var err error
-	if n.IPv4, err = ipam.Next(s.IPv4, func(a netip.Addr) bool { return taken[a] }); err != nil {
+	if n.IPv4, err = m.pool.Choose(s.IPv4, n.ID, s.LastIPv4, s.Nodes); err != nil {
 		return fmt.Errorf("assign_ipv4: %w", err)
+	}
+	if !isStatic {
+		tx.SetLastIPv4(n.IPv4.Addr())
 	}
 	return nil
 }
 
 // putEdges writes the edges that a join makes: to the node that takes it, to
-// public nodes of the same zone, and to the direct peers that were asked for.
-// What is set on an edge stays unless a direct peer says otherwise.
+// some public nodes of the same zone, and to the direct peers that were asked
+// for. What is set on an edge stays unless a direct peer says otherwise. Edges
+// between public nodes follow from the nodes and are not stored.
 func (m *Members) putEdges(tx *registry.Tx, n *mesh.Node, r mesh.JoinRequest) error {
+	s := tx.Snapshot()
 	near := map[mesh.NodeID]bool{m.self: true}
-	for id, o := range tx.Snapshot().Nodes {
-		if n.Zone != "" && o.Zone == n.Zone && o.PrimaryEndpoint != "" {
-			near[id] = true
+	if n.PrimaryEndpoint == "" || !n.RunsMeshgate() {
+		for o := range s.Nodes.PublicInZone(n.Zone, n.ID) {
+			if near[o.ID] = true; len(near) > maxZoneEdges {
+				break
+			}
 		}
 	}
 	delete(near, n.ID)
 	for _, id := range slices.Sorted(maps.Keys(r.DirectPeers)) {
-		if _, ok := tx.Snapshot().Nodes[id]; !ok {
-			return fmt.Errorf("%w: direct_peers: no node %q in the mesh", mesh.ErrNotFound, id)
+		if s.Node(id) == nil {
+			return fmt.Errorf("%w: direct_peers: no node %q in the mesh; it has to join first", mesh.ErrNotFound, id)
 		}
 		e, err := registry.Link(n.ID, id, r.DirectPeers[id])
 		if err == nil {
@@ -204,8 +226,8 @@ func (m *Members) Update(ctx context.Context, r mesh.UpdateRequest) error {
 	}
 	_, err := m.registry.Update(ctx, func(tx *registry.Tx) error {
 		s := tx.Snapshot()
-		old, ok := s.Nodes[r.ID]
-		if !ok {
+		old := s.Node(r.ID)
+		if old == nil {
 			return fmt.Errorf("%w: no node %q in the mesh; it has to join first", mesh.ErrNotFound, r.ID)
 		}
 		if !r.PublicKey.IsZero() && r.PublicKey != old.PublicKey {
@@ -253,8 +275,8 @@ func updated(n mesh.Node, r mesh.UpdateRequest) mesh.Node {
 	return n
 }
 
-// Leave removes a node with its edges and routes; ACLs, roles and groups that
-// name it stay. Removing a node that is not there is no error. The node that
+// Leave removes a node with its edges and routes, and frees its id for another
+// key; ACLs, roles and groups that name it stay. Removing a node that is not there is no error. The node that
 // holds the state cannot be removed: mesh.ErrPrecondition.
 func (m *Members) Leave(ctx context.Context, id mesh.NodeID) error {
 	if id == m.self {
@@ -262,13 +284,9 @@ func (m *Members) Leave(ctx context.Context, id mesh.NodeID) error {
 	}
 	was := false
 	_, err := m.registry.Update(ctx, func(tx *registry.Tx) error {
-		_, was = tx.Snapshot().Nodes[id]
-		tx.DeleteNode(id)
-		for _, r := range tx.Snapshot().Routes {
-			if r.Node == string(id) {
-				tx.DeleteRoute(r.Name)
-			}
-		}
+		was = tx.Snapshot().Node(id) != nil
+		tx.UnbindKey(id)
+		remove(tx, id)
 		return nil
 	})
 	if err != nil {
@@ -278,6 +296,44 @@ func (m *Members) Leave(ctx context.Context, id mesh.NodeID) error {
 		m.log.Info("node left", "peer", string(id))
 	}
 	return nil
+}
+
+// Purge removes a node that has been dead for too long, as Leave does, but its
+// id stays bound to its key: nobody else gets to be that node because it was
+// away. The node itself joins again as a new one.
+func (m *Members) Purge(ctx context.Context, id mesh.NodeID) error {
+	if id == m.self {
+		return fmt.Errorf("purge of node %q: %w: it is the node that purges", id, mesh.ErrPrecondition)
+	}
+	was := false
+	_, err := m.registry.Update(ctx, func(tx *registry.Tx) error {
+		n := tx.Snapshot().Node(id)
+		if was = n != nil; !was {
+			return nil
+		}
+		if !n.PublicKey.IsZero() {
+			tx.BindKey(id, n.PublicKey)
+		}
+		remove(tx, id)
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("purge of node %q: %w", id, err)
+	}
+	if was {
+		m.log.Info("node purged", "peer", string(id))
+	}
+	return nil
+}
+
+// remove deletes a node's record, its edges and its routes.
+func remove(tx *registry.Tx, id mesh.NodeID) {
+	tx.DeleteNode(id)
+	for _, r := range tx.Snapshot().Routes {
+		if r.Node == string(id) {
+			tx.DeleteRoute(r.Name)
+		}
+	}
 }
 
 // putRoutes makes the routes that a node offers itself exactly list. An empty

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -28,7 +29,10 @@ import (
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 var equal = cmp.Options{cmpopts.EquateEmpty(), cmp.Comparer(func(a, b netip.Prefix) bool { return a == b }),
-	cmp.Comparer(func(a, b netip.AddrPort) bool { return a == b })}
+	cmp.Comparer(func(a, b netip.AddrPort) bool { return a == b }),
+	cmp.Comparer(func(a, b netip.Addr) bool { return a == b }),
+	cmp.Transformer("nodes", func(n mesh.Nodes) map[mesh.NodeID]*mesh.Node { return maps.Collect(n.All()) }),
+	cmp.Transformer("edges", func(e mesh.Edges) []mesh.Edge { return slices.Collect(e.All()) })}
 
 // fixture is a mesh with the gateway "gw" in it.
 type fixture struct {
@@ -130,7 +134,7 @@ func TestJoin_IsOneChange(t *testing.T) {
 	r.Node.Multiaddrs = []string{"/ip4/192.0.2.1"}
 	r.Routes = prefixes("10.1.0.0/16", "2001:db8::/32")
 	s := f.join(r)
-	n := s.Nodes["a"]
+	n := s.Node("a")
 	if age := time.Since(n.JoinedAt); age < -time.Second || age > time.Minute {
 		t.Errorf("joined at %v", n.JoinedAt)
 	}
@@ -141,7 +145,7 @@ func TestJoin_IsOneChange(t *testing.T) {
 	if diff := cmp.Diff(&want, n, equal); diff != "" {
 		t.Errorf("record (-want +got):\n%s", diff)
 	}
-	if diff := cmp.Diff([]mesh.Edge{{Source: "a", Target: "gw", Weight: 1}}, s.Edges, equal); diff != "" {
+	if diff := cmp.Diff(mesh.EdgesOf(mesh.Edge{Source: "a", Target: "gw", Weight: 1}), s.Edges, equal); diff != "" {
 		t.Errorf("edges (-want +got):\n%s", diff)
 	}
 	if diff := cmp.Diff([]mesh.Route{{Name: "a-auto", Node: "a", Destinations: r.Routes}}, s.Routes, equal); diff != "" {
@@ -165,8 +169,8 @@ func TestJoin_IsOneChange(t *testing.T) {
 func TestJoin_OfAStockWireGuardPeer(t *testing.T) {
 	f := newFixture(t)
 	s := f.join(request(t, "phone"))
-	n := s.Nodes["phone"]
-	if n.RunsMeshgate() || len(n.Addrs()) != 2 || len(s.Edges) != 1 {
+	n := s.Node("phone")
+	if n.RunsMeshgate() || len(n.Addrs()) != 2 || s.Edges.Len() != 1 {
 		t.Errorf("got %+v with edges %v", n, s.Edges)
 	}
 }
@@ -175,15 +179,15 @@ func TestJoin_WithoutIPv4(t *testing.T) {
 	f := newFixture(t)
 	r := request(t, "a")
 	r.AssignIPv4 = false
-	if n := f.join(r).Nodes["a"]; n.IPv4.IsValid() || !n.IPv6.IsValid() {
+	if n := f.join(r).Node("a"); n.IPv4.IsValid() || !n.IPv6.IsValid() {
 		t.Errorf("got addresses %v", n.Addrs())
 	}
 	r.AssignIPv4 = true
-	if n := f.join(r).Nodes["a"]; n.IPv4.String() != "172.16.0.2/32" {
+	if n := f.join(r).Node("a"); n.IPv4.String() != "172.16.0.2/32" {
 		t.Errorf("asked later: got %v", n.IPv4)
 	}
 	r.AssignIPv4 = false
-	if n := f.join(r).Nodes["a"]; n.IPv4.String() != "172.16.0.2/32" {
+	if n := f.join(r).Node("a"); n.IPv4.String() != "172.16.0.2/32" {
 		t.Errorf("no longer asked: got %v, want the address kept", n.IPv4)
 	}
 }
@@ -196,8 +200,8 @@ func TestJoin_Again(t *testing.T) {
 	r.Routes = prefixes("10.1.0.0/16")
 	first := f.join(r)
 	f.join(request(t, "b"))
-	if again := f.join(r); !cmp.Equal(first.Nodes["a"], again.Nodes["a"], equal) || again != f.registry.Snapshot() {
-		t.Errorf("the same request changed the record: %v", cmp.Diff(first.Nodes["a"], again.Nodes["a"], equal))
+	if again := f.join(r); !cmp.Equal(first.Node("a"), again.Node("a"), equal) || again != f.registry.Snapshot() {
+		t.Errorf("the same request changed the record: %v", cmp.Diff(first.Node("a"), again.Node("a"), equal))
 	}
 	version := f.version()
 	if f.join(r); f.version() != version {
@@ -206,9 +210,9 @@ func TestJoin_Again(t *testing.T) {
 	r.Node.Zone, r.Routes = "", nil
 	r.Node.IPv4, r.Node.IPv6, r.Node.JoinedAt = netip.MustParsePrefix("172.16.0.9/32"), netip.Prefix{}, time.Now()
 	s := f.join(r)
-	want := *first.Nodes["a"]
+	want := *first.Node("a")
 	want.Zone = ""
-	if diff := cmp.Diff(&want, s.Nodes["a"], equal); diff != "" {
+	if diff := cmp.Diff(&want, s.Node("a"), equal); diff != "" {
 		t.Errorf("record (-want +got):\n%s", diff)
 	}
 	if len(s.Routes) != 0 {
@@ -216,16 +220,47 @@ func TestJoin_Again(t *testing.T) {
 	}
 }
 
+// An address that became free is handed out when those behind it are used up.
 func TestJoin_AddressesAreUsedAgainAfterLeave(t *testing.T) {
-	f := newFixture(t)
+	f := newFixtureOf(t, registry.Bootstrap{IPv4: netip.MustParsePrefix("172.16.0.0/29")})
 	for _, id := range []mesh.NodeID{"a", "b", "c"} {
 		f.join(request(t, id))
 	}
 	if err := f.Leave(t.Context(), "b"); err != nil {
 		t.Fatal(err)
 	}
-	if got := f.join(request(t, "d")).Nodes["d"].IPv4.String(); got != "172.16.0.3/32" {
-		t.Errorf("got %s, want the address of b", got)
+	for i, want := range []string{"172.16.0.5/32", "172.16.0.6/32", "172.16.0.3/32"} {
+		id := mesh.NodeID(fmt.Sprint("late", i))
+		if got := f.join(request(t, id)).Node(id).IPv4.String(); got != want {
+			t.Errorf("%s got %s, want %s", id, got, want)
+		}
+	}
+	_, err := f.Join(t.Context(), request(t, "g"))
+	f.wantRefused(err, mesh.ErrExhausted, "assign_ipv4")
+}
+
+func TestJoin_StaticAddress(t *testing.T) {
+	f := newFixture(t)
+	m, err := member.New(member.Config{Registry: f.registry, Self: "gw", StaticIPv4: map[mesh.NodeID]netip.Addr{
+		"printer": netip.MustParseAddr("172.16.0.2"), "late": netip.MustParseAddr("172.16.0.4"), "far": netip.MustParseAddr("10.0.0.1"),
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.Members = m
+	late := request(t, "late")
+	late.AssignIPv4 = false
+	f.join(late)
+	late.AssignIPv4 = true
+	for want, r := range map[string]mesh.JoinRequest{"172.16.0.3/32": request(t, "a"), "172.16.0.2/32": request(t, "printer"), "172.16.0.4/32": late} {
+		if got := f.join(r).Node(r.Node.ID).IPv4.String(); got != want {
+			t.Errorf("%s got %s, want %s", r.Node.ID, got, want)
+		}
+	}
+	_, err = f.Join(t.Context(), request(t, "far"))
+	f.wantRefused(err, mesh.ErrPrecondition, "assign_ipv4")
+	if _, err := member.New(member.Config{Registry: f.registry, Self: "gw", StaticIPv4: map[mesh.NodeID]netip.Addr{"x": {}}}); !errors.Is(err, mesh.ErrInvalid) {
+		t.Errorf("a static address that is none: %v", err)
 	}
 }
 
@@ -244,7 +279,7 @@ func TestJoin_Parallel(t *testing.T) {
 			var err error
 			for range 20 { // replicas that are not the leader compete: it may say to try again
 				var s *mesh.Snapshot
-				if s, err = via[i%replicas].Join(t.Context(), r); err == nil && s.Nodes[r.Node.ID] == nil {
+				if s, err = via[i%replicas].Join(t.Context(), r); err == nil && s.Node(r.Node.ID) == nil {
 					err = fmt.Errorf("%s is not in its snapshot", r.Node.ID)
 				}
 				if !errors.Is(err, mesh.ErrUnavailable) {
@@ -261,7 +296,7 @@ func TestJoin_Parallel(t *testing.T) {
 	}
 	s := newReplica(t, f.store, "gw").registry.Snapshot()
 	seen := map[netip.Addr]mesh.NodeID{}
-	for id, n := range s.Nodes {
+	for id, n := range s.Nodes.All() {
 		for _, a := range n.Addrs() {
 			if other, ok := seen[a]; ok {
 				t.Errorf("%s and %s both have %v", id, other, a)
@@ -269,8 +304,8 @@ func TestJoin_Parallel(t *testing.T) {
 			seen[a] = id
 		}
 	}
-	if len(s.Nodes) != nodes+1 || len(seen) != 2*(nodes+1) || len(s.Edges) != nodes {
-		t.Errorf("got %d nodes, %d addresses, %d edges", len(s.Nodes), len(seen), len(s.Edges))
+	if s.Nodes.Len() != nodes+1 || len(seen) != 2*(nodes+1) || s.Edges.Len() != nodes {
+		t.Errorf("got %d nodes, %d addresses, %d edges", s.Nodes.Len(), len(seen), s.Edges.Len())
 	}
 }
 
@@ -308,7 +343,7 @@ func TestJoin_SameThingAtOnce(t *testing.T) {
 					t.Error(err)
 				}
 			}
-			if got := len(f.registry.Snapshot().Nodes); joined != 1 || got != 2 {
+			if got := f.registry.Snapshot().Nodes.Len(); joined != 1 || got != 2 {
 				t.Errorf("%d joined, %d nodes are there, want 1 and 2", joined, got)
 			}
 		})
@@ -326,7 +361,7 @@ func TestJoin_Takeover(t *testing.T) {
 	f.wantRefused(err, mesh.ErrExists, "public_key")
 	_, err = f.Join(t.Context(), mesh.JoinRequest{Node: mesh.Node{ID: "b", PublicKey: a.Node.PublicKey}})
 	f.wantRefused(err, mesh.ErrExists, "public_key")
-	_, err = f.Join(t.Context(), mesh.JoinRequest{Node: mesh.Node{ID: "b", PublicKey: f.registry.Snapshot().Nodes["gw"].PublicKey}})
+	_, err = f.Join(t.Context(), mesh.JoinRequest{Node: mesh.Node{ID: "b", PublicKey: f.registry.Snapshot().Node("gw").PublicKey}})
 	f.wantRefused(err, mesh.ErrExists, "public_key")
 	if f.version() != version {
 		t.Error("a refused join wrote something")
@@ -341,7 +376,7 @@ func TestJoin_Takeover(t *testing.T) {
 func TestJoin_OfANamedNode(t *testing.T) {
 	f := newFixture(t)
 	f.write(store.Op{Key: "/registry/nodes/a", Value: []byte(`{"id":"a"}`)}, store.Op{Key: "/registry/nodes/b", Value: []byte(`{"id":`)})
-	if n := f.join(request(t, "a")).Nodes["a"]; len(n.Addrs()) != 2 || n.JoinedAt.IsZero() {
+	if n := f.join(request(t, "a")).Node("a"); len(n.Addrs()) != 2 || n.JoinedAt.IsZero() {
 		t.Errorf("got %+v", n)
 	}
 	_, err := f.Join(t.Context(), request(t, "b"))
@@ -385,6 +420,7 @@ func TestJoin_Edges(t *testing.T) {
 	public := func(id mesh.NodeID, zone string) mesh.JoinRequest {
 		r := request(t, id)
 		r.Node.PrimaryEndpoint, r.Node.Zone = "192.0.2.1", zone
+		r.Node.Features = []mesh.Feature{{Kind: v1.Feature_NODES, Port: 8443}}
 		return r
 	}
 	for _, r := range []mesh.JoinRequest{public("p1", ""), public("p2", ""), public("z1", "z"), public("y1", "y")} {
@@ -393,19 +429,17 @@ func TestJoin_Edges(t *testing.T) {
 	hidden := request(t, "z2")
 	hidden.Node.Zone = "z"
 	f.join(hidden)
-	r := request(t, "new")
-	r.Node.Zone, r.Node.PrimaryEndpoint = "z", "192.0.2.2"
+	r := public("new", "z")
 	r.DirectPeers = map[mesh.NodeID]v1.ConnectProtocol{"p1": v1.ConnectProtocol_CONNECT_ICE, "gw": v1.ConnectProtocol_CONNECT_NATIVE}
 	s := f.join(r)
 	var got []string
-	for _, e := range s.Edges {
+	for e := range s.Edges.All() {
 		got = append(got, fmt.Sprintf("%s-%s %d %v", e.Source, e.Target, e.Weight, e.Attributes))
 	}
-	want := []string{ // no edge joins the public nodes p1, p2 and y1
+	want := []string{ // those among public nodes are not stored
 		"gw-new 1 map[EDGE_ATTRIBUTE_NATIVE:true]",
 		"gw-p1 1 map[]", "gw-p2 1 map[]", "gw-y1 1 map[]", "gw-z1 1 map[]", "gw-z2 1 map[]",
 		"new-p1 1 map[EDGE_ATTRIBUTE_ICE:true]",
-		"new-z1 1 map[]",
 		"z1-z2 1 map[]",
 	}
 	if !slices.Equal(got, want) {
@@ -443,10 +477,10 @@ func TestUpdate(t *testing.T) {
 		t.Fatal(err)
 	}
 	s := f.registry.Snapshot()
-	want := *before.Nodes["a"]
+	want := *before.Node("a")
 	want.PrimaryEndpoint, want.Zone, want.WireGuardEndpoints = u.PrimaryEndpoint, u.Zone, u.WireGuardEndpoints
 	want.Features, want.Services, want.Multiaddrs = u.Features, u.Services, u.Multiaddrs
-	if diff := cmp.Diff(&want, s.Nodes["a"], equal); diff != "" {
+	if diff := cmp.Diff(&want, s.Node("a"), equal); diff != "" {
 		t.Errorf("record (-want +got):\n%s", diff)
 	}
 	if diff := cmp.Diff([]mesh.Route{{Name: "a-auto", Node: "a", Destinations: u.Routes}}, s.Routes, equal); diff != "" {
@@ -474,7 +508,7 @@ func TestLeave(t *testing.T) {
 		t.Fatal(err)
 	}
 	s := f.registry.Snapshot()
-	if _, ok := s.Nodes["a"]; ok || len(s.Routes) != 0 || len(s.Edges) != 1 {
+	if s.Node("a") != nil || len(s.Routes) != 0 || s.Edges.Len() != 1 {
 		t.Errorf("left: nodes %v, routes %v, edges %v", s.Nodes, s.Routes, s.Edges)
 	}
 	for _, id := range []mesh.NodeID{"b", "a", "a", "never"} {
@@ -483,7 +517,7 @@ func TestLeave(t *testing.T) {
 		}
 	}
 	left := f.registry.Snapshot()
-	if diff := cmp.Diff(empty, left, equal, cmpopts.IgnoreFields(mesh.Snapshot{}, "Version")); diff != "" {
+	if diff := cmp.Diff(empty, left, equal, cmpopts.IgnoreFields(mesh.Snapshot{}, "Version", "LastIPv4")); diff != "" {
 		t.Errorf("the mesh is not what it was before the joins (-before +after):\n%s", diff)
 	}
 	entries, _, err := f.store.List(t.Context(), "")
@@ -496,6 +530,38 @@ func TestLeave(t *testing.T) {
 		}
 	}
 	f.wantRefused(f.Leave(t.Context(), "gw"), mesh.ErrPrecondition, "gw")
+}
+
+// A purge takes a node away and leaves its id to its key; Leave frees it.
+func TestPurge(t *testing.T) {
+	f := newFixture(t)
+	a := request(t, "a")
+	a.Routes = prefixes("10.1.0.0/16")
+	f.join(a)
+	for _, id := range []mesh.NodeID{"a", "a", "never"} {
+		if err := f.Purge(t.Context(), id); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if s := f.registry.Snapshot(); s.Nodes.Len() != 1 || s.Edges.Len() != 0 || len(s.Routes) != 0 {
+		t.Errorf("left of the node: %d nodes, %d edges, %v", s.Nodes.Len(), s.Edges.Len(), s.Routes)
+	}
+	other := request(t, "a")
+	_, err := f.Join(t.Context(), other)
+	f.wantRefused(err, mesh.ErrExists, "public_key: the id is bound")
+	_, err = newReplica(t, f.store, "gw").Join(t.Context(), other)
+	f.wantRefused(err, mesh.ErrExists, "public_key: the id is bound")
+	f.join(a)
+	for _, forget := range []func() error{
+		func() error { return f.Leave(t.Context(), "a") },
+		func() error { return errors.Join(f.Purge(t.Context(), "a"), f.Leave(t.Context(), "a")) },
+	} {
+		if err := forget(); err != nil {
+			t.Fatal(err)
+		}
+		f.join(request(t, "a"))
+	}
+	f.wantRefused(f.Purge(t.Context(), "gw"), mesh.ErrPrecondition, "gw")
 }
 
 func TestNew_NeedsARegistryAndSelf(t *testing.T) {

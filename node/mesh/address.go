@@ -90,26 +90,13 @@ func (s *Snapshot) Routable(network netip.Prefix) bool {
 }
 
 // NodeByAddr returns the node that holds addr: its IPv4 address, or any address
-// of its IPv6 network. It looks at every node.
-func (s *Snapshot) NodeByAddr(addr netip.Addr) (*Node, bool) {
-	addr = addr.Unmap()
-	for _, n := range s.Nodes {
-		if n.IPv4.Contains(addr) || n.IPv6.Contains(addr) {
-			return n, true
-		}
-	}
-	return nil, false
-}
+// of its IPv6 network.
+func (s *Snapshot) NodeByAddr(addr netip.Addr) (*Node, bool) { return s.Nodes.ByAddr(addr) }
 
-// NodeByKey returns the node whose WireGuard key is key. It looks at every node.
+// NodeByKey returns the node whose WireGuard key is key.
 func (s *Snapshot) NodeByKey(key WireGuardKey) (*Node, bool) {
 	if key.IsZero() {
 		return nil, false
 	}
-	for _, n := range s.Nodes {
-		if n.PublicKey.WireGuard() == key {
-			return n, true
-		}
-	}
-	return nil, false
+	return s.Nodes.ByKey(key)
 }

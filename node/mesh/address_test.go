@@ -47,14 +47,14 @@ func testSnapshot(t testing.TB) *mesh.Snapshot {
 	return &mesh.Snapshot{
 		IPv4: netip.MustParsePrefix("172.16.0.0/12"),
 		IPv6: prefix,
-		Nodes: map[mesh.NodeID]*mesh.Node{
-			"a": {
+		Nodes: mesh.NodesOf(
+			&mesh.Node{
 				ID: "a", PublicKey: key,
 				IPv4: netip.MustParsePrefix("172.16.0.1/32"),
 				IPv6: mesh.NodeIPv6(prefix, key.WireGuard()),
 			},
-			"placeholder": {ID: "placeholder"},
-		},
+			&mesh.Node{ID: "placeholder"},
+		),
 	}
 }
 
@@ -126,7 +126,7 @@ func TestSnapshot_FindsNodes(t *testing.T) {
 }
 
 func TestNode_AddressesAndFeatures(t *testing.T) {
-	n := testSnapshot(t).Nodes["a"]
+	n := testSnapshot(t).Node("a")
 	want := []netip.Addr{netip.MustParseAddr("172.16.0.1"), netip.MustParsePrefix(vectorIPv6).Addr()}
 	if got := n.Addrs(); !slices.Equal(got, want) {
 		t.Errorf("Addrs = %v, want %v", got, want)

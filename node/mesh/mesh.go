@@ -178,9 +178,13 @@ type Snapshot struct {
 	IPv4, IPv6 netip.Prefix
 	// RBACDisabled is true when an operator switched RBAC off.
 	RBACDisabled bool
-	Nodes        map[NodeID]*Node
-	// Edges are sorted by source, then target; each pair appears once.
-	Edges []Edge
+	// LastIPv4 is the IPv4 address that was handed out last; invalid before the
+	// first. The next one is looked for behind it.
+	LastIPv4 netip.Addr
+	Nodes    Nodes
+	// Edges are those that are stored; EdgesOf and AllEdges add those that
+	// follow from the nodes.
+	Edges Edges
 	// Routes, Roles, Bindings and Groups are sorted by name.
 	Routes   []Route
 	Roles    []Role
@@ -188,4 +192,10 @@ type Snapshot struct {
 	Groups   []Group
 	// ACLs are sorted by CompareACLs.
 	ACLs []ACL
+}
+
+// Node returns the node with the given id; nil when there is none.
+func (s *Snapshot) Node(id NodeID) *Node {
+	n, _ := s.Nodes.Get(id)
+	return n
 }

@@ -17,13 +17,12 @@ import (
 func filterSnapshot(list ...mesh.ACL) *mesh.Snapshot {
 	s := acls(list...)
 	s.IPv4, s.IPv6 = netip.MustParsePrefix("172.16.0.0/12"), netip.MustParsePrefix("fd00:1::/32")
-	s.Nodes = make(map[mesh.NodeID]*mesh.Node)
 	for i, id := range []mesh.NodeID{"a", "b", "c"} {
-		s.Nodes[id] = &mesh.Node{
+		s.Nodes = s.Nodes.With(&mesh.Node{
 			ID:   id,
 			IPv4: netip.MustParsePrefix(fmt.Sprintf("172.16.0.%d/32", i+1)),
 			IPv6: netip.MustParsePrefix(fmt.Sprintf("fd00:1:0:%d::/112", i+1)),
-		}
+		})
 	}
 	s.Routes = []mesh.Route{
 		{Name: "c", Node: "c", Destinations: prefixes("10.0.0.0/8", "172.16.9.0/24", "fd00:1:0:1::/120", "127.0.0.0/8")},

@@ -171,7 +171,7 @@ func BenchmarkFilter_Ports(b *testing.B) {
 // ports, that name groups of up to all nodes.
 func BenchmarkLarge(b *testing.B) {
 	s := largeSnapshot()
-	src, dst := s.Nodes["n1"], s.Nodes["n9999"]
+	src, dst := s.Node("n1"), s.Node("n9999")
 	p := mesh.Packet{Src: src.Addrs()[0], Dst: dst.Addrs()[0], Protocol: tcp, Kind: mesh.PacketOpens, SrcPort: 5000, DstPort: 443}
 	flow := policy.Flow{SrcNode: "n1", Src: p.Src, DstNode: "n9999", Dst: p.Dst, Protocol: tcp, Port: 443}
 	b.Run("compile", func(b *testing.B) {

@@ -194,7 +194,7 @@ func Forwarders(s *mesh.Snapshot, r mesh.Route) []mesh.NodeID {
 func forwarders(s *mesh.Snapshot, g *groups, r mesh.Route) []mesh.NodeID {
 	var ids []mesh.NodeID
 	for name := range forwarderNames(g, r) {
-		if _, ok := s.Nodes[mesh.NodeID(name)]; ok {
+		if s.Node(mesh.NodeID(name)) != nil {
 			ids = append(ids, mesh.NodeID(name))
 		}
 	}

@@ -13,11 +13,11 @@ import (
 // largeSnapshot is a mesh of 10 000 nodes, 100 groups of a hundred nodes and one
 // of all, 1000 ACLs between them and 100 roles.
 func largeSnapshot() *mesh.Snapshot {
-	s := &mesh.Snapshot{IPv4: netip.MustParsePrefix("172.16.0.0/12"), Nodes: make(map[mesh.NodeID]*mesh.Node)}
+	s := &mesh.Snapshot{IPv4: netip.MustParsePrefix("172.16.0.0/12")}
 	everybody := mesh.Group{Name: "everybody"}
 	for i := range 10000 {
 		id := mesh.NodeID(fmt.Sprintf("n%d", i))
-		s.Nodes[id] = &mesh.Node{ID: id, IPv4: netip.PrefixFrom(netip.AddrFrom4([4]byte{172, 16, byte(i >> 8), byte(i)}), 32)}
+		s.Nodes = s.Nodes.With(&mesh.Node{ID: id, IPv4: netip.PrefixFrom(netip.AddrFrom4([4]byte{172, 16, byte(i >> 8), byte(i)}), 32)})
 		everybody.Subjects = append(everybody.Subjects, node(string(id)))
 	}
 	for i := range 100 {

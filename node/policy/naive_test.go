@@ -269,15 +269,14 @@ func TestGranted_AgreesWithTheNaiveEvaluator(t *testing.T) {
 func drawMesh(t *rapid.T) *mesh.Snapshot {
 	s := drawSnapshot(t)
 	s.IPv4, s.IPv6 = netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("fd00::/48")
-	s.Nodes = make(map[mesh.NodeID]*mesh.Node)
 	for i, id := range []mesh.NodeID{"a", "b", "c", "d"} {
 		v6 := netip.MustParseAddr("fd00::").As16()
 		v6[15] = byte(4 * i)
-		s.Nodes[id] = &mesh.Node{
+		s.Nodes = s.Nodes.With(&mesh.Node{
 			ID:   id,
 			IPv4: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 0, 0, byte(4 * i)}), 32),
 			IPv6: netip.PrefixFrom(netip.AddrFrom16(v6), 126),
-		}
+		})
 	}
 	return s
 }
@@ -314,8 +313,8 @@ func TestFilter_AgreesWithTheNaiveEvaluator(t *testing.T) {
 		naive := &naiveFilter{s: s, opened: make(map[mesh.Packet]bool)}
 		filter := policy.ForwardFilter(s, policy.NewFlows())
 		for range rapid.IntRange(1, 30).Draw(t, "packets") {
-			src := s.Nodes[rapid.SampledFrom(ids).Draw(t, "src")]
-			dst := s.Nodes[rapid.SampledFrom(ids).Draw(t, "dst")]
+			src := s.Node(rapid.SampledFrom(ids).Draw(t, "src"))
+			dst := s.Node(rapid.SampledFrom(ids).Draw(t, "dst"))
 			family := rapid.IntRange(0, 1).Draw(t, "family")
 			p := mesh.Packet{
 				Src: src.Addrs()[family], Dst: dst.Addrs()[family],

@@ -180,7 +180,7 @@ func TestGranted_CutsNetworksAlongACLs(t *testing.T) {
 
 func TestForwarders(t *testing.T) {
 	s := granted(nil)
-	s.Nodes = map[mesh.NodeID]*mesh.Node{"a": {ID: "a"}, "looped": {ID: "looped"}, "pooled": {ID: "pooled"}}
+	s.Nodes = mesh.NodesOf(&mesh.Node{ID: "a"}, &mesh.Node{ID: "looped"}, &mesh.Node{ID: "pooled"})
 	cases := []struct {
 		route mesh.Route
 		want  []mesh.NodeID

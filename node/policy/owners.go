@@ -20,7 +20,7 @@ type Owners struct {
 // IndexOwners indexes the nodes and routes of s.
 func IndexOwners(s *mesh.Snapshot) *Owners {
 	o := &Owners{mesh: s.Networks()}
-	for id, n := range s.Nodes {
+	for id, n := range s.Nodes.All() {
 		for _, p := range n.Prefixes() {
 			o.nodes.add(p.Masked(), string(id))
 		}

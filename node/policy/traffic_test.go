@@ -220,11 +220,11 @@ func TestDeliveryFilter(t *testing.T) {
 		ported(true, "a", "*", udp, 53),
 		mesh.ACL{Accept: true, SourceNodes: []string{"elsewhere"}},
 	)
-	s.Nodes["c"].Features = []mesh.Feature{{Kind: v1.Feature_MEMBERSHIP, Port: 8443}}
+	s.Node("c").Features = []mesh.Feature{{Kind: v1.Feature_MEMBERSHIP, Port: 8443}}
 	s.Routes = nil
-	plan := mesh.Plan{Self: s.Nodes["a"], Peers: []mesh.Peer{
-		{Node: s.Nodes["b"], AllowedIPs: prefixes("172.16.0.2/32", "10.0.0.0/8")},
-		{Node: s.Nodes["c"], AllowedIPs: prefixes("172.16.0.3/32", "172.16.0.9/32", "192.0.2.0/24")},
+	plan := mesh.Plan{Self: s.Node("a"), Peers: []mesh.Peer{
+		{Node: s.Node("b"), AllowedIPs: prefixes("172.16.0.2/32", "10.0.0.0/8")},
+		{Node: s.Node("c"), AllowedIPs: prefixes("172.16.0.3/32", "172.16.0.9/32", "192.0.2.0/24")},
 	}}
 	fresh := func() *policy.Filter { return policy.DeliveryFilter(s, plan, policy.NewFlows()) }
 	from := func(src string, p mesh.Packet) mesh.Packet { p.Src = addr(src); return p }

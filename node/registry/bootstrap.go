@@ -54,7 +54,7 @@ func (r *Registry) Bootstrap(ctx context.Context, b Bootstrap) error {
 			made = true
 			return b.write(tx)
 		}
-		if _, ok := tx.Snapshot().Nodes[b.Self.ID]; !ok {
+		if tx.Snapshot().Node(b.Self.ID) == nil {
 			return fmt.Errorf("bootstrap: %w: the mesh was made by another node than %q; start with that node's id", mesh.ErrPrecondition, b.Self.ID)
 		}
 		return nil

@@ -81,7 +81,7 @@ func TestBootstrap_Defaults(t *testing.T) {
 	if len(s.ACLs) != 2 || s.ACLs[1].Name != registry.ACLGateways || len(s.Groups[0].Subjects) != 1 {
 		t.Errorf("got ACLs %v and groups %v, want only those of the voters, and the admin once", s.ACLs, s.Groups)
 	}
-	n := s.Nodes["gw"]
+	n := s.Node("gw")
 	if n.IPv4.String() != "10.9.8.1/32" || !n.IPv6.IsValid() || n.JoinedAt.IsZero() {
 		t.Errorf("got first node %+v", n)
 	}

@@ -28,6 +28,12 @@ const (
 	// and is a condition of it: two changes that were decided on the same
 	// snapshot can never both happen. v1 nodes do not know it.
 	keyRevision = root + "meshgate/revision"
+	// prefixBound holds the keys to which ids are bound whose nodes were purged.
+	// v1 nodes do not know it.
+	prefixBound = root + "meshgate/keys/"
+	// keyLastIPv4 holds the IPv4 address that was handed out last. v1 nodes do
+	// not know it; where it is missing, addresses are handed out from the first.
+	keyLastIPv4 = root + "meshgate/last-ipv4"
 )
 
 // Names of the objects that Bootstrap makes. All but GroupVoters are not to be

@@ -10,7 +10,9 @@ import (
 	"fmt"
 	"iter"
 	"log/slog"
+	"maps"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -31,7 +33,10 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // equal compares snapshots and their parts by value.
 var equal = cmp.Options{cmpopts.EquateEmpty(), cmp.Comparer(func(a, b netip.Prefix) bool { return a == b }),
-	cmp.Comparer(func(a, b netip.AddrPort) bool { return a == b })}
+	cmp.Comparer(func(a, b netip.AddrPort) bool { return a == b }),
+	cmp.Comparer(func(a, b netip.Addr) bool { return a == b }),
+	cmp.Transformer("nodes", func(n mesh.Nodes) map[mesh.NodeID]*mesh.Node { return maps.Collect(n.All()) }),
+	cmp.Transformer("edges", func(e mesh.Edges) []mesh.Edge { return slices.Collect(e.All()) })}
 
 // start runs a registry over s until the test ends.
 func start(t testing.TB, s store.Store) *registry.Registry {
@@ -129,22 +134,22 @@ func TestFollow_EveryKind(t *testing.T) {
 		}},
 		{"rbac", []store.Op{put("/registry/rbac-disabled", "true")}, func(s *mesh.Snapshot) { s.RBACDisabled = true }},
 		{"node", []store.Op{put("/registry/nodes/a", node)}, func(s *mesh.Snapshot) {
-			s.Nodes = map[mesh.NodeID]*mesh.Node{"a": {
+			s.Nodes = mesh.NodesOf(&mesh.Node{
 				ID: "a", PublicKey: parsed, PrimaryEndpoint: "192.0.2.1", Zone: "z",
 				WireGuardEndpoints: []netip.AddrPort{netip.MustParseAddrPort("192.0.2.1:51820")},
 				IPv6:               netip.MustParsePrefix("fd9f:86d0:8188:ff73:2ac4:40f5:1a35:0/112"),
 				Features:           []mesh.Feature{{Kind: v1.Feature_NODES, Port: 8443}},
 				JoinedAt:           time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC),
-			}}
+			})
 		}},
 		{"edge of both keys", []store.Op{
 			put("/registry/edges/a/b", `{"source":"a","target":"b","weight":1}`),
 			put("/registry/edges/b/a", `{"source":"b","target":"a","weight":1}`),
-		}, func(s *mesh.Snapshot) { s.Edges = []mesh.Edge{{Source: "a", Target: "b", Weight: 1}} }},
+		}, func(s *mesh.Snapshot) { s.Edges = mesh.EdgesOf(mesh.Edge{Source: "a", Target: "b", Weight: 1}) }},
 		{"edge of one key", []store.Op{
 			put("/registry/edges/b/a", `{"source":"b","target":"a","weight":2,"attributes":{"EDGE_ATTRIBUTE_ICE":"true"}}`),
 		}, func(s *mesh.Snapshot) {
-			s.Edges = []mesh.Edge{{Source: "a", Target: "b", Weight: 2, Attributes: map[string]string{"EDGE_ATTRIBUTE_ICE": "true"}}}
+			s.Edges = mesh.EdgesOf(mesh.Edge{Source: "a", Target: "b", Weight: 2, Attributes: map[string]string{"EDGE_ATTRIBUTE_ICE": "true"}})
 		}},
 		{"edges that differ, in order", []store.Op{
 			put("/registry/edges/b/a", `{"source":"b","target":"a","weight":9}`),
@@ -152,7 +157,7 @@ func TestFollow_EveryKind(t *testing.T) {
 			put("/registry/edges/a-/b", `{"source":"a-","target":"b"}`),
 			put("/registry/edges/a/c", `{"source":"a","target":"c"}`),
 		}, func(s *mesh.Snapshot) {
-			s.Edges = []mesh.Edge{{Source: "a", Target: "b", Weight: 1}, {Source: "a", Target: "c"}, {Source: "a-", Target: "b"}}
+			s.Edges = mesh.EdgesOf(mesh.Edge{Source: "a", Target: "b", Weight: 1}, mesh.Edge{Source: "a", Target: "c"}, mesh.Edge{Source: "a-", Target: "b"})
 		}},
 		{"route", []store.Op{
 			put("/registry/routes/b-auto", `{"name":"b-auto","node":"b","destinationCidrs":["10.1.0.0/16"]}`),
@@ -276,15 +281,18 @@ func TestFollow_SharesWhatDidNotChange(t *testing.T) {
 	ops = append(ops, put("/registry/edges/n0/n1", `{"source":"n0","target":"n1"}`), put("/registry/groups/g", `{"name":"g"}`))
 	before := write(t, m, r, ops...)
 	after := write(t, m, r, put("/registry/nodes/n3", `{"id":"n3","zoneAwarenessId":"z"}`))
-	for id, n := range after.Nodes {
-		if changed := before.Nodes[id] != n; changed != (id == "n3") {
+	for id, n := range after.Nodes.All() {
+		if changed := before.Node(id) != n; changed != (id == "n3") {
 			t.Errorf("node %s decoded again: %v", id, changed)
 		}
 	}
-	if &before.Edges[0] != &after.Edges[0] || &before.Groups[0] != &after.Groups[0] {
+	if &before.Groups[0] != &after.Groups[0] {
 		t.Error("lists without a change were made again")
 	}
-	if before.Nodes["n3"].Zone != "" {
+	for was, is := range after.Edges.Changes(before.Edges) {
+		t.Errorf("edge %v decoded again as %v", was, is)
+	}
+	if before.Node("n3").Zone != "" {
 		t.Error("a published snapshot changed")
 	}
 }

@@ -4,6 +4,7 @@ package registry
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -11,37 +12,43 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// table holds the decoded objects of one kind. Objects are decoded once, when
-// their key changes; a list of them is made once for all snapshots that share it.
+// table holds the decoded objects of one kind as a list. Objects are decoded
+// once, when their key changes. The list is made once for all snapshots that
+// share it: a changed one is a copy with the changed objects put in place, which
+// is cheap for the few thousand routes or ACLs that a mesh may have.
 type table[T any] struct {
 	prefix  string
 	items   map[string]T // by the rest of the key
 	decode  func(name string, value []byte) (T, error)
-	arrange func(items map[string]T) []T
+	name    func(T) string
+	compare func(a, b T) int
 	list    []T
-	dirty   bool
+	changed map[string]struct{} // names of items that are not yet so in list
 }
+
+// few is how many changed objects are put in place; more sort the list anew.
+const few = 32
 
 // newTable returns the table of the objects with one name in their key.
 func newTable[T any, M proto.Message](prefix string, empty func() M, from func(M) (T, error), name func(T) string, compare func(a, b T) int) *table[T] {
 	return &table[T]{
-		prefix: prefix,
-		items:  map[string]T{},
-		decode: func(key string, value []byte) (T, error) {
-			item, err := decode(value, empty(), from)
-			if err == nil && name(item) != key {
-				err = fmt.Errorf("the value is that of %q", name(item))
-			}
-			return item, err
-		},
-		arrange: func(items map[string]T) []T {
-			list := make([]T, 0, len(items))
-			for _, item := range items {
-				list = append(list, item)
-			}
-			slices.SortFunc(list, compare)
-			return list
-		},
+		prefix:  prefix,
+		items:   map[string]T{},
+		decode:  named(empty, from, name),
+		name:    name,
+		compare: compare,
+		changed: map[string]struct{}{},
+	}
+}
+
+// named decodes an object whose key holds its name.
+func named[T any, M proto.Message](empty func() M, from func(M) (T, error), name func(T) string) func(string, []byte) (T, error) {
+	return func(key string, value []byte) (T, error) {
+		item, err := decode(value, empty(), from)
+		if err == nil && name(item) != key {
+			err = fmt.Errorf("the value is that of %q", name(item))
+		}
+		return item, err
 	}
 }
 
@@ -67,25 +74,50 @@ func (t *table[T]) put(name string, value []byte) error {
 		return err
 	}
 	t.items[name] = item
-	t.dirty = true
+	t.changed[name] = struct{}{}
 	return nil
 }
 
 func (t *table[T]) remove(name string) {
 	if _, ok := t.items[name]; ok {
 		delete(t.items, name)
-		t.dirty = true
+		t.changed[name] = struct{}{}
 	}
 }
 
 func (t *table[T]) clear() {
-	t.items, t.dirty = map[string]T{}, true
+	t.items, t.list, t.changed = map[string]T{}, nil, map[string]struct{}{}
 }
+
+func (t *table[T]) under() string { return t.prefix }
 
 // sorted returns all objects in order; nobody changes the slice.
 func (t *table[T]) sorted() []T {
-	if t.dirty {
-		t.list, t.dirty = t.arrange(t.items), false
+	switch {
+	case len(t.changed) == 0:
+		return t.list
+	case len(t.changed) <= few:
+		t.place()
+	default:
+		t.list = slices.SortedFunc(maps.Values(t.items), t.compare)
 	}
+	clear(t.changed)
 	return t.list
+}
+
+// place makes the next list by putting the changed objects in place.
+func (t *table[T]) place() {
+	list := make([]T, 0, len(t.list)+len(t.changed))
+	for _, item := range t.list {
+		if _, ok := t.changed[t.name(item)]; !ok {
+			list = append(list, item)
+		}
+	}
+	for name := range t.changed {
+		if item, ok := t.items[name]; ok {
+			i, _ := slices.BinarySearchFunc(list, item, t.compare)
+			list = slices.Insert(list, i, item)
+		}
+	}
+	t.list = list
 }

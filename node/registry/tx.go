@@ -4,6 +4,7 @@ package registry
 
 import (
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 
@@ -36,19 +37,17 @@ func (tx *Tx) Unreadable(id mesh.NodeID) bool { return tx.view.unreadable[prefix
 
 // PutNode writes the record of a node.
 func (tx *Tx) PutNode(n *mesh.Node) error {
-	old, ok := tx.Snapshot().Nodes[n.ID]
+	old, ok := tx.Snapshot().Nodes.Get(n.ID)
 	return put(tx, prefixNodes+string(n.ID), n, old, ok, mesh.NodeToProto, mesh.NodeFromProto)
 }
 
 // DeleteNode removes the record of a node and all edges to it.
 func (tx *Tx) DeleteNode(id mesh.NodeID) {
-	if _, ok := tx.Snapshot().Nodes[id]; ok || tx.Unreadable(id) {
+	if tx.Snapshot().Node(id) != nil || tx.Unreadable(id) {
 		tx.delete(prefixNodes + string(id))
 	}
-	for _, e := range tx.Snapshot().Edges {
-		if e.Source == id || e.Target == id {
-			tx.DeleteEdge(e.Source, e.Target)
-		}
+	for e := range tx.Snapshot().Edges.Of(id) {
+		tx.DeleteEdge(e.Source, e.Target)
 	}
 	for key := range tx.view.unreadable {
 		if name, ok := strings.CutPrefix(key, prefixEdges); ok {
@@ -59,15 +58,34 @@ func (tx *Tx) DeleteNode(id mesh.NodeID) {
 	}
 }
 
-// Edge returns the edge between two nodes.
-func (tx *Tx) Edge(a, b mesh.NodeID) (mesh.Edge, bool) {
-	edges := tx.Snapshot().Edges
-	want := mesh.Edge{Source: min(a, b), Target: max(a, b)}
-	if i, ok := slices.BinarySearchFunc(edges, want, compareEdges); ok {
-		return edges[i], true
-	}
-	return mesh.Edge{}, false
+// BoundKey returns the key to which the id of a purged node is bound.
+func (tx *Tx) BoundKey(id mesh.NodeID) (mesh.PublicKey, bool) {
+	key, ok := tx.view.bound[id]
+	return key, ok
 }
+
+// BindKey binds an id to a key.
+func (tx *Tx) BindKey(id mesh.NodeID, key mesh.PublicKey) {
+	if old, ok := tx.BoundKey(id); !ok || old != key {
+		tx.setText(prefixBound+string(id), key.Encode())
+	}
+}
+
+// UnbindKey frees an id for any key.
+func (tx *Tx) UnbindKey(id mesh.NodeID) {
+	_, ok := tx.BoundKey(id)
+	tx.deleteIf(ok, prefixBound+string(id))
+}
+
+// SetLastIPv4 notes which IPv4 address was handed out last.
+func (tx *Tx) SetLastIPv4(addr netip.Addr) {
+	if addr != tx.Snapshot().LastIPv4 {
+		tx.setText(keyLastIPv4, addr.String())
+	}
+}
+
+// Edge returns the stored edge between two nodes.
+func (tx *Tx) Edge(a, b mesh.NodeID) (mesh.Edge, bool) { return tx.Snapshot().Edges.Get(a, b) }
 
 // PutEdge writes an edge, under both of its keys.
 func (tx *Tx) PutEdge(e mesh.Edge) error {
@@ -152,7 +170,12 @@ func (tx *Tx) DeleteGroup(name string) {
 }
 
 func (tx *Tx) route(name string) (mesh.Route, bool) {
-	return find(tx.Snapshot().Routes, func(r mesh.Route) bool { return r.Name == name })
+	routes := tx.Snapshot().Routes // each node may have one
+	i, ok := slices.BinarySearchFunc(routes, name, func(r mesh.Route, name string) int { return strings.Compare(r.Name, name) })
+	if !ok {
+		return mesh.Route{}, false
+	}
+	return routes[i], true
 }
 
 func (tx *Tx) acl(name string) (mesh.ACL, bool) {

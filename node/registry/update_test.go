@@ -38,8 +38,8 @@ func TestUpdate_WritesAndRemovesEveryKind(t *testing.T) {
 	edge := mesh.Edge{Source: "a", Target: "b", Weight: 3, Attributes: map[string]string{"EDGE_ATTRIBUTE_ICE": "true"}}
 	subjects := []mesh.Subject{{Type: v1.SubjectType_SUBJECT_USER, Name: "u"}}
 	want := &mesh.Snapshot{
-		Nodes:  map[mesh.NodeID]*mesh.Node{"a": node},
-		Edges:  []mesh.Edge{edge},
+		Nodes:  mesh.NodesOf(node),
+		Edges:  mesh.EdgesOf(edge),
 		Routes: []mesh.Route{{Name: "r", Node: "a", Destinations: []netip.Prefix{netip.MustParsePrefix("10.1.0.0/16")}}},
 		ACLs:   []mesh.ACL{{Name: "acl", Accept: true, SourceNodes: []string{"a"}}},
 		Roles: []mesh.Role{{Name: "role", Rules: []mesh.Rule{{
@@ -179,8 +179,10 @@ func TestUpdate_DecidesAgain(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if got := start(t, m).Snapshot().Edges[0].Weight; got != registries*workers*adds {
-		t.Errorf("the sum is %d, want %d", got, registries*workers*adds)
+	for e := range start(t, m).Snapshot().Edges.All() {
+		if e.Weight != registries*workers*adds {
+			t.Errorf("the sum is %d, want %d", e.Weight, registries*workers*adds)
+		}
 	}
 }
 
@@ -318,7 +320,7 @@ func FuzzFollow(f *testing.F) {
 			tx.DeleteNode("a")
 			return tx.PutNode(&mesh.Node{ID: "a"})
 		})
-		if _, ok := r.Snapshot().Nodes["a"]; !ok {
+		if r.Snapshot().Node("a") == nil {
 			t.Error("the registry is stuck")
 		}
 	})

@@ -3,12 +3,10 @@
 package registry
 
 import (
-	"cmp"
 	"fmt"
 	"log/slog"
 	"maps"
 	"net/netip"
-	"slices"
 	"strings"
 
 	"github.com/meshgate/meshgate/node/mesh"
@@ -24,13 +22,15 @@ type view struct {
 	revision uint64
 	// unreadable holds the keys whose values make no sense.
 	unreadable map[string]bool
+	// bound are the keys of purged nodes.
+	bound map[mesh.NodeID]mesh.PublicKey
 	// superseded is closed when the next view is published.
 	superseded chan struct{}
 }
 
 // builder follows the keys of the registry and makes views of them. Only the
-// objects whose keys changed are decoded again, and only the lists with such
-// objects are made again. One goroutine uses it.
+// objects whose keys changed are decoded again, and what a view shares with the
+// one before it is not copied. One goroutine uses it.
 type builder struct {
 	logger *slog.Logger
 
@@ -38,11 +38,12 @@ type builder struct {
 	revision   uint64
 	domain     string
 	ipv4, ipv6 netip.Prefix
+	lastIPv4   netip.Addr
 	noRBAC     bool
 
-	nodes     *table[*mesh.Node]
-	nodeByID  map[mesh.NodeID]*mesh.Node // the published one; replaced, never changed
-	edges     *table[mesh.Edge]
+	nodes     nodeTable
+	bound     boundTable
+	edges     edgeTable
 	routes    *table[mesh.Route]
 	acls      *table[mesh.ACL]
 	roles     *table[mesh.Role]
@@ -61,13 +62,8 @@ type keyed interface {
 	under() string
 }
 
-func (t *table[T]) under() string { return t.prefix }
-
 func newBuilder(logger *slog.Logger) *builder {
 	b := &builder{logger: logger, broken: map[string]bool{}}
-	nodeName := func(n *mesh.Node) string { return string(n.ID) }
-	b.nodes = newTable(prefixNodes, func() *v1.MeshNode { return &v1.MeshNode{} }, mesh.NodeFromProto, nodeName, byName(nodeName))
-	b.edges = newEdgeTable()
 	routeName := func(r mesh.Route) string { return r.Name }
 	b.routes = newTable(prefixRoutes, func() *v1.Route { return &v1.Route{} }, mesh.RouteFromProto, routeName, byName(routeName))
 	b.acls = newTable(prefixACLs, func() *v1.NetworkACL { return &v1.NetworkACL{} }, mesh.ACLFromProto,
@@ -78,50 +74,13 @@ func newBuilder(logger *slog.Logger) *builder {
 	b.bindings = newTable(prefixBindings, func() *v1.RoleBinding { return &v1.RoleBinding{} }, mesh.RoleBindingFromProto, bindingName, byName(bindingName))
 	groupName := func(g mesh.Group) string { return g.Name }
 	b.groups = newTable(prefixGroups, func() *v1.Group { return &v1.Group{} }, mesh.GroupFromProto, groupName, byName(groupName))
-	b.tables = []keyed{b.nodes, b.edges, b.routes, b.acls, b.roles, b.bindings, b.groups}
+	b.tables = []keyed{&b.nodes, &b.edges, &b.bound, b.routes, b.acls, b.roles, b.bindings, b.groups}
 	return b
-}
-
-// newEdgeTable returns the table of edges, whose keys have two names.
-func newEdgeTable() *table[mesh.Edge] {
-	return &table[mesh.Edge]{
-		prefix: prefixEdges,
-		items:  map[string]mesh.Edge{},
-		decode: func(name string, value []byte) (mesh.Edge, error) {
-			e, err := decode(value, &v1.MeshEdge{}, mesh.EdgeFromProto)
-			if err == nil && name != edgeName(e.Source, e.Target) && name != edgeName(e.Target, e.Source) {
-				err = fmt.Errorf("the value is that of %q", edgeName(e.Source, e.Target))
-			}
-			return e, err
-		},
-		arrange: arrangeEdges,
-	}
-}
-
-func edgeName(source, target mesh.NodeID) string { return string(source) + "/" + string(target) }
-
-// arrangeEdges joins the two keys of each edge. One alone will do; where they
-// differ, the one whose source sorts first decides.
-func arrangeEdges(items map[string]mesh.Edge) []mesh.Edge {
-	list := make([]mesh.Edge, 0, len(items)/2)
-	for name, e := range items {
-		forward := edgeName(e.Source, e.Target)
-		if _, ok := items[forward]; ok && name != forward {
-			continue
-		}
-		list = append(list, e)
-	}
-	slices.SortFunc(list, compareEdges)
-	return list
-}
-
-func compareEdges(a, b mesh.Edge) int {
-	return cmp.Or(cmp.Compare(a.Source, b.Source), cmp.Compare(a.Target, b.Target))
 }
 
 // load replaces everything by the entries of a list.
 func (b *builder) load(entries []store.Entry, version uint64) *view {
-	b.revision, b.domain, b.ipv4, b.ipv6, b.noRBAC = 0, "", netip.Prefix{}, netip.Prefix{}, false
+	b.revision, b.domain, b.ipv4, b.ipv6, b.noRBAC, b.lastIPv4 = 0, "", netip.Prefix{}, netip.Prefix{}, false, netip.Addr{}
 	for _, t := range b.tables {
 		t.clear()
 	}
@@ -174,6 +133,8 @@ func (b *builder) take(e store.Entry) (err error) {
 		b.ipv6, err = network(e.Value, false)
 	case keyRBACDisabled:
 		b.noRBAC = true
+	case keyLastIPv4:
+		b.lastIPv4, err = netip.ParseAddr(string(e.Value))
 	default:
 		if t, name, ok := b.table(e.Key); ok {
 			return t.put(name, e.Value)
@@ -198,6 +159,8 @@ func (b *builder) remove(key string) {
 		b.ipv6 = netip.Prefix{}
 	case keyRBACDisabled:
 		b.noRBAC = false
+	case keyLastIPv4:
+		b.lastIPv4 = netip.Addr{}
 	default:
 		if t, name, ok := b.table(key); ok {
 			t.remove(name)
@@ -228,13 +191,6 @@ func network(value []byte, v4 bool) (netip.Prefix, error) {
 
 // view makes the view of the present state.
 func (b *builder) view(version uint64) *view {
-	if b.nodes.dirty || b.nodeByID == nil {
-		b.nodeByID = make(map[mesh.NodeID]*mesh.Node, len(b.nodes.items))
-		for _, n := range b.nodes.items {
-			b.nodeByID[n.ID] = n
-		}
-		b.nodes.dirty = false
-	}
 	if b.published == nil {
 		b.published = maps.Clone(b.broken)
 	}
@@ -246,8 +202,9 @@ func (b *builder) view(version uint64) *view {
 			IPv4:         b.ipv4,
 			IPv6:         b.ipv6,
 			RBACDisabled: b.noRBAC,
-			Nodes:        b.nodeByID,
-			Edges:        b.edges.sorted(),
+			LastIPv4:     b.lastIPv4,
+			Nodes:        b.nodes.set,
+			Edges:        b.edges.set,
 			Routes:       b.routes.sorted(),
 			Roles:        b.roles.sorted(),
 			Bindings:     b.bindings.sorted(),
@@ -256,6 +213,7 @@ func (b *builder) view(version uint64) *view {
 		},
 		revision:   b.revision,
 		unreadable: b.published,
+		bound:      b.bound.set,
 		superseded: make(chan struct{}),
 	}
 }

@@ -31,13 +31,13 @@ type link struct {
 // newGraph builds the graph of s, for one search. Nodes without a key and edges to them are
 // left out.
 func newGraph(s *mesh.Snapshot) graph {
-	g := make(graph, len(s.Nodes))
-	for id, n := range s.Nodes {
+	g := make(graph, s.Nodes.Len())
+	for id, n := range s.Nodes.All() {
 		if !n.PublicKey.IsZero() {
 			g[id] = &vertex{node: n}
 		}
 	}
-	for _, e := range s.Edges {
+	for _, e := range s.AllEdges() {
 		source, target := g[e.Source], g[e.Target]
 		if source == nil || target == nil || source == target {
 			continue

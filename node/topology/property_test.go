@@ -4,7 +4,6 @@ package topology_test
 
 import (
 	"fmt"
-	"maps"
 	"math/rand/v2"
 	"net/netip"
 	"slices"
@@ -45,7 +44,7 @@ func drawMesh(t *rapid.T) builder {
 
 // drawACLs draws ACLs between nodes, with and without networks.
 func drawACLs(t *rapid.T, b builder) []mesh.ACL {
-	ids := append(slices.Sorted(maps.Keys(b.Nodes)), "*")
+	ids := append(b.ids(), "*")
 	name := func(label string) string { return string(rapid.SampledFrom(ids).Draw(t, label)) }
 	return rapid.SliceOfN(rapid.Custom(func(t *rapid.T) mesh.ACL {
 		acl := between(rapid.Bool().Draw(t, "accept"), name("source"), name("destination"))
@@ -61,7 +60,7 @@ func drawACLs(t *rapid.T, b builder) []mesh.ACL {
 // plans makes the plan of every node.
 func plans(t *rapid.T, s *mesh.Snapshot) map[mesh.NodeID]mesh.Plan {
 	all := make(map[mesh.NodeID]mesh.Plan)
-	for id := range s.Nodes {
+	for id := range s.Nodes.All() {
 		plan, err := topology.For(s, id)
 		if err != nil {
 			t.Fatal(err)
@@ -100,11 +99,11 @@ func (d distance) less(e distance) bool {
 // Only nodes that run Meshgate forward.
 func distances(s *mesh.Snapshot, from mesh.NodeID) map[mesh.NodeID]distance {
 	known := map[mesh.NodeID]distance{from: {}}
-	for range len(s.Nodes) {
-		for _, e := range s.Edges {
+	for range s.Nodes.Len() {
+		for _, e := range s.AllEdges() {
 			for _, ends := range [][2]mesh.NodeID{{e.Source, e.Target}, {e.Target, e.Source}} {
 				d, ok := known[ends[0]]
-				if !ok || (ends[0] != from && !s.Nodes[ends[0]].RunsMeshgate()) {
+				if !ok || (ends[0] != from && !s.Node(ends[0]).RunsMeshgate()) {
 					continue
 				}
 				d.hops++
@@ -150,7 +149,7 @@ func TestFor_EveryReachableNodeIsBehindOnePeer(t *testing.T) {
 		b := drawMesh(t)
 		for id, plan := range plans(t, b.Snapshot) {
 			reachable := distances(b.Snapshot, id)
-			for other, n := range b.Nodes {
+			for other, n := range b.Nodes.All() {
 				want, ok := reachable[other]
 				for _, addr := range n.Addrs() {
 					first := behind(plan, addr)
@@ -183,13 +182,13 @@ func TestFor_PacketsArriveAndPassTheSourceCheck(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		b := drawMesh(t)
 		all := plans(t, b.Snapshot)
-		for from := range b.Nodes {
+		for from := range b.Nodes.All() {
 			for to := range distances(b.Snapshot, from) {
-				src, dst := b.Nodes[from].IPv4.Addr(), b.Nodes[to].IPv4.Addr()
+				src, dst := b.Node(from).IPv4.Addr(), b.Node(to).IPv4.Addr()
 				at := from
 				for hop := 0; at != to; hop++ {
 					next := behind(all[at], dst)
-					if next == "" || hop > len(b.Nodes) {
+					if next == "" || hop > b.Nodes.Len() {
 						t.Fatalf("a packet from %s to %s is lost at %s", from, to, at)
 					}
 					if expected := behind(all[next], src); expected != at {
@@ -211,9 +210,9 @@ func TestFor_HoldsOnlyWhatACLsGrant(t *testing.T) {
 		for id, plan := range plans(t, b.Snapshot) {
 			for _, peer := range plan.Peers {
 				for _, allowed := range peer.AllowedIPs {
-					from := policy.Endpoint{Node: string(id), Network: b.Nodes[id].IPv4}
+					from := policy.Endpoint{Node: string(id), Network: b.Node(id).IPv4}
 					if allowed.Addr().Is6() {
-						from.Network = netip.PrefixFrom(b.Nodes[id].IPv6.Addr(), 128)
+						from.Network = netip.PrefixFrom(b.Node(id).IPv6.Addr(), 128)
 					}
 					grants := func(n mesh.NodeID) bool {
 						return network.Connects(from, policy.Endpoint{Node: string(n), Network: allowed})
@@ -230,7 +229,7 @@ func TestFor_HoldsOnlyWhatACLsGrant(t *testing.T) {
 // holders returns the nodes to which a part of a network may belong.
 func holders(s *mesh.Snapshot, part netip.Prefix) []mesh.NodeID {
 	var ids []mesh.NodeID
-	for id, n := range s.Nodes {
+	for id, n := range s.Nodes.All() {
 		for _, own := range n.Prefixes() {
 			if own.Overlaps(part) && own.Bits() <= part.Bits() {
 				ids = append(ids, id)
@@ -257,8 +256,8 @@ func TestFor_NeighboursAgree(t *testing.T) {
 		hasPeer := func(a, b mesh.NodeID) bool {
 			return slices.ContainsFunc(all[a].Peers, func(p mesh.Peer) bool { return p.Node.ID == b })
 		}
-		for x := range b.Nodes {
-			for y := range b.Nodes {
+		for x := range b.Nodes.All() {
+			for y := range b.Nodes.All() {
 				if hasPeer(x, y) != hasPeer(y, x) {
 					t.Fatalf("%s has %s for a peer: %v; the other way: %v", x, y, hasPeer(x, y), hasPeer(y, x))
 				}
@@ -273,11 +272,15 @@ func TestFor_IsDeterministic(t *testing.T) {
 		b := drawMesh(t)
 		first := plans(t, b.Snapshot)
 		shuffled := *b.Snapshot
-		shuffled.Edges, shuffled.Routes = slices.Clone(b.Edges), slices.Clone(b.Routes)
+		shuffled.Routes = slices.Clone(b.Routes)
 		shuffle := rand.New(rand.NewPCG(rapid.Uint64().Draw(t, "seed"), 0)).Shuffle
-		shuffle(len(shuffled.Edges), func(i, j int) {
-			shuffled.Edges[i], shuffled.Edges[j] = shuffled.Edges[j], shuffled.Edges[i]
-		})
+		edges, nodes := slices.Collect(b.Edges.All()), b.ids()
+		shuffle(len(edges), func(i, j int) { edges[i], edges[j] = edges[j], edges[i] })
+		shuffle(len(nodes), func(i, j int) { nodes[i], nodes[j] = nodes[j], nodes[i] })
+		shuffled.Edges, shuffled.Nodes = mesh.EdgesOf(edges...), mesh.Nodes{}
+		for _, id := range nodes {
+			shuffled.Nodes = shuffled.Nodes.With(b.Node(id))
+		}
 		shuffle(len(shuffled.Routes), func(i, j int) {
 			shuffled.Routes[i], shuffled.Routes[j] = shuffled.Routes[j], shuffled.Routes[i]
 		})

@@ -26,7 +26,7 @@ import (
 // The error wraps mesh.ErrNotFound when s does not hold self. The plan shares
 // its nodes with s.
 func For(s *mesh.Snapshot, self mesh.NodeID) (mesh.Plan, error) {
-	node, ok := s.Nodes[self]
+	node, ok := s.Nodes.Get(self)
 	if !ok {
 		return mesh.Plan{}, fmt.Errorf("plan for node %q: %w", self, mesh.ErrNotFound)
 	}
@@ -34,7 +34,7 @@ func For(s *mesh.Snapshot, self mesh.NodeID) (mesh.Plan, error) {
 		snapshot: s,
 		self:     node,
 		network:  policy.Compile(s),
-		taken:    make(map[netip.Prefix]bool, 2*len(s.Nodes)),
+		taken:    make(map[netip.Prefix]bool, 2*s.Nodes.Len()),
 		allowed:  make(map[*vertex][]netip.Prefix),
 	}
 	if node.PublicKey.IsZero() {

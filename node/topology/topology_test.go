@@ -9,7 +9,6 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
 
@@ -29,24 +28,32 @@ type builder struct{ *mesh.Snapshot }
 // 172.16.0.n and fd00:0:0:n::/112, and everything is accepted.
 func newMesh(ids ...mesh.NodeID) builder {
 	b := builder{&mesh.Snapshot{
-		IPv4:  netip.MustParsePrefix("172.16.0.0/12"),
-		IPv6:  netip.MustParsePrefix("fd00::/32"),
-		Nodes: make(map[mesh.NodeID]*mesh.Node),
-		ACLs:  []mesh.ACL{{Name: "default-accept", Accept: true}},
+		IPv4: netip.MustParsePrefix("172.16.0.0/12"),
+		IPv6: netip.MustParsePrefix("fd00::/32"),
+		ACLs: []mesh.ACL{{Name: "default-accept", Accept: true}},
 	}}
 	for i, id := range ids {
 		n := i + 1
 		v6 := netip.MustParseAddr("fd00::").As16()
 		v6[6], v6[7] = byte(n>>8), byte(n)
-		b.Nodes[id] = &mesh.Node{
+		b.Nodes = b.Nodes.With(&mesh.Node{
 			ID:        id,
 			PublicKey: mesh.PublicKey{1, byte(n), byte(n >> 8)},
 			IPv4:      netip.PrefixFrom(netip.AddrFrom4([4]byte{172, 16, byte(n >> 8), byte(n)}), 32),
 			IPv6:      netip.PrefixFrom(netip.AddrFrom16(v6), 112),
 			Features:  []mesh.Feature{{Kind: v1.Feature_NODES, Port: 8443}},
-		}
+		})
 	}
 	return b
+}
+
+// ids returns the ids of all nodes, in order.
+func (b builder) ids() []mesh.NodeID {
+	var ids []mesh.NodeID
+	for id := range b.Nodes.All() {
+		ids = append(ids, id)
+	}
+	return ids
 }
 
 // link adds an edge of a weight, with attributes such as "ICE".
@@ -58,32 +65,34 @@ func (b builder) link(x, y mesh.NodeID, weight int32, attributes ...string) buil
 		}
 		e.Attributes["EDGE_ATTRIBUTE_"+a] = "true"
 	}
-	b.Edges = append(b.Edges, e)
+	b.Edges = b.Edges.With(e)
 	return b
 }
 
 // change edits a node.
 func (b builder) change(id mesh.NodeID, f func(*mesh.Node)) builder {
-	f(b.Nodes[id])
+	n := *b.Node(id)
+	f(&n)
+	b.Nodes = b.Nodes.With(&n)
 	return b
 }
 
 // stock makes nodes plain WireGuard peers.
 func (b builder) stock(ids ...mesh.NodeID) builder {
 	for _, id := range ids {
-		b.Nodes[id].Features = nil
+		b.change(id, func(n *mesh.Node) { n.Features = nil })
 	}
 	return b
 }
 
 // endpoints gives a node a primary endpoint and WireGuard endpoints.
 func (b builder) endpoints(id mesh.NodeID, primary string, wireguard ...string) builder {
-	n := b.Nodes[id]
-	n.PrimaryEndpoint = primary
-	for _, e := range wireguard {
-		n.WireGuardEndpoints = append(n.WireGuardEndpoints, netip.MustParseAddrPort(e))
-	}
-	return b
+	return b.change(id, func(n *mesh.Node) {
+		n.PrimaryEndpoint = primary
+		for _, e := range wireguard {
+			n.WireGuardEndpoints = append(n.WireGuardEndpoints, netip.MustParseAddrPort(e))
+		}
+	})
 }
 
 // route adds a route of node, a node id or "group:NAME".
@@ -136,8 +145,9 @@ func scenarios() map[string]builder {
 
 	duplicates := newMesh("hub", "near", "relay", "far").
 		link("hub", "near", 1).link("hub", "relay", 1).link("relay", "far", 1)
-	duplicates.Nodes["far"].IPv4 = duplicates.Nodes["near"].IPv4
-	duplicates.Nodes["far"].IPv6 = duplicates.Nodes["hub"].IPv6
+	duplicates.change("far", func(n *mesh.Node) {
+		n.IPv4, n.IPv6 = duplicates.Node("near").IPv4, duplicates.Node("hub").IPv6
+	})
 
 	return map[string]builder{
 		"alone": newMesh("a"),
@@ -205,7 +215,7 @@ func TestFor_Golden(t *testing.T) {
 	for name, b := range scenarios() {
 		t.Run(name, func(t *testing.T) {
 			var got strings.Builder
-			for _, id := range slices.Sorted(mapsKeys(b.Nodes)) {
+			for _, id := range b.ids() {
 				plan, err := topology.For(b.Snapshot, id)
 				if err != nil {
 					t.Fatal(err)
@@ -226,16 +236,6 @@ func TestFor_Golden(t *testing.T) {
 				t.Error(diff)
 			}
 		})
-	}
-}
-
-func mapsKeys(nodes map[mesh.NodeID]*mesh.Node) func(func(mesh.NodeID) bool) {
-	return func(yield func(mesh.NodeID) bool) {
-		for id := range nodes {
-			if !yield(id) {
-				return
-			}
-		}
 	}
 }
 
@@ -326,7 +326,7 @@ func TestFor_ChoosesEndpoints(t *testing.T) {
 			b := newMesh("a", "b").link("a", "b", 1).
 				endpoints("a", c.self.primary, c.self.wireguard...).
 				endpoints("b", c.peer.primary, c.peer.wireguard...)
-			b.Nodes["a"].Zone, b.Nodes["b"].Zone = c.self.zone, c.peer.zone
+			b.change("a", func(n *mesh.Node) { n.Zone = c.self.zone }).change("b", func(n *mesh.Node) { n.Zone = c.peer.zone })
 			plan, err := topology.For(b.Snapshot, "a")
 			if err != nil {
 				t.Fatal(err)
@@ -363,9 +363,10 @@ func BenchmarkFor(b *testing.B) {
 	full := newMesh()
 	for i := range 100 {
 		id := mesh.NodeID(fmt.Sprintf("n%03d", i))
-		full.Nodes[id] = newMesh("x").Nodes["x"]
-		full.Nodes[id].ID = id
-		for other := range full.Nodes {
+		n := *newMesh("x").Node("x")
+		n.ID = id
+		full.Nodes = full.Nodes.With(&n)
+		for other := range full.Nodes.All() {
 			if other != id {
 				full.link(id, other, 99)
 			}

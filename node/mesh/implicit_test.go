@@ -1,0 +1,208 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package mesh_test
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"testing"
+
+	"pgregory.net/rapid"
+
+	"github.com/meshgate/meshgate/node/mesh"
+	v1 "github.com/meshgate/meshgate/proto/v1"
+)
+
+// publicNode is one that others can dial and that runs Meshgate.
+func publicNode(i int, zone string, features ...v1.Feature) *mesh.Node {
+	n := &mesh.Node{
+		ID: mesh.NodeID(fmt.Sprintf("n%04d", i)), PublicKey: mesh.PublicKey{1, byte(i), byte(i >> 8)},
+		PrimaryEndpoint: "192.0.2.1", Zone: zone, Features: []mesh.Feature{{Kind: v1.Feature_NODES, Port: 8443}},
+	}
+	for _, f := range features {
+		n.Features = append(n.Features, mesh.Feature{Kind: f, Port: 8443})
+	}
+	return n
+}
+
+func neighbours(s *mesh.Snapshot, id mesh.NodeID) map[mesh.NodeID]int32 {
+	found := map[mesh.NodeID]int32{}
+	for e := range s.EdgesOf(id) {
+		other := e.Source
+		if other == id {
+			other = e.Target
+		}
+		if _, twice := found[other]; twice || other == id {
+			panic(fmt.Sprintf("%s has the edge to %s twice", id, other))
+		}
+		found[other] = e.Weight
+	}
+	return found
+}
+
+func TestEdgesOf_SmallMeshesAreFull(t *testing.T) {
+	for _, size := range []int{1, 2, 3, 91, 129} {
+		s := &mesh.Snapshot{}
+		for i := range size {
+			s.Nodes = s.Nodes.With(publicNode(i, ""))
+		}
+		for id := range s.Nodes.All() {
+			if got := neighbours(s, id); len(got) != size-1 {
+				t.Fatalf("of %d public nodes %s has an edge to %d", size, id, len(got))
+			}
+		}
+		all := s.AllEdges()
+		if len(all) != size*(size-1)/2 || s.Edges.Len() != 0 {
+			t.Errorf("%d public nodes: %d edges, %d of them stored", size, len(all), s.Edges.Len())
+		}
+	}
+}
+
+func TestEdgesOf_LargeMeshesAreSparse(t *testing.T) {
+	s := &mesh.Snapshot{}
+	const size, gateways = 600, 3
+	for i := range size {
+		n := publicNode(i, "")
+		if i < gateways {
+			n = publicNode(i, "", v1.Feature_MEMBERSHIP)
+		}
+		s.Nodes = s.Nodes.With(n)
+	}
+	for id := range s.Nodes.All() {
+		got := neighbours(s, id)
+		if id < "n0003" {
+			if len(got) != size-1 {
+				t.Fatalf("gateway %s has %d neighbours", id, len(got))
+			}
+			continue
+		}
+		if len(got) < 128 || len(got) > 128+gateways || got["n0000"] != 99 || got["n0001"] != 99 || got["n0002"] != 99 {
+			t.Fatalf("%s has %d neighbours", id, len(got))
+		}
+	}
+	if got := len(s.AllEdges()); got != 0 {
+		t.Errorf("a mesh of %d public nodes shows %d edges", size, got)
+	}
+	changed := 0
+	next := &mesh.Snapshot{Nodes: s.Nodes.With(publicNode(size, ""))}
+	for id := range s.Nodes.All() {
+		if id >= "n0003" && !sameKeys(neighbours(next, id), neighbours(s, id)) {
+			changed++
+		}
+	}
+	if changed > 128 || changed < 64 {
+		t.Errorf("one more node changed the neighbours of %d", changed)
+	}
+}
+
+func sameKeys(a, b map[mesh.NodeID]int32) bool {
+	if len(a) != len(b) {
+		return false
+	}
+	for id := range a {
+		if _, ok := b[id]; !ok {
+			return false
+		}
+	}
+	return true
+}
+
+func TestEdgesOf_Rules(t *testing.T) {
+	stock := publicNode(5, "east")
+	stock.Features = nil
+	private := publicNode(6, "east")
+	private.PrimaryEndpoint = ""
+	keyless := publicNode(7, "east")
+	keyless.PublicKey = mesh.PublicKey{}
+	s := &mesh.Snapshot{
+		Nodes: mesh.NodesOf(publicNode(0, "east"), publicNode(1, "east"), publicNode(2, "west"), publicNode(3, ""), stock, private, keyless),
+		Edges: mesh.EdgesOf(mesh.Edge{Source: "n0000", Target: "n0003", Weight: 7}, mesh.Edge{Source: "n0000", Target: "n0006", Weight: 1}),
+	}
+	want := map[mesh.NodeID]int32{"n0001": 1, "n0002": 99, "n0003": 7, "n0006": 1}
+	if got := neighbours(s, "n0000"); !sameKeys(got, want) || got["n0001"] != 1 || got["n0002"] != 99 || got["n0003"] != 7 {
+		t.Errorf("got %v, want %v", got, want)
+	}
+	for id, want := range map[mesh.NodeID]int{"n0005": 0, "n0006": 1, "n0007": 0, "nobody": 0} {
+		if got := neighbours(s, id); len(got) != want {
+			t.Errorf("%s has %v", id, got)
+		}
+	}
+}
+
+// Each edge is there from both of its ends alike, and all of them together are
+// the edges of the mesh.
+func TestEdgesOf_AgreeFromBothEnds(t *testing.T) {
+	few := keys(20)
+	rapid.Check(t, func(t *rapid.T) {
+		s := &mesh.Snapshot{}
+		for range rapid.IntRange(0, 30).Draw(t, "nodes") {
+			s.Nodes = s.Nodes.With(drawNode(t, few))
+		}
+		for i := range rapid.SampledFrom([]int{0, 5, 140}).Draw(t, "crowd") {
+			zone := rapid.SampledFrom([]string{"", "a", "b"}).Draw(t, "zone")
+			s.Nodes = s.Nodes.With(publicNode(i, zone))
+		}
+		for range rapid.IntRange(0, 10).Draw(t, "edges") {
+			end := func() mesh.NodeID { return mesh.NodeID(fmt.Sprint("n", rapid.IntRange(0, 30).Draw(t, "end"))) }
+			s.Edges = s.Edges.With(mesh.Edge{Source: end(), Target: end(), Weight: 3})
+		}
+		total, of := 0, map[mesh.NodeID]map[mesh.NodeID]int32{}
+		for id := range s.Nodes.All() {
+			of[id] = neighbours(s, id)
+		}
+		for id := range s.Nodes.All() {
+			for other, weight := range of[id] {
+				if s.Node(other) == nil {
+					continue // a stored edge to nobody
+				}
+				total++
+				if back, ok := of[other][id]; !ok || back != weight {
+					t.Fatalf("%s has an edge of %d to %s, which has one of %d: %v", id, weight, other, back, ok)
+				}
+			}
+		}
+		all := s.AllEdges()
+		inOrder := slices.IsSortedFunc(all, func(a, b mesh.Edge) int {
+			return cmp.Or(cmp.Compare(a.Source, b.Source), cmp.Compare(a.Target, b.Target))
+		})
+		dangling := 0
+		for _, e := range all {
+			if s.Node(e.Source) == nil || s.Node(e.Target) == nil {
+				dangling++
+			}
+		}
+		if !inOrder || 2*(len(all)-dangling) != total {
+			t.Fatalf("%d edges, want %d; in order: %v", len(all), total/2, inOrder)
+		}
+	})
+}
+
+func TestNodes_PublicInZone(t *testing.T) {
+	var s mesh.Nodes
+	for i := range 300 {
+		s = s.With(publicNode(i, []string{"east", "west", ""}[i%3]))
+	}
+	firsts := map[mesh.NodeID]bool{}
+	for i := range 50 {
+		seen := map[mesh.NodeID]bool{}
+		first := mesh.NodeID("")
+		for n := range s.PublicInZone("east", mesh.NodeID(fmt.Sprint("private", i))) {
+			first = cmp.Or(first, n.ID)
+			if n.Zone != "east" || seen[n.ID] {
+				t.Fatalf("%s of zone %q comes for zone east; twice: %v", n.ID, n.Zone, seen[n.ID])
+			}
+			seen[n.ID] = true
+		}
+		if len(seen) != 100 {
+			t.Fatalf("%d nodes of the zone", len(seen))
+		}
+		firsts[first] = true
+	}
+	if len(firsts) < 25 {
+		t.Errorf("50 nodes begin at %d places only", len(firsts))
+	}
+	for range s.PublicInZone("", "x") {
+		t.Fatal("no zone has nodes")
+	}
+}
