@@ -167,6 +167,77 @@ func (x *Service) GetKind() string {
 	return ""
 }
 
+// JoinProof shows that whoever asks to join holds the private half of the key.
+type JoinProof struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// mesh is the mesh that is meant: its IPv6 network, as
+	// meshgate.v1.Enrolment.GetChallenge tells it.
+	Mesh string `protobuf:"bytes,1,opt,name=mesh,proto3" json:"mesh,omitempty"`
+	// time is the gateway's time as the challenge tells it; the proof is good for
+	// two minutes around it. Only whole seconds count.
+	Time *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=time,proto3" json:"time,omitempty"`
+	// signature is the Ed25519 signature by the key of: the text
+	// "meshgate.v1 join proof" and a zero byte, then mesh, the decimal seconds of
+	// time since 1970, the request's id, public_key and primary_endpoint, the
+	// decimal number of its wireguard_endpoints and each of them, and the same of
+	// its routes. All of these are the texts as sent, each behind its length in
+	// bytes, 4 bytes big-endian.
+	Signature     []byte `protobuf:"bytes,3,opt,name=signature,proto3" json:"signature,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *JoinProof) Reset() {
+	*x = JoinProof{}
+	mi := &file_v1_extensions_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *JoinProof) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*JoinProof) ProtoMessage() {}
+
+func (x *JoinProof) ProtoReflect() protoreflect.Message {
+	mi := &file_v1_extensions_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use JoinProof.ProtoReflect.Descriptor instead.
+func (*JoinProof) Descriptor() ([]byte, []int) {
+	return file_v1_extensions_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *JoinProof) GetMesh() string {
+	if x != nil {
+		return x.Mesh
+	}
+	return ""
+}
+
+func (x *JoinProof) GetTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Time
+	}
+	return nil
+}
+
+func (x *JoinProof) GetSignature() []byte {
+	if x != nil {
+		return x.Signature
+	}
+	return nil
+}
+
 // RaftBatch is a change of several keys in one entry of the replicated log:
 // if every condition holds all operations happen in order, else none does.
 type RaftBatch struct {
@@ -181,7 +252,7 @@ type RaftBatch struct {
 
 func (x *RaftBatch) Reset() {
 	*x = RaftBatch{}
-	mi := &file_v1_extensions_proto_msgTypes[2]
+	mi := &file_v1_extensions_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -193,7 +264,7 @@ func (x *RaftBatch) String() string {
 func (*RaftBatch) ProtoMessage() {}
 
 func (x *RaftBatch) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_extensions_proto_msgTypes[2]
+	mi := &file_v1_extensions_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -206,7 +277,7 @@ func (x *RaftBatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RaftBatch.ProtoReflect.Descriptor instead.
 func (*RaftBatch) Descriptor() ([]byte, []int) {
-	return file_v1_extensions_proto_rawDescGZIP(), []int{2}
+	return file_v1_extensions_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *RaftBatch) GetConditions() []*RaftCondition {
@@ -237,7 +308,7 @@ type RaftCondition struct {
 
 func (x *RaftCondition) Reset() {
 	*x = RaftCondition{}
-	mi := &file_v1_extensions_proto_msgTypes[3]
+	mi := &file_v1_extensions_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -249,7 +320,7 @@ func (x *RaftCondition) String() string {
 func (*RaftCondition) ProtoMessage() {}
 
 func (x *RaftCondition) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_extensions_proto_msgTypes[3]
+	mi := &file_v1_extensions_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -262,7 +333,7 @@ func (x *RaftCondition) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RaftCondition.ProtoReflect.Descriptor instead.
 func (*RaftCondition) Descriptor() ([]byte, []int) {
-	return file_v1_extensions_proto_rawDescGZIP(), []int{3}
+	return file_v1_extensions_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *RaftCondition) GetKey() string {
@@ -297,7 +368,7 @@ type RaftOperation struct {
 
 func (x *RaftOperation) Reset() {
 	*x = RaftOperation{}
-	mi := &file_v1_extensions_proto_msgTypes[4]
+	mi := &file_v1_extensions_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -309,7 +380,7 @@ func (x *RaftOperation) String() string {
 func (*RaftOperation) ProtoMessage() {}
 
 func (x *RaftOperation) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_extensions_proto_msgTypes[4]
+	mi := &file_v1_extensions_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -322,7 +393,7 @@ func (x *RaftOperation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RaftOperation.ProtoReflect.Descriptor instead.
 func (*RaftOperation) Descriptor() ([]byte, []int) {
-	return file_v1_extensions_proto_rawDescGZIP(), []int{4}
+	return file_v1_extensions_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *RaftOperation) GetKey() string {
@@ -369,7 +440,11 @@ const file_v1_extensions_proto_rawDesc = "" +
 	"\aService\x12\x1a\n" +
 	"\bprotocol\x18\x01 \x01(\tR\bprotocol\x12\x12\n" +
 	"\x04port\x18\x02 \x01(\rR\x04port\x12\x12\n" +
-	"\x04kind\x18\x03 \x01(\tR\x04kind\"q\n" +
+	"\x04kind\x18\x03 \x01(\tR\x04kind\"m\n" +
+	"\tJoinProof\x12\x12\n" +
+	"\x04mesh\x18\x01 \x01(\tR\x04mesh\x12.\n" +
+	"\x04time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x1c\n" +
+	"\tsignature\x18\x03 \x01(\fR\tsignature\"q\n" +
 	"\tRaftBatch\x121\n" +
 	"\n" +
 	"conditions\x18\x01 \x03(\v2\x11.v1.RaftConditionR\n" +
@@ -398,26 +473,28 @@ func file_v1_extensions_proto_rawDescGZIP() []byte {
 	return file_v1_extensions_proto_rawDescData
 }
 
-var file_v1_extensions_proto_msgTypes = make([]protoimpl.MessageInfo, 5)
+var file_v1_extensions_proto_msgTypes = make([]protoimpl.MessageInfo, 6)
 var file_v1_extensions_proto_goTypes = []any{
 	(*ICEServer)(nil),             // 0: v1.ICEServer
 	(*Service)(nil),               // 1: v1.Service
-	(*RaftBatch)(nil),             // 2: v1.RaftBatch
-	(*RaftCondition)(nil),         // 3: v1.RaftCondition
-	(*RaftOperation)(nil),         // 4: v1.RaftOperation
-	(*timestamppb.Timestamp)(nil), // 5: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 6: google.protobuf.Duration
+	(*JoinProof)(nil),             // 2: v1.JoinProof
+	(*RaftBatch)(nil),             // 3: v1.RaftBatch
+	(*RaftCondition)(nil),         // 4: v1.RaftCondition
+	(*RaftOperation)(nil),         // 5: v1.RaftOperation
+	(*timestamppb.Timestamp)(nil), // 6: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 7: google.protobuf.Duration
 }
 var file_v1_extensions_proto_depIdxs = []int32{
-	5, // 0: v1.ICEServer.expires_at:type_name -> google.protobuf.Timestamp
-	3, // 1: v1.RaftBatch.conditions:type_name -> v1.RaftCondition
-	4, // 2: v1.RaftBatch.operations:type_name -> v1.RaftOperation
-	6, // 3: v1.RaftOperation.ttl:type_name -> google.protobuf.Duration
-	4, // [4:4] is the sub-list for method output_type
-	4, // [4:4] is the sub-list for method input_type
-	4, // [4:4] is the sub-list for extension type_name
-	4, // [4:4] is the sub-list for extension extendee
-	0, // [0:4] is the sub-list for field type_name
+	6, // 0: v1.ICEServer.expires_at:type_name -> google.protobuf.Timestamp
+	6, // 1: v1.JoinProof.time:type_name -> google.protobuf.Timestamp
+	4, // 2: v1.RaftBatch.conditions:type_name -> v1.RaftCondition
+	5, // 3: v1.RaftBatch.operations:type_name -> v1.RaftOperation
+	7, // 4: v1.RaftOperation.ttl:type_name -> google.protobuf.Duration
+	5, // [5:5] is the sub-list for method output_type
+	5, // [5:5] is the sub-list for method input_type
+	5, // [5:5] is the sub-list for extension type_name
+	5, // [5:5] is the sub-list for extension extendee
+	0, // [0:5] is the sub-list for field type_name
 }
 
 func init() { file_v1_extensions_proto_init() }
@@ -431,7 +508,7 @@ func file_v1_extensions_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_v1_extensions_proto_rawDesc), len(file_v1_extensions_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   5,
+			NumMessages:   6,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

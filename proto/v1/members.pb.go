@@ -85,18 +85,18 @@ type JoinRequest struct {
 	// public_key is the node's identity in the form of MeshNode.public_key.
 	PublicKey string `protobuf:"bytes,2,opt,name=public_key,json=publicKey,proto3" json:"public_key,omitempty"`
 	// primary_endpoint is an IP address or DNS name at which others reach the
-	// node; empty for a node behind a NAT. With it, the node gets an edge of
-	// weight 99 to every other node that has one.
+	// node; empty for a node behind a NAT. With it, the node has edges of weight
+	// 99 to other nodes that have one: to all of them in meshes with up to 129.
 	PrimaryEndpoint string `protobuf:"bytes,4,opt,name=primary_endpoint,json=primaryEndpoint,proto3" json:"primary_endpoint,omitempty"`
 	// wireguard_endpoints are where WireGuard listens, as "ip:port".
 	WireguardEndpoints []string `protobuf:"bytes,5,rep,name=wireguard_endpoints,json=wireguardEndpoints,proto3" json:"wireguard_endpoints,omitempty"`
-	// zone_awareness_id puts the node in a zone. It gets an edge of weight 1 to
-	// every node of the zone that has a primary endpoint.
+	// zone_awareness_id puts the node in a zone. It has edges of weight 1 to nodes
+	// of the zone that have a primary endpoint.
 	ZoneAwarenessId string `protobuf:"bytes,6,opt,name=zone_awareness_id,json=zoneAwarenessId,proto3" json:"zone_awareness_id,omitempty"`
 	// assign_ipv4 asks for an IPv4 address beside the IPv6 one.
 	AssignIpv4 bool `protobuf:"varint,7,opt,name=assign_ipv4,json=assignIpv4,proto3" json:"assign_ipv4,omitempty"`
 	// prefer_storage_ipv6 asks that the storage reach the node over IPv6 although
-	// it has an IPv4 address.
+	// it has an IPv4 address. Without it, the storage uses primary_endpoint first.
 	PreferStorageIpv6 bool `protobuf:"varint,8,opt,name=prefer_storage_ipv6,json=preferStorageIpv6,proto3" json:"prefer_storage_ipv6,omitempty"`
 	// as_voter asks to hold the state and vote. It takes VERB_PUT on
 	// RESOURCE_VOTES and the feature STORAGE_PROVIDER with a port.
@@ -107,8 +107,8 @@ type JoinRequest struct {
 	// routes are networks in CIDR form that the node forwards to. They may not
 	// overlap the mesh, and take VERB_PUT on RESOURCE_ROUTES.
 	Routes []string `protobuf:"bytes,11,rep,name=routes,proto3" json:"routes,omitempty"`
-	// direct_peers are nodes to get an edge of weight 1 to, by id, and how to
-	// reach them. They take VERB_PUT on RESOURCE_EDGES with each id for a name.
+	// direct_peers are members to get an edge of weight 1 to, by id, and how to
+	// reach them. One that is no member is NOT_FOUND. They take VERB_PUT on RESOURCE_EDGES with each id for a name.
 	DirectPeers map[string]ConnectProtocol `protobuf:"bytes,12,rep,name=direct_peers,json=directPeers,proto3" json:"direct_peers,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value,enum=v1.ConnectProtocol"`
 	// features are what the node offers to others.
 	Features []*FeaturePort `protobuf:"bytes,13,rep,name=features,proto3" json:"features,omitempty"`
@@ -119,7 +119,11 @@ type JoinRequest struct {
 	// member_of is an extension: the network_ipv6 of the mesh that the node takes
 	// itself for a member of. That mesh answers NotFound if it has removed the
 	// node, instead of taking it in again.
-	MemberOf      string `protobuf:"bytes,110,opt,name=member_of,json=memberOf,proto3" json:"member_of,omitempty"`
+	MemberOf string `protobuf:"bytes,110,opt,name=member_of,json=memberOf,proto3" json:"member_of,omitempty"`
+	// proof is an extension: it shows that the caller holds the private half of
+	// public_key. Without it a join is PERMISSION_DENIED, unless the operator lets
+	// v1 nodes in.
+	Proof         *JoinProof `protobuf:"bytes,101,opt,name=proof,proto3" json:"proof,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -257,6 +261,13 @@ func (x *JoinRequest) GetMemberOf() string {
 		return x.MemberOf
 	}
 	return ""
+}
+
+func (x *JoinRequest) GetProof() *JoinProof {
+	if x != nil {
+		return x.Proof
+	}
+	return nil
 }
 
 // JoinResponse tells a new member who it is and whom to talk to.
@@ -406,8 +417,8 @@ type UpdateRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// id is the member: the caller, or one on whose edges it has VERB_PUT.
 	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	// public_key is its new identity in the form of MeshNode.public_key. Its
-	// addresses stay.
+	// public_key is its identity in the form of MeshNode.public_key. It cannot be
+	// changed: another key is ALREADY_EXISTS, until the node has left.
 	PublicKey string `protobuf:"bytes,2,opt,name=public_key,json=publicKey,proto3" json:"public_key,omitempty"`
 	// primary_endpoint is an IP address or DNS name at which others reach it.
 	PrimaryEndpoint string `protobuf:"bytes,3,opt,name=primary_endpoint,json=primaryEndpoint,proto3" json:"primary_endpoint,omitempty"`
@@ -1009,7 +1020,7 @@ var File_v1_members_proto protoreflect.FileDescriptor
 
 const file_v1_members_proto_rawDesc = "" +
 	"\n" +
-	"\x10v1/members.proto\x12\x02v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\rv1/node.proto\x1a\rv1/raft.proto\x1a\x13v1/extensions.proto\x1a\x15v1/network_acls.proto\"\x96\x05\n" +
+	"\x10v1/members.proto\x12\x02v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\rv1/node.proto\x1a\rv1/raft.proto\x1a\x13v1/extensions.proto\x1a\x15v1/network_acls.proto\"\xbb\x05\n" +
 	"\vJoinRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1d\n" +
 	"\n" +
@@ -1031,7 +1042,8 @@ const file_v1_members_proto_rawDesc = "" +
 	"multiaddrs\x18\x0e \x03(\tR\n" +
 	"multiaddrs\x12'\n" +
 	"\bservices\x18d \x03(\v2\v.v1.ServiceR\bservices\x12\x1b\n" +
-	"\tmember_of\x18n \x01(\tR\bmemberOf\x1aS\n" +
+	"\tmember_of\x18n \x01(\tR\bmemberOf\x12#\n" +
+	"\x05proof\x18e \x01(\v2\r.v1.JoinProofR\x05proof\x1aS\n" +
 	"\x10DirectPeersEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12)\n" +
 	"\x05value\x18\x02 \x01(\x0e2\x13.v1.ConnectProtocolR\x05value:\x028\x01\"\xa8\x03\n" +
@@ -1137,46 +1149,48 @@ var file_v1_members_proto_goTypes = []any{
 	nil,                                  // 13: v1.JoinRequest.DirectPeersEntry
 	(*FeaturePort)(nil),                  // 14: v1.FeaturePort
 	(*Service)(nil),                      // 15: v1.Service
-	(*NetworkACL)(nil),                   // 16: v1.NetworkACL
-	(*timestamppb.Timestamp)(nil),        // 17: google.protobuf.Timestamp
-	(*MeshNode)(nil),                     // 18: v1.MeshNode
-	(ClusterStatus)(0),                   // 19: v1.ClusterStatus
-	(*RaftLogEntry)(nil),                 // 20: v1.RaftLogEntry
-	(*RaftApplyResponse)(nil),            // 21: v1.RaftApplyResponse
+	(*JoinProof)(nil),                    // 16: v1.JoinProof
+	(*NetworkACL)(nil),                   // 17: v1.NetworkACL
+	(*timestamppb.Timestamp)(nil),        // 18: google.protobuf.Timestamp
+	(*MeshNode)(nil),                     // 19: v1.MeshNode
+	(ClusterStatus)(0),                   // 20: v1.ClusterStatus
+	(*RaftLogEntry)(nil),                 // 21: v1.RaftLogEntry
+	(*RaftApplyResponse)(nil),            // 22: v1.RaftApplyResponse
 }
 var file_v1_members_proto_depIdxs = []int32{
 	13, // 0: v1.JoinRequest.direct_peers:type_name -> v1.JoinRequest.DirectPeersEntry
 	14, // 1: v1.JoinRequest.features:type_name -> v1.FeaturePort
 	15, // 2: v1.JoinRequest.services:type_name -> v1.Service
-	5,  // 3: v1.JoinResponse.peers:type_name -> v1.WireGuardPeer
-	16, // 4: v1.JoinResponse.network_acls:type_name -> v1.NetworkACL
-	17, // 5: v1.JoinResponse.time:type_name -> google.protobuf.Timestamp
-	14, // 6: v1.UpdateRequest.features:type_name -> v1.FeaturePort
-	15, // 7: v1.UpdateRequest.services:type_name -> v1.Service
-	18, // 8: v1.WireGuardPeer.node:type_name -> v1.MeshNode
-	0,  // 9: v1.WireGuardPeer.proto:type_name -> v1.ConnectProtocol
-	10, // 10: v1.StorageConfigurationResponse.servers:type_name -> v1.StorageServer
-	19, // 11: v1.StorageServer.suffrage:type_name -> v1.ClusterStatus
-	5,  // 12: v1.PeerConfigurations.peers:type_name -> v1.WireGuardPeer
-	16, // 13: v1.PeerConfigurations.network_acls:type_name -> v1.NetworkACL
-	0,  // 14: v1.JoinRequest.DirectPeersEntry.value:type_name -> v1.ConnectProtocol
-	1,  // 15: v1.Membership.Join:input_type -> v1.JoinRequest
-	3,  // 16: v1.Membership.Update:input_type -> v1.UpdateRequest
-	6,  // 17: v1.Membership.Leave:input_type -> v1.LeaveRequest
-	11, // 18: v1.Membership.SubscribePeers:input_type -> v1.SubscribePeersRequest
-	20, // 19: v1.Membership.Apply:input_type -> v1.RaftLogEntry
-	8,  // 20: v1.Membership.GetStorageConfiguration:input_type -> v1.StorageConfigurationRequest
-	2,  // 21: v1.Membership.Join:output_type -> v1.JoinResponse
-	4,  // 22: v1.Membership.Update:output_type -> v1.UpdateResponse
-	7,  // 23: v1.Membership.Leave:output_type -> v1.LeaveResponse
-	12, // 24: v1.Membership.SubscribePeers:output_type -> v1.PeerConfigurations
-	21, // 25: v1.Membership.Apply:output_type -> v1.RaftApplyResponse
-	9,  // 26: v1.Membership.GetStorageConfiguration:output_type -> v1.StorageConfigurationResponse
-	21, // [21:27] is the sub-list for method output_type
-	15, // [15:21] is the sub-list for method input_type
-	15, // [15:15] is the sub-list for extension type_name
-	15, // [15:15] is the sub-list for extension extendee
-	0,  // [0:15] is the sub-list for field type_name
+	16, // 3: v1.JoinRequest.proof:type_name -> v1.JoinProof
+	5,  // 4: v1.JoinResponse.peers:type_name -> v1.WireGuardPeer
+	17, // 5: v1.JoinResponse.network_acls:type_name -> v1.NetworkACL
+	18, // 6: v1.JoinResponse.time:type_name -> google.protobuf.Timestamp
+	14, // 7: v1.UpdateRequest.features:type_name -> v1.FeaturePort
+	15, // 8: v1.UpdateRequest.services:type_name -> v1.Service
+	19, // 9: v1.WireGuardPeer.node:type_name -> v1.MeshNode
+	0,  // 10: v1.WireGuardPeer.proto:type_name -> v1.ConnectProtocol
+	10, // 11: v1.StorageConfigurationResponse.servers:type_name -> v1.StorageServer
+	20, // 12: v1.StorageServer.suffrage:type_name -> v1.ClusterStatus
+	5,  // 13: v1.PeerConfigurations.peers:type_name -> v1.WireGuardPeer
+	17, // 14: v1.PeerConfigurations.network_acls:type_name -> v1.NetworkACL
+	0,  // 15: v1.JoinRequest.DirectPeersEntry.value:type_name -> v1.ConnectProtocol
+	1,  // 16: v1.Membership.Join:input_type -> v1.JoinRequest
+	3,  // 17: v1.Membership.Update:input_type -> v1.UpdateRequest
+	6,  // 18: v1.Membership.Leave:input_type -> v1.LeaveRequest
+	11, // 19: v1.Membership.SubscribePeers:input_type -> v1.SubscribePeersRequest
+	21, // 20: v1.Membership.Apply:input_type -> v1.RaftLogEntry
+	8,  // 21: v1.Membership.GetStorageConfiguration:input_type -> v1.StorageConfigurationRequest
+	2,  // 22: v1.Membership.Join:output_type -> v1.JoinResponse
+	4,  // 23: v1.Membership.Update:output_type -> v1.UpdateResponse
+	7,  // 24: v1.Membership.Leave:output_type -> v1.LeaveResponse
+	12, // 25: v1.Membership.SubscribePeers:output_type -> v1.PeerConfigurations
+	22, // 26: v1.Membership.Apply:output_type -> v1.RaftApplyResponse
+	9,  // 27: v1.Membership.GetStorageConfiguration:output_type -> v1.StorageConfigurationResponse
+	22, // [22:28] is the sub-list for method output_type
+	16, // [16:22] is the sub-list for method input_type
+	16, // [16:16] is the sub-list for extension type_name
+	16, // [16:16] is the sub-list for extension extendee
+	0,  // [0:16] is the sub-list for field type_name
 }
 
 func init() { file_v1_members_proto_init() }

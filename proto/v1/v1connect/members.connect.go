@@ -61,14 +61,17 @@ type MembershipClient interface {
 	// Update changes a member's record. Fields that are empty stay as they are.
 	// NOT_FOUND when the node is no member.
 	Update(context.Context, *connect.Request[v1.UpdateRequest]) (*connect.Response[v1.UpdateResponse], error)
-	// Leave takes a node out of the mesh with its edges and its own routes. A
+	// Leave takes a node out of the mesh with its edges and its own routes, and
+	// frees its id for another key. FAILED_PRECONDITION for a node that holds the
+	// state. A
 	// node that is no member has left.
 	Leave(context.Context, *connect.Request[v1.LeaveRequest]) (*connect.Response[v1.LeaveResponse], error)
 	// SubscribePeers sends what the node's peers are to be, again whenever that
 	// changes. Each message replaces the one before it.
 	SubscribePeers(context.Context, *connect.Request[v1.SubscribePeersRequest]) (*connect.ServerStreamForClient[v1.PeerConfigurations], error)
-	// Apply puts an entry into the log of the built-in storage on behalf of
-	// another voter. FAILED_PRECONDITION when this node is not the leader.
+	// Apply is how v1 voters hand their changes to the leader. It is refused:
+	// PERMISSION_DENIED to all but voters, and UNIMPLEMENTED to voters, which
+	// forward changes over the connection of the storage.
 	Apply(context.Context, *connect.Request[v1.RaftLogEntry]) (*connect.Response[v1.RaftApplyResponse], error)
 	// GetStorageConfiguration tells which nodes hold the state.
 	GetStorageConfiguration(context.Context, *connect.Request[v1.StorageConfigurationRequest]) (*connect.Response[v1.StorageConfigurationResponse], error)
@@ -174,14 +177,17 @@ type MembershipHandler interface {
 	// Update changes a member's record. Fields that are empty stay as they are.
 	// NOT_FOUND when the node is no member.
 	Update(context.Context, *connect.Request[v1.UpdateRequest]) (*connect.Response[v1.UpdateResponse], error)
-	// Leave takes a node out of the mesh with its edges and its own routes. A
+	// Leave takes a node out of the mesh with its edges and its own routes, and
+	// frees its id for another key. FAILED_PRECONDITION for a node that holds the
+	// state. A
 	// node that is no member has left.
 	Leave(context.Context, *connect.Request[v1.LeaveRequest]) (*connect.Response[v1.LeaveResponse], error)
 	// SubscribePeers sends what the node's peers are to be, again whenever that
 	// changes. Each message replaces the one before it.
 	SubscribePeers(context.Context, *connect.Request[v1.SubscribePeersRequest], *connect.ServerStream[v1.PeerConfigurations]) error
-	// Apply puts an entry into the log of the built-in storage on behalf of
-	// another voter. FAILED_PRECONDITION when this node is not the leader.
+	// Apply is how v1 voters hand their changes to the leader. It is refused:
+	// PERMISSION_DENIED to all but voters, and UNIMPLEMENTED to voters, which
+	// forward changes over the connection of the storage.
 	Apply(context.Context, *connect.Request[v1.RaftLogEntry]) (*connect.Response[v1.RaftApplyResponse], error)
 	// GetStorageConfiguration tells which nodes hold the state.
 	GetStorageConfiguration(context.Context, *connect.Request[v1.StorageConfigurationRequest]) (*connect.Response[v1.StorageConfigurationResponse], error)

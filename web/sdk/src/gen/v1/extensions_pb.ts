@@ -17,7 +17,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file v1/extensions.proto.
  */
 export const file_v1_extensions: GenFile = /*@__PURE__*/
-  fileDesc("ChN2MS9leHRlbnNpb25zLnByb3RvEgJ2MSJvCglJQ0VTZXJ2ZXISDAoEdXJscxgBIAMoCRIQCgh1c2VybmFtZRgCIAEoCRISCgpjcmVkZW50aWFsGAMgASgJEi4KCmV4cGlyZXNfYXQYBCABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wIjcKB1NlcnZpY2USEAoIcHJvdG9jb2wYASABKAkSDAoEcG9ydBgCIAEoDRIMCgRraW5kGAMgASgJIlkKCVJhZnRCYXRjaBIlCgpjb25kaXRpb25zGAEgAygLMhEudjEuUmFmdENvbmRpdGlvbhIlCgpvcGVyYXRpb25zGAIgAygLMhEudjEuUmFmdE9wZXJhdGlvbiItCg1SYWZ0Q29uZGl0aW9uEgsKA2tleRgBIAEoCRIPCgd2ZXJzaW9uGAIgASgEImMKDVJhZnRPcGVyYXRpb24SCwoDa2V5GAEgASgJEg0KBXZhbHVlGAIgASgMEiYKA3R0bBgDIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbhIOCgZkZWxldGUYBCABKAhCKlooZ2l0aHViLmNvbS9tZXNoZ2F0ZS9tZXNoZ2F0ZS9wcm90by92MTt2MWIGcHJvdG8z", [file_google_protobuf_duration, file_google_protobuf_timestamp]);
+  fileDesc("ChN2MS9leHRlbnNpb25zLnByb3RvEgJ2MSJvCglJQ0VTZXJ2ZXISDAoEdXJscxgBIAMoCRIQCgh1c2VybmFtZRgCIAEoCRISCgpjcmVkZW50aWFsGAMgASgJEi4KCmV4cGlyZXNfYXQYBCABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wIjcKB1NlcnZpY2USEAoIcHJvdG9jb2wYASABKAkSDAoEcG9ydBgCIAEoDRIMCgRraW5kGAMgASgJIlYKCUpvaW5Qcm9vZhIMCgRtZXNoGAEgASgJEigKBHRpbWUYAiABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEhEKCXNpZ25hdHVyZRgDIAEoDCJZCglSYWZ0QmF0Y2gSJQoKY29uZGl0aW9ucxgBIAMoCzIRLnYxLlJhZnRDb25kaXRpb24SJQoKb3BlcmF0aW9ucxgCIAMoCzIRLnYxLlJhZnRPcGVyYXRpb24iLQoNUmFmdENvbmRpdGlvbhILCgNrZXkYASABKAkSDwoHdmVyc2lvbhgCIAEoBCJjCg1SYWZ0T3BlcmF0aW9uEgsKA2tleRgBIAEoCRINCgV2YWx1ZRgCIAEoDBImCgN0dGwYAyABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24SDgoGZGVsZXRlGAQgASgIQipaKGdpdGh1Yi5jb20vbWVzaGdhdGUvbWVzaGdhdGUvcHJvdG8vdjE7djFiBnByb3RvMw", [file_google_protobuf_duration, file_google_protobuf_timestamp]);
 
 /**
  * ICEServer is a STUN or TURN server with the credential to use it.
@@ -99,6 +99,48 @@ export const ServiceSchema: GenMessage<Service> = /*@__PURE__*/
   messageDesc(file_v1_extensions, 1);
 
 /**
+ * JoinProof shows that whoever asks to join holds the private half of the key.
+ *
+ * @generated from message v1.JoinProof
+ */
+export type JoinProof = Message<"v1.JoinProof"> & {
+  /**
+   * mesh is the mesh that is meant: its IPv6 network, as
+   * meshgate.v1.Enrolment.GetChallenge tells it.
+   *
+   * @generated from field: string mesh = 1;
+   */
+  mesh: string;
+
+  /**
+   * time is the gateway's time as the challenge tells it; the proof is good for
+   * two minutes around it. Only whole seconds count.
+   *
+   * @generated from field: google.protobuf.Timestamp time = 2;
+   */
+  time?: Timestamp | undefined;
+
+  /**
+   * signature is the Ed25519 signature by the key of: the text
+   * "meshgate.v1 join proof" and a zero byte, then mesh, the decimal seconds of
+   * time since 1970, the request's id, public_key and primary_endpoint, the
+   * decimal number of its wireguard_endpoints and each of them, and the same of
+   * its routes. All of these are the texts as sent, each behind its length in
+   * bytes, 4 bytes big-endian.
+   *
+   * @generated from field: bytes signature = 3;
+   */
+  signature: Uint8Array;
+};
+
+/**
+ * Describes the message v1.JoinProof.
+ * Use `create(JoinProofSchema)` to create a new message.
+ */
+export const JoinProofSchema: GenMessage<JoinProof> = /*@__PURE__*/
+  messageDesc(file_v1_extensions, 2);
+
+/**
  * RaftBatch is a change of several keys in one entry of the replicated log:
  * if every condition holds all operations happen in order, else none does.
  *
@@ -125,7 +167,7 @@ export type RaftBatch = Message<"v1.RaftBatch"> & {
  * Use `create(RaftBatchSchema)` to create a new message.
  */
 export const RaftBatchSchema: GenMessage<RaftBatch> = /*@__PURE__*/
-  messageDesc(file_v1_extensions, 2);
+  messageDesc(file_v1_extensions, 3);
 
 /**
  * RaftCondition is what must be true of a key for a batch to happen.
@@ -154,7 +196,7 @@ export type RaftCondition = Message<"v1.RaftCondition"> & {
  * Use `create(RaftConditionSchema)` to create a new message.
  */
 export const RaftConditionSchema: GenMessage<RaftCondition> = /*@__PURE__*/
-  messageDesc(file_v1_extensions, 3);
+  messageDesc(file_v1_extensions, 4);
 
 /**
  * RaftOperation writes or removes one key.
@@ -197,5 +239,5 @@ export type RaftOperation = Message<"v1.RaftOperation"> & {
  * Use `create(RaftOperationSchema)` to create a new message.
  */
 export const RaftOperationSchema: GenMessage<RaftOperation> = /*@__PURE__*/
-  messageDesc(file_v1_extensions, 4);
+  messageDesc(file_v1_extensions, 5);
 

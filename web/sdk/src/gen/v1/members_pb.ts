@@ -12,7 +12,7 @@ import type { ClusterStatus, FeaturePort, MeshNode } from "./node_pb.js";
 import { file_v1_node } from "./node_pb.js";
 import type { RaftApplyResponseSchema, RaftLogEntrySchema } from "./raft_pb.js";
 import { file_v1_raft } from "./raft_pb.js";
-import type { Service } from "./extensions_pb.js";
+import type { JoinProof, Service } from "./extensions_pb.js";
 import { file_v1_extensions } from "./extensions_pb.js";
 import type { NetworkACL } from "./network_acls_pb.js";
 import { file_v1_network_acls } from "./network_acls_pb.js";
@@ -22,7 +22,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file v1/members.proto.
  */
 export const file_v1_members: GenFile = /*@__PURE__*/
-  fileDesc("ChB2MS9tZW1iZXJzLnByb3RvEgJ2MSLSAwoLSm9pblJlcXVlc3QSCgoCaWQYASABKAkSEgoKcHVibGljX2tleRgCIAEoCRIYChBwcmltYXJ5X2VuZHBvaW50GAQgASgJEhsKE3dpcmVndWFyZF9lbmRwb2ludHMYBSADKAkSGQoRem9uZV9hd2FyZW5lc3NfaWQYBiABKAkSEwoLYXNzaWduX2lwdjQYByABKAgSGwoTcHJlZmVyX3N0b3JhZ2VfaXB2NhgIIAEoCBIQCghhc192b3RlchgJIAEoCBITCgthc19vYnNlcnZlchgKIAEoCBIOCgZyb3V0ZXMYCyADKAkSNgoMZGlyZWN0X3BlZXJzGAwgAygLMiAudjEuSm9pblJlcXVlc3QuRGlyZWN0UGVlcnNFbnRyeRIhCghmZWF0dXJlcxgNIAMoCzIPLnYxLkZlYXR1cmVQb3J0EhIKCm11bHRpYWRkcnMYDiADKAkSHQoIc2VydmljZXMYZCADKAsyCy52MS5TZXJ2aWNlEhEKCW1lbWJlcl9vZhhuIAEoCRpHChBEaXJlY3RQZWVyc0VudHJ5EgsKA2tleRgBIAEoCRIiCgV2YWx1ZRgCIAEoDjITLnYxLkNvbm5lY3RQcm90b2NvbDoCOAEiqwIKDEpvaW5SZXNwb25zZRIUCgxhZGRyZXNzX2lwdjQYASABKAkSFAoMYWRkcmVzc19pcHY2GAIgASgJEhQKDG5ldHdvcmtfaXB2NBgDIAEoCRIUCgxuZXR3b3JrX2lwdjYYBCABKAkSIAoFcGVlcnMYBSADKAsyES52MS5XaXJlR3VhcmRQZWVyEhMKC2ljZV9zZXJ2ZXJzGAYgAygJEhMKC2Ruc19zZXJ2ZXJzGAcgAygJEhMKC21lc2hfZG9tYWluGAggASgJEiQKDG5ldHdvcmtfYWNscxhkIAMoCzIOLnYxLk5ldHdvcmtBQ0wSEgoKZ2F0ZXdheV9pZBhlIAEoCRIoCgR0aW1lGG8gASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcCL5AQoNVXBkYXRlUmVxdWVzdBIKCgJpZBgBIAEoCRISCgpwdWJsaWNfa2V5GAIgASgJEhgKEHByaW1hcnlfZW5kcG9pbnQYAyABKAkSGwoTd2lyZWd1YXJkX2VuZHBvaW50cxgEIAMoCRIZChF6b25lX2F3YXJlbmVzc19pZBgFIAEoCRIQCghhc192b3RlchgGIAEoCBIOCgZyb3V0ZXMYByADKAkSIQoIZmVhdHVyZXMYCCADKAsyDy52MS5GZWF0dXJlUG9ydBISCgptdWx0aWFkZHJzGAkgAygJEh0KCHNlcnZpY2VzGGQgAygLMgsudjEuU2VydmljZSIQCg5VcGRhdGVSZXNwb25zZSJ8Cg1XaXJlR3VhcmRQZWVyEhoKBG5vZGUYASABKAsyDC52MS5NZXNoTm9kZRITCgthbGxvd2VkX2lwcxgCIAMoCRIWCg5hbGxvd2VkX3JvdXRlcxgDIAMoCRIiCgVwcm90bxgEIAEoDjITLnYxLkNvbm5lY3RQcm90b2NvbCIaCgxMZWF2ZVJlcXVlc3QSCgoCaWQYASABKAkiDwoNTGVhdmVSZXNwb25zZSIdChtTdG9yYWdlQ29uZmlndXJhdGlvblJlcXVlc3QiQgocU3RvcmFnZUNvbmZpZ3VyYXRpb25SZXNwb25zZRIiCgdzZXJ2ZXJzGAEgAygLMhEudjEuU3RvcmFnZVNlcnZlciJRCg1TdG9yYWdlU2VydmVyEgoKAmlkGAEgASgJEiMKCHN1ZmZyYWdlGAIgASgOMhEudjEuQ2x1c3RlclN0YXR1cxIPCgdhZGRyZXNzGAMgASgJIiMKFVN1YnNjcmliZVBlZXJzUmVxdWVzdBIKCgJpZBgBIAEoCSKaAQoSUGVlckNvbmZpZ3VyYXRpb25zEiAKBXBlZXJzGAUgAygLMhEudjEuV2lyZUd1YXJkUGVlchITCgtpY2Vfc2VydmVycxgGIAMoCRITCgtkbnNfc2VydmVycxgHIAMoCRIkCgxuZXR3b3JrX2FjbHMYZCADKAsyDi52MS5OZXR3b3JrQUNMEhIKCmdhdGV3YXlfaWQYZSABKAkqSgoPQ29ubmVjdFByb3RvY29sEhIKDkNPTk5FQ1RfTkFUSVZFEAASDwoLQ09OTkVDVF9JQ0UQARISCg5DT05ORUNUX0xJQlAyUBACMu0CCgpNZW1iZXJzaGlwEikKBEpvaW4SDy52MS5Kb2luUmVxdWVzdBoQLnYxLkpvaW5SZXNwb25zZRIvCgZVcGRhdGUSES52MS5VcGRhdGVSZXF1ZXN0GhIudjEuVXBkYXRlUmVzcG9uc2USLAoFTGVhdmUSEC52MS5MZWF2ZVJlcXVlc3QaES52MS5MZWF2ZVJlc3BvbnNlEkUKDlN1YnNjcmliZVBlZXJzEhkudjEuU3Vic2NyaWJlUGVlcnNSZXF1ZXN0GhYudjEuUGVlckNvbmZpZ3VyYXRpb25zMAESMAoFQXBwbHkSEC52MS5SYWZ0TG9nRW50cnkaFS52MS5SYWZ0QXBwbHlSZXNwb25zZRJcChdHZXRTdG9yYWdlQ29uZmlndXJhdGlvbhIfLnYxLlN0b3JhZ2VDb25maWd1cmF0aW9uUmVxdWVzdBogLnYxLlN0b3JhZ2VDb25maWd1cmF0aW9uUmVzcG9uc2VCKlooZ2l0aHViLmNvbS9tZXNoZ2F0ZS9tZXNoZ2F0ZS9wcm90by92MTt2MWIGcHJvdG8z", [file_google_protobuf_timestamp, file_v1_node, file_v1_raft, file_v1_extensions, file_v1_network_acls]);
+  fileDesc("ChB2MS9tZW1iZXJzLnByb3RvEgJ2MSLwAwoLSm9pblJlcXVlc3QSCgoCaWQYASABKAkSEgoKcHVibGljX2tleRgCIAEoCRIYChBwcmltYXJ5X2VuZHBvaW50GAQgASgJEhsKE3dpcmVndWFyZF9lbmRwb2ludHMYBSADKAkSGQoRem9uZV9hd2FyZW5lc3NfaWQYBiABKAkSEwoLYXNzaWduX2lwdjQYByABKAgSGwoTcHJlZmVyX3N0b3JhZ2VfaXB2NhgIIAEoCBIQCghhc192b3RlchgJIAEoCBITCgthc19vYnNlcnZlchgKIAEoCBIOCgZyb3V0ZXMYCyADKAkSNgoMZGlyZWN0X3BlZXJzGAwgAygLMiAudjEuSm9pblJlcXVlc3QuRGlyZWN0UGVlcnNFbnRyeRIhCghmZWF0dXJlcxgNIAMoCzIPLnYxLkZlYXR1cmVQb3J0EhIKCm11bHRpYWRkcnMYDiADKAkSHQoIc2VydmljZXMYZCADKAsyCy52MS5TZXJ2aWNlEhEKCW1lbWJlcl9vZhhuIAEoCRIcCgVwcm9vZhhlIAEoCzINLnYxLkpvaW5Qcm9vZhpHChBEaXJlY3RQZWVyc0VudHJ5EgsKA2tleRgBIAEoCRIiCgV2YWx1ZRgCIAEoDjITLnYxLkNvbm5lY3RQcm90b2NvbDoCOAEiqwIKDEpvaW5SZXNwb25zZRIUCgxhZGRyZXNzX2lwdjQYASABKAkSFAoMYWRkcmVzc19pcHY2GAIgASgJEhQKDG5ldHdvcmtfaXB2NBgDIAEoCRIUCgxuZXR3b3JrX2lwdjYYBCABKAkSIAoFcGVlcnMYBSADKAsyES52MS5XaXJlR3VhcmRQZWVyEhMKC2ljZV9zZXJ2ZXJzGAYgAygJEhMKC2Ruc19zZXJ2ZXJzGAcgAygJEhMKC21lc2hfZG9tYWluGAggASgJEiQKDG5ldHdvcmtfYWNscxhkIAMoCzIOLnYxLk5ldHdvcmtBQ0wSEgoKZ2F0ZXdheV9pZBhlIAEoCRIoCgR0aW1lGG8gASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcCL5AQoNVXBkYXRlUmVxdWVzdBIKCgJpZBgBIAEoCRISCgpwdWJsaWNfa2V5GAIgASgJEhgKEHByaW1hcnlfZW5kcG9pbnQYAyABKAkSGwoTd2lyZWd1YXJkX2VuZHBvaW50cxgEIAMoCRIZChF6b25lX2F3YXJlbmVzc19pZBgFIAEoCRIQCghhc192b3RlchgGIAEoCBIOCgZyb3V0ZXMYByADKAkSIQoIZmVhdHVyZXMYCCADKAsyDy52MS5GZWF0dXJlUG9ydBISCgptdWx0aWFkZHJzGAkgAygJEh0KCHNlcnZpY2VzGGQgAygLMgsudjEuU2VydmljZSIQCg5VcGRhdGVSZXNwb25zZSJ8Cg1XaXJlR3VhcmRQZWVyEhoKBG5vZGUYASABKAsyDC52MS5NZXNoTm9kZRITCgthbGxvd2VkX2lwcxgCIAMoCRIWCg5hbGxvd2VkX3JvdXRlcxgDIAMoCRIiCgVwcm90bxgEIAEoDjITLnYxLkNvbm5lY3RQcm90b2NvbCIaCgxMZWF2ZVJlcXVlc3QSCgoCaWQYASABKAkiDwoNTGVhdmVSZXNwb25zZSIdChtTdG9yYWdlQ29uZmlndXJhdGlvblJlcXVlc3QiQgocU3RvcmFnZUNvbmZpZ3VyYXRpb25SZXNwb25zZRIiCgdzZXJ2ZXJzGAEgAygLMhEudjEuU3RvcmFnZVNlcnZlciJRCg1TdG9yYWdlU2VydmVyEgoKAmlkGAEgASgJEiMKCHN1ZmZyYWdlGAIgASgOMhEudjEuQ2x1c3RlclN0YXR1cxIPCgdhZGRyZXNzGAMgASgJIiMKFVN1YnNjcmliZVBlZXJzUmVxdWVzdBIKCgJpZBgBIAEoCSKaAQoSUGVlckNvbmZpZ3VyYXRpb25zEiAKBXBlZXJzGAUgAygLMhEudjEuV2lyZUd1YXJkUGVlchITCgtpY2Vfc2VydmVycxgGIAMoCRITCgtkbnNfc2VydmVycxgHIAMoCRIkCgxuZXR3b3JrX2FjbHMYZCADKAsyDi52MS5OZXR3b3JrQUNMEhIKCmdhdGV3YXlfaWQYZSABKAkqSgoPQ29ubmVjdFByb3RvY29sEhIKDkNPTk5FQ1RfTkFUSVZFEAASDwoLQ09OTkVDVF9JQ0UQARISCg5DT05ORUNUX0xJQlAyUBACMu0CCgpNZW1iZXJzaGlwEikKBEpvaW4SDy52MS5Kb2luUmVxdWVzdBoQLnYxLkpvaW5SZXNwb25zZRIvCgZVcGRhdGUSES52MS5VcGRhdGVSZXF1ZXN0GhIudjEuVXBkYXRlUmVzcG9uc2USLAoFTGVhdmUSEC52MS5MZWF2ZVJlcXVlc3QaES52MS5MZWF2ZVJlc3BvbnNlEkUKDlN1YnNjcmliZVBlZXJzEhkudjEuU3Vic2NyaWJlUGVlcnNSZXF1ZXN0GhYudjEuUGVlckNvbmZpZ3VyYXRpb25zMAESMAoFQXBwbHkSEC52MS5SYWZ0TG9nRW50cnkaFS52MS5SYWZ0QXBwbHlSZXNwb25zZRJcChdHZXRTdG9yYWdlQ29uZmlndXJhdGlvbhIfLnYxLlN0b3JhZ2VDb25maWd1cmF0aW9uUmVxdWVzdBogLnYxLlN0b3JhZ2VDb25maWd1cmF0aW9uUmVzcG9uc2VCKlooZ2l0aHViLmNvbS9tZXNoZ2F0ZS9tZXNoZ2F0ZS9wcm90by92MTt2MWIGcHJvdG8z", [file_google_protobuf_timestamp, file_v1_node, file_v1_raft, file_v1_extensions, file_v1_network_acls]);
 
 /**
  * JoinRequest asks for membership.
@@ -46,8 +46,8 @@ export type JoinRequest = Message<"v1.JoinRequest"> & {
 
   /**
    * primary_endpoint is an IP address or DNS name at which others reach the
-   * node; empty for a node behind a NAT. With it, the node gets an edge of
-   * weight 99 to every other node that has one.
+   * node; empty for a node behind a NAT. With it, the node has edges of weight
+   * 99 to other nodes that have one: to all of them in meshes with up to 129.
    *
    * @generated from field: string primary_endpoint = 4;
    */
@@ -61,8 +61,8 @@ export type JoinRequest = Message<"v1.JoinRequest"> & {
   wireguardEndpoints: string[];
 
   /**
-   * zone_awareness_id puts the node in a zone. It gets an edge of weight 1 to
-   * every node of the zone that has a primary endpoint.
+   * zone_awareness_id puts the node in a zone. It has edges of weight 1 to nodes
+   * of the zone that have a primary endpoint.
    *
    * @generated from field: string zone_awareness_id = 6;
    */
@@ -77,7 +77,7 @@ export type JoinRequest = Message<"v1.JoinRequest"> & {
 
   /**
    * prefer_storage_ipv6 asks that the storage reach the node over IPv6 although
-   * it has an IPv4 address.
+   * it has an IPv4 address. Without it, the storage uses primary_endpoint first.
    *
    * @generated from field: bool prefer_storage_ipv6 = 8;
    */
@@ -108,8 +108,8 @@ export type JoinRequest = Message<"v1.JoinRequest"> & {
   routes: string[];
 
   /**
-   * direct_peers are nodes to get an edge of weight 1 to, by id, and how to
-   * reach them. They take VERB_PUT on RESOURCE_EDGES with each id for a name.
+   * direct_peers are members to get an edge of weight 1 to, by id, and how to
+   * reach them. One that is no member is NOT_FOUND. They take VERB_PUT on RESOURCE_EDGES with each id for a name.
    *
    * @generated from field: map<string, v1.ConnectProtocol> direct_peers = 12;
    */
@@ -144,6 +144,15 @@ export type JoinRequest = Message<"v1.JoinRequest"> & {
    * @generated from field: string member_of = 110;
    */
   memberOf: string;
+
+  /**
+   * proof is an extension: it shows that the caller holds the private half of
+   * public_key. Without it a join is PERMISSION_DENIED, unless the operator lets
+   * v1 nodes in.
+   *
+   * @generated from field: v1.JoinProof proof = 101;
+   */
+  proof?: JoinProof | undefined;
 };
 
 /**
@@ -264,8 +273,8 @@ export type UpdateRequest = Message<"v1.UpdateRequest"> & {
   id: string;
 
   /**
-   * public_key is its new identity in the form of MeshNode.public_key. Its
-   * addresses stay.
+   * public_key is its identity in the form of MeshNode.public_key. It cannot be
+   * changed: another key is ALREADY_EXISTS, until the node has left.
    *
    * @generated from field: string public_key = 2;
    */
@@ -643,7 +652,9 @@ export const Membership: GenService<{
     output: typeof UpdateResponseSchema;
   },
   /**
-   * Leave takes a node out of the mesh with its edges and its own routes. A
+   * Leave takes a node out of the mesh with its edges and its own routes, and
+   * frees its id for another key. FAILED_PRECONDITION for a node that holds the
+   * state. A
    * node that is no member has left.
    *
    * @generated from rpc v1.Membership.Leave
@@ -665,8 +676,9 @@ export const Membership: GenService<{
     output: typeof PeerConfigurationsSchema;
   },
   /**
-   * Apply puts an entry into the log of the built-in storage on behalf of
-   * another voter. FAILED_PRECONDITION when this node is not the leader.
+   * Apply is how v1 voters hand their changes to the leader. It is refused:
+   * PERMISSION_DENIED to all but voters, and UNIMPLEMENTED to voters, which
+   * forward changes over the connection of the storage.
    *
    * @generated from rpc v1.Membership.Apply
    */
