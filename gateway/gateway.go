@@ -49,6 +49,8 @@ type Config struct {
 	// Node and Signaling are required.
 	Node      Node
 	Signaling api.Signaling
+	// Cluster is the nodes that keep the state of the mesh; nil: this one alone.
+	Cluster api.Cluster
 	// Build is what Node.GetStatus shows of the program.
 	Build api.Build
 

@@ -12,6 +12,7 @@ import (
 	"github.com/meshgate/meshgate/gateway/api"
 	"github.com/meshgate/meshgate/node/mesh"
 	"github.com/meshgate/meshgate/node/policy"
+	meshgatev1 "github.com/meshgate/meshgate/proto/meshgate/v1"
 	"github.com/meshgate/meshgate/proto/meshgate/v1/meshgatev1connect"
 	v1 "github.com/meshgate/meshgate/proto/v1"
 	"github.com/meshgate/meshgate/proto/v1/v1connect"
@@ -69,7 +70,8 @@ func newRules(openReflection bool) map[string]rule {
 		v1connect.StorageQueryServiceSubscribeProcedure: {access: identified, needs: of(subscribe), fresh: unlessStale},
 		v1connect.StorageQueryServicePublishProcedure:   {access: identified, needs: of(publish), fresh: always},
 
-		meshgatev1connect.WatchWatchMeshProcedure: reader,
+		meshgatev1connect.WatchWatchMeshProcedure:        reader,
+		meshgatev1connect.EnrolmentGetChallengeProcedure: {access: identified, needs: of(challenge)},
 
 		v1connect.WebRTCStartDataChannelProcedure:   {access: identified, channel: true, needs: of(startDataChannel)},
 		v1connect.WebRTCStartSignalChannelProcedure: {access: identified, channel: true, needs: of(startSignalChannel)},
@@ -207,6 +209,14 @@ func join(c api.Caller, m *v1.JoinRequest) ([]mesh.Action, error) {
 		actions = append(actions, put(v1.RuleResource_RESOURCE_OBSERVERS, ""))
 	}
 	return append(actions, claims(m.GetFeatures())...), nil
+}
+
+// challenge: whoever may join the node.
+func challenge(c api.Caller, m *meshgatev1.GetChallengeRequest) ([]mesh.Action, error) {
+	if m.GetId() == c.ID {
+		return nil, nil
+	}
+	return []mesh.Action{put(v1.RuleResource_RESOURCE_EDGES, m.GetId())}, nil
 }
 
 // update: as join. Over the mesh a node has shown its key and may change it;

@@ -38,8 +38,9 @@ const (
 
 // Gateway is the membership API of a gateway, as seen by a node that follows it.
 type Gateway interface {
-	// Join asks for membership.
-	Join(ctx context.Context, r *v1.JoinRequest) (*v1.JoinResponse, error)
+	// Join asks for membership and proves that the node holds key. It may
+	// change r.
+	Join(ctx context.Context, r *v1.JoinRequest, key mesh.PrivateKey) (*v1.JoinResponse, error)
 	// Leave ends the membership of node id.
 	Leave(ctx context.Context, id string) error
 	// SubscribePeers calls each for every configuration of node id, the first
@@ -132,7 +133,7 @@ func (f *follower) follow(ctx context.Context) (alive bool, err error) {
 			return alive, err
 		}
 	}
-	r, joinErr := f.cfg.Public.Join(ctx, asked)
+	r, joinErr := f.cfg.Public.Join(ctx, proto.CloneOf(asked), f.node.cfg.Key)
 	if joinErr != nil {
 		return false, errors.Join(err, &joinError{joinErr})
 	}

@@ -60,7 +60,7 @@ func newFakeGateway(t *testing.T) *fakeGateway {
 	}
 }
 
-func (g *fakeGateway) Join(_ context.Context, r *v1.JoinRequest) (*v1.JoinResponse, error) {
+func (g *fakeGateway) Join(_ context.Context, r *v1.JoinRequest, _ mesh.PrivateKey) (*v1.JoinResponse, error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.joins = append(g.joins, proto.CloneOf(r))

@@ -36,6 +36,11 @@ type Hold struct {
 	// AcceptByDefault lets all nodes talk to each other until an ACL says
 	// otherwise. It only matters when the mesh is made.
 	AcceptByDefault bool
+	// AllowUnprovenJoins lets nodes join that do not prove that they hold their
+	// key, as v1 nodes do not.
+	AllowUnprovenJoins bool
+	// StaticIPv4 are the addresses of nodes that must have a certain one.
+	StaticIPv4 map[mesh.NodeID]netip.Addr
 }
 
 // holder is the source of a node that keeps the mesh's state.
@@ -49,7 +54,9 @@ type holder struct {
 
 func newHolder(n *Node, cfg Hold) (*holder, error) {
 	r := registry.New(cfg.Store, n.cfg.Logger)
-	members, err := member.New(member.Config{Registry: r, Self: n.cfg.ID, Logger: n.cfg.Logger})
+	members, err := member.New(member.Config{
+		Registry: r, Self: n.cfg.ID, StaticIPv4: cfg.StaticIPv4, AllowUnproven: cfg.AllowUnprovenJoins, Logger: n.cfg.Logger,
+	})
 	if err != nil {
 		return nil, fmt.Errorf("make membership: %w", err)
 	}

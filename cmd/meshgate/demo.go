@@ -12,7 +12,6 @@ import (
 	"os"
 	"time"
 
-	"connectrpc.com/connect"
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 	"golang.org/x/sync/errgroup"
@@ -171,18 +170,18 @@ func startDemoPeer(ctx context.Context, gate *peer.Public) (_ *demoPeer, err err
 	if err != nil {
 		return nil, err
 	}
-	answer, err := gate.Membership().Join(ctx, connect.NewRequest(&v1.JoinRequest{
+	answer, err := gate.Member().Join(ctx, &v1.JoinRequest{
 		Id: demoPeerID, PublicKey: key.Public().Encode(), AssignIpv4: true,
 		Services: []*v1.Service{
 			{Protocol: "tcp", Port: demoHTTPPort, Kind: "http"},
 			{Protocol: "tcp", Port: demoEchoPort, Kind: "tcp-echo"},
 			{Protocol: "udp", Port: demoEchoPort, Kind: "udp-echo"},
 		},
-	}))
+	}, key)
 	if err != nil {
 		return nil, fmt.Errorf("create peer: %w", err)
 	}
-	config, err := wgQuick(demoPeerID, key, answer.Msg)
+	config, err := wgQuick(demoPeerID, key, answer)
 	if err != nil {
 		return nil, err
 	}

@@ -139,6 +139,10 @@ func (p *gatewayProcess) openNode() error {
 	if err != nil {
 		return err
 	}
+	static, err := parseStatic(c.staticIPv4)
+	if err != nil {
+		return err
+	}
 	state := ""
 	if c.dataDir != "" {
 		state = filepath.Join(c.dataDir, "state")
@@ -156,7 +160,7 @@ func (p *gatewayProcess) openNode() error {
 		Hold: &node.Hold{
 			Store: p.store, CloseStore: p.store.Close, Admin: c.admin,
 			Domain: strings.TrimSuffix(c.meshDomain, ".") + ".", IPv4: netip.MustParsePrefix(c.meshIPv4),
-			AcceptByDefault: c.policy == "accept",
+			AcceptByDefault: c.policy == "accept", AllowUnprovenJoins: c.allowUnproven, StaticIPv4: static,
 		},
 		Logger: p.log, Registerer: p.registry,
 	})

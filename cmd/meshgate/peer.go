@@ -60,19 +60,19 @@ func (a *app) peerCreateCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			answer, err := gate.Membership().Join(cmd.Context(), connect.NewRequest(&v1.JoinRequest{
+			answer, err := gate.Member().Join(cmd.Context(), &v1.JoinRequest{
 				Id: string(id), PublicKey: key.Public().Encode(), AssignIpv4: true,
-			}))
+			}, key)
 			if err != nil {
 				return fmt.Errorf("create peer %s: %w", id, err)
 			}
-			config, err := wgQuick(string(id), key, answer.Msg)
+			config, err := wgQuick(string(id), key, answer)
 			if err != nil {
 				// A peer without a configuration is of no use to anybody.
 				_, undo := gate.Membership().Leave(cmd.Context(), connect.NewRequest(&v1.LeaveRequest{Id: string(id)}))
 				return errors.Join(err, undo)
 			}
-			return a.printPeer(string(id), config, answer.Msg, file, qr)
+			return a.printPeer(string(id), config, answer, file, qr)
 		},
 	}
 	to.registerServer(cmd.Flags())

@@ -66,8 +66,8 @@ func newNodeProcess(o nodeOptions) (_ *nodeProcess, err error) {
 	o.config.Features = []mesh.Feature{{Kind: v1.Feature_NODES, Port: meshRPCPort}}
 	o.config.Logger, o.config.Registerer = o.log, p.registry
 	o.config.Follow = &node.Follow{
-		Public:  peer.NewMember(o.gateway.Membership()),
-		Mesh:    func(at netip.AddrPort) node.Gateway { return peer.NewMember(p.node.Peers().Membership(at)) },
+		Public:  o.gateway.Member(),
+		Mesh:    func(at netip.AddrPort) node.Gateway { return p.node.Peers().Member(at) },
 		DataDir: o.dataDir,
 		Again:   o.again,
 		Refused: peer.Refused,

@@ -41,6 +41,8 @@ type upConfig struct {
 	admin                    string
 
 	meshDomain, meshIPv4, policy string
+	staticIPv4                   []string
+	allowUnproven                bool
 
 	wgMode      string
 	wgPort      uint16
@@ -82,6 +84,9 @@ func (c *upConfig) register(f *pflag.FlagSet) {
 	f.StringVar(&c.meshDomain, "mesh.domain", "webmesh.internal", "DNS domain of the mesh; only used when the mesh is made")
 	f.StringVar(&c.meshIPv4, "mesh.ipv4-network", "172.16.0.0/12", "IPv4 network of the mesh; only used when the mesh is made")
 	f.StringVar(&c.policy, "mesh.default-network-policy", "deny", "accept: members reach each other; deny: members reach gateways, and the admin reaches members; only used when the mesh is made")
+
+	f.StringSliceVar(&c.staticIPv4, "mesh.static-ipv4", nil, "mesh addresses of certain nodes, as ID=ADDRESS; no other node gets them")
+	f.BoolVar(&c.allowUnproven, "mesh.allow-unproven-joins", false, "let nodes join that do not prove that they hold their key, as v1 nodes do not")
 
 	f.StringVar(&c.wgMode, "wireguard.mode", "auto", "tun, netstack (no root), or auto: tun where the host allows it")
 	f.Uint16Var(&c.wgPort, "wireguard.listen-port", 51820, "UDP port of WireGuard; 0 lets the host pick")
@@ -179,6 +184,9 @@ func (c *upConfig) validate() error {
 	if _, err := wireguardMode(c.wgMode); err != nil {
 		return err
 	}
+	if _, err := parseStatic(c.staticIPv4); err != nil {
+		return err
+	}
 	if p, err := netip.ParsePrefix(c.meshIPv4); err != nil || !p.Addr().Is4() || p.Bits() > 30 {
 		return usagef("--mesh.ipv4-network %q: want an IPv4 network such as 172.16.0.0/12", c.meshIPv4)
 	}
@@ -265,6 +273,25 @@ func parseRoutes(list []string) ([]netip.Prefix, error) {
 		out = append(out, p)
 	}
 	return out, nil
+}
+
+// parseStatic reads ID=ADDRESS. Whether the addresses are in the mesh's network
+// is known when a node asks for one.
+func parseStatic(list []string) (map[mesh.NodeID]netip.Addr, error) {
+	static := make(map[mesh.NodeID]netip.Addr, len(list))
+	for _, text := range list {
+		name, address, _ := strings.Cut(text, "=")
+		id, err := mesh.ParseNodeID(name)
+		addr, addrErr := netip.ParseAddr(address)
+		if err != nil || addrErr != nil || !addr.Is4() {
+			return nil, usagef("--mesh.static-ipv4 %q: want the id of a node and an IPv4 address, such as printer=172.16.9.1", text)
+		}
+		if _, ok := static[id]; ok {
+			return nil, usagef("--mesh.static-ipv4: node %q is there twice", id)
+		}
+		static[id] = addr
+	}
+	return static, nil
 }
 
 // newLogger writes to standard error, so that standard output stays data.

@@ -72,6 +72,8 @@ type Config struct {
 	Links     Links
 	Remote    Remote
 	Signaling Signaling
+	// Cluster is the nodes that keep the state; nil: this node alone.
+	Cluster Cluster
 	// Build is shown by Node.GetStatus; empty fields stay empty.
 	Build Build
 }
@@ -121,8 +123,9 @@ func Services(cfg Config, opts ...connect.HandlerOption) ([]Service, error) {
 	add(v1connect.NewMeshHandler(&meshService{state: cfg.State}, opts...))
 	add(v1connect.NewAdminHandler(&adminService{state: cfg.State, objects: cfg.Objects}, opts...))
 	add(v1connect.NewStorageQueryServiceHandler(&queryService{state: cfg.State, keys: cfg.Keys}, opts...))
-	add(v1connect.NewMembershipHandler(&membershipService{state: cfg.State, members: cfg.Members}, opts...))
+	add(v1connect.NewMembershipHandler(&membershipService{state: cfg.State, members: cfg.Members, cluster: cfg.Cluster}, opts...))
 	add(v1connect.NewWebRTCHandler(&webRTCService{signaling: cfg.Signaling}, opts...))
+	add(meshgatev1connect.NewEnrolmentHandler(&enrolmentService{state: cfg.State}, opts...))
 	add(meshgatev1connect.NewWatchHandler(&watchService{state: cfg.State, links: links}, opts...))
 	return services, nil
 }

@@ -80,7 +80,11 @@ func joinRequest(p *v1.JoinRequest) (mesh.JoinRequest, error) {
 	if len(p.GetDirectPeers()) > maxItems {
 		return mesh.JoinRequest{}, fmt.Errorf("%w: direct_peers has %d entries, at most %d are taken", mesh.ErrInvalid, len(p.GetDirectPeers()), maxItems)
 	}
-	r := mesh.JoinRequest{Node: *n, AssignIPv4: p.GetAssignIpv4(), Routes: routes}
+	proof, err := mesh.JoinProofFromProto(p)
+	if err != nil {
+		return mesh.JoinRequest{}, fmt.Errorf("proof: %w", err)
+	}
+	r := mesh.JoinRequest{Node: *n, AssignIPv4: p.GetAssignIpv4(), Routes: routes, Proof: proof}
 	if text := p.GetMemberOf(); text != "" {
 		if r.MemberOf, err = netip.ParsePrefix(text); err != nil {
 			return mesh.JoinRequest{}, fmt.Errorf("%w: member_of %q is no network", mesh.ErrInvalid, text)

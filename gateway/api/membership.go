@@ -23,6 +23,7 @@ import (
 type membershipService struct {
 	state   State
 	members Members
+	cluster Cluster // nil where the node keeps the state alone
 }
 
 var _ v1connect.MembershipHandler = (*membershipService)(nil)
@@ -33,11 +34,15 @@ func (m *membershipService) Join(ctx context.Context, req *connect.Request[v1.Jo
 	if err != nil {
 		return nil, err
 	}
-	if req.Msg.GetAsVoter() || req.Msg.GetAsObserver() {
-		return nil, errSingleVoter
+	want := seat{voter: req.Msg.GetAsVoter(), observer: req.Msg.GetAsObserver(), preferIPv6: req.Msg.GetPreferStorageIpv6()}
+	if err := m.checkSeat(want, r.Node.Features); err != nil {
+		return nil, err
 	}
 	s, err := m.members.Join(ctx, r)
 	if err != nil {
+		return nil, err
+	}
+	if err := m.takeSeat(ctx, want, s.Node(r.Node.ID)); err != nil {
 		return nil, err
 	}
 	peers, err := m.configuration(s, r.Node.ID)
@@ -67,9 +72,39 @@ func (m *membershipService) Update(ctx context.Context, req *connect.Request[v1.
 		return nil, err
 	}
 	if req.Msg.GetAsVoter() {
-		return nil, errSingleVoter
+		return m.promote(ctx, r)
 	}
 	if err := m.members.Update(ctx, r); err != nil {
+		return nil, err
+	}
+	return connect.NewResponse(&v1.UpdateResponse{}), nil
+}
+
+// promote is an Update that also makes the member a voter.
+func (m *membershipService) promote(ctx context.Context, r mesh.UpdateRequest) (*connect.Response[v1.UpdateResponse], error) {
+	s, err := stateSnapshot(m.state)
+	if err != nil {
+		return nil, err
+	}
+	old, ok := s.Nodes.Get(r.ID)
+	if !ok {
+		return nil, unknownNode(r.ID)
+	}
+	n := *old
+	if len(r.Features) > 0 {
+		n.Features = r.Features
+	}
+	if r.PrimaryEndpoint != "" {
+		n.PrimaryEndpoint = r.PrimaryEndpoint
+	}
+	want := seat{voter: true}
+	if err := m.checkSeat(want, n.Features); err != nil {
+		return nil, err
+	}
+	if err := m.members.Update(ctx, r); err != nil {
+		return nil, err
+	}
+	if err := m.takeSeat(ctx, want, &n); err != nil {
 		return nil, err
 	}
 	return connect.NewResponse(&v1.UpdateResponse{}), nil
@@ -81,8 +116,17 @@ func (m *membershipService) Leave(ctx context.Context, req *connect.Request[v1.L
 	if err != nil {
 		return nil, err
 	}
-	if id == m.state.Self() {
+	if id == m.state.Self() && m.cluster == nil {
 		return nil, fmt.Errorf("%w: %q is this gateway, the only one that keeps the state of the mesh; stop it instead", mesh.ErrPrecondition, id)
+	}
+	if m.cluster != nil {
+		s, err := stateSnapshot(m.state)
+		if err != nil {
+			return nil, err
+		}
+		if _, ok := m.serverOf(s, id); ok {
+			return nil, fmt.Errorf("%w: %q keeps the state of the mesh; remove it from the storage first (meshgate cluster remove)", mesh.ErrPrecondition, id)
+		}
 	}
 	if err := m.members.Leave(ctx, id); err != nil {
 		return nil, err
@@ -97,7 +141,7 @@ func (m *membershipService) SubscribePeers(ctx context.Context, req *connect.Req
 	if err != nil {
 		return err
 	}
-	s, err := m.stateSnapshot()
+	s, err := stateSnapshot(m.state)
 	if err != nil {
 		return err
 	}
@@ -119,40 +163,43 @@ func (m *membershipService) SubscribePeers(ctx context.Context, req *connect.Req
 	}
 }
 
-// Apply is for voters that are not the leader. There is one voter, so nobody may.
-func (m *membershipService) Apply(context.Context, *connect.Request[v1.RaftLogEntry]) (*connect.Response[v1.RaftApplyResponse], error) {
+// Apply would let a v1 voter put any key into the log: more than any role
+// grants. Those who keep the state of this mesh forward their changes over the
+// connection of the storage, which knows them by their keys; nobody else may.
+func (m *membershipService) Apply(ctx context.Context, _ *connect.Request[v1.RaftLogEntry]) (*connect.Response[v1.RaftApplyResponse], error) {
+	s, err := stateSnapshot(m.state)
+	if err != nil {
+		return nil, err
+	}
+	if n := CallerFrom(ctx).Node; n != nil {
+		if server, ok := m.serverOf(s, n.ID); ok && server.Status != v1.ClusterStatus_CLUSTER_OBSERVER {
+			return nil, fmt.Errorf("%w: voters of this mesh forward changes over the connection of the storage", mesh.ErrUnsupported)
+		}
+	}
 	return nil, fmt.Errorf("%w: the caller is no voter of this mesh; change members with Join, Update and Leave", mesh.ErrDenied)
 }
 
-// GetStorageConfiguration names the servers that keep the state: this one.
+// GetStorageConfiguration names the servers that keep the state.
 func (m *membershipService) GetStorageConfiguration(context.Context, *connect.Request[v1.StorageConfigurationRequest]) (*connect.Response[v1.StorageConfigurationResponse], error) {
-	s, err := m.stateSnapshot()
+	s, err := stateSnapshot(m.state)
 	if err != nil {
 		return nil, err
 	}
-	self := s.Node(m.state.Self())
-	server := &v1.StorageServer{Id: string(self.ID), Suffrage: v1.ClusterStatus_CLUSTER_LEADER}
-	port, ok := self.FeaturePort(v1.Feature_STORAGE_PROVIDER)
-	if !ok {
-		port, _ = self.FeaturePort(v1.Feature_MEMBERSHIP)
+	answer := &v1.StorageConfigurationResponse{}
+	for _, server := range m.servers(s) {
+		answer.Servers = append(answer.Servers, &v1.StorageServer{Id: string(server.ID), Suffrage: server.Status, Address: server.Address})
 	}
-	if addrs := self.Addrs(); len(addrs) > 0 {
-		server.Address = netip.AddrPortFrom(addrs[0], port).String()
-	}
-	return connect.NewResponse(&v1.StorageConfigurationResponse{Servers: []*v1.StorageServer{server}}), nil
+	return connect.NewResponse(answer), nil
 }
-
-// errSingleVoter refuses to make a node a keeper of the state.
-var errSingleVoter = fmt.Errorf("%w: this gateway runs a single voter; join without as_voter and as_observer", mesh.ErrPrecondition)
 
 // stateSnapshot returns the state of the whole mesh, which a node that follows
 // a gateway does not have.
-func (m *membershipService) stateSnapshot() (*mesh.Snapshot, error) {
-	s, err := snapshot(m.state)
+func stateSnapshot(state State) (*mesh.Snapshot, error) {
+	s, err := snapshot(state)
 	if err != nil {
 		return nil, err
 	}
-	if self := s.Node(m.state.Self()); self == nil || !holdsState(self) {
+	if self := s.Node(state.Self()); self == nil || !holdsState(self) {
 		return nil, fmt.Errorf("%w: this node holds no state of the mesh; ask a gateway", mesh.ErrUnsupported)
 	}
 	return s, nil

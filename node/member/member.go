@@ -38,6 +38,9 @@ type Config struct {
 	// StaticIPv4 are the addresses of nodes that must have a certain one; no
 	// other node gets them. Nil: none.
 	StaticIPv4 map[mesh.NodeID]netip.Addr
+	// AllowUnproven lets nodes join that do not prove that they hold their key,
+	// as v1 nodes do not.
+	AllowUnproven bool
 	// Logger is told who joins and leaves; nil discards.
 	Logger *slog.Logger
 }
@@ -47,11 +50,13 @@ type Config struct {
 // Errors name the field of the request that they are about. They wrap
 // mesh.ErrInvalid for what can never be accepted, mesh.ErrExists for what
 // somebody else has, mesh.ErrNotFound for a node that is not there, and
-// mesh.ErrExhausted when there is no address left.
+// mesh.ErrExhausted when there is no address left, and mesh.ErrDenied for a join
+// that is not proven.
 type Members struct {
 	registry *registry.Registry
 	self     mesh.NodeID
 	pool     *ipam.Pool
+	unproven bool
 	log      *slog.Logger
 }
 
@@ -67,7 +72,7 @@ func New(cfg Config) (*Members, error) {
 	if err != nil {
 		return nil, fmt.Errorf("member: %w", err)
 	}
-	return &Members{registry: cfg.Registry, self: cfg.Self, pool: pool, log: cfg.Logger.With("component", "member")}, nil
+	return &Members{registry: cfg.Registry, self: cfg.Self, pool: pool, unproven: cfg.AllowUnproven, log: cfg.Logger.With("component", "member")}, nil
 }
 
 // Join makes a node a member: its record, addresses, edges and routes are one
@@ -103,6 +108,9 @@ func (m *Members) join(tx *registry.Tx, r mesh.JoinRequest) error {
 	if s.Node(r.Node.ID) == nil && r.MemberOf == s.IPv6 {
 		return fmt.Errorf("%w: id: the node is not in this mesh any more: it was removed", mesh.ErrNotFound)
 	}
+	if err := m.checkProof(s, r); err != nil {
+		return err
+	}
 	if err := checkFree(tx, r.Node.ID, r.Node.PublicKey); err != nil {
 		return err
 	}
@@ -127,6 +135,22 @@ func (m *Members) join(tx *registry.Tx, r mesh.JoinRequest) error {
 		return err
 	}
 	return m.putEdges(tx, &n, r)
+}
+
+// checkProof refuses a join by somebody who does not hold its key. A proof that
+// is there has to be right even where none is needed.
+func (m *Members) checkProof(s *mesh.Snapshot, r mesh.JoinRequest) error {
+	if r.Proof != nil {
+		if err := r.Proof.Check(r.Node.PublicKey, s.IPv6.String(), time.Now()); err != nil {
+			return fmt.Errorf("proof: %w", err)
+		}
+		return nil
+	}
+	if m.unproven {
+		return nil
+	}
+	return fmt.Errorf("%w: proof: it is missing, and this mesh takes none but nodes that prove that they hold their key; "+
+		"v1 nodes get in where a gateway runs with --mesh.allow-unproven-joins", mesh.ErrDenied)
 }
 
 // checkFree refuses an id that another key holds, and a key that another id holds.

@@ -73,7 +73,7 @@ func newReplica(t testing.TB, s store.Store, self mesh.NodeID) fixture {
 		}
 	})
 	<-r.Ready()
-	m, err := member.New(member.Config{Registry: r, Self: self, Logger: logger})
+	m, err := member.New(member.Config{Registry: r, Self: self, AllowUnproven: true, Logger: logger})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -241,7 +241,7 @@ func TestJoin_AddressesAreUsedAgainAfterLeave(t *testing.T) {
 
 func TestJoin_StaticAddress(t *testing.T) {
 	f := newFixture(t)
-	m, err := member.New(member.Config{Registry: f.registry, Self: "gw", StaticIPv4: map[mesh.NodeID]netip.Addr{
+	m, err := member.New(member.Config{Registry: f.registry, Self: "gw", AllowUnproven: true, StaticIPv4: map[mesh.NodeID]netip.Addr{
 		"printer": netip.MustParseAddr("172.16.0.2"), "late": netip.MustParseAddr("172.16.0.4"), "far": netip.MustParseAddr("10.0.0.1"),
 	}})
 	if err != nil {

@@ -23,6 +23,8 @@ type JoinRequest struct {
 	// MemberOf is the IPv6 network of the mesh that the node takes itself for a
 	// member of; the zero prefix when it joins for the first time.
 	MemberOf netip.Prefix
+	// Proof shows that the node itself asks; nil when it does not.
+	Proof *JoinProof
 }
 
 // UpdateRequest changes a member. Empty fields stay as they are.

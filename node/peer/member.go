@@ -8,21 +8,35 @@ import (
 
 	"connectrpc.com/connect"
 
+	"github.com/meshgate/meshgate/node/mesh"
+	meshgatev1 "github.com/meshgate/meshgate/proto/meshgate/v1"
+	"github.com/meshgate/meshgate/proto/meshgate/v1/meshgatev1connect"
 	v1 "github.com/meshgate/meshgate/proto/v1"
 	"github.com/meshgate/meshgate/proto/v1/v1connect"
 )
 
 // Member is the Membership service as a node that follows a gateway uses it.
 type Member struct {
-	client v1connect.MembershipClient
+	membership v1connect.MembershipClient
+	enrolment  meshgatev1connect.EnrolmentClient
 }
 
-// NewMember wraps a client of the Membership service.
-func NewMember(client v1connect.MembershipClient) *Member { return &Member{client: client} }
+// NewMember wraps clients of one gateway.
+func NewMember(membership v1connect.MembershipClient, enrolment meshgatev1connect.EnrolmentClient) *Member {
+	return &Member{membership: membership, enrolment: enrolment}
+}
 
-// Join asks for membership.
-func (m *Member) Join(ctx context.Context, r *v1.JoinRequest) (*v1.JoinResponse, error) {
-	answer, err := m.client.Join(ctx, connect.NewRequest(r))
+// Join asks for membership, and proves to the gateway that the node holds key.
+// It changes r.
+func (m *Member) Join(ctx context.Context, r *v1.JoinRequest, key mesh.PrivateKey) (*v1.JoinResponse, error) {
+	challenge, err := m.enrolment.GetChallenge(ctx, connect.NewRequest(&meshgatev1.GetChallengeRequest{Id: r.GetId()}))
+	switch {
+	case err == nil:
+		mesh.ProveJoin(r, key, challenge.Msg.GetMesh(), challenge.Msg.GetTime().AsTime())
+	case connect.CodeOf(err) != connect.CodeUnimplemented: // a v1 node wants no proof
+		return nil, err
+	}
+	answer, err := m.membership.Join(ctx, connect.NewRequest(r))
 	if err != nil {
 		return nil, err
 	}
@@ -31,14 +45,14 @@ func (m *Member) Join(ctx context.Context, r *v1.JoinRequest) (*v1.JoinResponse,
 
 // Leave ends the membership of node id.
 func (m *Member) Leave(ctx context.Context, id string) error {
-	_, err := m.client.Leave(ctx, connect.NewRequest(&v1.LeaveRequest{Id: id}))
+	_, err := m.membership.Leave(ctx, connect.NewRequest(&v1.LeaveRequest{Id: id}))
 	return err
 }
 
 // SubscribePeers calls each for every configuration of node id until each
 // returns an error, the stream breaks or ctx ends. It never returns nil.
 func (m *Member) SubscribePeers(ctx context.Context, id string, each func(*v1.PeerConfigurations) error) error {
-	stream, err := m.client.SubscribePeers(ctx, connect.NewRequest(&v1.SubscribePeersRequest{Id: id}))
+	stream, err := m.membership.SubscribePeers(ctx, connect.NewRequest(&v1.SubscribePeersRequest{Id: id}))
 	if err != nil {
 		return err
 	}

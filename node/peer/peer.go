@@ -17,6 +17,7 @@ import (
 
 	"connectrpc.com/connect"
 
+	"github.com/meshgate/meshgate/proto/meshgate/v1/meshgatev1connect"
 	"github.com/meshgate/meshgate/proto/v1/v1connect"
 )
 
@@ -75,6 +76,11 @@ func (p *Peers) Node(addr netip.AddrPort) v1connect.NodeClient {
 // Membership is the client of the Membership service at addr.
 func (p *Peers) Membership(addr netip.AddrPort) v1connect.MembershipClient {
 	return v1connect.NewMembershipClient(p.client, "http://"+addr.String(), clientOptions("")...)
+}
+
+// Member is the client with which nodes follow the gateway at addr.
+func (p *Peers) Member(addr netip.AddrPort) *Member {
+	return NewMember(p.Membership(addr), meshgatev1connect.NewEnrolmentClient(p.client, "http://"+addr.String(), clientOptions("")...))
 }
 
 // newTransport is an HTTP/2 transport without its protocols and dialer.

@@ -102,6 +102,14 @@ func (p *Public) Membership() v1connect.MembershipClient {
 	return v1connect.NewMembershipClient(p.client, p.base, clientOptions(p.token)...)
 }
 
+// Enrolment is the client of the Enrolment service.
+func (p *Public) Enrolment() meshgatev1connect.EnrolmentClient {
+	return meshgatev1connect.NewEnrolmentClient(p.client, p.base, clientOptions(p.token)...)
+}
+
+// Member is the client with which nodes join and follow the gateway.
+func (p *Public) Member() *Member { return NewMember(p.Membership(), p.Enrolment()) }
+
 // WebRTC is the client of the WebRTC service.
 func (p *Public) WebRTC() v1connect.WebRTCClient {
 	return v1connect.NewWebRTCClient(p.client, p.base, clientOptions(p.token)...)

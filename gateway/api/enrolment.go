@@ -1,0 +1,38 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package api
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"connectrpc.com/connect"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/meshgate/meshgate/node/mesh"
+	meshgatev1 "github.com/meshgate/meshgate/proto/meshgate/v1"
+	"github.com/meshgate/meshgate/proto/meshgate/v1/meshgatev1connect"
+)
+
+// enrolmentService serves meshgate.v1.Enrolment. It keeps nothing: a challenge
+// is the mesh and the time, so that any gateway takes what another one asked for.
+type enrolmentService struct{ state State }
+
+var _ meshgatev1connect.EnrolmentHandler = (*enrolmentService)(nil)
+
+// GetChallenge tells what a join has to be signed with.
+func (e *enrolmentService) GetChallenge(_ context.Context, req *connect.Request[meshgatev1.GetChallengeRequest]) (*connect.Response[meshgatev1.GetChallengeResponse], error) {
+	if _, err := mesh.ParseNodeID(req.Msg.GetId()); err != nil {
+		return nil, fmt.Errorf("id: %w", err)
+	}
+	s, err := stateSnapshot(e.state)
+	if err != nil {
+		return nil, err
+	}
+	return connect.NewResponse(&meshgatev1.GetChallengeResponse{
+		Mesh:      s.IPv6.String(),
+		Time:      timestamppb.New(time.Now().Truncate(time.Second)),
+		GatewayId: string(e.state.Self()),
+	}), nil
+}
