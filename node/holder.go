@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"strconv"
+	"sync"
 
 	"golang.org/x/sync/errgroup"
 
@@ -50,6 +51,9 @@ type holder struct {
 	node     *Node
 	cfg      Hold
 	registry *registry.Registry
+
+	mu      sync.Mutex // guards planner
+	planner *topology.Planner
 }
 
 func newHolder(n *Node, cfg Hold) (*holder, error) {
@@ -130,7 +134,22 @@ func (h *holder) wait(ctx context.Context, after uint64) (*mesh.Snapshot, error)
 }
 
 func (h *holder) plan(s *mesh.Snapshot, id mesh.NodeID) (mesh.Plan, error) {
-	return topology.For(s, id)
+	return h.plannerOf(s).Plan(id)
+}
+
+// plannerOf returns a planner for s, so that all who plan for a snapshot at a
+// time share what they can.
+func (h *holder) plannerOf(s *mesh.Snapshot) *topology.Planner {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.planner == nil || h.planner.Snapshot() != s {
+		p := topology.New(s, h.planner)
+		if h.planner != nil && h.planner.Snapshot().Version > s.Version {
+			return p // for somebody who lags behind
+		}
+		h.planner = p
+	}
+	return h.planner
 }
 
 func (h *holder) healthy() error { return nil }

@@ -10,42 +10,22 @@ import (
 	"github.com/meshgate/meshgate/node/mesh"
 )
 
-// graph holds the nodes that can be peers and the edges between them.
-type graph map[mesh.NodeID]*vertex
-
-// vertex is a node with its edges.
+// vertex is a node that can be a peer. All but links is set when it is made.
 type vertex struct {
 	node  *mesh.Node
-	links []link
-	// path leads here from where the search began, once it is known.
-	path  path
-	known bool
+	class class
+	// index is the vertex's place in the notes of a search.
+	index int
+	// links are the edges to nodes that can be peers; see Planner.links.
+	links  []link
+	linked bool // links are known
 }
 
 // link is one end of an edge.
 type link struct {
 	to   *vertex
 	edge mesh.Edge
-}
-
-// newGraph builds the graph of s, for one search. Nodes without a key and edges to them are
-// left out.
-func newGraph(s *mesh.Snapshot) graph {
-	g := make(graph, s.Nodes.Len())
-	for id, n := range s.Nodes.All() {
-		if !n.PublicKey.IsZero() {
-			g[id] = &vertex{node: n}
-		}
-	}
-	for _, e := range s.AllEdges() {
-		source, target := g[e.Source], g[e.Target]
-		if source == nil || target == nil || source == target {
-			continue
-		}
-		source.links = append(source.links, link{to: target, edge: e})
-		target.links = append(target.links, link{to: source, edge: e})
-	}
-	return g
+	tie  uint64 // tieOf(edge)
 }
 
 // path is a way from one node to another.
@@ -69,7 +49,7 @@ func (p path) along(l link) path {
 		first:  p.first,
 		hops:   p.hops + 1,
 		weight: p.weight + int64(l.edge.Weight),
-		tie:    p.tie + tieOf(l.edge),
+		tie:    p.tie + l.tie,
 	}
 	if p.hops == 0 {
 		next.first = l
@@ -77,43 +57,83 @@ func (p path) along(l link) path {
 	return next
 }
 
-// reach finds the shortest path from self to every node that it can have and
-// returns those nodes, nearest first. A path goes along edges whose ends are
-// linked, to nodes that are linked to self, and through nodes that run Meshgate.
+// reached is a node to which a search has found a path.
+type reached struct {
+	*vertex
+	path path
+}
+
+// search is one search for paths.
+type search struct {
+	planner *Planner
+	// notes are by index of vertex.
+	notes []note
+}
+
+type note struct {
+	path  path
+	known bool
+}
+
+func (s *search) at(v *vertex) *note {
+	for len(s.notes) <= v.index {
+		s.notes = append(s.notes, note{})
+	}
+	return &s.notes[v.index]
+}
+
+// reach finds the shortest path from start to every node that it can have and
+// returns those nodes. A path goes along edges whose ends are linked, to nodes
+// that may be had, and through nodes that run Meshgate.
 //
 // It works hop by hop: all nodes at one distance are known before any further
 // one is looked at, so that each settles on the best path of the fewest hops.
-func (g graph) reach(self mesh.NodeID, linked func(a, b *mesh.Node) bool) []*vertex {
-	start := g[self]
-	start.known = true
-	var reached []*vertex
+func (p *Planner) reach(start *vertex, mayHave func(*vertex) bool) []reached {
+	s := &search{planner: p}
+	s.at(start).known = true
+	var all []*vertex
 	for layer := []*vertex{start}; len(layer) > 0; {
 		var next []*vertex
 		for _, from := range layer {
 			if from != start && !from.node.RunsMeshgate() {
 				continue
 			}
-			for _, l := range from.links {
-				to, found := l.to, from.path.along(l)
-				if to.known && found.compare(to.path) >= 0 {
-					continue
-				}
-				if !linked(from.node, to.node) || (from != start && !linked(start.node, to.node)) {
-					continue
-				}
-				if !to.known {
-					next = append(next, to)
-				}
-				to.path, to.known = found, true
-			}
+			next = s.step(from, start, mayHave, next)
 		}
-		reached = append(reached, next...)
+		all = append(all, next...)
 		layer = next
 	}
-	slices.SortFunc(reached, func(a, b *vertex) int {
+	found := make([]reached, len(all))
+	for i, v := range all {
+		found[i] = reached{v, s.at(v).path}
+	}
+	return found
+}
+
+// step follows the edges of from and adds to next whom they lead to first.
+func (s *search) step(from, start *vertex, mayHave func(*vertex) bool, next []*vertex) []*vertex {
+	base := s.at(from).path
+	for _, l := range s.planner.links(from) {
+		to := s.at(l.to)
+		if to.known && (to.path.hops <= base.hops || base.along(l).compare(to.path) >= 0) {
+			continue
+		}
+		if !s.planner.connects(from, l.to) || (from != start && !mayHave(l.to)) {
+			continue
+		}
+		if !to.known {
+			next = append(next, l.to)
+		}
+		to.path, to.known = base.along(l), true
+	}
+	return next
+}
+
+// nearestFirst sorts nodes by their paths.
+func nearestFirst(list []reached) {
+	slices.SortFunc(list, func(a, b reached) int {
 		return cmp.Or(a.path.compare(b.path), cmp.Compare(a.node.ID, b.node.ID))
 	})
-	return reached
 }
 
 // tieOf hashes an edge to 48 bits, so that sums over paths do not overflow.

@@ -7,7 +7,6 @@ package topology
 
 import (
 	"cmp"
-	"fmt"
 	"net/netip"
 	"slices"
 
@@ -25,34 +24,14 @@ import (
 //
 // The error wraps mesh.ErrNotFound when s does not hold self. The plan shares
 // its nodes with s.
-func For(s *mesh.Snapshot, self mesh.NodeID) (mesh.Plan, error) {
-	node, ok := s.Nodes.Get(self)
-	if !ok {
-		return mesh.Plan{}, fmt.Errorf("plan for node %q: %w", self, mesh.ErrNotFound)
-	}
-	p := &planner{
-		snapshot: s,
-		self:     node,
-		network:  policy.Compile(s),
-		taken:    make(map[netip.Prefix]bool, 2*s.Nodes.Len()),
-		allowed:  make(map[*vertex][]netip.Prefix),
-	}
-	if node.PublicKey.IsZero() {
-		return mesh.Plan{Self: node, Routes: p.routes()}, nil
-	}
-	p.reached = newGraph(s).reach(self, p.linked)
-	p.claimNodes()
-	p.claimRoutes()
-	return mesh.Plan{Self: node, Peers: p.peers(), Routes: p.routes()}, nil
-}
+func For(s *mesh.Snapshot, self mesh.NodeID) (mesh.Plan, error) { return New(s, nil).Plan(self) }
 
-// planner is one run of For.
-type planner struct {
-	snapshot *mesh.Snapshot
-	self     *mesh.Node
-	network  *policy.Network
+// planning is the making of one plan.
+type planning struct {
+	*Planner
+	self *mesh.Node
 	// reached are the other nodes that self may have, nearest first.
-	reached []*vertex
+	reached []reached
 
 	// taken are the prefixes that belong to a node.
 	taken map[netip.Prefix]bool
@@ -62,24 +41,11 @@ type planner struct {
 	routed []netip.Prefix
 }
 
-// linked reports whether a and b may have each other as peers: whether their
-// own addresses may exchange packets in some family.
-func (p *planner) linked(a, b *mesh.Node) bool {
-	for _, v4 := range []bool{true, false} {
-		from, to := hostOf(a, v4), hostOf(b, v4)
-		if !from.IsValid() && !to.IsValid() {
-			continue
-		}
-		if p.network.Connects(endpointAt(a, from), endpointAt(b, to)) {
-			return true
-		}
-	}
-	return false
-}
-
 // claimNodes puts the own addresses of every reachable node behind its path,
 // nearest first. An address that two nodes hold goes to the nearer one.
-func (p *planner) claimNodes() {
+func (p *planning) claimNodes() {
+	p.taken = make(map[netip.Prefix]bool, 2*len(p.reached))
+	p.allowed = make(map[*vertex][]netip.Prefix)
 	for _, own := range p.self.Prefixes() {
 		p.taken[own.Masked()] = true
 	}
@@ -92,17 +58,8 @@ func (p *planner) claimNodes() {
 
 // claimRoutes puts the networks that nodes forward to behind their paths. A
 // network that several offer goes to the nearest; one that self offers stays.
-func (p *planner) claimRoutes() {
-	offers := make(map[mesh.NodeID][]netip.Prefix)
-	for _, r := range p.snapshot.Routes {
-		for _, id := range policy.Forwarders(p.snapshot, r) {
-			for _, network := range r.Destinations {
-				if p.snapshot.Routable(network) {
-					offers[id] = append(offers[id], network.Masked())
-				}
-			}
-		}
-	}
+func (p *planning) claimRoutes() {
+	offers := p.offers()
 	for _, to := range p.reached {
 		for _, network := range offers[to.node.ID] {
 			if !slices.Contains(offers[p.self.ID], network) {
@@ -114,7 +71,7 @@ func (p *planner) claimRoutes() {
 
 // claim puts the parts of network that self may reach behind the path to the
 // node that holds it, except those that were taken before, and returns them.
-func (p *planner) claim(to *vertex, network netip.Prefix) []netip.Prefix {
+func (p *planning) claim(to reached, network netip.Prefix) []netip.Prefix {
 	from := endpointAt(p.self, hostOf(p.self, network.Addr().Is4()))
 	granted := p.network.Granted(from, endpointAt(to.node, network))
 	parts := slices.DeleteFunc(granted, func(part netip.Prefix) bool { return p.taken[part] })
@@ -127,10 +84,10 @@ func (p *planner) claim(to *vertex, network netip.Prefix) []netip.Prefix {
 }
 
 // peers returns the neighbours that something lies behind.
-func (p *planner) peers() []mesh.Peer {
+func (p *planning) peers() []mesh.Peer {
 	var peers []mesh.Peer
 	for _, to := range p.reached {
-		allowed := p.allowed[to]
+		allowed := p.allowed[to.vertex]
 		if len(allowed) == 0 {
 			continue
 		}
@@ -148,7 +105,7 @@ func (p *planner) peers() []mesh.Peer {
 
 // routes returns the mesh's networks and the networks behind peers, of the
 // families in which self has an address.
-func (p *planner) routes() []netip.Prefix {
+func (p *planning) routes() []netip.Prefix {
 	routes := slices.DeleteFunc(append(p.snapshot.Networks(), p.routed...), func(network netip.Prefix) bool {
 		return !hostOf(p.self, network.Addr().Is4()).IsValid()
 	})
