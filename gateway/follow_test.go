@@ -81,12 +81,21 @@ func TestSubscribePeers_SendsChangesOfTheNodesPlanOnly(t *testing.T) {
 		}
 		s.node.set(changed(10, func(s *mesh.Snapshot) {
 			s.Node("gw-1").Zone = "east"
+			s.Node("gw-1").Multiaddrs = []string{"/ip4/192.0.2.1"}
+		}))
+		if more := got.now(); len(more) != 0 {
+			t.Errorf("right behind another change: %v", more)
+		}
+		s.node.set(changed(11, func(s *mesh.Snapshot) {
+			s.Node("gw-1").Zone = "east"
 			s.ACLs = []mesh.ACL{{Name: "new", Accept: true}}
 		}))
-		if more := got.now(); len(more) != 1 || len(more[0].GetNetworkAcls()) != 1 {
+		pass(50 * time.Millisecond)
+		if more := got.now(); len(more) != 1 || len(more[0].GetNetworkAcls()) != 1 || len(more[0].GetPeers()[0].GetNode().GetMultiaddrs()) != 0 {
 			t.Errorf("an ACL that changed: %v", more)
 		}
-		s.node.set(changed(11, func(s *mesh.Snapshot) { s.Nodes = s.Nodes.Without("laptop") }))
+		pass(time.Second)
+		s.node.set(changed(12, func(s *mesh.Snapshot) { s.Nodes = s.Nodes.Without("laptop") }))
 		if err := <-got.end; connect.CodeOf(err) != connect.CodeNotFound {
 			t.Errorf("a node that was removed: %v", err)
 		}

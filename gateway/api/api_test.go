@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -17,6 +18,7 @@ import (
 	"go.uber.org/goleak"
 	"google.golang.org/protobuf/testing/protocmp"
 	"google.golang.org/protobuf/types/known/emptypb"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/meshgate/meshgate/node/mesh"
 	v1 "github.com/meshgate/meshgate/proto/v1"
@@ -136,14 +138,30 @@ func TestMembership_Join(t *testing.T) {
 func TestMembership_NoICEServersWithoutNeed(t *testing.T) {
 	f := testFake(t)
 	f.plan.Peers[0].Protocol = v1.ConnectProtocol_CONNECT_NATIVE
-	c, err := (&membershipService{state: f, members: f}).configuration(f.snap, "phone")
+	c, err := (&subscriber{service: &membershipService{state: f, members: f}, id: "phone"}).configuration(f.snap)
 	if err != nil || len(c.GetIceServers()) != 0 {
 		t.Errorf("%v, %v", c.GetIceServers(), err)
 	}
 	f.plan.Peers[0].Endpoint = ""
-	c, err = (&membershipService{state: f, members: f}).configuration(f.snap, "phone")
+	c, err = (&subscriber{service: &membershipService{state: f, members: f}, id: "phone"}).configuration(f.snap)
 	if err != nil || len(c.GetIceServers()) != 1 {
 		t.Errorf("%v, %v", c.GetIceServers(), err)
+	}
+}
+
+func TestMembership_DNSServers(t *testing.T) {
+	f := testFake(t)
+	for id, port := range map[mesh.NodeID]uint16{"gw": 53, "phone": 5353, "gw-dns": 53} { // gw-dns has no address
+		n := *f.snap.Node(id)
+		n.Features = append(slices.Clone(n.Features), mesh.Feature{Kind: v1.Feature_MESH_DNS, Port: port})
+		f.snap.Nodes = f.snap.Nodes.With(&n)
+	}
+	m := &membershipService{state: f, members: f}
+	for id, want := range map[mesh.NodeID][]string{"phone": {"10.9.0.1:53"}, "gw-dns": {"10.9.0.1:53", "10.9.0.2:5353"}} {
+		c, err := (&subscriber{service: m, id: id}).configuration(f.snap)
+		if err != nil || !slices.Equal(c.GetDnsServers(), want) {
+			t.Errorf("%s: %v, %v", id, c.GetDnsServers(), err)
+		}
 	}
 }
 
@@ -173,7 +191,11 @@ func TestMembership_BadRequests(t *testing.T) {
 		"zone too long":        func(r *v1.JoinRequest) { r.ZoneAwarenessId = strings.Repeat("z", 1000) },
 		"peer of itself":       func(r *v1.JoinRequest) { r.DirectPeers = map[string]v1.ConnectProtocol{"phone": 0} },
 		"peer without a name":  func(r *v1.JoinRequest) { r.DirectPeers = map[string]v1.ConnectProtocol{"": 0} },
-		"unknown protocol":     func(r *v1.JoinRequest) { r.DirectPeers = map[string]v1.ConnectProtocol{"gw": 77} },
+		"short proof":          func(r *v1.JoinRequest) { r.Proof = &v1.JoinProof{Signature: make([]byte, 63)} },
+		"proof of no time": func(r *v1.JoinRequest) {
+			r.Proof = &v1.JoinProof{Signature: make([]byte, 64), Time: &timestamppb.Timestamp{Nanos: -1}}
+		},
+		"unknown protocol": func(r *v1.JoinRequest) { r.DirectPeers = map[string]v1.ConnectProtocol{"gw": 77} },
 		"too many peers": func(r *v1.JoinRequest) {
 			r.DirectPeers = map[string]v1.ConnectProtocol{}
 			for i := range maxItems + 1 {

@@ -96,8 +96,8 @@ func storageAddress(n *mesh.Node, preferIPv6 bool) (string, error) {
 	return net.JoinHostPort(host, strconv.Itoa(int(port))), nil
 }
 
-// servers are the nodes that keep the state: without a cluster, this one.
-func (m *membershipService) servers(s *mesh.Snapshot) []StorageServer {
+// storageServers are the nodes that keep the state: without a cluster, this one.
+func (m *membershipService) storageServers(s *mesh.Snapshot) []StorageServer {
 	if m.cluster != nil {
 		return m.cluster.Servers()
 	}
@@ -115,7 +115,7 @@ func (m *membershipService) servers(s *mesh.Snapshot) []StorageServer {
 
 // serverOf returns the part of a node in the storage.
 func (m *membershipService) serverOf(s *mesh.Snapshot, id mesh.NodeID) (StorageServer, bool) {
-	for _, server := range m.servers(s) {
+	for _, server := range m.storageServers(s) {
 		if server.ID == id {
 			return server, true
 		}

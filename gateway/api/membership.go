@@ -5,16 +5,11 @@ package api
 import (
 	"context"
 	"fmt"
-	"net"
-	"net/netip"
-	"strconv"
 
 	"connectrpc.com/connect"
-	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/meshgate/meshgate/node/mesh"
-	"github.com/meshgate/meshgate/node/policy"
 	v1 "github.com/meshgate/meshgate/proto/v1"
 	"github.com/meshgate/meshgate/proto/v1/v1connect"
 )
@@ -24,6 +19,8 @@ type membershipService struct {
 	state   State
 	members Members
 	cluster Cluster // nil where the node keeps the state alone
+	// directory is shared by all subscribers.
+	directory directory
 }
 
 var _ v1connect.MembershipHandler = (*membershipService)(nil)
@@ -45,7 +42,7 @@ func (m *membershipService) Join(ctx context.Context, req *connect.Request[v1.Jo
 	if err := m.takeSeat(ctx, want, s.Node(r.Node.ID)); err != nil {
 		return nil, err
 	}
-	peers, err := m.configuration(s, r.Node.ID)
+	peers, err := (&subscriber{service: m, id: r.Node.ID}).configuration(s)
 	if err != nil {
 		return nil, err
 	}
@@ -134,35 +131,6 @@ func (m *membershipService) Leave(ctx context.Context, req *connect.Request[v1.L
 	return connect.NewResponse(&v1.LeaveResponse{}), nil
 }
 
-// SubscribePeers sends a node's configuration at once, and again whenever it
-// differs from the last one sent.
-func (m *membershipService) SubscribePeers(ctx context.Context, req *connect.Request[v1.SubscribePeersRequest], stream *connect.ServerStream[v1.PeerConfigurations]) error {
-	id, err := mesh.ParseNodeID(req.Msg.GetId())
-	if err != nil {
-		return err
-	}
-	s, err := stateSnapshot(m.state)
-	if err != nil {
-		return err
-	}
-	var sent *v1.PeerConfigurations
-	for {
-		c, err := m.configuration(s, id)
-		if err != nil {
-			return err
-		}
-		if !proto.Equal(sent, c) {
-			if err := stream.Send(c); err != nil {
-				return err
-			}
-			sent = c
-		}
-		if s, err = m.state.Wait(ctx, s.Version); err != nil {
-			return err
-		}
-	}
-}
-
 // Apply would let a v1 voter put any key into the log: more than any role
 // grants. Those who keep the state of this mesh forward their changes over the
 // connection of the storage, which knows them by their keys; nobody else may.
@@ -186,7 +154,7 @@ func (m *membershipService) GetStorageConfiguration(context.Context, *connect.Re
 		return nil, err
 	}
 	answer := &v1.StorageConfigurationResponse{}
-	for _, server := range m.servers(s) {
+	for _, server := range m.storageServers(s) {
 		answer.Servers = append(answer.Servers, &v1.StorageServer{Id: string(server.ID), Suffrage: server.Status, Address: server.Address})
 	}
 	return connect.NewResponse(answer), nil
@@ -203,54 +171,4 @@ func stateSnapshot(state State) (*mesh.Snapshot, error) {
 		return nil, fmt.Errorf("%w: this node holds no state of the mesh; ask a gateway", mesh.ErrUnsupported)
 	}
 	return s, nil
-}
-
-// configuration is what node id needs to follow s.
-func (m *membershipService) configuration(s *mesh.Snapshot, id mesh.NodeID) (*v1.PeerConfigurations, error) {
-	if s.Node(id) == nil {
-		return nil, fmt.Errorf("%w: node %q is not, or no longer, in this mesh; join first", mesh.ErrNotFound, id)
-	}
-	plan, err := m.state.Plan(s, id)
-	if err != nil {
-		return nil, fmt.Errorf("plan for node %q: %w", id, err)
-	}
-	c := &v1.PeerConfigurations{GatewayId: string(m.state.Self())}
-	needICE := false
-	for _, p := range plan.Peers {
-		c.Peers = append(c.Peers, peerToProto(p))
-		needICE = needICE || p.Endpoint == "" || p.Protocol == v1.ConnectProtocol_CONNECT_ICE
-	}
-	if needICE {
-		c.IceServers = signalingServers(s)
-	}
-	for _, acl := range policy.Concerning(s, id) {
-		c.NetworkAcls = append(c.NetworkAcls, mesh.ACLToProto(acl))
-	}
-	return c, nil
-}
-
-// peerToProto writes a peer as v1 nodes expect it: with the endpoint to dial,
-// "host:port", in place of the node's primary endpoint.
-func peerToProto(p mesh.Peer) *v1.WireGuardPeer {
-	w := &v1.WireGuardPeer{Node: mesh.NodeToProto(p.Node), Proto: p.Protocol}
-	w.Node.PrimaryEndpoint = p.Endpoint
-	for _, prefix := range p.AllowedIPs {
-		w.AllowedIps = append(w.AllowedIps, prefix.String())
-	}
-	return w
-}
-
-// signalingServers are the nodes through which ICE peers find each other, as
-// "ip:port" of their RPC service. Only those with an IP address as endpoint
-// are named, because v1 nodes parse it as one.
-func signalingServers(s *mesh.Snapshot) []string {
-	var servers []string
-	for _, n := range s.Nodes.All() {
-		port, ok := n.FeaturePort(v1.Feature_ICE_NEGOTIATION)
-		if _, err := netip.ParseAddr(n.PrimaryEndpoint); !ok || err != nil {
-			continue
-		}
-		servers = append(servers, net.JoinHostPort(n.PrimaryEndpoint, strconv.Itoa(int(port))))
-	}
-	return servers
 }

@@ -5,6 +5,7 @@ package topology
 import (
 	"net/netip"
 	"slices"
+	"sync"
 
 	"github.com/meshgate/meshgate/node/mesh"
 )
@@ -42,17 +43,18 @@ func (p *Planner) leafOf(start *vertex) (*leaf, link, bool) {
 	if gate.to == nil || len(p.offers()[start.node.ID]) > 0 {
 		return nil, link{}, false
 	}
-	key := leafKey{gate.to, start.class}
+	return p.sharedLeaf(start, gate.to)(), gate, true
+}
+
+// sharedLeaf returns what makes the leaf once for all who ask for it at a time.
+func (p *Planner) sharedLeaf(start, gate *vertex) func() *leaf {
 	p.mu.Lock()
-	l, ok := p.leaves[key]
-	p.mu.Unlock()
-	if !ok { // two may do it at a time, with the same result
-		l = p.makeLeaf(start, gate.to)
-		p.mu.Lock()
-		p.leaves[key] = l
-		p.mu.Unlock()
+	defer p.mu.Unlock()
+	key := leafKey{gate, start.class}
+	if p.leaves[key] == nil {
+		p.leaves[key] = sync.OnceValue(func() *leaf { return p.makeLeaf(start, gate) })
 	}
-	return l, gate, true
+	return p.leaves[key]
 }
 
 // makeLeaf works out what lies behind gate for start, and so for all leaves of

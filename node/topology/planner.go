@@ -25,7 +25,7 @@ type Planner struct {
 	mu       sync.Mutex // guards the fields below and the links of vertices
 	vertices map[mesh.NodeID]*vertex
 	verdicts map[[2]class]bool
-	leaves   map[leafKey]*leaf
+	leaves   map[leafKey]func() *leaf
 }
 
 // New returns a planner for s. One for a snapshot before s, or nil, gives it
@@ -35,7 +35,7 @@ func New(s *mesh.Snapshot, before *Planner) *Planner {
 		snapshot: s,
 		vertices: make(map[mesh.NodeID]*vertex),
 		verdicts: make(map[[2]class]bool),
-		leaves:   make(map[leafKey]*leaf),
+		leaves:   make(map[leafKey]func() *leaf),
 	}
 	if before != nil && before.classes.fits(s) {
 		p.classes, p.network = before.classes, before.network
