@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"github.com/meshgate/meshgate/node/mesh"
 )
@@ -118,15 +119,37 @@ func checkEndpoints(s *mesh.Snapshot, n *mesh.Node, self mesh.NodeID) error {
 		}
 		return nil
 	}
-	if addr, err := netip.ParseAddr(n.PrimaryEndpoint); err == nil { // else a DNS name, or none
+	if addr, err := netip.ParseAddr(n.PrimaryEndpoint); err == nil {
 		if err := check("primary_endpoint", addr); err != nil {
 			return err
 		}
+	} else if err := checkName(n.PrimaryEndpoint); err != nil {
+		return err
 	}
 	for _, e := range n.WireGuardEndpoints {
 		if err := check("wireguard_endpoints", e.Addr()); err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// checkName refuses names that are no public DNS names: whoever looks one of
+// those up finds itself, or a service of the network that it happens to be in.
+// What a name resolves to is checked again by those who use it (node/wg). The
+// empty name is fine.
+func checkName(name string) error {
+	if name == "" {
+		return nil
+	}
+	// A port would be taken for a part of the name.
+	if host, err := mesh.ParsePrimaryEndpoint(name); err != nil || host != name {
+		return fmt.Errorf("%w: primary_endpoint: %q is neither an IP address nor a DNS name; give it without a port", mesh.ErrInvalid, name)
+	}
+	labels := strings.Split(strings.ToLower(strings.TrimSuffix(name, ".")), ".")
+	switch last := labels[len(labels)-1]; last {
+	case "localhost", "localdomain", "internal", "local":
+		return fmt.Errorf("%w: primary_endpoint: names under %q mean another machine on each network; give an IP address or a public DNS name", mesh.ErrInvalid, last)
 	}
 	return nil
 }

@@ -48,6 +48,12 @@ func TestJoin_Refuses(t *testing.T) {
 		{"link-local endpoint", func(r *mesh.JoinRequest) { r.Node.PrimaryEndpoint = "fe80::1" }, mesh.ErrInvalid, "primary_endpoint"},
 		{"mesh address as endpoint", func(r *mesh.JoinRequest) { r.Node.PrimaryEndpoint = "172.16.0.1" }, mesh.ErrInvalid, "primary_endpoint"},
 		{"endpoint that is no name", func(r *mesh.JoinRequest) { r.Node.PrimaryEndpoint = "a b" }, mesh.ErrInvalid, "primary_endpoint"},
+		{"name of the machine itself", func(r *mesh.JoinRequest) { r.Node.PrimaryEndpoint = "localhost" }, mesh.ErrInvalid, "primary_endpoint"},
+		{"name below it", func(r *mesh.JoinRequest) { r.Node.PrimaryEndpoint = "a.LocalHost." }, mesh.ErrInvalid, "primary_endpoint"},
+		{"name of a cloud's metadata", func(r *mesh.JoinRequest) { r.Node.PrimaryEndpoint = "metadata.google.internal" }, mesh.ErrInvalid, "primary_endpoint"},
+		{"name of a link", func(r *mesh.JoinRequest) { r.Node.PrimaryEndpoint = "printer.local" }, mesh.ErrInvalid, "primary_endpoint"},
+		{"name with a port", func(r *mesh.JoinRequest) { r.Node.PrimaryEndpoint = "gw.example.com:18123" }, mesh.ErrInvalid, "without a port"},
+		{"name with an empty label", func(r *mesh.JoinRequest) { r.Node.PrimaryEndpoint = "gw..example.com" }, mesh.ErrInvalid, "primary_endpoint"},
 		{"multicast endpoint", func(r *mesh.JoinRequest) { r.Node.WireGuardEndpoints = endpoints("224.0.0.1:1") }, mesh.ErrInvalid, "wireguard_endpoints"},
 		{"loopback WireGuard endpoint", func(r *mesh.JoinRequest) { r.Node.WireGuardEndpoints = endpoints("[::1]:1") }, mesh.ErrInvalid, "wireguard_endpoints"},
 		{"endpoint without port", func(r *mesh.JoinRequest) { r.Node.WireGuardEndpoints = endpoints("192.0.2.1:0") }, mesh.ErrInvalid, "wireguard_endpoints"},
@@ -245,4 +251,20 @@ func TestEndpoints_OnOneMachine(t *testing.T) {
 	}
 	_, err := f.Join(t.Context(), loopback("b"))
 	f.wantRefused(err, mesh.ErrInvalid, "primary_endpoint")
+}
+
+// TestUpdate_RefusesNamesOfEveryMachine shows that a member cannot send others
+// to themselves later on either.
+func TestUpdate_RefusesNamesOfEveryMachine(t *testing.T) {
+	f := newFixture(t)
+	f.join(request(t, "a"))
+	for _, name := range []string{"localhost", "localhost:18123", "x.localhost", "metadata.google.internal", "internal"} {
+		err := f.Update(t.Context(), mesh.UpdateRequest{ID: "a", PrimaryEndpoint: name})
+		f.wantRefused(err, mesh.ErrInvalid, "primary_endpoint")
+	}
+	for _, name := range []string{"gw.example.com", "gw", "internal.example.com"} {
+		if err := f.Update(t.Context(), mesh.UpdateRequest{ID: "a", PrimaryEndpoint: name}); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
 }
