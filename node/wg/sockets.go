@@ -133,7 +133,7 @@ func (n *netstack) listen(_ context.Context, local netip.AddrPort) (net.Listener
 		ep.Close()
 		return nil, err
 	}
-	return &tcpListener{TCPListener: gonet.NewTCPListener(n.stack, wq, ep)}, nil
+	return &tcpListener{TCPListener: gonet.NewTCPListener(n.stack, wq, ep), ep: ep, wq: wq, done: make(chan struct{})}, nil
 }
 
 // openUDP opens a socket that is bound to local, connected to remote, or both;
@@ -206,24 +206,47 @@ func (c *tcpConn) Close() error {
 	return c.TCPConn.Close()
 }
 
-// tcpListener accepts TCP connections.
+// tcpListener accepts TCP connections. It does what gonet's does itself, since
+// connections do not inherit the keepalive of the socket that they came in at.
 type tcpListener struct {
 	*gonet.TCPListener
 	closer
+	ep   tcpip.Endpoint
+	wq   *waiter.Queue
+	done chan struct{} // closed by Close
 }
 
 // Accept implements net.Listener.
 func (l *tcpListener) Accept() (net.Conn, error) {
-	c, err := l.TCPListener.Accept()
-	if err != nil {
-		return nil, l.cause("accept", "tcp", err)
+	entry, ready := waiter.NewChannelEntry(waiter.ReadableEvents)
+	l.wq.EventRegister(&entry)
+	defer l.wq.EventUnregister(&entry)
+	for {
+		ep, wq, terr := l.ep.Accept(nil)
+		switch terr.(type) {
+		case nil:
+			if err := keepAlive(ep); err != nil {
+				ep.Close() // it ended meanwhile
+				continue
+			}
+			return &tcpConn{TCPConn: gonet.NewTCPConn(wq, ep)}, nil
+		case *tcpip.ErrWouldBlock:
+		default:
+			return nil, l.cause("accept", "tcp", &net.OpError{Op: "accept", Net: "tcp", Addr: l.Addr(), Err: netError(terr)})
+		}
+		select {
+		case <-l.done:
+			return nil, l.cause("accept", "tcp", net.ErrClosed)
+		case <-ready:
+		}
 	}
-	return &tcpConn{TCPConn: c.(*gonet.TCPConn)}, nil
 }
 
 // Close implements net.Listener.
 func (l *tcpListener) Close() error {
-	l.closed.Store(true)
+	if !l.closed.Swap(true) {
+		close(l.done)
+	}
 	l.Shutdown()
 	return l.TCPListener.Close()
 }
