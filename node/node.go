@@ -320,7 +320,7 @@ func (n *Node) deviceConfig(s *mesh.Snapshot, plan mesh.Plan) wg.Config {
 		Peers:      make([]wg.Peer, 0, len(plan.Peers)),
 	}
 	for _, p := range plan.Peers {
-		peer := wg.Peer{Key: p.Node.PublicKey.WireGuard(), Endpoint: p.Endpoint, AllowedIPs: p.AllowedIPs}
+		peer := wg.Peer{Key: p.Node.PublicKey.WireGuard(), Name: string(p.Node.ID), Endpoint: p.Endpoint, AllowedIPs: p.AllowedIPs}
 		if n.cfg.PrimaryEndpoint == "" && p.Endpoint != "" {
 			peer.Keepalive = keepalive
 		}

@@ -62,6 +62,7 @@ func (d *Device) set(ctx context.Context, c *Config) error {
 	if err != nil {
 		return err
 	}
+	d.peerLog.setPeers(c.Peers)
 	// Policy first: a peer that lost a right loses it before it gains another.
 	if err := d.setAddresses(c); err != nil {
 		return err

@@ -105,6 +105,8 @@ type Config struct {
 // Peer is a WireGuard peer.
 type Peer struct {
 	Key mesh.WireGuardKey
+	// Name is what the logs call the peer; empty means its key.
+	Name string
 	// Endpoint is "address:port" or "name:port"; empty when the peer calls us.
 	Endpoint string
 	// AllowedIPs are the networks behind the peer. No two peers share a
@@ -122,6 +124,7 @@ type Device struct {
 	mode    Mode
 	name    string
 	logger  *slog.Logger
+	peerLog *peerLog
 	metrics *metrics
 	filter  *filter
 	plane   plane
@@ -165,6 +168,7 @@ func New(o Options) (*Device, error) {
 		setting: make(chan struct{}, 1),
 		peers:   make(map[mesh.WireGuardKey]peerEndpoint),
 	}
+	d.peerLog = newPeerLog(d.logger)
 	frames := newFramePool(max(minFrame, o.MTU+frameOverhead))
 	if o.Mode == ModeTUN {
 		d.plane, err = newHostTUN(o.InterfaceName, o.MTU, d.filter, m)
@@ -176,7 +180,7 @@ func New(o Options) (*Device, error) {
 		return nil, err
 	}
 	d.bind = newBind(conn.NewDefaultBind(), frames, m)
-	d.wg = device.NewDevice(d.plane, d.bind.extended(), newLogger(d.logger))
+	d.wg = device.NewDevice(d.plane, d.bind.extended(), d.peerLog.library())
 	if name, err := d.plane.Name(); err == nil {
 		d.name = name // the system may have chosen another
 	}
