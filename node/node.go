@@ -318,6 +318,10 @@ func (n *Node) deviceConfig(s *mesh.Snapshot, plan mesh.Plan) wg.Config {
 		ListenPort: n.cfg.ListenPort,
 		Addresses:  addresses(plan.Self),
 		Peers:      make([]wg.Peer, 0, len(plan.Peers)),
+		Networks:   s.Networks(),
+	}
+	if own, err := netip.ParseAddr(n.cfg.PrimaryEndpoint); err == nil {
+		cfg.OneMachine = own.IsLoopback()
 	}
 	for _, p := range plan.Peers {
 		peer := wg.Peer{Key: p.Node.PublicKey.WireGuard(), Name: string(p.Node.ID), Endpoint: p.Endpoint, AllowedIPs: p.AllowedIPs}

@@ -4,9 +4,11 @@ package wg
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -20,16 +22,19 @@ const (
 	resolveParallel = 16
 )
 
+// errNoEndpoint says that a name stands for addresses only at which no peer is.
+var errNoEndpoint = errors.New("it stands for no address at which another node can be")
+
 // resolve finds the endpoints of peers. Names that resolved once are not
 // looked up again as long as the configuration keeps them, since the peer may
 // have roamed. Only a context that ended is an error.
-func (d *Device) resolve(ctx context.Context, peers []Peer) (map[mesh.WireGuardKey]peerEndpoint, error) {
-	endpoints := make(map[mesh.WireGuardKey]peerEndpoint, len(peers))
+func (d *Device) resolve(ctx context.Context, c *Config) (map[mesh.WireGuardKey]peerEndpoint, error) {
+	endpoints := make(map[mesh.WireGuardKey]peerEndpoint, len(c.Peers))
 	var names []*Peer
-	for i := range peers {
-		p := &peers[i]
+	for i := range c.Peers {
+		p := &c.Peers[i]
 		known, ok := d.peers[p.Key]
-		if !ok || known.text != p.Endpoint || !known.addr.IsValid() {
+		if !ok || known.text != p.Endpoint {
 			known = peerEndpoint{text: p.Endpoint, addr: literalEndpoint(p.Endpoint)}
 		}
 		endpoints[p.Key] = known
@@ -51,18 +56,30 @@ func (d *Device) resolve(ctx context.Context, peers []Peer) (map[mesh.WireGuardK
 		pending.Go(func() {
 			slots <- struct{}{} // every holder lets go when limited ends
 			defer func() { <-slots }()
-			addr, err := lookupEndpoint(limited, p.Endpoint)
-			if err != nil {
-				d.logger.Warn("endpoint does not resolve", "peer", p.Key, "addr", p.Endpoint, "err", err)
-				return
-			}
+			addr, err := lookupEndpoint(limited, p.Endpoint, c.refusesEndpoint)
 			mu.Lock()
 			defer mu.Unlock()
-			endpoints[p.Key] = peerEndpoint{text: p.Endpoint, addr: addr}
+			e := endpoints[p.Key]
+			if err == nil {
+				e.addr, e.told = addr, ""
+			} else if told := kindOf(err); e.told != told && ctx.Err() == nil {
+				// The next Set asks again; it has no more to say.
+				d.logger.Warn("endpoint does not resolve", "peer", p.label(), "addr", p.Endpoint, "err", err)
+				e.told = told
+			}
+			endpoints[p.Key] = e
 		})
 	}
 	pending.Wait()
 	return endpoints, ctx.Err()
+}
+
+// kindOf tells errors of look-ups apart, but not by the resolver's sockets.
+func kindOf(err error) string {
+	if said := new(net.DNSError); errors.As(err, &said) {
+		return fmt.Sprintf("not found %t, timeout %t", said.IsNotFound, said.IsTimeout)
+	}
+	return err.Error()
 }
 
 // literalEndpoint returns the endpoint that is written as an address, else an
@@ -75,8 +92,10 @@ func literalEndpoint(endpoint string) netip.AddrPort {
 	return netip.AddrPortFrom(addr.Addr().Unmap(), addr.Port())
 }
 
-// lookupEndpoint resolves "name:port" to the address that the host prefers.
-func lookupEndpoint(ctx context.Context, endpoint string) (netip.AddrPort, error) {
+// lookupEndpoint resolves "name:port" to the address that the host prefers of
+// those that are not refused. Whoever names an endpoint decides what it
+// resolves to, and when.
+func lookupEndpoint(ctx context.Context, endpoint string, refused func(netip.Addr) bool) (netip.AddrPort, error) {
 	host, port, err := splitEndpoint(endpoint)
 	if err != nil {
 		return netip.AddrPort{}, err
@@ -88,5 +107,21 @@ func lookupEndpoint(ctx context.Context, endpoint string) (netip.AddrPort, error
 	if len(addrs) == 0 {
 		return netip.AddrPort{}, fmt.Errorf("look up %s: no address: %w", host, mesh.ErrUnavailable)
 	}
-	return netip.AddrPortFrom(addrs[0].Unmap(), port), nil
+	for _, a := range addrs {
+		if a = a.Unmap(); !refused(a) {
+			return netip.AddrPortFrom(a, port), nil
+		}
+	}
+	return netip.AddrPort{}, fmt.Errorf("look up %s: %w: %w", host, errNoEndpoint, mesh.ErrInvalid)
+}
+
+// refusesEndpoint reports whether no peer can be at a: an address that means
+// something else on every host, or one inside the mesh, to which the tunnel
+// would lead through itself.
+func (c *Config) refusesEndpoint(a netip.Addr) bool {
+	if a.IsLoopback() {
+		return !c.OneMachine
+	}
+	return !a.IsValid() || a.Zone() != "" || martian(a) ||
+		slices.ContainsFunc(c.Networks, func(p netip.Prefix) bool { return p.Contains(a) })
 }

@@ -24,6 +24,8 @@ type peerEndpoint struct {
 	text string
 	// addr is what it stands for; invalid when empty or a name not resolved yet.
 	addr netip.AddrPort
+	// told is the kind of error of looking text up that was logged last.
+	told string
 }
 
 // Set makes the device what c says and changes nothing else: an unchanged peer
@@ -58,7 +60,7 @@ func (d *Device) set(ctx context.Context, c *Config) error {
 	if err != nil {
 		return err
 	}
-	endpoints, err := d.resolve(ctx, c.Peers)
+	endpoints, err := d.resolve(ctx, c)
 	if err != nil {
 		return err
 	}

@@ -100,6 +100,11 @@ type Config struct {
 	// several goroutines at once, for each packet, and must not wait.
 	Allow, Accept func(mesh.Packet) bool
 	Sent          func(mesh.Packet)
+	// Networks are those of the mesh. Names of endpoints that resolve into one
+	// are not used.
+	Networks []netip.Prefix
+	// OneMachine lets names of endpoints stand for loopback addresses.
+	OneMachine bool
 }
 
 // Peer is a WireGuard peer.
