@@ -4,7 +4,6 @@ package node
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -25,10 +24,14 @@ const (
 	exposeDialTimeout = 5 * time.Second
 	// udpIdle ends a UDP conversation that is silent in both directions.
 	udpIdle = 2 * time.Minute
-	// maxConversations bounds the UDP conversations of one exposed port.
-	maxConversations = 1024
-	// maxExposed bounds the TCP connections of one exposed port.
-	maxExposed = 4096
+	// maxConversations and maxMemberConversations bound the UDP conversations of
+	// one exposed port: of all members of the mesh together, and of each.
+	maxConversations       = 1024
+	maxMemberConversations = 64
+	// maxExposed and maxMemberExposed bound the TCP connections alike. Those
+	// whose other end is gone end by TCP's keepalive.
+	maxExposed       = 4096
+	maxMemberExposed = 256
 )
 
 // Expose makes one service of the host reachable on the node's mesh address.
@@ -103,6 +106,8 @@ func services(list []Expose) []mesh.Service {
 type exposer struct {
 	list   []Expose
 	device *wg.Device
+	// origin names the member of the mesh that an address speaks for.
+	origin func(netip.Addr) string
 	log    *slog.Logger
 
 	wait sync.WaitGroup
@@ -111,9 +116,9 @@ type exposer struct {
 	listening map[netip.Addr]context.CancelFunc
 }
 
-func newExposer(list []Expose, device *wg.Device, log *slog.Logger) *exposer {
+func newExposer(list []Expose, device *wg.Device, origin func(netip.Addr) string, log *slog.Logger) *exposer {
 	return &exposer{
-		list: list, device: device, log: log.With("component", "expose"),
+		list: list, device: device, origin: origin, log: log.With("component", "expose"),
 		listening: map[netip.Addr]context.CancelFunc{},
 	}
 }
@@ -187,7 +192,7 @@ func (x *exposer) listen(ctx context.Context, addr netip.Addr) (stop context.Can
 
 func (x *exposer) serveTCP(ctx context.Context, l net.Listener, e Expose) {
 	defer context.AfterFunc(ctx, func() { _ = l.Close() })()
-	free := make(chan struct{}, maxExposed)
+	open := quota{members: map[string]int{}}
 	for {
 		c, err := l.Accept()
 		if err != nil {
@@ -196,16 +201,44 @@ func (x *exposer) serveTCP(ctx context.Context, l net.Listener, e Expose) {
 			}
 			return
 		}
-		select {
-		case free <- struct{}{}:
-		default:
+		member := x.origin(addrPortOf(c.RemoteAddr()).Addr())
+		if !open.take(member) {
 			_ = c.Close() // the service is flooded; refusing early keeps the rest alive
 			continue
 		}
 		x.wait.Go(func() {
-			defer func() { <-free }()
+			defer open.give(member)
 			x.carryTCP(ctx, c, e)
 		})
+	}
+}
+
+// quota counts the TCP connections of one exposed port.
+type quota struct {
+	mu      sync.Mutex // guards the fields below
+	all     int
+	members map[string]int
+}
+
+// take reports whether member may have one more, and counts it.
+func (q *quota) take(member string) bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.all >= maxExposed || q.members[member] >= maxMemberExposed {
+		return false
+	}
+	q.all++
+	q.members[member]++
+	return true
+}
+
+// give returns what take counted.
+func (q *quota) give(member string) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.all--
+	if q.members[member]--; q.members[member] == 0 {
+		delete(q.members, member)
 	}
 }
 
@@ -246,64 +279,4 @@ func splice(a, b net.Conn) {
 	wait.Go(func() { one(a, b) })
 	one(b, a)
 	wait.Wait()
-}
-
-// serveUDP keeps one socket to the service per conversation, so that the
-// service can tell them apart and its answers find their way.
-func (x *exposer) serveUDP(ctx context.Context, mesh net.PacketConn, e Expose) {
-	defer func() { _ = mesh.Close() }()
-	defer context.AfterFunc(ctx, func() { _ = mesh.Close() })()
-	var mu sync.Mutex // guards open
-	open := map[string]net.Conn{}
-	buf := make([]byte, 65535)
-	for {
-		n, from, err := mesh.ReadFrom(buf)
-		if err != nil {
-			if ctx.Err() == nil && !errors.Is(err, net.ErrClosed) {
-				x.log.Error("exposed port no longer reads", "addr", mesh.LocalAddr(), "err", err)
-			}
-			return
-		}
-		mu.Lock()
-		target, known := open[from.String()]
-		full := len(open) >= maxConversations
-		mu.Unlock()
-		if !known {
-			if full {
-				continue // a new conversation is dropped, as UDP may be
-			}
-			if target, err = dialHost(ctx, e); err != nil {
-				x.log.Warn("exposed service does not answer", "addr", e.Target, "err", err)
-				continue
-			}
-			mu.Lock()
-			open[from.String()] = target
-			mu.Unlock()
-			x.wait.Go(func() {
-				answerUDP(ctx, mesh, from, target)
-				mu.Lock()
-				delete(open, from.String())
-				mu.Unlock()
-			})
-		}
-		_ = target.SetReadDeadline(time.Now().Add(udpIdle))
-		_, _ = target.Write(buf[:n]) // an unreachable service shows in the reads
-	}
-}
-
-// answerUDP carries the service's datagrams back until the conversation is idle.
-func answerUDP(ctx context.Context, mesh net.PacketConn, to net.Addr, target net.Conn) {
-	defer func() { _ = target.Close() }()
-	defer context.AfterFunc(ctx, func() { _ = target.Close() })()
-	buf := make([]byte, 65535)
-	for {
-		n, err := target.Read(buf)
-		if err != nil {
-			return
-		}
-		_ = target.SetReadDeadline(time.Now().Add(udpIdle))
-		if _, err := mesh.WriteTo(buf[:n], to); err != nil {
-			return
-		}
-	}
 }

@@ -110,6 +110,8 @@ type Node struct {
 	store   store.Store
 	exposed *exposer
 	peers   *peer.Peers
+	// origins is a cache of whom the mesh's addresses speak for.
+	origins origins
 
 	ready    chan struct{} // closed once the first plan is applied
 	snapshot atomic.Pointer[mesh.Snapshot]
@@ -181,7 +183,7 @@ func New(cfg Config) (_ *Node, err error) {
 	if n.peers, err = peer.New(peer.Config{Dial: n.DialContext}); err != nil {
 		return nil, err
 	}
-	n.exposed = newExposer(cfg.Expose, n.device, cfg.Logger)
+	n.exposed = newExposer(cfg.Expose, n.device, n.origin, cfg.Logger)
 	if cfg.Hold != nil {
 		h, err := newHolder(n, *cfg.Hold)
 		if err != nil {
