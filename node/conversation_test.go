@@ -338,9 +338,9 @@ func TestOrigin(t *testing.T) {
 	s := world(t)
 	n := self(t, s, "nas", false)
 	n.current.Store(&mesh.Plan{Self: s.Nodes["nas"], Peers: []mesh.Peer{
-		{Node: s.Nodes["gate"], AllowedIPs: append(s.Nodes["gate"].Prefixes(), netip.MustParsePrefix("10.7.0.0/16"))},
+		{Node: s.Nodes["gate"], AllowedIPs: append(s.Node("gate").Prefixes(), netip.MustParsePrefix("10.7.0.0/16"))},
 	}})
-	inPhone := s.Nodes["phone"].IPv6.Addr().Next().String()
+	inPhone := s.Node("phone").IPv6.Addr().Next().String()
 	for addr, want := range map[string]string{
 		"172.16.0.2":        "phone",
 		"::ffff:172.16.0.2": "phone",

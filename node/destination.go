@@ -4,6 +4,7 @@ package node
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -11,6 +12,7 @@ import (
 	"github.com/meshgate/meshgate/node/mesh"
 	"github.com/meshgate/meshgate/node/peer"
 	"github.com/meshgate/meshgate/node/policy"
+	"github.com/meshgate/meshgate/node/wg"
 	v1 "github.com/meshgate/meshgate/proto/v1"
 )
 
@@ -22,7 +24,8 @@ import (
 // Reachable are ports that this node exposes, mesh addresses that network ACLs
 // accept for the caller, and networks behind the target's routes that they
 // accept. Everything else is refused: loopback, link-local and metadata
-// addresses, names of the host's own resolver, and every port on which a node
+// addresses, names of the host's own resolver, ports of this host that are not
+// exposed, though a route may hold its address, and every port on which a node
 // of the mesh serves the mesh itself, since a call from here would carry this
 // node's authority.
 //
@@ -42,28 +45,35 @@ func (n *Node) Destination(caller string, target mesh.NodeID, network, host stri
 	if !ok {
 		return netip.AddrPort{}, fmt.Errorf("%w: no node %q in the mesh", mesh.ErrNotFound, target)
 	}
-	owner, addr, err := n.locate(s, through, host)
+	to, err := n.locate(s, through, host)
 	if err != nil {
 		return netip.AddrPort{}, err
 	}
-	at := netip.AddrPortFrom(addr, port)
-	if owner.ID == n.cfg.ID && s.Contains(addr) {
+	if to.here {
 		if !n.exposes(network, port) {
-			return netip.AddrPort{}, fmt.Errorf("%w: node %q does not expose %s port %d; start it with --expose %s:%d=HOST:PORT",
-				mesh.ErrDenied, owner.ID, network, port, network, port)
+			return netip.AddrPort{}, notExposed(n.cfg.ID, network, port)
 		}
-	} else if err := controlPort(owner, network, port); err != nil {
+	} else if err := controlPort(to.owner, network, port); err != nil {
 		return netip.AddrPort{}, err
 	}
 	protocol, err := mesh.ParseProtocol(network)
 	if err != nil {
 		return netip.AddrPort{}, err
 	}
-	d := n.networkOf(s).Decide(policy.Flow{SrcNode: caller, DstNode: owner.ID, Dst: addr, Protocol: protocol, Port: port})
+	d := n.networkOf(s).Decide(policy.Flow{SrcNode: caller, DstNode: to.owner.ID, Dst: to.addr, Protocol: protocol, Port: port})
 	if !d.Allowed {
-		return netip.AddrPort{}, fmt.Errorf("%w: no network ACL lets %q reach %s port %d of %s on node %q", mesh.ErrDenied, caller, network, port, addr, owner.ID)
+		return netip.AddrPort{}, fmt.Errorf("%w: no network ACL lets %q reach %s port %d of %s on node %q", mesh.ErrDenied, caller, network, port, to.addr, to.owner.ID)
 	}
-	return at, nil
+	return netip.AddrPortFrom(to.addr, port), nil
+}
+
+// place is where a connection goes.
+type place struct {
+	// owner is the node that the address belongs to, or that routes to it.
+	owner *mesh.Node
+	addr  netip.Addr
+	// here is true for this node itself, under whatever address.
+	here bool
 }
 
 // compiledACLs are the ACLs of a snapshot, which many connections ask for.
@@ -83,60 +93,120 @@ func (n *Node) networkOf(s *mesh.Snapshot) *policy.Network {
 }
 
 // locate finds the address that host means and the node that owns it.
-func (n *Node) locate(s *mesh.Snapshot, through *mesh.Node, host string) (*mesh.Node, netip.Addr, error) {
+func (n *Node) locate(s *mesh.Snapshot, through *mesh.Node, host string) (place, error) {
 	if host == "" || host == "localhost" {
-		return first(through)
+		return n.first(through)
 	}
 	addr, err := netip.ParseAddr(host)
 	if err != nil {
-		named, ok := s.Nodes.Get(mesh.NodeID(host))
-		if !ok {
-			return nil, netip.Addr{}, fmt.Errorf("%w: host %q is neither an address nor a node of the mesh", mesh.ErrInvalid, host)
-		}
-		if named.ID != through.ID && n.members == nil {
-			return nil, netip.Addr{}, notBehind(through, host)
-		}
-		return first(named)
+		return n.named(s, through, host)
 	}
 	if addr.Zone() != "" {
-		return nil, netip.Addr{}, fmt.Errorf("%w: host %q: an address with a zone", mesh.ErrInvalid, host)
+		return place{}, fmt.Errorf("%w: host %q: an address with a zone", mesh.ErrInvalid, host)
 	}
+	mapped := addr.Is4In6()
 	addr = addr.Unmap()
 	if addr.IsLoopback() {
 		// "the machine itself" means the target's exposed ports, never the
 		// loopback interface of whoever dials.
-		return first(through)
+		return n.first(through)
 	}
 	if s.Contains(addr) {
 		owner, ok := s.NodeByAddr(addr)
 		if !ok || (owner.ID != through.ID && n.members == nil) {
-			return nil, netip.Addr{}, notBehind(through, host)
+			return place{}, n.notBehind(s, through, host)
 		}
-		return owner, addr, nil
+		return place{owner: owner, addr: addr, here: owner.ID == n.cfg.ID}, nil
 	}
+	p, ok := routeOf(s, through.ID, addr)
+	if !ok || !routable(addr) {
+		return place{}, n.notBehind(s, through, host)
+	}
+	if mapped {
+		return place{}, fmt.Errorf("%w: host %q stands for an IPv4 address; name %s", mesh.ErrDenied, host, addr)
+	}
+	here, err := n.checkRouted(s, p, addr, through.ID == n.cfg.ID || n.cfg.Mode == wg.ModeTUN)
+	if err != nil {
+		return place{}, err
+	}
+	if here {
+		self, ok := s.Nodes.Get(n.cfg.ID)
+		if !ok {
+			return place{}, n.notBehind(s, through, host)
+		}
+		return place{owner: self, addr: addr, here: true}, nil
+	}
+	return place{owner: through, addr: addr}, nil
+}
+
+// named finds the node that host names.
+func (n *Node) named(s *mesh.Snapshot, through *mesh.Node, host string) (place, error) {
+	o, ok := s.Nodes.Get(mesh.NodeID(host))
+	if !ok && n.members == nil {
+		return place{}, fmt.Errorf("%w: host %q is neither an address nor a node that node %q knows, which are its peers; "+
+			"if it is another node of the mesh, connect to it itself", mesh.ErrInvalid, host, n.cfg.ID)
+	}
+	if !ok {
+		return place{}, fmt.Errorf("%w: host %q is neither an address nor a node of the mesh", mesh.ErrInvalid, host)
+	}
+	if o.ID != through.ID && n.members == nil {
+		return place{}, n.notBehind(s, through, host)
+	}
+	return n.first(o)
+}
+
+// routeOf finds the network of node id that holds addr.
+func routeOf(s *mesh.Snapshot, id mesh.NodeID, addr netip.Addr) (netip.Prefix, bool) {
 	for _, r := range s.Routes {
-		if r.Node == string(through.ID) && routable(addr) {
-			for _, p := range r.Destinations {
-				if p.Contains(addr) {
-					return through, addr, nil
-				}
+		if r.Node != string(id) {
+			continue
+		}
+		for _, p := range r.Destinations {
+			if p.Contains(addr) {
+				return p, true
 			}
 		}
 	}
-	return nil, netip.Addr{}, notBehind(through, host)
+	return netip.Prefix{}, false
 }
 
-// first is a node with the address to dial it at.
-func first(o *mesh.Node) (*mesh.Node, netip.Addr, error) {
+// first is node o at the address to dial it at.
+func (n *Node) first(o *mesh.Node) (place, error) {
+	addr, err := firstAddr(o)
+	return place{owner: o, addr: addr, here: o.ID == n.cfg.ID}, err
+}
+
+func firstAddr(o *mesh.Node) (netip.Addr, error) {
 	addrs := o.Addrs()
 	if len(addrs) == 0 {
-		return nil, netip.Addr{}, fmt.Errorf("%w: node %q has no mesh address", mesh.ErrPrecondition, o.ID)
+		return netip.Addr{}, fmt.Errorf("%w: node %q has no mesh address", mesh.ErrPrecondition, o.ID)
 	}
-	return o, addrs[0], nil
+	return addrs[0], nil
 }
 
-func notBehind(through *mesh.Node, host string) error {
-	return fmt.Errorf("%w: %s is not reachable through node %q: it is neither a node of the mesh nor in a route of that node", mesh.ErrDenied, host, through.ID)
+// notBehind says why host is not reachable through a node, as far as s knows: a
+// node that holds no state knows only its peers.
+func (n *Node) notBehind(s *mesh.Snapshot, through *mesh.Node, host string) error {
+	addr, err := netip.ParseAddr(host)
+	owner, known := s.Nodes.Get(mesh.NodeID(host))
+	if err == nil && s.Contains(addr) {
+		owner, known = s.NodeByAddr(addr)
+	}
+	why := "it is neither a node of the mesh nor in a route of that node"
+	switch {
+	case known:
+		why = fmt.Sprintf("that is node %q; connect to %s itself", owner.ID, owner.ID)
+	case err == nil && s.Contains(addr) && n.members == nil:
+		why = fmt.Sprintf("node %q knows only its peers; if that is the address of another node, connect to that node itself", n.cfg.ID)
+	case err == nil && s.Contains(addr):
+		why = "no node of the mesh has that address"
+	}
+	return fmt.Errorf("%w: %s is not reachable through node %q: %s", mesh.ErrDenied, host, through.ID, why)
+}
+
+func notExposed(id mesh.NodeID, network string, port uint16) error {
+	return fmt.Errorf("%w: node %q does not expose %s port %d; start it with --expose %s:%d=HOST:PORT",
+		mesh.ErrDenied, id, network, port, network, port)
 }
 
 // routable reports whether a routed network may hold addr: no address that
@@ -173,43 +243,61 @@ func (n *Node) exposedAt(network string, port uint16) (Expose, bool) {
 // DialContext connects into the mesh: to "address:port" of a mesh address
 // through WireGuard, to an exposed port of the node itself, or to a network
 // behind this node through the host. It resolves no names and decides no
-// policy; see Destination.
+// policy (see Destination), but however an address is written and whatever the
+// host's addresses have become since, it opens no port of the host that is not
+// exposed.
 func (n *Node) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
 	at, err := netip.ParseAddrPort(address)
-	if err != nil {
+	if err != nil || at.Addr().Zone() != "" {
 		return nil, fmt.Errorf("%w: dial %q: want an address and a port", mesh.ErrInvalid, address)
 	}
+	at = netip.AddrPortFrom(at.Addr().Unmap(), at.Port())
 	s := n.Snapshot()
 	if s == nil {
 		return nil, n.Healthy()
 	}
 	if self, ok := s.Nodes.Get(n.cfg.ID); ok && owns(self, at.Addr()) {
-		e, ok := n.exposedAt(network, at.Port())
-		if !ok {
-			return nil, fmt.Errorf("%w: %s port %d is not exposed here", mesh.ErrDenied, network, at.Port())
-		}
-		return dialHost(ctx, e)
+		return n.dialExposed(ctx, network, at.Port())
 	}
-	if !s.Contains(at.Addr()) && n.routes(s, at.Addr()) {
-		var d net.Dialer
-		return d.DialContext(ctx, network, address)
+	if s.Contains(at.Addr()) {
+		return n.device.DialContext(ctx, network, at.String())
 	}
-	return n.device.DialContext(ctx, network, address)
+	p, own := routeOf(s, n.cfg.ID, at.Addr())
+	here, err := n.checkRouted(s, p, at.Addr(), own || n.cfg.Mode == wg.ModeTUN)
+	switch {
+	case err != nil:
+		return nil, fmt.Errorf("dial %s: %w", at, err)
+	case here:
+		return n.dialExposed(ctx, network, at.Port())
+	case own:
+		return dialRouted(ctx, network, at)
+	}
+	return n.device.DialContext(ctx, network, at.String())
 }
 
-// routes reports whether addr lies in a network that this node itself offers.
-func (n *Node) routes(s *mesh.Snapshot, addr netip.Addr) bool {
-	for _, r := range s.Routes {
-		if r.Node != string(n.cfg.ID) {
-			continue
-		}
-		for _, p := range r.Destinations {
-			if p.Contains(addr) {
-				return true
-			}
-		}
+// dialExposed connects to the service behind an exposed port of this node.
+func (n *Node) dialExposed(ctx context.Context, network string, port uint16) (net.Conn, error) {
+	e, ok := n.exposedAt(network, port)
+	if !ok {
+		return nil, notExposed(n.cfg.ID, network, port)
 	}
-	return false
+	return dialHost(ctx, e)
+}
+
+// dialRouted connects to a network behind this node through the host.
+func dialRouted(ctx context.Context, network string, at netip.AddrPort) (net.Conn, error) {
+	var d net.Dialer
+	c, err := d.DialContext(ctx, network, at.String())
+	if err != nil {
+		return nil, err
+	}
+	// The kernel has the last word on what is local, such as a whole network
+	// that is routed to the host: it then uses one address at both ends.
+	local, localErr := netip.ParseAddrPort(c.LocalAddr().String())
+	if localErr != nil || local.Addr().Unmap() == at.Addr() {
+		return nil, errors.Join(fmt.Errorf("%w: dial %s: it is this host itself, of which only exposed ports are reachable", mesh.ErrDenied, at), c.Close())
+	}
+	return c, nil
 }
 
 // Listen opens a TCP port on one of the node's mesh addresses, for the mesh only.
@@ -246,7 +334,7 @@ func (n *Node) RPCAddress(id mesh.NodeID) (netip.AddrPort, error) {
 	if !ok {
 		return netip.AddrPort{}, fmt.Errorf("%w: node %q runs no Meshgate", mesh.ErrPrecondition, id)
 	}
-	_, addr, err := first(o)
+	addr, err := firstAddr(o)
 	return netip.AddrPortFrom(addr, port), err
 }
 

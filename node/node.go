@@ -19,6 +19,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/netip"
 	"sync/atomic"
 	"time"
@@ -76,6 +77,11 @@ type Config struct {
 	// Routes are networks that this node offers to reach.
 	Routes []netip.Prefix
 
+	// InterfaceAddrs lists the addresses of the host's interfaces, which no
+	// route opens to the mesh; nil means net.InterfaceAddrs. It is asked when a
+	// connection is made, at most once a second.
+	InterfaceAddrs func() ([]net.Addr, error)
+
 	// Logger is for state changes; nil discards them.
 	Logger *slog.Logger
 	// Registerer takes the metrics; nil leaves them unregistered.
@@ -110,7 +116,8 @@ type Node struct {
 	store   store.Store
 	exposed *exposer
 	peers   *peer.Peers
-	// origins is a cache of whom the mesh's addresses speak for.
+	// locals and origins are caches of what a connection needs to know.
+	locals  hostAddrs
 	origins origins
 
 	ready    chan struct{} // closed once the first plan is applied

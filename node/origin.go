@@ -42,7 +42,7 @@ func (n *Node) origin(addr netip.Addr) string {
 func newOriginIndex(s *mesh.Snapshot, p *mesh.Plan) *originIndex {
 	x := &originIndex{snapshot: s, plan: p, members: map[netip.Prefix]string{}}
 	if s != nil {
-		for _, o := range s.Nodes {
+		for _, o := range s.Nodes.All() {
 			for _, own := range o.Prefixes() {
 				x.add(own.Masked(), string(o.ID))
 			}
