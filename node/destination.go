@@ -246,6 +246,9 @@ func (n *Node) exposedAt(network string, port uint16) (Expose, bool) {
 // policy (see Destination), but however an address is written and whatever the
 // host's addresses have become since, it opens no port of the host that is not
 // exposed.
+//
+// Errors that wrap mesh.ErrUnavailable say since when the node at the other
+// end has not been heard.
 func (n *Node) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
 	at, err := netip.ParseAddrPort(address)
 	if err != nil || at.Addr().Zone() != "" {
@@ -260,7 +263,7 @@ func (n *Node) DialContext(ctx context.Context, network, address string) (net.Co
 		return n.dialExposed(ctx, network, at.Port())
 	}
 	if s.Contains(at.Addr()) {
-		return n.device.DialContext(ctx, network, at.String())
+		return n.dialPeer(ctx, n.device, s, network, at)
 	}
 	p, own := routeOf(s, n.cfg.ID, at.Addr())
 	here, err := n.checkRouted(s, p, at.Addr(), own || n.cfg.Mode == wg.ModeTUN)
@@ -272,7 +275,7 @@ func (n *Node) DialContext(ctx context.Context, network, address string) (net.Co
 	case own:
 		return dialRouted(ctx, network, at)
 	}
-	return n.device.DialContext(ctx, network, at.String())
+	return n.dialPeer(ctx, n.device, s, network, at)
 }
 
 // dialExposed connects to the service behind an exposed port of this node.

@@ -116,9 +116,12 @@ type Node struct {
 	store   store.Store
 	exposed *exposer
 	peers   *peer.Peers
-	// locals and origins are caches of what a connection needs to know.
-	locals  hostAddrs
-	origins origins
+	// locals, contacts and origins are caches of what a connection needs to know.
+	locals   hostAddrs
+	contacts contacts
+	origins  origins
+	// opened is when the device was.
+	opened time.Time
 
 	ready    chan struct{} // closed once the first plan is applied
 	snapshot atomic.Pointer[mesh.Snapshot]
@@ -164,10 +167,11 @@ func New(cfg Config) (_ *Node, err error) {
 		cfg.InterfaceName = "meshgate0"
 	}
 	n := &Node{
-		cfg:   cfg,
-		log:   cfg.Logger.With("component", "node", "node", string(cfg.ID)),
-		ready: make(chan struct{}),
-		flows: policy.NewFlows(),
+		cfg:    cfg,
+		log:    cfg.Logger.With("component", "node", "node", string(cfg.ID)),
+		ready:  make(chan struct{}),
+		opened: time.Now(),
+		flows:  policy.NewFlows(),
 	}
 	n.device, err = wg.New(wg.Options{
 		Mode:          cfg.Mode,
