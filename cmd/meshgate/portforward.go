@@ -64,7 +64,9 @@ func (a *app) portForwardCommand() *cobra.Command {
 		Short: "a TCP port of this machine leads to HOST:RPORT on NODE",
 		Long: "port-forward listens on LPORT of this machine (0 picks one) and carries each\n" +
 			"connection through a data channel to NODE and on to HOST:RPORT as NODE sees it.\n" +
-			"HOST is localhost for what NODE exposes, another node's id, or an address.",
+			"HOST is localhost for what NODE exposes, or an address in a network behind NODE.\n" +
+			"To reach another node of the mesh, name that one as NODE; only on a gateway may\n" +
+			"HOST be the id or the mesh address of another node, too.",
 		Args: args(cobra.ExactArgs(2), "NODE LPORT:HOST:RPORT"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			spec, err := parseForward(args[1], address)
