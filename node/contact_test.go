@@ -80,7 +80,7 @@ func TestDialPeer_SaysSinceWhenThePeerIsSilent(t *testing.T) {
 				s := world(t)
 				n := self(t, s, "gate", true)
 				d := &fakeTunnel{}
-				o := s.Nodes[mesh.NodeID(tc.peer)]
+				o := s.Node(mesh.NodeID(tc.peer))
 				var heard time.Time
 				if tc.heard != 0 {
 					heard = time.Now().Add(-tc.heard)
@@ -113,7 +113,7 @@ func TestDialPeer_GoesOnWhenThePeerAnswers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := world(t)
 		n, d := self(t, s, "gate", true), &fakeTunnel{open: make(chan struct{})}
-		phone := s.Nodes["phone"]
+		phone := s.Node("phone")
 		d.set(statsOf(phone, "192.0.2.1:1", time.Now().Add(-time.Hour)))
 		time.AfterFunc(2*time.Second, func() { d.set(statsOf(phone, "192.0.2.1:1", time.Now())) })
 		time.AfterFunc(5*time.Second, func() { close(d.open) })
@@ -132,7 +132,7 @@ func TestDialPeer_EndsWithItsContext(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := world(t)
 		n, d := self(t, s, "gate", true), &fakeTunnel{}
-		d.set(statsOf(s.Nodes["phone"], "192.0.2.1:1", time.Time{}))
+		d.set(statsOf(s.Node("phone"), "192.0.2.1:1", time.Time{}))
 		ctx, cancel := context.WithCancel(t.Context())
 		time.AfterFunc(time.Second, cancel)
 		if _, err := n.dialPeer(ctx, d, s, "tcp", netip.MustParseAddrPort("172.16.0.2:80")); !errors.Is(err, context.Canceled) {

@@ -337,8 +337,8 @@ func TestServeTCP_OneMemberShutsNobodyOut(t *testing.T) {
 func TestOrigin(t *testing.T) {
 	s := world(t)
 	n := self(t, s, "nas", false)
-	n.current.Store(&mesh.Plan{Self: s.Nodes["nas"], Peers: []mesh.Peer{
-		{Node: s.Nodes["gate"], AllowedIPs: append(s.Node("gate").Prefixes(), netip.MustParsePrefix("10.7.0.0/16"))},
+	n.current.Store(&mesh.Plan{Self: s.Node("nas"), Peers: []mesh.Peer{
+		{Node: s.Node("gate"), AllowedIPs: append(s.Node("gate").Prefixes(), netip.MustParsePrefix("10.7.0.0/16"))},
 	}})
 	inPhone := s.Node("phone").IPv6.Addr().Next().String()
 	for addr, want := range map[string]string{
@@ -359,10 +359,9 @@ func TestOrigin(t *testing.T) {
 		t.Errorf("origin of no address = %q", got)
 	}
 	later := *s
-	later.Nodes = map[mesh.NodeID]*mesh.Node{"tablet": s.Nodes["phone"]}
-	tablet := *s.Nodes["phone"]
+	tablet := *s.Node("phone")
 	tablet.ID = "tablet"
-	later.Nodes["tablet"] = &tablet
+	later.Nodes = mesh.NodesOf(&tablet)
 	n.snapshot.Store(&later)
 	if got := n.origin(netip.MustParseAddr("172.16.0.2")); got != "tablet" {
 		t.Errorf("origin in a later snapshot = %q, want tablet", got)

@@ -229,7 +229,7 @@ func TestHostAddrs_OfThisHost(t *testing.T) {
 func TestDestination_SaysWhoseAddressItIs(t *testing.T) {
 	s := world(t)
 	partial := *s
-	partial.Nodes = map[mesh.NodeID]*mesh.Node{"nas": s.Nodes["nas"], "gate": s.Nodes["gate"]}
+	partial.Nodes = mesh.NodesOf(s.Node("nas"), s.Node("gate"))
 	for _, tc := range []struct {
 		name     string
 		snapshot *mesh.Snapshot
