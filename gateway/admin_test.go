@@ -40,7 +40,7 @@ var (
 	goodRole    = &v1.Role{Name: "r", Rules: []*v1.Rule{{Resources: []v1.RuleResource{v1.RuleResource_RESOURCE_ROUTES}, ResourceNames: []string{"x"}, Verbs: []v1.RuleVerb{v1.RuleVerb_VERB_GET}}}}
 	goodBinding = &v1.RoleBinding{Name: "b", Role: "r", Subjects: []*v1.Subject{{Name: "g", Type: v1.SubjectType_SUBJECT_GROUP}}}
 	goodGroup   = &v1.Group{Name: "g", Subjects: []*v1.Subject{{Name: "alice", Type: v1.SubjectType_SUBJECT_USER}}}
-	goodACL     = &v1.NetworkACL{Name: "a", Priority: -1 << 31, Action: v1.ACLAction_ACTION_ACCEPT, SourceNodes: []string{"group:g"}, DestinationCidrs: []string{"10.0.0.0/8"}}
+	goodACL     = &v1.NetworkACL{Name: "a", Priority: -1 << 31, Action: v1.ACLAction_ACTION_ACCEPT, SourceNodes: []string{"group:g"}, DestinationCidrs: []string{"10.0.0.0/8"}, Protocols: []string{"tcp"}, Ports: []uint32{22, 443}}
 	goodRoute   = &v1.Route{Name: "t", Node: "web-1", DestinationCidrs: []string{"192.168.0.0/24"}, NextHopNode: "gw-1"}
 	goodEdge    = &v1.MeshEdge{Source: "web-1", Target: "web-2", Weight: 7, Attributes: map[string]string{"EDGE_ATTRIBUTE_ICE": "true"}}
 )
@@ -200,7 +200,9 @@ func TestAdmin_BadInput(t *testing.T) {
 		add(v1connect.AdminPutNetworkACLProcedure, with(goodACL, change), invalid, text)
 	}
 	acl("action: ", func(m *v1.NetworkACL) { m.Action = 9 })
-	acl("source_nodes", func(m *v1.NetworkACL) { m.SourceNodes, m.DestinationCidrs = nil, nil })
+	acl("source_nodes", func(m *v1.NetworkACL) {
+		m.SourceNodes, m.DestinationCidrs, m.Protocols, m.Ports = nil, nil, nil, nil
+	})
 	acl("source_nodes: [0]", func(m *v1.NetworkACL) { m.SourceNodes = []string{"a/b"} })
 	acl("destination_nodes: [1]", func(m *v1.NetworkACL) { m.DestinationNodes = []string{"a", "group:"} })
 	acl("source_cidrs: [0]", func(m *v1.NetworkACL) { m.SourceCidrs = []string{"10.0.0.1/8"} })
@@ -208,6 +210,9 @@ func TestAdmin_BadInput(t *testing.T) {
 	acl("destination_cidrs: [0]", func(m *v1.NetworkACL) { m.DestinationCidrs = []string{"10.0.0.0/33"} })
 	acl("destination_cidrs: [0]", func(m *v1.NetworkACL) { m.DestinationCidrs = []string{"::ffff:10.0.0.0/104"} })
 	acl("destination_cidrs: [0]", func(m *v1.NetworkACL) { m.DestinationCidrs = []string{"office"} })
+	acl("protocols: ", func(m *v1.NetworkACL) { m.Protocols = []string{"carrier pigeon"} })
+	acl("ports: ", func(m *v1.NetworkACL) { m.Ports = []uint32{0} })
+	acl("ports: ", func(m *v1.NetworkACL) { m.Ports = []uint32{65536} })
 	acl("source_nodes: 10000", func(m *v1.NetworkACL) { m.SourceNodes = slices.Repeat([]string{"x"}, 10000) })
 
 	route := func(text string, want connect.Code, change func(*v1.Route)) {

@@ -232,6 +232,9 @@ func TestChange_Refuses(t *testing.T) {
 		{"ACL of many networks", mesh.Change{ACL: &mesh.ACL{Name: "x", SourceCIDRs: make([]netip.Prefix, maxCIDRs+1)}}, mesh.ErrInvalid, "source_cidrs"},
 		{"ACL to many networks", mesh.Change{ACL: &mesh.ACL{Name: "x", DestinationCIDRs: make([]netip.Prefix, maxCIDRs+1)}}, mesh.ErrInvalid, "destination_cidrs"},
 
+		{"ACL of many ports", mesh.Change{ACL: &mesh.ACL{Name: "x", Ports: make([]uint16, maxPorts+1)}}, mesh.ErrInvalid, "ports: 1025 are too many"},
+		{"ACL of many protocols", mesh.Change{ACL: &mesh.ACL{Name: "x", Protocols: make([]mesh.Protocol, maxPorts+1)}}, mesh.ErrInvalid, "protocols"},
+
 		{"route of an absent node", route(func(r *mesh.Route) { r.Node = "absent" }), mesh.ErrPrecondition, `node: there is no node "absent"`},
 		{"route of an absent group", route(func(r *mesh.Route) { r.Node = "group:absent" }), mesh.ErrPrecondition, `node: there is no group "absent"`},
 		{"route by an absent node", route(func(r *mesh.Route) { r.NextHop = "absent" }), mesh.ErrPrecondition, `next_hop_node: there is no node "absent"`},

@@ -18,6 +18,7 @@ const (
 	maxSubjects     = 4096
 	maxRefs         = 4096 // nodes and groups of an ACL, on each side
 	maxCIDRs        = 1024
+	maxPorts        = 1024 // and protocols, of which there are 256
 	maxDestinations = 256
 	// maxResourceName is the longest resource name, in bytes: names of pub/sub
 	// are keys.
@@ -151,8 +152,8 @@ func checkSubjects(s *mesh.Snapshot, list []mesh.Subject) error {
 // checkACL refuses an ACL that says nothing: with every list empty it would
 // speak of all traffic, which takes a "*" to say.
 func checkACL(a *mesh.ACL) error {
-	if len(a.SourceNodes)+len(a.DestinationNodes)+len(a.SourceCIDRs)+len(a.DestinationCIDRs) == 0 {
-		return fmt.Errorf("%w: source_nodes, destination_nodes, source_cidrs and destination_cidrs are all empty; "+
+	if len(a.SourceNodes)+len(a.DestinationNodes)+len(a.SourceCIDRs)+len(a.DestinationCIDRs)+len(a.Protocols)+len(a.Ports) == 0 {
+		return fmt.Errorf("%w: source_nodes, destination_nodes, source_cidrs, destination_cidrs, protocols and ports are all empty; "+
 			`for all traffic say so with "*"`, mesh.ErrInvalid)
 	}
 	for _, list := range []struct {
@@ -164,6 +165,8 @@ func checkACL(a *mesh.ACL) error {
 		{maxRefs, "destination_nodes", len(a.DestinationNodes)},
 		{maxCIDRs, "source_cidrs", len(a.SourceCIDRs)},
 		{maxCIDRs, "destination_cidrs", len(a.DestinationCIDRs)},
+		{maxPorts, "protocols", len(a.Protocols)},
+		{maxPorts, "ports", len(a.Ports)},
 	} {
 		if err := atMost(list.limit, list.field, list.n); err != nil {
 			return err
