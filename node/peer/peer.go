@@ -34,9 +34,9 @@ const (
 	// streams within their sum.
 	pingAfter   = 15 * time.Second
 	pingTimeout = 10 * time.Second
-	// readMaxBytes bounds one message. The largest is the JoinResponse of a
-	// mesh with thousands of peers.
-	readMaxBytes = 4 << 20
+	// readMaxBytes bounds one message. The largest is the list of the nodes of
+	// a mesh with tens of thousands of them.
+	readMaxBytes = 32 << 20
 	// maxHeaderBytes bounds the headers of an answer.
 	maxHeaderBytes = 32 << 10
 )
