@@ -181,6 +181,8 @@ func (p *gatewayProcess) features(mode wg.Mode) []mesh.Feature {
 	list := []mesh.Feature{
 		{Kind: v1.Feature_NODES, Port: port},
 		{Kind: v1.Feature_MESH_API, Port: port},
+		{Kind: v1.Feature_ADMIN_API, Port: port},
+		{Kind: v1.Feature_STORAGE_QUERIER, Port: port},
 		{Kind: v1.Feature_MEMBERSHIP, Port: port},
 		{Kind: v1.Feature_ICE_NEGOTIATION, Port: port},
 	}
