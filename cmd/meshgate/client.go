@@ -42,12 +42,17 @@ type access struct {
 	CertFile string `json:"cert_file,omitempty"`
 
 	caFile, tokenFile, dataDir string
+	// context is the name of a saved one, from contextsFile; empty: the
+	// current one, from the usual file.
+	context, contextsFile string
 }
 
 // registerServer adds the flags of commands that call a gateway.
 func (c *access) registerServer(f *pflag.FlagSet) {
-	f.StringVar(&c.URL, "server", "", "URL of the gateway (default: the gateway of this host)")
-	f.StringVar(&c.dataDir, "data-dir", defaultDataDir, "data directory of this host's gateway, used without --server")
+	f.StringVar(&c.URL, "server", "", "URL of the gateway (default: that of the context, else the gateway of this host)")
+	f.StringVar(&c.context, "context", "", "name of a saved context (default: the current one)")
+	f.StringVar(&c.contextsFile, "contexts-file", "", contextsUsage)
+	f.StringVar(&c.dataDir, "data-dir", defaultDataDir, "data directory of this host's gateway, used without --server and contexts")
 	c.registerTrust(f)
 }
 
@@ -63,6 +68,14 @@ func (c *access) registerTrust(f *pflag.FlagSet) {
 func (c *access) dial(f *pflag.FlagSet) (*peer.Public, error) {
 	if err := fromSources(f, ""); err != nil {
 		return nil, err
+	}
+	switch {
+	case c.URL != "" && c.context != "":
+		return nil, usagef("--server and --context name two gateways; give one")
+	case c.URL == "" && (c.context != "" || c.dataDir == "" || !f.Changed("data-dir")):
+		if err := c.fromContext(); err != nil {
+			return nil, err
+		}
 	}
 	return c.connect()
 }
@@ -100,8 +113,8 @@ func (c *access) local() error {
 	path := filepath.Join(c.dataDir, localFile)
 	raw, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return usagef("which gateway? Give --server and --token (or %s and %s), or --data-dir of a gateway on this host; none runs from %s",
-			envName("server"), envName("token"), c.dataDir)
+		return usagef("which gateway? Give --server and --token (or %s and %s), keep them with meshgate context set, "+
+			"or give --data-dir of a gateway on this host; none runs from %s", envName("server"), envName("token"), c.dataDir)
 	}
 	if err != nil {
 		return fmt.Errorf("read access to this host's gateway: %w", err)

@@ -288,8 +288,8 @@ func reachable(ctx context.Context, n *node.Node, id mesh.NodeID) (string, error
 }
 
 func (a *app) printDemo(r ready) error {
-	if a.output == "json" {
-		return printJSON(a.stdout, r)
+	if a.structured() {
+		return a.print(r)
 	}
 	fmt.Fprintf(a.stdout, "Open   %s\n\n", consoleURL(r.URL, r.Token))
 	rows := [][]string{{"NODE", "SERVICE", "ADDRESS"}}

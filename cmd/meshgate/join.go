@@ -110,12 +110,12 @@ func (a *app) join(ctx context.Context, c *joinConfig) error {
 	}
 	err = p.run(ctx, func() error {
 		self := p.node.Snapshot().Node(p.node.Self())
-		if a.output == "json" {
+		if a.structured() {
 			r := ready{Event: "ready", URL: c.gateway.URL}
 			for _, addr := range self.Addrs() {
 				r.Nodes = append(r.Nodes, readyNode{ID: string(self.ID), Address: addr.String()})
 			}
-			return printJSON(a.stdout, r)
+			return a.print(r)
 		}
 		log.Info("node is up", "node", string(self.ID), "addr", self.Addrs())
 		return nil

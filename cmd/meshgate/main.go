@@ -79,16 +79,20 @@ Run:
 
 Look:
   meshgate status [NODE]           how a node is, and whom it reaches
+  meshgate get KIND [NAME]         nodes, roles, rolebindings, groups, networkacls, routes, edges, graph
 
 Connect:
   meshgate port-forward NODE LPORT:HOST:RPORT
                                    a port of this machine leads to HOST:RPORT on NODE
 
 Manage:
+  meshgate put KIND NAME           create or replace a role, a route, ... (meshgate put --help)
+  meshgate delete KIND NAME...     remove objects, or nodes from the mesh
   meshgate peer create NAME        let in a WireGuard device that runs no Meshgate (--qr for phones)
   meshgate peer delete NAME        remove a node or a peer from the mesh
   meshgate policy test FILE        check that roles and network ACLs do what a file expects
   meshgate token create NAME       a token that lets NAME in
+  meshgate context set NAME        keep how to reach a gateway (list, use, delete)
   meshgate version                 what this binary is
   meshgate completion SHELL        completion for bash, zsh, fish or powershell
 
@@ -123,8 +127,8 @@ func newRoot(stdout, stderr io.Writer) *cobra.Command {
 			for _, text := range unknownEnv(cmd.Root(), os.Environ()) {
 				fmt.Fprintf(a.stderr, "meshgate: warning: %s\n", text)
 			}
-			if a.output != "table" && a.output != "json" {
-				return usagef("--output %q: want table or json", a.output)
+			if a.output != "table" && a.output != "json" && a.output != "yaml" {
+				return usagef("--output %q: want table, json or yaml", a.output)
 			}
 			return nil
 		},
@@ -132,9 +136,10 @@ func newRoot(stdout, stderr io.Writer) *cobra.Command {
 	root.SetOut(stdout)
 	root.SetErr(stderr)
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
-	root.PersistentFlags().StringVarP(&a.output, "output", "o", "table", "what goes to standard output: table or json")
+	root.PersistentFlags().StringVarP(&a.output, "output", "o", "table", "what goes to standard output: table, json or yaml")
 	root.AddCommand(
 		a.upCommand(), a.demoCommand(), a.joinCommand(), a.statusCommand(),
+		a.getCommand(), a.putCommand(), a.deleteCommand(), a.contextCommand(),
 		a.peerCommand(), a.policyCommand(), a.portForwardCommand(), a.tokenCommand(), a.versionCommand(),
 	)
 	return root

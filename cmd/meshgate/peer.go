@@ -89,8 +89,8 @@ func (a *app) printPeer(id, config string, r *v1.JoinResponse, file string, qr b
 		config = ""
 	}
 	switch {
-	case a.output == "json":
-		return printJSON(a.stdout, peerOutput{ID: id, Addresses: peerAddresses(r), Config: config})
+	case a.structured():
+		return a.print(peerOutput{ID: id, Addresses: peerAddresses(r), Config: config})
 	case file != "":
 		fmt.Fprintf(a.stderr, "peer %s may join; start it with: wg-quick up %s\n", id, file)
 		return nil

@@ -112,8 +112,8 @@ func (a *app) reportTests(c *checker, tests []expectation) error {
 }
 
 func (a *app) printOutcomes(outcomes []outcome, failed int) error {
-	if a.output == "json" {
-		return printJSON(a.stdout, struct {
+	if a.structured() {
+		return a.print(struct {
 			Passed int       `json:"passed"`
 			Failed int       `json:"failed"`
 			Tests  []outcome `json:"tests"`

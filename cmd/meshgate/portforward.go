@@ -141,8 +141,8 @@ func (f *forwarder) run(ctx context.Context, listen string) error {
 }
 
 func (f *forwarder) announce(at net.Addr) error {
-	if f.app.output == "json" {
-		return printJSON(f.app.stdout, ready{Event: "ready", URL: "http://" + at.String()})
+	if f.app.structured() {
+		return f.app.print(ready{Event: "ready", URL: "http://" + at.String()})
 	}
 	_, err := fmt.Fprintf(f.app.stdout, "%s leads to %s on %s\n", at, f.target, f.node)
 	return err

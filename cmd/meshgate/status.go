@@ -10,8 +10,6 @@ import (
 
 	"connectrpc.com/connect"
 	"github.com/spf13/cobra"
-	"google.golang.org/protobuf/encoding/protojson"
-	"google.golang.org/protobuf/proto"
 
 	"github.com/meshgate/meshgate/node/peer"
 	meshgatev1 "github.com/meshgate/meshgate/proto/meshgate/v1"
@@ -50,7 +48,7 @@ func (a *app) nodeStatus(ctx context.Context, gate *peer.Public, id string) erro
 		return fmt.Errorf("status of %s: %w", id, err)
 	}
 	s := answer.Msg
-	if a.output == "json" {
+	if a.structured() {
 		return a.printProto(s)
 	}
 	rows := [][]string{
@@ -115,7 +113,7 @@ func lookAtMesh(ctx context.Context, gate *peer.Public) (*meshgatev1.WatchMeshRe
 }
 
 func (a *app) printMesh(m *meshgatev1.WatchMeshResponse) error {
-	if a.output == "json" {
+	if a.structured() {
 		return a.printProto(m)
 	}
 	links := map[string]*meshgatev1.Link{}
@@ -145,16 +143,6 @@ func (a *app) printMesh(m *meshgatev1.WatchMeshResponse) error {
 		rows = append(rows, row)
 	}
 	return table(a.stdout, rows)
-}
-
-// printProto writes m as one line of protojson, the API's own JSON form.
-func (a *app) printProto(m proto.Message) error {
-	raw, err := protojson.Marshal(m)
-	if err != nil {
-		return err
-	}
-	_, err = fmt.Fprintf(a.stdout, "%s\n", raw)
-	return err
 }
 
 // bytesText is a count of bytes for people.

@@ -59,8 +59,8 @@ func (a *app) tokenCreateCommand() *cobra.Command {
 			if err := appendLine(file, fmt.Sprintf("%x %s", sha256.Sum256([]byte(token)), args[0])); err != nil {
 				return fmt.Errorf("add to tokens: %w", err)
 			}
-			if a.output == "json" {
-				return printJSON(a.stdout, tokenOutput{ID: args[0], Token: token})
+			if a.structured() {
+				return a.print(tokenOutput{ID: args[0], Token: token})
 			}
 			_, err := fmt.Fprintln(a.stdout, token)
 			return err

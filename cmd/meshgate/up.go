@@ -322,8 +322,8 @@ func (a *app) up(ctx context.Context, c *upConfig) error {
 		return err
 	}
 	err = g.run(ctx, func() error {
-		if a.output == "json" {
-			return printJSON(a.stdout, g.ready())
+		if a.structured() {
+			return a.print(g.ready())
 		}
 		return a.printReady(g)
 	})

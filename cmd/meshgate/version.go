@@ -22,8 +22,8 @@ func (a *app) versionCommand() *cobra.Command {
 		Short: "print what this binary is",
 		Args:  args(cobra.NoArgs, "no arguments"),
 		RunE: func(*cobra.Command, []string) error {
-			if a.output == "json" {
-				return printJSON(a.stdout, map[string]string{
+			if a.structured() {
+				return a.print(map[string]string{
 					"version": version, "commit": commit, "build_date": date, "go": runtime.Version(),
 				})
 			}

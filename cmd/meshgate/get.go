@@ -1,0 +1,180 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"google.golang.org/protobuf/types/known/emptypb"
+)
+
+// kindsUsage names what get and delete take.
+const kindsUsage = "nodes, roles, rolebindings, groups, networkacls, routes or edges"
+
+func (a *app) getCommand() *cobra.Command {
+	var to access
+	var c calls
+	var want target
+	cmd := &cobra.Command{
+		Use:   "get KIND [NAME]",
+		Short: "show objects of the mesh",
+		Long: "get shows all objects of a kind (" + kindsUsage + "), or the named one.\n" +
+			"An edge is named by --from and --to. get graph prints the mesh in the language of Graphviz:\n\n" +
+			"  meshgate get graph | dot -Tsvg > mesh.svg",
+		Args: args(cobra.RangeArgs(1, 2), "a kind ("+kindsUsage+", or graph), and at most one name"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			k, err := kindOf(args[0])
+			if err != nil {
+				return err
+			}
+			if len(args) == 2 {
+				want.name = args[1]
+			}
+			if err := want.check(args[0], k.name == "edges", false); err != nil {
+				return err
+			}
+			if c.Public, err = to.dial(cmd.Flags()); err != nil {
+				return err
+			}
+			defer c.Close()
+			if k.name == "" {
+				return a.getGraph(cmd.Context(), c)
+			}
+			return a.get(cmd.Context(), c, k, want)
+		},
+	}
+	to.registerServer(cmd.Flags())
+	cmd.Flags().BoolVar(&c.stale, "stale", false, "take what the gateway knows, also without a leader; the last changes may be missing")
+	want.register(cmd)
+	return cmd
+}
+
+// kindOf is findKind that knows the graph, too, which is the kind without a name.
+func kindOf(name string) (kind, error) {
+	if name == "graph" {
+		return kind{}, nil
+	}
+	return findKind(name)
+}
+
+func (t *target) register(cmd *cobra.Command) {
+	cmd.Flags().StringVar(&t.from, "from", "", "one end of an edge")
+	cmd.Flags().StringVar(&t.to, "to", "", "the other end of an edge")
+}
+
+// check refuses names that do not fit the kind; must wants one.
+func (t target) check(kind string, edge, must bool) error {
+	switch {
+	case kind == "graph" && t != target{}:
+		return usagef("a graph has no name and no ends")
+	case edge && t.name != "":
+		return usagef("an edge has no name: give --from and --to")
+	case edge && (t.from == "") != (t.to == ""):
+		return usagef("an edge has two ends: give --from and --to")
+	case !edge && (t.from != "" || t.to != ""):
+		return usagef("--from and --to are for edges; name %s instead", kind)
+	case must && edge && t.from == "":
+		return usagef("which edge? Give --from and --to")
+	}
+	return nil
+}
+
+func (a *app) get(ctx context.Context, c calls, k kind, want target) error {
+	if want == (target{}) {
+		m, err := k.list(ctx, c)
+		if err != nil {
+			return fmt.Errorf("get %s: %w", k.name, err)
+		}
+		if a.structured() {
+			return a.printProto(m)
+		}
+		return table(a.stdout, append([][]string{k.heading}, k.rows(m)...))
+	}
+	m, err := k.get(ctx, c, want)
+	if err != nil {
+		return fmt.Errorf("get %s %s: %w", k.name, want, err)
+	}
+	if a.structured() {
+		return a.printProto(m)
+	}
+	return table(a.stdout, append([][]string{k.heading}, k.rows(m)...))
+}
+
+func (a *app) getGraph(ctx context.Context, c calls) error {
+	r, err := c.Mesh().GetMeshGraph(ctx, ask(c, &emptypb.Empty{}))
+	if err != nil {
+		return fmt.Errorf("get graph: %w", err)
+	}
+	if a.structured() {
+		return a.printProto(r.Msg)
+	}
+	_, err = io.WriteString(a.stdout, r.Msg.GetDot())
+	return err
+}
+
+func (a *app) deleteCommand() *cobra.Command {
+	var to access
+	var want target
+	cmd := &cobra.Command{
+		Use:   "delete KIND NAME...",
+		Short: "remove objects of the mesh",
+		Long: "delete removes the named objects of a kind (" + kindsUsage + ").\n" +
+			"An edge is named by --from and --to. One that is not there is removed already; a node has\n" +
+			"to be there, and leaves the mesh.",
+		Args: args(cobra.MinimumNArgs(1), "a kind ("+kindsUsage+") and names"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			k, err := findKind(args[0])
+			if err != nil {
+				return err
+			}
+			edge := k.name == "edges"
+			if edge {
+				want.name = strings.Join(args[1:], " ")
+			}
+			if err := want.check(k.name, edge, true); err != nil {
+				return err
+			}
+			if !edge && len(args) == 1 {
+				return usagef("which of the %s? Give one or more names", k.name)
+			}
+			var c calls
+			if c.Public, err = to.dial(cmd.Flags()); err != nil {
+				return err
+			}
+			defer c.Close()
+			targets := []target{want}
+			if !edge {
+				targets = nil
+				for _, name := range args[1:] {
+					targets = append(targets, target{name: name})
+				}
+			}
+			for _, t := range targets {
+				if err := a.deleteOne(cmd.Context(), c, k, t); err != nil {
+					return err
+				}
+			}
+			return nil
+		},
+	}
+	to.registerServer(cmd.Flags())
+	want.register(cmd)
+	return cmd
+}
+
+func (a *app) deleteOne(ctx context.Context, c calls, k kind, t target) error {
+	if k.name == "nodes" { // a name that is mistyped would seem to have left
+		if _, err := k.get(ctx, c, t); err != nil {
+			return fmt.Errorf("delete %s %s: %w", k.name, t, err)
+		}
+	}
+	if err := k.remove(ctx, c, t); err != nil {
+		return fmt.Errorf("delete %s %s: %w", k.name, t, err)
+	}
+	fmt.Fprintf(a.stderr, "%s %s: deleted\n", k.name, t)
+	return nil
+}

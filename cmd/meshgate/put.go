@@ -1,0 +1,362 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"strings"
+
+	"connectrpc.com/connect"
+	"github.com/spf13/cobra"
+	"go.yaml.in/yaml/v3"
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
+
+	v1 "github.com/meshgate/meshgate/proto/v1"
+)
+
+// maxObject bounds a file with an object, in bytes.
+const maxObject = 1 << 20
+
+func (a *app) putCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "put",
+		Short: "create or replace objects of the mesh",
+		Args:  args(cobra.NoArgs, "a kind: roles, rolebindings, groups, networkacls, routes or edges"),
+		RunE: func(*cobra.Command, []string) error {
+			return usagef("want a kind: roles, rolebindings, groups, networkacls, routes or edges")
+		},
+	}
+	cmd.AddCommand(
+		a.putRoleCommand(), a.putBindingCommand(), a.putGroupCommand(),
+		a.putACLCommand(), a.putRouteCommand(), a.putEdgeCommand(),
+	)
+	return cmd
+}
+
+// putter is a command that puts an object, from flags or from a file.
+type putter[M proto.Message] struct {
+	kind  string
+	alias []string
+	// empty is the object to be filled.
+	empty M
+	// named says that the object has a name, which is the argument.
+	named bool
+	// fill completes the object from the flags.
+	fill func(name string) error
+	// put writes the object.
+	put func(ctx context.Context, c calls, m M) error
+}
+
+// command makes the command; its own flags are added by the caller.
+func (p putter[M]) command(a *app) *cobra.Command {
+	var to access
+	var file string
+	use, check, form := p.kind+" NAME", cobra.ExactArgs(1), "one name"
+	if !p.named {
+		use, check, form = p.kind, cobra.NoArgs, "no arguments: give --from and --to"
+	}
+	cmd := &cobra.Command{
+		Use:     use,
+		Aliases: p.alias,
+		Short:   "create or replace one of the " + p.kind,
+		Long: "put replaces the object as a whole. With --file it is read from a file, \"-\" for standard input,\n" +
+			"as meshgate get " + p.kind + " NAME --output yaml (or json) prints it, and the other flags are not used.",
+		Args: func(cmd *cobra.Command, given []string) error {
+			if file != "" && len(given) == 0 {
+				return nil
+			}
+			return args(check, form)(cmd, given)
+		},
+		RunE: func(cmd *cobra.Command, given []string) error {
+			name := strings.Join(given, "")
+			var err error
+			if file != "" {
+				err = readObject(cmd.InOrStdin(), file, name, p.empty)
+			} else {
+				err = p.fill(name)
+			}
+			if err != nil {
+				return err
+			}
+			var c calls
+			if c.Public, err = to.dial(cmd.Flags()); err != nil {
+				return err
+			}
+			defer c.Close()
+			if err := p.put(cmd.Context(), c, p.empty); err != nil {
+				return fmt.Errorf("put %s %s: %w", p.kind, name, err)
+			}
+			fmt.Fprintf(a.stderr, "%s: put\n", strings.TrimSpace(p.kind+" "+name))
+			return nil
+		},
+	}
+	to.registerServer(cmd.Flags())
+	cmd.Flags().StringVarP(&file, "file", "f", "", "read the object from this file (YAML or JSON) instead of flags; - is standard input")
+	return cmd
+}
+
+// readObject reads m from a file. A name has to be the one in the file.
+func readObject(stdin io.Reader, file, name string, m proto.Message) error {
+	in := stdin
+	if file != "-" {
+		f, err := os.Open(file)
+		if err != nil {
+			return fmt.Errorf("read object: %w", err)
+		}
+		defer func() { _ = f.Close() }() // nothing was written
+		in = f
+	}
+	raw, err := io.ReadAll(io.LimitReader(in, maxObject+1))
+	if err != nil {
+		return fmt.Errorf("read object: %w", err)
+	}
+	if len(raw) > maxObject {
+		return usagef("%s is longer than %d bytes", file, maxObject)
+	}
+	if err := parseObject(raw, m); err != nil {
+		return usagef("%s: %w", file, err)
+	}
+	if n, ok := m.(interface{ GetName() string }); ok && name != "" && n.GetName() != name {
+		return usagef("%s holds %q, not %q", file, n.GetName(), name)
+	}
+	return nil
+}
+
+// parseObject reads one YAML or JSON document in the JSON form of m.
+func parseObject(raw []byte, m proto.Message) error {
+	var document any
+	d := yaml.NewDecoder(bytes.NewReader(raw))
+	if err := d.Decode(&document); err != nil {
+		if errors.Is(err, io.EOF) {
+			return errors.New("it is empty")
+		}
+		return err
+	}
+	if err := d.Decode(new(any)); !errors.Is(err, io.EOF) {
+		return errors.New("it holds more than one document; put them one by one")
+	}
+	text, err := json.Marshal(document)
+	if err != nil {
+		return fmt.Errorf("no object: %w", err)
+	}
+	if err := protojson.Unmarshal(text, m); err != nil {
+		return fmt.Errorf("no %s: %w", m.ProtoReflect().Descriptor().Name(), err)
+	}
+	return nil
+}
+
+func (a *app) putRoleCommand() *cobra.Command {
+	var verbs, resources, names []string
+	r := &v1.Role{}
+	cmd := putter[*v1.Role]{
+		kind: "roles", alias: []string{"role"}, empty: r, named: true,
+		fill: func(name string) error {
+			rule := &v1.Rule{ResourceNames: names}
+			for _, text := range verbs {
+				v, err := long(text, "VERB_", v1.RuleVerb_value)
+				if err != nil {
+					return usagef("--verb %w", err)
+				}
+				rule.Verbs = append(rule.Verbs, v1.RuleVerb(v))
+			}
+			for _, text := range resources {
+				v, err := long(text, "RESOURCE_", v1.RuleResource_value)
+				if err != nil {
+					return usagef("--resource %w", err)
+				}
+				rule.Resources = append(rule.Resources, v1.RuleResource(v))
+			}
+			if len(rule.Verbs) == 0 || len(rule.Resources) == 0 {
+				return usagef("a role grants verbs on resources: give --verb and --resource, or --file")
+			}
+			r.Name, r.Rules = name, []*v1.Rule{rule}
+			return nil
+		},
+		put: func(ctx context.Context, c calls, m *v1.Role) error {
+			return none(c.Admin().PutRole(ctx, connect.NewRequest(m)))
+		},
+	}.command(a)
+	f := cmd.Flags()
+	f.StringSliceVar(&verbs, "verb", nil, "what the role may do: get, put, delete or *")
+	f.StringSliceVar(&resources, "resource", nil, "on what: votes, roles, rolebindings, groups, networkacls, routes, datachannels, edges, observers, pubsub or *")
+	f.StringSliceVar(&names, "resource-name", nil, "on which of them by name; without, only what has no name, such as lists")
+	return cmd
+}
+
+// long is the number of an enum value that people write short.
+func long(text, prefix string, values map[string]int32) (int32, error) {
+	var known []string
+	for name, v := range values {
+		if s := short(name, prefix); v != 0 {
+			if s == strings.ToLower(text) {
+				return v, nil
+			}
+			known = append(known, s)
+		}
+	}
+	slices.Sort(known)
+	return 0, fmt.Errorf("%q: want one of %s", text, strings.Join(known, ", "))
+}
+
+// subjectFlags are the flags that name subjects.
+type subjectFlags struct{ nodes, users, groups []string }
+
+func (s *subjectFlags) register(cmd *cobra.Command) {
+	cmd.Flags().StringSliceVar(&s.nodes, "node", nil, "a node; it need not be there yet")
+	cmd.Flags().StringSliceVar(&s.users, "user", nil, "a user")
+	cmd.Flags().StringSliceVar(&s.groups, "group", nil, "a group")
+}
+
+func (s *subjectFlags) subjects() ([]*v1.Subject, error) {
+	var out []*v1.Subject
+	add := func(list []string, kind v1.SubjectType) {
+		for _, name := range list {
+			out = append(out, &v1.Subject{Name: name, Type: kind})
+		}
+	}
+	add(s.nodes, v1.SubjectType_SUBJECT_NODE)
+	add(s.users, v1.SubjectType_SUBJECT_USER)
+	add(s.groups, v1.SubjectType_SUBJECT_GROUP)
+	if len(out) == 0 {
+		return nil, usagef("who? Give --node, --user or --group, or --file")
+	}
+	return out, nil
+}
+
+func (a *app) putBindingCommand() *cobra.Command {
+	var role string
+	var who subjectFlags
+	b := &v1.RoleBinding{}
+	cmd := putter[*v1.RoleBinding]{
+		kind: "rolebindings", alias: []string{"rolebinding", "rb"}, empty: b, named: true,
+		fill: func(name string) (err error) {
+			if role == "" {
+				return usagef("which role? Give --role")
+			}
+			b.Name, b.Role = name, role
+			b.Subjects, err = who.subjects()
+			return err
+		},
+		put: func(ctx context.Context, c calls, m *v1.RoleBinding) error {
+			return none(c.Admin().PutRoleBinding(ctx, connect.NewRequest(m)))
+		},
+	}.command(a)
+	cmd.Flags().StringVar(&role, "role", "", "the role that the subjects get")
+	who.register(cmd)
+	return cmd
+}
+
+func (a *app) putGroupCommand() *cobra.Command {
+	var who subjectFlags
+	g := &v1.Group{}
+	cmd := putter[*v1.Group]{
+		kind: "groups", alias: []string{"group"}, empty: g, named: true,
+		fill: func(name string) (err error) {
+			g.Name = name
+			g.Subjects, err = who.subjects()
+			return err
+		},
+		put: func(ctx context.Context, c calls, m *v1.Group) error {
+			return none(c.Admin().PutGroup(ctx, connect.NewRequest(m)))
+		},
+	}.command(a)
+	who.register(cmd)
+	return cmd
+}
+
+func (a *app) putACLCommand() *cobra.Command {
+	var accept, deny bool
+	var ports []uint
+	acl := &v1.NetworkACL{}
+	cmd := putter[*v1.NetworkACL]{
+		kind: "networkacls", alias: []string{"networkacl", "nacls", "nacl", "acls", "acl"}, empty: acl, named: true,
+		fill: func(name string) error {
+			acl.Name, acl.Action = name, v1.ACLAction_ACTION_ACCEPT
+			if deny || !accept {
+				acl.Action = v1.ACLAction_ACTION_DENY
+			}
+			for _, p := range ports {
+				if p == 0 || p > 65535 {
+					return usagef("--port %d: want 1 to 65535", p)
+				}
+				acl.Ports = append(acl.Ports, uint32(p))
+			}
+			return nil
+		},
+		put: func(ctx context.Context, c calls, m *v1.NetworkACL) error {
+			return none(c.Admin().PutNetworkACL(ctx, connect.NewRequest(m)))
+		},
+	}.command(a)
+	f := cmd.Flags()
+	f.Int32Var(&acl.Priority, "priority", 0, "ACLs of a higher priority are asked first")
+	f.StringSliceVar(&acl.SourceNodes, "src-node", nil, "from these nodes, group:NAME or *; none: from all")
+	f.StringSliceVar(&acl.DestinationNodes, "dst-node", nil, "to these nodes, group:NAME or *; none: to all")
+	f.StringSliceVar(&acl.SourceCidrs, "src-cidr", nil, "from these networks or *; none: from all")
+	f.StringSliceVar(&acl.DestinationCidrs, "dst-cidr", nil, "to these networks or *; none: to all")
+	f.StringSliceVar(&acl.Protocols, "protocol", nil, "of these protocols, by name or number; none: of all")
+	f.UintSliceVar(&ports, "port", nil, "to these ports; none: to all")
+	f.BoolVar(&accept, "accept", true, "let the traffic pass")
+	f.BoolVar(&deny, "deny", false, "stop the traffic")
+	return cmd
+}
+
+func (a *app) putRouteCommand() *cobra.Command {
+	r := &v1.Route{}
+	cmd := putter[*v1.Route]{
+		kind: "routes", alias: []string{"route", "rt"}, empty: r, named: true,
+		fill: func(name string) error {
+			if r.Name = name; r.GetNode() == "" || len(r.GetDestinationCidrs()) == 0 {
+				return usagef("a route leads by a node to networks: give --node and --cidr, or --file")
+			}
+			return nil
+		},
+		put: func(ctx context.Context, c calls, m *v1.Route) error {
+			return none(c.Admin().PutRoute(ctx, connect.NewRequest(m)))
+		},
+	}.command(a)
+	f := cmd.Flags()
+	f.StringVar(&r.Node, "node", "", "the node that the networks are behind, or group:NAME")
+	f.StringSliceVar(&r.DestinationCidrs, "cidr", nil, "a network")
+	f.StringVar(&r.NextHopNode, "next-hop", "", "the node that forwards in its place")
+	return cmd
+}
+
+func (a *app) putEdgeCommand() *cobra.Command {
+	var ice, libp2p bool
+	e := &v1.MeshEdge{}
+	cmd := putter[*v1.MeshEdge]{
+		kind: "edges", alias: []string{"edge"}, empty: e,
+		fill: func(string) error {
+			if e.GetSource() == "" || e.GetTarget() == "" {
+				return usagef("which edge? Give --from and --to")
+			}
+			for name, on := range map[v1.EdgeAttribute]bool{v1.EdgeAttribute_EDGE_ATTRIBUTE_ICE: ice, v1.EdgeAttribute_EDGE_ATTRIBUTE_LIBP2P: libp2p} {
+				if on && e.Attributes == nil {
+					e.Attributes = map[string]string{}
+				}
+				if on {
+					e.Attributes[name.String()] = "true"
+				}
+			}
+			return nil
+		},
+		put: func(ctx context.Context, c calls, m *v1.MeshEdge) error {
+			return none(c.Admin().PutEdge(ctx, connect.NewRequest(m)))
+		},
+	}.command(a)
+	f := cmd.Flags()
+	f.StringVar(&e.Source, "from", "", "one end of the edge")
+	f.StringVar(&e.Target, "to", "", "the other end of the edge")
+	f.Int32Var(&e.Weight, "weight", 1, "cost of the edge; the lower, the nearer")
+	f.BoolVar(&ice, "ice", false, "the nodes reach each other by ICE")
+	f.BoolVar(&libp2p, "libp2p", false, "the nodes reach each other by libp2p")
+	return cmd
+}
