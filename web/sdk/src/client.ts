@@ -6,6 +6,7 @@ import { anySignal, orAbort, withTimeLimit } from "./async.js";
 import type { Channel } from "./channel.js";
 import { MeshgateError } from "./error.js";
 import { typedEventTarget } from "./events.js";
+import { Gateway } from "./gateway.js";
 import { Watch, type WatchMeshResponse } from "./gen/meshgate/v1/watch_pb.js";
 import { Mesh } from "./gen/v1/mesh_pb.js";
 import { type MeshNode, Node, type Status } from "./gen/v1/node_pb.js";
@@ -42,6 +43,7 @@ class GatewayClient extends ClientEventTarget implements MeshClient {
   readonly transport: Transport;
   readonly #options: MeshClientOptions;
   readonly #connectTimeoutMs: number;
+  readonly #gateway: Gateway;
   readonly #sessions = new Map<string, Session>();
   readonly #closing = new AbortController();
   readonly #http: HttpClient;
@@ -51,6 +53,10 @@ class GatewayClient extends ClientEventTarget implements MeshClient {
     this.#options = options;
     this.#connectTimeoutMs = options.connectTimeoutMs ?? defaultConnectTimeoutMs;
     this.transport = options.transport ?? createMeshTransport(options);
+    // Of all calls the one with the smallest answer; whether there is such a node is all the same.
+    this.#gateway = new Gateway(options.baseUrl, (signal) =>
+      this.service(Mesh).getNode({ id: "gateway" }, { signal }),
+    );
     this.#http = new HttpClient((target, signal) => {
       // The signal ends the attempt only: the connection may outlive the request that it was opened for.
       return this.#open(target, signal, (peer, destination) => peer.openTcp(destination, undefined));
@@ -74,6 +80,7 @@ class GatewayClient extends ClientEventTarget implements MeshClient {
   nodes(options: CallOptions = {}): Promise<MeshNode[]> {
     return this.#call(options.signal, async (signal) => {
       const { nodes } = await this.service(Mesh).listNodes({}, { signal });
+      this.#gateway.tells(nodes);
       return nodes;
     });
   }
@@ -84,7 +91,12 @@ class GatewayClient extends ClientEventTarget implements MeshClient {
 
   watch(options: CallOptions = {}): AsyncIterable<WatchMeshResponse> {
     const signal = anySignal(this.#closing.signal, options.signal);
-    return watchMesh(this.service(Watch), signal, (detail) => this.#emit(detail));
+    return watchMesh(
+      this.service(Watch),
+      signal,
+      (detail) => this.#emit(detail),
+      (nodes) => this.#gateway.tells(nodes),
+    );
   }
 
   service<T extends DescService>(service: T): Client<T> {
@@ -147,15 +159,21 @@ class GatewayClient extends ClientEventTarget implements MeshClient {
         node,
         connectTimeoutMs: this.#connectTimeoutMs,
         idleTimeoutMs: idleTimeoutMs ?? defaultIdleTimeoutMs,
-        negotiate: (signal, onProgress) =>
-          negotiate({
+        negotiate: async (signal, onProgress) => {
+          const gateway = this.service(WebRTC);
+          const negotiated = await negotiate({
             node,
-            gateway: this.service(WebRTC),
+            gateway,
             iceTransportPolicy,
             peerConnection,
             signal,
             onProgress,
-          }),
+          });
+          this.#gateway.answered();
+          return negotiated;
+        },
+        checkRetry: (error, signal) => this.#gateway.checkRetry(error, signal),
+        answerer: () => this.#gateway.answererOf(node),
         onState: (detail) => this.#emit(detail),
       });
     this.#sessions.set(node, session);

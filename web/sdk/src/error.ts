@@ -106,14 +106,25 @@ function fromConnectError(error: ConnectError): MeshgateError {
   if (error.code === Code.Canceled && timedOut) {
     return new MeshgateError("deadline_exceeded", "the operation took too long", { cause: error });
   }
-  if (error.cause instanceof TypeError && error.code !== Code.InvalidArgument) {
+  if (fetchFailed(error)) {
     return new MeshgateError(
       "unavailable",
-      "the gateway cannot be reached: check the address, the network, and that the gateway allows this page's origin",
+      "the gateway cannot be reached: check the address, the network, and that the gateway allows this page's " +
+        "origin (--cors.origins)",
       { cause: error },
     );
   }
   return new MeshgateError(codeNames[error.code] ?? "unknown", error.rawMessage, { cause: error });
+}
+
+/** Whether fetch itself failed: it found nobody, or the browser kept the answer from the page. */
+function fetchFailed(error: ConnectError): boolean {
+  return error.cause instanceof TypeError && error.code !== Code.InvalidArgument;
+}
+
+/** Whether a call to the gateway got no answer that this page may see. */
+export function isBlocked(error: MeshgateError): boolean {
+  return error.cause instanceof ConnectError && fetchFailed(error.cause);
 }
 
 /** Whether a word from elsewhere is a code. */

@@ -3,6 +3,7 @@
 import type { Channel, ChannelHost } from "./channel.js";
 import { type ControlMessage, channelProtocol, parseControl } from "./control.js";
 import { MeshgateError } from "./error.js";
+import type { Answerer } from "./gateway.js";
 import type { Negotiated } from "./negotiate.js";
 import { readPath } from "./path.js";
 import { TcpChannel } from "./tcp.js";
@@ -15,6 +16,12 @@ const pingIntervalMs = 15_000;
 const maxSilentPings = 2;
 /** How long connections may go on over a peer connection that the node wants replaced. */
 const retireMs = 600_000;
+
+const answererWords: Record<Answerer, string> = {
+  node: "the node",
+  gateway: "the gateway, which answers for it,",
+  either: "the node, or the gateway if it answers for it,",
+};
 
 /** What a {@link Peer} tells its owner. */
 export interface PeerEvents {
@@ -37,6 +44,7 @@ export class Peer implements ChannelHost {
   readonly #pc: RTCPeerConnection;
   readonly #control: RTCDataChannel;
   readonly #endSignaling: () => void;
+  readonly #answerer: () => Answerer;
   readonly #events: PeerEvents;
   readonly #channels = new Set<Channel>();
   readonly #pings = new Map<number, number>();
@@ -47,14 +55,21 @@ export class Peer implements ChannelHost {
   #goodbye = "";
   #closed = false;
 
-  constructor(node: string, { pc, control, endSignaling }: Negotiated, events: PeerEvents) {
+  /** Takes over what was negotiated; the answerer is who is at the far end. */
+  constructor(
+    node: string,
+    { pc, control, endSignaling }: Negotiated,
+    answerer: () => Answerer,
+    events: PeerEvents,
+  ) {
     this.#node = node;
     this.#pc = pc;
     this.#control = control;
     this.#endSignaling = endSignaling;
+    this.#answerer = answerer;
     this.#events = events;
     control.onmessage = ({ data }: MessageEvent<unknown>) => this.#receive(data);
-    control.onclose = () => this.#lost("the node closed the peer connection");
+    control.onclose = () => this.#lost(`${this.#who()} closed the peer connection`);
     pc.onconnectionstatechange = () => {
       if (pc.connectionState === "failed" || pc.connectionState === "closed") {
         this.#lost("the network path broke");
@@ -128,10 +143,15 @@ export class Peer implements ChannelHost {
     return channel;
   }
 
-  #lost(reason: string): void {
-    const text = this.#goodbye === "" ? reason : `the node said goodbye: ${this.#goodbye}`;
-    const error = new MeshgateError("unavailable", `lost node ${this.#node}: ${text}`);
+  /** It broke. Why is for the far end to say, if it was good enough to give a reason. */
+  #lost(what: string): void {
+    const reason = this.#goodbye === "" ? what : `${this.#who()} said goodbye: ${this.#goodbye}`;
+    const error = new MeshgateError("unavailable", `lost node ${this.#node}: ${reason}`);
     this.#close(error, error);
+  }
+
+  #who(): string {
+    return answererWords[this.#answerer()];
   }
 
   #close(forChannels: MeshgateError, forOwner: MeshgateError | undefined): void {
@@ -150,6 +170,12 @@ export class Peer implements ChannelHost {
     this.#events.onClosed(this, forOwner, abandoned);
   }
 
+  /** Why the far end leaves. Whoever says so calls itself a node. */
+  #reasonOf(message: unknown): string {
+    const text = typeof message === "string" ? message : "";
+    return this.#answerer() === "gateway" ? text.replace(/^the node\b/, "the gateway") : text;
+  }
+
   #send(message: ControlMessage): void {
     if (this.#control.readyState === "open") {
       this.#control.send(JSON.stringify(message));
@@ -158,7 +184,7 @@ export class Peer implements ChannelHost {
 
   #ping(): void {
     if (this.#pings.size >= maxSilentPings) {
-      this.#lost("it stopped answering");
+      this.#lost(`${this.#who()} stopped answering`);
       return;
     }
     const id = this.#nextPing++;
@@ -179,7 +205,7 @@ export class Peer implements ChannelHost {
         this.#events.onRenew(this);
         break;
       case "goodbye":
-        this.#goodbye = typeof message.message === "string" ? message.message : "";
+        this.#goodbye = this.#reasonOf(message.message);
         break;
       case "open":
       case "error":

@@ -309,12 +309,40 @@ suite("the way to a node", () => {
     assert.equal(client.states.at(-1)?.error?.message, "gone");
   });
 
-  test("says goodbye for the node", async () => {
+  test("is lost with a goodbye of whoever was at its far end", async () => {
     const mesh = openMesh();
-    const connection = await mesh.client().connect(target);
-    mesh.control(mesh.peer, { type: "goodbye", message: "the gateway restarts" });
-    defined(mesh.peer.channels[0]?.other).close();
-    await assert.rejects(connection.closed, code("unavailable", /goodbye: the gateway restarts/));
+    mesh.nodes.push({ id: "phone" });
+    for (const [node, knowsNodes, message, text] of [
+      ["web-1", true, "the node is shutting down", "the node said goodbye: the node is shutting down"],
+      [
+        "phone",
+        true,
+        "the node is shutting down",
+        "the gateway, which answers for it, said goodbye: the gateway is shutting down",
+      ],
+      [
+        "phone",
+        false,
+        "the node is shutting down",
+        "the node, or the gateway if it answers for it, said goodbye: the node is shutting down",
+      ],
+      ["phone", true, "", "the gateway, which answers for it, closed the peer connection"],
+      ["web-1", true, "", "the node closed the peer connection"],
+    ] as const) {
+      const client = mesh.client();
+      if (knowsNodes) {
+        await client.nodes();
+      }
+      const connection = await client.connect({ node, port: 80 });
+      mesh.control(mesh.peer, { type: "goodbye", message });
+      defined(mesh.peer.channels[0]?.other).close();
+      await assert.rejects(connection.closed, (error: MeshgateError) => {
+        assert.equal(error.code, "unavailable");
+        assert.equal(error.message, `lost node ${node}: ${text}`);
+        return true;
+      });
+      await client.close();
+    }
   });
 
   test("notices a node that has stopped answering", async () => {

@@ -3,6 +3,7 @@
 import { deferred, orAbort, pause, withTimeLimit } from "./async.js";
 import { backoffMs } from "./backoff.js";
 import { isTransient, MeshgateError } from "./error.js";
+import type { Answerer } from "./gateway.js";
 import type { Negotiated, Progress } from "./negotiate.js";
 import { Peer, type PeerEvents } from "./peer.js";
 import type { StateDetail } from "./types.js";
@@ -18,6 +19,10 @@ export interface SessionOptions {
   readonly connectTimeoutMs: number;
   readonly idleTimeoutMs: number;
   readonly negotiate: (signal: AbortSignal, onProgress: (progress: Progress) => void) => Promise<Negotiated>;
+  /** Called when an attempt has failed that may be repeated; rejects when that is of no use. */
+  readonly checkRetry: (error: MeshgateError, signal: AbortSignal) => Promise<void>;
+  /** Who is at the far end, as far as is known by now. */
+  readonly answerer: () => Answerer;
   /** Called at each change of state. */
   readonly onState: (detail: StateDetail) => void;
 }
@@ -145,7 +150,7 @@ export class Session implements PeerEvents {
 
   /** One attempt: a peer, or undefined when another attempt may do better. */
   async #attempt(search: Search): Promise<Peer | undefined> {
-    const { node, negotiate } = this.#options;
+    const { node, negotiate, answerer, checkRetry } = this.#options;
     const tooLate = () =>
       new MeshgateError(
         "deadline_exceeded",
@@ -158,13 +163,14 @@ export class Session implements PeerEvents {
           this.#emitSearching({ state: "connecting", step, candidates });
         }),
       );
-      return this.#adopt(new Peer(node, negotiated, this));
+      return this.#adopt(new Peer(node, negotiated, answerer, this));
     } catch (reason) {
       const error = MeshgateError.from(reason);
       search.lastError = error;
       if (search.signal.aborted || !isTransient(error) || !search.wanted) {
         throw error;
       }
+      await checkRetry(error, search.signal);
       return undefined;
     }
   }

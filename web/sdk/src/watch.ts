@@ -5,16 +5,19 @@ import { anySignal, onOnline, pause } from "./async.js";
 import { backoffMs } from "./backoff.js";
 import { isTransient, MeshgateError } from "./error.js";
 import type { Watch, WatchMeshResponse } from "./gen/meshgate/v1/watch_pb.js";
+import type { MeshNode } from "./gen/v1/node_pb.js";
 import type { StateDetail } from "./types.js";
 
 /**
  * Follows the mesh over as many streams as it takes. Ends when the signal
- * aborts; throws what waiting does not mend.
+ * aborts; throws what waiting does not mend. The nodes are told before they
+ * are yielded.
  */
 export async function* watchMesh(
   gateway: Client<typeof Watch>,
   signal: AbortSignal,
   onState: (detail: StateDetail) => void,
+  onNodes: (nodes: readonly MeshNode[]) => void,
 ): AsyncGenerator<WatchMeshResponse, void, void> {
   const emit = (detail: Omit<StateDetail, "scope" | "node">) =>
     onState({ scope: "gateway", node: "", ...detail });
@@ -34,6 +37,7 @@ export async function* watchMesh(
             failures = 0;
             emit({ state: "connected" });
           }
+          onNodes(mesh.nodes);
           yield mesh;
         }
       } catch (reason) {

@@ -5,6 +5,7 @@ import type { UniversalClientFn } from "@connectrpc/connect/protocol";
 import { trailerFlag, trailerParse } from "@connectrpc/connect/protocol-grpc-web";
 import { deferred } from "./async.js";
 import { concat } from "./bytes.js";
+import type { MeshgateError } from "./error.js";
 import { AsyncQueue } from "./queue.js";
 
 /** The WebSocket subprotocol that carries one gRPC-Web call. */
@@ -23,6 +24,14 @@ const maxInboxBytes = 16 * 1024 * 1024;
 const maxBufferedBytes = 1024 * 1024;
 /** and how often it then looks again: WebSocket has no event for it. */
 const bufferedPollMs = 20;
+
+/** The cause of an error by which no call was even begun. */
+const noSocket = Symbol("the WebSocket never opened");
+
+/** Whether a call failed because its WebSocket was never open. Browsers do not tell why. */
+export function neverOpened({ cause }: MeshgateError): boolean {
+  return cause instanceof ConnectError && cause.cause === noSocket;
+}
 
 /** Options of {@link createWebSocketClient}. */
 export interface WebSocketClientOptions {
@@ -113,9 +122,9 @@ class Inbox extends AsyncQueue<Uint8Array> {
   #closed({ code, reason }: CloseEvent, url: URL): void {
     if (!this.#isOpen) {
       const text =
-        `no WebSocket to ${url.origin}: check that the gateway is up, that it allows this page's origin, ` +
-        "and that proxies on the way pass WebSockets";
-      this.fail(new ConnectError(text, Code.Unavailable));
+        `no WebSocket to ${url.origin}: check that the gateway is up, that it allows this page's origin ` +
+        "(--cors.origins), and that proxies on the way pass WebSockets";
+      this.fail(new ConnectError(text, Code.Unavailable, undefined, undefined, noSocket));
     } else if (code === 1000) {
       this.end();
     } else {

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 
+import type { MessageInitShape } from "@bufbuild/protobuf";
 import type { ServiceImpl, Transport } from "@connectrpc/connect";
 import { type Code, ConnectError, createRouterTransport } from "@connectrpc/connect";
 import { createMeshClient } from "../client.js";
 import { Watch } from "../gen/meshgate/v1/watch_pb.js";
 import { Mesh } from "../gen/v1/mesh_pb.js";
-import { Node } from "../gen/v1/node_pb.js";
+import { Feature, type MeshNodeSchema, Node } from "../gen/v1/node_pb.js";
 import { type StartDataChannelRequest, WebRTC } from "../gen/v1/webrtc_pb.js";
 import { AsyncQueue } from "../queue.js";
 import type { MeshClient, MeshClientOptions, StateDetail } from "../types.js";
@@ -51,6 +52,11 @@ export class FakeMesh {
   onPeer: (peer: FakePeerConnection) => void = () => {};
   /** Serves UDP channels in place of the services. */
   onUdp: ((channel: FakeDataChannel) => void) | undefined;
+  /** The nodes that the gateway tells of. */
+  nodes: MessageInitShape<typeof MeshNodeSchema>[] = [
+    { id: "gateway", features: [{ feature: Feature.NODES }] },
+    { id: "web-1", features: [{ feature: Feature.NODES }] },
+  ];
   /** Called when an introduction begins; it waits for the result. */
   onIntroduction: () => Promise<void> | void = () => {};
   /** The streams that are open, by label, last one wins. */
@@ -60,7 +66,7 @@ export class FakeMesh {
   constructor(services: { watch?: ServiceImpl<typeof Watch>["watchMesh"] } = {}) {
     this.transport = createRouterTransport(({ service }) => {
       service(WebRTC, { startDataChannel: (requests, { signal }) => this.#introduce(requests, signal) });
-      service(Mesh, { listNodes: () => ({ nodes: [{ id: "gateway" }, { id: "web-1" }] }) });
+      service(Mesh, { listNodes: () => ({ nodes: this.nodes }) });
       service(Node, { getStatus: ({ id }) => ({ id: id || "gateway", version: "1" }) });
       if (services.watch !== undefined) {
         service(Watch, { watchMesh: services.watch });
