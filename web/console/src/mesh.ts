@@ -30,7 +30,7 @@ export interface MeshNode {
   readonly addresses: readonly string[];
   readonly primaryEndpoint: string;
   readonly endpoints: readonly string[];
-  /** Empty for a stock WireGuard peer: it runs no Meshgate. */
+  /** Without NODES for a stock WireGuard peer: it runs no Meshgate. */
   readonly features: readonly Feature[];
   readonly services: readonly Service[];
   readonly joinedAt: Date | undefined;
@@ -53,6 +53,7 @@ export interface Link {
   readonly online: boolean;
   /** Where packets go, "ip:port" for plain UDP; empty while unknown. */
   readonly endpoint: string;
+  /** undefined: none since the gateway started. */
   readonly lastHandshake: Date | undefined;
   readonly receiveBytes: number;
   readonly transmitBytes: number;

@@ -32,7 +32,14 @@ function compare(a: SortValue, b: SortValue): number {
 }
 
 /** Worst first: what a person looks for in a column of states. */
-const reachOrder: Record<Reach, number> = { down: 0, unknown: 1, relayed: 2, online: 3, gateway: 4 };
+const reachOrder: Record<Reach, number> = {
+  down: 0,
+  waiting: 1,
+  unknown: 2,
+  relayed: 3,
+  online: 4,
+  gateway: 5,
+};
 
 export type NodeColumn =
   | "name"
@@ -74,7 +81,7 @@ export type LinkColumn = "from" | "to" | "state" | "carrier" | "weight" | "hands
 export const linkValues: Record<LinkColumn, (row: LinkRow) => SortValue> = {
   from: (row) => row.edge.source,
   to: (row) => row.edge.target,
-  state: (row) => ["down", "relayed", "online", "unknown"].indexOf(row.edge.state),
+  state: (row) => ["down", "waiting", "relayed", "online", "unknown"].indexOf(row.edge.state),
   carrier: (row) => row.edge.transport,
   weight: (row) => row.edge.weight,
   handshake: (row) => row.link?.lastHandshake?.getTime() ?? 0,

@@ -35,7 +35,7 @@ test("sorting by state puts what is down first", () => {
   const rows = sortRows(mesh.nodes, { key: "state", descending: false }, nodeValues);
   assert.deepEqual(
     rows.slice(0, 3).map(({ reach }) => reach),
-    ["down", "down", "relayed"],
+    ["down", "down", "waiting"],
   );
 });
 

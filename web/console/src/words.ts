@@ -11,6 +11,7 @@ export const reachWords: Record<Reach, string> = {
   online: "online",
   relayed: "relayed",
   down: "down",
+  waiting: "no handshake yet",
   unknown: "not connected",
 };
 
@@ -18,6 +19,7 @@ export const edgeWords: Record<EdgeState, string> = {
   online: "online",
   relayed: "relayed",
   down: "down",
+  waiting: "no handshake yet",
   unknown: "not seen from here",
 };
 
@@ -29,7 +31,7 @@ export const transportWords: Record<Transport, string> = {
 };
 
 /** Why a node is in its state: one sentence. */
-export function explainReach({ reach, via, link }: NodeModel): string {
+export function explainReach({ reach, via }: NodeModel): string {
   switch (reach) {
     case "gateway":
       return "This gateway answers your browser.";
@@ -40,9 +42,9 @@ export function explainReach({ reach, via, link }: NodeModel): string {
         ? "UDP does not get through, so packets travel inside a data channel."
         : `It has no link to this gateway; packets go through ${label(via)}.`;
     case "down":
-      return link?.lastHandshake === undefined
-        ? "It has never shaken hands with this gateway: check its configuration and that UDP gets through."
-        : "No handshake for 3 minutes: it is switched off, out of reach, or idle without keepalive.";
+      return "No handshake for 3 minutes: it is switched off, out of reach, or idle without keepalive.";
+    case "waiting":
+      return "Waiting for its first handshake since this gateway started. If its WireGuard runs already, check its configuration and that UDP gets through.";
     case "unknown":
       return "No link of the mesh leads from this gateway to it.";
   }

@@ -48,7 +48,7 @@ const reachOf = (mesh: ReturnType<typeof describeMesh>) =>
 test("describeMesh tells how each node is reached", () => {
   const mesh = describeMesh(
     snapshot({
-      nodes: ["gw", "on", "off", "ice", "odd", "hub", "far", "farther", "alone"].map((id) => node(id)),
+      nodes: ["gw", "on", "off", "new", "ice", "odd", "hub", "far", "farther", "alone"].map((id) => node(id)),
       edges: [
         edge("gw", "on"),
         edge("gw", "off"),
@@ -60,7 +60,8 @@ test("describeMesh tells how each node is reached", () => {
       ],
       links: [
         link("on"),
-        link("off", { online: false }),
+        link("off", { online: false, lastHandshake: new Date(0) }),
+        link("new", { online: false, endpoint: "" }),
         link("ice", { endpoint: "" }),
         link("odd", { endpoint: "data-channel" }),
         link("hub", { endpoint: "[2001:db8::1]:51820" }),
@@ -71,6 +72,7 @@ test("describeMesh tells how each node is reached", () => {
     gw: "gateway",
     on: "online",
     off: "down",
+    new: "waiting",
     ice: "relayed",
     odd: "relayed",
     hub: "online",
@@ -112,7 +114,7 @@ test("describeMesh shows a link that has no edge", () => {
   );
   assert.deepEqual(
     mesh.edges.map(({ state }) => state),
-    ["down"],
+    ["waiting"],
   );
 });
 
@@ -137,9 +139,11 @@ test("describeMesh keeps names apart that look alike when joined", () => {
   assert.equal(new Set(mesh.edges.map(({ key }) => key)).size, 2);
 });
 
-test("a node without features runs plain WireGuard", () => {
-  const mesh = describeMesh(snapshot({ nodes: [node("phone", { features: [] }), node("server")] }));
+test("the gateway answers for a node without the Node API", () => {
+  const resolver = node("resolver", { features: [{ name: "MESH_DNS", port: 53 }] });
+  const mesh = describeMesh(snapshot({ nodes: [node("phone", { features: [] }), resolver, node("server")] }));
   assert.equal(mesh.byId.get("phone")?.stock, true);
+  assert.equal(mesh.byId.get("resolver")?.stock, true);
   assert.equal(mesh.byId.get("server")?.stock, false);
 });
 

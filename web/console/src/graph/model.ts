@@ -9,12 +9,13 @@ import type { Link, MeshEdge, MeshNode, Snapshot, Transport } from "../mesh.ts";
  * - online: WireGuard over UDP, recent handshake
  * - relayed: reached, but through another node or inside a data channel
  * - down: the last handshake is too old
+ * - waiting: there was no handshake yet, as with a peer that was just created
  * - unknown: nothing connects it to this gateway
  */
-export type Reach = "gateway" | "online" | "relayed" | "down" | "unknown";
+export type Reach = "gateway" | "online" | "relayed" | "down" | "waiting" | "unknown";
 
 /** State of an edge. "unknown": neither end is the gateway that answers. */
-export type EdgeState = "online" | "relayed" | "down" | "unknown";
+export type EdgeState = "online" | "relayed" | "down" | "waiting" | "unknown";
 
 export interface NodeModel {
   readonly id: string;
@@ -23,7 +24,7 @@ export interface NodeModel {
   /** The node that passes traffic on, for a relayed node; otherwise empty. */
   readonly via: string;
   readonly link: Link | undefined;
-  /** True for a peer that runs no Meshgate. */
+  /** True for a peer that runs no Meshgate: the gateway answers for it. */
   readonly stock: boolean;
   readonly degree: number;
 }
@@ -68,7 +69,8 @@ export function describeMesh(snapshot: Snapshot): MeshModel {
         node,
         link,
         ...reachOf(node.id, snapshot.gatewayId, link, carried, ways),
-        stock: node.features.length === 0,
+        // By the same feature gateways tell them apart.
+        stock: !node.features.some(({ name }) => name === "NODES"),
         degree: neighbours.get(node.id)?.size ?? 0,
       };
     })
@@ -108,9 +110,9 @@ export function isPlainEndpoint(endpoint: string): boolean {
 }
 
 /** The state of the gateway's own link to a node. */
-function linkState(link: Link, transport: Transport | undefined): "online" | "relayed" | "down" {
+function linkState(link: Link, transport: Transport | undefined): "online" | "relayed" | "down" | "waiting" {
   if (!link.online) {
-    return "down";
+    return link.lastHandshake === undefined ? "waiting" : "down";
   }
   const carried = transport === "ice" || transport === "libp2p";
   const plain = link.endpoint === "" ? !carried : isPlainEndpoint(link.endpoint);

@@ -16,7 +16,7 @@ export function drawnEdges(edges: readonly EdgeModel[], limit = edgeLimit): read
 }
 
 /** The order of drawing: what matters most comes last and lies on top. */
-export const edgeStates: readonly EdgeState[] = ["unknown", "online", "relayed", "down"];
+export const edgeStates: readonly EdgeState[] = ["unknown", "waiting", "online", "relayed", "down"];
 
 /**
  * One SVG path per state: a thousand lines in four elements. Edges of the given
@@ -31,6 +31,7 @@ export function edgePaths(
     online: { all: [], own: [] },
     relayed: { all: [], own: [] },
     down: { all: [], own: [] },
+    waiting: { all: [], own: [] },
     unknown: { all: [], own: [] },
   };
   for (const edge of edges) {
@@ -50,6 +51,7 @@ export function edgePaths(
     online: joined(parts.online),
     relayed: joined(parts.relayed),
     down: joined(parts.down),
+    waiting: joined(parts.waiting),
     unknown: joined(parts.unknown),
   };
 }

@@ -92,6 +92,8 @@ const behindSecond = new Set([
   "build-2",
 ]);
 const inDataChannel = new Set(["hotel-pc", "tablet"]);
+/** Created, but their WireGuard was never started. */
+const neverSeen = new Set(["printer"]);
 const switchedOff = new Set(["camera-back", "lab-scope"]);
 const stockPeers = new Set(["phone", "tablet", "printer", "camera-front", "camera-back", "nas"]);
 
@@ -119,16 +121,21 @@ function inventNode(wish: Invented, index: number): MeshNode {
 }
 
 function inventLink(id: string, index: number): Link {
-  const online = !switchedOff.has(id);
+  const isNew = neverSeen.has(id);
+  const online = !switchedOff.has(id) && !isNew;
   return {
     nodeId: id,
     online,
-    endpoint: inDataChannel.has(id)
-      ? "data-channel"
-      : `198.51.100.${(index % 250) + 1}:${51820 + (index % 40)}`,
-    lastHandshake: new Date(Date.now() - (online ? (index % 110) * 1000 : 86_400_000 * 3)),
-    receiveBytes: (index + 3) ** 4 * 977,
-    transmitBytes: (index + 1) ** 4 * 1409,
+    endpoint: isNew
+      ? ""
+      : inDataChannel.has(id)
+        ? "data-channel"
+        : `198.51.100.${(index % 250) + 1}:${51820 + (index % 40)}`,
+    lastHandshake: isNew
+      ? undefined
+      : new Date(Date.now() - (online ? (index % 110) * 1000 : 86_400_000 * 3)),
+    receiveBytes: isNew ? 0 : (index + 3) ** 4 * 977,
+    transmitBytes: isNew ? 0 : (index + 1) ** 4 * 1409,
   };
 }
 
