@@ -42,6 +42,14 @@ test("a wrong token says what to do, and the next one may be right", async (t) =
   const alert = page.getByRole("alert");
   await alert.getByText("The gateway does not accept this token.").waitFor();
   await alert.getByText("sudo cat /var/lib/meshgate/admin.token", { exact: true }).waitFor();
+  const field = page.getByLabel("Token", { exact: true });
+  const kept = await field.evaluate((input: HTMLInputElement) => ({
+    type: input.type,
+    value: input.value,
+    selected: [input.selectionStart, input.selectionEnd],
+    focused: document.activeElement === input,
+  }));
+  assert.deepEqual(kept, { type: "password", value: "wrong", selected: [0, 5], focused: true });
   await page.keyboard.type("good");
   await page.keyboard.press("Enter");
   await page.getByRole("heading", { name: "Map of the mesh" }).waitFor();
