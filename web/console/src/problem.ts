@@ -109,8 +109,7 @@ export function explainStatus(error: unknown, node: string, stock: boolean): Pro
     return problem(
       undefined,
       `${name} is a plain WireGuard peer, so it cannot report on itself.`,
-      "Everything the gateway knows about it is shown above. To see more, run Meshgate on it.",
-      "meshgate join URL --token TOKEN",
+      "Everything the gateway knows about it is shown above. What it offers can be reached once its WireGuard runs.",
     );
   }
   switch (errorCode(error)) {

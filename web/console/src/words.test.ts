@@ -3,6 +3,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import type { Path } from "./backend.ts";
+import type { Reach } from "./graph/model.ts";
 import {
   explainBreak,
   explainConnect,
@@ -13,7 +14,17 @@ import {
   showToken,
 } from "./problem.ts";
 import { FakeError } from "./testing/fakeerror.ts";
-import { describeEnd, explainPath, featureWord, progress, serviceName, speaksHttp } from "./words.ts";
+import {
+  describeEnd,
+  explainPath,
+  farEnd,
+  featureWord,
+  joinAdvice,
+  pathReaches,
+  progress,
+  serviceName,
+  speaksHttp,
+} from "./words.ts";
 
 const codes = [
   "canceled",
@@ -106,15 +117,99 @@ test("paths are explained by their candidates", () => {
     remote: end,
     ...part,
   });
-  assert.match(explainPath(path({})), /no NAT/);
-  assert.match(explainPath(path({ local: { ...end, type: "srflx" } })), /NATs in between/);
+  const node = { stock: false, reach: "online" } as const;
+  assert.match(explainPath(path({}), node), /no NAT/);
+  assert.equal(
+    explainPath(path({ local: { ...end, type: "srflx", address: "198.51.100.23:54012" } }), node),
+    "Packets go straight between this browser and the node, through the NATs in between.",
+  );
   assert.match(
-    explainPath(path({ kind: "relayed", local: { ...end, type: "relay", protocol: "tls" } })),
+    explainPath(path({ kind: "relayed", local: { ...end, type: "relay", protocol: "tls" } }), node),
     /relay over TLS/,
   );
-  assert.match(explainPath(path({ kind: "relayed", local: { ...end, type: "relay" } })), /No direct path/);
+  assert.match(
+    explainPath(path({ kind: "relayed", local: { ...end, type: "relay" } }), node),
+    /No direct path/,
+  );
   assert.equal(describeEnd(end), "hidden by the browser (own address, UDP)");
   assert.equal(describeEnd({ type: "new", protocol: "x", address: "1.2.3.4:5" }), "1.2.3.4:5 (new, X)");
+});
+
+test("a NAT is told of only where the candidates show one", () => {
+  const node = { stock: false, reach: "gateway" } as const;
+  const seen = (local: string, remote = "198.51.100.7:3478", type = "prflx") =>
+    explainPath(
+      {
+        kind: "direct",
+        rttMs: 1,
+        local: { type, protocol: "udp", address: local },
+        remote: { type: "host", protocol: "udp", address: remote },
+      },
+      node,
+    );
+  const straight = "Packets go straight between this browser and the gateway";
+  for (const type of ["srflx", "prflx"]) {
+    assert.equal(seen("203.0.113.9:4000", undefined, type), `${straight}, through the NATs in between.`);
+  }
+  for (const [local, remote] of [
+    ["127.0.0.1:4000", "127.0.0.1:3478"],
+    ["203.0.113.9:4000", "203.0.113.9:3478"],
+    ["192.168.1.20:4000", "192.168.1.5:3478"],
+    ["10.1.2.3:4000", "198.51.100.7:3478"],
+    ["172.31.0.4:1", "198.51.100.7:3478"],
+    ["100.64.0.4:1", "198.51.100.7:3478"],
+    ["169.254.0.4:1", "198.51.100.7:3478"],
+    ["[2001:db8::1]:4000", "[2001:db8::2]:3478"],
+    ["", "198.51.100.7:3478"],
+  ] as const) {
+    assert.equal(seen(local, remote), `${straight}.`, `${local} ${remote}`);
+  }
+});
+
+test("the path of a plain peer ends at the gateway", () => {
+  const end = { type: "host", protocol: "udp", address: "127.0.0.1:1" };
+  const direct: Path = { kind: "direct", rttMs: 1, local: end, remote: end };
+  const peer = (reach: Reach) => ({ stock: true, reach });
+  assert.equal(explainPath(direct, peer("online")), "Direct to the gateway; from there over WireGuard.");
+  assert.equal(
+    explainPath(direct, peer("waiting")),
+    "Direct to the gateway; from there nothing gets through over WireGuard yet, because the peer has not shaken hands.",
+  );
+  assert.match(
+    explainPath(direct, peer("down")),
+    /nothing gets through over WireGuard, because .* too old\.$/,
+  );
+  assert.equal(
+    explainPath({ ...direct, local: { ...end, type: "srflx", address: "203.0.113.9:1" } }, peer("online")),
+    "Direct to the gateway, through the NATs in between; from there over WireGuard.",
+  );
+  assert.equal(
+    explainPath(
+      { ...direct, kind: "relayed", local: { ...end, type: "relay", protocol: "tls" } },
+      peer("online"),
+    ),
+    "UDP does not get out of this network, so packets go to the gateway through a TURN relay over TLS; from there over WireGuard.",
+  );
+  assert.equal(pathReaches(peer("online")), "to the gateway");
+  assert.equal(pathReaches({ stock: false, reach: "gateway" }), "");
+  assert.equal(farEnd(peer("down")), "Gateway");
+  assert.equal(farEnd({ stock: false, reach: "gateway" }), "Gateway");
+  assert.equal(farEnd({ stock: false, reach: "online" }), "There");
+});
+
+test("a plain peer is not told to join as itself", () => {
+  const { text, next, command } = explainStatus(undefined, "phone", true);
+  assert.equal(command, "");
+  assert.doesNotMatch(text + next, /join|TOKEN/);
+  assert.match(next, /once its WireGuard runs/);
+});
+
+test("joining over TLS names the pin of a self-signed gateway", () => {
+  assert.deepEqual(joinAdvice("https://10.0.0.1:8443"), {
+    command: "meshgate join https://10.0.0.1:8443 --token TOKEN",
+    pin: "--pin sha256:HEX",
+  });
+  assert.equal(joinAdvice("http://localhost:8080").pin, "");
 });
 
 test("services and features have names", () => {

@@ -96,16 +96,92 @@ export function pathWord(path: Path): string {
   return path.kind === "direct" ? "Direct" : "Relayed";
 }
 
-/** Why a path is what it is: one sentence. */
-export function explainPath(path: Path): string {
-  if (path.kind === "direct") {
-    return path.local.type === "host" && path.remote.type === "host"
-      ? "Both ends see each other's own addresses: no NAT is in between."
-      : "Packets go straight between this browser and the node, through the NATs in between.";
+/** What of a node its path depends on. */
+type FarNode = Pick<NodeModel, "stock" | "reach">;
+
+/** How far a path leads, to be put behind its word: the gateway ends it for a plain peer. */
+export function pathReaches({ stock }: FarNode): string {
+  return stock ? "to the gateway" : "";
+}
+
+/** Who is at the far end of a path. */
+export function farEnd({ stock, reach }: FarNode): string {
+  return stock || reach === "gateway" ? "Gateway" : "There";
+}
+
+/** Why a path is what it is: one or two sentences. */
+export function explainPath(path: Path, node: FarNode): string {
+  if (node.stock) {
+    return `${wayToGateway(path)}; ${wayToPeer(node.reach)}.`;
   }
-  return path.local.protocol === "udp"
-    ? "No direct path works, so packets go through a TURN relay."
-    : `UDP does not get out of this network, so packets go through a TURN relay over ${label(path.local.protocol).toUpperCase()}.`;
+  if (path.kind === "relayed") {
+    return `${whyRelayed(path)}, so packets go through a TURN relay${relayedOver(path)}.`;
+  }
+  if (path.local.type === "host" && path.remote.type === "host") {
+    return "Both ends see each other's own addresses: no NAT is in between.";
+  }
+  const end = node.reach === "gateway" ? "gateway" : "node";
+  return `Packets go straight between this browser and the ${end}${throughNats(path)}.`;
+}
+
+function wayToGateway(path: Path): string {
+  return path.kind === "direct"
+    ? `Direct to the gateway${throughNats(path)}`
+    : `${whyRelayed(path)}, so packets go to the gateway through a TURN relay${relayedOver(path)}`;
+}
+
+/** The part of a path that the browser does not see: from the gateway to a plain peer. */
+function wayToPeer(reach: Reach): string {
+  switch (reach) {
+    case "waiting":
+      return "from there nothing gets through over WireGuard yet, because the peer has not shaken hands";
+    case "down":
+      return "from there nothing gets through over WireGuard, because the peer's last handshake is too old";
+    default:
+      return "from there over WireGuard";
+  }
+}
+
+function whyRelayed({ local }: Path): string {
+  return local.protocol === "udp" ? "No direct path works" : "UDP does not get out of this network";
+}
+
+function relayedOver({ local }: Path): string {
+  return local.protocol === "udp" ? "" : ` over ${label(local.protocol).toUpperCase()}`;
+}
+
+/**
+ * A NAT shows when the other side saw an end under a public IPv4 address that it
+ * does not know as its own. Within a network such an address says nothing:
+ * browsers that hide their own address have it, too.
+ */
+function throughNats({ local, remote }: Path): string {
+  const isTranslated = ({ type, address }: PathEnd): boolean =>
+    (type === "srflx" || type === "prflx") && isPublicIPv4(hostOf(address));
+  const shows = hostOf(local.address) !== hostOf(remote.address) && [local, remote].some(isTranslated);
+  return shows ? ", through the NATs in between" : "";
+}
+
+function hostOf(address: string): string {
+  return address.replace(/:\d+$/, "");
+}
+
+/** False also for loopback, private, link-local and carrier-grade NAT addresses. */
+function isPublicIPv4(host: string): boolean {
+  return (
+    /^\d+\.\d+\.\d+\.\d+$/.test(host) &&
+    !/^(0|10|127)\.|^169\.254\.|^172\.(1[6-9]|2\d|3[01])\.|^192\.168\.|^100\.(6[4-9]|[7-9]\d|1[01]\d|12[0-7])\./.test(
+      host,
+    )
+  );
+}
+
+/** How a machine that is to run Meshgate joins through the gateway of this page, and what else it may need. */
+export function joinAdvice(origin: string): { command: string; pin: string } {
+  return {
+    command: `meshgate join ${origin} --token TOKEN`,
+    pin: origin.startsWith("https:") ? "--pin sha256:HEX" : "",
+  };
 }
 
 export const stepWords: Record<WayStep | "opening", string> = {

@@ -197,6 +197,51 @@ test("a connection survives a change of page, shows hex, and can be cleared and 
   await page.getByText("both sides are done").waitFor();
 });
 
+test("the path of a plain peer ends at the gateway", async (t) => {
+  const { page } = await openSignedIn(t, browser, site.origin, { to: "/connect/nas" });
+  const card = page.getByRole("region", { name: "Path from this browser" });
+  await card.getByText("This browser has no connection to the node.").waitFor();
+  assert.equal(await card.getByRole("link", { name: "Connect" }).count(), 0);
+  await page.getByRole("link", { name: /^tcp-echo/ }).click();
+  await page.getByText("· direct to the gateway").waitFor();
+  await card
+    .getByText("Direct to the gateway, through the NATs in between; from there over WireGuard.")
+    .waitFor();
+  await card.getByText("203.0.113.7:40900").waitFor();
+  assert.deepEqual(await card.locator("dt").allTextContents(), ["Here", "Gateway"]);
+});
+
+test("the way to connect is offered where it leads somewhere", async (t) => {
+  const { page } = await openSignedIn(t, browser, site.origin, { to: "/nodes/nas" });
+  const card = page.getByRole("region", { name: "Path from this browser" });
+  await card.getByRole("link", { name: "Connect" }).click();
+  await page.getByRole("heading", { name: "Connect to nas" }).waitFor();
+});
+
+test("a peer that was just created waits, and is not called broken", async (t) => {
+  const { page } = await openSignedIn(t, browser, site.origin, { to: "/nodes/printer" });
+  await page.getByText("Waiting for its first handshake").waitFor();
+  const badge = page.locator("main .badge");
+  assert.deepEqual(await badge.allTextContents(), ["no handshake yet"]);
+  const colours = await badge.evaluate((element) => ({
+    badge: getComputedStyle(element).color,
+    muted: getComputedStyle(document.querySelector("main .muted") ?? document.body).color,
+  }));
+  assert.equal(colours.badge, colours.muted);
+  await page.getByText("printer is a plain WireGuard peer, so it cannot report on itself.").waitFor();
+  assert.doesNotMatch(
+    String(await page.locator("main").textContent()),
+    /meshgate join|TOKEN|DNS name|mesh\.internal/,
+  );
+});
+
+test("a node of Meshgate is told how to expose a service", async (t) => {
+  const { page } = await openSignedIn(t, browser, site.origin, { to: "/nodes/laptop" });
+  await page.getByText("add this to the meshgate join that starts it:").waitFor();
+  await page.getByText("--expose tcp:8080=127.0.0.1:8080", { exact: true }).waitFor();
+  assert.doesNotMatch(String(await page.locator("main").textContent()), /DNS name|mesh\.internal/);
+});
+
 test("a relayed path and a refused port are explained", async (t) => {
   const { page } = await openSignedIn(t, browser, site.origin, { to: "/connect/hotel-pc" });
   const target = page.getByLabel("Port, or host:port");
@@ -269,7 +314,9 @@ test("empty states say how to fill them", async (t) => {
   await page.getByText("meshgate peer create phone", { exact: true }).waitFor();
   await page.getByText(`meshgate join ${site.origin} --token TOKEN`, { exact: true }).waitFor();
   await page.getByRole("link", { name: "gateway-1, gateway" }).click();
-  await page.getByText("meshgate up --expose tcp:8080=127.0.0.1:8080", { exact: true }).waitFor();
+  const expose = page.getByText("--expose tcp:8080=127.0.0.1:8080", { exact: true });
+  await expose.waitFor();
+  await page.getByText("add this to the command that starts the gateway:").waitFor();
 });
 
 test("pages that are not there say so", async (t) => {

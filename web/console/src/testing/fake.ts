@@ -156,6 +156,8 @@ const remote = [
   { type: "host", protocol: "udp", address: "10.0.0.12:40100" },
   { type: "srflx", protocol: "udp", address: "203.0.113.80:40100" },
 ] as const;
+/** The gateway answers for peers without Meshgate. */
+const gateway = { type: "host", protocol: "udp", address: "203.0.113.7:40900" } as const;
 
 function candidatesAt(step: number): NonNullable<Way["candidates"]> {
   return { local: local.slice(0, step + 1), remote: remote.slice(0, step) };
@@ -163,7 +165,11 @@ function candidatesAt(step: number): NonNullable<Way["candidates"]> {
 
 function inventPath(mesh: Snapshot, node: string): Path {
   const edge = mesh.edges.find(({ source, target }) => source === node || target === node);
+  const isStock = mesh.nodes.find(({ id }) => id === node)?.features.length === 0;
   const relayed = edge?.transport === "ice";
+  if (isStock && !relayed) {
+    return { kind: "direct", rttMs: 11.6, local: local[1], remote: gateway };
+  }
   return relayed
     ? { kind: "relayed", rttMs: 48.2, local: local[2], remote: remote[1] }
     : { kind: "direct", rttMs: 11.6, local: local[1], remote: remote[1] };
