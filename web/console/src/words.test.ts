@@ -132,6 +132,9 @@ test("paths are explained by their candidates", () => {
     /No direct path/,
   );
   assert.equal(describeEnd(end), "hidden by the browser (own address, UDP)");
+  // Also without any NAT: browsers that hide their own address have nothing else to show.
+  const seen = describeEnd({ type: "srflx", protocol: "udp", address: "127.0.0.1:49777" });
+  assert.equal(seen, "127.0.0.1:49777 (address seen from outside, UDP)");
   assert.equal(describeEnd({ type: "new", protocol: "x", address: "1.2.3.4:5" }), "1.2.3.4:5 (new, X)");
 });
 

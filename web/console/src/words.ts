@@ -11,7 +11,7 @@ export const reachWords: Record<Reach, string> = {
   online: "online",
   relayed: "relayed",
   down: "down",
-  waiting: "no handshake yet",
+  waiting: "waiting",
   unknown: "not connected",
 };
 
@@ -19,7 +19,7 @@ export const edgeWords: Record<EdgeState, string> = {
   online: "online",
   relayed: "relayed",
   down: "down",
-  waiting: "no handshake yet",
+  waiting: "waiting",
   unknown: "not seen from here",
 };
 
@@ -81,12 +81,12 @@ export function speaksHttp(service: { kind: string; port: number }): boolean {
 
 const candidateWords: Record<string, string> = {
   host: "own address",
-  srflx: "address seen through NAT",
+  srflx: "address seen from outside",
   prflx: "address learned on the way",
   relay: "TURN relay",
 };
 
-/** "198.51.100.23:54012, address seen through NAT, UDP". */
+/** "198.51.100.23:54012 (address seen from outside, UDP)". */
 export function describeEnd(end: PathEnd): string {
   const address = end.address === "" ? "hidden by the browser" : label(end.address);
   return `${address} (${candidateWords[end.type] ?? label(end.type)}, ${label(end.protocol).toUpperCase()})`;

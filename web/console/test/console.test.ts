@@ -204,6 +204,7 @@ test("the path of a plain peer ends at the gateway", async (t) => {
   assert.equal(await card.getByRole("link", { name: "Connect" }).count(), 0);
   await page.getByRole("link", { name: /^tcp-echo/ }).click();
   await page.getByText("· direct to the gateway").waitFor();
+  await page.getByText("A host is reached from the gateway").waitFor();
   await card
     .getByText("Direct to the gateway, through the NATs in between; from there over WireGuard.")
     .waitFor();
@@ -222,7 +223,7 @@ test("a peer that was just created waits, and is not called broken", async (t) =
   const { page } = await openSignedIn(t, browser, site.origin, { to: "/nodes/printer" });
   await page.getByText("Waiting for its first handshake").waitFor();
   const badge = page.locator("main .badge");
-  assert.deepEqual(await badge.allTextContents(), ["no handshake yet"]);
+  assert.deepEqual(await badge.allTextContents(), ["waiting"]);
   const colours = await badge.evaluate((element) => ({
     badge: getComputedStyle(element).color,
     muted: getComputedStyle(document.querySelector("main .muted") ?? document.body).color,
