@@ -27,8 +27,8 @@ type line struct {
 	args   []any
 }
 
-// String implements fmt.Stringer.
-func (l line) String() string { return fmt.Sprintf(l.format, l.args...) }
+// LogValue implements slog.LogValuer, for handlers of every format.
+func (l line) LogValue() slog.Value { return slog.StringValue(fmt.Sprintf(l.format, l.args...)) }
 
 func (p pionLog) log(level, text string) { p.logger.Debug("pion says", "level", level, "text", text) }
 
