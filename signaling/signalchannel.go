@@ -12,8 +12,9 @@ import (
 
 // StartSignalChannel answers WebRTC.StartSignalChannel: the client signals
 // with a node as it likes, and offers a peer connection of its own. Messages
-// are relayed in both directions. The node id of the first message decides;
-// later ones are ignored. The service sends one message of its own first, with
+// are relayed in both directions. The node id of the first message decides: it
+// is the one that the caller of this method has checked, so later ones are
+// ignored and an empty one is mesh.ErrInvalid. The service sends one message of its own first, with
 // the client's ICE servers.
 func (s *Service) StartSignalChannel(ctx context.Context, caller Caller, stream Stream[*v1.WebRTCSignal, *v1.WebRTCSignal]) error {
 	ctx, end, err := s.call(ctx)
@@ -21,11 +22,11 @@ func (s *Service) StartSignalChannel(ctx context.Context, caller Caller, stream 
 		return err
 	}
 	defer end()
-	var target string
+	var opening *v1.WebRTCSignal
 	in := s.newInbox(ctx, func() (signal, error) {
 		m, err := stream.Receive()
-		if target == "" {
-			target = m.GetNodeId()
+		if opening == nil {
+			opening = m
 		}
 		return signal{m.GetDescription(), m.GetCandidate()}, err
 	})
@@ -33,7 +34,10 @@ func (s *Service) StartSignalChannel(ctx context.Context, caller Caller, stream 
 	if err != nil {
 		return err
 	}
-	node, err := mesh.ParseNodeID(target)
+	if opening.GetNodeId() == "" {
+		return fmt.Errorf("node_id of the first signal is empty; name the node to signal with: %w", mesh.ErrInvalid)
+	}
+	node, err := mesh.ParseNodeID(opening.GetNodeId())
 	if err != nil {
 		return err
 	}

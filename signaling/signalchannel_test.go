@@ -274,3 +274,23 @@ func TestWireGuard_Refusals(t *testing.T) {
 		})
 	}
 }
+
+// The node of the first message is the one that the gateway has authorized: a
+// later message cannot name another, nor be the first to name one.
+func TestSignalChannel_OnlyTheFirstMessageNamesTheNode(t *testing.T) {
+	for _, first := range []*v1.WebRTCSignal{
+		{}, {Candidate: "candidate:1 1 udp 1 127.0.0.1 9 typ host"}, {Caller: "root"},
+	} {
+		w, gateway := twoNodes(t)
+		call := startSignals(t, gateway, "alice")
+		_ = call.Send(first)
+		_ = call.Send(&v1.WebRTCSignal{NodeId: string(other)})
+		_, err := call.Receive()
+		if !errors.Is(err, mesh.ErrInvalid) || !strings.Contains(err.Error(), "node_id of the first signal is empty") {
+			t.Errorf("%v: got %v", first, err)
+		}
+		if n := len(w.nodes[other].Sessions()) + len(gateway.Sessions()); n != 0 {
+			t.Errorf("%v: %d sessions", first, n)
+		}
+	}
+}
