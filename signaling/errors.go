@@ -6,6 +6,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
+	"strings"
 	"syscall"
 
 	"github.com/meshgate/meshgate/node/mesh"
@@ -51,14 +53,56 @@ func refusal(err error) *bridge.Error {
 	return &bridge.Error{Code: "internal", Message: "internal error"}
 }
 
-// dialFailure is what the client of an in-band channel is told about a failed
-// dial: the destination as it named it, and why.
-func dialFailure(d Destination, err error) *bridge.Error {
+// dialFailure is what the client of an in-band channel of node is told about a
+// failed dial: the destination, and why. The text of an error that wraps
+// mesh.ErrUnavailable is for clients; those of the system are not, they name
+// addresses that the client did not.
+func dialFailure(node mesh.NodeID, d Destination, err error) *bridge.Error {
+	at := place(node, d)
 	switch {
+	case errors.Is(err, mesh.ErrUnavailable):
+		if why := unavailability(err); why != "" {
+			return &bridge.Error{Code: "unavailable", Message: why}
+		}
 	case errors.Is(err, context.DeadlineExceeded):
-		return &bridge.Error{Code: "deadline_exceeded", Message: d.String() + " did not answer in time"}
+		return &bridge.Error{Code: "deadline_exceeded", Message: at + " did not answer in time"}
 	case errors.Is(err, syscall.ECONNREFUSED):
-		return &bridge.Error{Code: "unavailable", Message: d.String() + " refused the connection"}
+		return &bridge.Error{Code: "unavailable", Message: at + " refused the connection; is something listening there?"}
 	}
-	return &bridge.Error{Code: "unavailable", Message: d.String() + " cannot be reached"}
+	return &bridge.Error{Code: "unavailable", Message: at + " cannot be reached"}
+}
+
+// place names a destination to people. What is "localhost" to the node is the
+// node to its clients.
+func place(node mesh.NodeID, d Destination) string {
+	host := d.Host
+	if ip, err := netip.ParseAddr(host); host == "" || host == "localhost" || err == nil && ip.Unmap().IsLoopback() {
+		host = string(node)
+	}
+	return fmt.Sprintf("%s: %s port %d", host, d.Protocol, d.Port)
+}
+
+// unavailability is the text of the error in err that wraps mesh.ErrUnavailable
+// itself, without that and without what others said around it; "" if there is
+// no such text.
+func unavailability(err error) string {
+	var inner []error
+	switch e := err.(type) { //nolint:errorlint // this is the walk
+	case interface{ Unwrap() error }:
+		inner = []error{e.Unwrap()}
+	case interface{ Unwrap() []error }:
+		inner = e.Unwrap()
+	}
+	for _, e := range inner {
+		if e == mesh.ErrUnavailable { //nolint:errorlint // itself, and not what wraps it
+			kind := mesh.ErrUnavailable.Error()
+			return strings.TrimPrefix(strings.TrimSuffix(err.Error(), ": "+kind), kind+": ")
+		}
+	}
+	for _, e := range inner {
+		if errors.Is(e, mesh.ErrUnavailable) {
+			return unavailability(e)
+		}
+	}
+	return ""
 }

@@ -242,6 +242,7 @@ func TestInBand_RefusalsHaveACodeAndAReason(t *testing.T) {
 		t.Fatal(err)
 	}
 	refused := l.Addr().String()
+	_, port, _ := net.SplitHostPort(refused)
 	_ = l.Close()
 	w := &world{denied: map[string]error{
 		"tcp 10.0.0.1:22":  fmt.Errorf("no network ACL accepts it: %w", mesh.ErrDenied),
@@ -266,8 +267,8 @@ func TestInBand_RefusalsHaveACodeAndAReason(t *testing.T) {
 		{"tcp", ":80", "invalid_argument", "localhost is localhost: invalid argument"},
 		{"tcp", "no-such-node:80", "not_found", `no node "no-such-node": not found`},
 		{"tcp", "127.0.0.1:0", "invalid_argument", `port "0": it is a number from 1 to 65535: invalid argument`},
-		{"tcp", refused, "unavailable", "tcp " + refused + " refused the connection"},
-		{"tcp", "10.0.0.9:80", "deadline_exceeded", "tcp 10.0.0.9:80 did not answer in time"},
+		{"tcp", refused, "unavailable", "gateway: tcp port " + port + " refused the connection; is something listening there?"},
+		{"tcp", "10.0.0.9:80", "deadline_exceeded", "10.0.0.9: tcp port 80 did not answer in time"},
 	} {
 		_, err := c.DialContext(context.Background(), tc.network, tc.address)
 		var got *client.Error

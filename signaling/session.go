@@ -230,7 +230,7 @@ func (x *session) connect(ctx context.Context, d Destination) (net.Conn, *bridge
 	if err != nil {
 		x.svc.metrics.opened(d.Protocol, resultDial)
 		x.logger.Debug("dial failed", "dest", d.String(), "addr", addr, "err", err)
-		return nil, dialFailure(d, err)
+		return nil, dialFailure(x.node, d, err)
 	}
 	if k, ok := conn.(interface{ SetKeepAlive(bool) error }); ok {
 		_ = k.SetKeepAlive(true) // best effort: the kernel's default stays
