@@ -93,7 +93,7 @@ func (s *Service) newSession(req request) (*session, error) {
 		quiet:  make(chan struct{}, 1),
 		logger: s.logger.With("session", s.serial.Add(1), "peer", req.caller),
 	}
-	if x.peer, err = s.engine.NewPeer(s.ctx, rtc.PeerConfig{Servers: req.servers}); err != nil {
+	if x.peer, err = s.engine.NewPeer(s.ctx, rtc.PeerConfig{Servers: req.servers, Caller: req.caller}); err != nil {
 		end()
 		return nil, named(err)
 	}

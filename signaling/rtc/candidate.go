@@ -6,7 +6,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/pion/ice/v2"
@@ -79,26 +81,65 @@ func NormalizeCandidate(text string) (string, error) {
 	return EncodeCandidate(line, mid), nil
 }
 
-// usable returns the candidate of a line if this engine may send packets to
-// it: UDP, with a literal unicast address that policy allows.
-func (e *Engine) usable(line string) (ice.Candidate, bool) {
+// usable returns the candidate of a line, and its address, if this engine may
+// send packets to it: UDP, with a literal unicast address that policy allows.
+func (e *Engine) usable(line string) (ice.Candidate, netip.AddrPort, bool) {
+	var none netip.AddrPort
 	c, err := ice.UnmarshalCandidate(line)
-	if err != nil || !c.NetworkType().IsUDP() || c.Port() == 0 {
-		return nil, false
+	if err != nil || !c.NetworkType().IsUDP() || c.Port() <= 0 || c.Port() > math.MaxUint16 {
+		return nil, none, false
 	}
 	addr, err := netip.ParseAddr(c.Address())
 	if err != nil {
-		return nil, false // an mDNS name; the peer's checks will show its address
+		return nil, none, false // an mDNS name; the peer's checks will show its address
 	}
 	addr = addr.Unmap()
 	if addr.IsUnspecified() || addr.IsMulticast() || addr.IsLinkLocalUnicast() || addr == netip.AddrFrom4([4]byte{255, 255, 255, 255}) {
-		return nil, false
+		return nil, none, false
 	}
 	if addr.IsLoopback() && !e.cfg.Loopback {
-		return nil, false
+		return nil, none, false
 	}
-	if e.cfg.Remote != nil && !e.cfg.Remote(addr) {
-		return nil, false
+	at := netip.AddrPortFrom(addr, uint16(c.Port()))
+	if e.cfg.Remote != nil && !e.cfg.Remote(at) {
+		return nil, none, false
 	}
-	return c, true
+	return c, at, true
 }
+
+// AddCandidate takes a candidate of the other side in either encoding; the
+// empty end of candidates is no error. What cannot be used, and what goes
+// beyond MaxRemoteCandidates or MaxRemotePorts, is ignored.
+func (p *Peer) AddCandidate(text string) error {
+	line, err := ParseCandidate(text)
+	if err != nil || line == "" {
+		return err
+	}
+	p.addCandidate(line)
+	return nil
+}
+
+func (p *Peer) addCandidate(line string) {
+	c, at, ok := p.engine.usable(line)
+	if !ok {
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	// An address that came before is the same candidate under another name.
+	ports := p.ports[at.Addr()]
+	if p.ended || p.remote == MaxRemoteCandidates || len(ports) == MaxRemotePorts || slices.Contains(ports, at.Port()) {
+		return
+	}
+	p.ports[at.Addr()] = append(ports, at.Port())
+	p.remote++
+	if !p.started {
+		p.pending = append(p.pending, c)
+		return
+	}
+	_ = p.agent.AddRemoteCandidate(c) // as in start
+}
+
+// Candidates are ours, as JSON. The channel is closed when gathering is over;
+// a peer that ends before may never close it, so select on Done too.
+func (p *Peer) Candidates() <-chan string { return p.candidates }

@@ -21,7 +21,6 @@ import (
 	"net"
 	"net/netip"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/pion/ice/v2"
@@ -40,6 +39,10 @@ const (
 	// beyond are ignored: a client with many interfaces is no attacker, and
 	// checks cost packets.
 	MaxRemoteCandidates = 20
+	// MaxRemotePorts are the candidates of one peer on one address that are
+	// tried. An honest client has its own port there, what its NAT makes of it,
+	// and a relay for each transport; whoever names more is after somebody else's.
+	MaxRemotePorts = 4
 
 	// DefaultRenewRecords is where the owner is asked to move to a new peer
 	// connection, DefaultMaxRecords where the association ends. pion/dtls v2
@@ -73,7 +76,7 @@ type Config struct {
 	Local func(netip.Addr) bool
 	// Remote says to which addresses checks may be sent; nil means all
 	// unicast addresses that are not link-local.
-	Remote func(netip.Addr) bool
+	Remote func(netip.AddrPort) bool
 	// PublicIPs stand in for the machine's own addresses in candidates, for a
 	// machine behind a 1:1 NAT.
 	PublicIPs []string
@@ -106,7 +109,8 @@ type Engine struct {
 	logs       logging.LoggerFactory
 	interfaces interfaces
 	mux        *udpMux // or nil
-	dropped    atomic.Uint64
+	pacer      *pacer
+	drops      drops
 
 	mu     sync.Mutex // guards the fields below
 	closed bool
@@ -116,7 +120,10 @@ type Engine struct {
 // New returns an Engine.
 func New(cfg Config) (*Engine, error) {
 	setDefaults(&cfg)
-	e := &Engine{cfg: cfg, logger: cfg.Logger.With("component", "rtc"), peers: map[*Peer]struct{}{}}
+	e := &Engine{
+		cfg: cfg, logger: cfg.Logger.With("component", "rtc"),
+		pacer: newPacer(), peers: map[*Peer]struct{}{},
+	}
 	e.logs = pionLogs{e.logger}
 	if cfg.UDP != nil {
 		if _, ok := cfg.UDP.LocalAddr().(*net.UDPAddr); !ok {
@@ -161,8 +168,26 @@ func (e *Engine) LocalPort() uint16 {
 	return uint16(e.cfg.UDP.LocalAddr().(*net.UDPAddr).Port)
 }
 
-// Dropped counts packets that never reached a parser because they were malformed.
-func (e *Engine) Dropped() uint64 { return e.dropped.Load() }
+// Drops are packets that were not handed on, by reason.
+type Drops struct {
+	// Malformed ones never reached a parser.
+	Malformed uint64
+	// Stray ones came to the shared socket and were of no peer.
+	Stray uint64
+	// Forged ones came to the shared socket as checks or answers, and were not
+	// sealed by the other side of the peer that they were for.
+	Forged uint64
+	// Overrun ones came faster than their peer took them.
+	Overrun uint64
+	// Paced ones are checks of ours to addresses that have not answered.
+	Paced uint64
+}
+
+// Drops counts the packets that were not handed on so far.
+func (e *Engine) Drops() Drops {
+	d := &e.drops
+	return Drops{d.malformed.Load(), d.stray.Load(), d.forged.Load(), d.overrun.Load(), d.paced.Load()}
+}
 
 // Close ends all peers, waits for them and closes the shared socket.
 func (e *Engine) Close() error {
@@ -201,7 +226,7 @@ func (e *Engine) remove(p *Peer) {
 	delete(e.peers, p)
 }
 
-func (e *Engine) drop() { e.dropped.Add(1) }
+func (e *Engine) drop() { e.drops.malformed.Add(1) }
 
 // localAddr says whether a candidate with this address may be offered.
 func (e *Engine) localAddr(ip net.IP) bool {
@@ -264,74 +289,4 @@ func (e *Engine) newAgent(p *Peer, dial *turnDialer, urls []*stun.URI, relayOnly
 		cfg.UDPMux = e.mux
 	}
 	return ice.NewAgent(cfg)
-}
-
-// udpMux is pion's mux with candidates for the addresses the machine has now,
-// filtered as for single sockets.
-type udpMux struct {
-	*ice.UDPMuxDefault
-	engine *Engine
-	conn   *ownedConn
-}
-
-func newUDPMux(e *Engine, conn net.PacketConn) *udpMux {
-	enlarge(conn, sharedBuffer)
-	m := &udpMux{engine: e, conn: &ownedConn{PacketConn: &guardedConn{PacketConn: conn, drop: e.drop}}}
-	n := newGuardedNet(&e.interfaces, e.drop)
-	m.UDPMuxDefault = ice.NewUDPMuxDefault(ice.UDPMuxParams{
-		UDPConn: m.conn, Net: n, Logger: e.logs.NewLogger("ice"),
-	})
-	return m
-}
-
-// close closes the socket and waits until nobody reads it.
-func (m *udpMux) close() error {
-	err := m.Close()
-	m.conn.reading.Lock()
-	defer m.conn.reading.Unlock()
-	return err
-}
-
-// GetListenAddresses implements ice.UDPMux.
-func (m *udpMux) GetListenAddresses() []net.Addr {
-	local := m.conn.LocalAddr().(*net.UDPAddr)
-	if !local.IP.IsUnspecified() {
-		if m.engine.localAddr(local.IP) {
-			return []net.Addr{local}
-		}
-		return nil
-	}
-	list, err := m.engine.interfaces.get()
-	if err != nil {
-		m.engine.logger.Warn("interfaces cannot be listed", "err", err)
-		return nil
-	}
-	var out []net.Addr
-	for _, i := range list {
-		addrs, _ := i.Addrs() // an interface without addresses is an error to pion
-		for _, a := range addrs {
-			ipn, ok := a.(*net.IPNet)
-			if !ok || i.Flags&net.FlagUp == 0 || ipn.IP.IsLinkLocalUnicast() || !m.engine.localAddr(ipn.IP) {
-				continue
-			}
-			if ipn.IP.To4() == nil && local.IP.To4() != nil {
-				continue // an IPv4 socket
-			}
-			out = append(out, &net.UDPAddr{IP: ipn.IP, Port: local.Port})
-		}
-	}
-	return out
-}
-
-// ownedConn tells whether somebody reads. pion's mux has a goroutine that does,
-// and no way to wait for it.
-type ownedConn struct {
-	net.PacketConn
-	reading sync.Mutex // held by ReadFrom
-}
-
-func (c *ownedConn) ReadFrom(p []byte) (int, net.Addr, error) {
-	c.reading.Lock()
-	defer c.reading.Unlock()
-	return c.PacketConn.ReadFrom(p)
 }

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"net/netip"
 	"sync"
 	"time"
 
@@ -79,28 +80,14 @@ func soundAttribute(kind uint16, value []byte, depth int) bool {
 	return true
 }
 
-// guardedConn drops unsound packets on the way in.
-type guardedConn struct {
-	net.PacketConn
-	drop func()
-}
-
-func (c *guardedConn) ReadFrom(p []byte) (int, net.Addr, error) {
-	for {
-		n, addr, err := c.PacketConn.ReadFrom(p)
-		if err != nil || sound(p[:n]) {
-			return n, addr, err
-		}
-		c.drop()
-	}
-}
-
-// guardedUDP is guardedConn for the wider interface of transport.UDPConn. The
-// methods of it that ICE does not call (Read, ReadMsgUDP, ...) are closed off.
+// guardedUDP is a socket of one peer. It drops unsound packets on the way in,
+// and on the way out checks whose turn has not come. The methods of it that ICE
+// does not call (Read, ReadMsgUDP, ...) are closed off.
 type guardedUDP struct {
 	transport.UDPConn
 	drop   func()
 	forget func()
+	checks *checks
 }
 
 var errUnguarded = errors.New("rtc: read method without a packet check")
@@ -108,11 +95,42 @@ var errUnguarded = errors.New("rtc: read method without a packet check")
 func (c *guardedUDP) ReadFrom(p []byte) (int, net.Addr, error) {
 	for {
 		n, addr, err := c.UDPConn.ReadFrom(p)
-		if err != nil || sound(p[:n]) {
+		if err != nil {
 			return n, addr, err
 		}
-		c.drop()
+		if !sound(p[:n]) {
+			c.drop()
+			continue
+		}
+		if b, ok := parseBinding(p[:n]); ok && (b.kind == bindingRequest || b.kind == bindingSuccess) {
+			if from, ok := addrPort(addr); ok {
+				c.checks.verify(p[:n], &b, from) // ICE looks again, and drops
+			}
+		}
+		return n, addr, nil
 	}
+}
+
+// WriteTo implements net.PacketConn.
+func (c *guardedUDP) WriteTo(p []byte, addr net.Addr) (int, error) {
+	to, paced := relayedCheck(p)
+	if !paced && isCheck(p) {
+		to, paced = addrPort(addr)
+	}
+	if paced && !c.checks.allow(path{c, to}, time.Now()) {
+		return len(p), nil
+	}
+	return c.UDPConn.WriteTo(p, addr)
+}
+
+// addrPort is a UDP address with IPv4 as such.
+func addrPort(a net.Addr) (netip.AddrPort, bool) {
+	udp, ok := a.(*net.UDPAddr)
+	if !ok {
+		return netip.AddrPort{}, false
+	}
+	at := udp.AddrPort()
+	return netip.AddrPortFrom(at.Addr().Unmap(), at.Port()), true
 }
 
 func (c *guardedUDP) Read(p []byte) (int, error) {
@@ -138,7 +156,16 @@ func (c *guardedUDP) Close() error {
 type guardedStream struct {
 	net.Conn
 	forget func()
+	checks *checks
 	frame  []byte // what is left of the last frame
+}
+
+// Write implements net.Conn. The TURN client writes a frame at a time.
+func (c *guardedStream) Write(p []byte) (int, error) {
+	if to, ok := relayedCheck(p); ok && !c.checks.allow(path{c, to}, time.Now()) {
+		return len(p), nil
+	}
+	return c.Conn.Write(p)
 }
 
 func (c *guardedStream) Read(p []byte) (int, error) {
@@ -218,6 +245,7 @@ type guardedNet struct {
 	transport.Net
 	interfaces *interfaces
 	drop       func()
+	checks     *checks // set before ICE opens the first socket
 
 	mu      sync.Mutex // guards the fields below
 	closed  bool
@@ -264,7 +292,7 @@ func (n *guardedNet) guardUDP(c transport.UDPConn, err error) (transport.UDPConn
 		return nil, err
 	}
 	enlarge(c, socketBuffer)
-	return &guardedUDP{UDPConn: c, drop: n.drop, forget: func() { n.forget(c) }}, nil
+	return &guardedUDP{UDPConn: c, drop: n.drop, checks: n.checks, forget: func() { n.forget(c) }}, nil
 }
 
 // enlarge asks for larger socket buffers. SCTP sends bursts of a whole
@@ -285,7 +313,7 @@ func (n *guardedNet) guardStream(c net.Conn) (net.Conn, error) {
 	if err := n.track(c); err != nil {
 		return nil, err
 	}
-	return &guardedStream{Conn: c, forget: func() { n.forget(c) }}, nil
+	return &guardedStream{Conn: c, checks: n.checks, forget: func() { n.forget(c) }}, nil
 }
 
 func (n *guardedNet) track(c io.Closer) error {

@@ -166,7 +166,7 @@ func waitDropped(t *testing.T, e *Engine) {
 	defer deadline.Stop()
 	tick := time.NewTicker(2 * time.Millisecond)
 	defer tick.Stop()
-	for e.Dropped() == 0 {
+	for e.Drops().Malformed == 0 {
 		select {
 		case <-tick.C:
 		case <-deadline.C:

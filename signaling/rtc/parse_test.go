@@ -5,6 +5,7 @@ package rtc
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net/netip"
 	"strings"
 	"testing"
@@ -66,7 +67,7 @@ func TestNormalizeCandidate(t *testing.T) {
 }
 
 func TestUsable(t *testing.T) {
-	e := newEngine(t, Config{Remote: func(a netip.Addr) bool { return a != netip.MustParseAddr("10.9.9.9") }})
+	e := newEngine(t, Config{Remote: func(a netip.AddrPort) bool { return a.Addr() != netip.MustParseAddr("10.9.9.9") }})
 	strict, err := New(Config{})
 	if err != nil {
 		t.Fatal(err)
@@ -83,14 +84,14 @@ func TestUsable(t *testing.T) {
 		{"abc.local 9", false, false}, {"10.9.9.9 9", false, true},
 	} {
 		line := "1 1 udp 1 " + tc.address + " typ host"
-		if _, ok := e.usable(line); ok != tc.dev {
+		if _, _, ok := e.usable(line); ok != tc.dev {
 			t.Errorf("%s with loopback: %v", tc.address, ok)
 		}
-		if _, ok := strict.usable(line); ok != tc.prod {
+		if _, _, ok := strict.usable(line); ok != tc.prod {
 			t.Errorf("%s: %v", tc.address, ok)
 		}
 	}
-	if _, ok := e.usable("1 1 tcp 1 192.0.2.1 9 typ host tcptype passive"); ok {
+	if _, _, ok := e.usable("1 1 tcp 1 192.0.2.1 9 typ host tcptype passive"); ok {
 		t.Error("TCP is used")
 	}
 }
@@ -98,13 +99,31 @@ func TestUsable(t *testing.T) {
 func TestRemoteCandidatesBeyondTheLimitAreIgnored(t *testing.T) {
 	p := newPeer(t, newEngine(t, Config{}))
 	for i := range 3 * MaxRemoteCandidates {
-		line := "candidate:1 1 udp 1 192.0.2.1 " + string(rune('1'+i%9)) + " typ host"
-		if err := p.AddCandidate(line); err != nil {
+		if err := p.AddCandidate(fmt.Sprintf("candidate:1 1 udp 1 192.0.2.%d 9 typ host", 1+i)); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if p.remote != MaxRemoteCandidates || len(p.pending) != MaxRemoteCandidates {
-		t.Fatalf("%d candidates are kept", p.remote)
+	if n := len(p.pending); n != MaxRemoteCandidates {
+		t.Fatalf("%d candidates are kept", n)
+	}
+}
+
+func TestRemotePortsBeyondTheLimitAreIgnored(t *testing.T) {
+	p := newPeer(t, newEngine(t, Config{}))
+	add := func(address string, port int, rest string) {
+		t.Helper()
+		if err := p.AddCandidate(fmt.Sprintf("candidate:1 1 udp 1 %s %d typ %s", address, port, rest)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for port := range 3 * MaxRemotePorts {
+		add("192.0.2.1", 1+port, "host")
+		add("::ffff:192.0.2.1", 100+port, "host") // the same address
+		add("192.0.2.1", 1, fmt.Sprintf("srflx raddr 10.0.0.1 rport %d", 1+port))
+	}
+	add("192.0.2.2", 1, "host")
+	if n := len(p.pending); n != MaxRemotePorts+1 {
+		t.Fatalf("%d candidates are kept", n)
 	}
 }
 

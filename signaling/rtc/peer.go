@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -33,6 +34,11 @@ type PeerConfig struct {
 	Servers []ICEServer
 	// RelayOnly keeps all traffic on TURN servers.
 	RelayOnly bool
+	// Caller is whom the peer belongs to. The peers of one caller share what it
+	// may have of checks to addresses that do not answer.
+	Caller string
+	// ReceiveBuffer stands in for that of the Engine; 0 means that one.
+	ReceiveBuffer uint32
 }
 
 // Peer is one side of a peer connection. Exactly one of the sequences
@@ -45,6 +51,7 @@ type Peer struct {
 	engine *Engine
 	agent  *ice.Agent
 	net    *guardedNet
+	checks *checks
 	cert   *certificate
 	// closeAgent ends ICE and waits. pion's own Close must not run twice at once.
 	closeAgent func()
@@ -60,6 +67,7 @@ type Peer struct {
 	arrived    chan struct{} // of capacity 1: signalled when there is a stream for Accept
 	records    recordCount
 	live       atomic.Int64 // channels that have not ended
+	window     uint32       // SCTP's receive buffer, in bytes
 
 	lastTSN uint32 // the highest that arrived; of the association's reading goroutine
 	anyTSN  bool   // likewise
@@ -74,6 +82,7 @@ type Peer struct {
 	remote  int // candidates taken from the other side
 	offered *description
 	started bool
+	ports   map[netip.Addr][]uint16 // of the candidates taken
 	ended   bool
 	streams streams
 	pending []ice.Candidate // remote candidates before the remote description
@@ -102,14 +111,34 @@ func (e *Engine) NewPeer(ctx context.Context, cfg PeerConfig) (*Peer, error) {
 		records:    newRecordCount(e.cfg.RenewRecords, e.cfg.MaxRecords),
 		streams:    streams{current: map[uint16]*sctp.Stream{}, claimed: map[*sctp.Stream]struct{}{}},
 		mid:        "0",
+		ports:      map[netip.Addr][]uint16{},
+		window:     cfg.ReceiveBuffer,
+	}
+	if p.window == 0 {
+		p.window = e.cfg.ReceiveBuffer
 	}
 	if p.agent, err = e.newAgent(p, newTURNDialer(ctx, p.net, e.cfg.TLS, urls), urls, cfg.RelayOnly); err != nil {
 		cancel(err)
 		return nil, fmt.Errorf("make ICE agent: %w", err)
 	}
+	ufrag, pwd, err := p.agent.GetLocalUserCredentials()
+	if err != nil {
+		cancel(err)
+		_ = p.agent.Close()
+		return nil, fmt.Errorf("ICE credentials: %w", err)
+	}
+	p.checks = newChecks(e.pacer, cfg.Caller, pwd, func() { e.drops.paced.Add(1) })
+	p.net.checks = p.checks
+	if e.mux != nil {
+		e.mux.expect(ufrag, p.checks)
+	}
 	p.closeAgent = sync.OnceFunc(func() {
 		p.net.close()
 		_ = p.agent.GracefulClose()
+		if e.mux != nil {
+			e.mux.RemoveConnByUfrag(ufrag)
+		}
+		p.checks.finish()
 	})
 	if err := e.add(p); err != nil {
 		p.shut(err)
@@ -226,6 +255,7 @@ func (p *Peer) start(remote *description, controlling, client bool) error {
 		return fmt.Errorf("%w: a second description", ErrDescription)
 	}
 	p.started = true
+	p.checks.answerable(remote.pwd)
 	p.maxMessage = remote.maxMessage
 	if !client {
 		p.firstID = 1
@@ -243,40 +273,6 @@ func (p *Peer) start(remote *description, controlling, client bool) error {
 	go p.run(remote, controlling, client)
 	return nil
 }
-
-// AddCandidate takes a candidate of the other side in either encoding; the
-// empty end of candidates is no error. What cannot be used, and what comes
-// after MaxRemoteCandidates, is ignored.
-func (p *Peer) AddCandidate(text string) error {
-	line, err := ParseCandidate(text)
-	if err != nil || line == "" {
-		return err
-	}
-	p.addCandidate(line)
-	return nil
-}
-
-func (p *Peer) addCandidate(line string) {
-	c, ok := p.engine.usable(line)
-	if !ok {
-		return
-	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.ended || p.remote == MaxRemoteCandidates {
-		return
-	}
-	p.remote++
-	if !p.started {
-		p.pending = append(p.pending, c)
-		return
-	}
-	_ = p.agent.AddRemoteCandidate(c) // as in start
-}
-
-// Candidates are ours, as JSON. The channel is closed when gathering is over;
-// a peer that ends before may never close it, so select on Done too.
-func (p *Peer) Candidates() <-chan string { return p.candidates }
 
 // Connected is closed when channels can be used.
 func (p *Peer) Connected() <-chan struct{} { return p.connected }
@@ -363,6 +359,7 @@ func (p *Peer) serve(remote *description, controlling, client bool) error {
 	if err != nil {
 		return err
 	}
+	p.checks.finish()
 	conn, err := p.connectDTLS(setup, link, remote, client)
 	if err != nil {
 		return err

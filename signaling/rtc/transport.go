@@ -186,7 +186,7 @@ func (p *Peer) sctpOptions(conn net.Conn) []sctp.ClientOption {
 		sctp.WithNetConn(conn),
 		sctp.WithLoggerFactory(p.engine.logs),
 		sctp.WithMTU(sctpMTU),
-		sctp.WithMaxReceiveBufferSize(p.engine.cfg.ReceiveBuffer),
+		sctp.WithMaxReceiveBufferSize(p.window),
 		sctp.WithMaxMessageSize(MaxMessageSize),
 	}
 }
