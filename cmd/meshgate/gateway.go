@@ -216,9 +216,10 @@ func (p *gatewayProcess) openSignaling() error {
 
 // rtcConfig offers the addresses that clients can use: loopback in development,
 // else every address of the host but those of the mesh, and the public one in
-// place of a private one behind a 1:1 NAT.
+// place of a private one behind a 1:1 NAT. It asks those of clients that may be
+// asked.
 func (p *gatewayProcess) rtcConfig(udp net.PacketConn) rtc.Config {
-	cfg := rtc.Config{UDP: udp, Loopback: p.cfg.dev, Reachable: true, Logger: p.log}
+	cfg := rtc.Config{UDP: udp, Loopback: p.cfg.dev, Reachable: true, Remote: p.mayCheck, Logger: p.log}
 	if p.cfg.dev {
 		return cfg
 	}
