@@ -7,6 +7,7 @@ import (
 	"sync"
 
 	"github.com/meshgate/meshgate/node/mesh"
+	"github.com/meshgate/meshgate/signaling/rtc"
 )
 
 // census counts negotiations and sessions against the limits. Its methods
@@ -74,7 +75,34 @@ func (s *Service) admit(x *session) error {
 	return nil
 }
 
+// receiveBuffer is what SCTP may hold for the next peer connection of caller.
+// Nobody needs the speed of many at once, and what they are sent and do not read
+// is all held.
+func (s *Service) receiveBuffer(caller string) uint32 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.census.held[caller] < wideSessions {
+		return 0
+	}
+	return narrowBuffer
+}
+
+const (
+	// wideSessions are the peer connections of a caller that get SCTP's whole
+	// receive buffer. Those beyond get narrowBuffer: one message of the largest
+	// size, and some.
+	wideSessions = 16
+	narrowBuffer = rtc.MaxMessageSize + 64<<10
+)
+
+// dismiss forgets a session that has ended.
 func (s *Service) dismiss(x *session) {
+	if x.memory.close() {
+		select {
+		case s.freed <- struct{}{}:
+		default:
+		}
+	}
 	s.mu.Lock()
 	delete(s.census.sessions, x)
 	drop(s.census.held, x.caller)

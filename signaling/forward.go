@@ -75,12 +75,15 @@ func (x *session) openForward(id uint16) {
 		x.refuse()
 	case err != nil:
 		x.logger.Debug("channel cannot be opened", "n", id, "err", err)
-	case x.full():
+	case x.enter() != nil:
 		x.svc.metrics.opened(x.dest.Protocol, resultLimit)
 		x.refuse()
 		x.spawn(func() { discard(ch) })
 	default:
-		x.spawn(func() { x.serveForwarded(ch) })
+		x.spawn(func() {
+			defer x.memory.leave()
+			x.serveForwarded(ch)
+		})
 	}
 }
 

@@ -10,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"github.com/meshgate/meshgate/internal/v1client"
 	v1 "github.com/meshgate/meshgate/proto/v1"
 	"github.com/meshgate/meshgate/signaling"
@@ -129,6 +131,73 @@ func TestInBand_HostileClientCostsBoundedMemory(t *testing.T) {
 	}
 	_ = p.Close() // and all of it goes
 	eventually(t, "the session is gone", func() bool { return len(s.Sessions()) == 0 })
+}
+
+// Many peer connections of one caller together hold what one caller may, and
+// others are served meanwhile. What they held goes back to the system.
+func TestInBand_HostileCallerCostsBoundedMemory(t *testing.T) {
+	const limit, sessions, channels = 10 << 20, 4, 6
+	registry := prometheus.NewRegistry()
+	w := stalledWorld(nil)
+	stall := w.dial
+	open := listen(t, echo)
+	w.dial = func(ctx context.Context, network, address string) (net.Conn, error) {
+		if address == open {
+			var d net.Dialer
+			return d.DialContext(ctx, network, address)
+		}
+		return stall(ctx, network, address)
+	}
+	s := newService(t, w, self, func(c *signaling.Config) {
+		c.Limits.MemoryPerCaller, c.Registerer = limit, registry
+	})
+	var peers []*rtc.Peer
+	for range sessions {
+		call := start(t, s, "mallory")
+		_ = call.Send(&v1.StartDataChannelRequest{NodeId: string(self), InBand: true})
+		p := answerRTC(t, call)
+		peers = append(peers, p)
+		for i := range uint16(channels) {
+			ch, err := p.Open(rtc.ChannelConfig{ID: 2 + 2*i, Label: "tcp:127.0.0.1:80", Protocol: bridge.Protocol})
+			if err != nil {
+				t.Fatal(err)
+			}
+			for range bridge.Window / bridge.MessageSize {
+				_ = ch.WriteMessage(make([]byte, bridge.MessageSize), false)
+			}
+		}
+	}
+	held := func() float64 { return gauge(t, registry, "meshgate_signaling_memory_bytes") }
+	eventually(t, "the caller holds what it may", func() bool { return held() > limit-bridge.MessageSize })
+	roundTrip(t, dialTCP(t, dial(t, s, self), open), "meanwhile")
+	if n := held(); n > limit+sessions*(256<<10) {
+		t.Errorf("%.0f bytes are held", n)
+	}
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	for _, p := range peers {
+		_ = p.Close()
+	}
+	eventually(t, "all was given back", func() bool { return held() == 0 })
+	eventually(t, "the memory was collected", func() bool {
+		runtime.ReadMemStats(&after)
+		return after.NumForcedGC >= before.NumForcedGC+2
+	})
+}
+
+func gauge(t *testing.T, from prometheus.Gatherer, name string) float64 {
+	t.Helper()
+	families, err := from.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range families {
+		if f.GetName() == name {
+			return f.GetMetric()[0].GetGauge().GetValue()
+		}
+	}
+	t.Fatalf("no metric %s", name)
+	return 0
 }
 
 func heap() int64 {

@@ -113,11 +113,12 @@ func (x *session) serveIncoming(in *rtc.Incoming, control *controlChannel) {
 		return
 	}
 	d, err := parseLabel(ch.Label(), ch.Protocol())
-	if err == nil && x.full() {
-		err = fmt.Errorf("more than %d channels: %w", x.svc.cfg.Limits.Channels, mesh.ErrExhausted)
-		x.svc.metrics.opened(d.Protocol, resultLimit)
-	} else if err != nil {
+	if err != nil {
 		x.svc.metrics.opened("other", resultInvalid)
+	} else if err = x.enter(); err != nil {
+		x.svc.metrics.opened(d.Protocol, resultLimit)
+	} else {
+		defer x.memory.leave()
 	}
 	switch {
 	case err != nil:

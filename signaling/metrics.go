@@ -8,6 +8,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/meshgate/meshgate/signaling/bridge"
+	"github.com/meshgate/meshgate/signaling/rtc"
 )
 
 // Values of the label "result" of channel opens.
@@ -35,7 +36,9 @@ type metrics struct {
 	up, down prometheus.Counter // children of bytes
 }
 
-func newMetrics(r prometheus.Registerer) (*metrics, error) {
+// newMetrics registers with r, unless it is nil. held and drops are asked for
+// what channels hold in bytes, and for packets that were not handed on.
+func newMetrics(r prometheus.Registerer, held func() int64, drops func() rtc.Drops) (*metrics, error) {
 	const ns, sub = "meshgate", "signaling"
 	counter := func(name, help string) prometheus.Counter {
 		return prometheus.NewCounter(prometheus.CounterOpts{Namespace: ns, Subsystem: sub, Name: name, Help: help})
@@ -69,6 +72,21 @@ func newMetrics(r prometheus.Registerer) (*metrics, error) {
 		m.started, m.active, m.failed, m.relayed, m.refused, m.connect, m.opens, m.bytes, m.drops, m.renewals,
 	} {
 		errs = append(errs, r.Register(c))
+	}
+	errs = append(errs, r.Register(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Namespace: ns, Subsystem: sub, Name: "memory_bytes", Help: "What peer connections hold of their memory budget.",
+	}, func() float64 { return float64(held()) })))
+	for reason, of := range map[string]func(rtc.Drops) uint64{
+		"malformed": func(d rtc.Drops) uint64 { return d.Malformed },
+		"stray":     func(d rtc.Drops) uint64 { return d.Stray },
+		"forged":    func(d rtc.Drops) uint64 { return d.Forged },
+		"overrun":   func(d rtc.Drops) uint64 { return d.Overrun },
+		"paced":     func(d rtc.Drops) uint64 { return d.Paced },
+	} {
+		errs = append(errs, r.Register(prometheus.NewCounterFunc(prometheus.CounterOpts{
+			Namespace: ns, Subsystem: sub, Name: "packet_drops_total", ConstLabels: prometheus.Labels{"reason": reason},
+			Help: "Packets of peer connections that were not handed on.",
+		}, func() float64 { return float64(of(drops())) })))
 	}
 	return m, errors.Join(errs...)
 }

@@ -13,8 +13,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"golang.org/x/sync/semaphore"
-
 	"github.com/meshgate/meshgate/node/mesh"
 	"github.com/meshgate/meshgate/signaling/bridge"
 	"github.com/meshgate/meshgate/signaling/rtc"
@@ -49,8 +47,8 @@ type session struct {
 	since  time.Time
 
 	endNegotiation func()
-	memory         *semaphore.Weighted // for what in-band streams hold for readers
-	ctx            context.Context     //nolint:containedctx // done when the session ends
+	memory         *account        // what the session holds
+	ctx            context.Context //nolint:containedctx // done when the session ends
 	cancel         context.CancelFunc
 	children       sync.WaitGroup
 	channels       atomic.Int64  // that are being served
@@ -89,12 +87,14 @@ func (s *Service) newSession(req request) (*session, error) {
 	}
 	x := &session{
 		svc: s, kind: req.kind, caller: req.caller, node: req.node, dest: req.dest, since: time.Now(),
-		endNegotiation: end, memory: semaphore.NewWeighted(s.cfg.Limits.Memory),
+		endNegotiation: end, memory: s.budget.account(req.caller, s.cfg.Limits.Memory),
 		quiet:  make(chan struct{}, 1),
 		logger: s.logger.With("session", s.serial.Add(1), "peer", req.caller),
 	}
-	if x.peer, err = s.engine.NewPeer(s.ctx, rtc.PeerConfig{Servers: req.servers, Caller: req.caller}); err != nil {
+	peer := rtc.PeerConfig{Servers: req.servers, Caller: req.caller, ReceiveBuffer: s.receiveBuffer(req.caller)}
+	if x.peer, err = s.engine.NewPeer(s.ctx, peer); err != nil {
 		end()
+		x.memory.close()
 		return nil, named(err)
 	}
 	x.ctx, x.cancel = context.WithCancel(context.WithoutCancel(s.ctx))
@@ -102,6 +102,7 @@ func (s *Service) newSession(req request) (*session, error) {
 		s.metrics.refused.Inc()
 		end()
 		x.cancel()
+		x.memory.close()
 		_ = x.peer.Close()
 		return nil, err
 	}
@@ -195,8 +196,15 @@ func (x *session) spawn(f func()) {
 
 // queue is how many bytes one channel may have waiting to be sent.
 func (x *session) queue() int {
-	share := x.svc.cfg.Limits.Memory / max(1, x.channels.Load())
-	return int(min(max(share, 4*bridge.MessageSize), bridge.Window))
+	return int(min(max(x.memory.share(), 4*bridge.MessageSize), bridge.Window))
+}
+
+// enter takes the place of one more channel, which x.memory.leave gives back.
+func (x *session) enter() error {
+	if x.full() {
+		return fmt.Errorf("more than %d channels: %w", x.svc.cfg.Limits.Channels, mesh.ErrExhausted)
+	}
+	return x.memory.open()
 }
 
 // full says whether the client has more channels than it may, its control

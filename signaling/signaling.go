@@ -150,6 +150,13 @@ type Limits struct {
 	// Memory is what the channels of one peer connection may hold together in
 	// each direction, in bytes; 0 means 16 MiB.
 	Memory int64
+	// MemoryPerCaller is the same for all peer connections of one caller; 0
+	// means 64 MiB. Each open channel counts 64 KiB of it, but for the first few
+	// of a peer connection.
+	MemoryPerCaller int64
+	// MemoryTotal is the same for all peer connections; 0 means 512 MiB, or a
+	// quarter of the memory that the process may use if that is less.
+	MemoryTotal int64
 }
 
 // Timeouts are the deadlines of the states. Zero fields take the defaults.
@@ -212,6 +219,8 @@ type Service struct {
 	cancel  context.CancelFunc
 	running sync.WaitGroup // sessions and the goroutines of calls
 	serial  atomic.Uint64  // of sessions, for logs
+	budget  *budget
+	freed   chan struct{} // of capacity 1: signalled when a session gave much back
 
 	mu     sync.Mutex // guards the fields below
 	closed bool
@@ -230,20 +239,22 @@ func New(cfg Config) (*Service, error) {
 	if cfg.RTC.Logger == nil {
 		cfg.RTC.Logger = cfg.Logger
 	}
-	m, err := newMetrics(cfg.Registerer)
-	if err != nil {
-		return nil, err
-	}
 	engine, err := rtc.New(cfg.RTC)
 	if err != nil {
 		return nil, err
 	}
 	s := &Service{
-		cfg: cfg, engine: engine, metrics: m,
+		cfg: cfg, engine: engine,
 		logger: cfg.Logger.With("component", "signaling"),
 		census: newCensus(cfg.Limits),
+		budget: newBudget(cfg.Limits.MemoryTotal, cfg.Limits.MemoryPerCaller),
+		freed:  make(chan struct{}, 1),
+	}
+	if s.metrics, err = newMetrics(cfg.Registerer, s.budget.held, engine.Drops); err != nil {
+		return nil, errors.Join(err, engine.Close())
 	}
 	s.ctx, s.cancel = context.WithCancel(context.Background()) //nolint:forbidigo // ended by Close
+	s.running.Go(s.reclaim)
 	return s, nil
 }
 
@@ -254,6 +265,10 @@ func (c *Config) setDefaults() {
 	setDefault(&c.Limits.SessionsPerCaller, 256)
 	setDefault(&c.Limits.Channels, 256)
 	setDefault(&c.Limits.Memory, 16<<20)
+	setDefault(&c.Limits.MemoryPerCaller, 64<<20)
+	if c.Limits.MemoryTotal == 0 {
+		c.Limits.MemoryTotal = min(512<<20, availableMemory()/4)
+	}
 	setDefault(&c.Timeouts.Message, 10*time.Second)
 	setDefault(&c.Timeouts.Authorize, 5*time.Second)
 	setDefault(&c.Timeouts.Dial, 10*time.Second)

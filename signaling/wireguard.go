@@ -40,12 +40,13 @@ func (x *session) serveWireGuard() error {
 // serveWireGuardChannel serves a channel that an in-band client opened for
 // WireGuard packets. The client chose its reliability.
 func (x *session) serveWireGuardChannel(ch *rtc.Channel) {
-	if x.full() {
+	if err := x.enter(); err != nil {
 		x.svc.metrics.opened("wireguard", resultLimit)
 		x.refuse()
 		discard(ch)
 		return
 	}
+	defer x.memory.leave()
 	if _, err := x.svc.authorize(x.ctx, x.caller, x.node, wireGuardDestination()); err != nil {
 		x.svc.metrics.opened("wireguard", result(refusal(err).Code))
 		x.logger.Debug("WireGuard channel refused", "err", err)

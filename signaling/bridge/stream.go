@@ -11,8 +11,6 @@ import (
 	"os"
 	"sync"
 	"time"
-
-	"golang.org/x/sync/semaphore"
 )
 
 // StreamConfig says how a Stream works.
@@ -24,9 +22,16 @@ type StreamConfig struct {
 	Queue func() int
 	// Memory is shared by the streams of one peer connection and bounds what
 	// they hold together for readers; nil means no bound besides Window.
-	Memory *semaphore.Weighted
+	Memory Memory
 	// Local and Remote are what LocalAddr and RemoteAddr return; may be nil.
 	Local, Remote net.Addr
+}
+
+// Memory is what streams may hold together for readers; a semaphore.Weighted
+// is one. Acquire waits for room for n bytes, or returns the error of ctx.
+type Memory interface {
+	Acquire(ctx context.Context, n int64) error
+	Release(n int64)
 }
 
 // Stream is one byte stream in a data channel of its own, spoken as
@@ -46,7 +51,7 @@ type Stream struct {
 	opened chan struct{}   // closed when the server answered
 	failed chan struct{}   // closed when the stream is broken or closed
 	done   chan struct{}   // closed when the receiving goroutine ended
-	ctx    context.Context //nolint:containedctx // ends with failed; for the semaphore
+	ctx    context.Context //nolint:containedctx // ends with failed; for Memory
 	cancel context.CancelFunc
 
 	readable, writable          chan struct{} // of capacity 1

@@ -127,6 +127,34 @@ func TestPeer_ChannelOpenedInBand(t *testing.T) {
 	}
 }
 
+// A receive buffer of a message and a quarter takes messages of any size.
+func TestPeer_NarrowReceiveBuffer(t *testing.T) {
+	e := newEngine(t, Config{})
+	p, err := e.NewPeer(context.Background(), PeerConfig{ReceiveBuffer: MaxMessageSize + 64<<10})
+	if err != nil {
+		t.Fatal(err)
+	}
+	q := newPeer(t, newEngine(t, Config{}))
+	connect(t, p, q)
+	in, err := p.Negotiated(ChannelConfig{ID: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := q.Negotiated(ChannelConfig{ID: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 8 {
+		_ = out.WriteMessage(make([]byte, MaxMessageSize), false)
+	}
+	buf := make([]byte, MaxMessageSize)
+	for range 8 {
+		if n, _, err := in.ReadMessage(buf); err != nil || n != MaxMessageSize {
+			t.Fatalf("%d bytes, %v", n, err)
+		}
+	}
+}
+
 func TestPeer_CloseIsSeenByTheOther(t *testing.T) {
 	p, q := pair(t, Config{}, Config{})
 	_ = p.Close()
