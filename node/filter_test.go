@@ -19,7 +19,7 @@ import (
 // hub whose ACLs accept a web and a DNS server on b, a reaches those and nothing
 // else, and b reaches nothing.
 func TestForwarding_HonoursPorts(t *testing.T) {
-	s := &mesh.Snapshot{Nodes: make(map[mesh.NodeID]*mesh.Node), ACLs: []mesh.ACL{
+	s := &mesh.Snapshot{ACLs: []mesh.ACL{
 		{
 			Name: "dns", Accept: true, SourceNodes: []string{"a"}, DestinationNodes: []string{"b"},
 			Protocols: []mesh.Protocol{mesh.ProtocolUDP}, Ports: []uint16{53},
@@ -32,7 +32,7 @@ func TestForwarding_HonoursPorts(t *testing.T) {
 	var filter *policy.Filter
 	hub, a, b := wgtest.Star(t, func(p mesh.Packet) bool { return filter.Allow(p) })
 	for id, n := range map[mesh.NodeID]*wgtest.Node{"hub": hub, "a": a, "b": b} {
-		s.Nodes[id] = &mesh.Node{ID: id, IPv4: netip.PrefixFrom(n.IPv4, 32), IPv6: netip.PrefixFrom(n.IPv6, 112)}
+		s.Nodes = s.Nodes.With(&mesh.Node{ID: id, IPv4: netip.PrefixFrom(n.IPv4, 32), IPv6: netip.PrefixFrom(n.IPv6, 112)})
 	}
 	filter = policy.ForwardFilter(s, policy.NewFlows())
 	hub.Apply()
