@@ -98,7 +98,7 @@ func (p *Planner) reach(start *vertex, mayHave func(*vertex) bool) []reached {
 			if from != start && !from.node.RunsMeshgate() {
 				continue
 			}
-			next = s.step(from, start, mayHave, next)
+			next = s.step(from, mayHave, next)
 		}
 		all = append(all, next...)
 		layer = next
@@ -111,14 +111,14 @@ func (p *Planner) reach(start *vertex, mayHave func(*vertex) bool) []reached {
 }
 
 // step follows the edges of from and adds to next whom they lead to first.
-func (s *search) step(from, start *vertex, mayHave func(*vertex) bool, next []*vertex) []*vertex {
+func (s *search) step(from *vertex, mayHave func(*vertex) bool, next []*vertex) []*vertex {
 	base := s.at(from).path
 	for _, l := range s.planner.links(from) {
 		to := s.at(l.to)
 		if to.known && (to.path.hops <= base.hops || base.along(l).compare(to.path) >= 0) {
 			continue
 		}
-		if !s.planner.connects(from, l.to) || (from != start && !mayHave(l.to)) {
+		if !s.planner.connects(from, l.to) || !mayHave(l.to) {
 			continue
 		}
 		if !to.known {

@@ -62,12 +62,7 @@ func (p *Planner) sharedLeaf(start, gate *vertex) func() *leaf {
 func (p *Planner) makeLeaf(start, gate *vertex) *leaf {
 	behind := []reached{{vertex: gate}}
 	if gate.node.RunsMeshgate() {
-		mayHave := func(to *vertex) bool { return p.connects(start, to) }
-		for _, r := range p.reach(gate, mayHave) {
-			if mayHave(r.vertex) { // reach does not ask for the neighbours of its start
-				behind = append(behind, r)
-			}
-		}
+		behind = append(behind, p.reach(gate, func(to *vertex) bool { return p.connects(start, to) })...)
 	}
 	l := &leaf{}
 	inNetworks := func(netip.Prefix) bool { return false }

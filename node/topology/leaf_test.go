@@ -145,3 +145,18 @@ func BenchmarkPlanner(b *testing.B) {
 		})
 	}
 }
+
+// A node that a leaf may not have is no way to those behind it.
+func TestPlanner_LeafGoesThroughNobodyWhomItMayNotHave(t *testing.T) {
+	b := newMesh("far", "gate", "leaf", "near").
+		link("leaf", "gate", 1).link("gate", "near", 1).link("near", "far", 1).
+		acls(between(false, "leaf", "near"), between(true, "*", "*"))
+	plan, err := topology.For(b.Snapshot, "leaf")
+	if err != nil || len(plan.Peers) != 1 {
+		t.Fatalf("%d peers, %v", len(plan.Peers), err)
+	}
+	want := prefixes("172.16.0.2/32", "fd00:0:0:2::/112") // of gate
+	if diff := cmp.Diff(want, plan.Peers[0].AllowedIPs, samePlan); diff != "" {
+		t.Errorf("AllowedIPs (-want +got):\n%s", diff)
+	}
+}
