@@ -70,7 +70,7 @@ func TestDamage_FlippedBytes(t *testing.T) {
 		t.Fatalf("got snapshot files %q, %v", snapshots, err)
 	}
 	random := rand.New(rand.NewPCG(1, 2))
-	for _, path := range append(snapshots, filepath.Join(dir, "log.db"), filepath.Join(dir, "votes.db")) {
+	for _, path := range append(snapshots, filepath.Join(dir, logPath), filepath.Join(dir, "votes.db")) {
 		name, _ := filepath.Rel(dir, path)
 		t.Run(name, func(t *testing.T) {
 			original, err := os.ReadFile(path)
@@ -111,7 +111,8 @@ func TestDamage_MissingFiles(t *testing.T) {
 		remove  string // pattern
 		refused bool
 	}{
-		{"log", "log.db", true},
+		{"log", "log", true},
+		{"log file", logPath, true},
 		{"votes", "votes.db", true},
 		{"both snapshots", "snapshots/*", false}, // the log is whole
 		{"state of the snapshots", "snapshots/*/state.bin", true},
@@ -137,7 +138,7 @@ func TestDamage_MissingFiles(t *testing.T) {
 
 func TestDamage_TruncatedFiles(t *testing.T) {
 	dir, want := makeStore(t, 1)
-	for _, name := range []string{"log.db", "votes.db"} {
+	for _, name := range []string{logPath, "votes.db"} {
 		for _, size := range []int64{1, 4096, 9000, 16384} {
 			copied := copyDir(t, dir)
 			if err := os.Truncate(filepath.Join(copied, name), size); err != nil {

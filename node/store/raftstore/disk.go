@@ -5,6 +5,7 @@ package raftstore
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -14,10 +15,11 @@ import (
 	raftboltdb "github.com/hashicorp/raft-boltdb/v2"
 
 	"github.com/meshgate/meshgate/node/store"
+	"github.com/meshgate/meshgate/node/store/raftstore/wal"
 )
 
 const (
-	logFile   = "log.db"
+	logDir    = "log"
 	votesFile = "votes.db"
 	// logCache is how many of the latest entries are read from memory.
 	logCache = 512
@@ -34,7 +36,8 @@ type disk struct {
 	cache     raft.LogStore
 	stable    raft.StableStore
 	snapshots raft.SnapshotStore
-	files     []*raftboltdb.BoltStore
+	// files are what close closes, in order.
+	files []io.Closer
 	// free returns the free space of a directory's file system in bytes.
 	free func(dir string) (uint64, error)
 }
@@ -54,20 +57,39 @@ func openDisk(dir string, logger hclog.Logger, m *metrics, f *failure) (_ *disk,
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
+	lock, err := lockDir(dir)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, lock.Close())
+		} else {
+			d.files = append(d.files, lock) // let go of last
+		}
+	}()
 	if err := removeUnfinished(filepath.Join(dir, "snapshots")); err != nil {
 		return nil, err
 	}
-	if exists(filepath.Join(dir, votesFile)) && !exists(filepath.Join(dir, logFile)) {
-		return nil, fmt.Errorf("%w: %s is missing", ErrDamaged, logFile) // it is made first
+	if err := migrateLog(dir); err != nil {
+		return nil, err
 	}
-	logs, err := d.openFile(logFile)
+	if exists(filepath.Join(dir, votesFile)) && !wal.Exists(filepath.Join(dir, logDir)) {
+		return nil, fmt.Errorf("%w: %s is missing", ErrDamaged, logDir) // it is made first
+	}
+	logs, err := wal.Open(filepath.Join(dir, logDir))
+	if errors.Is(err, wal.ErrDamaged) {
+		err = fmt.Errorf("%w: %w", ErrDamaged, err)
+	}
 	if err != nil {
 		return nil, err
 	}
-	votes, err := d.openFile(votesFile)
+	d.files = append(d.files, logs)
+	votes, err := openBolt(filepath.Join(dir, votesFile))
 	if err != nil {
 		return nil, err
 	}
+	d.files = append(d.files, votes)
 	if d.snapshots, err = raft.NewFileSnapshotStoreWithLogger(dir, snapshotsKept, logger); err != nil {
 		return nil, err
 	}
@@ -80,15 +102,6 @@ func openDisk(dir string, logger hclog.Logger, m *metrics, f *failure) (_ *disk,
 		return nil, err
 	}
 	return d, d.check()
-}
-
-// openFile opens one of the two databases.
-func (d *disk) openFile(name string) (*raftboltdb.BoltStore, error) {
-	file, err := openBolt(filepath.Join(d.dir, name))
-	if err == nil {
-		d.files = append(d.files, file)
-	}
-	return file, err
 }
 
 // check reads the whole log and the snapshot that raft will start from: every
@@ -186,6 +199,9 @@ func (d *disk) bootstrap(cfg *raft.Config, transport raft.Transport, addr raft.S
 			return err
 		}
 		has = false
+	}
+	if used, err := d.used(); has && !used && err == nil {
+		return fmt.Errorf("%w: the log is empty, but there were votes", ErrDamaged)
 	}
 	if has {
 		return nil

@@ -23,6 +23,9 @@ import (
 	"github.com/meshgate/meshgate/node/store/storetest"
 )
 
+// logPath is the oldest file of the log.
+var logPath = filepath.Join("log", "00000000000000000001.log")
+
 func TestMain(m *testing.M) {
 	if dir := os.Getenv(writerDir); dir != "" {
 		os.Exit(writeForEver(dir))
@@ -230,7 +233,7 @@ func TestOpen_Refuses(t *testing.T) {
 func TestOpen_DirectoryIsPrivate(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "a", "b")
 	mustOpen(t, raftstore.Config{Dir: dir})
-	for path, want := range map[string]os.FileMode{"": 0o700, "log.db": 0o600, "votes.db": 0o600} {
+	for path, want := range map[string]os.FileMode{"": 0o700, logPath: 0o600, "votes.db": 0o600} {
 		info, err := os.Stat(filepath.Join(dir, path))
 		if err != nil {
 			t.Fatal(err)

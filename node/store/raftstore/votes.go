@@ -17,6 +17,9 @@ var (
 	keyCandidate = []byte("LastVoteCand")
 )
 
+// sumSize is the length of the checksum at the end of a value, in bytes.
+const sumSize = 4
+
 // guardedVotes is a raft.StableStore that adds a checksum to what it keeps: a
 // vote that changes on disk could be given twice.
 type guardedVotes struct{ raft.StableStore }
