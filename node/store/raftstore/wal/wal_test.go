@@ -441,7 +441,11 @@ func FuzzScan(f *testing.F) {
 func BenchmarkStoreLogs(b *testing.B) {
 	for _, n := range []int{1, 64} {
 		b.Run(fmt.Sprintf("entries=%d", n), func(b *testing.B) {
-			l := mustOpen(b, b.TempDir())
+			l, err := Open(b.TempDir())
+			if err != nil {
+				b.Fatal(err)
+			}
+			defer l.Close()
 			data := string(make([]byte, 200))
 			next := uint64(1)
 			for b.Loop() {
