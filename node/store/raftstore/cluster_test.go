@@ -25,6 +25,7 @@ type cluster struct {
 	replicas map[string]*raftstore.Store
 	// configure may change how a replica is opened.
 	configure func(*raftstore.Config)
+	logs      map[string]*raftstore.FaultyLog
 }
 
 // newCluster starts replicas with the given ids, the first of which makes the
@@ -35,7 +36,8 @@ func newCluster(t testing.TB, dir string, ids ...string) *cluster {
 
 func newClusterOf(t testing.TB, dir string, configure func(*raftstore.Config), ids ...string) *cluster {
 	t.Helper()
-	c := &cluster{t: t, hub: raftstoretest.NewHub(), dir: dir, replicas: map[string]*raftstore.Store{}, configure: configure}
+	c := &cluster{t: t, hub: raftstoretest.NewHub(), dir: dir, replicas: map[string]*raftstore.Store{}, configure: configure,
+		logs: map[string]*raftstore.FaultyLog{}}
 	for i, id := range ids {
 		s := c.open(id, i > 0)
 		if i == 0 {
@@ -76,13 +78,14 @@ func (c *cluster) openAt(id, address string, join bool) *raftstore.Store {
 	if c.configure != nil {
 		c.configure(&cfg)
 	}
-	s, err := raftstore.Open(cfg)
+	s, log, err := raftstore.OpenFaulty(cfg)
 	if err != nil {
 		c.t.Fatal(err)
 	}
-	c.replicas[id] = s
+	c.replicas[id], c.logs[id] = s, log
 	c.t.Cleanup(func() {
-		if err := s.Close(); err != nil {
+		// A test that breaks a disk has seen that error before.
+		if err := s.Close(); err != nil && !errors.Is(err, raftstore.ErrDisk) {
 			c.t.Errorf("close %s: %v", id, err)
 		}
 	})

@@ -12,50 +12,14 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/hashicorp/raft"
-
 	"github.com/meshgate/meshgate/node/store"
 )
 
-// faultyLog is a log store whose writes fail or hang on demand.
-type faultyLog struct {
-	raft.LogStore
-	fails atomic.Pointer[error]
-	hangs atomic.Pointer[chan struct{}]
-}
-
-func (f *faultyLog) StoreLogs(logs []*raft.Log) error {
-	if release := f.hangs.Load(); release != nil {
-		<-*release
-	}
-	if err := f.fails.Load(); err != nil {
-		return *err
-	}
-	return f.LogStore.StoreLogs(logs)
-}
-
 // openFaulty opens a store on a disk whose log can be broken.
-func openFaulty(t *testing.T, dir string) (*Store, *faultyLog) {
+func openFaulty(t *testing.T, dir string) (*Store, *FaultyLog) {
 	t.Helper()
-	cfg := Config{Dir: dir, ID: "gw", Logger: slog.New(slog.NewTextHandler(t.Output(), nil))}
-	if err := cfg.validate(); err != nil {
-		t.Fatal(err)
-	}
-	s := newStore(cfg)
-	var err error
-	if s.metrics, err = newMetrics(nil, s); err != nil {
-		t.Fatal(err)
-	}
-	if s.disk, err = openDisk(dir, newRaftLogger(s.logger), s.metrics, s.failure); err != nil {
-		t.Fatal(err)
-	}
-	faulty := &faultyLog{LogStore: s.disk.logs}
-	if guarded, ok := s.disk.logs.(*guardedLog); ok {
-		faulty.LogStore = guarded.LogStore
-	}
-	s.disk.logs = &guardedLog{LogStore: faulty, metrics: s.metrics, failure: s.failure}
-	s.disk.cache = s.disk.logs
-	if err := s.start(cfg); err != nil {
+	s, faulty, err := OpenFaulty(Config{Dir: dir, ID: "gw", Logger: slog.New(slog.NewTextHandler(t.Output(), nil))})
+	if err != nil {
 		t.Fatal(err)
 	}
 	if err := s.Sync(t.Context()); err != nil {
@@ -73,8 +37,7 @@ func TestDisk_FailedWrite(t *testing.T) {
 	if _, err := s.Apply(t.Context(), batch("before")); err != nil {
 		t.Fatal(err)
 	}
-	fault := error(syscall.EIO)
-	faulty.fails.Store(&fault)
+	faulty.Fail(syscall.EIO)
 	if _, err := s.Apply(t.Context(), batch("during")); !errors.Is(err, ErrDisk) || !errors.Is(err, store.ErrUncertain) {
 		t.Errorf("the write that failed: got %v, want ErrDisk and ErrUncertain", err)
 	}
@@ -82,7 +45,7 @@ func TestDisk_FailedWrite(t *testing.T) {
 	if err := s.Err(); !errors.Is(err, ErrDisk) || !errors.Is(err, syscall.EIO) {
 		t.Errorf("the store failed with %v, want ErrDisk with its cause", err)
 	}
-	faulty.fails.Store(nil) // what a disk says after a failed sync is not to be trusted
+	faulty.Fail(nil) // what a disk says after a failed sync is not to be trusted
 	if _, err := s.Apply(t.Context(), batch("after")); !errors.Is(err, ErrDisk) {
 		t.Errorf("a write after the failed one: got %v, want ErrDisk", err)
 	}
@@ -101,8 +64,7 @@ func TestDisk_FailedWrite(t *testing.T) {
 func TestDisk_HangingWrite(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s, faulty := openFaulty(t, "")
-		release := make(chan struct{})
-		faulty.hangs.Store(&release)
+		release := faulty.Hang()
 		start := time.Now()
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
@@ -122,7 +84,7 @@ func TestDisk_HangingWrite(t *testing.T) {
 		if took := time.Since(start); took != stallLimit+closeTimeout {
 			t.Errorf("closed after %v, want %v", took, stallLimit+closeTimeout)
 		}
-		close(release)
+		release()
 		synctest.Wait()
 		<-s.stopped
 	})

@@ -97,31 +97,36 @@ func (s *Store) Close() error {
 		s.mu.Lock()
 		close(s.closing)
 		s.mu.Unlock()
-		drained := make(chan struct{})
-		go func() {
-			defer close(drained)
-			s.proposals.Wait()
-			close(s.stop)
-			<-s.stopped
-		}()
+		finished := make(chan error, 1)
+		go func() { finished <- s.shutDown() }()
 		timer := time.NewTimer(closeTimeout)
 		defer timer.Stop()
 		select {
-		case <-drained:
-			s.transport.stop()
-			err := s.streams.close()
-			s.calls.close()
-			s.closeErr = errors.Join(err, s.raft.Shutdown().Error(), s.disk.close())
-		case <-timer.C:
-			s.transport.stop()
-			_ = s.streams.close()
-			s.raft.Shutdown() // it cannot be waited for, nor the files be closed under it
+		case s.closeErr = <-finished:
+			s.state.Close()
+			close(s.closed)
+		case <-timer.C: // shutDown ends when the disk answers, or never
 			s.closeErr = fmt.Errorf("close store: %w: a write did not finish", ErrDisk)
+			s.state.Close()
+			close(s.closed)
+			s.transport.stop()
+			if err := s.streams.close(); err != nil {
+				s.logger.Debug("close the network", "err", err)
+			}
 		}
-		s.state.Close()
-		close(s.closed)
 	})
 	return s.closeErr
+}
+
+// shutDown ends everything in order.
+func (s *Store) shutDown() error {
+	s.proposals.Wait()
+	close(s.stop)
+	<-s.stopped
+	s.transport.stop()
+	err := s.streams.close()
+	s.calls.close()
+	return errors.Join(err, s.raft.Shutdown().Error(), s.disk.close())
 }
 
 // handOver gives the leadership away, so that the others need not miss this
