@@ -20,7 +20,7 @@ const (
 	// noticeRetry is the pause after a notice of a commit that failed, and
 	// noticeTries how often it is sent: raft says it again by itself.
 	noticeRetry = 5 * time.Millisecond
-	noticeTries = 3
+	noticeTries = 5
 )
 
 // transport is raft's network transport, with three things that raft keeps to
@@ -177,12 +177,14 @@ func (t *transport) dueLocked(p *progress) bool {
 	return p.term == t.commit.term && p.told < t.commit.index && p.stored >= t.commit.index
 }
 
-// tell sends the newest commit to a replica until it knows. What it sends is
+// tell sends the newest commit to a replica until it knows, a few times at
+// most: the next answer of the replica makes another attempt. What it sends is
 // what raft itself would: no entries, behind one that the replica holds.
 func (t *transport) tell(id raft.ServerID, p *progress) {
-	for tries := noticeTries; ; {
+	for tries := noticeTries; ; tries-- {
 		t.mu.Lock()
-		if t.closed || tries == 0 || !t.dueLocked(p) {
+		// A replica that was removed meanwhile has another progress, or none.
+		if t.closed || tries == 0 || t.peers[id] != p || !t.dueLocked(p) {
 			p.telling = false
 			t.mu.Unlock()
 			return
@@ -199,11 +201,8 @@ func (t *transport) tell(id raft.ServerID, p *progress) {
 		}
 		var resp raft.AppendEntriesResponse
 		if err := t.AppendEntries(id, address, req, &resp); err != nil || !resp.Success {
-			tries--
 			pause(t.streams.ctx, noticeRetry)
-			continue
 		}
-		tries = noticeTries
 	}
 }
 

@@ -3,6 +3,7 @@
 package wal
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -185,6 +186,9 @@ func scan(data []byte, base uint64) (offsets []int64, end int64, err error) {
 // is told by a sector that was not written, and by no later append behind it.
 func inspectTail(rest []byte, offset int64, next uint64) (torn int64, err error) {
 	used := int64(len(rest))
+	for used >= zeroBlock && blank(rest[used-zeroBlock:used]) {
+		used -= zeroBlock
+	}
 	for used > 0 && rest[used-1] == 0 {
 		used--
 	}
@@ -212,13 +216,18 @@ func inspectTail(rest []byte, offset int64, next uint64) (torn int64, err error)
 	return 0, fmt.Errorf("%w: entry %d", ErrDamaged, next)
 }
 
+// zeroBlock is how many bytes are compared with zeros at a time.
+const zeroBlock = 4 << 10
+
 func blank(b []byte) bool {
-	for _, c := range b {
-		if c != 0 {
+	var zeros [zeroBlock]byte
+	for len(b) > zeroBlock {
+		if !bytes.Equal(b[:zeroBlock], zeros[:]) {
 			return false
 		}
+		b = b[zeroBlock:]
 	}
-	return true
+	return bytes.Equal(b, zeros[:len(b)])
 }
 
 // blank writes zeros over a part of the file.
