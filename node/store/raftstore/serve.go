@@ -54,7 +54,8 @@ func (s *Store) serveCalls(conn net.Conn, peer string) {
 			resp.Id = req.GetId()
 			writing <- struct{}{}
 			defer func() { <-writing }()
-			if err := conn.SetWriteDeadline(time.Now().Add(callWrite)); err == nil {
+			err := conn.SetWriteDeadline(time.Now().Add(callWrite))
+			if err == nil {
 				err = writeFrame(conn, resp, maxFrame)
 			}
 			if err != nil {

@@ -194,7 +194,6 @@ func (t *transport) tell(id raft.ServerID, p *progress) {
 		req := &raft.AppendEntriesRequest{
 			RPCHeader:         raft.RPCHeader{ProtocolVersion: raft.ProtocolVersionMax, ID: []byte(t.self), Addr: []byte(t.address)},
 			Term:              mark.term,
-			Leader:            []byte(t.address),
 			PrevLogEntry:      mark.index,
 			PrevLogTerm:       mark.term,
 			LeaderCommitIndex: mark.index,
