@@ -69,7 +69,7 @@ func TestBackup_Restores(t *testing.T) {
 // cluster from it. The old replicas do not take part in it by accident.
 func TestBackup_OfACluster(t *testing.T) {
 	dir := t.TempDir()
-	c := newCluster(t, dir, "a", "b", "c")
+	c := newClusterOf(t, dir, calm, "a", "b", "c")
 	_, s := c.follower()
 	fill(t, s)
 	want, data := list(t, s), backup(t, s)
