@@ -26,6 +26,9 @@ func (s *Store) run() {
 	})
 	s.raft.RegisterObserver(observer)
 	defer s.raft.DeregisterObserver(observer)
+	if _, id := s.raft.LeaderWithID(); id != "" && s.raft.State() != raft.Leader {
+		s.changeRole(false) // its first message came before the observer
+	}
 	// A lone voter has nobody to wait for: it stands for election at once
 	// instead of listening for a leader's heartbeat first.
 	if s.alone() {
