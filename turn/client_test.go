@@ -34,7 +34,8 @@ func newServer(t testing.TB, change func(*Config)) *Server {
 	cfg := Config{
 		UDP: []netip.AddrPort{any}, TCP: []netip.AddrPort{any},
 		Relay: Relay{Public: loopback, Bind: loopback}, Secrets: secrets,
-		Registerer: prometheus.NewPedanticRegistry(),
+		AllowNetworks: everywhere(),
+		Registerer:    prometheus.NewPedanticRegistry(),
 	}
 	if change != nil {
 		change(&cfg)

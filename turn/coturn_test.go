@@ -35,7 +35,7 @@ func runHelper() int {
 	secrets, err := NewSecrets(testSecret, nil)
 	if err == nil {
 		var s *Server
-		if s, err = New(Config{UDP: at, TCP: at, Relay: Relay{Public: host, Bind: host}, Secrets: secrets,
+		if s, err = New(Config{UDP: at, TCP: at, Relay: Relay{Public: host, Bind: host}, Secrets: secrets, AllowNetworks: everywhere(),
 			Limits: Limits{AnswersPerSecond: 1000, AllocationsPerUser: 1000}}); err == nil {
 			fmt.Println("ready")
 			io.Copy(io.Discard, os.Stdin)

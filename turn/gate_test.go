@@ -428,3 +428,19 @@ func TestGate_GrantsNothingToADyingAllocation(t *testing.T) {
 		t.Errorf("permission after the refresh: %d", got)
 	}
 }
+
+// Without a word of the operator or the hook, the Internet is not open either.
+func TestGate_PublicPeersAreDeniedByDefault(t *testing.T) {
+	s := newServer(t, func(c *Config) { c.AllowNetworks = nil })
+	c := dialUDP(t, s, s.secrets.Mint("u", time.Minute))
+	c.allocate()
+	for _, peer := range []string{"8.8.8.8:53", "1.1.1.1:443", "1.1.1.1:0", "11.0.0.1:4000"} {
+		at := peerAddress(netip.MustParseAddrPort(peer))
+		if got := code(c.request(stun.MethodCreatePermission, at)); got != codeForbidden {
+			t.Errorf("permission for %s: %d", peer, got)
+		}
+		if got := code(c.request(stun.MethodChannelBind, channelNumber(0x4000), at)); got != codeForbidden && got != codeBadRequest {
+			t.Errorf("channel to %s: %d", peer, got)
+		}
+	}
+}

@@ -15,19 +15,19 @@ import (
 //
 //	a UDP listener of this server        never: it would be a loop
 //	a relay of this server               yes: two clients meet there
-//	public unicast, not an own address   yes, unless denyPublic
+//	in an open network, not own          yes
 //	everything else                      only if the allow hook says so
 //
-// Port 0 names no socket. It is accepted for public addresses alone, where a
+// Port 0 names no socket. It is accepted in open networks alone, where a
 // permission covers the whole address anyway (RFC 8656 section 9).
 type policy struct {
-	special    *blocks
-	own        atomic.Pointer[[]netip.Addr] // addresses of the host's interfaces and the relay address
-	relayIP    netip.Addr
-	isRelay    func(port uint16) bool
-	listeners  []netip.AddrPort // an unspecified address stands for every own one
-	denyPublic bool
-	allow      func(user string, peer netip.AddrPort) bool // nil: no
+	special   *blocks
+	own       atomic.Pointer[[]netip.Addr] // addresses of the host's interfaces and the relay address
+	relayIP   netip.Addr
+	isRelay   func(port uint16) bool
+	listeners []netip.AddrPort // an unspecified address stands for every own one
+	open      []openNetwork
+	allow     func(user string, peer netip.AddrPort) bool // nil: no
 }
 
 // allows says whether the relay of user may talk to peer.
@@ -40,7 +40,7 @@ func (p *policy) allows(user string, peer netip.AddrPort) bool {
 		return false
 	case addr == p.relayIP && p.isRelay(peer.Port()):
 		return true
-	case !own && !p.denyPublic && p.special.public(addr):
+	case !own && p.isOpen(addr):
 		return true
 	case p.allow == nil, peer.Port() == 0, addr != outer: // an address within an address is nobody's to allow
 		return false
@@ -120,6 +120,13 @@ func (b *blocks) public(a netip.Addr) bool {
 		return false
 	}
 	return !slices.ContainsFunc(b[first], func(p netip.Prefix) bool { return p.Contains(a) })
+}
+
+// IsPublic says whether a packet to addr would end at globally reachable
+// unicast, whatever other address hides in addr.
+func IsPublic(addr netip.Addr) bool {
+	addr = canonical(addr)
+	return addr.IsValid() && newBlocks(specialPurpose()).public(addr)
 }
 
 // specialPurpose lists the IANA special-purpose registries for IPv4 and IPv6,

@@ -5,6 +5,7 @@ package turn
 import (
 	"encoding/binary"
 	"net/netip"
+	"strings"
 	"testing"
 )
 
@@ -67,7 +68,16 @@ func newPolicy(t testing.TB, own ...string) *policy {
 		addrs = append(addrs, netip.MustParseAddr(o))
 	}
 	p.own.Store(&addrs)
+	var err error
+	if p.open, err = openNetworks(everywhere(), p.special); err != nil {
+		t.Fatal(err)
+	}
 	return p
+}
+
+// everywhere are networks that open the Internet, and nothing else.
+func everywhere() []netip.Prefix {
+	return []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("::/0")}
 }
 
 func TestPolicy_DeniesSpecialPurposeInEverySpelling(t *testing.T) {
@@ -106,9 +116,9 @@ func TestPolicy_PublicUnicastPasses(t *testing.T) {
 	}
 }
 
-func TestPolicy_DenyPublicLeavesOnlyTheHook(t *testing.T) {
+func TestPolicy_PublicIsDeniedByDefault(t *testing.T) {
 	p := newPolicy(t)
-	p.denyPublic = true
+	p.open = nil
 	peer := netip.MustParseAddrPort("8.8.8.8:53")
 	if p.allows("u", peer) {
 		t.Error("allowed without a hook")
@@ -116,6 +126,66 @@ func TestPolicy_DenyPublicLeavesOnlyTheHook(t *testing.T) {
 	p.allow = func(string, netip.AddrPort) bool { return true }
 	if !p.allows("u", peer) {
 		t.Error("denied although the hook allows it")
+	}
+}
+
+// An open network opens what an operator means by it.
+func TestPolicy_OpenNetworks(t *testing.T) {
+	for network, peers := range map[string]map[string]bool{
+		"0.0.0.0/0":       {"8.8.8.8:53": true, "10.0.0.1:53": false, "127.0.0.1:53": false, "169.254.169.254:80": false, "[2a00::6]:1": false},
+		"::/0":            {"[2a00::6]:1": true, "[fd00::1]:1": false, "8.8.8.8:53": false},
+		"10.1.0.0/16":     {"10.1.2.3:53": true, "10.1.2.3:0": true, "10.2.0.1:53": false, "[::ffff:10.1.2.3]:53": true, "10.1.9.9:53": false, "8.8.8.8:53": false},
+		"8.8.8.0/24":      {"8.8.8.8:53": true, "8.8.8.8:0": true, "8.8.9.8:53": false, "[64:ff9b::808:808]:53": true},
+		"fd00:1::/32":     {"[fd00:1::1]:53": true, "[fd00:2::1]:53": false},
+		"8.0.0.0/5":       {"8.8.8.8:53": true, "10.0.0.1:53": false}, // holds 10.0.0.0/8, and more
+		"198.18.0.0/15":   {"198.19.0.1:53": true},
+		"203.0.113.7/32":  {"203.0.113.7:9": true, "203.0.113.8:9": false},
+		"2001:4860::/32":  {"[2001:4860::1]:1": true},
+		"172.16.0.0/12":   {"172.17.0.1:1": true, "172.15.0.1:1": false},
+		"100.64.0.0/10":   {"100.64.1.1:1": true},
+		"11.0.0.0/8":      {"11.0.0.6:22": true, "11.0.0.5:22": false, "11.9.9.9:22": false},
+		"192.168.0.0/24":  {"192.168.0.1:1": true, "192.168.1.1:1": false},
+		"168.63.129.0/24": {"168.63.129.16:80": false, "168.63.129.17:80": true},
+	} {
+		p := newPolicy(t, "11.0.0.5", "10.1.9.9")
+		var err error
+		if p.open, err = openNetworks([]netip.Prefix{netip.MustParsePrefix(network)}, p.special); err != nil {
+			t.Errorf("%s: %v", network, err)
+		}
+		for peer, want := range peers {
+			if got := p.allows("u", netip.MustParseAddrPort(peer)); got != want {
+				t.Errorf("%s with %s open: %t", peer, network, got)
+			}
+		}
+	}
+	for _, network := range []string{
+		"127.0.0.0/8", "127.0.0.1/32", "169.254.0.0/16", "169.254.169.254/32", "224.0.0.0/4", "240.0.0.0/4", "0.0.0.0/8",
+		"255.255.255.255/32", "168.63.129.16/32", "::1/128", "fe80::/10", "ff02::/16", "::ffff:10.0.0.0/104", "64:ff9b::/96", "2002::/16",
+	} {
+		cfg := Config{
+			UDP: []netip.AddrPort{netip.AddrPortFrom(loopback, 0)}, Secrets: &Secrets{}, Relay: Relay{Public: loopback},
+			AllowNetworks: []netip.Prefix{netip.MustParsePrefix(network)},
+		}
+		if err := cfg.Validate(); err == nil || !strings.Contains(err.Error(), network) {
+			t.Errorf("%s: %v", network, err)
+		}
+	}
+	if _, err := openNetworks([]netip.Prefix{{}}, newBlocks(specialPurpose())); err == nil {
+		t.Error("no network was taken for one")
+	}
+}
+
+func TestIsPublic(t *testing.T) {
+	for addr, want := range map[string]bool{
+		"8.8.8.8": true, "::ffff:8.8.8.8": true, "2a00::1": true,
+		"10.0.0.1": false, "127.0.0.1": false, "::ffff:127.0.0.1": false, "64:ff9b::7f00:1": false, "169.254.169.254": false, "fd00::1": false,
+	} {
+		if IsPublic(netip.MustParseAddr(addr)) != want {
+			t.Errorf("%s is public: %t", addr, !want)
+		}
+	}
+	if IsPublic(netip.Addr{}) {
+		t.Error("no address is public")
 	}
 }
 

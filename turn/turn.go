@@ -41,15 +41,18 @@ type Config struct {
 	Realm string
 	// Secrets verifies credentials. Share it with whoever mints them.
 	Secrets *Secrets
-	// AllowPeer is asked about peers that are denied by default: those whose
-	// address is not public unicast (loopback, private, link-local, multicast,
-	// ...) or belongs to this host. nil denies all of them. Allowing one port
-	// of an address allows no other. It is called for every packet to and from
-	// such a peer, from several goroutines: it must be quick, must not block
-	// and must not call the Server.
+	// AllowPeer is asked about every peer but the relays of this server, which
+	// reach each other, its listeners, which nothing reaches, and those of
+	// AllowNetworks. nil denies all of them. Allowing one port of an address
+	// allows no other. It is called for every packet to and from such a peer,
+	// from several goroutines: it must be quick, must not block and must not
+	// call the Server.
 	AllowPeer func(user string, peer netip.AddrPort) bool
-	// DenyPublic puts public unicast addresses under AllowPeer as well.
-	DenyPublic bool
+	// AllowNetworks are networks that every user may reach, but for addresses
+	// of this host. A network that holds public addresses opens only those:
+	// 0.0.0.0/0 is the Internet without private networks. Loopback, link-local
+	// and multicast networks are refused.
+	AllowNetworks []netip.Prefix
 	// AllowUser is asked with each authenticated request; a user that it
 	// refuses is answered as if the credential were wrong. nil allows all.
 	AllowUser func(user string) bool
@@ -150,9 +153,11 @@ func (c Config) Validate() error {
 		return fmt.Errorf("turn relay bind address %s is not IPv4", c.Relay.Bind)
 	case c.Relay.MinPort > c.Relay.MaxPort || c.Relay.MinPort == 0 && c.Relay.MaxPort != 0:
 		return fmt.Errorf("turn relay ports %d-%d are no range", c.Relay.MinPort, c.Relay.MaxPort)
-	default:
-		return c.Limits.withDefaults(c.Relay).validate()
 	}
+	if _, err := openNetworks(c.AllowNetworks, newBlocks(specialPurpose())); err != nil {
+		return err
+	}
+	return c.Limits.withDefaults(c.Relay).validate()
 }
 
 // Server is a running TURN server. It is safe for concurrent use.
@@ -231,7 +236,10 @@ func (s *Server) configure(cfg Config) (err error) {
 	}
 	s.policy = &policy{
 		special: newBlocks(specialPurpose()), relayIP: cfg.Relay.Public, isRelay: s.relays.isOpen,
-		denyPublic: cfg.DenyPublic, allow: cfg.AllowPeer,
+		allow: cfg.AllowPeer,
+	}
+	if s.policy.open, err = openNetworks(cfg.AllowNetworks, s.policy.special); err != nil {
+		return err
 	}
 	if err := s.policy.refresh(); err != nil {
 		return fmt.Errorf("read interface addresses: %w", err)
