@@ -40,7 +40,7 @@ func (s *Service) StartDataChannel(ctx context.Context, caller Caller, stream St
 	if err != nil {
 		return err
 	}
-	req.caller, req.node = caller.ID, node
+	req.caller, req.node, req.allowed = caller.ID, node, caller.Allowed
 	local, err := s.cfg.Peers.Local(node)
 	if err != nil {
 		return fmt.Errorf("node %q: %w", node, err)
@@ -103,6 +103,7 @@ type request struct {
 	kind    kind
 	dest    Destination // of a v1 client
 	servers []rtc.ICEServer
+	allowed func() error // of the Caller; nil for calls of other nodes
 }
 
 // newRequest applies the defaults of the v1 API and refuses what no node does.

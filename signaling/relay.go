@@ -37,15 +37,15 @@ func (s *Service) relayDataChannel(ctx context.Context, caller Caller, req reque
 	}
 	s.metrics.relayed.Inc()
 	return s.relay(ctx, relay{
-		node: req.node, client: in, toClient: out, offers: true, due: "answer from client",
+		node: req.node, client: in, toClient: s.telling(caller.ID, out), offers: true, due: "answer from client",
 		fromNode: s.newInbox(ctx, func() (signal, error) {
 			m, err := call.Receive()
 			return signal{m.GetOffer(), m.GetCandidate()}, err
 		}),
-		toNode: sender{
+		toNode: s.telling(string(req.node), sender{
 			description: func(d string) error { return call.Send(&v1.DataChannelNegotiation{Answer: d}) },
 			candidate:   func(c string) error { return call.Send(&v1.DataChannelNegotiation{Candidate: c}) },
-		},
+		}),
 		closeNode: call.CloseSend,
 		connected: end,
 	})

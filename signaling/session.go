@@ -45,6 +45,8 @@ type session struct {
 	node   mesh.NodeID
 	dest   Destination
 	since  time.Time
+	// allowed is Caller.Allowed; nil: always.
+	allowed func() error
 
 	endNegotiation func()
 	memory         *account        // what the session holds
@@ -86,7 +88,7 @@ func (s *Service) newSession(req request) (*session, error) {
 		return nil, err
 	}
 	x := &session{
-		svc: s, kind: req.kind, caller: req.caller, node: req.node, dest: req.dest, since: time.Now(),
+		svc: s, kind: req.kind, caller: req.caller, node: req.node, dest: req.dest, since: time.Now(), allowed: req.allowed,
 		endNegotiation: end, memory: s.budget.account(req.caller, s.cfg.Limits.Memory),
 		quiet:  make(chan struct{}, 1),
 		logger: s.logger.With("session", s.serial.Add(1), "peer", req.caller),
@@ -161,6 +163,9 @@ func (x *session) run() {
 // serve runs the kind's protocol until the peer ends. What it returns is for
 // the log.
 func (x *session) serve() error {
+	if err := x.stands(); err != nil {
+		return err
+	}
 	switch x.kind {
 	case kindForward:
 		return x.serveForward()
@@ -221,7 +226,7 @@ func (x *session) refuse() {
 
 // connect asks for leave and dials. The error is what the client may know.
 func (x *session) connect(ctx context.Context, d Destination) (net.Conn, *bridge.Error) {
-	addr, err := x.svc.authorize(ctx, x.caller, x.node, d)
+	addr, err := x.authorize(ctx, d)
 	if err != nil {
 		told := refusal(err)
 		x.svc.metrics.opened(d.Protocol, result(told.Code))

@@ -56,7 +56,7 @@ func (s *Service) StartSignalChannel(ctx context.Context, caller Caller, stream 
 	if !local {
 		return s.relaySignals(ctx, caller, node, in, out)
 	}
-	req := request{caller: caller.ID, node: node, kind: kindInBand, servers: rtcServers(s.cfg.LocalICEServers(ctx))}
+	req := request{caller: caller.ID, node: node, kind: kindInBand, allowed: caller.Allowed, servers: rtcServers(s.cfg.LocalICEServers(ctx))}
 	return s.answer(ctx, req, in, out)
 }
 
@@ -136,15 +136,15 @@ func (s *Service) relaySignals(ctx context.Context, caller Caller, node mesh.Nod
 	}
 	s.metrics.relayed.Inc()
 	return s.relay(ctx, relay{
-		node: node, client: in, toClient: out, due: "offer",
+		node: node, client: in, toClient: s.telling(caller.ID, out), due: "offer",
 		fromNode: s.newInbox(ctx, func() (signal, error) {
 			m, err := call.Receive()
 			return signal{m.GetDescription(), m.GetCandidate()}, err
 		}),
-		toNode: sender{
+		toNode: s.telling(string(node), sender{
 			description: func(d string) error { return signalOf(&v1.WebRTCSignal{Description: d}) },
 			candidate:   func(c string) error { return signalOf(&v1.WebRTCSignal{Candidate: c}) },
-		},
+		}),
 		closeNode: call.CloseSend,
 		connected: end,
 	})

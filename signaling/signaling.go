@@ -64,6 +64,10 @@ type Caller struct {
 	ID string
 	// Addr is where the call came from, as the server saw it.
 	Addr netip.AddrPort
+	// Allowed says whether the caller may keep what the call made; its error
+	// is for the caller to read. It is asked for each connection and by
+	// Service.Review, long after the call. Nil: always.
+	Allowed func() error
 }
 
 // Destination is what a channel is to be connected to.
@@ -192,6 +196,10 @@ type Config struct {
 	WireGuard WireGuard
 	// ICEServers gives clients and nodes their servers; nil gives none.
 	ICEServers ICEServers
+	// Candidate is told each address that a relayed negotiation names to user,
+	// who is a user or a node as in ICEServers: user may have to reach it by
+	// way of TURN. It must be quick. Nil: nobody is told.
+	Candidate func(user string, at netip.AddrPort)
 	// LocalICEServers are asked by this node when it answers itself; nil asks
 	// none, which is right for a node with a public address.
 	LocalICEServers func(ctx context.Context) []*v1.ICEServer

@@ -47,7 +47,7 @@ func (x *session) serveWireGuardChannel(ch *rtc.Channel) {
 		return
 	}
 	defer x.memory.leave()
-	if _, err := x.svc.authorize(x.ctx, x.caller, x.node, wireGuardDestination()); err != nil {
+	if _, err := x.authorize(x.ctx, wireGuardDestination()); err != nil {
 		x.svc.metrics.opened("wireguard", result(refusal(err).Code))
 		x.logger.Debug("WireGuard channel refused", "err", err)
 		discard(ch)
