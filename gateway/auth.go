@@ -21,12 +21,24 @@ var ErrOtherKind = errors.New("credentials of another kind")
 // Authenticator turns credentials into an identity. It must be safe for
 // concurrent use.
 type Authenticator interface {
-	// Authenticate returns the id of whoever holds c. The error is
-	// ErrOtherKind, or wraps mesh.ErrUnauthenticated when c is wrong, or
-	// mesh.ErrExhausted when it was not even looked at because of failures
-	// before; anything else is a fault of the gateway. The text of an error
-	// must not help to guess.
-	Authenticate(ctx context.Context, c Credentials) (id string, err error)
+	// Authenticate returns who holds c. The error is ErrOtherKind, or wraps
+	// mesh.ErrUnauthenticated when c is wrong, or mesh.ErrExhausted when it was
+	// not even looked at because of failures before; anything else is a fault
+	// of the gateway. The text of an error must not help to guess.
+	Authenticate(ctx context.Context, c Credentials) (Identity, error)
+	// Generation grows when an Identity that was given out may no longer stand.
+	// It is asked every two seconds.
+	Generation() uint64
+}
+
+// Identity is what credentials have shown.
+type Identity struct {
+	// ID is the name of who holds the credentials.
+	ID string
+	// Stands reports whether they are good still; calls and sessions that last
+	// ask again. It keeps no secret, and a wrong password of somebody else does
+	// not change its answer. Nil: they are good as long as the process runs.
+	Stands func() bool
 }
 
 // Credentials are what a caller showed: a token, or a name and a password.
@@ -120,14 +132,14 @@ func (e malformedError) Unwrap() error { return mesh.ErrUnauthenticated }
 
 // authenticate returns the identity behind the credentials in h, and counts
 // failures by reason.
-func (g *Gateway) authenticate(ctx context.Context, h http.Header, from netip.Addr) (string, error) {
+func (g *Gateway) authenticate(ctx context.Context, h http.Header, from netip.Addr) (Identity, error) {
 	c, err := parseCredentials(h)
 	if err != nil {
 		reason := reasonMalformed
 		if errors.Is(err, errNoCredentials) {
 			reason = reasonNone
 		}
-		return "", g.authFailure(reason, err)
+		return Identity{}, g.authFailure(reason, err)
 	}
 	c.From = from
 	for _, a := range g.cfg.Access.Authenticators {
@@ -136,17 +148,17 @@ func (g *Gateway) authenticate(ctx context.Context, h http.Header, from netip.Ad
 		case errors.Is(err, ErrOtherKind):
 			continue
 		case errors.Is(err, mesh.ErrUnauthenticated):
-			return "", g.authFailure(reasonRefused, err)
+			return Identity{}, g.authFailure(reasonRefused, err)
 		case errors.Is(err, mesh.ErrExhausted):
-			return "", g.authFailure(reasonLimited, err)
+			return Identity{}, g.authFailure(reasonLimited, err)
 		case err != nil:
-			return "", g.authFailure(reasonFailed, fmt.Errorf("authenticate: %w", err))
-		case mesh.ValidName(id) != nil:
-			return "", g.authFailure(reasonFailed, fmt.Errorf("authenticator gave the id %q, which is no name", id))
+			return Identity{}, g.authFailure(reasonFailed, fmt.Errorf("authenticate: %w", err))
+		case mesh.ValidName(id.ID) != nil:
+			return Identity{}, g.authFailure(reasonFailed, fmt.Errorf("authenticator gave the id %q, which is no name", id.ID))
 		}
 		return id, nil
 	}
-	return "", g.authFailure(reasonRefused, fmt.Errorf("%w: this gateway does not take credentials of this kind", mesh.ErrUnauthenticated))
+	return Identity{}, g.authFailure(reasonRefused, fmt.Errorf("%w: this gateway does not take credentials of this kind", mesh.ErrUnauthenticated))
 }
 
 func (g *Gateway) authFailure(reason string, err error) error {

@@ -100,24 +100,35 @@ func newPasswords(path string, logger *slog.Logger, cost int) (*Passwords, error
 // Authenticate implements Authenticator. A token is taken from the buckets
 // before the password is looked at and given back when it is right: guesses
 // that are made at the same time count too.
-func (p *Passwords) Authenticate(_ context.Context, c Credentials) (string, error) {
+func (p *Passwords) Authenticate(_ context.Context, c Credentials) (Identity, error) {
 	if c.Username == "" {
-		return "", ErrOtherKind
+		return Identity{}, ErrOtherKind
 	}
 	hash, known := p.users.get().hash(c.Username)
 	proof := p.proof(c, hash)
 	if known && p.isProven(proof) {
-		return c.Username, nil
+		return p.identity(c.Username, hash), nil
 	}
 	// Equal calls share one look, so that a page which starts with ten calls
 	// is not taken for ten guesses.
 	_, err, _ := p.looks.Do(string(proof[:]), func() (any, error) { return nil, p.look(c, hash, known) })
 	if err != nil {
-		return "", err
+		return Identity{}, err
 	}
 	p.remember(proof)
-	return c.Username, nil
+	return p.identity(c.Username, hash), nil
 }
+
+// identity is user, whose password matches hash, as long as that is its hash.
+func (p *Passwords) identity(user string, hash []byte) Identity {
+	return Identity{ID: user, Stands: func() bool {
+		now, known := p.users.get().hash(user)
+		return known && bytes.Equal(now, hash)
+	}}
+}
+
+// Generation implements Authenticator.
+func (p *Passwords) Generation() uint64 { return p.users.generation() }
 
 // errTooManyGuesses is the answer without a look at the password.
 var errTooManyGuesses = fmt.Errorf("%w: too many wrong passwords; wait a minute", mesh.ErrExhausted)

@@ -48,8 +48,8 @@ func TestTokens_File(t *testing.T) {
 	check := func(token, want string) {
 		t.Helper()
 		id, err := tokens.Authenticate(t.Context(), Credentials{Token: token})
-		if id != want || (err == nil) != (want != "") || err != nil && !errors.Is(err, mesh.ErrUnauthenticated) {
-			t.Errorf("%s: %q, %v", token, id, err)
+		if id.ID != want || (err == nil) != (want != "") || err != nil && !errors.Is(err, mesh.ErrUnauthenticated) {
+			t.Errorf("%s: %q, %v", token, id.ID, err)
 		}
 	}
 	check("first", "alice")
@@ -120,11 +120,11 @@ func guess(p *Passwords, from, user, password string) error {
 
 func TestPasswords(t *testing.T) {
 	p := testPasswords(t)
-	if id, err := p.Authenticate(t.Context(), Credentials{Username: "alice", Password: "right"}); err != nil || id != "alice" {
-		t.Errorf("%q, %v", id, err)
+	if id, err := p.Authenticate(t.Context(), Credentials{Username: "alice", Password: "right"}); err != nil || id.ID != "alice" {
+		t.Errorf("%q, %v", id.ID, err)
 	}
-	if id, err := p.Authenticate(t.Context(), Credentials{Username: "bob", Password: long()}); err != nil || id != "bob" {
-		t.Errorf("%q, %v", id, err)
+	if id, err := p.Authenticate(t.Context(), Credentials{Username: "bob", Password: long()}); err != nil || id.ID != "bob" {
+		t.Errorf("%q, %v", id.ID, err)
 	}
 	var texts []string
 	for _, c := range []Credentials{
@@ -347,7 +347,12 @@ func TestAuthenticator_Faults(t *testing.T) {
 
 type authenticatorFunc func() (string, error)
 
-func (f authenticatorFunc) Authenticate(context.Context, Credentials) (string, error) { return f() }
+func (f authenticatorFunc) Authenticate(context.Context, Credentials) (Identity, error) {
+	id, err := f()
+	return Identity{ID: id}, err
+}
+
+func (f authenticatorFunc) Generation() uint64 { return 0 }
 
 func TestCredentials_NeverPrinted(t *testing.T) {
 	c := Credentials{Token: "canary", Username: "canary", Password: "canary"}

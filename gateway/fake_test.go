@@ -231,11 +231,16 @@ func (n *fakeNode) writes() int {
 type fakeSignaling struct {
 	// entered and left tell of StartDataChannel calls; nil: nobody is told.
 	entered, left chan error
+	// callers gets the caller of each StartDataChannel call; nil: nobody does.
+	callers chan signaling.Caller
 	// panics makes StartDataChannel panic when the candidate is this text.
 	panics string
 }
 
 func (f *fakeSignaling) StartDataChannel(ctx context.Context, caller signaling.Caller, stream signaling.Stream[*v1.StartDataChannelRequest, *v1.DataChannelOffer]) (err error) {
+	if f.callers != nil {
+		f.callers <- caller
+	}
 	if f.entered != nil {
 		f.entered <- nil
 		defer func() { f.left <- err }()

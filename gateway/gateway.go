@@ -88,6 +88,11 @@ type Access struct {
 	// Authenticators check credentials, in this order. None: only public
 	// procedures (health) are served to callers outside the mesh.
 	Authenticators []Authenticator
+	// Changed is called when credentials or roles may have changed, at most
+	// every two seconds and never twice at once: what calls left behind, such
+	// as sessions, has to be asked for its api.Caller.Allowed. Nil: nothing is
+	// left behind.
+	Changed func()
 	// Origins are the web origins, "https://host[:port]", whose pages may call
 	// beside the gateway's own; exact, without wildcards.
 	Origins []string
@@ -177,6 +182,7 @@ type Gateway struct {
 	pending  *slots   // WebSockets without an identity yet, by network
 	sockets  *slots   // WebSockets by identity
 	open     *tracker // WebSockets that are served
+	grants   *grants  // of streaming calls
 
 	rpc http.Handler // every RPC service, behind gate and interceptor
 }
@@ -208,6 +214,7 @@ func New(cfg Config) (*Gateway, error) {
 		pending: newSlots(maxPendingSockets),
 		sockets: newSlots(cfg.Limits.Sockets),
 		open:    newTracker(),
+		grants:  newGrants(),
 	}
 	if cfg.Limits.ChannelRate > 0 {
 		g.channels = newBuckets(cfg.Limits.ChannelRate, cfg.Limits.ChannelBurst)
@@ -274,6 +281,10 @@ func (g *Gateway) Run(ctx context.Context) error {
 	if g.tls != nil {
 		group.Go(func() error { g.tls.watch(running); return nil })
 	}
+	group.Go(func() error {
+		g.watchRights(running)
+		return nil
+	})
 	group.Go(func() error {
 		<-running.Done()
 		drain(api.ErrClosing)

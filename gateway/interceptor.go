@@ -69,15 +69,25 @@ func (g interceptor) WrapStreamingHandler(next connect.StreamingHandlerFunc) con
 		if err != nil {
 			return err
 		}
+		caller := api.CallerFrom(ctx)
+		right := &grant{state: g.cfg.Node, rule: g.rules[conn.Spec().Procedure], caller: caller, stands: q.stands}
+		defer g.grants.hold(right, cancel)()
+		caller.Allowed = right.check
 		guarded := &guardedStream{
 			StreamingHandlerConn: conn,
 			deadlines:            q.deadlines,
-			admit:                func(msg any) error { return g.authorize(ctx, s, conn.Spec(), msg) },
+			right:                right,
+			admit: func(msg any) error {
+				if err := g.authorize(ctx, s, conn.Spec(), msg); err != nil {
+					return err
+				}
+				return right.admit(s, msg)
+			},
 		}
 		if conn.Spec().StreamType == connect.StreamTypeServer {
 			guarded.again = g.reauthorize(ctx, s, conn.Spec())
 		}
-		return guarded.verdict(ctx, next(api.WithState(ctx, s), guarded))
+		return guarded.verdict(ctx, next(api.WithState(api.WithCaller(ctx, caller), s), guarded))
 	}
 }
 
@@ -122,10 +132,8 @@ func (g *Gateway) latest(ctx context.Context) (*mesh.Snapshot, error) { return g
 // from others.
 func (g *Gateway) authorize(ctx context.Context, s *mesh.Snapshot, spec connect.Spec, msg any) error {
 	inForce, caller := g.cfg.Node.Snapshot(), api.CallerFrom(ctx)
-	if caller.Node != nil && inForce != nil {
-		if n, ok := inForce.NodeByAddr(caller.Addr.Addr()); !ok || n.ID != caller.Node.ID {
-			return fmt.Errorf("%w: node %q is no longer in the mesh; join first", mesh.ErrUnauthenticated, caller.Node.ID)
-		}
+	if err := stillMember(inForce, caller); err != nil {
+		return err
 	}
 	return g.rules[spec.Procedure].authorize(s, caller, msg)
 }
@@ -209,6 +217,7 @@ func (g *Gateway) recovered(ctx context.Context, spec connect.Spec, _ http.Heade
 type guardedStream struct {
 	connect.StreamingHandlerConn
 	deadlines *deadlines
+	right     *grant
 	admit     func(first any) error
 	again     func(first any) error // asked before each message that is sent; nil: nobody is
 
@@ -266,11 +275,14 @@ func (s *guardedStream) admitAgain() error {
 // verdict is the error of a call whose handler returned err, which may have
 // lost on the way why the first message was not given to it.
 func (s *guardedStream) verdict(ctx context.Context, err error) error {
+	gone := s.right.refusal()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	switch {
 	case s.refused != nil:
 		return s.refused
+	case gone != nil:
+		return gone
 	case s.late && ctx.Err() == nil:
 		return fmt.Errorf("the first message did not come within %s: %w", requestTimeout, context.DeadlineExceeded)
 	}

@@ -36,6 +36,9 @@ type request struct {
 	from netip.AddrPort
 	// mesh is true for requests on a mesh listener.
 	mesh bool
+	// stands says whether the credentials of the request are good still; nil
+	// when they always are. Set by the gate.
+	stands func() bool
 	// socket is set for a call in a WebSocket.
 	socket *socket
 	// onDrain calls f in its own goroutine once no new work should be begun, as

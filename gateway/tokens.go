@@ -57,20 +57,28 @@ func NewTokens(fixed map[string]string, path string, logger *slog.Logger) (*Toke
 
 // Authenticate implements Authenticator. The time it takes tells nothing of
 // value: it depends on the hash of the token, which a guesser cannot steer.
-func (t *Tokens) Authenticate(_ context.Context, c Credentials) (string, error) {
+func (t *Tokens) Authenticate(_ context.Context, c Credentials) (Identity, error) {
 	if c.Token == "" {
-		return "", ErrOtherKind
+		return Identity{}, ErrOtherKind
 	}
 	hash := sha256.Sum256([]byte(c.Token))
 	if id, ok := t.fixed[hash]; ok {
-		return id, nil
+		return Identity{ID: id}, nil
 	}
 	if t.file != nil {
 		if id, ok := t.file.get()[hash]; ok {
-			return id, nil
+			return Identity{ID: id, Stands: func() bool { return t.file.get()[hash] == id }}, nil
 		}
 	}
-	return "", fmt.Errorf("%w: the token is unknown or no longer valid; ask an administrator for a new one", mesh.ErrUnauthenticated)
+	return Identity{}, fmt.Errorf("%w: the token is unknown or no longer valid; ask an administrator for a new one", mesh.ErrUnauthenticated)
+}
+
+// Generation implements Authenticator.
+func (t *Tokens) Generation() uint64 {
+	if t.file == nil {
+		return 0
+	}
+	return t.file.generation()
 }
 
 // parseTokens reads a token file.

@@ -25,6 +25,7 @@ type watched[T any] struct {
 
 	mu    sync.Mutex // guards the fields below
 	value T
+	count uint64 // of values before this one
 	seen  []stamp
 }
 
@@ -58,6 +59,18 @@ func watch[T any](logger *slog.Logger, parse func(files [][]byte) (T, error), pa
 func (w *watched[T]) get() T {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	return w.getLocked()
+}
+
+// generation is another number for each value that get returns.
+func (w *watched[T]) generation() uint64 {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.getLocked()
+	return w.count
+}
+
+func (w *watched[T]) getLocked() T {
 	seen, err := w.look()
 	if err == nil && slices.Equal(seen, w.seen) {
 		return w.value
@@ -77,6 +90,7 @@ func (w *watched[T]) get() T {
 	}
 	w.log.Info("file read again", "path", w.paths[0])
 	w.value = value
+	w.count++
 	return value
 }
 

@@ -19,6 +19,10 @@ type Caller struct {
 	// Node is set for a call that came over the mesh: WireGuard has shown
 	// that it comes from this node. ID is then the node's id.
 	Node *mesh.Node
+	// Allowed is set for streaming calls. It says whether the caller may keep
+	// what the call made, after the call too; its error is for the caller to
+	// read.
+	Allowed func() error
 }
 
 type callerKey struct{}

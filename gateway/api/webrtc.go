@@ -41,7 +41,7 @@ func (w *webRTCService) StartSignalChannel(ctx context.Context, stream *connect.
 
 func signalingCaller(ctx context.Context) signaling.Caller {
 	c := CallerFrom(ctx)
-	return signaling.Caller{ID: c.ID, Addr: c.Addr}
+	return signaling.Caller{ID: c.ID, Addr: c.Addr, Allowed: c.Allowed}
 }
 
 // serverStream is a signaling.Stream on the server's side of a call.

@@ -1,0 +1,174 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package gateway
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/meshgate/meshgate/gateway/api"
+	"github.com/meshgate/meshgate/node/mesh"
+	"github.com/meshgate/meshgate/node/policy"
+)
+
+// reviewInterval is how often the gateway looks whether credentials or state
+// have changed. What is no longer allowed ends within that time.
+const reviewInterval = 2 * time.Second
+
+// grant is a caller's right to a streaming call, and to what outlives the call:
+// the credentials or the membership by which it came in, and the actions that
+// its roles had to allow. It is safe for concurrent use.
+type grant struct {
+	state  api.State
+	rule   rule
+	caller api.Caller
+	stands func() bool // of the credentials; nil: for ever
+
+	mu      sync.Mutex // guards the fields below
+	actions []mesh.Action
+	version uint64 // of the state that allowed actions
+	refused error  // final: who comes back into favour calls again
+}
+
+// admit notes that s has allowed what the call's first message needs.
+func (r *grant) admit(s *mesh.Snapshot, msg any) error {
+	actions, err := r.rule.actions(r.caller, msg)
+	if err != nil {
+		return err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.actions = actions; s != nil {
+		r.version = s.Version
+	}
+	return r.checkLocked()
+}
+
+// check is nil while the right exists; its error is for the caller to read.
+func (r *grant) check() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.checkLocked()
+}
+
+func (r *grant) checkLocked() error {
+	if r.refused != nil {
+		return r.refused
+	}
+	s := r.state.Snapshot()
+	if r.stands != nil && !r.stands() {
+		r.refused = fmt.Errorf("%w: the credentials of this call are no longer valid; sign in again", mesh.ErrUnauthenticated)
+	} else if r.refused = stillMember(s, r.caller); r.refused == nil && s != nil && s.Version > r.version {
+		// An older state than the one that allowed the call says nothing.
+		r.refused = granted(s, r.caller, r.actions)
+	}
+	return r.refused
+}
+
+// refusal is why the right ended; nil while nobody has found that it did.
+func (r *grant) refusal() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.refused
+}
+
+// stillMember is nil unless c came over the mesh and its node has left since,
+// or holds another address.
+func stillMember(s *mesh.Snapshot, c api.Caller) error {
+	if c.Node == nil || s == nil {
+		return nil
+	}
+	addr := c.Addr.Addr().Unmap()
+	if n := s.Node(c.Node.ID); n == nil || !n.IPv4.Contains(addr) && !n.IPv6.Contains(addr) {
+		return fmt.Errorf("%w: node %q is no longer in the mesh; join first", mesh.ErrUnauthenticated, c.Node.ID)
+	}
+	return nil
+}
+
+// granted is nil when the roles of c allow all of actions.
+func granted(s *mesh.Snapshot, c api.Caller, actions []mesh.Action) error {
+	for _, a := range actions {
+		if s == nil || !policy.Allowed(s, c.ID, a) {
+			return fmt.Errorf("%w: %q has no role that grants %s", mesh.ErrDenied, c.ID, describe(a))
+		}
+	}
+	return nil
+}
+
+// grants are the rights of the streaming calls under way.
+type grants struct {
+	mu   sync.Mutex // guards ends
+	ends map[*grant]context.CancelCauseFunc
+}
+
+func newGrants() *grants { return &grants{ends: make(map[*grant]context.CancelCauseFunc)} }
+
+// hold notes r until release is called; end ends its call.
+func (gs *grants) hold(r *grant, end context.CancelCauseFunc) (release func()) {
+	gs.mu.Lock()
+	defer gs.mu.Unlock()
+	gs.ends[r] = end
+	return func() {
+		gs.mu.Lock()
+		defer gs.mu.Unlock()
+		delete(gs.ends, r)
+	}
+}
+
+// review ends the calls whose right is gone.
+func (gs *grants) review() (ended int) {
+	gs.mu.Lock()
+	ends := maps.Clone(gs.ends)
+	gs.mu.Unlock()
+	for r, end := range ends {
+		if err := r.check(); err != nil {
+			ended++
+			end(err)
+		}
+	}
+	return ended
+}
+
+// watchRights ends what is no longer allowed, until ctx ends. A right has three
+// sources: credential files, which only a look can tell to have changed, the
+// membership and the roles, which are in the snapshot.
+func (g *Gateway) watchRights(ctx context.Context) {
+	ticker := time.NewTicker(reviewInterval)
+	defer ticker.Stop()
+	seen := g.rightsVersion()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
+		// Read before the review: what changes during it shows the next time.
+		now := g.rightsVersion()
+		if slices.Equal(now, seen) {
+			continue
+		}
+		seen = now
+		if n := g.grants.review(); n > 0 {
+			g.log.Info("calls ended that are no longer allowed", "n", n)
+		}
+		if g.cfg.Access.Changed != nil {
+			g.cfg.Access.Changed()
+		}
+	}
+}
+
+// rightsVersion differs whenever a right may have ended.
+func (g *Gateway) rightsVersion() []uint64 {
+	var version []uint64
+	if s := g.cfg.Node.Snapshot(); s != nil {
+		version = append(version, s.Version)
+	}
+	for _, a := range g.cfg.Access.Authenticators {
+		version = append(version, a.Generation())
+	}
+	return version
+}
