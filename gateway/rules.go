@@ -182,11 +182,20 @@ func claims(list []*v1.FeaturePort) []mesh.Action {
 }
 
 func startDataChannel(_ api.Caller, m *v1.StartDataChannelRequest) ([]mesh.Action, error) {
-	return []mesh.Action{put(v1.RuleResource_RESOURCE_DATA_CHANNELS, m.GetNodeId())}, nil
+	return dataChannelTo(m.GetNodeId())
 }
 
 func startSignalChannel(_ api.Caller, m *v1.WebRTCSignal) ([]mesh.Action, error) {
-	return []mesh.Action{put(v1.RuleResource_RESOURCE_DATA_CHANNELS, m.GetNodeId())}, nil
+	return dataChannelTo(m.GetNodeId())
+}
+
+// dataChannelTo: an action without a name is one that rules for single nodes
+// grant too, so that the node has to be named before roles are asked.
+func dataChannelTo(node string) ([]mesh.Action, error) {
+	if node == "" {
+		return nil, fmt.Errorf("%w: node_id is empty; name the node in the first message", mesh.ErrInvalid)
+	}
+	return []mesh.Action{put(v1.RuleResource_RESOURCE_DATA_CHANNELS, node)}, nil
 }
 
 // join: under the caller's own id, or under one that it may PUT edges of.
