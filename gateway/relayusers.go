@@ -1,0 +1,175 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package gateway
+
+import (
+	"container/list"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/meshgate/meshgate/turn"
+)
+
+const (
+	// maxRelayUsers bounds how many users are remembered; the one to whom the
+	// longest time nothing was minted is forgotten first, that is, refused.
+	maxRelayUsers = 8192
+	// maxRelayRights and maxRelayPeers bound what is remembered of a user. A
+	// new one takes the place of the oldest.
+	maxRelayRights, maxRelayPeers = 8, 64
+)
+
+// RelayUsers knows to whom TURN credentials were given and which peers the
+// sessions of these users have named: it is AllowUser of turn.Config, and the
+// part of AllowPeer that follows signalling. It is safe for concurrent use.
+type RelayUsers struct {
+	foreign  bool
+	lifetime time.Duration
+
+	mu    sync.RWMutex // guards the fields below
+	users map[string]*list.Element
+	order *list.List // of *relayUser, the last one minted for in front
+}
+
+// relayUser is what is known of a user; RelayUsers.mu guards it.
+type relayUser struct {
+	name   string
+	rights []relayRight // the newest last
+	peers  []relayPeer  // likewise
+}
+
+type relayRight struct {
+	allowed func() error
+	until   time.Time // of the credential
+	over    time.Time // when the last relay of the credential has ended
+}
+
+type relayPeer struct {
+	at    netip.AddrPort
+	until time.Time
+}
+
+// NewRelayUsers knows nobody. A relay ends lifetime after its credential was
+// minted, at the latest. foreign is true when others mint credentials that the
+// server accepts: then users that are not known here are let in.
+func NewRelayUsers(lifetime time.Duration, foreign bool) *RelayUsers {
+	return &RelayUsers{foreign: foreign, lifetime: lifetime, users: make(map[string]*list.Element), order: list.New()}
+}
+
+// Minted notes that user got a credential that ends at until, by the right
+// that allowed tells of.
+func (u *RelayUsers) Minted(user string, allowed func() error, until time.Time) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.dropLocked(time.Now())
+	k := u.getLocked(user)
+	u.order.MoveToFront(u.users[user])
+	k.rights = append(k.rights, relayRight{allowed, until, time.Now().Add(u.lifetime)})
+	k.rights = slices.Delete(k.rights, 0, max(0, len(k.rights)-maxRelayRights))
+}
+
+// Candidate notes that a session of user has named at as an address of the
+// other side. Only public addresses count: whoever has a node in the mesh can
+// make it name any address at all.
+func (u *RelayUsers) Candidate(user string, at netip.AddrPort) {
+	if !turn.IsPublic(at.Addr()) {
+		return
+	}
+	at = netip.AddrPortFrom(at.Addr().Unmap(), at.Port())
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	k := u.getLocked(user)
+	k.peers = slices.DeleteFunc(k.peers, func(p relayPeer) bool { return p.at == at })
+	k.peers = append(k.peers, relayPeer{at, time.Now().Add(u.lifetime)})
+	k.peers = slices.Delete(k.peers, 0, max(0, len(k.peers)-maxRelayPeers))
+}
+
+// getLocked returns user, whom it makes if need be.
+func (u *RelayUsers) getLocked(user string) *relayUser {
+	if e, ok := u.users[user]; ok {
+		return e.Value.(*relayUser)
+	}
+	if u.order.Len() >= maxRelayUsers {
+		u.removeLocked(u.order.Back())
+	}
+	k := &relayUser{name: user}
+	u.users[user] = u.order.PushFront(k)
+	return k
+}
+
+func (u *RelayUsers) removeLocked(e *list.Element) {
+	u.order.Remove(e)
+	delete(u.users, e.Value.(*relayUser).name)
+}
+
+// dropLocked forgets some of those who can have no relay any more, from the
+// back: they are minted for in the order of the list.
+func (u *RelayUsers) dropLocked(now time.Time) {
+	for e := u.order.Back(); e != nil && e.Value.(*relayUser).over(now); e = u.order.Back() {
+		u.removeLocked(e)
+	}
+}
+
+// over says whether nothing that is known of k counts any more.
+func (k *relayUser) over(now time.Time) bool {
+	return !slices.ContainsFunc(k.rights, func(r relayRight) bool { return now.Before(r.over) }) &&
+		!slices.ContainsFunc(k.peers, func(p relayPeer) bool { return now.Before(p.until) })
+}
+
+// AllowUser says whether user may log in: one of the rights by which it got
+// credentials still stands.
+func (u *RelayUsers) AllowUser(user string) bool {
+	u.mu.RLock()
+	e, ok := u.users[user]
+	var rights []relayRight
+	if ok {
+		rights = slices.Clone(e.Value.(*relayUser).rights)
+	}
+	u.mu.RUnlock()
+	now := time.Now()
+	rights = slices.DeleteFunc(rights, func(r relayRight) bool { return !now.Before(r.until) })
+	if len(rights) == 0 { // no credential of ours is good now
+		return u.foreign
+	}
+	slices.Reverse(rights) // the newest is the likeliest
+	return slices.ContainsFunc(rights, func(r relayRight) bool { return r.allowed() == nil })
+}
+
+// AllowPeer says whether a session of user has named at not long ago.
+func (u *RelayUsers) AllowPeer(user string, at netip.AddrPort) bool {
+	u.mu.RLock()
+	defer u.mu.RUnlock()
+	e, ok := u.users[user]
+	if !ok {
+		return false
+	}
+	for _, p := range e.Value.(*relayUser).peers {
+		if p.at == at {
+			return time.Now().Before(p.until)
+		}
+	}
+	return false
+}
+
+// Revoked lists the users who have lost every right by which they got the
+// credentials of relays that may be open still: these have to be ended.
+func (u *RelayUsers) Revoked() []string {
+	u.mu.RLock()
+	rights := make(map[string][]relayRight)
+	for name, e := range u.users {
+		if k := e.Value.(*relayUser); len(k.rights) > 0 {
+			rights[name] = slices.Clone(k.rights)
+		}
+	}
+	u.mu.RUnlock()
+	var names []string
+	for name, list := range rights {
+		if !slices.ContainsFunc(list, func(r relayRight) bool { return r.allowed() == nil }) {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	return names
+}
