@@ -122,8 +122,9 @@ func (p *Passwords) Authenticate(_ context.Context, c Credentials) (Identity, er
 // identity is user, whose password matches hash, as long as that is its hash.
 func (p *Passwords) identity(user string, hash []byte) Identity {
 	return Identity{ID: user, Stands: func() bool {
-		now, known := p.users.get().hash(user)
-		return known && bytes.Equal(now, hash)
+		file, settled := p.users.getSettled()
+		now, known := file.hash(user)
+		return known && bytes.Equal(now, hash) || !settled
 	}}
 }
 

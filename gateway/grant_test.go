@@ -103,11 +103,17 @@ func TestGrant_EndsWithTheToken(t *testing.T) {
 		s.signaling.callers = make(chan signaling.Caller, 10)
 		thief, owner := open(t, s, withToken(p.client(t, true), "stolen")), open(t, s, withToken(p.client(t, true), "kept"))
 		watch, kept := watching(t, withToken(p.client(t, true), "stolen")), watching(t, withToken(p.client(t, true), "kept"))
-		pass(time.Minute)
+		pass(time.Minute + reviewInterval/2)
 		if n := changes.Load(); n != 0 {
 			t.Errorf("%d changes while nothing changed", n)
 		}
+		writeFile(t, path, "", now.Add(-time.Minute)) // as some programs do before they write
+		owner.alive(t)
+		pass(settleTime / 2)
+		owner.alive(t)
 		writeFile(t, path, hashOf("kept")+" admin\n", now)
+		thief.alive(t)
+		pass(settleTime)
 		if err := thief.caller.Allowed(); err == nil || !strings.Contains(err.Error(), "sign in again") {
 			t.Errorf("the session may go on: %v", err)
 		}
@@ -124,14 +130,14 @@ func TestGrant_EndsWithTheToken(t *testing.T) {
 			t.Errorf("the other token's watch ended: %v", err)
 		default:
 		}
-		if n := changes.Load(); n != 1 {
+		if n := changes.Load(); n != 2 { // when the file changed, and when it had settled
 			t.Errorf("%d changes", n)
 		}
 		if len(s.grants.ends) != 2 {
 			t.Errorf("%d rights are remembered", len(s.grants.ends))
 		}
 		writeFile(t, path, hashOf("kept")+" viewer\n", now.Add(time.Hour)) // stands for somebody else now
-		pass(reviewInterval)
+		pass(2 * reviewInterval)
 		if err := owner.end(); connect.CodeOf(err) != connect.CodeUnauthenticated {
 			t.Errorf("a token of another person: %v", err)
 		}
@@ -162,12 +168,12 @@ func TestGrant_EndsWithThePassword(t *testing.T) {
 		changed := open(t, s, login(p.client(t, true), "admin", "old"))
 		other := watching(t, login(p.client(t, true), "viewer", "kept"))
 		writeFile(t, path, line("admin", "new")+viewer, now)
-		pass(reviewInterval)
+		pass(2 * reviewInterval)
 		if err := changed.end(); connect.CodeOf(err) != connect.CodeUnauthenticated {
 			t.Errorf("the old password: %v", err)
 		}
 		writeFile(t, path, line("admin", "new"), now.Add(time.Hour))
-		pass(reviewInterval)
+		pass(2 * reviewInterval)
 		if err := <-other.end; connect.CodeOf(err) != connect.CodeUnauthenticated {
 			t.Errorf("a user who is gone: %v", err)
 		}
@@ -206,7 +212,7 @@ func TestGrant_RevokedBeforeTheFirstMessage(t *testing.T) {
 	}
 	r.caller.ID = "opener"
 	stands = false
-	if err := r.admit(&v1.StartDataChannelRequest{NodeId: "web-1"}); err == nil {
+	if err := r.admit(testSnapshot(), &v1.StartDataChannelRequest{NodeId: "web-1"}); err == nil {
 		t.Error("it begins")
 	}
 	stands = true

@@ -67,7 +67,10 @@ func (t *Tokens) Authenticate(_ context.Context, c Credentials) (Identity, error
 	}
 	if t.file != nil {
 		if id, ok := t.file.get()[hash]; ok {
-			return Identity{ID: id, Stands: func() bool { return t.file.get()[hash] == id }}, nil
+			return Identity{ID: id, Stands: func() bool {
+				now, settled := t.file.getSettled()
+				return now[hash] == id || !settled
+			}}, nil
 		}
 	}
 	return Identity{}, fmt.Errorf("%w: the token is unknown or no longer valid; ask an administrator for a new one", mesh.ErrUnauthenticated)

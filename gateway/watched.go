@@ -12,8 +12,14 @@ import (
 	"time"
 )
 
-// maxFile bounds a configuration file, in bytes.
-const maxFile = 16 << 20
+const (
+	// maxFile bounds a configuration file, in bytes.
+	maxFile = 16 << 20
+	// settleTime is how long a file has to stay as it is before what is no
+	// longer in it ends what lasts. Not every program replaces files at once:
+	// for a moment they may be empty, or end too early.
+	settleTime = time.Second
+)
 
 // watched is a value parsed from files, and parsed anew when they change. It
 // looks when it is asked, so that it needs no goroutine. It is safe for
@@ -25,7 +31,8 @@ type watched[T any] struct {
 
 	mu    sync.Mutex // guards the fields below
 	value T
-	count uint64 // of values before this one
+	count uint64    // of values before this one
+	since time.Time // when value was read; zero for the first
 	seen  []stamp
 }
 
@@ -62,12 +69,23 @@ func (w *watched[T]) get() T {
 	return w.getLocked()
 }
 
-// generation is another number for each value that get returns.
+// getSettled is get, and whether the value has been the same for settleTime.
+func (w *watched[T]) getSettled() (value T, settled bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.getLocked(), time.Since(w.since) >= settleTime
+}
+
+// generation is another number for each value that get returns, and again once
+// the value has settled.
 func (w *watched[T]) generation() uint64 {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.getLocked()
-	return w.count
+	if time.Since(w.since) < settleTime {
+		return 2 * w.count
+	}
+	return 2*w.count + 1
 }
 
 func (w *watched[T]) getLocked() T {
@@ -91,6 +109,7 @@ func (w *watched[T]) getLocked() T {
 	w.log.Info("file read again", "path", w.paths[0])
 	w.value = value
 	w.count++
+	w.since = time.Now()
 	return value
 }
 
