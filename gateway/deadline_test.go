@@ -166,7 +166,7 @@ func TestDeadline_WebSocketWithoutHeaders(t *testing.T) {
 		if err == nil {
 			t.Error("got an answer")
 		}
-		within(t, started, requestTimeout)
+		within(t, started, socketHeaderTimeout)
 	})
 }
 

@@ -17,6 +17,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"slices"
 	"sync"
@@ -100,6 +101,10 @@ type Access struct {
 	// empty: all. A gateway on loopback needs it, because a page can make its
 	// own name resolve to 127.0.0.1 (DNS rebinding).
 	Hosts []string
+	// TrustedProxies are the networks of proxies in front of Public. A request
+	// from them comes from whom their X-Forwarded-For names, and only from
+	// them is the header read. Empty: nobody is believed.
+	TrustedProxies []netip.Prefix
 	// OpenReflection serves gRPC reflection to everybody, for development.
 	// Otherwise it needs a role that grants everything.
 	OpenReflection bool
@@ -121,14 +126,18 @@ type Limits struct {
 	// each mesh listener; 0 means 16384.
 	Connections int
 	// NetworkConnections is how many of the public ones may come from one IPv4
-	// address or IPv6 /64; 0 means 2048. Behind a proxy that is all of them.
+	// address or IPv6 /64; 0 means 2048. Trusted proxies are not counted.
 	NetworkConnections int
+	// MemberConnections is how many connections to the mesh listeners a node
+	// may hold; 0 means 64. Nodes speak HTTP/2, and need one or two.
+	MemberConnections int
 }
 
 // setDefaults replaces zero fields.
 func (l *Limits) setDefaults() {
 	for field, value := range map[*int]int{
 		&l.Streams: 256, &l.Sockets: 64, &l.Connections: 16384, &l.NetworkConnections: 2048,
+		&l.MemberConnections: 64,
 	} {
 		if *field == 0 {
 			*field = value
@@ -147,7 +156,7 @@ func (c *Config) Validate() error {
 		return errors.New("gateway: Config.TLS and Config.TURN need Config.Public")
 	case c.TURN != nil && c.TLS == nil:
 		return errors.New("gateway: Config.TURN shares the port of Config.TLS, which is nil")
-	case c.Limits.ChannelRate < 0 || min(c.Limits.ChannelBurst, c.Limits.Streams, c.Limits.Sockets, c.Limits.Connections, c.Limits.NetworkConnections) < 0:
+	case c.Limits.ChannelRate < 0 || min(c.Limits.ChannelBurst, c.Limits.Streams, c.Limits.Sockets, c.Limits.Connections, c.Limits.NetworkConnections, c.Limits.MemberConnections) < 0:
 		return errors.New("gateway: a field of Config.Limits is negative")
 	case c.Limits.ChannelRate > 0 && c.Limits.ChannelBurst == 0:
 		return errors.New("gateway: Config.Limits.ChannelRate without ChannelBurst lets nobody in")
@@ -160,6 +169,11 @@ func (c *Config) Validate() error {
 	}
 	if slices.Contains(c.Access.Hosts, "") {
 		return errors.New("gateway: an allowed host is empty")
+	}
+	for _, p := range c.Access.TrustedProxies {
+		if !p.IsValid() || p.Addr().Is4In6() || p != p.Masked() {
+			return fmt.Errorf("gateway: trusted proxies %s: write a network as 192.0.2.0/24, a single address as 192.0.2.1/32", p)
+		}
 	}
 	if c.TLS != nil {
 		return c.TLS.Validate()
@@ -179,7 +193,7 @@ type Gateway struct {
 	channels *buckets // one per identity; nil: no limit
 	writes   *buckets // one per identity
 	streams  *slots   // streaming calls by identity
-	pending  *slots   // WebSockets without an identity yet, by network
+	pending  *waiting // WebSockets without an identity yet, by network
 	sockets  *slots   // WebSockets by identity
 	open     *tracker // WebSockets that are served
 	grants   *grants  // of streaming calls
@@ -211,7 +225,7 @@ func New(cfg Config) (*Gateway, error) {
 		errors:  connect.NewErrorWriter(),
 		streams: newSlots(cfg.Limits.Streams),
 		writes:  newBuckets(writeRate, writeBurst),
-		pending: newSlots(maxPendingSockets),
+		pending: newWaiting(maxPendingSockets),
 		sockets: newSlots(cfg.Limits.Sockets),
 		open:    newTracker(),
 		grants:  newGrants(),
@@ -255,8 +269,9 @@ func (g *Gateway) Run(ctx context.Context) error {
 
 	group, running := errgroup.WithContext(ctx)
 	var servers []*http.Server
-	serve := func(l net.Listener, h http.Handler) {
+	serve := func(l net.Listener, h http.Handler, idle time.Duration) {
 		s := newServer(base, h, g.log)
+		s.IdleTimeout = idle
 		servers = append(servers, s)
 		group.Go(func() error {
 			if err := s.Serve(l); !errors.Is(err, http.ErrServerClosed) {
@@ -266,17 +281,23 @@ func (g *Gateway) Run(ctx context.Context) error {
 		})
 	}
 	if g.cfg.Public != nil {
-		l := limitListener(networkListener{g.cfg.Public, newSlots(g.cfg.Limits.NetworkConnections)}, g.cfg.Limits.Connections)
+		l := limitListener(networkListener{
+			g.cfg.Public, newSlots(g.cfg.Limits.NetworkConnections), g.publicKey, g.metrics.refused.WithLabelValues(listenerPublic),
+		}, g.cfg.Limits.Connections)
 		if g.tls != nil {
 			l = newTLSListener(base, l, g.tls.config(g.cfg.TURN != nil), g.cfg.TURN)
 		}
-		serve(l, g.publicHandler(draining))
+		serve(l, g.publicHandler(draining), idleTimeout)
 	}
+	members := newSlots(g.cfg.Limits.MemberConnections) // of all mesh listeners together
 	for _, l := range g.cfg.Mesh {
-		serve(limitListener(l, g.cfg.Limits.Connections), g.meshHandler(draining))
+		l = limitListener(networkListener{
+			l, members, g.memberKey, g.metrics.refused.WithLabelValues(listenerMesh),
+		}, g.cfg.Limits.Connections)
+		serve(l, g.meshHandler(draining), meshIdleTimeout)
 	}
 	if g.cfg.Metrics != nil {
-		serve(g.cfg.Metrics, g.metricsHandler(draining))
+		serve(g.cfg.Metrics, g.metricsHandler(draining), idleTimeout)
 	}
 	if g.tls != nil {
 		group.Go(func() error { g.tls.watch(running); return nil })

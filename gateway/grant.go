@@ -16,7 +16,8 @@ import (
 )
 
 // reviewInterval is how often the gateway looks whether credentials or state
-// have changed. What is no longer allowed ends within that time.
+// have changed. What is no longer allowed ends within that time, and a second
+// time where a file has to settle first.
 const reviewInterval = 2 * time.Second
 
 // grant is a caller's right to a streaming call, and to what outlives the call:
@@ -153,6 +154,7 @@ func (g *Gateway) watchRights(ctx context.Context) {
 		}
 		seen = now
 		if n := g.grants.review(); n > 0 {
+			g.metrics.revoked.Add(float64(n))
 			g.log.Info("calls ended that are no longer allowed", "n", n)
 		}
 		if g.cfg.Access.Changed != nil {

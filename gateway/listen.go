@@ -11,14 +11,18 @@ import (
 	"sync"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/net/netutil"
 )
 
 const (
-	headerTimeout  = 5 * time.Second
-	idleTimeout    = 60 * time.Second
-	maxHeaderBytes = 32 << 10
-	maxStreams     = 100 // of one HTTP/2 connection
+	headerTimeout = 5 * time.Second
+	idleTimeout   = 60 * time.Second
+	// meshIdleTimeout is for members, who have nothing to wait for between two
+	// calls: streams that wait keep their connection.
+	meshIdleTimeout = 15 * time.Second
+	maxHeaderBytes  = 32 << 10
+	maxStreams      = 100 // of one HTTP/2 connection
 	// A silent HTTP/2 connection is probed after pingAfter and closed when it
 	// does not answer within pingTimeout.
 	pingAfter   = 30 * time.Second
@@ -61,11 +65,39 @@ func newServer(ctx context.Context, h http.Handler, log *slog.Logger) *http.Serv
 func limitListener(l net.Listener, n int) net.Listener { return netutil.LimitListener(l, n) }
 
 // networkListener keeps at most the limit of held connections open for each
-// network, so that one stranger cannot take the places of all. More are closed
-// at once.
+// key, so that one client cannot take the places of all. More are closed at
+// once.
 type networkListener struct {
 	net.Listener
 	held *slots
+	// key is whose places a connection from an address takes; "" takes none.
+	key func(netip.Addr) string
+	// refused counts the connections that are one too many.
+	refused prometheus.Counter
+}
+
+// publicKey counts strangers by network. A proxy brings everybody's connections.
+func (g *Gateway) publicKey(addr netip.Addr) string {
+	if proxies(g.cfg.Access.TrustedProxies).trusts(addr) {
+		return ""
+	}
+	return network(addr)
+}
+
+// memberKey counts members by node: one holds a whole network of addresses.
+func (g *Gateway) memberKey(addr netip.Addr) string {
+	if s := g.cfg.Node.Snapshot(); s != nil {
+		if n, ok := s.NodeByAddr(addr); ok {
+			return "node " + string(n.ID)
+		}
+	}
+	const holding = 112 // bits: what a node of this mesh is given of its IPv6 network
+	if addr = addr.Unmap().WithZone(""); addr.Is6() {
+		if p, err := addr.Prefix(holding); err == nil {
+			return p.String()
+		}
+	}
+	return addr.String()
 }
 
 // Accept implements net.Listener.
@@ -76,10 +108,15 @@ func (l networkListener) Accept() (net.Conn, error) {
 			return nil, err
 		}
 		from, _ := netip.ParseAddrPort(conn.RemoteAddr().String())
-		release, ok := l.held.acquire(network(from.Addr()))
+		key := l.key(from.Addr())
+		if key == "" {
+			return conn, nil
+		}
+		release, ok := l.held.acquire(key)
 		if ok {
 			return &heldConn{Conn: conn, release: sync.OnceFunc(release)}, nil
 		}
+		l.refused.Inc()
 		_ = conn.Close() // nothing was promised to it
 	}
 }

@@ -18,8 +18,14 @@ const (
 	reasonFailed    = "failed"    // the check itself failed
 )
 
+// Listeners of meshgate_gateway_connections_refused_total.
+const (
+	listenerPublic = "public"
+	listenerMesh   = "mesh"
+)
+
 // metrics are the gateway's. Labels come from closed sets: procedures of the
-// rules, RPC codes, the reasons above.
+// rules, RPC codes, the reasons and listeners above.
 type metrics struct {
 	started      *prometheus.CounterVec
 	handled      *prometheus.CounterVec
@@ -27,6 +33,9 @@ type metrics struct {
 	inFlight     prometheus.Gauge
 	panics       prometheus.Counter
 	sockets      prometheus.Gauge
+	displaced    prometheus.Counter
+	refused      *prometheus.CounterVec // connections, by listener
+	revoked      prometheus.Counter
 	authFailures *prometheus.CounterVec
 }
 
@@ -58,6 +67,18 @@ func newMetrics(r prometheus.Registerer) (*metrics, error) {
 			Name: "meshgate_gateway_websockets",
 			Help: "Open WebSockets, one per call.",
 		}),
+		displaced: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "meshgate_gateway_websockets_displaced_total",
+			Help: "WebSockets closed before they began, to make room for newer ones of their network.",
+		}),
+		refused: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "meshgate_gateway_connections_refused_total",
+			Help: "Connections closed at once: their network or member held too many.",
+		}, []string{"listener"}),
+		revoked: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "meshgate_gateway_calls_revoked_total",
+			Help: "Calls ended because their credentials, membership or roles were gone.",
+		}),
 		authFailures: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "meshgate_gateway_auth_failures_total",
 			Help: "Callers that could not be authenticated, by reason.",
@@ -67,7 +88,7 @@ func newMetrics(r prometheus.Registerer) (*metrics, error) {
 		return m, nil
 	}
 	var errs []error
-	for _, c := range []prometheus.Collector{m.started, m.handled, m.seconds, m.inFlight, m.panics, m.sockets, m.authFailures} {
+	for _, c := range []prometheus.Collector{m.started, m.handled, m.seconds, m.inFlight, m.panics, m.sockets, m.displaced, m.refused, m.revoked, m.authFailures} {
 		errs = append(errs, r.Register(c))
 	}
 	return m, errors.Join(errs...)

@@ -32,7 +32,7 @@ type request struct {
 	// id names the request in the answer and in the log. It is ours: a client
 	// cannot choose it.
 	id string
-	// from is where the request came from.
+	// from is where the request came from; trusted proxies are seen through.
 	from netip.AddrPort
 	// mesh is true for requests on a mesh listener.
 	mesh bool
@@ -56,15 +56,16 @@ func requestFrom(ctx context.Context) *request {
 	return r
 }
 
-// begin is the outermost middleware: it gives the request its id and its
-// deadlines, and drops the headers that nobody may send.
-func begin(draining context.Context, onMesh bool) func(http.Handler) http.Handler {
+// begin is the outermost middleware: it finds out where the request came from,
+// gives it its id and its deadlines, and drops the headers that nobody may send.
+func begin(draining context.Context, onMesh bool, trusted proxies) func(http.Handler) http.Handler {
 	return func(next http.Handler) http.Handler {
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			from, _ := netip.ParseAddrPort(r.RemoteAddr)
+			from = netip.AddrPortFrom(from.Addr().Unmap(), from.Port())
 			q := &request{
 				id:        rand.Text(),
-				from:      netip.AddrPortFrom(from.Addr().Unmap(), from.Port()),
+				from:      trusted.client(from, r.Header),
 				mesh:      onMesh,
 				onDrain:   func(f func()) func() bool { return context.AfterFunc(draining, f) },
 				draining:  func() bool { return draining.Err() != nil },

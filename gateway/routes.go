@@ -88,7 +88,7 @@ func proceduresOf(service string) ([]string, error) {
 // publicHandler serves everybody.
 func (g *Gateway) publicHandler(draining context.Context) http.Handler {
 	r := chi.NewRouter()
-	r.Use(begin(draining, false), g.recoverHTTP, securityHeaders, g.knownHost, g.corsHandler(), g.crossOrigin(), g.webSockets)
+	r.Use(begin(draining, false, g.cfg.Access.TrustedProxies), g.recoverHTTP, securityHeaders, g.knownHost, g.corsHandler(), g.crossOrigin(), g.webSockets)
 	g.healthRoutes(r, false)
 	if g.cfg.Console != nil {
 		console := newConsole(g.cfg.Console)
@@ -103,7 +103,7 @@ func (g *Gateway) publicHandler(draining context.Context) http.Handler {
 // meshHandler serves members.
 func (g *Gateway) meshHandler(draining context.Context) http.Handler {
 	r := chi.NewRouter()
-	r.Use(begin(draining, true), g.recoverHTTP, securityHeaders, g.noBrowsers)
+	r.Use(begin(draining, true, nil), g.recoverHTTP, securityHeaders, g.noBrowsers)
 	g.healthRoutes(r, false)
 	r.Post("/*", g.rpc.ServeHTTP)
 	r.NotFound(g.notFound)
@@ -113,7 +113,7 @@ func (g *Gateway) meshHandler(draining context.Context) http.Handler {
 // metricsHandler serves operators.
 func (g *Gateway) metricsHandler(draining context.Context) http.Handler {
 	r := chi.NewRouter()
-	r.Use(begin(draining, false), g.recoverHTTP, securityHeaders, g.noBrowsers)
+	r.Use(begin(draining, false, nil), g.recoverHTTP, securityHeaders, g.noBrowsers)
 	g.healthRoutes(r, true)
 	r.Method(http.MethodGet, "/metrics", promhttp.HandlerFor(g.cfg.Gatherer, promhttp.HandlerOpts{MaxRequestsInFlight: 4}))
 	return r

@@ -82,7 +82,7 @@ func TestHeaders_OnEveryAnswer(t *testing.T) {
 // Nobody speaks for somebody else, in whatever spelling.
 func TestHeaders_OfProxiesAreDropped(t *testing.T) {
 	var got http.Header
-	h := begin(t.Context(), true)(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { got = r.Header }))
+	h := begin(t.Context(), true, nil)(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { got = r.Header }))
 	req := httptest.NewRequest(http.MethodPost, "/", nil)
 	req.Header = http.Header{
 		"X-Webmesh-Proxied-For": {"admin", "root"}, "X-Webmesh-Proxied-From": {"gw-2"}, "x-webmesh-proxied-for": {"admin"},

@@ -40,8 +40,10 @@ const (
 	maxSocketMessage = maxMessage + 5 + 1
 	// maxSocketHeaders bounds the header message.
 	maxSocketHeaders = maxHeaderBytes
-	// maxPendingSockets may wait for their header message per network.
-	maxPendingSockets = 64
+	// maxPendingSockets may wait for their header message per network, and for
+	// socketHeaderTimeout each: clients send it with the first packet that they can.
+	maxPendingSockets   = 64
+	socketHeaderTimeout = 3 * time.Second
 	// lastWords is how long a call that was ended may take to say so.
 	lastWords = 2 * time.Second
 	// closeReason is as long as a close frame lets it be.
@@ -86,41 +88,36 @@ func (g *Gateway) webSockets(next http.Handler) http.Handler {
 			g.denyBrowser(w, r, "pages of this origin may not call the gateway; its operator can allow the origin")
 			return
 		}
-		release, ok := g.pending.acquire(network(q.from.Addr()))
-		if !ok {
-			http.Error(w, "too many WebSockets that have not begun; try again in a few seconds", http.StatusTooManyRequests)
-			return
-		}
 		if !g.open.enter() {
-			release()
 			http.Error(w, "the gateway is shutting down", http.StatusServiceUnavailable)
 			return
 		}
 		defer g.open.leave()
+		wait, begun := g.pending.enter(r.Context(), network(q.from.Addr()))
+		defer begun()
 		conn, err := websocket.Accept(w, r, &websocket.AcceptOptions{
 			Subprotocols:       []string{subprotocol},
 			InsecureSkipVerify: true, // originAllowed has looked at the origin
 		})
 		if err != nil {
-			release()
 			return // Accept has answered
 		}
 		g.metrics.sockets.Inc()
 		defer g.metrics.sockets.Dec()
-		g.serveSocket(conn, r, q, release)
+		header, err := readSocketHeader(wait, conn)
+		if err != nil {
+			g.endSocket(r.Context(), wait, conn, err)
+			return
+		}
+		begun()
+		g.serveSocket(conn, r, q, header)
 	})
 }
 
-// serveSocket serves the call in conn. It returns when nothing of it is left.
-func (g *Gateway) serveSocket(conn *websocket.Conn, r *http.Request, q *request, begun func()) {
+// serveSocket serves the call in conn that begins with header. It returns when
+// nothing of it is left.
+func (g *Gateway) serveSocket(conn *websocket.Conn, r *http.Request, q *request, header http.Header) {
 	defer func() { _ = conn.CloseNow() }() // after the close that counts
-	conn.SetReadLimit(maxSocketMessage)
-	header, err := readSocketHeader(r.Context(), conn)
-	begun()
-	if err != nil {
-		g.closeSocket(conn, websocket.StatusPolicyViolation, err.Error())
-		return
-	}
 	// The call may be ended from outside, at shutdown; the connection outlives
 	// it by the time for its last words.
 	line, hangUp := context.WithCancel(context.WithoutCancel(r.Context()))
@@ -178,6 +175,16 @@ func (g *Gateway) serveCall(w *socketWriter, r *http.Request) (panicked bool) {
 	return false
 }
 
+// endSocket closes a socket whose header did not come, for why: because wait,
+// its place, was given to another, or within ctx.
+func (g *Gateway) endSocket(ctx, wait context.Context, conn *websocket.Conn, why error) {
+	if ctx.Err() == nil && wait.Err() != nil {
+		g.metrics.displaced.Inc()
+	}
+	g.closeSocket(conn, websocket.StatusPolicyViolation, why.Error())
+	_ = conn.CloseNow() // where the client does not close its side
+}
+
 func (g *Gateway) closeSocket(conn *websocket.Conn, code websocket.StatusCode, reason string) {
 	if err := conn.Close(code, reason[:min(len(reason), closeReason)]); err != nil {
 		g.log.Debug("websocket not closed in peace", "err", err)
@@ -186,8 +193,9 @@ func (g *Gateway) closeSocket(conn *websocket.Conn, code websocket.StatusCode, r
 
 // readSocketHeader reads the first message of a socket.
 func readSocketHeader(ctx context.Context, conn *websocket.Conn) (http.Header, error) {
-	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	ctx, cancel := context.WithTimeout(ctx, socketHeaderTimeout)
 	defer cancel()
+	conn.SetReadLimit(maxSocketMessage)
 	kind, raw, err := conn.Read(ctx)
 	switch {
 	case err != nil:

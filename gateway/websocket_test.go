@@ -285,23 +285,41 @@ func TestWebSocket_LimitPerCaller(t *testing.T) {
 	poll(t, func() bool { _, err := begin("admin"); return err == nil })
 }
 
+// Whoever opens sockets and keeps silent displaces the oldest of the same
+// network, and keeps nobody out who speaks.
 func TestWebSocket_LimitBeforeHeaders(t *testing.T) {
 	bubble(t, nil, func(t *testing.T, s *served, p *pipes) {
+		var silent []*wsCall
 		for range maxPendingSockets {
-			wsPipe(t, p, v1connect.MeshGetNodeProcedure, nil)
+			silent = append(silent, wsPipe(t, p, v1connect.MeshGetNodeProcedure, nil))
 		}
-		_, res, err := websocket.Dial(context.Background(), "ws://gate"+v1connect.MeshGetNodeProcedure, &websocket.DialOptions{
-			HTTPClient: p.client(t, false), Subprotocols: []string{subprotocol},
-		})
-		if err == nil || res == nil || res.StatusCode != http.StatusTooManyRequests {
-			t.Errorf("got %v", err)
+		synctest.Wait()
+		started := time.Now()
+		honest := wsPipe(t, p, v1connect.WebRTCStartDataChannelProcedure, nil)
+		honest.write(t, wsHeaders("admin"))
+		honest.send(t, &v1.StartDataChannelRequest{NodeId: "web-1"})
+		if err := honest.receive(&v1.DataChannelOffer{}); err != nil || time.Since(started) != 0 {
+			t.Errorf("an honest client, after %s: %v", time.Since(started), err)
 		}
-		pass(requestTimeout + 30*time.Second)
+		if _, _, err := silent[0].conn.Read(context.Background()); err == nil || time.Since(started) != 0 {
+			t.Errorf("the oldest, after %s: %v", time.Since(started), err)
+		}
+		if n, open := s.metric(t, "meshgate_gateway_websockets_displaced_total"), s.metric(t, "meshgate_gateway_websockets"); n != 1 || open != maxPendingSockets {
+			t.Errorf("%v displaced, %v open", n, open)
+		}
+		honest.closeSend(t)
+		if err := honest.receive(&v1.DataChannelOffer{}); err != io.EOF {
+			t.Error(err)
+		}
+		honest.closed()
+		pass(socketHeaderTimeout)
 		synctest.Wait()
 		if n := s.metric(t, "meshgate_gateway_websockets"); n != 0 {
 			t.Errorf("%v sockets are left", n)
 		}
-		wsPipe(t, p, v1connect.MeshGetNodeProcedure, nil)
+		if len(s.pending.byKey) != 0 {
+			t.Errorf("%d networks are remembered", len(s.pending.byKey))
+		}
 	})
 }
 
