@@ -68,6 +68,15 @@ func (t *TLS) Validate() error {
 	return nil
 }
 
+// Check says what is wrong with the certificate files; it looks at no others.
+func (t *TLS) Check() error {
+	if err := t.Validate(); err != nil || t.SelfSignedDir != "" {
+		return err
+	}
+	_, err := watch(nil, parseCertificate, t.CertFile, t.KeyFile)
+	return err
+}
+
 // certificates gives each handshake the certificate of the moment.
 type certificates struct {
 	files *watched[*tls.Certificate]

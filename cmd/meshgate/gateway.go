@@ -35,6 +35,10 @@ const (
 	// turnTTL is how long a minted TURN credential opens allocations. A
 	// session refreshes its own within minutes.
 	turnTTL = 10 * time.Minute
+	// relayLife is how long after its credential was minted a relay may be
+	// open: the last request that its user can make lets it live for as long
+	// again.
+	relayLife = 2 * turnTTL
 	// channelRate and channelBurst bound the negotiations of one identity.
 	channelRate, channelBurst = 10, 40
 	// tokenFile holds the admin token of a gateway inside its data directory,
@@ -54,6 +58,8 @@ type gatewayProcess struct {
 	public    net.Listener
 	metrics   net.Listener
 	registry  *prometheus.Registry
+	tls       *gateway.TLS       // nil without
+	passwords *gateway.Passwords // nil without
 	secrets   *turn.Secrets
 	turn      *turn.Server // nil without TURN
 	store     *raftstore.Store
@@ -61,12 +67,18 @@ type gatewayProcess struct {
 	signaling *signaling.Service
 	icePort   uint16     // of DataChannels that end here
 	iceAddr   netip.Addr // that the port is open on; unspecified: on all
+	host      hostAddrs
+	// relayUsers knows whom TURN credentials were given to.
+	relayUsers *gateway.RelayUsers
 }
 
 // newGatewayProcess opens everything that can fail, so that a wrong
 // configuration is told before anything serves. run closes it.
 func newGatewayProcess(ctx context.Context, c *upConfig, log *slog.Logger) (_ *gatewayProcess, err error) {
-	p := &gatewayProcess{cfg: c, log: log, registry: newRegistry()}
+	p := &gatewayProcess{
+		cfg: c, log: log, registry: newRegistry(),
+		relayUsers: gateway.NewRelayUsers(relayLife, c.turnSecretFile != ""),
+	}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, p.close())
@@ -81,6 +93,9 @@ func newGatewayProcess(ctx context.Context, c *upConfig, log *slog.Logger) (_ *g
 		}
 	}
 	if err := p.loadToken(); err != nil {
+		return nil, err
+	}
+	if err := p.loadAccess(); err != nil {
 		return nil, err
 	}
 	var lc net.ListenConfig
@@ -202,7 +217,7 @@ func (p *gatewayProcess) openSignaling() error {
 		Self:       p.node.Self(),
 		RTC:        p.rtcConfig(udp),
 		Authorizer: sessions, Dialer: sessions, Peers: sessions.Others(), WireGuard: sessions.Device(),
-		ICEServers: p.iceServers,
+		ICEServers: p.iceServers, Candidate: p.relayUsers.Candidate,
 		OurICEHost: func(string) bool { return false }, // this gateway names servers, it takes none
 		Logger:     p.log, Registerer: p.registry,
 	})
@@ -272,18 +287,25 @@ func (p *gatewayProcess) newGateway(ctx context.Context) (*gateway.Gateway, erro
 	if !built {
 		p.log.Warn("this binary has no web console; make build makes one that has")
 	}
+	listeners, err := listenMesh(ctx, p.node)
+	if err != nil {
+		return nil, err
+	}
 	authenticators, err := p.authenticators()
 	if err != nil {
 		return nil, err
 	}
-	listeners, err := listenMesh(ctx, p.node)
+	trusted, err := networks("--trusted-proxies", c.trustedProxies)
 	if err != nil {
 		return nil, err
 	}
 	cfg := gateway.Config{
 		Node: p.node, Signaling: p.signaling, Build: build(),
-		Public: p.public, Mesh: listeners, Metrics: p.metrics, Console: console,
-		Access: gateway.Access{Authenticators: authenticators, Origins: c.origins, OpenReflection: c.dev},
+		Public: p.public, TLS: p.tls, Mesh: listeners, Metrics: p.metrics, Console: console,
+		Access: gateway.Access{
+			Authenticators: authenticators, Changed: p.rightsChanged,
+			Origins: c.origins, TrustedProxies: trusted, OpenReflection: c.dev,
+		},
 		Limits: gateway.Limits{ChannelRate: channelRate, ChannelBurst: channelBurst},
 		Logger: p.log, Registerer: p.registry, Gatherer: p.registry,
 	}
@@ -291,49 +313,83 @@ func (p *gatewayProcess) newGateway(ctx context.Context) (*gateway.Gateway, erro
 		cfg.Access.Hosts = []string{"localhost", "127.0.0.1", "::1"}
 		cfg.Limits.ChannelRate = 0
 	}
-	if !c.tlsOff {
-		cfg.TLS = &gateway.TLS{CertFile: c.tlsCert, KeyFile: c.tlsKey}
-		if c.tlsCert == "" {
-			if c.dataDir == "" {
-				return nil, usagef("a self-signed certificate is kept in --data-dir; give one, or --tls.cert-file")
-			}
-			cfg.TLS.SelfSignedDir = filepath.Join(c.dataDir, "tls")
-			cfg.TLS.Names = []string{p.address.String()}
-			if c.domain != "" {
-				cfg.TLS.Names = append(cfg.TLS.Names, c.domain)
-			}
-		}
-	}
 	return gateway.New(cfg)
 }
 
-func (p *gatewayProcess) authenticators() ([]gateway.Authenticator, error) {
+// loadAccess reads the certificate and who may come in, before anything serves:
+// a file that is missing is told at once, and by its name.
+func (p *gatewayProcess) loadAccess() (err error) {
+	if p.tls, err = p.certificate(); err != nil {
+		return err
+	}
+	if _, err := p.tokens(nil); err != nil { // who the admin is, only the state knows
+		return err
+	}
+	if p.cfg.htpasswdFile == "" {
+		return nil
+	}
+	p.passwords, err = gateway.NewPasswords(p.cfg.htpasswdFile, p.log.With("component", "gateway"))
+	if err != nil {
+		return fmt.Errorf("--auth.htpasswd-file: %w", err)
+	}
+	return nil
+}
+
+// certificate is what the public listener shows: that of the operator, or one
+// of the gateway's own. It is nil when a proxy ends TLS.
+func (p *gatewayProcess) certificate() (*gateway.TLS, error) {
 	c := p.cfg
+	if c.tlsOff {
+		return nil, nil
+	}
+	if c.tlsCert != "" {
+		t := &gateway.TLS{CertFile: c.tlsCert, KeyFile: c.tlsKey}
+		if err := t.Check(); err != nil {
+			return nil, fmt.Errorf("--tls.cert-file and --tls.key-file: %w; leave both out for a self-signed certificate", err)
+		}
+		return t, nil
+	}
+	if c.dataDir == "" {
+		return nil, usagef("a self-signed certificate is kept in --data-dir; give one, or --tls.cert-file")
+	}
+	t := &gateway.TLS{SelfSignedDir: filepath.Join(c.dataDir, "tls"), Names: []string{p.address.String()}}
+	if c.domain != "" {
+		t.Names = append(t.Names, c.domain)
+	}
+	return t, nil
+}
+
+// authenticators are the ways to come in.
+func (p *gatewayProcess) authenticators() ([]gateway.Authenticator, error) {
 	fixed := map[string]string{}
 	if p.token != "" {
 		fixed[p.token] = registry.Admin(p.node.Snapshot())
 	}
-	log := p.log.With("component", "gateway")
-	file := c.tokensFile
-	if file == "" && c.dataDir != "" {
-		file = filepath.Join(c.dataDir, tokensFile)
-		if err := makeTokens(file); err != nil {
-			return nil, err
-		}
-	}
-	tokens, err := gateway.NewTokens(fixed, file, log)
+	tokens, err := p.tokens(fixed)
 	if err != nil {
 		return nil, err
 	}
 	list := []gateway.Authenticator{tokens}
-	if c.htpasswdFile != "" {
-		passwords, err := gateway.NewPasswords(c.htpasswdFile, log)
-		if err != nil {
-			return nil, err
-		}
-		list = append(list, passwords)
+	if p.passwords != nil {
+		list = append(list, p.passwords)
 	}
 	return list, nil
+}
+
+// tokens are those of the token file, and fixed ones.
+func (p *gatewayProcess) tokens(fixed map[string]string) (*gateway.Tokens, error) {
+	file := p.cfg.tokensFile
+	if file == "" && p.cfg.dataDir != "" {
+		file = filepath.Join(p.cfg.dataDir, tokensFile)
+		if err := makeTokens(file); err != nil {
+			return nil, err
+		}
+	}
+	tokens, err := gateway.NewTokens(fixed, file, p.log.With("component", "gateway"))
+	if err != nil {
+		return nil, fmt.Errorf("--auth.tokens-file: %w", err)
+	}
+	return tokens, nil
 }
 
 // close ends what newGatewayProcess opened and run has not taken over.

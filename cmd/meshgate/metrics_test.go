@@ -5,7 +5,6 @@ package main
 import (
 	"context"
 	"fmt"
-	"io"
 	"maps"
 	"os"
 	"regexp"
@@ -15,7 +14,6 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"github.com/spf13/pflag"
 )
 
 const metricsDoc = "../../docs/metrics.md"
@@ -64,28 +62,11 @@ func TestMetricsDoc_ListsEveryMetric(t *testing.T) {
 // all its metrics.
 func describe(t *testing.T) []string {
 	t.Helper()
-	c := &upConfig{dev: true}
-	f := pflag.NewFlagSet("up", pflag.ContinueOnError)
-	c.register(f)
-	c.dev = true
-	if err := f.Set("listen", "127.0.0.1:0"); err != nil {
-		t.Fatal(err)
-	}
-	if err := c.load(f); err != nil {
-		t.Fatal(err)
-	}
+	p := openDev(t)
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	log, err := (&app{stderr: io.Discard}).newLogger("error", "text")
-	if err != nil {
-		t.Fatal(err)
-	}
-	p, err := newGatewayProcess(ctx, c, log)
-	if err != nil {
-		t.Fatal(err)
-	}
 	var out []string
-	err = p.run(ctx, func() error {
+	err := p.run(ctx, func() error {
 		ch := make(chan *prometheus.Desc)
 		go func() {
 			defer close(ch)

@@ -15,6 +15,8 @@ import (
 
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/meshgate/meshgate/gateway/api"
+	"github.com/meshgate/meshgate/node/mesh"
 	v1 "github.com/meshgate/meshgate/proto/v1"
 	"github.com/meshgate/meshgate/turn"
 )
@@ -43,6 +45,10 @@ func (p *gatewayProcess) openTURN(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	open, err := networks("--turn.allow-peers", c.turnAllowPeers)
+	if err != nil {
+		return err
+	}
 	udp, tcp, err := listenTURN(ctx, c.turnListen)
 	if err != nil {
 		return err
@@ -53,7 +59,8 @@ func (p *gatewayProcess) openTURN(ctx context.Context) error {
 	}
 	p.turn, err = turn.New(turn.Config{
 		PacketConns: []net.PacketConn{udp}, Listeners: []net.Listener{tcp},
-		Relay: relay, Secrets: p.secrets, AllowPeer: p.allowPeer,
+		Relay: relay, Secrets: p.secrets,
+		AllowPeer: p.allowPeer, AllowNetworks: open, AllowUser: p.relayUsers.AllowUser,
 		Logger: p.log, Registerer: p.registry,
 	})
 	if err != nil {
@@ -86,25 +93,64 @@ func listenTURN(ctx context.Context, address string) (net.PacketConn, net.Listen
 	}
 }
 
-// allowPeer lets relayed traffic reach the one special address that sessions
-// need: the gateway's own end of DataChannels.
-func (p *gatewayProcess) allowPeer(_ string, at netip.AddrPort) bool {
-	if p.icePort == 0 || at.Port() != p.icePort {
+// allowPeer lets relayed traffic reach what sessions need: of this host the
+// gateway's own end of DataChannels, of others what signalling has named to
+// user. It is called for every packet.
+func (p *gatewayProcess) allowPeer(user string, at netip.AddrPort) bool {
+	if at.Addr() != p.address && !p.host.has(at.Addr()) {
+		return p.relayUsers.AllowPeer(user, at)
+	}
+	return p.icePort != 0 && at.Port() == p.icePort && p.offersICE(at.Addr())
+}
+
+// offersICE says whether the address of this host is one that DataChannels are
+// offered at.
+func (p *gatewayProcess) offersICE(addr netip.Addr) bool {
+	switch s := p.node.Snapshot(); {
+	case addr.IsLoopback() && !p.cfg.dev, s != nil && s.Contains(addr):
 		return false
+	case addr == p.address, p.iceAddr.IsUnspecified():
+		return true
 	}
-	if !p.iceAddr.IsUnspecified() {
-		return at.Addr() == p.iceAddr || at.Addr() == p.address
+	return addr == p.iceAddr
+}
+
+// relayRight says by which right user gets TURN credentials in the call of
+// ctx: by that of the call, or, for the other end of a relayed session, because
+// it is a node of the mesh.
+func (p *gatewayProcess) relayRight(ctx context.Context, user string) func() error {
+	if c := api.CallerFrom(ctx); c.ID == user && c.Allowed != nil {
+		return c.Allowed
 	}
-	return at.Addr() == p.address || isOwnAddress(at.Addr())
+	return func() error {
+		if s := p.node.Snapshot(); s == nil || s.Node(mesh.NodeID(user)) == nil {
+			return fmt.Errorf("%w: no node %q in the mesh", mesh.ErrNotFound, user)
+		}
+		return nil
+	}
+}
+
+// rightsChanged ends what callers have lost the right to: sessions, and relays.
+func (p *gatewayProcess) rightsChanged() {
+	p.signaling.Review()
+	if p.turn == nil {
+		return
+	}
+	for _, user := range p.relayUsers.Revoked() {
+		if n := p.turn.Evict(user); n > 0 {
+			p.log.Info("relays ended: their user is no longer allowed to have them", "user", user, "n", n)
+		}
+	}
 }
 
 // iceServers are this gateway's STUN and TURN with credentials for caller.
-func (p *gatewayProcess) iceServers(_ context.Context, caller string) []*v1.ICEServer {
+func (p *gatewayProcess) iceServers(ctx context.Context, caller string) []*v1.ICEServer {
 	if p.turn == nil {
 		return nil
 	}
 	at := netip.AddrPortFrom(p.address, p.turn.UDPAddrs()[0].Port()).String()
 	credential := p.secrets.Mint(caller, turnTTL)
+	p.relayUsers.Minted(caller, p.relayRight(ctx, caller), credential.ExpiresAt)
 	return []*v1.ICEServer{
 		{Urls: []string{"stun:" + at}},
 		{
@@ -127,6 +173,23 @@ func isOwnAddress(addr netip.Addr) bool {
 		}
 	}
 	return false
+}
+
+// networks reads the networks of a flag; a single address is one of its own.
+func networks(flag string, list []string) ([]netip.Prefix, error) {
+	var out []netip.Prefix
+	for _, text := range list {
+		if a, err := netip.ParseAddr(text); err == nil && a.Zone() == "" {
+			out = append(out, netip.PrefixFrom(a.Unmap(), a.Unmap().BitLen()))
+			continue
+		}
+		p, err := netip.ParsePrefix(text)
+		if err != nil || p != p.Masked() || p.Addr().Is4In6() {
+			return nil, usagef("%s %q: want a network such as 192.0.2.0/24, or an address", flag, text)
+		}
+		out = append(out, p)
+	}
+	return out, nil
 }
 
 // portRange reads "A-B".

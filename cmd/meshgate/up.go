@@ -33,6 +33,8 @@ type upConfig struct {
 	publicURL     string
 	metricsListen string
 	origins       []string
+	// trustedProxies and turnAllowPeers are networks or addresses.
+	trustedProxies []string
 
 	tlsCert, tlsKey string
 	tlsOff          bool
@@ -56,6 +58,7 @@ type upConfig struct {
 	turnListen     string
 	turnPorts      string
 	turnSecretFile string
+	turnAllowPeers []string
 
 	logLevel, logFormat string
 }
@@ -72,6 +75,8 @@ func (c *upConfig) register(f *pflag.FlagSet) {
 	f.StringVar(&c.publicURL, "public-url", "", "URL of the API as clients see it, when a proxy stands in front")
 	f.StringVar(&c.metricsListen, "metrics.listen", "127.0.0.1:9090", "address of /metrics; empty for none")
 	f.StringSliceVar(&c.origins, "cors.origins", nil, "origins whose pages may call the API, besides the gateway's own")
+
+	f.StringSliceVar(&c.trustedProxies, "trusted-proxies", nil, "networks of proxies in front of --listen, whose X-Forwarded-For says who calls; nobody else's counts")
 
 	f.StringVar(&c.tlsCert, "tls.cert-file", "", "certificate chain (PEM); read again when it changes")
 	f.StringVar(&c.tlsKey, "tls.key-file", "", "private key of the certificate (PEM)")
@@ -99,6 +104,7 @@ func (c *upConfig) register(f *pflag.FlagSet) {
 	f.StringVar(&c.turnListen, "turn.listen", ":3478", "UDP and TCP address of STUN and TURN; empty for none")
 	f.StringVar(&c.turnPorts, "turn.relay-ports", "49152-65535", "UDP ports for relayed traffic")
 	f.StringVar(&c.turnSecretFile, "turn.secret-file", "", "secret for TURN credentials, shared by gateways and other issuers (default: made at start)")
+	f.StringSliceVar(&c.turnAllowPeers, "turn.allow-peers", nil, "networks that every user may relay to, besides gateways, relays and the other ends of sessions; 0.0.0.0/0 is the Internet without private networks")
 
 	f.StringVar(&c.logLevel, "log.level", "info", "debug, info, warn or error")
 	f.StringVar(&c.logFormat, "log.format", "text", "text or json")
@@ -185,6 +191,9 @@ func (c *upConfig) validate() error {
 		return err
 	}
 	if _, err := parseStatic(c.staticIPv4); err != nil {
+		return err
+	}
+	if _, err := networks("--trusted-proxies", c.trustedProxies); err != nil {
 		return err
 	}
 	if p, err := netip.ParsePrefix(c.meshIPv4); err != nil || !p.Addr().Is4() || p.Bits() > 30 {
