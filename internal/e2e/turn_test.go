@@ -85,6 +85,7 @@ func TestTURN_CoturnClientRelaysAndIsRefused(t *testing.T) {
 	_, api, _ := net.SplitHostPort(strings.TrimPrefix(demo.ready.URL, "http://"))
 	for _, peer := range []string{
 		"127.0.0.1:80", "169.254.169.254:80", "[::ffff:127.0.0.1]:80", "127.0.0.1:" + metrics, "127.0.0.1:" + api,
+		"8.8.8.8:53", "11.0.0.1:4000",
 	} {
 		out, err := uclient(t, demo, s.GetUsername(), s.GetCredential(), peer)
 		if err == nil && !strings.Contains(out, "403") && !strings.Contains(strings.ToLower(out), "forbidden") && !strings.Contains(out, "error") {
