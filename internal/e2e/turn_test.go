@@ -6,13 +6,18 @@ package e2e
 
 import (
 	"context"
+	"io"
 	"net"
 	"os/exec"
 	"strings"
 	"testing"
 
-	v1 "github.com/meshgate/meshgate/proto/v1"
 	"google.golang.org/grpc"
+
+	"github.com/meshgate/meshgate/node/peer"
+	v1 "github.com/meshgate/meshgate/proto/v1"
+	"github.com/meshgate/meshgate/signaling/client"
+	"github.com/meshgate/meshgate/signaling/rtc"
 )
 
 // minted asks the gateway for an offer and returns the TURN server in it.
@@ -91,5 +96,40 @@ func TestTURN_CoturnClientRelaysAndIsRefused(t *testing.T) {
 		if err == nil && !strings.Contains(out, "403") && !strings.Contains(strings.ToLower(out), "forbidden") && !strings.Contains(out, "error") {
 			t.Errorf("relay towards %s was not refused:\n%s", peer, out)
 		}
+	}
+}
+
+// Two ends that meet by way of TURN alone need no address to be open but those
+// that the gateway knows by itself.
+func TestTURN_RelayOnlyReachesEveryNode(t *testing.T) {
+	demo := start(t, "demo", "--listen", "127.0.0.1:0")
+	gate, err := peer.NewPublic(demo.ready.URL, demo.ready.Token, peer.TLSOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer gate.Close()
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	for _, node := range []string{"phone", "firewalled"} {
+		call := peer.NewStream[v1.DataChannelOffer, v1.StartDataChannelRequest](gate.WebRTC().StartDataChannel(ctx))
+		c, err := client.Dial(ctx, call, client.Options{Node: node, RelayOnly: true, RTC: rtc.Config{Loopback: true}})
+		if err != nil {
+			t.Fatalf("%s: %v", node, err)
+		}
+		if path := c.Path(); path.Kind != "relayed" || !strings.HasPrefix(path.Local, "relay ") {
+			t.Errorf("%s: path %+v", node, path)
+		}
+		conn, err := c.DialContext(ctx, "tcp", "localhost:7")
+		if err != nil {
+			t.Fatalf("%s: %v", node, err)
+		}
+		if _, err := io.WriteString(conn, "hello"); err != nil {
+			t.Fatal(err)
+		}
+		got := make([]byte, 5)
+		if _, err := io.ReadFull(conn, got); err != nil || string(got) != "hello" {
+			t.Errorf("%s: %q came back: %v", node, got, err)
+		}
+		_, _ = conn.Close(), c.Close()
 	}
 }
