@@ -107,6 +107,12 @@ func (e *Engine) usable(line string) (ice.Candidate, netip.AddrPort, bool) {
 	return c, at, true
 }
 
+// portsOf tells the candidates of one peer on one address from its relays there.
+type portsOf struct {
+	addr    netip.Addr
+	relayed bool
+}
+
 // AddCandidate takes a candidate of the other side in either encoding; the
 // empty end of candidates is no error. What cannot be used, and what goes
 // beyond MaxRemoteCandidates or MaxRemotePorts, is ignored.
@@ -126,12 +132,17 @@ func (p *Peer) addCandidate(line string) {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	own, relayed := portsOf{at.Addr(), false}, portsOf{at.Addr(), true}
+	mine := own
+	if c.Type() == ice.CandidateTypeRelay {
+		mine = relayed
+	}
 	// An address that came before is the same candidate under another name.
-	ports := p.ports[at.Addr()]
-	if p.ended || p.remote == MaxRemoteCandidates || len(ports) == MaxRemotePorts || slices.Contains(ports, at.Port()) {
+	known := slices.Contains(p.ports[own], at.Port()) || slices.Contains(p.ports[relayed], at.Port())
+	if p.ended || known || p.remote == MaxRemoteCandidates || len(p.ports[mine]) == MaxRemotePorts {
 		return
 	}
-	p.ports[at.Addr()] = append(ports, at.Port())
+	p.ports[mine] = append(p.ports[mine], at.Port())
 	p.remote++
 	if !p.started {
 		p.pending = append(p.pending, c)

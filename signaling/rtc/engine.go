@@ -40,8 +40,10 @@ const (
 	// checks cost packets.
 	MaxRemoteCandidates = 20
 	// MaxRemotePorts are the candidates of one peer on one address that are
-	// tried. An honest client has its own port there, what its NAT makes of it,
-	// and a relay for each transport; whoever names more is after somebody else's.
+	// tried, and as many relays: where all is on one machine, both have the same
+	// address. An honest client has its own port there, what its NAT makes of it
+	// for each interface, and a relay for each transport; whoever names more is
+	// after somebody else's.
 	MaxRemotePorts = 4
 
 	// DefaultRenewRecords is where the owner is asked to move to a new peer

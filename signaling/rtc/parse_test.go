@@ -122,7 +122,12 @@ func TestRemotePortsBeyondTheLimitAreIgnored(t *testing.T) {
 		add("192.0.2.1", 1, fmt.Sprintf("srflx raddr 10.0.0.1 rport %d", 1+port))
 	}
 	add("192.0.2.2", 1, "host")
-	if n := len(p.pending); n != MaxRemotePorts+1 {
+	// The relays of a client on the relay's own machine do not lose their places.
+	for port := range 3 * MaxRemotePorts {
+		add("192.0.2.1", 200+port, "relay raddr 192.0.2.1 rport 1")
+		add("192.0.2.1", 1, "relay raddr 192.0.2.1 rport 1") // known under another name
+	}
+	if n := len(p.pending); n != 2*MaxRemotePorts+1 {
 		t.Fatalf("%d candidates are kept", n)
 	}
 }

@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/netip"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -82,7 +81,7 @@ type Peer struct {
 	remote  int // candidates taken from the other side
 	offered *description
 	started bool
-	ports   map[netip.Addr][]uint16 // of the candidates taken
+	ports   map[portsOf][]uint16 // of the candidates taken
 	ended   bool
 	streams streams
 	pending []ice.Candidate // remote candidates before the remote description
@@ -111,7 +110,7 @@ func (e *Engine) NewPeer(ctx context.Context, cfg PeerConfig) (*Peer, error) {
 		records:    newRecordCount(e.cfg.RenewRecords, e.cfg.MaxRecords),
 		streams:    streams{current: map[uint16]*sctp.Stream{}, claimed: map[*sctp.Stream]struct{}{}},
 		mid:        "0",
-		ports:      map[netip.Addr][]uint16{},
+		ports:      map[portsOf][]uint16{},
 		window:     cfg.ReceiveBuffer,
 	}
 	if p.window == 0 {
