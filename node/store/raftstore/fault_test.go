@@ -104,8 +104,13 @@ func TestDisk_Full(t *testing.T) {
 		return free.Load(), nil
 	}
 	free.Store(reserve - 1)
-	if _, err := s.Apply(t.Context(), batch("a")); !errors.Is(err, store.ErrFull) {
-		t.Errorf("got %v, want ErrFull", err)
+	for range 2 {
+		if _, err := s.Apply(t.Context(), batch("a")); !errors.Is(err, store.ErrFull) {
+			t.Errorf("got %v, want ErrFull", err)
+		}
+	}
+	if !s.full.Load() {
+		t.Error("operators are not told that the disk is full")
 	}
 	if err := s.Sync(t.Context()); err != nil {
 		t.Errorf("reads go on: got %v", err)
@@ -113,6 +118,9 @@ func TestDisk_Full(t *testing.T) {
 	free.Store(reserve)
 	if _, err := s.Apply(t.Context(), batch("a")); err != nil {
 		t.Errorf("with room again: got %v", err)
+	}
+	if s.full.Load() {
+		t.Error("it still tells operators that the disk is full")
 	}
 	broken.Store(true)
 	if _, err := s.Apply(t.Context(), batch("a")); !errors.Is(err, syscall.EIO) {

@@ -152,7 +152,9 @@ func (s *Store) applyHere(ctx context.Context, batch store.Batch) (uint64, error
 	if err := batch.Validate(); err != nil { // it may come from another replica
 		return 0, err
 	}
-	if err := s.disk.room(); err != nil {
+	err := s.disk.room()
+	s.tellRoom(err)
+	if err != nil {
 		s.makeRoom()
 		return 0, err
 	}

@@ -70,12 +70,25 @@ func newMetrics(registerer prometheus.Registerer, s *Store) (*metrics, error) {
 		}
 		return 0
 	})
+	free := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "meshgate_store_free_bytes",
+		Help: "Free space where the state is kept, 0 when it is in memory; changes are refused below 16 MiB.",
+	}, func() float64 {
+		if s.disk == nil || s.disk.dir == "" {
+			return 0
+		}
+		n, err := s.disk.free(s.disk.dir)
+		if err != nil {
+			return 0
+		}
+		return float64(n)
+	})
 	term := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "meshgate_store_term", Help: "Raft's term: it grows with every election.",
 	}, func() float64 { return s.watch(func() float64 { return float64(s.raft.CurrentTerm()) }) })
 	collectors := []prometheus.Collector{
 		m.apply, m.failures, m.logWrite, m.forwards, m.leaderChanges, m.streamsRefused, m.buried,
-		keys, version, leader, term, memberGauge(s, "voters", true), memberGauge(s, "observers", false),
+		keys, version, leader, free, term, memberGauge(s, "voters", true), memberGauge(s, "observers", false),
 	}
 	for _, c := range collectors {
 		if err := registerer.Register(c); err != nil {

@@ -141,6 +141,8 @@ type Store struct {
 	// changing holds one token while this replica changes the cluster.
 	changing chan struct{}
 	members  *members
+	// full is true while changes are refused because the disk is full.
+	full atomic.Bool
 	// roomSought is when a full disk last made this replica look for a leader
 	// with more room.
 	roomSought atomic.Pointer[time.Time]

@@ -11,6 +11,7 @@ import (
 
 	"github.com/hashicorp/raft"
 
+	"github.com/meshgate/meshgate/node/store"
 	pb "github.com/meshgate/meshgate/proto/meshgate/v1"
 )
 
@@ -153,6 +154,17 @@ func (s *Store) askOne(ctx context.Context, id, address string) (*pb.ReplicaStat
 		return refused.status, err
 	}
 	return nil, err
+}
+
+// tellRoom says in the log when the disk becomes full, and when it is not any
+// more; err is what disk.room said.
+func (s *Store) tellRoom(err error) {
+	switch full := errors.Is(err, store.ErrFull); {
+	case full && !s.full.Swap(true):
+		s.logger.Warn("disk is full: changes are refused until there is room, reads go on", "err", err)
+	case err == nil && s.full.Load() && s.full.Swap(false):
+		s.logger.Info("there is room on the disk again")
+	}
 }
 
 // makeRoom lets a leader whose disk is full look for one with more room.
