@@ -26,12 +26,20 @@ import (
 	"connectrpc.com/connect"
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/time/rate"
 
 	"github.com/meshgate/meshgate/gateway/api"
 )
 
 // drainTimeout is how long calls under way may go on after Run was told to end.
 const drainTimeout = 10 * time.Second
+
+// strangersRate and strangersBurst bound the log records, per second, of calls
+// without valid credentials: some tell who tries, more only fill the disk.
+const (
+	strangersRate  = 1
+	strangersBurst = 10
+)
 
 // Node is what the gateway asks the node that it belongs to; *node.Node is one.
 type Node interface {
@@ -198,6 +206,9 @@ type Gateway struct {
 	open     *tracker // WebSockets that are served
 	grants   *grants  // of streaming calls
 
+	// strangers bounds the records of callers without a right to be here.
+	strangers *rate.Limiter
+
 	rpc http.Handler // every RPC service, behind gate and interceptor
 }
 
@@ -218,17 +229,18 @@ func New(cfg Config) (*Gateway, error) {
 		return nil, err
 	}
 	g := &Gateway{
-		cfg:     cfg,
-		log:     cfg.Logger.With("component", "gateway"),
-		metrics: m,
-		rules:   newRules(cfg.Access.OpenReflection),
-		errors:  connect.NewErrorWriter(),
-		streams: newSlots(cfg.Limits.Streams),
-		writes:  newBuckets(writeRate, writeBurst),
-		pending: newWaiting(maxPendingSockets),
-		sockets: newSlots(cfg.Limits.Sockets),
-		open:    newTracker(),
-		grants:  newGrants(),
+		cfg:       cfg,
+		log:       cfg.Logger.With("component", "gateway"),
+		metrics:   m,
+		rules:     newRules(cfg.Access.OpenReflection),
+		errors:    connect.NewErrorWriter(),
+		streams:   newSlots(cfg.Limits.Streams),
+		writes:    newBuckets(writeRate, writeBurst),
+		strangers: rate.NewLimiter(strangersRate, strangersBurst),
+		pending:   newWaiting(maxPendingSockets),
+		sockets:   newSlots(cfg.Limits.Sockets),
+		open:      newTracker(),
+		grants:    newGrants(),
 	}
 	if cfg.Limits.ChannelRate > 0 {
 		g.channels = newBuckets(cfg.Limits.ChannelRate, cfg.Limits.ChannelBurst)

@@ -15,6 +15,7 @@ import (
 
 	"github.com/meshgate/meshgate/gateway/api"
 	"github.com/meshgate/meshgate/node/mesh"
+	"github.com/meshgate/meshgate/proto/v1/v1connect"
 )
 
 // unaryTimeout bounds the work for a unary call.
@@ -198,10 +199,27 @@ func (g *Gateway) level(procedure string, err *connect.Error) slog.Level {
 	switch {
 	case err != nil && err.Code() == connect.CodeInternal:
 		return slog.LevelError
+	case err != nil && g.rules[procedure].writes && degraded(err.Code()):
+		return slog.LevelWarn
 	case err != nil && err.Code() == connect.CodePermissionDenied, err == nil && g.rules[procedure].writes:
 		return slog.LevelInfo
+	case err != nil && err.Code() == connect.CodeUnauthenticated && g.strangers.Allow():
+		return slog.LevelInfo
+	case procedure == v1connect.MembershipSubscribePeersProcedure:
+		return slog.LevelInfo // a node that followed this gateway does so no more
 	}
 	return slog.LevelDebug
+}
+
+// degraded reports whether a change that fails with this code fails because of
+// the gateway and not because of its caller.
+func degraded(c connect.Code) bool {
+	switch c {
+	case connect.CodeResourceExhausted, connect.CodeUnavailable, connect.CodeDeadlineExceeded:
+		return true
+	default:
+		return false
+	}
 }
 
 // recovered answers for a handler that panicked.

@@ -230,9 +230,12 @@ func (x *session) connect(ctx context.Context, d Destination) (net.Conn, *bridge
 	if err != nil {
 		told := refusal(err)
 		x.svc.metrics.opened(d.Protocol, result(told.Code))
-		if told.Code == "internal" {
+		switch {
+		case told.Code == "internal":
 			x.logger.Error("authorize a destination", "err", err)
-		} else {
+		case errors.Is(err, mesh.ErrDenied): // for the audit; maxRefused bounds them
+			x.logger.Info("destination refused", "dest", d.String(), "err", err)
+		default:
 			x.logger.Debug("destination refused", "dest", d.String(), "err", err)
 		}
 		return nil, told
