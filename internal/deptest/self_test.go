@@ -31,15 +31,21 @@ func TestRules_ReportViolations(t *testing.T) {
 			"node/mesh/m.go": imports("mesh", own+"proto/v1"),
 		}, []string{"turn may not import node/mesh"}},
 		{"import sideways", checkImports, map[string]string{
-			"node/wg/wg.go":     imports("wg", own+"node/hostnet", own+"node/mesh", own+"node/wg/x"),
-			"node/dns/x/dns.go": imports("dns", own+"node/dnsx"),
-		}, []string{"node/wg may not import node/hostnet", "node/dns may not import node/dnsx"}},
+			"node/wg/wg.go":    imports("wg", own+"node/hostnet", own+"node/mesh", own+"node/wg/x"),
+			"node/ipam/x/x.go": imports("x", own+"node/ipamx"),
+		}, []string{"node/wg may not import node/hostnet", "node/ipam may not import node/ipamx"}},
 		{"subtree with rules of its own", checkImports, map[string]string{
 			"gateway/gateway.go":     imports("gateway", own+"gateway/api", own+"node"),
 			"gateway/api/api.go":     imports("api", own+"gateway", own+"node/mesh"),
 			"signaling/rtc/rtc.go":   imports("rtc", own+"node/mesh"),
 			"signaling/signaling.go": imports("signaling", own+"signaling/rtc", own+"node/policy"),
 		}, []string{"gateway/api may not import gateway", "signaling/rtc may not import node/mesh", "signaling may not import node/policy"}},
+		{"package without a key", func(files []*source) []string {
+			return checkTable(files, map[string][]string{"node": {}, "node/wg": {}, "node/gone": {}, "turn": {}})
+		}, map[string]string{
+			"node/node.go": stub, "node/wg/wg.go": stub, "node/wg/x/x.go": stub, "node/foo/a.go": stub, "node/foo/b.go": stub,
+			"node/test/x_test.go": stub, "turn/turn.go": stub,
+		}, []string{"package node/foo has no key", "the key node/gone"}},
 		{"package outside the table", checkImports, map[string]string{
 			"pkg/x.go": stub, "x.go": stub, "internal/x/x.go": imports("x", own+"gateway"), "turn/x_test.go": imports("x", own+"node"),
 		}, []string{"package pkg is not", "package . is not"}},
