@@ -250,6 +250,24 @@ func TestPeer_RecordsAreCounted(t *testing.T) {
 	<-q.Done()
 }
 
+// What the other side draws nonces for counts as well: it may have no limit.
+func TestPeer_ReceivedRecordsAreCounted(t *testing.T) {
+	p, q := pair(t, Config{MaxRecords: 100}, Config{})
+	a, err := q.Negotiated(ChannelConfig{ID: 3})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 300 {
+		_ = a.WriteMessage(make([]byte, 1100), false) // one record each
+	}
+	<-p.Done()
+	sent, received := p.Records()
+	if !errors.Is(p.Err(), ErrRecordLimit) || received > 110 || sent >= 100 {
+		t.Fatalf("%d records received and %d sent, %v", received, sent, p.Err())
+	}
+	<-q.Done()
+}
+
 // Most browsers announce no address of their own. What the other side of one
 // waits for must not be part of the time to connect.
 func TestPeer_UnannouncedAddressWaitsOnlyWhereItMust(t *testing.T) {
