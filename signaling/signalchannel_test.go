@@ -253,6 +253,25 @@ func TestWireGuard_InBandChannel(t *testing.T) {
 	d.tasks.Wait()
 }
 
+// A peer connection that policy lets in is no way into the device by itself.
+func TestWireGuard_InBandChannelNeedsLeave(t *testing.T) {
+	d := &device{}
+	w := &world{denied: map[string]error{"udp localhost:0": fmt.Errorf("no: %w", mesh.ErrDenied)}}
+	s := newService(t, w, self, func(c *signaling.Config) { c.WireGuard = d })
+	p := offerTo(t, startSignals(t, s, "alice"), self)
+	ch, err := p.Open(rtc.ChannelConfig{ID: p.FirstID() + 2, Label: "wireguard-proxy", Unordered: true, Unreliable: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = ch.WriteMessage(wireGuardPacket(80), false)
+	if n, _, err := ch.ReadMessage(make([]byte, 2048)); !errors.Is(err, io.EOF) {
+		t.Fatalf("%d bytes came back, %v", n, err)
+	}
+	if attached, _ := d.counts(); attached != 0 {
+		t.Error("the device was attached to")
+	}
+}
+
 func TestWireGuard_Refusals(t *testing.T) {
 	ask := &v1.StartDataChannelRequest{NodeId: string(self), Proto: "udp"}
 	for _, tc := range []struct {
