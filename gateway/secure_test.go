@@ -501,7 +501,7 @@ func TestLog(t *testing.T) {
 	for _, want := range []string{
 		`level=ERROR msg=rpc component=gateway rpc=/v1.WebRTC/StartDataChannel code=internal`,
 		`level=INFO msg=rpc component=gateway rpc=/v1.Membership/Leave code=ok`,
-		`level=DEBUG msg=rpc component=gateway rpc=/v1.Mesh/GetNode code=unauthenticated`,
+		`level=INFO msg=rpc component=gateway rpc=/v1.Mesh/GetNode code=unauthenticated`,
 		`err="secret cause"`, `caller=admin`,
 	} {
 		if strings.Count(text, want) != 1 && want != `caller=admin` || !strings.Contains(text, want) {

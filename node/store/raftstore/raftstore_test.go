@@ -350,8 +350,9 @@ func TestMetrics(t *testing.T) {
 		"meshgate_store_observers":            0,
 		"meshgate_store_term":                 got["meshgate_store_term"],
 		"meshgate_store_log_write_seconds":    got["meshgate_store_log_write_seconds"],
+		"meshgate_store_free_bytes":           got["meshgate_store_free_bytes"],
 	}
-	if diff := cmp.Diff(want, got); diff != "" || got["meshgate_store_log_write_seconds"] < 2 {
+	if diff := cmp.Diff(want, got); diff != "" || got["meshgate_store_log_write_seconds"] < 2 || got["meshgate_store_free_bytes"] < 1 {
 		t.Errorf("metrics (-want +got):\n%s", diff)
 	}
 }
