@@ -27,10 +27,16 @@ import (
 // serveTLS runs a gateway with a self-signed certificate for 127.0.0.1.
 func serveTLS(t *testing.T, turn func(net.Conn)) (*served, *tls.Config) {
 	t.Helper()
+	return serveTLSWith(t, func(c *Config) { c.TURN = turn })
+}
+
+// serveTLSWith is serveTLS with a configuration that change has changed.
+func serveTLSWith(t *testing.T, change func(*Config)) (*served, *tls.Config) {
+	t.Helper()
 	dir := t.TempDir()
 	s := serve(t, func(c *Config) {
 		c.TLS = &TLS{SelfSignedDir: dir, Names: []string{"127.0.0.1", "gate.test"}}
-		c.TURN = turn
+		change(c)
 	})
 	raw, err := os.ReadFile(filepath.Join(dir, selfSignedCert))
 	if err != nil {

@@ -1,0 +1,250 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package gateway
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"net"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+)
+
+const (
+	// maxHello bounds what is read of a client before it is known what it wants.
+	maxHello = 64 << 10
+	// maxSorted is how many connections of one network may be sorted at a time,
+	// and maxSortedAll how many of all; more are closed.
+	maxSorted    = 256
+	maxSortedAll = 4096
+	// maxQueued is how many connections wait for the gateway to accept them;
+	// more are closed.
+	maxQueued = 1024
+	// acceptAgain is the pause after an Accept that failed.
+	acceptAgain = 50 * time.Millisecond
+)
+
+// Front is the public port of a gateway that is one of several. It is open
+// before the gateway serves: the others have to be heard for there to be a state
+// that it could serve. What asks, by ALPN, for one of the streams goes there;
+// all else waits for Accept of the listener, untouched.
+type Front struct {
+	listener net.Listener
+	streams  map[string]func(context.Context, net.Conn)
+
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
+	sorted *slots        // by network
+	total  chan struct{} // holds a token for each connection that is sorted
+	queued chan struct{} // holds a token for each connection that waits for Accept
+	queue  chan net.Conn // on their way to Accept; never closed
+	done   chan struct{} // closed when the port is
+
+	quiet     chan struct{} // closed when nobody accepts any more
+	quietOnce sync.Once
+	end       sync.Once
+	err       error // of closing the port
+}
+
+// NewFront opens the front of l, which it owns. Each stream gets its connections
+// with the whole TLS handshake still to come, and its own goroutine; its context
+// ends with Close. Values of ctx are kept, its end is ignored.
+func NewFront(ctx context.Context, l net.Listener, streams map[string]func(context.Context, net.Conn)) *Front {
+	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	f := &Front{
+		listener: l, streams: streams, cancel: cancel,
+		sorted: newSlots(maxSorted), total: make(chan struct{}, maxSortedAll), queued: make(chan struct{}, maxQueued),
+		queue: make(chan net.Conn), done: make(chan struct{}), quiet: make(chan struct{}),
+	}
+	f.wg.Go(func() { f.run(ctx) })
+	return f
+}
+
+// Close closes the port and waits until nothing of it is left. It may be called
+// again.
+func (f *Front) Close() error {
+	f.end.Do(func() {
+		close(f.done)
+		f.cancel()
+		f.err = f.listener.Close()
+	})
+	f.wg.Wait()
+	return f.err
+}
+
+// Listener accepts what is for no stream. Closing it leaves the streams alone.
+func (f *Front) Listener() net.Listener { return frontListener{f} }
+
+// run accepts connections until Close.
+func (f *Front) run(ctx context.Context) {
+	for {
+		conn, err := f.listener.Accept()
+		switch {
+		case err == nil:
+			f.wg.Go(func() { f.sort(ctx, conn) })
+		case ctx.Err() != nil || errors.Is(err, net.ErrClosed):
+			return
+		default: // such as too many open files, which passes
+			timer := time.NewTimer(acceptAgain)
+			select {
+			case <-ctx.Done():
+			case <-timer.C:
+			}
+			timer.Stop()
+		}
+	}
+}
+
+// sort finds out what a connection wants and hands it over.
+func (f *Front) sort(ctx context.Context, raw net.Conn) {
+	wanted, conn, err := f.sniff(ctx, raw)
+	if err != nil {
+		_ = raw.Close() // nothing was promised to it
+		return
+	}
+	for name, stream := range f.streams {
+		if slices.Contains(wanted, name) {
+			stream(ctx, conn)
+			return
+		}
+	}
+	f.enqueue(conn)
+}
+
+// sniff is sniff, for as many connections at a time as may be sorted.
+func (f *Front) sniff(ctx context.Context, raw net.Conn) ([]string, net.Conn, error) {
+	select {
+	case f.total <- struct{}{}:
+		defer func() { <-f.total }()
+	default:
+		return nil, nil, errTooMany
+	}
+	from, _ := netip.ParseAddrPort(raw.RemoteAddr().String())
+	release, ok := f.sorted.acquire(network(from.Addr()))
+	if !ok {
+		return nil, nil, errTooMany
+	}
+	defer release()
+	return sniff(ctx, raw)
+}
+
+// enqueue waits for Accept, unless too many do.
+func (f *Front) enqueue(conn net.Conn) {
+	select {
+	case f.queued <- struct{}{}:
+		defer func() { <-f.queued }()
+	default:
+		_ = conn.Close()
+		return
+	}
+	select {
+	case f.queue <- conn:
+	case <-f.quiet:
+		_ = conn.Close()
+	case <-f.done:
+		_ = conn.Close()
+	}
+}
+
+// sniff reads the ClientHello of a connection and returns the protocols that it
+// names, and a connection that yields all that was read once more. What is no
+// TLS names none.
+func sniff(ctx context.Context, raw net.Conn) (protocols []string, again net.Conn, err error) {
+	if err := raw.SetDeadline(time.Now().Add(headerTimeout)); err != nil {
+		return nil, nil, err
+	}
+	r := &recorder{Conn: raw}
+	_ = tls.Server(r, &tls.Config{ // it always fails, on purpose
+		GetConfigForClient: func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
+			protocols = slices.Clone(hello.SupportedProtos)
+			return nil, errSniffed
+		},
+	}).HandshakeContext(ctx)
+	if r.err != nil {
+		return nil, nil, r.err
+	}
+	if err := ctx.Err(); err != nil {
+		return nil, nil, err
+	}
+	return protocols, &replayed{Conn: raw, rest: r.read}, raw.SetDeadline(time.Time{})
+}
+
+// Errors of sniff.
+var (
+	errSniffed  = errors.New("the hello was read")
+	errTooLarge = errors.New("the hello is too large")
+	errTooMany  = errors.New("too many connections at a time")
+)
+
+// recorder keeps what is read and swallows what is written: the client is
+// answered by whom it wants.
+type recorder struct {
+	net.Conn
+	read []byte
+	err  error // of reading
+}
+
+// Read implements net.Conn.
+func (r *recorder) Read(p []byte) (int, error) {
+	room := maxHello - len(r.read)
+	if room <= 0 {
+		r.err = errTooLarge
+		return 0, r.err
+	}
+	n, err := r.Conn.Read(p[:min(len(p), room)])
+	r.read = append(r.read, p[:n]...)
+	r.err = err
+	return n, err
+}
+
+// Write implements net.Conn.
+func (*recorder) Write(p []byte) (int, error) { return len(p), nil }
+
+// replayed is a connection of which something was read already.
+type replayed struct {
+	net.Conn
+	rest []byte
+}
+
+// Read implements net.Conn.
+func (c *replayed) Read(p []byte) (int, error) {
+	if len(c.rest) == 0 {
+		return c.Conn.Read(p)
+	}
+	n := copy(p, c.rest)
+	if c.rest = c.rest[n:]; len(c.rest) == 0 {
+		c.rest = nil
+	}
+	return n, nil
+}
+
+// frontListener is what a gateway accepts from.
+type frontListener struct{ front *Front }
+
+// Accept implements net.Listener.
+func (l frontListener) Accept() (net.Conn, error) {
+	select {
+	case <-l.front.quiet:
+		return nil, net.ErrClosed
+	default:
+	}
+	select {
+	case conn := <-l.front.queue:
+		return conn, nil
+	case <-l.front.quiet:
+	case <-l.front.done:
+	}
+	return nil, net.ErrClosed
+}
+
+// Close implements net.Listener.
+func (l frontListener) Close() error {
+	l.front.quietOnce.Do(func() { close(l.front.quiet) })
+	return nil
+}
+
+// Addr implements net.Listener.
+func (l frontListener) Addr() net.Addr { return l.front.listener.Addr() }

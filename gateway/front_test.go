@@ -1,0 +1,179 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package gateway
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"path/filepath"
+	"testing"
+	"time"
+)
+
+const testStream = "test-stream/1"
+
+// front opens a Front on this machine whose one stream echoes over TLS.
+func front(t *testing.T) *Front {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	if err := ensureSelfSigned(TLS{
+		CertFile: filepath.Join(dir, selfSignedCert), KeyFile: filepath.Join(dir, selfSignedKey),
+		SelfSignedDir: dir, Names: []string{"127.0.0.1"},
+	}, time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	cert, err := tls.LoadX509KeyPair(filepath.Join(dir, selfSignedCert), filepath.Join(dir, selfSignedKey))
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := NewFront(t.Context(), l, map[string]func(context.Context, net.Conn){
+		testStream: func(ctx context.Context, raw net.Conn) {
+			conn := tls.Server(raw, &tls.Config{Certificates: []tls.Certificate{cert}, NextProtos: []string{testStream}})
+			defer conn.Close()
+			stop := context.AfterFunc(ctx, func() { _ = raw.Close() })
+			defer stop()
+			_, _ = io.Copy(conn, conn)
+		},
+	})
+	t.Cleanup(func() { _ = f.Close() })
+	return f
+}
+
+// echoes fails unless the stream of f answers.
+func echoes(t *testing.T, f *Front) {
+	t.Helper()
+	conn, err := tls.Dial("tcp", f.Listener().Addr().String(), &tls.Config{InsecureSkipVerify: true, NextProtos: []string{testStream}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if _, err := conn.Write([]byte("ping")); err != nil {
+		t.Fatal(err)
+	}
+	got := make([]byte, 4)
+	if _, err := io.ReadFull(conn, got); err != nil || string(got) != "ping" {
+		t.Errorf("the stream says %q: %v", got, err)
+	}
+}
+
+// The streams of a port work before anybody serves the rest, and after.
+func TestFront_StreamsNeedNoGateway(t *testing.T) {
+	f := front(t)
+	waiting, err := net.Dial("tcp", f.Listener().Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer waiting.Close()
+	if _, err := waiting.Write([]byte("GET / HTTP/1.1\r\nHost: x\r\n\r\n")); err != nil {
+		t.Fatal(err)
+	}
+	echoes(t, f)
+	l := f.Listener()
+	conn, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	first := make([]byte, 14)
+	if _, err := io.ReadFull(conn, first); err != nil || string(first) != "GET / HTTP/1.1" {
+		t.Errorf("the gateway reads %q: %v", first, err)
+	}
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := l.Accept(); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("Accept after Close: %v", err)
+	}
+	echoes(t, f)
+}
+
+// A gateway behind a front serves as one without, TURN and all.
+func TestFront_GatewayServesBehindIt(t *testing.T) {
+	s, cfg := serveTLSWith(t, func(c *Config) {
+		f := NewFront(t.Context(), c.Public, nil)
+		t.Cleanup(func() { _ = f.Close() })
+		c.Public = f.Listener()
+	})
+	for _, http2 := range []bool{true, false} {
+		a := ask(t, httpClient(t, http2, "", cfg.Clone()), http.MethodGet, "https://"+s.public+"/healthz", "")
+		if (a.ProtoMajor == 2) != http2 {
+			t.Errorf("HTTP/2 %v: %s", http2, a.Proto)
+		}
+	}
+}
+
+func TestFront_TooLargeHelloIsRefused(t *testing.T) {
+	f := front(t)
+	conn, err := net.Dial("tcp", f.Listener().Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	// Records of a handshake message that is announced as longer than any.
+	record := append([]byte{22, 3, 1, 0x40, 0}, make([]byte, 0x4000)...)
+	copy(record[5:], []byte{1, 0, 0xff, 0xff})
+	for range 5 {
+		if _, err := conn.Write(record); err != nil {
+			break // it was closed meanwhile
+		}
+		copy(record[5:], []byte{0, 0, 0, 0})
+	}
+	if err := conn.SetReadDeadline(time.Now().Add(time.Minute)); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := conn.Read(make([]byte, 1)); n != 0 || errors.Is(err, context.DeadlineExceeded) || err == nil {
+		t.Errorf("read %d: %v", n, err)
+	}
+}
+
+func TestFront_CloseEndsWhoWaits(t *testing.T) {
+	f := front(t)
+	silent, err := net.Dial("tcp", f.Listener().Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer silent.Close()
+	ended := make(chan error, 1)
+	go func() {
+		_, err := f.Listener().Accept()
+		ended <- err
+	}()
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-ended; !errors.Is(err, net.ErrClosed) {
+		t.Errorf("Accept: %v", err)
+	}
+}
+
+// FuzzSniff: whatever a client says first, the one that serves it reads it whole.
+func FuzzSniff(f *testing.F) {
+	f.Add([]byte("GET / HTTP/1.1\r\n\r\n"))
+	f.Add([]byte{22, 3, 1, 0, 4, 1, 0, 0, 0})
+	f.Fuzz(func(t *testing.T, said []byte) {
+		client, server := net.Pipe()
+		go func() {
+			_, _ = client.Write(said)
+			_ = client.Close()
+		}()
+		_, again, err := sniff(t.Context(), server)
+		if err != nil {
+			_ = server.Close()
+			return
+		}
+		got, _ := io.ReadAll(again)
+		_ = again.Close()
+		if !bytes.Equal(got, said) {
+			t.Errorf("read %x, want %x", got, said)
+		}
+	})
+}
