@@ -40,6 +40,10 @@ type Hold struct {
 	// AllowUnprovenJoins lets nodes join that do not prove that they hold their
 	// key, as v1 nodes do not.
 	AllowUnprovenJoins bool
+	// Joined says that the mesh was made by another gateway, so that this one
+	// never makes it: it waits until the store holds its record, however long
+	// that takes.
+	Joined bool
 	// StaticIPv4 are the addresses of nodes that must have a certain one.
 	StaticIPv4 map[mesh.NodeID]netip.Addr
 }
@@ -101,6 +105,27 @@ func (h *holder) announce(ctx context.Context) error {
 		Services:        services(n.cfg.Expose),
 	}
 	self.WireGuardEndpoints = wireguardEndpoints(n.cfg.PrimaryEndpoint, n.device.ListenPort())
+	if err := h.enter(ctx, self); err != nil {
+		return err
+	}
+	// What is not configured any more is withdrawn.
+	if err := h.Members.Declare(ctx, self, n.cfg.Routes); err != nil {
+		return fmt.Errorf("update own record (the data directory belongs to node id and key of its first start): %w", err)
+	}
+	return nil
+}
+
+// enter makes the mesh, or becomes a gateway of one that another node has made.
+func (h *holder) enter(ctx context.Context, self mesh.Node) error {
+	if h.cfg.Joined {
+		if _, err := h.wait(ctx, 0); err != nil {
+			return err
+		}
+		if err := h.registry.AddGateway(ctx, self.ID); err != nil {
+			return fmt.Errorf("become a gateway of the mesh: %w", err)
+		}
+		return nil
+	}
 	err := h.registry.Bootstrap(ctx, registry.Bootstrap{
 		Self:            self,
 		Admin:           h.cfg.Admin,
@@ -110,11 +135,6 @@ func (h *holder) announce(ctx context.Context) error {
 	})
 	if err != nil {
 		return fmt.Errorf("bootstrap the mesh: %w", err)
-	}
-	// What is not configured any more is withdrawn.
-	err = h.Members.Declare(ctx, self, n.cfg.Routes)
-	if err != nil {
-		return fmt.Errorf("update own record (the data directory belongs to node id and key of its first start): %w", err)
 	}
 	return nil
 }

@@ -408,6 +408,16 @@ func (n *Node) Leave(ctx context.Context, id mesh.NodeID) error {
 	return n.members.Leave(ctx, id)
 }
 
+// RemoveGateway ends that the ACLs which a mesh begins with take a node for a
+// gateway. Only a node that holds state can.
+func (n *Node) RemoveGateway(ctx context.Context, id mesh.NodeID) error {
+	h, ok := n.source.(*holder)
+	if !ok {
+		return errNoState
+	}
+	return h.registry.RemoveGateway(ctx, id)
+}
+
 // Stats are the WireGuard interface's counters.
 func (n *Node) Stats() (mesh.InterfaceStats, error) { return n.device.Stats() }
 

@@ -7,6 +7,7 @@ import (
 	"crypto/rand"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
@@ -62,6 +63,38 @@ func (r *Registry) Bootstrap(ctx context.Context, b Bootstrap) error {
 	if err == nil && made {
 		r.logger.Info("made a new mesh", "node", string(b.Self.ID), "ipv6", s.IPv6.String(), "ipv4", s.IPv4.String(), "admin", b.Admin)
 	}
+	return err
+}
+
+// AddGateway makes a member, which keeps the state of the mesh, one of those that
+// the ACLs of Bootstrap call gateways. Adding it again changes nothing.
+func (r *Registry) AddGateway(ctx context.Context, id mesh.NodeID) error {
+	_, err := r.Update(ctx, func(tx *Tx) error {
+		if tx.Snapshot().Node(id) == nil {
+			return fmt.Errorf("%w: no node %q in the mesh; it has to join first", mesh.ErrNotFound, id)
+		}
+		g, _ := tx.group(GroupVoters)
+		self := mesh.Subject{Type: v1.SubjectType_SUBJECT_NODE, Name: string(id)}
+		if slices.Contains(g.Subjects, self) {
+			return nil
+		}
+		return tx.PutGroup(mesh.Group{Name: GroupVoters, Subjects: append(slices.Clone(g.Subjects), self)})
+	})
+	return err
+}
+
+// RemoveGateway is the reverse of AddGateway; the last gateway stays.
+func (r *Registry) RemoveGateway(ctx context.Context, id mesh.NodeID) error {
+	_, err := r.Update(ctx, func(tx *Tx) error {
+		g, _ := tx.group(GroupVoters)
+		rest := slices.DeleteFunc(slices.Clone(g.Subjects), func(s mesh.Subject) bool {
+			return s.Type == v1.SubjectType_SUBJECT_NODE && s.Name == string(id)
+		})
+		if len(rest) == 0 || len(rest) == len(g.Subjects) {
+			return nil
+		}
+		return tx.PutGroup(mesh.Group{Name: GroupVoters, Subjects: rest})
+	})
 	return err
 }
 

@@ -176,3 +176,47 @@ func TestBootstrap_Concurrent(t *testing.T) {
 }
 
 var _ store.Store = (*forgetful)(nil)
+
+// subjectsOf are the names in the group of the gateways.
+func subjectsOf(t *testing.T, s *mesh.Snapshot) (names []string) {
+	t.Helper()
+	for _, g := range s.Groups {
+		if g.Name != registry.GroupVoters {
+			continue
+		}
+		for _, subject := range g.Subjects {
+			names = append(names, subject.Name)
+		}
+	}
+	return names
+}
+
+func TestAddGateway_MakesAMemberOne(t *testing.T) {
+	r := start(t, storetest.New())
+	bootstrap(t, r, registry.Bootstrap{})
+	if err := r.AddGateway(t.Context(), "gw2"); !errors.Is(err, mesh.ErrNotFound) {
+		t.Errorf("a stranger: %v, want ErrNotFound", err)
+	}
+	if _, err := r.Update(t.Context(), func(tx *registry.Tx) error {
+		return tx.PutNode(&mesh.Node{ID: "gw2", PublicKey: key(t)})
+	}); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := r.AddGateway(t.Context(), "gw2"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want := []string{"admin", "gw", "gw2"}
+	if diff := cmp.Diff(want, subjectsOf(t, r.Snapshot())); diff != "" {
+		t.Errorf("gateways (-want +got):\n%s", diff)
+	}
+	for range 2 {
+		if err := r.RemoveGateway(t.Context(), "gw2"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if diff := cmp.Diff(want[:2], subjectsOf(t, r.Snapshot())); diff != "" {
+		t.Errorf("gateways after the removal (-want +got):\n%s", diff)
+	}
+}
