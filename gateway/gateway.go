@@ -60,6 +60,8 @@ type Config struct {
 	Signaling api.Signaling
 	// Cluster is the nodes that keep the state of the mesh; nil: this one alone.
 	Cluster api.Cluster
+	// Replicas changes which they are; nil on a node that keeps no state.
+	Replicas api.Replicas
 	// Build is what Node.GetStatus shows of the program.
 	Build api.Build
 

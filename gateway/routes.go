@@ -39,7 +39,7 @@ func (g *Gateway) services() (http.Handler, error) {
 	}
 	services, err := api.Services(api.Config{
 		State: g.cfg.Node, Members: g.cfg.Node, Objects: g.cfg.Node, Keys: g.cfg.Node,
-		Links: g.cfg.Node, Remote: g.cfg.Node, Signaling: g.cfg.Signaling, Cluster: g.cfg.Cluster, Build: g.cfg.Build,
+		Links: g.cfg.Node, Remote: g.cfg.Node, Signaling: g.cfg.Signaling, Cluster: g.cfg.Cluster, Replicas: g.cfg.Replicas, Build: g.cfg.Build,
 	}, opts...)
 	if err != nil {
 		return nil, err

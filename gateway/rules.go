@@ -88,6 +88,7 @@ func newRules(openReflection bool) map[string]rule {
 		"/" + grpchealth.HealthV1ServiceName + "/Watch": {access: anyone},
 	}
 	maps.Copy(rules, adminRules())
+	maps.Copy(rules, clusterRules())
 	reflection := rule{access: identified, needs: everything}
 	if openReflection {
 		reflection = rule{access: anyone}

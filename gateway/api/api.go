@@ -74,6 +74,8 @@ type Config struct {
 	Signaling Signaling
 	// Cluster is the nodes that keep the state; nil: this node alone.
 	Cluster Cluster
+	// Replicas changes which they are; nil where no state is kept.
+	Replicas Replicas
 	// Build is shown by Node.GetStatus; empty fields stay empty.
 	Build Build
 }
@@ -125,6 +127,7 @@ func Services(cfg Config, opts ...connect.HandlerOption) ([]Service, error) {
 	add(v1connect.NewStorageQueryServiceHandler(&queryService{state: cfg.State, keys: cfg.Keys}, opts...))
 	add(v1connect.NewMembershipHandler(&membershipService{state: cfg.State, members: cfg.Members, cluster: cfg.Cluster}, opts...))
 	add(v1connect.NewWebRTCHandler(&webRTCService{signaling: cfg.Signaling}, opts...))
+	add(meshgatev1connect.NewClusterHandler(&clusterService{state: cfg.State, replicas: cfg.Replicas}, opts...))
 	add(meshgatev1connect.NewEnrolmentHandler(&enrolmentService{state: cfg.State}, opts...))
 	add(meshgatev1connect.NewWatchHandler(&watchService{state: cfg.State, links: links}, opts...))
 	return services, nil

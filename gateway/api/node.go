@@ -57,9 +57,26 @@ func (n *nodeService) GetStatus(ctx context.Context, req *connect.Request[v1.Get
 		if holdsState(me) {
 			status.ClusterStatus = v1.ClusterStatus_CLUSTER_LEADER
 			status.CurrentLeader = string(self)
+			n.tellSeat(status)
 		}
 	}
 	return connect.NewResponse(status), nil
+}
+
+// tellSeat says what part this node has among several that keep the state.
+func (n *nodeService) tellSeat(status *v1.Status) {
+	if n.Cluster == nil {
+		return
+	}
+	status.ClusterStatus, status.CurrentLeader = v1.ClusterStatus_CLUSTER_NODE, ""
+	for _, server := range n.Cluster.Servers() {
+		if server.ID == n.State.Self() {
+			status.ClusterStatus = server.Status
+		}
+		if server.Status == v1.ClusterStatus_CLUSTER_LEADER {
+			status.CurrentLeader = string(server.ID)
+		}
+	}
 }
 
 // remoteStatus asks another node, when it is one that can answer.
@@ -89,8 +106,7 @@ func (n *nodeService) ReceiveSignalChannel(ctx context.Context, stream *connect.
 	return n.Signaling.ReceiveSignalChannel(ctx, CallerFrom(ctx).Node.ID, serverStream[v1.WebRTCSignal, v1.WebRTCSignal]{stream})
 }
 
-// holdsState reports whether n keeps the state of the mesh. In this version
-// such a node is the only voter, and so the leader.
+// holdsState reports whether n keeps the state of the mesh.
 func holdsState(n *mesh.Node) bool { return n.HasFeature(v1.Feature_MEMBERSHIP) }
 
 // unknownNode is the answer for a node that is not there.

@@ -107,6 +107,11 @@ func (p *Public) Enrolment() meshgatev1connect.EnrolmentClient {
 	return meshgatev1connect.NewEnrolmentClient(p.client, p.base, clientOptions(p.token)...)
 }
 
+// Cluster is the client of the Cluster service.
+func (p *Public) Cluster() meshgatev1connect.ClusterClient {
+	return meshgatev1connect.NewClusterClient(p.client, p.base, clientOptions(p.token)...)
+}
+
 // Member is the client with which nodes join and follow the gateway.
 func (p *Public) Member() *Member { return NewMember(p.Membership(), p.Enrolment()) }
 

@@ -1,0 +1,190 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package api
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"time"
+
+	"connectrpc.com/connect"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	"github.com/meshgate/meshgate/node/mesh"
+	meshgatev1 "github.com/meshgate/meshgate/proto/meshgate/v1"
+	"github.com/meshgate/meshgate/proto/meshgate/v1/meshgatev1connect"
+)
+
+const (
+	// aliveWithin is how recently a replica that is alive was heard of. The
+	// leader hears from each many times a second.
+	aliveWithin = 2 * time.Second
+	// backupPart is the size of a part of a backup, in bytes.
+	backupPart = 64 << 10
+)
+
+// Replicas changes which gateways keep the state of the mesh. Errors wrap those
+// of package mesh.
+type Replicas interface {
+	// Replicas are the gateways that keep the state, in the order of their ids.
+	Replicas(ctx context.Context) []Replica
+	// Promote gives an observer a vote.
+	Promote(ctx context.Context, id mesh.NodeID) error
+	// Demote takes a voter's vote.
+	Demote(ctx context.Context, id mesh.NodeID) error
+	// Remove takes a gateway out.
+	Remove(ctx context.Context, id mesh.NodeID) error
+	// Transfer makes another voter lead; the empty id: any.
+	Transfer(ctx context.Context, id mesh.NodeID) error
+	// Backup writes the whole state to w.
+	Backup(ctx context.Context, w io.Writer) error
+}
+
+// Replica is a gateway that keeps the state.
+type Replica struct {
+	ID mesh.NodeID
+	// Address is where the others reach it, "host:port".
+	Address string
+	// Voter is false for an observer.
+	Voter, Leader bool
+	// Known is true when the leader has heard of it, LastContact ago.
+	Known       bool
+	LastContact time.Duration
+	// Lag is how many log entries it is not known to hold.
+	Lag uint64
+}
+
+// clusterService serves meshgate.v1.Cluster.
+type clusterService struct {
+	state    State
+	replicas Replicas // nil on a node that keeps no state
+}
+
+var _ meshgatev1connect.ClusterHandler = (*clusterService)(nil)
+
+// Status lists the gateways.
+func (c *clusterService) Status(ctx context.Context, _ *connect.Request[meshgatev1.StatusRequest]) (*connect.Response[meshgatev1.StatusResponse], error) {
+	if err := c.keeps(); err != nil {
+		return nil, err
+	}
+	answer := &meshgatev1.StatusResponse{GatewayId: string(c.state.Self())}
+	for _, r := range c.replicas.Replicas(ctx) {
+		m := &meshgatev1.Replica{Id: string(r.ID), Address: r.Address, Voter: r.Voter, Leader: r.Leader, Lag: r.Lag}
+		if r.Known {
+			m.Alive, m.LastContact = r.LastContact <= aliveWithin, durationpb.New(r.LastContact)
+		}
+		answer.Replicas = append(answer.Replicas, m)
+	}
+	return connect.NewResponse(answer), nil
+}
+
+// Promote gives an observer a vote.
+func (c *clusterService) Promote(ctx context.Context, req *connect.Request[meshgatev1.PromoteRequest]) (*connect.Response[meshgatev1.PromoteResponse], error) {
+	id, err := c.named(req.Msg.GetId())
+	if err != nil {
+		return nil, err
+	}
+	return connect.NewResponse(&meshgatev1.PromoteResponse{}), c.replicas.Promote(ctx, id)
+}
+
+// Demote takes a voter's vote.
+func (c *clusterService) Demote(ctx context.Context, req *connect.Request[meshgatev1.DemoteRequest]) (*connect.Response[meshgatev1.DemoteResponse], error) {
+	id, err := c.named(req.Msg.GetId())
+	if err != nil {
+		return nil, err
+	}
+	return connect.NewResponse(&meshgatev1.DemoteResponse{}), c.replicas.Demote(ctx, id)
+}
+
+// Remove takes a gateway out of the cluster.
+func (c *clusterService) Remove(ctx context.Context, req *connect.Request[meshgatev1.RemoveRequest]) (*connect.Response[meshgatev1.RemoveResponse], error) {
+	id, err := c.named(req.Msg.GetId())
+	if err != nil {
+		return nil, err
+	}
+	if id == c.state.Self() {
+		return nil, fmt.Errorf("%w: %q is the gateway that was asked; have another gateway remove it", mesh.ErrPrecondition, id)
+	}
+	return connect.NewResponse(&meshgatev1.RemoveResponse{}), c.replicas.Remove(ctx, id)
+}
+
+// TransferLeadership makes another voter lead.
+func (c *clusterService) TransferLeadership(ctx context.Context, req *connect.Request[meshgatev1.TransferLeadershipRequest]) (*connect.Response[meshgatev1.TransferLeadershipResponse], error) {
+	var id mesh.NodeID
+	var err error
+	if name := req.Msg.GetId(); name != "" {
+		id, err = c.named(name)
+	} else {
+		err = c.keeps()
+	}
+	if err != nil {
+		return nil, err
+	}
+	return connect.NewResponse(&meshgatev1.TransferLeadershipResponse{}), c.replicas.Transfer(ctx, id)
+}
+
+// Backup sends the whole state. A client that does not read holds up nobody: the
+// state was frozen, and the stream has a deadline for each part.
+func (c *clusterService) Backup(ctx context.Context, _ *connect.Request[meshgatev1.BackupRequest], stream *connect.ServerStream[meshgatev1.BackupResponse]) error {
+	if err := c.keeps(); err != nil {
+		return err
+	}
+	w := &partWriter{stream: stream}
+	if err := c.replicas.Backup(ctx, w); err != nil {
+		return err
+	}
+	return w.flush()
+}
+
+// partWriter sends what is written to it in parts.
+type partWriter struct {
+	stream *connect.ServerStream[meshgatev1.BackupResponse]
+	part   []byte
+}
+
+// Write implements io.Writer.
+func (w *partWriter) Write(p []byte) (int, error) {
+	n := 0
+	for n < len(p) {
+		room := min(backupPart-len(w.part), len(p)-n)
+		w.part = append(w.part, p[n:n+room]...)
+		n += room
+		if len(w.part) < backupPart {
+			break
+		}
+		if err := w.flush(); err != nil {
+			return n, err
+		}
+	}
+	return n, nil
+}
+
+func (w *partWriter) flush() error {
+	if len(w.part) == 0 {
+		return nil
+	}
+	err := w.stream.Send(&meshgatev1.BackupResponse{Data: w.part})
+	w.part = w.part[:0] // Send has encoded it
+	return err
+}
+
+// keeps refuses on a node that does not keep the state.
+func (c *clusterService) keeps() error {
+	if c.replicas == nil {
+		return fmt.Errorf("%w: this node holds no state of the mesh; ask a gateway", mesh.ErrUnsupported)
+	}
+	return nil
+}
+
+// named is the node that a request is about.
+func (c *clusterService) named(id string) (mesh.NodeID, error) {
+	if err := c.keeps(); err != nil {
+		return "", err
+	}
+	name, err := mesh.ParseNodeID(id)
+	if err != nil {
+		return "", fmt.Errorf("id: %w", err)
+	}
+	return name, nil
+}
