@@ -43,7 +43,9 @@ const (
 	channelRate, channelBurst = 10, 40
 	// tokenFile holds the admin token of a gateway inside its data directory,
 	// tokensFile the hashes of all others unless --auth.tokens-file is set.
+	// stateDir holds the state.
 	tokenFile  = "admin.token"
+	stateDir   = "state"
 	tokensFile = "tokens"
 )
 
@@ -63,6 +65,7 @@ type gatewayProcess struct {
 	secrets   *turn.Secrets
 	turn      *turn.Server // nil without TURN
 	store     *raftstore.Store
+	cluster   *cluster // nil for a gateway that is alone
 	node      *node.Node
 	signaling *signaling.Service
 	icePort   uint16     // of DataChannels that end here
@@ -107,7 +110,7 @@ func newGatewayProcess(ctx context.Context, c *upConfig, log *slog.Logger) (_ *g
 			return nil, fmt.Errorf("listen for metrics (--metrics.listen): %w", err)
 		}
 	}
-	if err := p.openNode(); err != nil {
+	if err := p.openNode(ctx); err != nil {
 		return nil, err
 	}
 	if err := p.openSignaling(); err != nil {
@@ -132,7 +135,7 @@ func publicAddress(ctx context.Context, c *upConfig) (netip.Addr, error) {
 	return found[0].Unmap(), nil
 }
 
-func (p *gatewayProcess) openNode() error {
+func (p *gatewayProcess) openNode(ctx context.Context) error {
 	c := p.cfg
 	id, err := nodeID(c.id)
 	if err != nil {
@@ -158,29 +161,51 @@ func (p *gatewayProcess) openNode() error {
 	if err != nil {
 		return err
 	}
-	state := ""
-	if c.dataDir != "" {
-		state = filepath.Join(c.dataDir, "state")
-		if err := checkState(c.dataDir, state); err != nil {
-			return err
-		}
+	if p.cluster, err = p.openCluster(ctx, id, key); err != nil {
+		return err
 	}
-	p.store, err = raftstore.Open(raftstore.Config{Dir: state, ID: string(id), Logger: p.log, Registerer: p.registry})
-	if err != nil {
-		return fmt.Errorf("open state: %w", err)
+	if err := p.openState(id); err != nil {
+		return err
 	}
+	features := p.features(mode)
 	p.node, err = node.New(node.Config{
 		ID: id, Key: key, Mode: mode, InterfaceName: c.wgInterface, ListenPort: c.wgPort, MTU: c.wgMTU,
-		PrimaryEndpoint: p.address.String(), Features: p.features(mode), Expose: exposed, Routes: routes,
+		PrimaryEndpoint: p.address.String(), Features: features, Expose: exposed, Routes: routes,
 		Hold: &node.Hold{
 			Store: p.store, CloseStore: p.store.Close, Admin: c.admin,
 			Domain: strings.TrimSuffix(c.meshDomain, ".") + ".", IPv4: netip.MustParsePrefix(c.meshIPv4),
 			AcceptByDefault: c.policy == "accept", AllowUnprovenJoins: c.allowUnproven, StaticIPv4: static,
+			Joined: p.cluster.joined(),
 		},
 		Logger: p.log, Registerer: p.registry,
 	})
 	if err != nil {
 		return errors.Join(err, p.store.Close())
+	}
+	if p.cluster == nil {
+		return nil
+	}
+	p.cluster.keys.from(p.node.Snapshot)
+	return p.takeSeat(ctx, id, key, features)
+}
+
+// openState opens the state, alone or with other gateways.
+func (p *gatewayProcess) openState(id mesh.NodeID) (err error) {
+	cfg := raftstore.Config{ID: string(id), Logger: p.log, Registerer: p.registry}
+	if p.cfg.dataDir != "" {
+		cfg.Dir = filepath.Join(p.cfg.dataDir, stateDir)
+		if !p.cluster.seatless() {
+			err = checkState(p.cfg.dataDir, cfg.Dir)
+		}
+	}
+	if err != nil {
+		return err
+	}
+	if p.cluster != nil {
+		cfg.Network, cfg.Address, cfg.Join = p.cluster.replicas, p.cluster.address, p.cluster.joined()
+	}
+	if p.store, err = raftstore.Open(cfg); err != nil {
+		return fmt.Errorf("open state: %w", err)
 	}
 	return nil
 }
@@ -200,6 +225,9 @@ func (p *gatewayProcess) features(mode wg.Mode) []mesh.Feature {
 		{Kind: v1.Feature_STORAGE_QUERIER, Port: port},
 		{Kind: v1.Feature_MEMBERSHIP, Port: port},
 		{Kind: v1.Feature_ICE_NEGOTIATION, Port: port},
+	}
+	if p.cluster != nil {
+		list = append(list, mesh.Feature{Kind: v1.Feature_STORAGE_PROVIDER, Port: portOf(p.cluster.address, port)})
 	}
 	if p.cfg.turnListen != "" {
 		list = append(list, mesh.Feature{Kind: v1.Feature_TURN_SERVER, Port: portOf(p.cfg.turnListen, 3478)})
@@ -250,6 +278,14 @@ func (p *gatewayProcess) rtcConfig(udp net.PacketConn) rtc.Config {
 
 // run serves until ctx ends; onReady is called once everything answers.
 func (p *gatewayProcess) run(ctx context.Context, onReady func() error) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	watched := make(chan struct{})
+	go func() {
+		defer close(watched)
+		p.watchState(ctx, cancel)
+	}()
+	defer func() { cancel(nil); <-watched }()
 	err := runNode(ctx, p.node, p.signaling, func(ctx context.Context) error { return p.serve(ctx, onReady) })
 	p.signaling = nil // runNode has closed it
 	return errors.Join(err, p.close())
@@ -267,18 +303,22 @@ func (p *gatewayProcess) serve(ctx context.Context, onReady func() error) error 
 	}
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return g.Run(ctx) })
-	group.Go(func() error {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-p.store.Failed():
-			// A disk that fails or hangs is left to the supervisor: what is not
-			// acknowledged now can be asked for again after a restart.
-			return fmt.Errorf("the state cannot be kept: %w", p.store.Err())
-		}
-	})
+	if p.cluster != nil {
+		group.Go(func() error { return p.cluster.remember(ctx, p.node.Wait) })
+	}
 	group.Go(onReady)
 	return group.Wait()
+}
+
+// watchState ends the process when its state fails, also while it waits for the
+// other gateways. A disk that fails or hangs is left to the supervisor: what is
+// not acknowledged now can be asked for again after a restart.
+func (p *gatewayProcess) watchState(ctx context.Context, end context.CancelCauseFunc) {
+	select {
+	case <-ctx.Done():
+	case <-p.store.Failed():
+		end(fmt.Errorf("the state cannot be kept: %w", p.store.Err()))
+	}
 }
 
 func (p *gatewayProcess) newGateway(ctx context.Context) (*gateway.Gateway, error) {
@@ -301,13 +341,18 @@ func (p *gatewayProcess) newGateway(ctx context.Context) (*gateway.Gateway, erro
 	}
 	cfg := gateway.Config{
 		Node: p.node, Signaling: p.signaling, Build: build(),
-		Public: p.public, TLS: p.tls, Mesh: listeners, Metrics: p.metrics, Console: console,
+		Public: p.listener(), TLS: p.tls, Mesh: listeners, Metrics: p.metrics, Console: console,
 		Access: gateway.Access{
 			Authenticators: authenticators, Changed: p.rightsChanged,
 			Origins: c.origins, TrustedProxies: trusted, OpenReflection: c.dev,
 		},
 		Limits: gateway.Limits{ChannelRate: channelRate, ChannelBurst: channelBurst},
 		Logger: p.log, Registerer: p.registry, Gatherer: p.registry,
+	}
+	keeps := storage{p.store, p.node}
+	cfg.Replicas = keeps
+	if p.cluster != nil {
+		cfg.Cluster = keeps
 	}
 	if c.dev {
 		cfg.Access.Hosts = []string{"localhost", "127.0.0.1", "::1"}
@@ -403,6 +448,9 @@ func (p *gatewayProcess) close() error {
 	}
 	if p.node != nil {
 		errs = append(errs, p.node.Close())
+	}
+	if p.cluster != nil { // the node has closed the state
+		errs = append(errs, p.cluster.close())
 	}
 	for _, l := range []net.Listener{p.public, p.metrics} {
 		if l == nil {

@@ -92,6 +92,8 @@ Manage:
   meshgate peer delete NAME        remove a node or a peer from the mesh
   meshgate policy test FILE        check that roles and network ACLs do what a file expects
   meshgate token create NAME       a token that lets NAME in
+  meshgate cluster status          the gateways that keep the state (promote, demote, remove, transfer)
+  meshgate backup FILE             write the state of the mesh to a file; meshgate restore FILE reads it
   meshgate context set NAME        keep how to reach a gateway (list, use, delete)
   meshgate version                 what this binary is
   meshgate completion SHELL        completion for bash, zsh, fish or powershell
@@ -140,7 +142,8 @@ func newRoot(stdout, stderr io.Writer) *cobra.Command {
 	root.AddCommand(
 		a.upCommand(), a.demoCommand(), a.joinCommand(), a.statusCommand(),
 		a.getCommand(), a.putCommand(), a.deleteCommand(), a.contextCommand(),
-		a.peerCommand(), a.policyCommand(), a.portForwardCommand(), a.tokenCommand(), a.versionCommand(),
+		a.peerCommand(), a.policyCommand(), a.portForwardCommand(), a.tokenCommand(),
+		a.clusterCommand(), a.backupCommand(), a.restoreCommand(), a.versionCommand(),
 	)
 	return root
 }

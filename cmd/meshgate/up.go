@@ -55,6 +55,8 @@ type upConfig struct {
 
 	iceListen string
 
+	cluster clusterConfig
+
 	turnListen     string
 	turnPorts      string
 	turnSecretFile string
@@ -105,6 +107,8 @@ func (c *upConfig) register(f *pflag.FlagSet) {
 	f.StringVar(&c.turnPorts, "turn.relay-ports", "49152-65535", "UDP ports for relayed traffic")
 	f.StringVar(&c.turnSecretFile, "turn.secret-file", "", "secret for TURN credentials, shared by gateways and other issuers (default: made at start)")
 	f.StringSliceVar(&c.turnAllowPeers, "turn.allow-peers", nil, "networks that every user may relay to, besides gateways, relays and the other ends of sessions; 0.0.0.0/0 is the Internet without private networks")
+
+	c.cluster.register(f)
 
 	f.StringVar(&c.logLevel, "log.level", "info", "debug, info, warn or error")
 	f.StringVar(&c.logFormat, "log.format", "text", "text or json")
@@ -186,6 +190,9 @@ func (c *upConfig) validate() error {
 		return usagef("--mesh.default-network-policy %q: want accept or deny", c.policy)
 	case c.publicAddress == "" && c.domain == "":
 		return usagef("--public-address (or --domain) is needed: nodes and browsers must know where this gateway is. To try Meshgate on this machine alone: meshgate up --dev")
+	}
+	if err := c.validateCluster(); err != nil {
+		return err
 	}
 	if _, err := wireguardMode(c.wgMode); err != nil {
 		return err

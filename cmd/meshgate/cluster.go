@@ -1,0 +1,334 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+
+	"connectrpc.com/connect"
+	"github.com/spf13/pflag"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/meshgate/meshgate/gateway"
+	"github.com/meshgate/meshgate/node/mesh"
+	"github.com/meshgate/meshgate/node/peer"
+	v1 "github.com/meshgate/meshgate/proto/v1"
+)
+
+const (
+	roleVoter    = "voter"
+	roleObserver = "observer"
+
+	// joinPatience is how long a gateway tries to get a seat in a cluster.
+	joinPatience = 2 * time.Minute
+	// joinPause is the pause between two attempts.
+	joinPause = 300 * time.Millisecond
+	// rememberPause is the least time between two looks at who the gateways are.
+	rememberPause = 50 * time.Millisecond
+)
+
+// clusterConfig is what the flags of up say of the other gateways.
+type clusterConfig struct {
+	address string
+	role    string
+	// gateway is where to join; without a URL the gateway joins none.
+	gateway access
+}
+
+func (c *clusterConfig) register(f *pflag.FlagSet) {
+	f.StringVar(&c.address, "cluster.address", "", "HOST:PORT at which other gateways reach --listen of this one, to keep the state together; any gateway of a mesh of several has one (default with --cluster.join: the domain or public address, with the port of --listen)")
+	f.StringVar(&c.gateway.URL, "cluster.join", "", "URL of a gateway whose mesh this one joins as another gateway; without effect once it has")
+	f.StringVar(&c.role, "cluster.role", roleVoter, "voter: the state is safe while a majority of the voters is; observer: a copy that does not count. Used with --cluster.join")
+	f.StringVar(&c.gateway.tokenFile, "cluster.token-file", "", "file with a token of the mesh that --cluster.join names, which may make gateways; needed once")
+	f.StringVar(&c.gateway.Pin, "cluster.pin", "", "sha256:HEX of the key of the gateway that --cluster.join names, instead of a certificate authority")
+	f.StringVar(&c.gateway.caFile, "cluster.ca-file", "", "certificate authorities (PEM) to believe for --cluster.join instead of the system's")
+}
+
+// validate refuses combinations that cannot work.
+func (c *upConfig) validateCluster() error {
+	l := &c.cluster
+	switch {
+	case l.role != roleVoter && l.role != roleObserver:
+		return usagef("--cluster.role %q: want voter or observer", l.role)
+	case l.address == "" && l.gateway.URL == "":
+		return nil
+	case c.dev:
+		return usagef("--cluster.address and --cluster.join: a gateway for development (--dev) is always alone")
+	case c.dataDir == "":
+		return usagef("--cluster.address and --cluster.join need a --data-dir: the other gateways count on what this one keeps")
+	}
+	if l.address != "" {
+		host, _, err := net.SplitHostPort(l.address)
+		if err != nil || host == "" || portOf(l.address, 0) == 0 {
+			return usagef("--cluster.address %q: write it as HOST:PORT, such as gw1.example.org:8443", l.address)
+		}
+	}
+	return nil
+}
+
+// cluster is what ties a gateway to the others that keep the same state.
+type cluster struct {
+	dir      string
+	log      *slog.Logger
+	address  string // where the others reach this one
+	keys     *gatewayKeys
+	replicas *peer.Replicas
+	front    *gateway.Front
+
+	keeping sync.Mutex // guards record, and is held while it is written
+	record  clusterRecord
+}
+
+// openCluster opens the port for other gateways, before the state is: they have
+// to be heard for there to be one. It is nil for a gateway that is alone.
+func (p *gatewayProcess) openCluster(ctx context.Context, id mesh.NodeID, key mesh.PrivateKey) (*cluster, error) {
+	c := p.cfg
+	record, known, err := readClusterRecord(c.dataDir)
+	if err != nil {
+		return nil, err
+	}
+	if !known && c.cluster.address == "" && c.cluster.gateway.URL == "" {
+		return nil, nil
+	}
+	if c.dev {
+		return nil, usagef("%s belongs to a gateway of a cluster; start it without --dev", c.dataDir)
+	}
+	l := &cluster{dir: c.dataDir, log: p.log.With("component", "cluster"), record: record}
+	port := p.public.Addr().(*net.TCPAddr).AddrPort().Port()
+	l.address = cmp.Or(c.cluster.address, record.Address, hostPortURL(cmp.Or(c.domain, p.address.String()), port))
+	l.record.Address = l.address
+	if err := l.place(c, known); err != nil {
+		return nil, err
+	}
+	if l.keys, err = newGatewayKeys(record.Gateways); err != nil {
+		return nil, fmt.Errorf("read %s: %w", filepath.Join(l.dir, clusterFile), err)
+	}
+	l.replicas, err = peer.NewReplicas(peer.ReplicasConfig{Key: key, KeyOf: l.keyOf, NodeOf: l.nodeOf, Logger: p.log})
+	if err != nil {
+		return nil, err
+	}
+	l.front = gateway.NewFront(ctx, p.public, map[string]func(context.Context, net.Conn){peer.ReplicaProtocol: l.replicas.Serve})
+	if err := l.change(func(*clusterRecord) {}); err != nil {
+		return nil, errors.Join(err, l.close())
+	}
+	p.log.Info("gateways reach each other", "node", string(id), "addr", l.address)
+	return l, nil
+}
+
+// place finds out whether this gateway has to join, from what it is told and
+// what its directory holds.
+func (l *cluster) place(c *upConfig, known bool) error {
+	found, err := os.ReadDir(filepath.Join(c.dataDir, stateDir))
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("look for the state: %w", err)
+	}
+	switch empty := len(found) == 0; {
+	case empty && c.cluster.gateway.URL != "":
+		l.record.Joined, l.record.Admitted = true, false
+	case empty && l.record.Joined:
+		return fmt.Errorf("the state of this gateway is not in %s: is its volume mounted? To get it from the other gateways, start it with --cluster.join and --cluster.token-file", c.dataDir)
+	case l.record.Joined && !l.record.Admitted && c.cluster.gateway.URL == "":
+		return errors.New("this gateway has not got its seat in the cluster yet: start it with --cluster.join and --cluster.token-file once more")
+	case !empty && !known && c.cluster.gateway.URL != "":
+		return fmt.Errorf("--cluster.join: %s holds the state of a mesh already: give this gateway another --data-dir, or leave --cluster.join out", c.dataDir)
+	}
+	return nil
+}
+
+// seatless reports whether the gateway has to ask for its seat.
+func (l *cluster) seatless() bool { return l != nil && l.record.Joined && !l.record.Admitted }
+
+// joined reports whether another gateway made the mesh.
+func (l *cluster) joined() bool { return l != nil && l.record.Joined }
+
+// listener is what the gateway serves on.
+func (p *gatewayProcess) listener() net.Listener {
+	if p.cluster == nil {
+		return p.public
+	}
+	return p.cluster.front.Listener()
+}
+
+// close ends what openCluster opened. The state is closed before.
+func (l *cluster) close() error {
+	return errors.Join(l.replicas.Close(), l.front.Close())
+}
+
+// joiner asks a gateway for membership and a seat.
+type joiner struct {
+	member  *peer.Member
+	request *v1.JoinRequest
+	key     mesh.PrivateKey
+}
+
+// newJoiner makes the request of a gateway that joins. It names no services:
+// they are declared once the gateway can serve them.
+func (p *gatewayProcess) newJoiner(public *peer.Public, id mesh.NodeID, key mesh.PrivateKey, features []mesh.Feature) *joiner {
+	var keeps []mesh.Feature
+	for _, f := range features {
+		if f.Kind == v1.Feature_NODES || f.Kind == v1.Feature_STORAGE_PROVIDER {
+			keeps = append(keeps, f)
+		}
+	}
+	return &joiner{
+		member: public.Member(), key: key,
+		request: &v1.JoinRequest{
+			Id: string(id), PublicKey: key.Public().Encode(), AssignIpv4: true,
+			PrimaryEndpoint: p.address.String(), Features: mesh.FeaturesToProto(keeps),
+		},
+	}
+}
+
+// join makes the node a member, as which it learns the keys of the gateways.
+func (j *joiner) join(ctx context.Context, keys *gatewayKeys) error {
+	answer, err := j.member.Join(ctx, proto.CloneOf(j.request), j.key)
+	if err != nil {
+		return err
+	}
+	found := map[mesh.NodeID]mesh.PublicKey{}
+	for _, peer := range answer.GetPeers() {
+		n := peer.GetNode()
+		keeps := slices.ContainsFunc(n.GetFeatures(), func(f *v1.FeaturePort) bool { return f.GetFeature() == v1.Feature_STORAGE_PROVIDER })
+		id, idErr := mesh.ParseNodeID(n.GetId())
+		key, keyErr := mesh.ParsePublicKey(n.GetPublicKey())
+		if keeps && idErr == nil && keyErr == nil {
+			found[id] = key
+		}
+	}
+	if len(found) == 0 {
+		return fmt.Errorf("%w: that gateway is alone: start it with --cluster.address first", mesh.ErrPrecondition)
+	}
+	keys.pin(found)
+	return nil
+}
+
+// seat asks for the seat. The storage of this gateway is asked back meanwhile.
+func (j *joiner) seat(ctx context.Context, role string) error {
+	r := proto.CloneOf(j.request)
+	r.AsVoter, r.AsObserver = role == roleVoter, role == roleObserver
+	_, err := j.member.Join(ctx, r, j.key)
+	return err
+}
+
+// takeSeat joins the mesh of another gateway and waits until the state is kept
+// here, too. The store is open.
+func (p *gatewayProcess) takeSeat(ctx context.Context, id mesh.NodeID, key mesh.PrivateKey, features []mesh.Feature) error {
+	l := p.cluster
+	if !l.seatless() {
+		return nil
+	}
+	public, err := p.cfg.cluster.gateway.connect()
+	if err != nil {
+		return fmt.Errorf("--cluster.join: %w", err)
+	}
+	defer public.Close()
+	j := p.newJoiner(public, id, key, features)
+	ctx, cancel := context.WithTimeout(ctx, joinPatience)
+	defer cancel()
+	if err := l.insist(ctx, "join", func() error { return j.join(ctx, l.keys) }); err != nil {
+		return err
+	}
+	if err := l.insist(ctx, "take a seat in the cluster", func() error { return j.seat(ctx, p.cfg.cluster.role) }); err != nil {
+		return err
+	}
+	p.log.Info("joined the cluster", "node", string(id), "gateway", p.cfg.cluster.gateway.URL)
+	return l.change(func(r *clusterRecord) { r.Admitted = true })
+}
+
+// insist tries until it succeeds, is refused for good, or ctx ends.
+func (l *cluster) insist(ctx context.Context, what string, try func() error) error {
+	for {
+		err := try()
+		if err == nil {
+			return nil
+		}
+		if peer.Refused(err) || errors.Is(err, mesh.ErrPrecondition) || connect.CodeOf(err) == connect.CodeFailedPrecondition {
+			return fmt.Errorf("--cluster.join: %s: %w", what, err)
+		}
+		l.log.Warn("not in the cluster yet, trying again", "err", err)
+		if pause(ctx, joinPause) != nil {
+			return fmt.Errorf("--cluster.join: %s: %w", what, err)
+		}
+	}
+}
+
+// remember keeps the keys of the gateways for a start at which the state cannot
+// be read yet, until ctx ends.
+func (l *cluster) remember(ctx context.Context, wait func(context.Context, uint64) (*mesh.Snapshot, error)) error {
+	var after uint64
+	for {
+		s, err := wait(ctx, after)
+		if ctx.Err() != nil {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		after = s.Version
+		l.keep()
+		if pause(ctx, rememberPause) != nil {
+			return nil
+		}
+	}
+}
+
+// keyOf is the key of a gateway. Whoever is let into the storage is known on
+// disk before: its part in a quorum may be all that there is at the next start.
+func (l *cluster) keyOf(id mesh.NodeID) (mesh.PublicKey, bool) {
+	key, ok := l.keys.keyOf(id)
+	if ok {
+		l.keep()
+	}
+	return key, ok
+}
+
+// nodeOf is the gateway that has a key; see keyOf.
+func (l *cluster) nodeOf(key mesh.PublicKey) (mesh.NodeID, bool) {
+	id, ok := l.keys.nodeOf(key)
+	if ok {
+		l.keep()
+	}
+	return id, ok
+}
+
+// keep writes the keys of the gateways, if they are others than those that are
+// kept.
+func (l *cluster) keep() {
+	now := l.keys.pinned()
+	l.keeping.Lock()
+	same := len(now) == 0 || maps.Equal(now, l.record.Gateways)
+	l.keeping.Unlock()
+	if same {
+		return
+	}
+	if err := l.change(func(*clusterRecord) {}); err != nil {
+		l.log.Warn("keys of the gateways not kept; if all gateways start anew, this one may not know the others", "err", err)
+	}
+}
+
+// change changes the record and writes it, with the keys of the moment.
+func (l *cluster) change(how func(*clusterRecord)) error {
+	l.keeping.Lock()
+	defer l.keeping.Unlock()
+	next := l.record
+	how(&next)
+	if now := l.keys.pinned(); len(now) > 0 {
+		next.Gateways = now
+	}
+	if err := writeClusterRecord(l.dir, next); err != nil {
+		return err
+	}
+	l.record = next
+	return nil
+}

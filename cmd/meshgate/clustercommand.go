@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"connectrpc.com/connect"
+	"github.com/spf13/cobra"
+
+	"github.com/meshgate/meshgate/node/peer"
+	meshgatev1 "github.com/meshgate/meshgate/proto/meshgate/v1"
+)
+
+func (a *app) clusterCommand() *cobra.Command {
+	const verbs = "status, promote ID, demote ID, remove ID or transfer [ID]"
+	cmd := &cobra.Command{
+		Use:   "cluster",
+		Short: "the gateways that keep the state of the mesh",
+		Args:  args(cobra.NoArgs, verbs),
+		RunE:  func(*cobra.Command, []string) error { return usagef("want %s", verbs) },
+	}
+	one := args(cobra.ExactArgs(1), "the id of a gateway")
+	cmd.AddCommand(
+		a.onGateway("status", "who keeps the state, who leads, and who lags", "", args(cobra.NoArgs, "no arguments"), a.clusterStatus),
+		a.onGateway("promote ID", "give an observer a vote", "", one, func(ctx context.Context, c *peer.Public, given []string) error {
+			return a.tell("promoted", given, none(c.Cluster().Promote(ctx, connect.NewRequest(&meshgatev1.PromoteRequest{Id: given[0]}))))
+		}),
+		a.onGateway("demote ID", "take a voter's vote", "A gateway that is demoted keeps a copy of the state, which does not count.", one, func(ctx context.Context, c *peer.Public, given []string) error {
+			return a.tell("demoted", given, none(c.Cluster().Demote(ctx, connect.NewRequest(&meshgatev1.DemoteRequest{Id: given[0]}))))
+		}),
+		a.onGateway("remove ID", "take a gateway out of the cluster", "A gateway that is removed ends. It stays a member of the mesh until meshgate delete nodes ID.", one, func(ctx context.Context, c *peer.Public, given []string) error {
+			return a.tell("removed", given, none(c.Cluster().Remove(ctx, connect.NewRequest(&meshgatev1.RemoveRequest{Id: given[0]}))))
+		}),
+		a.onGateway("transfer [ID]", "make another voter lead", "", args(cobra.MaximumNArgs(1), "at most one gateway"), func(ctx context.Context, c *peer.Public, given []string) error {
+			r := &meshgatev1.TransferLeadershipRequest{}
+			if len(given) == 1 {
+				r.Id = given[0]
+			}
+			return a.tell("handed over", given, none(c.Cluster().TransferLeadership(ctx, connect.NewRequest(r))))
+		}),
+	)
+	return cmd
+}
+
+// onGateway is a command that calls a gateway.
+func (a *app) onGateway(use, short, long string, check cobra.PositionalArgs, run func(context.Context, *peer.Public, []string) error) *cobra.Command {
+	var to access
+	cmd := &cobra.Command{
+		Use: use, Short: short, Long: long, Args: check,
+		RunE: func(cmd *cobra.Command, given []string) error {
+			gate, err := to.dial(cmd.Flags())
+			if err != nil {
+				return err
+			}
+			defer gate.Close()
+			return run(cmd.Context(), gate, given)
+		},
+	}
+	to.registerServer(cmd.Flags())
+	return cmd
+}
+
+// tell says what happened.
+func (a *app) tell(what string, given []string, err error) error {
+	name := "the leadership"
+	if len(given) == 1 {
+		name = given[0]
+	}
+	if err != nil {
+		return fmt.Errorf("%s not %s: %w", name, what, err)
+	}
+	if !a.structured() {
+		fmt.Fprintf(a.stdout, "%s: %s\n", name, what)
+	}
+	return nil
+}
+
+func (a *app) clusterStatus(ctx context.Context, c *peer.Public, _ []string) error {
+	answer, err := c.Cluster().Status(ctx, connect.NewRequest(&meshgatev1.StatusRequest{}))
+	if err != nil {
+		return fmt.Errorf("status of the cluster: %w", err)
+	}
+	if a.structured() {
+		return a.printProto(answer.Msg)
+	}
+	rows := [][]string{{"ID", "ROLE", "ADDRESS", "HEARD", "LAG"}}
+	for _, r := range answer.Msg.GetReplicas() {
+		role := roleObserver
+		switch {
+		case r.GetLeader():
+			role = "leader"
+		case r.GetVoter():
+			role = roleVoter
+		}
+		heard, lag := "not known", "not known"
+		if r.GetLastContact() != nil {
+			heard, lag = r.GetLastContact().AsDuration().Round(time.Millisecond).String()+" ago", fmt.Sprint(r.GetLag())
+		}
+		if !r.GetAlive() {
+			heard += " (out of reach)"
+		}
+		rows = append(rows, []string{r.GetId(), role, r.GetAddress(), heard, lag})
+	}
+	return table(a.stdout, rows)
+}
