@@ -61,6 +61,7 @@ type process struct {
 	cmd   *exec.Cmd
 	ready ready
 	done  chan struct{} // closed when the process has ended
+	line  chan []byte   // its first line
 	log   *syncBuffer
 }
 
@@ -94,7 +95,15 @@ func start(t testing.TB, args ...string) *process {
 
 func startEnv(t testing.TB, env []string, args ...string) *process {
 	t.Helper()
-	p := &process{t: t, done: make(chan struct{}), log: &syncBuffer{}}
+	p := launch(t, env, args...)
+	p.await()
+	return p
+}
+
+// launch runs meshgate with args and does not wait for its ready line.
+func launch(t testing.TB, env []string, args ...string) *process {
+	t.Helper()
+	p := &process{t: t, done: make(chan struct{}), line: make(chan []byte, 1), log: &syncBuffer{}}
 	p.cmd = exec.Command(program, append(args, "--output", "json")...)
 	p.cmd.Env = append(os.Environ(), env...)
 	p.cmd.Stderr = p.log
@@ -106,24 +115,29 @@ func startEnv(t testing.TB, env []string, args ...string) *process {
 		t.Fatal(err)
 	}
 	t.Cleanup(p.cleanup)
-	line := make(chan []byte, 1)
 	go func() {
 		defer close(p.done)
 		r := bufio.NewReader(stdout)
 		first, _ := r.ReadBytes('\n')
-		line <- first
+		p.line <- first
 		_, _ = io.Copy(io.Discard, r)
 		_ = p.cmd.Wait()
 	}()
+	return p
+}
+
+// await waits for the ready line.
+func (p *process) await() {
+	p.t.Helper()
+	args := strings.Join(p.cmd.Args[1:], " ")
 	select {
-	case raw := <-line:
+	case raw := <-p.line:
 		if err := json.Unmarshal(raw, &p.ready); err != nil || p.ready.Event != "ready" {
-			t.Fatalf("meshgate %s did not become ready: %q %v\n%s", strings.Join(args, " "), raw, err, p.log)
+			p.t.Fatalf("meshgate %s did not become ready: %q %v\n%s", args, raw, err, p.log)
 		}
 	case <-time.After(patience):
-		t.Fatalf("meshgate %s printed nothing within %s\n%s", strings.Join(args, " "), patience, p.log)
+		p.t.Fatalf("meshgate %s printed nothing within %s\n%s", args, patience, p.log)
 	}
-	return p
 }
 
 // cleanup ends the process in peace, or by force when it does not listen.
