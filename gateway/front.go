@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -42,6 +43,9 @@ type Front struct {
 	queued chan struct{} // holds a token for each connection that waits for Accept
 	queue  chan net.Conn // on their way to Accept; never closed
 	done   chan struct{} // closed when the port is
+
+	// refused counts the connections that were closed instead of handed over.
+	refused atomic.Uint64
 
 	quiet     chan struct{} // closed when nobody accepts any more
 	quietOnce sync.Once
@@ -102,7 +106,7 @@ func (f *Front) run(ctx context.Context) {
 func (f *Front) sort(ctx context.Context, raw net.Conn) {
 	wanted, conn, err := f.sniff(ctx, raw)
 	if err != nil {
-		_ = raw.Close() // nothing was promised to it
+		f.refuse(raw)
 		return
 	}
 	for name, stream := range f.streams {
@@ -131,13 +135,19 @@ func (f *Front) sniff(ctx context.Context, raw net.Conn) ([]string, net.Conn, er
 	return sniff(ctx, raw)
 }
 
+// refuse closes a connection to which nothing was promised.
+func (f *Front) refuse(conn net.Conn) {
+	f.refused.Add(1)
+	_ = conn.Close()
+}
+
 // enqueue waits for Accept, unless too many do.
 func (f *Front) enqueue(conn net.Conn) {
 	select {
 	case f.queued <- struct{}{}:
 		defer func() { <-f.queued }()
 	default:
-		_ = conn.Close()
+		f.refuse(conn)
 		return
 	}
 	select {

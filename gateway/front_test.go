@@ -133,6 +133,35 @@ func TestFront_TooLargeHelloIsRefused(t *testing.T) {
 	if n, err := conn.Read(make([]byte, 1)); n != 0 || errors.Is(err, context.DeadlineExceeded) || err == nil {
 		t.Errorf("read %d: %v", n, err)
 	}
+	if n := f.refused.Load(); n != 1 {
+		t.Errorf("%d connections were counted as refused, want 1", n)
+	}
+}
+
+// A connection that is one too many is closed, and the streams go on.
+func TestFront_MoreThanWaitAreRefused(t *testing.T) {
+	f := front(t)
+	for range maxQueued {
+		f.queued <- struct{}{}
+	}
+	conn, err := net.Dial("tcp", f.Listener().Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if _, err := conn.Write([]byte("GET / HTTP/1.1\r\n\r\n")); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := conn.Read(make([]byte, 1)); n != 0 || err == nil || f.refused.Load() != 1 {
+		t.Errorf("read %d, %v; refused %d", n, err, f.refused.Load())
+	}
+	echoes(t, f)
+	for range maxSortedAll {
+		f.total <- struct{}{}
+	}
+	if _, _, err := f.sniff(t.Context(), conn); !errors.Is(err, errTooMany) {
+		t.Errorf("one more than may be sorted: %v", err)
+	}
 }
 
 func TestFront_CloseEndsWhoWaits(t *testing.T) {

@@ -255,6 +255,9 @@ func New(cfg Config) (*Gateway, error) {
 	if err := registerCertificate(cfg.Registerer, g.tls); err != nil {
 		return nil, err
 	}
+	if err := registerFront(cfg.Registerer, cfg.Public); err != nil {
+		return nil, err
+	}
 	if g.rpc, err = g.services(); err != nil {
 		return nil, err
 	}

@@ -4,6 +4,7 @@ package gateway
 
 import (
 	"errors"
+	"net"
 
 	"github.com/prometheus/client_golang/prometheus"
 )
@@ -108,5 +109,23 @@ func registerCertificate(r prometheus.Registerer, c *certificates) error {
 			return 0
 		}
 		return float64(c.current().Leaf.NotAfter.Unix())
+	}))
+}
+
+// registerFront adds what the front that l belongs to refused to r, unless it is
+// nil.
+func registerFront(r prometheus.Registerer, l net.Listener) error {
+	if r == nil {
+		return nil
+	}
+	front, ok := l.(frontListener)
+	return r.Register(prometheus.NewCounterFunc(prometheus.CounterOpts{
+		Name: "meshgate_gateway_front_refused_total",
+		Help: "Connections closed before it was known what they want: too many, too slow or cut short; 0 for a gateway that is alone.",
+	}, func() float64 {
+		if !ok {
+			return 0
+		}
+		return float64(front.front.refused.Load())
 	}))
 }
