@@ -30,6 +30,8 @@ const (
 	roleVoter    = "voter"
 	roleObserver = "observer"
 
+	// minDeadAfter is the least time after which a gateway counts as dead.
+	minDeadAfter = time.Minute
 	// joinPatience is how long a gateway tries to get a seat in a cluster.
 	joinPatience = 2 * time.Minute
 	// joinPause is the pause between two attempts.
@@ -42,12 +44,15 @@ const (
 type clusterConfig struct {
 	address string
 	role    string
+	// deadAfter is how long a gateway may be out of reach; 0: for ever.
+	deadAfter time.Duration
 	// gateway is where to join; without a URL the gateway joins none.
 	gateway access
 }
 
 func (c *clusterConfig) register(f *pflag.FlagSet) {
 	f.StringVar(&c.address, "cluster.address", "", "HOST:PORT at which other gateways reach --listen of this one, to keep the state together; any gateway of a mesh of several has one (default with --cluster.join: the domain or public address, with the port of --listen)")
+	f.DurationVar(&c.deadAfter, "cluster.dead-after", 0, "how long another gateway may be out of reach before it is removed from the cluster, where that is safe, such as 24h; 0 keeps it; the same on all gateways")
 	f.StringVar(&c.gateway.URL, "cluster.join", "", "URL of a gateway whose mesh this one joins as another gateway; without effect once it has")
 	f.StringVar(&c.role, "cluster.role", roleVoter, "voter: the state is safe while a majority of the voters is; observer: a copy that does not count. Used with --cluster.join")
 	f.StringVar(&c.gateway.tokenFile, "cluster.token-file", "", "file with a token of the mesh that --cluster.join names, which may make gateways; needed once")
@@ -61,6 +66,8 @@ func (c *upConfig) validateCluster() error {
 	switch {
 	case l.role != roleVoter && l.role != roleObserver:
 		return usagef("--cluster.role %q: want voter or observer", l.role)
+	case l.deadAfter != 0 && l.deadAfter < minDeadAfter:
+		return usagef("--cluster.dead-after %s: give at least %s, in which a gateway can be started anew", l.deadAfter, minDeadAfter)
 	case l.address == "" && l.gateway.URL == "":
 		return nil
 	case c.dev:

@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/meshgate/meshgate/node/mesh"
 	"github.com/meshgate/meshgate/node/store"
@@ -153,6 +154,8 @@ func TestUp_RefusesClusterFlagsThatCannotWork(t *testing.T) {
 		text   string
 	}{
 		"role":           {func(c *upConfig) { c.cluster.role = "king" }, "--cluster.role"},
+		"dead at once":   {func(c *upConfig) { c.cluster.deadAfter = time.Second }, "--cluster.dead-after"},
+		"dead before":    {func(c *upConfig) { c.cluster.deadAfter = -time.Hour }, "--cluster.dead-after"},
 		"dev":            {func(c *upConfig) { c.dev, c.cluster.address = true, "gw:1" }, "--dev"},
 		"no directory":   {func(c *upConfig) { c.dataDir, c.cluster.address = "", "gw:1" }, "--data-dir"},
 		"no port":        {func(c *upConfig) { c.cluster.address = "gw" }, "HOST:PORT"},

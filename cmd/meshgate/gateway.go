@@ -203,6 +203,7 @@ func (p *gatewayProcess) openState(id mesh.NodeID) (err error) {
 	}
 	if p.cluster != nil {
 		cfg.Network, cfg.Address, cfg.Join = p.cluster.replicas, p.cluster.address, p.cluster.joined()
+		cfg.DeadAfter = p.cfg.cluster.deadAfter
 	}
 	if p.store, err = raftstore.Open(cfg); err != nil {
 		return fmt.Errorf("open state: %w", err)
