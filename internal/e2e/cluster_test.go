@@ -190,6 +190,15 @@ func TestCluster_ThreeGatewaysKeepOneState(t *testing.T) {
 	gates[1].put(t, "after-the-cold-start")
 	shows(t, gates, "after-the-cold-start")
 
+	watcher := newClustered(t, 4)
+	watcher.launch(t, append([]string{"--cluster.role", "observer"}, join...)...)
+	watcher.await()
+	if part, _, err := watcher.seats(); part != "CLUSTER_OBSERVER" {
+		t.Errorf("a gateway without a vote is %s: %v", part, err)
+	}
+	watcher.put(t, "by-an-observer")
+	shows(t, append(gates, watcher), "by-an-observer", "by-a-follower")
+
 	lost := others(gates, lead(t, gates))[0]
 	lost.kill()
 	if err := os.RemoveAll(filepath.Join(lost.dir, "state")); err != nil {
