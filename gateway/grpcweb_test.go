@@ -16,10 +16,10 @@ import (
 func TestStockGRPCWebClient(t *testing.T) {
 	node, err := exec.LookPath("node")
 	if err != nil {
-		t.Skip("node is not installed")
+		t.Fatal("the stock client runs in Node, which is not installed")
 	}
 	if _, err := os.Stat("../node_modules/@improbable-eng/grpc-web"); err != nil {
-		t.Skip("npm ci was not run")
+		t.Fatal("the stock client is not there; make web installs it")
 	}
 	s := serve(t, nil)
 	cmd := exec.CommandContext(testContext(t), node, "--experimental-websocket", "testdata/grpcweb.mjs", "http://"+s.public, tokenOf("admin"))

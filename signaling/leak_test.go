@@ -97,7 +97,7 @@ func TestManyPeerConnectionsLeaveNothing(t *testing.T) {
 func openFiles(t *testing.T) int {
 	list, err := os.ReadDir("/proc/self/fd")
 	if err != nil {
-		t.Skip("no /proc here")
+		t.Fatal(err) // leaked files cannot be counted without it
 	}
 	return len(list)
 }

@@ -34,7 +34,7 @@ type host struct {
 func newHost(tb testing.TB) *host {
 	tb.Helper()
 	if os.Geteuid() != 0 {
-		tb.Skip("needs root for a network namespace")
+		tb.Fatal("needs root for a network namespace")
 	}
 	runtime.LockOSThread()
 	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {

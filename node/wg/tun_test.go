@@ -26,7 +26,7 @@ import (
 func inNamespace(tb testing.TB) {
 	tb.Helper()
 	if os.Geteuid() != 0 {
-		tb.Skip("needs root for a network namespace")
+		tb.Fatal("needs root for a network namespace")
 	}
 	runtime.LockOSThread()
 	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
