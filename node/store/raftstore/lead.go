@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"github.com/hashicorp/raft"
+
+	"github.com/meshgate/meshgate/node/store"
 )
 
 const (
@@ -67,7 +69,7 @@ func (s *Store) changeRole(leading bool) {
 		// The barrier is applied after everything that earlier leaders
 		// acknowledged: from here on our state answers for the cluster.
 		term := s.raft.CurrentTerm()
-		err := s.raft.Barrier(enqueueTimeout).Error()
+		err := s.unlessStopped(s.raft.Barrier(enqueueTimeout).Error)
 		if err != nil || s.raft.State() != raft.Leader || s.raft.CurrentTerm() != term {
 			s.logger.Warn("leadership lost at once", "err", err)
 			leading = false
@@ -87,6 +89,19 @@ func (s *Store) changeRole(leading bool) {
 		s.metrics.leaderChanges.Inc()
 		s.members.notify()
 		s.logger.Info("leader changed", "node", s.id, "leader", next.leader, "version", s.state.Version())
+	}
+}
+
+// unlessStopped waits for a call of raft, but not longer than the store is
+// open: without a majority the call ends when raft does, which comes later.
+func (s *Store) unlessStopped(call func() error) error {
+	done := make(chan error, 1)
+	go func() { done <- call() }()
+	select {
+	case err := <-done:
+		return err
+	case <-s.stop:
+		return store.ErrClosed
 	}
 }
 
@@ -113,7 +128,7 @@ func (s *Store) expire() time.Duration {
 	entry, err := encodeExpire(time.Now())
 	if err == nil {
 		future := s.raft.Apply(entry, enqueueTimeout)
-		if err = future.Error(); err == nil {
+		if err = s.unlessStopped(future.Error); err == nil {
 			s.announce(future)
 		}
 	}

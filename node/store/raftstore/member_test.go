@@ -84,13 +84,17 @@ func TestMembers_ChangeFromAnyReplica(t *testing.T) {
 		}
 		for _, step := range steps {
 			_, s := c.follower()
-			changed := s.Changed()
+			ctx, changed := c.ctx(), s.Changed()
 			if err := step.do(c.ctx(), s); err != nil {
 				t.Fatalf("%s: %v", step.name, err)
 			}
 			c.wantMembers(step.want)
 			if step.name != "again" && step.name != "transfer" {
-				<-changed
+				select {
+				case <-changed:
+				case <-ctx.Done():
+					t.Fatalf("%s: nobody was told", step.name)
+				}
 			}
 		}
 		if id, _ := c.leader(); id != "b" {

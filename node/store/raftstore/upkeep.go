@@ -44,16 +44,21 @@ func (s *Store) upkeep() {
 	var last []raft.Server
 	lost := 0 // ticks without a leader
 	for {
+		changed := false
 		select {
 		case <-ticker.C:
 		case <-s.members.again:
+			changed = true // and maybe back again: whoever waits hears of it
 		case <-ctx.Done():
 			return
 		}
 		servers := s.servers()
 		if !slices.Equal(servers, last) {
-			last = servers
+			last, changed = servers, true
 			s.reconfigure(servers)
+		}
+		if changed {
+			s.members.notify()
 		}
 		role := s.role.Load()
 		switch {
@@ -80,7 +85,6 @@ func (s *Store) reconfigure(servers []raft.Server) {
 		s.transport.forget(func(id raft.ServerID) bool { return member(string(id)) })
 		s.calls.forget(member)
 	}
-	s.members.notify()
 	s.logger.Info("members of the cluster", "node", s.id, "voters", ids(votersOf(servers)), "all", ids(servers))
 }
 
