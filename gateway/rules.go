@@ -76,13 +76,13 @@ func newRules(openReflection bool) map[string]rule {
 		v1connect.WebRTCStartDataChannelProcedure:   {access: identified, channel: true, needs: of(startDataChannel)},
 		v1connect.WebRTCStartSignalChannelProcedure: {access: identified, channel: true, needs: of(startSignalChannel)},
 
-		v1connect.MembershipJoinProcedure:           {access: identified, writes: true, needs: of(join)},
-		v1connect.MembershipUpdateProcedure:         {access: identified, writes: true, needs: of(update)},
-		v1connect.MembershipLeaveProcedure:          {access: identified, writes: true, needs: of(leave)},
+		v1connect.MembershipJoinProcedure:           {access: identified, fresh: always, writes: true, needs: of(join)},
+		v1connect.MembershipUpdateProcedure:         {access: identified, fresh: always, writes: true, needs: of(update)},
+		v1connect.MembershipLeaveProcedure:          {access: identified, fresh: always, writes: true, needs: of(leave)},
 		v1connect.MembershipSubscribePeersProcedure: {access: identified, needs: of(subscribePeers)},
 		// The handler denies Apply to all but voters.
-		v1connect.MembershipApplyProcedure:                   {access: identified, writes: true},
-		v1connect.MembershipGetStorageConfigurationProcedure: reader,
+		v1connect.MembershipApplyProcedure:                   {access: identified, fresh: always, writes: true},
+		v1connect.MembershipGetStorageConfigurationProcedure: freshReader,
 
 		"/" + grpchealth.HealthV1ServiceName + "/Check": {access: anyone},
 		"/" + grpchealth.HealthV1ServiceName + "/Watch": {access: anyone},

@@ -26,7 +26,7 @@ func (e *enrolmentService) GetChallenge(_ context.Context, req *connect.Request[
 	if _, err := mesh.ParseNodeID(req.Msg.GetId()); err != nil {
 		return nil, fmt.Errorf("id: %w", err)
 	}
-	s, err := stateSnapshot(e.state)
+	s, err := held(e.state)
 	if err != nil {
 		return nil, err
 	}

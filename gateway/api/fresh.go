@@ -51,8 +51,22 @@ func whole(ctx context.Context, state State) (*mesh.Snapshot, error) {
 	if err != nil {
 		return nil, err
 	}
-	if self := s.Node(state.Self()); self == nil || !holdsState(self) {
-		return nil, fmt.Errorf("%w: this node holds no state of the mesh; ask a gateway", mesh.ErrUnsupported)
+	return s, keeps(s, state)
+}
+
+// held returns what this node knows itself, at once, if it keeps the state of
+// the whole mesh.
+func held(state State) (*mesh.Snapshot, error) {
+	s, err := snapshot(state)
+	if err != nil {
+		return nil, err
 	}
-	return s, nil
+	return s, keeps(s, state)
+}
+
+func keeps(s *mesh.Snapshot, state State) error {
+	if self := s.Node(state.Self()); self == nil || !holdsState(self) {
+		return fmt.Errorf("%w: this node holds no state of the mesh; ask a gateway", mesh.ErrUnsupported)
+	}
+	return nil
 }

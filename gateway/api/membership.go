@@ -79,7 +79,7 @@ func (m *membershipService) Update(ctx context.Context, req *connect.Request[v1.
 
 // promote is an Update that also makes the member a voter.
 func (m *membershipService) promote(ctx context.Context, r mesh.UpdateRequest) (*connect.Response[v1.UpdateResponse], error) {
-	s, err := stateSnapshot(m.state)
+	s, err := whole(ctx, m.state)
 	if err != nil {
 		return nil, err
 	}
@@ -117,7 +117,7 @@ func (m *membershipService) Leave(ctx context.Context, req *connect.Request[v1.L
 		return nil, fmt.Errorf("%w: %q is this gateway, the only one that keeps the state of the mesh; stop it instead", mesh.ErrPrecondition, id)
 	}
 	if m.cluster != nil {
-		s, err := stateSnapshot(m.state)
+		s, err := whole(ctx, m.state)
 		if err != nil {
 			return nil, err
 		}
@@ -135,7 +135,7 @@ func (m *membershipService) Leave(ctx context.Context, req *connect.Request[v1.L
 // grants. Those who keep the state of this mesh forward their changes over the
 // connection of the storage, which knows them by their keys; nobody else may.
 func (m *membershipService) Apply(ctx context.Context, _ *connect.Request[v1.RaftLogEntry]) (*connect.Response[v1.RaftApplyResponse], error) {
-	s, err := stateSnapshot(m.state)
+	s, err := whole(ctx, m.state)
 	if err != nil {
 		return nil, err
 	}
@@ -148,8 +148,8 @@ func (m *membershipService) Apply(ctx context.Context, _ *connect.Request[v1.Raf
 }
 
 // GetStorageConfiguration names the servers that keep the state.
-func (m *membershipService) GetStorageConfiguration(context.Context, *connect.Request[v1.StorageConfigurationRequest]) (*connect.Response[v1.StorageConfigurationResponse], error) {
-	s, err := stateSnapshot(m.state)
+func (m *membershipService) GetStorageConfiguration(ctx context.Context, _ *connect.Request[v1.StorageConfigurationRequest]) (*connect.Response[v1.StorageConfigurationResponse], error) {
+	s, err := whole(ctx, m.state)
 	if err != nil {
 		return nil, err
 	}
@@ -158,17 +158,4 @@ func (m *membershipService) GetStorageConfiguration(context.Context, *connect.Re
 		answer.Servers = append(answer.Servers, &v1.StorageServer{Id: string(server.ID), Suffrage: server.Status, Address: server.Address})
 	}
 	return connect.NewResponse(answer), nil
-}
-
-// stateSnapshot returns the state of the whole mesh, which a node that follows
-// a gateway does not have.
-func stateSnapshot(state State) (*mesh.Snapshot, error) {
-	s, err := snapshot(state)
-	if err != nil {
-		return nil, err
-	}
-	if self := s.Node(state.Self()); self == nil || !holdsState(self) {
-		return nil, fmt.Errorf("%w: this node holds no state of the mesh; ask a gateway", mesh.ErrUnsupported)
-	}
-	return s, nil
 }

@@ -33,7 +33,10 @@ func (m *membershipService) SubscribePeers(ctx context.Context, req *connect.Req
 	if err != nil {
 		return err
 	}
-	s, err := stateSnapshot(m.state)
+	s, err := held(m.state) // a cluster without a leader tells what it knows
+	if err == nil && s.Node(id) == nil {
+		s, err = whole(ctx, m.state) // it may have joined elsewhere a moment ago
+	}
 	if err != nil {
 		return err
 	}
