@@ -16,7 +16,7 @@ import (
 // A record is a header and a payload, padded to a multiple of 8 bytes:
 //
 //	header   payload size u32, checksum of the payload u32, index u64, index of
-//	         the first entry of its append u64, checksum of the header u32, 0 u32
+//	         the first entry that may be lost with it u64, checksum of the header u32, 0 u32
 //	payload  term u64, time of the append in Unix nanoseconds i64, type u8,
 //	         size of the extensions u32, extensions, data
 //
@@ -35,7 +35,8 @@ var errBadRecord = errors.New("wrong checksum")
 // header is what a record says before its payload.
 type header struct {
 	size, sum uint32
-	// first is the index of the first entry of the same append.
+	// first is the index of the first entry of the same append, or of an
+	// earlier one that was not on disk yet: before it, everything was.
 	index, first uint64
 }
 

@@ -183,7 +183,8 @@ func scan(data []byte, base uint64) (offsets []int64, end int64, err error) {
 // inspectTail decides what stands behind the last whole record, at an offset
 // of the file: nothing; or an append that was cut short, whose length it
 // returns; or damage. An append that was cut short was never acknowledged. It
-// is told by a sector that was not written, and by no later append behind it.
+// is told by a sector that was not written, and by no entry behind it that was
+// appended when it was on disk.
 func inspectTail(rest []byte, offset int64, next uint64) (torn int64, err error) {
 	used := int64(len(rest))
 	for used >= zeroBlock && blank(rest[used-zeroBlock:used]) {
@@ -239,14 +240,6 @@ func (s *segment) blank(from, to int64) error {
 			return err
 		}
 		from += int64(n)
-	}
-	return syncData(s.file)
-}
-
-// append writes records that belong together behind the last one.
-func (s *segment) append(records []byte) error {
-	if _, err := s.file.WriteAt(records, s.end); err != nil {
-		return err
 	}
 	return syncData(s.file)
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package wal is a raft log in files, with one sync for each append.
+// Package wal is a raft log in files, with one sync for each append, or for
+// several that follow each other closely.
 //
 // Every entry carries checksums, and all of them are checked at the start: a
 // changed byte is found, wherever it is. What a power cut left of an append
@@ -37,9 +38,13 @@ var (
 type Log struct {
 	dir  string
 	size int64 // of a file, in bytes
+	// syncing is held while appends are on their way to the disk, and while
+	// files come and go; it is taken before writing.
+	syncing sync.Mutex
 	// writing is held by appends and removals, and is taken before mu.
 	writing sync.Mutex
-	broken  error // guarded by writing
+	broken  error  // guarded by writing
+	synced  uint64 // the last entry that is on disk; guarded by writing
 
 	mu       sync.RWMutex // guards the fields below
 	segments []*segment   // oldest first; never empty
@@ -85,6 +90,7 @@ func open(dir string, size int64) (_ *Log, err error) {
 		}
 		l.segments = append(l.segments, s)
 	}
+	l.synced = l.segments[len(l.segments)-1].last()
 	return l, nil
 }
 
@@ -191,67 +197,149 @@ func (l *Log) GetLog(index uint64, log *raft.Log) error {
 // StoreLog implements raft.LogStore.
 func (l *Log) StoreLog(log *raft.Log) error { return l.StoreLogs([]*raft.Log{log}) }
 
-// StoreLogs implements raft.LogStore: the entries are on disk when it returns
-// nil. An error that wraps store.ErrFull changed nothing. Entries that begin
-// behind a gap replace all before it, which a snapshot holds.
+// StoreLogs implements raft.LogStore: the entries, and all before them, are on
+// disk when it returns nil. An error that wraps store.ErrFull changed nothing.
+// Entries that begin behind a gap replace all before it, which a snapshot holds.
 func (l *Log) StoreLogs(logs []*raft.Log) error {
+	if err := l.Write(logs); err != nil {
+		return err
+	}
+	return l.Sync()
+}
+
+// Write is StoreLogs, but for the wait for the disk: a power cut may take the
+// entries away, the last ones first, until Sync has returned.
+func (l *Log) Write(logs []*raft.Log) error {
 	if len(logs) == 0 {
 		return nil
 	}
-	l.writing.Lock()
-	defer l.writing.Unlock()
-	if l.broken != nil {
-		return l.broken
-	}
-	records, offsets, err := encode(logs)
+	need, err := lengthOf(logs)
 	if err != nil {
 		return err
 	}
-	tail, err := l.tail(logs[0].Index, int64(len(records)))
+	if done, err := l.writeHere(logs, need); done {
+		return err
+	}
+	l.syncing.Lock()
+	defer l.syncing.Unlock()
+	l.writing.Lock()
+	defer l.writing.Unlock()
+	if err := l.settle(); err != nil {
+		return err
+	}
+	tail, err := l.tail(logs[0].Index, need)
 	if err != nil {
 		return noSpace(err)
 	}
-	if err := tail.append(records); err != nil {
+	return l.append(tail, logs, need)
+}
+
+// writeHere appends entries for which the newest file has room.
+func (l *Log) writeHere(logs []*raft.Log, need int64) (done bool, err error) {
+	l.writing.Lock()
+	defer l.writing.Unlock()
+	if l.broken != nil {
+		return true, l.broken
+	}
+	tail := l.segments[len(l.segments)-1]
+	if logs[0].Index != tail.last()+1 || tail.end+need > tail.size || l.empty() {
+		return false, nil
+	}
+	return true, l.append(tail, logs, need)
+}
+
+// append writes entries to a file that has room for them; l.writing is held.
+// Each says from which entry on the disk may not have what came before it: the
+// disk may take them in any order.
+func (l *Log) append(tail *segment, logs []*raft.Log, need int64) error {
+	first := logs[0].Index
+	if l.synced+1 < first {
+		first = max(l.synced+1, tail.base)
+	}
+	records := make([]byte, 0, need)
+	offsets := make([]int64, 0, len(logs))
+	for _, log := range logs {
+		offsets = append(offsets, tail.end+int64(len(records)))
+		records = appendRecord(records, log, first)
+	}
+	if _, err := tail.file.WriteAt(records, tail.end); err != nil {
 		return l.fail(err)
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for _, offset := range offsets {
-		tail.offsets = append(tail.offsets, tail.end+offset)
-	}
+	tail.offsets = append(tail.offsets, offsets...)
 	tail.end += int64(len(records))
 	return nil
 }
 
-func encode(logs []*raft.Log) (records []byte, offsets []int64, err error) {
-	total := int64(0)
+// Sync returns nil when all that was written before the call is on disk. Calls
+// that come while it is under way share the next one.
+func (l *Log) Sync() error {
+	l.syncing.Lock()
+	defer l.syncing.Unlock()
+	l.writing.Lock()
+	err, tail := l.broken, l.segments[len(l.segments)-1]
+	last := tail.last()
+	done := l.synced >= last
+	l.writing.Unlock()
+	if err != nil || done {
+		return err
+	}
+	err = syncData(tail.file) // appends go on meanwhile
+	l.writing.Lock()
+	defer l.writing.Unlock()
+	if err != nil {
+		return l.fail(err)
+	}
+	l.synced = last
+	return nil
+}
+
+// Synced returns the index of the last entry that is on disk, with all before.
+func (l *Log) Synced() uint64 {
+	l.writing.Lock()
+	defer l.writing.Unlock()
+	return l.synced
+}
+
+// settle has all that was written on disk, before files come or go; l.syncing
+// and l.writing are held.
+func (l *Log) settle() error {
+	if l.broken != nil {
+		return l.broken
+	}
+	tail := l.segments[len(l.segments)-1]
+	if l.synced >= tail.last() {
+		return nil
+	}
+	if err := syncData(tail.file); err != nil {
+		return l.fail(err)
+	}
+	l.synced = tail.last()
+	return nil
+}
+
+// lengthOf returns how many bytes the records of entries take.
+func lengthOf(logs []*raft.Log) (total int64, err error) {
 	for i, log := range logs {
 		if log.Index == 0 || log.Index != logs[0].Index+uint64(i) {
-			return nil, nil, fmt.Errorf("append log entry %d as number %d after %d", log.Index, i, logs[0].Index)
+			return 0, fmt.Errorf("append log entry %d as number %d after %d", log.Index, i, logs[0].Index)
 		}
 		size, err := sizeOf(log)
 		if err != nil {
-			return nil, nil, err
+			return 0, err
 		}
-		offsets = append(offsets, total)
 		total += size
 	}
-	records = make([]byte, 0, total)
-	for _, log := range logs {
-		records = appendRecord(records, log, logs[0].Index)
-	}
-	return records, offsets, nil
+	return total, nil
 }
 
 // tail returns the file that takes the next entries, from index on, which need
-// some bytes; l.writing is held.
+// some bytes; l.syncing and l.writing are held, and all is on disk.
 func (l *Log) tail(index uint64, need int64) (*segment, error) {
 	tail := l.segments[len(l.segments)-1]
 	last := tail.last()
-	l.mu.RLock()
-	first, _ := l.boundsLocked()
-	l.mu.RUnlock()
-	switch empty := first > last; {
+	switch empty := l.empty(); {
 	case index <= last && !empty:
 		return nil, fmt.Errorf("append log entry %d behind %d", index, last)
 	case index != last+1: // behind a gap, or anywhere in an empty log
@@ -286,8 +374,16 @@ func (l *Log) restart(index uint64, need int64) (*segment, error) {
 	if err != nil {
 		return nil, err
 	}
-	l.segments, l.first = []*segment{next}, 0
+	l.segments, l.first, l.synced = []*segment{next}, 0, index-1
 	return next, l.failed(removeAll(l.dir, old))
+}
+
+// empty says whether the log has no entry; l.writing is held.
+func (l *Log) empty() bool {
+	l.mu.RLock()
+	defer l.mu.RUnlock()
+	first, last := l.boundsLocked()
+	return first > last
 }
 
 // removeAll removes files, the oldest first: what is left has no gap.
@@ -315,10 +411,12 @@ func (l *Log) failed(err error) error {
 
 // DeleteRange implements raft.LogStore for ranges at either end of the log.
 func (l *Log) DeleteRange(from, to uint64) error {
+	l.syncing.Lock()
+	defer l.syncing.Unlock()
 	l.writing.Lock()
 	defer l.writing.Unlock()
-	if l.broken != nil {
-		return l.broken
+	if err := l.settle(); err != nil {
+		return err
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -330,6 +428,7 @@ func (l *Log) DeleteRange(from, to uint64) error {
 	case from == first:
 		return l.deleteHeadLocked(to)
 	case to == last:
+		l.synced = from - 1
 		return l.deleteTailLocked(from)
 	}
 	return fmt.Errorf("remove entries %d to %d from within %d to %d", from, to, first, last)
@@ -388,6 +487,8 @@ func (l *Log) deleteTailLocked(from uint64) error {
 
 // Close closes the files.
 func (l *Log) Close() error {
+	l.syncing.Lock()
+	defer l.syncing.Unlock()
 	l.writing.Lock()
 	defer l.writing.Unlock()
 	l.mu.Lock()

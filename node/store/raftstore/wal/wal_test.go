@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -182,6 +183,77 @@ func TestLog_Refuses(t *testing.T) {
 }
 
 // TestLog_FailedWrite shows that nothing is taken after a write failed.
+// TestLog_Sync shows what counts as being on disk: what Sync or StoreLogs saw,
+// up to where the log was cut.
+func TestLog_Sync(t *testing.T) {
+	l := mustOpen(t, t.TempDir())
+	write := func(from, to uint64, size int) {
+		t.Helper()
+		for i := from; i <= to; i++ {
+			if err := l.Write([]*raft.Log{entry(i, 1, strings.Repeat("x", size))}); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	want := func(what string, index uint64) {
+		t.Helper()
+		if got := l.Synced(); got != index {
+			t.Errorf("%s: synced up to %d, want %d", what, got, index)
+		}
+	}
+	sync := func() {
+		t.Helper()
+		if err := l.Sync(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write(1, 3, 1)
+	want("written", 0)
+	sync()
+	want("synced", 3)
+	write(4, 5, 1)
+	put(t, l, entry(6, 1, ""))
+	want("stored", 6)
+	write(7, 9, 1)
+	if err := l.DeleteRange(8, 9); err != nil {
+		t.Fatal(err)
+	}
+	want("cut", 7)
+	write(8, 9, 1)
+	want("written behind the cut", 7)
+	write(10, 10, testSize) // another file
+	want("the files before", 9)
+	sync()
+	want("the new file", 10)
+	if err := l.DeleteRange(1, 10); err != nil {
+		t.Fatal(err)
+	}
+	want("emptied", 10)
+	put(t, l, entry(20, 1, "behind a gap"))
+	want("behind a gap", 20)
+	write(21, 21, 1)
+	l = reopen(t, l)
+	want("opened", 21)
+}
+
+// TestLog_FailedSync shows that nothing counts as synced after a failure.
+func TestLog_FailedSync(t *testing.T) {
+	l := mustOpen(t, t.TempDir())
+	fill(t, l, 1, 3, "")
+	if err := l.Write([]*raft.Log{entry(4, 1, "")}); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.segments[0].file.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Sync(); err == nil {
+		t.Error("a sync of a broken file succeeded")
+	}
+	if err := l.Sync(); !errors.Is(err, ErrBroken) || l.Synced() != 3 {
+		t.Errorf("got %v and %d entries, want ErrBroken and 3", err, l.Synced())
+	}
+}
+
 func TestLog_FailedWrite(t *testing.T) {
 	l := mustOpen(t, t.TempDir())
 	fill(t, l, 1, 3, "")
@@ -204,6 +276,25 @@ func TestLog_FailedWrite(t *testing.T) {
 // TestOpen_TornAppend cuts the last append at every sector, as if the power
 // had gone while it was written, in any order of the sectors.
 func TestOpen_TornAppend(t *testing.T) {
+	t.Run("one", func(t *testing.T) {
+		tear(t, func(l *Log, logs []*raft.Log) { put(t, l, logs...) })
+	})
+	t.Run("several that were not synced", func(t *testing.T) {
+		tear(t, func(l *Log, logs []*raft.Log) {
+			for _, log := range logs {
+				if err := l.Write([]*raft.Log{log}); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if got := l.Synced(); got != 9 {
+				t.Fatalf("synced up to %d, want 9", got)
+			}
+		})
+	})
+}
+
+func tear(t *testing.T, write func(l *Log, logs []*raft.Log)) {
+	t.Helper()
 	dir := t.TempDir()
 	l := mustOpen(t, dir)
 	fill(t, l, 1, 9, "acknowledged")
@@ -217,7 +308,7 @@ func TestOpen_TornAppend(t *testing.T) {
 		}
 		torn = append(torn, entry(i, 2, string(data)))
 	}
-	put(t, l, torn...)
+	write(l, torn)
 	after := l.segments[0].end
 	if err := l.Close(); err != nil {
 		t.Fatal(err)
