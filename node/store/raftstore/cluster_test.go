@@ -14,6 +14,7 @@ import (
 	"github.com/meshgate/meshgate/node/store"
 	"github.com/meshgate/meshgate/node/store/raftstore"
 	"github.com/meshgate/meshgate/node/store/raftstore/raftstoretest"
+	"github.com/meshgate/meshgate/node/store/raftstore/wal"
 	"github.com/meshgate/meshgate/node/store/storetest"
 )
 
@@ -26,6 +27,9 @@ type cluster struct {
 	// configure may change how a replica is opened.
 	configure func(*raftstore.Config)
 	logs      map[string]*raftstore.FaultyLog
+	// lag is how long a sync of a disk takes; nil: no time.
+	lag  func() time.Duration
+	lost int // entries that power cuts took
 }
 
 // newCluster starts replicas with the given ids, the first of which makes the
@@ -82,6 +86,7 @@ func (c *cluster) openAt(id, address string, join bool) *raftstore.Store {
 	if err != nil {
 		c.t.Fatal(err)
 	}
+	log.Slow(c.lag)
 	c.replicas[id], c.logs[id] = s, log
 	c.t.Cleanup(func() {
 		// A test that breaks a disk has seen that error before.
@@ -92,8 +97,9 @@ func (c *cluster) openAt(id, address string, join bool) *raftstore.Store {
 	return s
 }
 
-// kill stops a replica as a power cut does: the others notice nothing but
-// that it is silent. It stays out of reach until heal.
+// kill stops a replica as a power cut does: what was not synced is gone, and
+// the others notice nothing but that it is silent. It stays out of reach until
+// heal.
 func (c *cluster) kill(id string) {
 	c.t.Helper()
 	var others []string
@@ -103,10 +109,31 @@ func (c *cluster) kill(id string) {
 		}
 	}
 	c.hub.Part([]string{id}, others)
+	synced := c.logs[id].Synced() // nobody hears of what comes after it
 	s := c.replicas[id]
 	delete(c.replicas, id)
 	if err := s.Close(); err != nil {
 		c.t.Errorf("close %s: %v", id, err)
+	}
+	if c.dir != "" {
+		c.lose(filepath.Join(c.dir, id, "log"), synced)
+	}
+}
+
+// lose removes the entries behind one from a log that is closed.
+func (c *cluster) lose(dir string, synced uint64) {
+	c.t.Helper()
+	log, err := wal.Open(dir)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	last, err := log.LastIndex()
+	if err == nil && last > synced {
+		err = log.DeleteRange(synced+1, last)
+		c.lost += int(last - synced)
+	}
+	if err := errors.Join(err, log.Close()); err != nil {
+		c.t.Fatal(err)
 	}
 }
 

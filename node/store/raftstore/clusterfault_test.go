@@ -5,10 +5,13 @@ package raftstore_test
 import (
 	"context"
 	"errors"
+	"sync"
 	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/google/go-cmp/cmp"
 
 	"github.com/meshgate/meshgate/node/store"
 	"github.com/meshgate/meshgate/node/store/raftstore"
@@ -79,15 +82,21 @@ func TestLeader_FullDisk(t *testing.T) {
 // TestDisk_OfOneReplica breaks the disk of the leader or of a follower: it is
 // out, the others go on, and nothing that it did not keep is acknowledged.
 func TestDisk_OfOneReplica(t *testing.T) {
+	fail := func(log *raftstore.FaultyLog) func() { log.Fail(syscall.EIO); return func() {} }
+	failSync := func(log *raftstore.FaultyLog) func() { log.FailSync(syscall.EIO); return func() {} }
+	hang := func(log *raftstore.FaultyLog) func() { return log.Hang() }
 	tests := []struct {
 		name  string
 		leads bool
 		hangs bool
+		harm  func(log *raftstore.FaultyLog) (heal func())
 	}{
-		{"the leader's fails", true, false},
-		{"the leader's hangs", true, true},
-		{"a follower's fails", false, false},
-		{"a follower's hangs", false, true},
+		{"the leader's fails", true, false, fail},
+		{"the leader's fails later", true, false, failSync},
+		{"the leader's hangs", true, true, hang},
+		{"a follower's fails", false, false, fail},
+		{"a follower's fails later", false, false, failSync},
+		{"a follower's hangs", false, true, hang},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -97,11 +106,7 @@ func TestDisk_OfOneReplica(t *testing.T) {
 				if tt.leads {
 					id, s = c.leader()
 				}
-				if tt.hangs {
-					defer c.logs[id].Hang()()
-				} else {
-					c.logs[id].Fail(syscall.EIO)
-				}
+				defer tt.harm(c.logs[id])()
 				start := time.Now()
 				if tt.leads {
 					if _, err := s.Apply(c.ctx(), store.Batch{Ops: []store.Op{{Key: "lost?"}}}); !errors.Is(err, store.ErrUncertain) {
@@ -128,4 +133,85 @@ func TestDisk_OfOneReplica(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestLeader_RunsAheadOfItsDisk shows that the others get an entry while the
+// leader's disk writes it, and that it is acknowledged only when that is done.
+func TestLeader_RunsAheadOfItsDisk(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, "", "a", "b", "c")
+		id, s := c.leader()
+		before := s.Version()
+		last := func(id string) uint64 {
+			index, err := c.logs[id].LastIndex()
+			if err != nil {
+				t.Fatal(err)
+			}
+			return index
+		}
+		was := last(id)
+		release := sync.OnceFunc(c.logs[id].Hang())
+		defer release()
+		acknowledged := make(chan error, 1)
+		go func() {
+			_, err := s.Apply(c.ctx(), store.Batch{Ops: []store.Op{{Key: "k"}}})
+			acknowledged <- err
+		}()
+		for other := range c.replicas {
+			c.until("replica "+other+" has the entry", func() bool { return c.logs[other].Synced() > was || other == id })
+		}
+		for range 40 { // raft has time to count
+			c.pause(c.ctx())
+		}
+		select {
+		case err := <-acknowledged:
+			t.Fatalf("acknowledged (%v) before it was on the leader's disk", err)
+		default:
+		}
+		for other, s := range c.replicas {
+			if s.Version() != before {
+				t.Errorf("replica %s took it for committed", other)
+			}
+		}
+		release()
+		if err := <-acknowledged; err != nil {
+			t.Errorf("got %v", err)
+		}
+	})
+}
+
+// TestLeader_LosesWhatItsDiskHadNot cuts the power of a leader whose disk is
+// slower than the network. What was acknowledged stays, and what it had sent
+// ahead may: but every replica says the same of it.
+func TestLeader_LosesWhatItsDiskHadNot(t *testing.T) {
+	dir := t.TempDir()
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, dir, "a", "b", "c")
+		c.lag = func() time.Duration { return 300 * time.Millisecond }
+		id, s := c.leader()
+		c.put(s, "acknowledged")
+		c.logs[id].Slow(c.lag)
+		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+		defer cancel()
+		if _, err := s.Apply(ctx, store.Batch{Ops: []store.Op{{Key: "ahead"}}}); !errors.Is(err, store.ErrUncertain) {
+			t.Errorf("got %v, want ErrUncertain", err)
+		}
+		c.kill(id)
+		if c.lost == 0 {
+			t.Error("the power cut took nothing")
+		}
+		_, next := c.leader()
+		want := list(t, next)
+		c.hub.Heal()
+		c.sync(c.open(id, false))
+		for id, s := range c.replicas {
+			c.sync(s)
+			if _, err := s.Get(t.Context(), "acknowledged"); err != nil {
+				t.Errorf("replica %s: %v", id, err)
+			}
+			if diff := cmp.Diff(want, list(t, s)); diff != "" {
+				t.Errorf("replica %s (-leader +replica):\n%s", id, diff)
+			}
+		}
+	})
 }

@@ -33,6 +33,7 @@ const (
 type disk struct {
 	dir       string // empty: everything is in memory
 	logs      raft.LogStore
+	guard     *guardedLog // what logs is; nil in memory
 	cache     raft.LogStore
 	stable    raft.StableStore
 	snapshots raft.SnapshotStore
@@ -84,7 +85,9 @@ func openDisk(dir string, logger hclog.Logger, m *metrics, f *failure) (_ *disk,
 	if err != nil {
 		return nil, err
 	}
-	d.files = append(d.files, logs)
+	d.guard = newGuardedLog(logs, m, f)
+	d.logs = d.guard
+	d.files = append(d.files, d.guard, logs)
 	votes, err := openBolt(filepath.Join(dir, votesFile))
 	if err != nil {
 		return nil, err
@@ -94,7 +97,6 @@ func openDisk(dir string, logger hclog.Logger, m *metrics, f *failure) (_ *disk,
 		return nil, err
 	}
 	d.stable = guardedVotes{votes}
-	d.logs = &guardedLog{LogStore: logs, metrics: m, failure: f}
 	if d.cache, err = raft.NewLogCache(logCache, d.logs); err != nil {
 		return nil, err
 	}

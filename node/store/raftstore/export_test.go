@@ -3,7 +3,9 @@
 package raftstore
 
 import (
+	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/hashicorp/raft"
 )
@@ -17,23 +19,102 @@ func (s *Store) SetFree(free func(dir string) (uint64, error)) { s.disk.free = f
 // Reserve is the free space below which changes are refused.
 const Reserve = reserve
 
-// FaultyLog is a log store whose writes fail or hang on demand.
+// FaultyLog is a log whose writes fail or hang on demand.
 type FaultyLog struct {
 	raft.LogStore
-	fails atomic.Pointer[error]
-	hangs atomic.Pointer[chan struct{}]
+	fails     atomic.Pointer[error]
+	failsSync atomic.Pointer[error]
+	hangs     atomic.Pointer[chan struct{}]
+
+	mu     sync.Mutex // guards the fields below
+	synced uint64
+	lag    func() time.Duration
 }
 
 // StoreLogs implements raft.LogStore.
 func (f *FaultyLog) StoreLogs(logs []*raft.Log) error {
-	if release := f.hangs.Load(); release != nil {
-		<-*release
+	f.hang()
+	if err := f.Write(logs); err != nil {
+		return err
 	}
+	return f.sync()
+}
+
+// Write implements syncedLog.
+func (f *FaultyLog) Write(logs []*raft.Log) error {
 	if err := f.fails.Load(); err != nil && *err != nil {
 		return *err
 	}
+	if log, ok := f.LogStore.(syncedLog); ok {
+		return log.Write(logs)
+	}
 	return f.LogStore.StoreLogs(logs)
 }
+
+// Sync implements syncedLog.
+func (f *FaultyLog) Sync() error {
+	f.hang()
+	return f.sync()
+}
+
+func (f *FaultyLog) sync() error {
+	if err := f.failsSync.Load(); err != nil {
+		return *err
+	}
+	last, err := f.LastIndex()
+	if err != nil {
+		return err
+	}
+	if log, ok := f.LogStore.(syncedLog); ok {
+		if err := log.Sync(); err != nil {
+			return err
+		}
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.synced = max(f.synced, last)
+	return nil
+}
+
+func (f *FaultyLog) hang() {
+	if release := f.hangs.Load(); release != nil {
+		<-*release
+	}
+	f.mu.Lock()
+	lag := f.lag
+	f.mu.Unlock()
+	if lag != nil {
+		<-time.After(lag())
+	}
+}
+
+// Slow makes syncs take as long as lag says.
+func (f *FaultyLog) Slow(lag func() time.Duration) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.lag = lag
+}
+
+// Synced implements syncedLog.
+func (f *FaultyLog) Synced() uint64 {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.synced
+}
+
+// DeleteRange implements raft.LogStore.
+func (f *FaultyLog) DeleteRange(from, to uint64) error {
+	err := f.LogStore.DeleteRange(from, to)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if from <= f.synced && to >= f.synced && from > 0 {
+		f.synced = from - 1
+	}
+	return err
+}
+
+// FailSync makes syncs fail.
+func (f *FaultyLog) FailSync(err error) { f.failsSync.Store(&err) }
 
 // Fail makes writes fail; nil ends it.
 func (f *FaultyLog) Fail(err error) { f.fails.Store(&err) }
@@ -59,10 +140,16 @@ func OpenFaulty(cfg Config) (*Store, *FaultyLog, error) {
 		return nil, nil, err
 	}
 	faulty := &FaultyLog{LogStore: s.disk.logs}
-	if guarded, ok := s.disk.logs.(*guardedLog); ok {
-		faulty.LogStore = guarded.LogStore
+	if faulty.synced, err = s.disk.logs.LastIndex(); err != nil {
+		return nil, nil, err
 	}
-	s.disk.logs = &guardedLog{LogStore: faulty, metrics: s.metrics, failure: s.failure}
-	s.disk.cache = s.disk.logs
+	if s.disk.guard != nil {
+		faulty.LogStore = s.disk.guard.syncedLog
+	} else {
+		s.disk.guard = newGuardedLog(faulty, s.metrics, s.failure)
+		s.disk.files = append(s.disk.files, s.disk.guard)
+	}
+	s.disk.guard.syncedLog = faulty
+	s.disk.logs, s.disk.cache = s.disk.guard, s.disk.guard
 	return s, faulty, s.start(cfg)
 }

@@ -43,6 +43,11 @@ func (s *Store) start(config Config) (err error) {
 	s.streams.hello, s.streams.judge, s.streams.serve = s.hello, s.judge, s.serveCalls
 	s.calls = newCaller(s.streams)
 	s.transport = newTransport(s.streams, s.address, logger)
+	logs := s.disk.cache
+	if guard := s.disk.guard; guard != nil {
+		guard.early, s.transport.await = s.ahead, guard.await
+		logs = &leadersLog{logs, guard, s.leads}
+	}
 	defer func() {
 		if err != nil {
 			s.streams.network = nil // it stays with the caller of Open
@@ -56,7 +61,7 @@ func (s *Store) start(config Config) (err error) {
 		}
 	}
 	f := &fsm{s.state, s.failure, s.members}
-	if s.raft, err = raft.NewRaft(cfg, f, s.disk.cache, s.disk.stable, s.disk.snapshots, s.transport); err != nil {
+	if s.raft, err = raft.NewRaft(cfg, f, logs, s.disk.stable, s.disk.snapshots, s.transport); err != nil {
 		return err
 	}
 	if err := s.Err(); err != nil { // a snapshot of the state was refused

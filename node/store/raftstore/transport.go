@@ -23,15 +23,18 @@ const (
 	noticeTries = 5
 )
 
-// transport is raft's network transport, with three things that raft keeps to
+// transport is raft's network transport, with some things that raft keeps to
 // itself or does not do: it knows what each replica has stored and when it was
-// last heard from; and it tells followers of a commit at once, where raft
-// would wait for its next message to them.
+// last heard from; it tells followers of a commit at once, where raft would
+// wait for its next message to them; and it lets entries be sent while they
+// are on their way to the own disk.
 type transport struct {
 	*raft.NetworkTransport
 	streams *streams
 	self    raft.ServerID
 	address raft.ServerAddress
+	// await waits until the own log has an entry on disk; nil: it always has.
+	await func(index uint64, closing <-chan struct{}) error
 	// order counts requests: clocks may stand still or jump.
 	order atomic.Uint64
 
@@ -100,14 +103,19 @@ func (*transport) AppendEntriesPipeline(raft.ServerID, raft.ServerAddress) (raft
 	return nil, raft.ErrPipelineReplicationNotSupported
 }
 
-// AppendEntries implements raft.Transport.
+// AppendEntries implements raft.Transport. Raft counts an entry as stored here
+// from the time it is sent, see guardedLog: that another replica has it is said
+// when both have it.
 func (t *transport) AppendEntries(id raft.ServerID, address raft.ServerAddress, req *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse) error {
 	sent := t.order.Add(1)
-	err := t.NetworkTransport.AppendEntries(id, target(id, address), req, resp)
-	if err == nil {
-		t.answered(id, address, sent, req, resp)
+	if err := t.NetworkTransport.AppendEntries(id, target(id, address), req, resp); err != nil {
+		return err
 	}
-	return err
+	t.answered(id, address, sent, req, resp)
+	if n := len(req.Entries); n > 0 && resp.Success && t.await != nil {
+		return t.await(req.Entries[n-1].Index, t.streams.ctx.Done())
+	}
+	return nil
 }
 
 // answered notes what an answer says of a replica.
