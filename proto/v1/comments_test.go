@@ -21,7 +21,7 @@ func TestProtos_AreDocumented(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, file := range append(files, "../meshgate/v1/watch.proto") {
+	for _, file := range append(files, "../meshgate/v1/store.proto", "../meshgate/v1/watch.proto") {
 		text, err := os.ReadFile(file)
 		if err != nil {
 			t.Fatal(err)
