@@ -179,7 +179,7 @@ func (b Batch) Validate() error {
 	}
 	size := 0
 	for _, c := range b.If {
-		if err := validKey(c.Key); err != nil {
+		if err := ValidateKey(c.Key); err != nil {
 			return err
 		}
 		size += len(c.Key)
@@ -197,7 +197,7 @@ func (b Batch) Validate() error {
 }
 
 func (op Op) validate() error {
-	if err := validKey(op.Key); err != nil {
+	if err := ValidateKey(op.Key); err != nil {
 		return err
 	}
 	switch {
@@ -209,7 +209,8 @@ func (op Op) validate() error {
 	return nil
 }
 
-func validKey(key string) error {
+// ValidateKey says whether a state may hold the key; the error wraps ErrInvalid.
+func ValidateKey(key string) error {
 	switch {
 	case key == "":
 		return fmt.Errorf("%w: a key is empty", ErrInvalid)

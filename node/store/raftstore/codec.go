@@ -49,36 +49,10 @@ func encodeBatch(b store.Batch, now time.Time) ([]byte, error) {
 		}
 		e.Ttl = duration(op.TTL)
 	} else {
-		e.Batch = protoOf(b)
+		e.Batch = store.BatchToProto(b)
 	}
 	e.Time = timestamppb.New(now)
 	return pack(&e)
-}
-
-// protoOf returns a batch as it travels.
-func protoOf(b store.Batch) *v1.RaftBatch {
-	p := &v1.RaftBatch{}
-	for _, c := range b.If {
-		p.Conditions = append(p.Conditions, &v1.RaftCondition{Key: c.Key, Version: c.Version})
-	}
-	for _, op := range b.Ops {
-		p.Operations = append(p.Operations, &v1.RaftOperation{
-			Key: op.Key, Value: op.Value, Ttl: duration(op.TTL), Delete: op.Delete,
-		})
-	}
-	return p
-}
-
-// batchOf is the reverse of protoOf. What it returns was not validated.
-func batchOf(p *v1.RaftBatch) store.Batch {
-	var b store.Batch
-	for _, c := range p.GetConditions() {
-		b.If = append(b.If, store.Condition{Key: c.GetKey(), Version: c.GetVersion()})
-	}
-	for _, op := range p.GetOperations() {
-		b.Ops = append(b.Ops, store.Op{Key: op.GetKey(), Value: op.GetValue(), TTL: op.GetTtl().AsDuration(), Delete: op.GetDelete()})
-	}
-	return b
 }
 
 // encodeExpire writes the removal of what has expired at now as a log entry.
@@ -130,7 +104,7 @@ func decodeBatch(e *v1.RaftLogEntry) (store.Batch, error) {
 	var b store.Batch
 	switch {
 	case e.GetBatch() != nil:
-		b = batchOf(e.Batch)
+		b = store.BatchFromProto(e.Batch)
 	case e.GetType() == v1.RaftCommandType_PUT:
 		b.Ops = []store.Op{{Key: e.GetKey(), Value: []byte(e.GetValue()), TTL: e.GetTtl().AsDuration()}}
 	case e.GetType() == v1.RaftCommandType_DELETE:

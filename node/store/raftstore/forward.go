@@ -168,7 +168,7 @@ func (s *Store) applyHere(ctx context.Context, batch store.Batch) (uint64, error
 // applyThere has the leader apply a batch and waits until this replica shows
 // what came of it.
 func (s *Store) applyThere(ctx context.Context, stream leaderStream, batch store.Batch) (uint64, error) {
-	resp, err := send(ctx, stream, &pb.ReplicaRequest{Call: &pb.ReplicaRequest_Apply{Apply: protoOf(batch)}})
+	resp, err := send(ctx, stream, &pb.ReplicaRequest{Call: &pb.ReplicaRequest_Apply{Apply: store.BatchToProto(batch)}})
 	if err != nil && !errors.Is(err, store.ErrConflict) {
 		return 0, fmt.Errorf("apply: %w", err)
 	}

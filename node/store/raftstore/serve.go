@@ -82,7 +82,7 @@ func (s *Store) answer(ctx context.Context, req *pb.ReplicaRequest, peer string)
 	case *pb.ReplicaRequest_Admit:
 		err = s.admit(call.Admit)
 	case *pb.ReplicaRequest_Apply:
-		resp.Version, err = s.applyHere(ctx, batchOf(call.Apply))
+		resp.Version, err = s.applyHere(ctx, store.BatchFromProto(call.Apply))
 	case *pb.ReplicaRequest_Read:
 		resp.Version, err = s.readHere(ctx)
 	case *pb.ReplicaRequest_Change:

@@ -54,7 +54,7 @@ func TestFrame_HoldsTheLargestBatch(t *testing.T) {
 	if err := b.Validate(); err != nil {
 		t.Fatal(err)
 	}
-	req := &pb.ReplicaRequest{Id: 1 << 62, TimeoutMs: 1 << 62, Call: &pb.ReplicaRequest_Apply{Apply: protoOf(b)}}
+	req := &pb.ReplicaRequest{Id: 1 << 62, TimeoutMs: 1 << 62, Call: &pb.ReplicaRequest_Apply{Apply: store.BatchToProto(b)}}
 	if n := proto.Size(req); n > maxFrame {
 		t.Errorf("it has %d bytes, the most is %d", n, maxFrame)
 	}
@@ -78,7 +78,7 @@ func FuzzReadFrame(f *testing.F) {
 			if n+4 > len(data) {
 				t.Errorf("read %d bytes of %d", n+4, len(data))
 			}
-			_ = batchOf(req.GetApply()).Validate()
+			_ = store.BatchFromProto(req.GetApply()).Validate()
 		}
 		var resp pb.ReplicaResponse
 		if _, err := readFrame(bytes.NewReader(data), &resp, maxFrame); err == nil {
