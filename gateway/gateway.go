@@ -62,6 +62,8 @@ type Config struct {
 	Cluster api.Cluster
 	// Replicas changes which they are; nil on a node that keeps no state.
 	Replicas api.Replicas
+	// Store is the state itself; nil on a node that keeps none.
+	Store api.Store
 	// Build is what Node.GetStatus shows of the program.
 	Build api.Build
 

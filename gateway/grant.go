@@ -65,7 +65,7 @@ func (r *grant) checkLocked() error {
 		r.refused = fmt.Errorf("%w: the credentials of this call are no longer valid; sign in again", mesh.ErrUnauthenticated)
 	} else if r.refused = stillMember(s, r.caller); r.refused == nil && s != nil && s.Version > r.version {
 		// An older state than the one that allowed the call says nothing.
-		r.refused = granted(s, r.caller, r.actions)
+		r.refused = r.rule.granted(s, r.caller, r.actions)
 	}
 	return r.refused
 }

@@ -11,22 +11,22 @@ import (
 
 // withBoundedGzip replaces connect's gzip. That one unpacks the whole of a
 // message that is too large, only to tell its size: a megabyte of zeros packed
-// tightly is a gigabyte of work.
-func withBoundedGzip() connect.HandlerOption {
+// tightly is a gigabyte of work. limit is the largest message, in bytes.
+func withBoundedGzip(limit int) connect.HandlerOption {
 	return connect.WithCompression("gzip",
-		func() connect.Decompressor { return &boundedGzip{} },
+		func() connect.Decompressor { return &boundedGzip{limit: limit} },
 		func() connect.Compressor { return gzip.NewWriter(io.Discard) })
 }
 
 // boundedGzip ends after one byte more than a message may have.
 type boundedGzip struct {
 	gzip.Reader
-	left int
+	limit, left int
 }
 
 // Reset implements connect.Decompressor.
 func (b *boundedGzip) Reset(r io.Reader) error {
-	b.left = maxMessage + 1
+	b.left = b.limit + 1
 	return b.Reader.Reset(r)
 }
 

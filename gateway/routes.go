@@ -30,8 +30,7 @@ const (
 // services builds the handler of every RPC service and completes the rules.
 func (g *Gateway) services() (http.Handler, error) {
 	opts := []connect.HandlerOption{
-		connect.WithReadMaxBytes(maxMessage),
-		withBoundedGzip(),
+		withMaxMessage(maxMessage),
 		connect.WithCompressMinBytes(minCompress),
 		connect.WithRequestGate(g.gate),
 		connect.WithInterceptors(interceptor{g}),
@@ -39,7 +38,8 @@ func (g *Gateway) services() (http.Handler, error) {
 	}
 	services, err := api.Services(api.Config{
 		State: g.cfg.Node, Members: g.cfg.Node, Objects: g.cfg.Node, Keys: g.cfg.Node,
-		Links: g.cfg.Node, Remote: g.cfg.Node, Signaling: g.cfg.Signaling, Cluster: g.cfg.Cluster, Replicas: g.cfg.Replicas, Build: g.cfg.Build,
+		Links: g.cfg.Node, Remote: g.cfg.Node, Signaling: g.cfg.Signaling, Cluster: g.cfg.Cluster, Replicas: g.cfg.Replicas,
+		Store: g.cfg.Store, StoreOptions: []connect.HandlerOption{withMaxMessage(api.MaxStoreMessage)}, Build: g.cfg.Build,
 	}, opts...)
 	if err != nil {
 		return nil, err
@@ -69,6 +69,11 @@ func (g *Gateway) services() (http.Handler, error) {
 	r.Handle(path+"*", h)
 	r.NotFound(g.notFound)
 	return r, nil
+}
+
+// withMaxMessage bounds a message from a client, in bytes, packed or not.
+func withMaxMessage(n int) connect.HandlerOption {
+	return connect.WithHandlerOptions(connect.WithReadMaxBytes(n), withBoundedGzip(n))
 }
 
 // proceduresOf lists the procedures of a service by its full name.

@@ -301,6 +301,9 @@ type rawCodec struct{}
 func (rawCodec) Name() string                  { return "proto" }
 func (rawCodec) Marshal(m any) ([]byte, error) { return *m.(*[]byte), nil }
 func (rawCodec) Unmarshal(raw []byte, m any) error {
+	if status, ok := m.(proto.Message); ok { // of an error with details
+		return proto.Unmarshal(raw, status)
+	}
 	*m.(*[]byte) = append([]byte(nil), raw...)
 	return nil
 }

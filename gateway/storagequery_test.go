@@ -181,6 +181,7 @@ func TestPublish_BadInput(t *testing.T) {
 		"/registry/nodes/x", "/registry", "/registry/", "/raft/x", "//registry/x", "/./registry/x", "/a/../registry/x", "registry/x",
 		"/Registry/x", "%2fregistry%2fx", "/%72egistry/x", "%252Fregistry/x", "\\registry\\x", "／registry/x", "/ｒegistry/x",
 		"/reg\u200bistry/x", " /registry/x", "/registry /x", "∕raft∕x", "/../raft/log", "%2fraft/%zz",
+		"/meshgate/secrets/x", "/meshgate/secrets", "meshgate//SECRETS/./x", "/meshgate/x/../%73ecrets/x",
 	} {
 		wantCode(t, s.as(t, "admin", v1connect.StorageQueryServicePublishProcedure, &v1.PublishRequest{Key: key, Value: "x"}),
 			connect.CodeInvalidArgument, "reserved")
@@ -188,7 +189,7 @@ func TestPublish_BadInput(t *testing.T) {
 	if got := n.writes(); got != 0 {
 		t.Errorf("%d keys were published", got)
 	}
-	for _, key := range []string{"registryx", "/raft-of-ducks", "app/registry/x", "100%", "a b", "日本"} {
+	for _, key := range []string{"registryx", "/raft-of-ducks", "/meshgate/x", "/meshgate/secretsx", "app/meshgate/secrets/x", "app/registry/x", "100%", "a b", "日本"} {
 		wantCode(t, s.as(t, "admin", v1connect.StorageQueryServicePublishProcedure, &v1.PublishRequest{Key: key}), codeOK, "")
 	}
 }

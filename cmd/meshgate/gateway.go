@@ -351,7 +351,7 @@ func (p *gatewayProcess) newGateway(ctx context.Context) (*gateway.Gateway, erro
 		Logger: p.log, Registerer: p.registry, Gatherer: p.registry,
 	}
 	keeps := storage{p.store, p.node}
-	cfg.Replicas = keeps
+	cfg.Replicas, cfg.Store = keeps, p.store
 	if p.cluster != nil {
 		cfg.Cluster = keeps
 	}

@@ -76,6 +76,11 @@ type Config struct {
 	Cluster Cluster
 	// Replicas changes which they are; nil where no state is kept.
 	Replicas Replicas
+	// Store is the state itself; nil where none is kept.
+	Store Store
+	// StoreOptions are added to those of the Store service, whose requests may have
+	// MaxStoreMessage bytes.
+	StoreOptions []connect.HandlerOption
 	// Build is shown by Node.GetStatus; empty fields stay empty.
 	Build Build
 }
@@ -129,6 +134,7 @@ func Services(cfg Config, opts ...connect.HandlerOption) ([]Service, error) {
 	add(v1connect.NewWebRTCHandler(&webRTCService{signaling: cfg.Signaling}, opts...))
 	add(meshgatev1connect.NewClusterHandler(&clusterService{state: cfg.State, replicas: cfg.Replicas}, opts...))
 	add(meshgatev1connect.NewEnrolmentHandler(&enrolmentService{state: cfg.State}, opts...))
+	services = append(services, NewStoreHandler(cfg.Store, append(opts[:len(opts):len(opts)], cfg.StoreOptions...)...))
 	add(meshgatev1connect.NewWatchHandler(&watchService{state: cfg.State, links: links}, opts...))
 	return services, nil
 }

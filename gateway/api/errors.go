@@ -11,6 +11,7 @@ import (
 	"connectrpc.com/connect"
 
 	"github.com/meshgate/meshgate/node/mesh"
+	"github.com/meshgate/meshgate/node/store"
 )
 
 // ErrClosing says that the gateway shuts down. It is the cause of the contexts
@@ -46,6 +47,18 @@ func code(err error) connect.Code {
 		return connect.CodeDeadlineExceeded
 	case errors.Is(err, context.Canceled):
 		return connect.CodeCanceled
+	case errors.Is(err, store.ErrNotFound):
+		return connect.CodeNotFound
+	case errors.Is(err, store.ErrConflict):
+		return connect.CodeAborted
+	case errors.Is(err, store.ErrCompacted):
+		return connect.CodeOutOfRange
+	case errors.Is(err, store.ErrInvalid):
+		return connect.CodeInvalidArgument
+	case errors.Is(err, store.ErrFull):
+		return connect.CodeResourceExhausted
+	case errors.Is(err, store.ErrNotLeader), errors.Is(err, store.ErrUncertain), errors.Is(err, store.ErrClosed):
+		return connect.CodeUnavailable
 	case errors.Is(err, io.EOF): // a client ended its stream where a message was due
 		return connect.CodeInvalidArgument
 	}
@@ -66,6 +79,10 @@ func Error(ctx context.Context, err error, requestID string) *connect.Error {
 	if c != connect.CodeInternal {
 		if errors.Is(err, io.EOF) && c == connect.CodeInvalidArgument && !errors.Is(err, mesh.ErrInvalid) {
 			err = errors.New("the stream ended before the message that was due")
+		}
+		var fault *storeFault
+		if errors.As(err, &fault) {
+			return fault.attach(connect.NewError(c, err))
 		}
 		return connect.NewError(c, err)
 	}

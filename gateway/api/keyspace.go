@@ -17,6 +17,8 @@ const (
 	registryKeys = "/registry/"
 	// raftKeys are where v1 nodes keep their log. Nobody reads or writes them.
 	raftKeys = "/raft/"
+	// secretKeys are where gateways keep what is for nobody else.
+	secretKeys = "/meshgate/secrets/"
 	// maxKey bounds keys and prefixes, in bytes; the store has the same bound.
 	maxKey = 4 << 10
 )
@@ -50,7 +52,7 @@ func everyKey() mesh.Action {
 
 // KeyActions are the actions that it takes c to read one key.
 func KeyActions(c Caller, key string) ([]mesh.Action, error) {
-	if err := noRaft(key); err != nil {
+	if err := noInternal(key); err != nil {
 		return nil, err
 	}
 	for _, s := range spaces() {
@@ -69,7 +71,7 @@ func KeyActions(c Caller, key string) ([]mesh.Action, error) {
 // keys of both kinds takes a role that reads everything: an empty name would
 // ask the roles for nothing in particular.
 func PrefixActions(c Caller, prefix string) ([]mesh.Action, error) {
-	if err := noRaft(prefix); err != nil {
+	if err := noInternal(prefix); err != nil {
 		return nil, err
 	}
 	if strings.HasPrefix(registryKeys, prefix) {
@@ -106,7 +108,7 @@ func (s space) actions(c Caller, name string) []mesh.Action {
 // everything.
 func visible(key string, wide bool) bool {
 	switch {
-	case strings.HasPrefix(key, raftKeys):
+	case internal(key):
 		return false
 	case wide || !strings.HasPrefix(key, registryKeys):
 		return true
@@ -114,9 +116,16 @@ func visible(key string, wide bool) bool {
 	return slices.ContainsFunc(spaces(), func(s space) bool { return strings.HasPrefix(key, s.prefix) })
 }
 
-func noRaft(key string) error {
-	if key == strings.TrimSuffix(raftKeys, "/") || strings.HasPrefix(key, raftKeys) {
-		return fmt.Errorf("%w: keys under %s are internal; read those under %s, or your own", mesh.ErrDenied, raftKeys, registryKeys)
+// internal reports whether a key is for nobody but the gateways themselves.
+func internal(key string) bool {
+	return strings.HasPrefix(key, raftKeys) || strings.HasPrefix(key, secretKeys)
+}
+
+func noInternal(key string) error {
+	for _, root := range []string{raftKeys, secretKeys} {
+		if key == strings.TrimSuffix(root, "/") || strings.HasPrefix(key, root) {
+			return fmt.Errorf("%w: keys under %s are internal; use those under %s, or your own", mesh.ErrDenied, root, registryKeys)
+		}
 	}
 	return nil
 }
@@ -142,17 +151,20 @@ func checkPublished(key string) error {
 	if err := checkKey("key", key); err != nil {
 		return err
 	}
-	switch firstSegment(key) {
-	case "registry", "raft":
-		return fmt.Errorf("%w: key: %q is, or looks like, a key under %s or %s, which are reserved; choose another prefix",
-			mesh.ErrInvalid, key, registryKeys, raftKeys)
+	path := segments(key)
+	for _, reserved := range []string{registryKeys, raftKeys, secretKeys} {
+		root := strings.Split(strings.Trim(reserved, "/"), "/")
+		if len(path) >= len(root) && slices.Equal(path[:len(root)], root) {
+			return fmt.Errorf("%w: key: %q is, or looks like, a key under %s, which is reserved; choose another prefix",
+				mesh.ErrInvalid, key, reserved)
+		}
 	}
 	return nil
 }
 
-// firstSegment is the first part of a key between slashes, in plain lower case
-// letters, with every other spelling undone.
-func firstSegment(key string) string {
+// segments are the parts of a key between slashes, in plain lower case letters,
+// with every other spelling undone.
+func segments(key string) []string {
 	for range 3 { // escapes of escapes
 		key = unescape(key)
 	}
@@ -167,10 +179,7 @@ func firstSegment(key string) string {
 			path = append(path, segment)
 		}
 	}
-	if len(path) == 0 {
-		return ""
-	}
-	return path[0]
+	return path
 }
 
 // unescape undoes the percent escapes that are well formed.
