@@ -78,6 +78,11 @@ func (p *Peers) Membership(addr netip.AddrPort) v1connect.MembershipClient {
 	return v1connect.NewMembershipClient(p.client, "http://"+addr.String(), clientOptions("")...)
 }
 
+// Store is the client of the Store service at addr.
+func (p *Peers) Store(addr netip.AddrPort) meshgatev1connect.StoreClient {
+	return meshgatev1connect.NewStoreClient(p.client, "http://"+addr.String(), clientOptions("")...)
+}
+
 // Member is the client with which nodes follow the gateway at addr.
 func (p *Peers) Member(addr netip.AddrPort) *Member {
 	return NewMember(p.Membership(addr), meshgatev1connect.NewEnrolmentClient(p.client, "http://"+addr.String(), clientOptions("")...))

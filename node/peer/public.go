@@ -112,6 +112,11 @@ func (p *Public) Cluster() meshgatev1connect.ClusterClient {
 	return meshgatev1connect.NewClusterClient(p.client, p.base, clientOptions(p.token)...)
 }
 
+// Store is the client of the Store service.
+func (p *Public) Store() meshgatev1connect.StoreClient {
+	return meshgatev1connect.NewStoreClient(p.client, p.base, clientOptions(p.token)...)
+}
+
 // Member is the client with which nodes join and follow the gateway.
 func (p *Public) Member() *Member { return NewMember(p.Membership(), p.Enrolment()) }
 
