@@ -204,7 +204,11 @@ func (s *storeService) reach(ctx context.Context, want uint64) error {
 	if err != nil || version >= want {
 		return faulty(err, version)
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, behindPatience, errBehind)
+	patience := behindPatience
+	if end, ok := ctx.Deadline(); ok {
+		patience = min(patience, time.Until(end)*3/4) // the caller shall learn why
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, patience, errBehind)
 	defer cancel()
 	for version < want {
 		for c, err := range s.store.Watch(ctx, "", version) {
