@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"net/http"
 	"os"
 	"regexp"
 	"slices"
@@ -14,6 +15,9 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/meshgate/meshgate/node/store/remote"
+	"github.com/meshgate/meshgate/proto/meshgate/v1/meshgatev1connect"
 )
 
 const metricsDoc = "../../docs/metrics.md"
@@ -22,7 +26,8 @@ const metricsHead = `# Metrics
 
 A gateway serves these at ` + "`/metrics`" + ` of ` + "`--metrics.listen`" + `, beside those of Go and of the process. A node behind a gateway
 serves those of its parts when ` + "`--metrics.listen`" + ` is set. Labels come from small closed sets: no metric names a
-user, a node or an address. Sizes are in bytes, times in seconds.
+user, a node or an address. Sizes are in bytes, times in seconds. Those of ` + "`meshgate_remote_`" + ` are of programs that read
+the state through gateways, with ` + "`node/store/remote`" + `.
 
 | metric | meaning |
 |---|---|
@@ -31,7 +36,7 @@ user, a node or an address. Sizes are in bytes, times in seconds.
 var description = regexp.MustCompile(`fqName: "(meshgate_[a-z_]+)", help: "([^"]*)"`)
 
 // TestMetricsDoc_ListsEveryMetric keeps docs/metrics.md equal to what a running
-// gateway registers.
+// gateway registers, and a store that reads from one.
 func TestMetricsDoc_ListsEveryMetric(t *testing.T) {
 	found := map[string]string{}
 	for _, text := range describe(t) {
@@ -66,7 +71,15 @@ func describe(t *testing.T) []string {
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	var out []string
-	err := p.run(ctx, func() error {
+	s, err := remote.New(remote.Config{
+		Gateways:   []remote.Gateway{{Name: "gw-1", Client: meshgatev1connect.NewStoreClient(http.DefaultClient, "http://localhost")}},
+		Registerer: p.registry,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	err = p.run(ctx, func() error {
 		ch := make(chan *prometheus.Desc)
 		go func() {
 			defer close(ch)
