@@ -150,6 +150,23 @@ func TestWatch_LeavesAGatewayThatVanished(t *testing.T) {
 	w.want(put(t, m, "k", "3"), "k", "3")
 }
 
+// A gateway that takes the connection, and says nothing from the beginning.
+func TestWatch_LeavesAGatewayThatNeverSpoke(t *testing.T) {
+	m := newMemory(t)
+	p := newPipe(t, newServer(t, m, nil).addr)
+	defer p.stall()()
+	c := newClient(t, nil, p.addr(), newServer(t, m, nil).addr)
+	ctx, cancel := context.WithTimeout(t.Context(), patience/4)
+	defer cancel()
+	version := put(t, m, "k", "1")
+	for change, err := range c.Watch(ctx, "", 0) {
+		if err != nil || change.Version != version {
+			t.Errorf("got %+v, %v", change, err)
+		}
+		break
+	}
+}
+
 // Calls leave it as well, each within the time that one try may take.
 func TestCalls_LeaveAGatewayThatVanished(t *testing.T) {
 	m := newMemory(t)
@@ -281,6 +298,48 @@ func TestReads_NeverGoBackInTime(t *testing.T) {
 	}
 }
 
+// Every call that shows a version binds the reads after it, also those that ended
+// with an error.
+func TestReads_AreNoOlderThanWhatAnyCallHasShown(t *testing.T) {
+	for name, show := range map[string]func(ctx context.Context, s store.Store) error{
+		"sync": func(ctx context.Context, s store.Store) error { return s.Sync(ctx) },
+		"list": func(ctx context.Context, s store.Store) error { _, _, err := s.List(ctx, "none"); return err },
+		"page": func(ctx context.Context, s store.Store) error { _, _, err := s.Page(ctx, "none", "", 1); return err },
+		"get of another key": func(ctx context.Context, s store.Store) error {
+			if _, err := s.Get(ctx, "none"); !errors.Is(err, store.ErrNotFound) {
+				return fmt.Errorf("got %w", err)
+			}
+			return nil
+		},
+		"conflict": func(ctx context.Context, s store.Store) error {
+			_, err := s.Apply(ctx, store.Batch{If: []store.Condition{{Key: "k"}}, Ops: aPut.Ops})
+			if !errors.Is(err, store.ErrConflict) {
+				return fmt.Errorf("got %w", err)
+			}
+			return nil
+		},
+	} {
+		m := newMemory(t)
+		r := newReplica(t, m)
+		put(t, r, "k", "old")
+		t.Cleanup(r.cut())
+		put(t, m, "k", "new")
+		c := newClient(t, func(cfg *remote.Config) {
+			inTurn(cfg) // the second one first
+			cfg.Timeout = 500 * time.Millisecond
+		}, newServer(t, r, nil).addr, newServer(t, m, nil).addr)
+		if err := show(testContext(t), c); err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		if e, err := c.Get(testContext(t), "k"); err != nil || string(e.Value) != "new" {
+			t.Errorf("%s: then got %q, %v, want new", name, e.Value, err)
+		}
+		if got := c.metric(t, "meshgate_remote_failures_total", "behind"); got != 1 {
+			t.Errorf("%s: %d gateways were behind, want 1", name, got)
+		}
+	}
+}
+
 // Who makes a change reads it, also through a gateway that hears of it later.
 func TestReads_WaitForOnesOwnChange(t *testing.T) {
 	m := newMemory(t)
@@ -389,7 +448,10 @@ func flood(t *testing.T, m *storetest.Memory) uint64 {
 }
 
 // forgetful is a store whose watches know nothing of the past.
-type forgetful struct{ *storetest.Memory }
+type forgetful struct {
+	*storetest.Memory
+	begun *atomic.Int64 // watches that were not refused; nil: they are not counted
+}
 
 func (f forgetful) Watch(ctx context.Context, prefix string, after uint64) iter.Seq2[store.Change, error] {
 	return func(yield func(store.Change, error) bool) {
@@ -401,6 +463,9 @@ func (f forgetful) Watch(ctx context.Context, prefix string, after uint64) iter.
 			yield(store.Change{}, err)
 			return
 		}
+		if f.begun != nil {
+			f.begun.Add(1)
+		}
 		f.Memory.Watch(ctx, prefix, after)(yield)
 	}
 }
@@ -409,12 +474,12 @@ func (f forgetful) Watch(ctx context.Context, prefix string, after uint64) iter.
 // none has, the reader learns that it has to list again.
 func TestWatch_CompactedOnlyWhenNoGatewayHasTheChanges(t *testing.T) {
 	m := newMemory(t)
-	young, old := newServer(t, forgetful{m}, nil), newServer(t, m, nil)
+	young, old := newServer(t, forgetful{m, nil}, nil), newServer(t, m, nil)
 	version := put(t, m, "k", "1")
 	c := newClient(t, nil, young.addr, old.addr)
 	watch(t, c, "", 0).want(version, "k", "1")
 
-	c = newClient(t, nil, young.addr, newServer(t, forgetful{m}, nil).addr)
+	c = newClient(t, nil, young.addr, newServer(t, forgetful{m, nil}, nil).addr)
 	n := 0
 	for _, err := range c.Watch(testContext(t), "", 0) {
 		if n++; !errors.Is(err, store.ErrCompacted) {
@@ -431,6 +496,108 @@ func TestWatch_CompactedOnlyWhenNoGatewayHasTheChanges(t *testing.T) {
 		if !errors.Is(err, store.ErrCompacted) {
 			t.Fatalf("got %v, want ErrCompacted", err)
 		}
+	}
+}
+
+// Once the watch has moved, a gateway that did not have the changes may be asked
+// again.
+func TestWatch_ReturnsToAGatewayThatHadNotTheChanges(t *testing.T) {
+	m := newMemory(t)
+	var begun atomic.Int64
+	young, old := newServer(t, forgetful{m, &begun}, nil), newServer(t, m, nil)
+	c := newClient(t, nil, young.addr, old.addr)
+	version := put(t, m, "k", "1")
+	got := make(chan string, 2)
+	go func() {
+		for change, err := range c.Watch(testContext(t), "", 0) {
+			got <- fmt.Sprint(change.Version, err)
+			if err != nil || change.Version != version {
+				return
+			}
+		}
+	}()
+	if line := <-got; line != fmt.Sprint(version, error(nil)) {
+		t.Fatal(line)
+	}
+	old.kill()
+	poll(t, func() bool { return begun.Load() > 0 })
+	want := fmt.Sprint(put(t, m, "k", "2"), error(nil))
+	if line := <-got; line != want {
+		t.Errorf("got %s, want %s", line, want)
+	}
+}
+
+// pulsing is a gateway that shows a sign of life before it says that it has not
+// the changes.
+type pulsing struct {
+	meshgatev1connect.UnimplementedStoreHandler
+}
+
+func (pulsing) Watch(_ context.Context, req *connect.Request[meshgatev1.WatchRequest], s *connect.ServerStream[meshgatev1.WatchResponse]) error {
+	if err := s.Send(&meshgatev1.WatchResponse{Version: req.Msg.GetAfter()}); err != nil {
+		return err
+	}
+	err := connect.NewError(connect.CodeOutOfRange, store.ErrCompacted)
+	detail, _ := connect.NewErrorDetail(store.FaultToProto(store.ErrCompacted, 0))
+	err.AddDetail(detail)
+	return err
+}
+
+// Signs of life do not make two such gateways send a watch to and fro for ever.
+func TestWatch_CompactedAfterAPulse(t *testing.T) {
+	_, h := meshgatev1connect.NewStoreHandler(pulsing{})
+	around := func(http.Handler) http.Handler { return h }
+	m := newMemory(t)
+	c := newClient(t, nil, newServer(t, m, around).addr, newServer(t, m, around).addr)
+	for _, err := range c.Watch(testContext(t), "", 0) {
+		if !errors.Is(err, store.ErrCompacted) {
+			t.Errorf("got %v, want ErrCompacted", err)
+		}
+	}
+}
+
+// flighty is a gateway that shows a sign of life, and breaks off.
+type flighty struct {
+	meshgatev1connect.UnimplementedStoreHandler
+	began chan time.Time
+}
+
+func (f flighty) Watch(ctx context.Context, _ *connect.Request[meshgatev1.WatchRequest], s *connect.ServerStream[meshgatev1.WatchResponse]) error {
+	select {
+	case f.began <- time.Now():
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	_ = s.Send(&meshgatev1.WatchResponse{}) // who is gone is gone
+	return connect.NewError(connect.CodeUnavailable, errors.New("not now"))
+}
+
+// A gateway that breaks every watch off is left alone for longer and longer.
+func TestWatch_BacksOffFromAGatewayThatBreaksItOff(t *testing.T) {
+	f := flighty{began: make(chan time.Time)}
+	_, h := meshgatev1connect.NewStoreHandler(f)
+	c := newClient(t, nil, newServer(t, newMemory(t), func(http.Handler) http.Handler { return h }).addr)
+	ctx, cancel := context.WithCancel(testContext(t))
+	ended := make(chan error, 1)
+	go func() {
+		for _, err := range c.Watch(ctx, "", 0) {
+			ended <- err
+		}
+	}()
+	first := <-f.began
+	for range 3 {
+		<-f.began
+	}
+	// Half of 100, 200, 400 and 800 ms: the rest is jitter.
+	if took := (<-f.began).Sub(first); took < 750*time.Millisecond {
+		t.Errorf("came four times again within %s", took)
+	}
+	cancel()
+	if err := <-ended; !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v", err)
+	}
+	if got := c.metric(t, "meshgate_remote_reconnects_total", ""); got < 3 {
+		t.Errorf("resumed %d times", got)
 	}
 }
 

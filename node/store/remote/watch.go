@@ -44,8 +44,7 @@ type watch struct {
 	yield func(store.Change, error) bool
 	// broken is true when a stream that had said something has ended.
 	broken bool
-	// refusals are the gateways that refuse the caller, since one last said
-	// something.
+	// refusals are the gateways that refuse the caller, since one last served it.
 	refusals map[*member]error
 	// compacted are those that do not have the changes, since the watch last moved:
 	// a gateway may say something before it says so.
@@ -133,17 +132,19 @@ func (w *watch) once(ctx context.Context, m *member) error {
 		_ = stream.Close()
 	}()
 	got := changes{prefix: w.prefix, after: w.after}
-	heard := false
 	var behind time.Time // since when the gateway was; zero: it is not
-	for stream.Receive() {
+	for messages := 1; stream.Receive(); messages++ {
 		timer.Stop() // a reader may take its time
 		change, err := got.add(stream.Msg())
 		if err != nil {
 			return err
 		}
-		if !heard {
-			heard = true
-			w.heard(m)
+		if messages == 1 {
+			w.heard()
+		}
+		if messages == 2 || change != nil { // one sign of life is no service yet
+			w.store.members.worked(m, w.refusals)
+			clear(w.refusals)
 		}
 		if got.after != w.after {
 			w.after = got.after
@@ -172,9 +173,7 @@ func (w *watch) once(ctx context.Context, m *member) error {
 }
 
 // heard is called at the first message of a stream.
-func (w *watch) heard(m *member) {
-	w.store.members.worked(m, w.refusals)
-	clear(w.refusals)
+func (w *watch) heard() {
 	if w.broken {
 		w.store.metrics.reconnects.Inc()
 	}
