@@ -299,7 +299,13 @@ type JoinResponse struct {
 	GatewayId string `protobuf:"bytes,101,opt,name=gateway_id,json=gatewayId,proto3" json:"gateway_id,omitempty"`
 	// time is an extension: the gateway's clock, by which a node finds out that
 	// its own is wrong.
-	Time          *timestamppb.Timestamp `protobuf:"bytes,111,opt,name=time,proto3" json:"time,omitempty"`
+	Time *timestamppb.Timestamp `protobuf:"bytes,111,opt,name=time,proto3" json:"time,omitempty"`
+	// gateways are an extension: the gateways of the mesh, peers or not, any of
+	// which the node may follow, and any of which may call it.
+	Gateways []*MeshNode `protobuf:"bytes,102,rep,name=gateways,proto3" json:"gateways,omitempty"`
+	// revision is an extension: the change that the answer has in it, and all
+	// before it. It is the same number at every gateway.
+	Revision      uint64 `protobuf:"varint,103,opt,name=revision,proto3" json:"revision,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -409,6 +415,20 @@ func (x *JoinResponse) GetTime() *timestamppb.Timestamp {
 		return x.Time
 	}
 	return nil
+}
+
+func (x *JoinResponse) GetGateways() []*MeshNode {
+	if x != nil {
+		return x.Gateways
+	}
+	return nil
+}
+
+func (x *JoinResponse) GetRevision() uint64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
 }
 
 // UpdateRequest changes a member. A field that is empty stays as it is, so that
@@ -889,7 +909,10 @@ func (x *StorageServer) GetAddress() string {
 type SubscribePeersRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// id is the node: the caller, or one on whose edges it has VERB_PUT.
-	Id            string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// after is an extension: the revision that the node has. A gateway that lags
+	// behind it catches up before it answers, or is UNAVAILABLE.
+	After         uint64 `protobuf:"varint,100,opt,name=after,proto3" json:"after,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -931,6 +954,13 @@ func (x *SubscribePeersRequest) GetId() string {
 	return ""
 }
 
+func (x *SubscribePeersRequest) GetAfter() uint64 {
+	if x != nil {
+		return x.After
+	}
+	return 0
+}
+
 // PeerConfigurations is everything that SubscribePeers keeps a node up to date
 // with.
 type PeerConfigurations struct {
@@ -946,7 +976,11 @@ type PeerConfigurations struct {
 	// enforces them itself.
 	NetworkAcls []*NetworkACL `protobuf:"bytes,100,rep,name=network_acls,json=networkAcls,proto3" json:"network_acls,omitempty"`
 	// gateway_id is an extension: the id of the gateway that answered.
-	GatewayId     string `protobuf:"bytes,101,opt,name=gateway_id,json=gatewayId,proto3" json:"gateway_id,omitempty"`
+	GatewayId string `protobuf:"bytes,101,opt,name=gateway_id,json=gatewayId,proto3" json:"gateway_id,omitempty"`
+	// gateways are as in JoinResponse.
+	Gateways []*MeshNode `protobuf:"bytes,102,rep,name=gateways,proto3" json:"gateways,omitempty"`
+	// revision is as in JoinResponse.
+	Revision      uint64 `protobuf:"varint,103,opt,name=revision,proto3" json:"revision,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1016,6 +1050,20 @@ func (x *PeerConfigurations) GetGatewayId() string {
 	return ""
 }
 
+func (x *PeerConfigurations) GetGateways() []*MeshNode {
+	if x != nil {
+		return x.Gateways
+	}
+	return nil
+}
+
+func (x *PeerConfigurations) GetRevision() uint64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
 var File_v1_members_proto protoreflect.FileDescriptor
 
 const file_v1_members_proto_rawDesc = "" +
@@ -1046,7 +1094,7 @@ const file_v1_members_proto_rawDesc = "" +
 	"\x05proof\x18e \x01(\v2\r.v1.JoinProofR\x05proof\x1aS\n" +
 	"\x10DirectPeersEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12)\n" +
-	"\x05value\x18\x02 \x01(\x0e2\x13.v1.ConnectProtocolR\x05value:\x028\x01\"\xa8\x03\n" +
+	"\x05value\x18\x02 \x01(\x0e2\x13.v1.ConnectProtocolR\x05value:\x028\x01\"\xee\x03\n" +
 	"\fJoinResponse\x12!\n" +
 	"\faddress_ipv4\x18\x01 \x01(\tR\vaddressIpv4\x12!\n" +
 	"\faddress_ipv6\x18\x02 \x01(\tR\vaddressIpv6\x12!\n" +
@@ -1062,7 +1110,9 @@ const file_v1_members_proto_rawDesc = "" +
 	"\fnetwork_acls\x18d \x03(\v2\x0e.v1.NetworkACLR\vnetworkAcls\x12\x1d\n" +
 	"\n" +
 	"gateway_id\x18e \x01(\tR\tgatewayId\x12.\n" +
-	"\x04time\x18o \x01(\v2\x1a.google.protobuf.TimestampR\x04time\"\xef\x02\n" +
+	"\x04time\x18o \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12(\n" +
+	"\bgateways\x18f \x03(\v2\f.v1.MeshNodeR\bgateways\x12\x1a\n" +
+	"\brevision\x18g \x01(\x04R\brevision\"\xef\x02\n" +
 	"\rUpdateRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1d\n" +
 	"\n" +
@@ -1093,9 +1143,10 @@ const file_v1_members_proto_rawDesc = "" +
 	"\rStorageServer\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12-\n" +
 	"\bsuffrage\x18\x02 \x01(\x0e2\x11.v1.ClusterStatusR\bsuffrage\x12\x18\n" +
-	"\aaddress\x18\x03 \x01(\tR\aaddress\"'\n" +
+	"\aaddress\x18\x03 \x01(\tR\aaddress\"=\n" +
 	"\x15SubscribePeersRequest\x12\x0e\n" +
-	"\x02id\x18\x01 \x01(\tR\x02id\"\xd1\x01\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
+	"\x05after\x18d \x01(\x04R\x05after\"\x97\x02\n" +
 	"\x12PeerConfigurations\x12'\n" +
 	"\x05peers\x18\x05 \x03(\v2\x11.v1.WireGuardPeerR\x05peers\x12\x1f\n" +
 	"\vice_servers\x18\x06 \x03(\tR\n" +
@@ -1104,7 +1155,9 @@ const file_v1_members_proto_rawDesc = "" +
 	"dnsServers\x121\n" +
 	"\fnetwork_acls\x18d \x03(\v2\x0e.v1.NetworkACLR\vnetworkAcls\x12\x1d\n" +
 	"\n" +
-	"gateway_id\x18e \x01(\tR\tgatewayId*J\n" +
+	"gateway_id\x18e \x01(\tR\tgatewayId\x12(\n" +
+	"\bgateways\x18f \x03(\v2\f.v1.MeshNodeR\bgateways\x12\x1a\n" +
+	"\brevision\x18g \x01(\x04R\brevision*J\n" +
 	"\x0fConnectProtocol\x12\x12\n" +
 	"\x0eCONNECT_NATIVE\x10\x00\x12\x0f\n" +
 	"\vCONNECT_ICE\x10\x01\x12\x12\n" +
@@ -1165,32 +1218,34 @@ var file_v1_members_proto_depIdxs = []int32{
 	5,  // 4: v1.JoinResponse.peers:type_name -> v1.WireGuardPeer
 	17, // 5: v1.JoinResponse.network_acls:type_name -> v1.NetworkACL
 	18, // 6: v1.JoinResponse.time:type_name -> google.protobuf.Timestamp
-	14, // 7: v1.UpdateRequest.features:type_name -> v1.FeaturePort
-	15, // 8: v1.UpdateRequest.services:type_name -> v1.Service
-	19, // 9: v1.WireGuardPeer.node:type_name -> v1.MeshNode
-	0,  // 10: v1.WireGuardPeer.proto:type_name -> v1.ConnectProtocol
-	10, // 11: v1.StorageConfigurationResponse.servers:type_name -> v1.StorageServer
-	20, // 12: v1.StorageServer.suffrage:type_name -> v1.ClusterStatus
-	5,  // 13: v1.PeerConfigurations.peers:type_name -> v1.WireGuardPeer
-	17, // 14: v1.PeerConfigurations.network_acls:type_name -> v1.NetworkACL
-	0,  // 15: v1.JoinRequest.DirectPeersEntry.value:type_name -> v1.ConnectProtocol
-	1,  // 16: v1.Membership.Join:input_type -> v1.JoinRequest
-	3,  // 17: v1.Membership.Update:input_type -> v1.UpdateRequest
-	6,  // 18: v1.Membership.Leave:input_type -> v1.LeaveRequest
-	11, // 19: v1.Membership.SubscribePeers:input_type -> v1.SubscribePeersRequest
-	21, // 20: v1.Membership.Apply:input_type -> v1.RaftLogEntry
-	8,  // 21: v1.Membership.GetStorageConfiguration:input_type -> v1.StorageConfigurationRequest
-	2,  // 22: v1.Membership.Join:output_type -> v1.JoinResponse
-	4,  // 23: v1.Membership.Update:output_type -> v1.UpdateResponse
-	7,  // 24: v1.Membership.Leave:output_type -> v1.LeaveResponse
-	12, // 25: v1.Membership.SubscribePeers:output_type -> v1.PeerConfigurations
-	22, // 26: v1.Membership.Apply:output_type -> v1.RaftApplyResponse
-	9,  // 27: v1.Membership.GetStorageConfiguration:output_type -> v1.StorageConfigurationResponse
-	22, // [22:28] is the sub-list for method output_type
-	16, // [16:22] is the sub-list for method input_type
-	16, // [16:16] is the sub-list for extension type_name
-	16, // [16:16] is the sub-list for extension extendee
-	0,  // [0:16] is the sub-list for field type_name
+	19, // 7: v1.JoinResponse.gateways:type_name -> v1.MeshNode
+	14, // 8: v1.UpdateRequest.features:type_name -> v1.FeaturePort
+	15, // 9: v1.UpdateRequest.services:type_name -> v1.Service
+	19, // 10: v1.WireGuardPeer.node:type_name -> v1.MeshNode
+	0,  // 11: v1.WireGuardPeer.proto:type_name -> v1.ConnectProtocol
+	10, // 12: v1.StorageConfigurationResponse.servers:type_name -> v1.StorageServer
+	20, // 13: v1.StorageServer.suffrage:type_name -> v1.ClusterStatus
+	5,  // 14: v1.PeerConfigurations.peers:type_name -> v1.WireGuardPeer
+	17, // 15: v1.PeerConfigurations.network_acls:type_name -> v1.NetworkACL
+	19, // 16: v1.PeerConfigurations.gateways:type_name -> v1.MeshNode
+	0,  // 17: v1.JoinRequest.DirectPeersEntry.value:type_name -> v1.ConnectProtocol
+	1,  // 18: v1.Membership.Join:input_type -> v1.JoinRequest
+	3,  // 19: v1.Membership.Update:input_type -> v1.UpdateRequest
+	6,  // 20: v1.Membership.Leave:input_type -> v1.LeaveRequest
+	11, // 21: v1.Membership.SubscribePeers:input_type -> v1.SubscribePeersRequest
+	21, // 22: v1.Membership.Apply:input_type -> v1.RaftLogEntry
+	8,  // 23: v1.Membership.GetStorageConfiguration:input_type -> v1.StorageConfigurationRequest
+	2,  // 24: v1.Membership.Join:output_type -> v1.JoinResponse
+	4,  // 25: v1.Membership.Update:output_type -> v1.UpdateResponse
+	7,  // 26: v1.Membership.Leave:output_type -> v1.LeaveResponse
+	12, // 27: v1.Membership.SubscribePeers:output_type -> v1.PeerConfigurations
+	22, // 28: v1.Membership.Apply:output_type -> v1.RaftApplyResponse
+	9,  // 29: v1.Membership.GetStorageConfiguration:output_type -> v1.StorageConfigurationResponse
+	24, // [24:30] is the sub-list for method output_type
+	18, // [18:24] is the sub-list for method input_type
+	18, // [18:18] is the sub-list for extension type_name
+	18, // [18:18] is the sub-list for extension extendee
+	0,  // [0:18] is the sub-list for field type_name
 }
 
 func init() { file_v1_members_proto_init() }

@@ -379,7 +379,13 @@ type MeshNode struct {
 	// joined_at is when the node last joined.
 	JoinedAt *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=joined_at,json=joinedAt,proto3" json:"joined_at,omitempty"`
 	// services are an extension: what the node exposes on its mesh address.
-	Services      []*Service `protobuf:"bytes,100,rep,name=services,proto3" json:"services,omitempty"`
+	Services []*Service `protobuf:"bytes,100,rep,name=services,proto3" json:"services,omitempty"`
+	// api_url is an extension: where a gateway serves the API to everybody. Only
+	// a gateway itself can set it.
+	ApiUrl string `protobuf:"bytes,101,opt,name=api_url,json=apiUrl,proto3" json:"api_url,omitempty"`
+	// api_pin is an extension: the SHA-256 of the key that is shown at api_url;
+	// empty where certificate authorities vouch for it.
+	ApiPin        []byte `protobuf:"bytes,102,opt,name=api_pin,json=apiPin,proto3" json:"api_pin,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -487,6 +493,20 @@ func (x *MeshNode) GetJoinedAt() *timestamppb.Timestamp {
 func (x *MeshNode) GetServices() []*Service {
 	if x != nil {
 		return x.Services
+	}
+	return nil
+}
+
+func (x *MeshNode) GetApiUrl() string {
+	if x != nil {
+		return x.ApiUrl
+	}
+	return ""
+}
+
+func (x *MeshNode) GetApiPin() []byte {
+	if x != nil {
+		return x.ApiPin
 	}
 	return nil
 }
@@ -1187,7 +1207,7 @@ const file_v1_node_proto_rawDesc = "" +
 	"\rv1/node.proto\x12\x02v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x13v1/extensions.proto\"H\n" +
 	"\vFeaturePort\x12%\n" +
 	"\afeature\x18\x01 \x01(\x0e2\v.v1.FeatureR\afeature\x12\x12\n" +
-	"\x04port\x18\x02 \x01(\x05R\x04port\"\xb6\x03\n" +
+	"\x04port\x18\x02 \x01(\x05R\x04port\"\xe8\x03\n" +
 	"\bMeshNode\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1d\n" +
 	"\n" +
@@ -1203,7 +1223,9 @@ const file_v1_node_proto_rawDesc = "" +
 	" \x03(\tR\n" +
 	"multiaddrs\x127\n" +
 	"\tjoined_at\x18\v \x01(\v2\x1a.google.protobuf.TimestampR\bjoinedAt\x12'\n" +
-	"\bservices\x18d \x03(\v2\v.v1.ServiceR\bservices\".\n" +
+	"\bservices\x18d \x03(\v2\v.v1.ServiceR\bservices\x12\x17\n" +
+	"\aapi_url\x18e \x01(\tR\x06apiUrl\x12\x17\n" +
+	"\aapi_pin\x18f \x01(\fR\x06apiPin\".\n" +
 	"\bNodeList\x12\"\n" +
 	"\x05nodes\x18\x01 \x03(\v2\f.v1.MeshNodeR\x05nodes\"\"\n" +
 	"\x10GetStatusRequest\x12\x0e\n" +

@@ -9,6 +9,7 @@
 package meshgatev1
 
 import (
+	v1 "github.com/meshgate/meshgate/proto/v1"
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
@@ -135,20 +136,69 @@ func (x *GetChallengeResponse) GetGatewayId() string {
 	return ""
 }
 
+// AdoptRequest asks a gateway to take over a member.
+type AdoptRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// id is the member: the caller, or one on whose edges it has VERB_PUT.
+	Id            string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AdoptRequest) Reset() {
+	*x = AdoptRequest{}
+	mi := &file_meshgate_v1_enrolment_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AdoptRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AdoptRequest) ProtoMessage() {}
+
+func (x *AdoptRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_meshgate_v1_enrolment_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AdoptRequest.ProtoReflect.Descriptor instead.
+func (*AdoptRequest) Descriptor() ([]byte, []int) {
+	return file_meshgate_v1_enrolment_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *AdoptRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
 var File_meshgate_v1_enrolment_proto protoreflect.FileDescriptor
 
 const file_meshgate_v1_enrolment_proto_rawDesc = "" +
 	"\n" +
-	"\x1bmeshgate/v1/enrolment.proto\x12\vmeshgate.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"%\n" +
+	"\x1bmeshgate/v1/enrolment.proto\x12\vmeshgate.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x10v1/members.proto\"%\n" +
 	"\x13GetChallengeRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\"y\n" +
 	"\x14GetChallengeResponse\x12\x12\n" +
 	"\x04mesh\x18\x01 \x01(\tR\x04mesh\x12.\n" +
 	"\x04time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x1d\n" +
 	"\n" +
-	"gateway_id\x18\x03 \x01(\tR\tgatewayId2`\n" +
+	"gateway_id\x18\x03 \x01(\tR\tgatewayId\"\x1e\n" +
+	"\fAdoptRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id2\x96\x01\n" +
 	"\tEnrolment\x12S\n" +
-	"\fGetChallenge\x12 .meshgate.v1.GetChallengeRequest\x1a!.meshgate.v1.GetChallengeResponseB;Z9github.com/meshgate/meshgate/proto/meshgate/v1;meshgatev1b\x06proto3"
+	"\fGetChallenge\x12 .meshgate.v1.GetChallengeRequest\x1a!.meshgate.v1.GetChallengeResponse\x124\n" +
+	"\x05Adopt\x12\x19.meshgate.v1.AdoptRequest\x1a\x10.v1.JoinResponseB;Z9github.com/meshgate/meshgate/proto/meshgate/v1;meshgatev1b\x06proto3"
 
 var (
 	file_meshgate_v1_enrolment_proto_rawDescOnce sync.Once
@@ -162,18 +212,22 @@ func file_meshgate_v1_enrolment_proto_rawDescGZIP() []byte {
 	return file_meshgate_v1_enrolment_proto_rawDescData
 }
 
-var file_meshgate_v1_enrolment_proto_msgTypes = make([]protoimpl.MessageInfo, 2)
+var file_meshgate_v1_enrolment_proto_msgTypes = make([]protoimpl.MessageInfo, 3)
 var file_meshgate_v1_enrolment_proto_goTypes = []any{
 	(*GetChallengeRequest)(nil),   // 0: meshgate.v1.GetChallengeRequest
 	(*GetChallengeResponse)(nil),  // 1: meshgate.v1.GetChallengeResponse
-	(*timestamppb.Timestamp)(nil), // 2: google.protobuf.Timestamp
+	(*AdoptRequest)(nil),          // 2: meshgate.v1.AdoptRequest
+	(*timestamppb.Timestamp)(nil), // 3: google.protobuf.Timestamp
+	(*v1.JoinResponse)(nil),       // 4: v1.JoinResponse
 }
 var file_meshgate_v1_enrolment_proto_depIdxs = []int32{
-	2, // 0: meshgate.v1.GetChallengeResponse.time:type_name -> google.protobuf.Timestamp
+	3, // 0: meshgate.v1.GetChallengeResponse.time:type_name -> google.protobuf.Timestamp
 	0, // 1: meshgate.v1.Enrolment.GetChallenge:input_type -> meshgate.v1.GetChallengeRequest
-	1, // 2: meshgate.v1.Enrolment.GetChallenge:output_type -> meshgate.v1.GetChallengeResponse
-	2, // [2:3] is the sub-list for method output_type
-	1, // [1:2] is the sub-list for method input_type
+	2, // 2: meshgate.v1.Enrolment.Adopt:input_type -> meshgate.v1.AdoptRequest
+	1, // 3: meshgate.v1.Enrolment.GetChallenge:output_type -> meshgate.v1.GetChallengeResponse
+	4, // 4: meshgate.v1.Enrolment.Adopt:output_type -> v1.JoinResponse
+	3, // [3:5] is the sub-list for method output_type
+	1, // [1:3] is the sub-list for method input_type
 	1, // [1:1] is the sub-list for extension type_name
 	1, // [1:1] is the sub-list for extension extendee
 	0, // [0:1] is the sub-list for field type_name
@@ -190,7 +244,7 @@ func file_meshgate_v1_enrolment_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_meshgate_v1_enrolment_proto_rawDesc), len(file_meshgate_v1_enrolment_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   2,
+			NumMessages:   3,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

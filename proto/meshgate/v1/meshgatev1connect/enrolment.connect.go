@@ -11,6 +11,7 @@ import (
 	context "context"
 	errors "errors"
 	v1 "github.com/meshgate/meshgate/proto/meshgate/v1"
+	v11 "github.com/meshgate/meshgate/proto/v1"
 	http "net/http"
 	strings "strings"
 )
@@ -37,12 +38,18 @@ const (
 const (
 	// EnrolmentGetChallengeProcedure is the fully-qualified name of the Enrolment's GetChallenge RPC.
 	EnrolmentGetChallengeProcedure = "/meshgate.v1.Enrolment/GetChallenge"
+	// EnrolmentAdoptProcedure is the fully-qualified name of the Enrolment's Adopt RPC.
+	EnrolmentAdoptProcedure = "/meshgate.v1.Enrolment/Adopt"
 )
 
 // EnrolmentClient is a client for the meshgate.v1.Enrolment service.
 type EnrolmentClient interface {
 	// GetChallenge tells what a join has to be signed with; see v1.JoinProof.
 	GetChallenge(context.Context, *connect.Request[v1.GetChallengeRequest]) (*connect.Response[v1.GetChallengeResponse], error)
+	// Adopt makes this gateway the one that a member is reached through, in place
+	// of the one that it followed before, and answers as a join does. NOT_FOUND
+	// when the node is no member any more.
+	Adopt(context.Context, *connect.Request[v1.AdoptRequest]) (*connect.Response[v11.JoinResponse], error)
 }
 
 // NewEnrolmentClient constructs a client for the meshgate.v1.Enrolment service. By default, it uses
@@ -62,12 +69,19 @@ func NewEnrolmentClient(httpClient connect.HTTPClient, baseURL string, opts ...c
 			connect.WithSchema(enrolmentMethods.ByName("GetChallenge")),
 			connect.WithClientOptions(opts...),
 		),
+		adopt: connect.NewClient[v1.AdoptRequest, v11.JoinResponse](
+			httpClient,
+			baseURL+EnrolmentAdoptProcedure,
+			connect.WithSchema(enrolmentMethods.ByName("Adopt")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
 // enrolmentClient implements EnrolmentClient.
 type enrolmentClient struct {
 	getChallenge *connect.Client[v1.GetChallengeRequest, v1.GetChallengeResponse]
+	adopt        *connect.Client[v1.AdoptRequest, v11.JoinResponse]
 }
 
 // GetChallenge calls meshgate.v1.Enrolment.GetChallenge.
@@ -75,10 +89,19 @@ func (c *enrolmentClient) GetChallenge(ctx context.Context, req *connect.Request
 	return c.getChallenge.CallUnary(ctx, req)
 }
 
+// Adopt calls meshgate.v1.Enrolment.Adopt.
+func (c *enrolmentClient) Adopt(ctx context.Context, req *connect.Request[v1.AdoptRequest]) (*connect.Response[v11.JoinResponse], error) {
+	return c.adopt.CallUnary(ctx, req)
+}
+
 // EnrolmentHandler is an implementation of the meshgate.v1.Enrolment service.
 type EnrolmentHandler interface {
 	// GetChallenge tells what a join has to be signed with; see v1.JoinProof.
 	GetChallenge(context.Context, *connect.Request[v1.GetChallengeRequest]) (*connect.Response[v1.GetChallengeResponse], error)
+	// Adopt makes this gateway the one that a member is reached through, in place
+	// of the one that it followed before, and answers as a join does. NOT_FOUND
+	// when the node is no member any more.
+	Adopt(context.Context, *connect.Request[v1.AdoptRequest]) (*connect.Response[v11.JoinResponse], error)
 }
 
 // NewEnrolmentHandler builds an HTTP handler from the service implementation. It returns the path
@@ -94,10 +117,18 @@ func NewEnrolmentHandler(svc EnrolmentHandler, opts ...connect.HandlerOption) (s
 		connect.WithSchema(enrolmentMethods.ByName("GetChallenge")),
 		connect.WithHandlerOptions(opts...),
 	)
+	enrolmentAdoptHandler := connect.NewUnaryHandler(
+		EnrolmentAdoptProcedure,
+		svc.Adopt,
+		connect.WithSchema(enrolmentMethods.ByName("Adopt")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/meshgate.v1.Enrolment/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case EnrolmentGetChallengeProcedure:
 			enrolmentGetChallengeHandler.ServeHTTP(w, r)
+		case EnrolmentAdoptProcedure:
+			enrolmentAdoptHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -109,4 +140,8 @@ type UnimplementedEnrolmentHandler struct{}
 
 func (UnimplementedEnrolmentHandler) GetChallenge(context.Context, *connect.Request[v1.GetChallengeRequest]) (*connect.Response[v1.GetChallengeResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("meshgate.v1.Enrolment.GetChallenge is not implemented"))
+}
+
+func (UnimplementedEnrolmentHandler) Adopt(context.Context, *connect.Request[v1.AdoptRequest]) (*connect.Response[v11.JoinResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("meshgate.v1.Enrolment.Adopt is not implemented"))
 }

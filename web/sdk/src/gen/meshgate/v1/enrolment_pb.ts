@@ -8,13 +8,15 @@ import type { GenFile, GenMessage, GenService } from "@bufbuild/protobuf/codegen
 import { fileDesc, messageDesc, serviceDesc } from "@bufbuild/protobuf/codegenv2";
 import type { Timestamp } from "@bufbuild/protobuf/wkt";
 import { file_google_protobuf_timestamp } from "@bufbuild/protobuf/wkt";
+import type { JoinResponseSchema } from "../../v1/members_pb.js";
+import { file_v1_members } from "../../v1/members_pb.js";
 import type { Message } from "@bufbuild/protobuf";
 
 /**
  * Describes the file meshgate/v1/enrolment.proto.
  */
 export const file_meshgate_v1_enrolment: GenFile = /*@__PURE__*/
-  fileDesc("ChttZXNoZ2F0ZS92MS9lbnJvbG1lbnQucHJvdG8SC21lc2hnYXRlLnYxIiEKE0dldENoYWxsZW5nZVJlcXVlc3QSCgoCaWQYASABKAkiYgoUR2V0Q2hhbGxlbmdlUmVzcG9uc2USDAoEbWVzaBgBIAEoCRIoCgR0aW1lGAIgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBISCgpnYXRld2F5X2lkGAMgASgJMmAKCUVucm9sbWVudBJTCgxHZXRDaGFsbGVuZ2USIC5tZXNoZ2F0ZS52MS5HZXRDaGFsbGVuZ2VSZXF1ZXN0GiEubWVzaGdhdGUudjEuR2V0Q2hhbGxlbmdlUmVzcG9uc2VCO1o5Z2l0aHViLmNvbS9tZXNoZ2F0ZS9tZXNoZ2F0ZS9wcm90by9tZXNoZ2F0ZS92MTttZXNoZ2F0ZXYxYgZwcm90bzM", [file_google_protobuf_timestamp]);
+  fileDesc("ChttZXNoZ2F0ZS92MS9lbnJvbG1lbnQucHJvdG8SC21lc2hnYXRlLnYxIiEKE0dldENoYWxsZW5nZVJlcXVlc3QSCgoCaWQYASABKAkiYgoUR2V0Q2hhbGxlbmdlUmVzcG9uc2USDAoEbWVzaBgBIAEoCRIoCgR0aW1lGAIgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBISCgpnYXRld2F5X2lkGAMgASgJIhoKDEFkb3B0UmVxdWVzdBIKCgJpZBgBIAEoCTKWAQoJRW5yb2xtZW50ElMKDEdldENoYWxsZW5nZRIgLm1lc2hnYXRlLnYxLkdldENoYWxsZW5nZVJlcXVlc3QaIS5tZXNoZ2F0ZS52MS5HZXRDaGFsbGVuZ2VSZXNwb25zZRI0CgVBZG9wdBIZLm1lc2hnYXRlLnYxLkFkb3B0UmVxdWVzdBoQLnYxLkpvaW5SZXNwb25zZUI7WjlnaXRodWIuY29tL21lc2hnYXRlL21lc2hnYXRlL3Byb3RvL21lc2hnYXRlL3YxO21lc2hnYXRldjFiBnByb3RvMw", [file_google_protobuf_timestamp, file_v1_members]);
 
 /**
  * GetChallengeRequest asks for a challenge.
@@ -74,7 +76,28 @@ export const GetChallengeResponseSchema: GenMessage<GetChallengeResponse> = /*@_
   messageDesc(file_meshgate_v1_enrolment, 1);
 
 /**
- * Enrolment is what a node asks before it joins.
+ * AdoptRequest asks a gateway to take over a member.
+ *
+ * @generated from message meshgate.v1.AdoptRequest
+ */
+export type AdoptRequest = Message<"meshgate.v1.AdoptRequest"> & {
+  /**
+   * id is the member: the caller, or one on whose edges it has VERB_PUT.
+   *
+   * @generated from field: string id = 1;
+   */
+  id: string;
+};
+
+/**
+ * Describes the message meshgate.v1.AdoptRequest.
+ * Use `create(AdoptRequestSchema)` to create a new message.
+ */
+export const AdoptRequestSchema: GenMessage<AdoptRequest> = /*@__PURE__*/
+  messageDesc(file_meshgate_v1_enrolment, 2);
+
+/**
+ * Enrolment is how a node gets to the gateway that it follows.
  *
  * @generated from service meshgate.v1.Enrolment
  */
@@ -88,6 +111,18 @@ export const Enrolment: GenService<{
     methodKind: "unary";
     input: typeof GetChallengeRequestSchema;
     output: typeof GetChallengeResponseSchema;
+  },
+  /**
+   * Adopt makes this gateway the one that a member is reached through, in place
+   * of the one that it followed before, and answers as a join does. NOT_FOUND
+   * when the node is no member any more.
+   *
+   * @generated from rpc meshgate.v1.Enrolment.Adopt
+   */
+  adopt: {
+    methodKind: "unary";
+    input: typeof AdoptRequestSchema;
+    output: typeof JoinResponseSchema;
   },
 }> = /*@__PURE__*/
   serviceDesc(file_meshgate_v1_enrolment, 0);
