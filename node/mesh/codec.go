@@ -3,9 +3,11 @@
 package mesh
 
 import (
+	"crypto/sha256"
 	"fmt"
 	"maps"
 	"net/netip"
+	"net/url"
 	"slices"
 	"strconv"
 	"strings"
@@ -27,6 +29,8 @@ const (
 	invalidPrefix = "invalid Prefix"
 	// maxKindLen bounds Service.Kind, in bytes.
 	maxKindLen = 64
+	// maxURLLen bounds API.URL, in bytes.
+	maxURLLen = 512
 )
 
 // NodeToProto returns the message for n.
@@ -45,6 +49,10 @@ func NodeToProto(n *Node) *v1.MeshNode {
 	}
 	if !n.JoinedAt.IsZero() {
 		p.JoinedAt = timestamppb.New(n.JoinedAt)
+	}
+	p.ApiUrl = n.API.URL
+	if n.API.Pin != [sha256.Size]byte{} {
+		p.ApiPin = n.API.Pin[:]
 	}
 	return p
 }
@@ -88,7 +96,29 @@ func NodeFromProto(p *v1.MeshNode) (*Node, error) {
 	if n.JoinedAt, err = timeFromProto(p.GetJoinedAt()); err != nil {
 		return nil, fmt.Errorf("joined_at: %w", err)
 	}
+	if n.API, err = apiFromProto(p); err != nil {
+		return nil, err
+	}
 	return n, nil
+}
+
+// apiFromProto reads where a gateway serves its API.
+func apiFromProto(p *v1.MeshNode) (API, error) {
+	a := API{URL: p.GetApiUrl()}
+	if a.URL != "" {
+		u, err := url.Parse(a.URL)
+		if err != nil || len(a.URL) > maxURLLen || !printable(a.URL) || u.Host == "" || u.User != nil || u.Scheme != "https" && u.Scheme != "http" {
+			return API{}, fmt.Errorf("api_url: not the https URL of an API in %d bytes: %w", maxURLLen, ErrInvalid)
+		}
+	}
+	switch len(p.GetApiPin()) {
+	case 0:
+	case sha256.Size:
+		copy(a.Pin[:], p.GetApiPin())
+	default:
+		return API{}, fmt.Errorf("api_pin: it has %d bytes where %d were expected: %w", len(p.GetApiPin()), sha256.Size, ErrInvalid)
+	}
+	return a, nil
 }
 
 // FeaturesToProto returns the messages for features.

@@ -141,6 +141,18 @@ func (x *nodeIndex) gatewaysOf(self *entry) iter.Seq[*entry] {
 	}
 }
 
+// Gateways yields the nodes that take members, in an order that is the same for
+// all who ask. Whether what they say of themselves counts is for roles to tell.
+func (s Nodes) Gateways() iter.Seq[*Node] {
+	return func(yield func(*Node) bool) {
+		for e := range s.get().gateways.all() {
+			if !yield(e.node) {
+				return
+			}
+		}
+	}
+}
+
 // PublicInZone yields public nodes of a zone that follow the mesh by themselves,
 // each once, from the place on that belongs to id, so that many nodes which take
 // a few each spread over all of them.

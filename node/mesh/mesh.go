@@ -10,6 +10,7 @@ package mesh
 
 import (
 	"cmp"
+	"crypto/sha256"
 	"errors"
 	"net/netip"
 	"time"
@@ -62,6 +63,17 @@ type Node struct {
 	Services   []Service
 	Multiaddrs []string
 	JoinedAt   time.Time
+	// API is where a gateway serves everybody; zero for other nodes.
+	API API
+}
+
+// API is where a gateway serves its API, and how it is recognised there.
+type API struct {
+	// URL is "https://host[:port]"; empty when it is not known.
+	URL string
+	// Pin is the SHA-256 of the key of its certificate; zero where certificate
+	// authorities vouch for it.
+	Pin [sha256.Size]byte
 }
 
 // Feature is something that a node offers, with the TCP or UDP port for it.
@@ -171,6 +183,9 @@ type Action struct {
 type Snapshot struct {
 	// Version grows with each change of the replicated state.
 	Version uint64
+	// Revision is the last change that is in it. Unlike Version it is the same on
+	// every gateway for the same state, and tells which of two states is newer.
+	Revision uint64
 	// Domain is the mesh's DNS domain, with a trailing dot.
 	Domain string
 	// IPv4 and IPv6 are the networks of the mesh. The IPv6 network is a /32

@@ -57,7 +57,7 @@ func TestUpdate_WritesAndRemovesEveryKind(t *testing.T) {
 		)
 	}
 	got := update(t, r, puts)
-	want.Version = got.Version
+	want.Version, want.Revision = got.Version, got.Version
 	if diff := cmp.Diff(want, got, equal); diff != "" {
 		t.Errorf("written (-want +got):\n%s", diff)
 	}
@@ -75,7 +75,7 @@ func TestUpdate_WritesAndRemovesEveryKind(t *testing.T) {
 		return nil
 	}
 	got = update(t, r, removes)
-	if diff := cmp.Diff(&mesh.Snapshot{Version: got.Version}, got, equal); diff != "" {
+	if diff := cmp.Diff(&mesh.Snapshot{Version: got.Version, Revision: got.Version}, got, equal); diff != "" {
 		t.Errorf("removed (-want +got):\n%s", diff)
 	}
 	if again := update(t, r, removes); again != got {

@@ -198,6 +198,7 @@ func (b *builder) view(version uint64) *view {
 	return &view{
 		snapshot: &mesh.Snapshot{
 			Version:      version,
+			Revision:     b.revision,
 			Domain:       b.domain,
 			IPv4:         b.ipv4,
 			IPv6:         b.ipv6,
