@@ -203,8 +203,8 @@ func (m *Members) assign(tx *registry.Tx, n *mesh.Node, wantIPv4 bool) error {
 	return nil
 }
 
-// putEdges writes the edges that a join makes: to the node that takes it, to
-// some public nodes of the same zone, and to the direct peers that were asked
+// putEdges writes the edges that a join makes: to the node that takes it, in
+// place of the gateway that took it before, to some public nodes of the same zone, and to the direct peers that were asked
 // for. What is set on an edge stays unless a direct peer says otherwise. Edges
 // between public nodes follow from the nodes and are not stored.
 func (m *Members) putEdges(tx *registry.Tx, n *mesh.Node, r mesh.JoinRequest) error {
@@ -218,6 +218,9 @@ func (m *Members) putEdges(tx *registry.Tx, n *mesh.Node, r mesh.JoinRequest) er
 		}
 	}
 	delete(near, n.ID)
+	if !takesMembers(n) {
+		m.leaveOthers(tx, n)
+	}
 	for _, id := range slices.Sorted(maps.Keys(r.DirectPeers)) {
 		if s.Node(id) == nil {
 			return fmt.Errorf("%w: direct_peers: no node %q in the mesh; it has to join first", mesh.ErrNotFound, id)

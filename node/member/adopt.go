@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package member
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/meshgate/meshgate/node/mesh"
+	"github.com/meshgate/meshgate/node/registry"
+	v1 "github.com/meshgate/meshgate/proto/v1"
+)
+
+// Adopt makes this gateway the one through which the mesh reaches a member, in
+// place of the one that took it before. Nothing else about the member changes,
+// and nothing is written where it is so already. The returned snapshot has it.
+// The error wraps mesh.ErrNotFound for a node that is no member, and
+// mesh.ErrPrecondition for one that nobody adopts: a gateway.
+func (m *Members) Adopt(ctx context.Context, id mesh.NodeID) (*mesh.Snapshot, error) {
+	moved := false
+	s, err := m.registry.Update(ctx, func(tx *registry.Tx) error {
+		n := tx.Snapshot().Node(id)
+		switch {
+		case n == nil:
+			return fmt.Errorf("%w: no node %q in the mesh: it was removed, or never joined", mesh.ErrNotFound, id)
+		case id == m.self, takesMembers(n):
+			return fmt.Errorf("%w: %q is a gateway, which follows none", mesh.ErrPrecondition, id)
+		}
+		_, here := tx.Edge(m.self, id)
+		moved = !here
+		m.leaveOthers(tx, n)
+		if here {
+			return nil
+		}
+		return tx.PutEdge(mesh.Edge{Source: m.self, Target: id, Weight: edgeWeight})
+	})
+	if err != nil {
+		return nil, fmt.Errorf("adopt node %q: %w", id, err)
+	}
+	if moved {
+		m.log.Info("node adopted", "peer", string(id))
+	}
+	return s, nil
+}
+
+// leaveOthers removes the edges that joins at other gateways made for n. A node
+// that was linked to two of them would be reached through either, also through
+// the one that is gone. Edges that somebody asked for have attributes, or
+// another weight, and stay.
+func (m *Members) leaveOthers(tx *registry.Tx, n *mesh.Node) {
+	s := tx.Snapshot()
+	for e := range s.Edges.Of(n.ID) {
+		other := e.Source
+		if other == n.ID {
+			other = e.Target
+		}
+		o := s.Node(other)
+		if other != m.self && o != nil && takesMembers(o) && e.Weight == edgeWeight && len(e.Attributes) == 0 {
+			tx.DeleteEdge(e.Source, e.Target)
+		}
+	}
+}
+
+// takesMembers reports whether a node is a gateway, or says that it keeps the
+// state, as one does that is about to be.
+func takesMembers(n *mesh.Node) bool {
+	return n.HasFeature(v1.Feature_MEMBERSHIP) || n.HasFeature(v1.Feature_STORAGE_PROVIDER)
+}
