@@ -22,9 +22,10 @@ var ErrOtherKind = errors.New("credentials of another kind")
 // concurrent use.
 type Authenticator interface {
 	// Authenticate returns who holds c. The error is ErrOtherKind, or wraps
-	// mesh.ErrUnauthenticated when c is wrong, or mesh.ErrExhausted when it was
-	// not even looked at because of failures before; anything else is a fault
-	// of the gateway. The text of an error must not help to guess.
+	// mesh.ErrUnauthenticated when c is wrong, mesh.ErrNotFound when it proves
+	// who holds it and the mesh has no such member, or mesh.ErrExhausted when it
+	// was not even looked at because of failures before; anything else is a
+	// fault of the gateway. The text of an error must not help to guess.
 	Authenticate(ctx context.Context, c Credentials) (Identity, error)
 	// Generation grows when an Identity that was given out may no longer stand.
 	// It is asked every two seconds.
@@ -147,7 +148,7 @@ func (g *Gateway) authenticate(ctx context.Context, h http.Header, from netip.Ad
 		switch {
 		case errors.Is(err, ErrOtherKind):
 			continue
-		case errors.Is(err, mesh.ErrUnauthenticated):
+		case errors.Is(err, mesh.ErrUnauthenticated), errors.Is(err, mesh.ErrNotFound):
 			return Identity{}, g.authFailure(reasonRefused, err)
 		case errors.Is(err, mesh.ErrExhausted):
 			return Identity{}, g.authFailure(reasonLimited, err)

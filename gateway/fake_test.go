@@ -190,6 +190,10 @@ func (n *fakeNode) Leave(_ context.Context, id mesh.NodeID) error {
 	return nil
 }
 
+func (n *fakeNode) Adopt(context.Context, mesh.NodeID) (*mesh.Snapshot, error) {
+	return n.Snapshot(), nil
+}
+
 func (n *fakeNode) Stats() (mesh.InterfaceStats, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()

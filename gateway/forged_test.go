@@ -27,6 +27,7 @@ func TestProxyHeaders_ChangeNothing(t *testing.T) {
 		{proxiedFor + "-Bin", "YWRtaW4", proxiedFrom + "-Bin", "Z3ctMg"},
 		{proxiedFor, "admin", proxiedFrom, "gw-2", "X-Webmesh-Prefer-Leader", "true", "X-Forwarded-For", "127.0.0.3"},
 	}
+	s.writes = newBuckets(writeRate, 100*writeBurst) // what is limited says so before it is denied
 	public, member := httpClient(t, true, "", nil), httpClient(t, true, "127.0.0.2", nil)
 	for name, caller := range map[string]struct {
 		client *http.Client

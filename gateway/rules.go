@@ -75,6 +75,7 @@ func newRules(openReflection bool) map[string]rule {
 
 		meshgatev1connect.WatchWatchMeshProcedure:        reader,
 		meshgatev1connect.EnrolmentGetChallengeProcedure: {access: identified, needs: of(challenge)},
+		meshgatev1connect.EnrolmentAdoptProcedure:        {access: identified, writes: true, needs: of(adopt), fresh: always},
 
 		v1connect.WebRTCStartDataChannelProcedure:   {access: identified, channel: true, needs: of(startDataChannel)},
 		v1connect.WebRTCStartSignalChannelProcedure: {access: identified, channel: true, needs: of(startSignalChannel)},
@@ -237,6 +238,14 @@ func join(c api.Caller, m *v1.JoinRequest) ([]mesh.Action, error) {
 func challenge(c api.Caller, m *meshgatev1.GetChallengeRequest) ([]mesh.Action, error) {
 	if m.GetId() == c.ID {
 		return nil, nil
+	}
+	return []mesh.Action{put(v1.RuleResource_RESOURCE_EDGES, m.GetId())}, nil
+}
+
+// adopt: oneself, or a node that the caller may PUT edges of.
+func adopt(c api.Caller, m *meshgatev1.AdoptRequest) ([]mesh.Action, error) {
+	if err := onlySelf(c, m.GetId()); err != nil || m.GetId() == c.ID {
+		return nil, err
 	}
 	return []mesh.Action{put(v1.RuleResource_RESOURCE_EDGES, m.GetId())}, nil
 }

@@ -17,6 +17,8 @@ import (
 
 	"github.com/meshgate/meshgate/gateway/api"
 	"github.com/meshgate/meshgate/node/mesh"
+	meshgatev1 "github.com/meshgate/meshgate/proto/meshgate/v1"
+	"github.com/meshgate/meshgate/proto/meshgate/v1/meshgatev1connect"
 	v1 "github.com/meshgate/meshgate/proto/v1"
 	"github.com/meshgate/meshgate/proto/v1/v1connect"
 )
@@ -220,6 +222,12 @@ func TestAuthorization_Roles(t *testing.T) {
 		{from + "127.0.0.2", v1connect.MembershipSubscribePeersProcedure, &v1.SubscribePeersRequest{Id: "gw-2"}, connect.CodePermissionDenied},
 		{"admin", v1connect.MembershipSubscribePeersProcedure, &v1.SubscribePeersRequest{Id: "laptop"}, ok},
 		{"viewer", v1connect.MembershipSubscribePeersProcedure, &v1.SubscribePeersRequest{Id: "laptop"}, connect.CodePermissionDenied},
+
+		{from + "127.0.0.2", meshgatev1connect.EnrolmentAdoptProcedure, &meshgatev1.AdoptRequest{Id: "laptop"}, ok},
+		{from + "127.0.0.2", meshgatev1connect.EnrolmentAdoptProcedure, &meshgatev1.AdoptRequest{Id: "web-1"}, connect.CodePermissionDenied},
+		{"admin", meshgatev1connect.EnrolmentAdoptProcedure, &meshgatev1.AdoptRequest{Id: "web-1"}, ok},
+		{"viewer", meshgatev1connect.EnrolmentAdoptProcedure, &meshgatev1.AdoptRequest{Id: "web-1"}, connect.CodePermissionDenied},
+		{"admin", meshgatev1connect.EnrolmentAdoptProcedure, &meshgatev1.AdoptRequest{Id: "no/id"}, connect.CodeInvalidArgument},
 
 		{"admin", v1connect.MembershipApplyProcedure, &v1.RaftLogEntry{Type: v1.RaftCommandType_PUT, Key: "/registry/x"}, connect.CodePermissionDenied},
 		{from + "127.0.0.3", v1connect.MembershipApplyProcedure, &v1.RaftLogEntry{Type: v1.RaftCommandType_PUT, Key: "/registry/x"}, connect.CodePermissionDenied},

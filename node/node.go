@@ -138,6 +138,7 @@ type membership interface {
 	Join(ctx context.Context, r mesh.JoinRequest) (*mesh.Snapshot, error)
 	Update(ctx context.Context, r mesh.UpdateRequest) error
 	Leave(ctx context.Context, id mesh.NodeID) error
+	Adopt(ctx context.Context, id mesh.NodeID) (*mesh.Snapshot, error)
 }
 
 // Validate says what in c can never work, naming the field.
@@ -406,6 +407,15 @@ func (n *Node) Leave(ctx context.Context, id mesh.NodeID) error {
 		return errNoState
 	}
 	return n.members.Leave(ctx, id)
+}
+
+// Adopt makes this node the gateway that a member is reached through. Only a
+// node that holds state can.
+func (n *Node) Adopt(ctx context.Context, id mesh.NodeID) (*mesh.Snapshot, error) {
+	if n.members == nil {
+		return nil, errNoState
+	}
+	return n.members.Adopt(ctx, id)
 }
 
 // RemoveGateway ends that the ACLs which a mesh begins with take a node for a

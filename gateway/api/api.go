@@ -41,6 +41,9 @@ type Members interface {
 	Join(ctx context.Context, r mesh.JoinRequest) (*mesh.Snapshot, error)
 	// Update changes the fields of a member that are not empty in r.
 	Update(ctx context.Context, r mesh.UpdateRequest) error
+	// Adopt makes this gateway the one that a member is reached through; the
+	// returned snapshot has it.
+	Adopt(ctx context.Context, id mesh.NodeID) (*mesh.Snapshot, error)
 	// Leave removes a member. Removing one that is not there is no error.
 	Leave(ctx context.Context, id mesh.NodeID) error
 }
@@ -130,10 +133,11 @@ func Services(cfg Config, opts ...connect.HandlerOption) ([]Service, error) {
 	add(v1connect.NewMeshHandler(&meshService{state: cfg.State}, opts...))
 	add(v1connect.NewAdminHandler(&adminService{state: cfg.State, objects: cfg.Objects}, opts...))
 	add(v1connect.NewStorageQueryServiceHandler(&queryService{state: cfg.State, keys: cfg.Keys}, opts...))
-	add(v1connect.NewMembershipHandler(&membershipService{state: cfg.State, members: cfg.Members, cluster: cfg.Cluster}, opts...))
+	membership := &membershipService{state: cfg.State, members: cfg.Members, cluster: cfg.Cluster}
+	add(v1connect.NewMembershipHandler(membership, opts...))
 	add(v1connect.NewWebRTCHandler(&webRTCService{signaling: cfg.Signaling}, opts...))
 	add(meshgatev1connect.NewClusterHandler(&clusterService{state: cfg.State, replicas: cfg.Replicas}, opts...))
-	add(meshgatev1connect.NewEnrolmentHandler(&enrolmentService{state: cfg.State}, opts...))
+	add(meshgatev1connect.NewEnrolmentHandler(&enrolmentService{state: cfg.State, membership: membership}, opts...))
 	services = append(services, NewStoreHandler(cfg.Store, append(opts[:len(opts):len(opts)], cfg.StoreOptions...)...))
 	add(meshgatev1connect.NewWatchHandler(&watchService{state: cfg.State, links: links}, opts...))
 	return services, nil

@@ -37,6 +37,7 @@ type fake struct {
 	joined  *mesh.JoinRequest
 	updated *mesh.UpdateRequest
 	left    mesh.NodeID
+	adopted mesh.NodeID
 	changes []mesh.Change
 	syncs   int
 }
@@ -62,6 +63,10 @@ func (f *fake) Join(_ context.Context, r mesh.JoinRequest) (*mesh.Snapshot, erro
 }
 func (f *fake) Update(_ context.Context, r mesh.UpdateRequest) error { f.updated = &r; return f.err }
 func (f *fake) Leave(_ context.Context, id mesh.NodeID) error        { f.left = id; return f.err }
+func (f *fake) Adopt(_ context.Context, id mesh.NodeID) (*mesh.Snapshot, error) {
+	f.adopted = id
+	return f.snap, f.err
+}
 func (f *fake) Stats() (mesh.InterfaceStats, error)                  { f.reads++; return f.stats, f.err }
 func (f *fake) RemoteStatus(_ context.Context, id mesh.NodeID) (*v1.Status, error) {
 	return &v1.Status{Id: string(id)}, f.err

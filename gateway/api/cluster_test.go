@@ -174,17 +174,17 @@ func TestStorageAddress(t *testing.T) {
 
 func TestEnrolment_GetChallenge(t *testing.T) {
 	f := testFake(t)
-	res, err := (&enrolmentService{f}).GetChallenge(t.Context(), connect.NewRequest(&meshgatev1.GetChallengeRequest{Id: "nas"}))
+	res, err := (&enrolmentService{state: f}).GetChallenge(t.Context(), connect.NewRequest(&meshgatev1.GetChallengeRequest{Id: "nas"}))
 	if err != nil || res.Msg.GetMesh() != "fd00:0:1::/32" || res.Msg.GetGatewayId() != "gw" || time.Since(res.Msg.GetTime().AsTime()) > time.Minute {
 		t.Errorf("%v, %v", res, err)
 	}
 	for _, id := range []string{"", "../x", "leader", strings.Repeat("x", 254)} {
-		if _, err := (&enrolmentService{f}).GetChallenge(t.Context(), connect.NewRequest(&meshgatev1.GetChallengeRequest{Id: id})); !errors.Is(err, mesh.ErrInvalid) {
+		if _, err := (&enrolmentService{state: f}).GetChallenge(t.Context(), connect.NewRequest(&meshgatev1.GetChallengeRequest{Id: id})); !errors.Is(err, mesh.ErrInvalid) {
 			t.Errorf("id %q: %v", id, err)
 		}
 	}
 	f.self = "phone"
-	if _, err := (&enrolmentService{f}).GetChallenge(t.Context(), connect.NewRequest(&meshgatev1.GetChallengeRequest{Id: "nas"})); !errors.Is(err, mesh.ErrUnsupported) {
+	if _, err := (&enrolmentService{state: f}).GetChallenge(t.Context(), connect.NewRequest(&meshgatev1.GetChallengeRequest{Id: "nas"})); !errors.Is(err, mesh.ErrUnsupported) {
 		t.Errorf("a node without state: %v", err)
 	}
 }

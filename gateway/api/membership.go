@@ -42,11 +42,16 @@ func (m *membershipService) Join(ctx context.Context, req *connect.Request[v1.Jo
 	if err := m.takeSeat(ctx, want, s.Node(r.Node.ID)); err != nil {
 		return nil, err
 	}
-	peers, err := (&subscriber{service: m, id: r.Node.ID}).configuration(s)
+	return m.answer(s, r.Node.ID)
+}
+
+// answer is all that member id needs to be one.
+func (m *membershipService) answer(s *mesh.Snapshot, id mesh.NodeID) (*connect.Response[v1.JoinResponse], error) {
+	peers, err := (&subscriber{service: m, id: id}).configuration(s)
 	if err != nil {
 		return nil, err
 	}
-	n := s.Node(r.Node.ID)
+	n := s.Node(id)
 	return connect.NewResponse(&v1.JoinResponse{
 		AddressIpv4: mesh.PrefixString(n.IPv4),
 		AddressIpv6: mesh.PrefixString(n.IPv6),
@@ -58,6 +63,8 @@ func (m *membershipService) Join(ctx context.Context, req *connect.Request[v1.Jo
 		DnsServers:  peers.GetDnsServers(),
 		NetworkAcls: peers.GetNetworkAcls(),
 		GatewayId:   peers.GetGatewayId(),
+		Gateways:    peers.GetGateways(),
+		Revision:    peers.GetRevision(),
 		Time:        timestamppb.Now(),
 	}), nil
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -24,6 +25,9 @@ import (
 // it closely are sent together, this much later.
 const gatherTime = 50 * time.Millisecond
 
+// catchUpTimeout bounds the wait for the state that a subscriber has already.
+const catchUpTimeout = 3 * time.Second
+
 // SubscribePeers sends a node's configuration at once, and again whenever it
 // differs from the last one sent. Each stream goes its own pace: while a client
 // does not read, nothing is queued for it, and it gets the latest configuration
@@ -33,10 +37,7 @@ func (m *membershipService) SubscribePeers(ctx context.Context, req *connect.Req
 	if err != nil {
 		return err
 	}
-	s, err := held(m.state) // a cluster without a leader tells what it knows
-	if err == nil && s.Node(id) == nil {
-		s, err = whole(ctx, m.state) // it may have joined elsewhere a moment ago
-	}
+	s, err := m.caughtUp(ctx, id, req.Msg.GetAfter())
 	if err != nil {
 		return err
 	}
@@ -48,7 +49,7 @@ func (m *membershipService) SubscribePeers(ctx context.Context, req *connect.Req
 		if err != nil {
 			return err
 		}
-		if !proto.Equal(sent, c) {
+		if !sameConfiguration(sent, c) {
 			if err := stream.Send(c); err != nil {
 				return err
 			}
@@ -58,6 +59,38 @@ func (m *membershipService) SubscribePeers(ctx context.Context, req *connect.Req
 			return err
 		}
 	}
+}
+
+// caughtUp returns what this gateway knows, at once: a cluster without a leader
+// goes on telling it. Only for a subscriber that has a later state from another
+// gateway, or that joined there a moment ago, it catches up first.
+func (m *membershipService) caughtUp(ctx context.Context, id mesh.NodeID, after uint64) (*mesh.Snapshot, error) {
+	s, err := held(m.state)
+	if err != nil || s.Revision >= after && s.Node(id) != nil {
+		return s, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, catchUpTimeout)
+	defer cancel()
+	latest, err := m.state.Sync(ctx)
+	switch {
+	case err != nil:
+		return nil, fmt.Errorf("catch up with change %d: %w", after, err)
+	case latest.Revision < after:
+		return nil, fmt.Errorf("%w: this mesh has not got change %d, which the node says it has: the state was restored; the node has to be adopted, or join", mesh.ErrUnavailable, after)
+	}
+	return latest, nil
+}
+
+// sameConfiguration reports whether a differs from b in its revision at most.
+func sameConfiguration(a, b *v1.PeerConfigurations) bool {
+	if a == nil || b == nil {
+		return a == b
+	}
+	revision := b.Revision
+	b.Revision = a.Revision // to compare the rest
+	same := proto.Equal(a, b)
+	b.Revision = revision
+	return same
 }
 
 // next returns the latest snapshot after a version, gatherTime after the last
@@ -106,6 +139,8 @@ func (b *subscriber) configuration(s *mesh.Snapshot) (*v1.PeerConfigurations, er
 		GatewayId:   string(m.state.Self()),
 		NetworkAcls: b.concerning(s),
 		DnsServers:  m.directory.dnsServers(s, b.id),
+		Gateways:    m.directory.gatewaysBut(s, b.id),
+		Revision:    s.Revision,
 	}
 	needICE := false
 	for _, p := range plan.Peers {
@@ -157,6 +192,45 @@ type directory struct {
 	nodes mesh.Nodes
 	ice   []string
 	dns   []dnsServer
+
+	gateways []*v1.MeshNode
+	// granted is what the gateways were chosen by, beside nodes.
+	granted grants
+}
+
+// grants are the lists of a snapshot that say who may do what.
+type grants struct {
+	nodes    mesh.Nodes
+	roles    []mesh.Role
+	bindings []mesh.RoleBinding
+	groups   []mesh.Group
+}
+
+// of reports whether the grants are those of s.
+func (g *grants) of(s *mesh.Snapshot) bool {
+	return g.nodes == s.Nodes && sameList(g.roles, s.Roles) && sameList(g.bindings, s.Bindings) && sameList(g.groups, s.Groups)
+}
+
+// gatewaysBut are the gateways of the mesh without node id, as they are now: not
+// those that say they are gateways and may not be.
+func (d *directory) gatewaysBut(s *mesh.Snapshot, id mesh.NodeID) []*v1.MeshNode {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if !d.granted.of(s) {
+		d.granted = grants{nodes: s.Nodes, roles: s.Roles, bindings: s.Bindings, groups: s.Groups}
+		d.gateways = nil
+		vote := mesh.Action{Resource: v1.RuleResource_RESOURCE_VOTES, Verb: v1.RuleVerb_VERB_PUT}
+		for n := range s.Nodes.Gateways() {
+			if len(d.gateways) < maxServers && policy.Allowed(s, string(n.ID), vote) {
+				d.gateways = append(d.gateways, mesh.NodeToProto(n))
+			}
+		}
+	}
+	list := d.gateways
+	if i := slices.IndexFunc(list, func(n *v1.MeshNode) bool { return n.GetId() == string(id) }); i >= 0 {
+		list = slices.Delete(slices.Clone(list), i, i+1)
+	}
+	return list
 }
 
 // dnsServer is a node that knows the names of the mesh.
