@@ -33,10 +33,15 @@ type fakeGateway struct {
 	heard chan struct{}
 
 	mu     sync.Mutex // guards the fields below
-	refuse error      // of joins
+	refuse error      // of joins and adoptions
 	deaf   bool       // subscriptions fail
 	joins  []*v1.JoinRequest
+	adopts int
+	afters []uint64 // of subscriptions
 	left   []string
+	// config is what a subscription begins with; nil: the peers of answer.
+	config *v1.PeerConfigurations
+	cut    chan struct{} // closed when the subscriptions of now break
 }
 
 func newFakeGateway(t *testing.T) *fakeGateway {
@@ -46,7 +51,7 @@ func newFakeGateway(t *testing.T) *fakeGateway {
 		t.Fatal(err)
 	}
 	return &fakeGateway{
-		heard: make(chan struct{}),
+		heard: make(chan struct{}), cut: make(chan struct{}),
 		answer: &v1.JoinResponse{
 			AddressIpv4: "172.16.0.2/32", NetworkIpv4: "172.16.0.0/12", NetworkIpv6: "fd00:1::/32", GatewayId: "gate",
 			Peers: []*v1.WireGuardPeer{{
@@ -67,6 +72,13 @@ func (g *fakeGateway) Join(_ context.Context, r *v1.JoinRequest, _ mesh.PrivateK
 	return g.answer, g.refuse
 }
 
+func (g *fakeGateway) Adopt(context.Context, string) (*v1.JoinResponse, error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.adopts++
+	return g.answer, g.refuse
+}
+
 func (g *fakeGateway) Leave(_ context.Context, id string) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -74,19 +86,27 @@ func (g *fakeGateway) Leave(_ context.Context, id string) error {
 	return nil
 }
 
-func (g *fakeGateway) SubscribePeers(ctx context.Context, _ string, each func(*v1.PeerConfigurations) error) error {
+func (g *fakeGateway) SubscribePeers(ctx context.Context, _ string, after uint64, each func(*v1.PeerConfigurations) error) error {
 	g.mu.Lock()
-	deaf := g.deaf
+	g.afters = append(g.afters, after)
+	deaf, config, heard, cut := g.deaf, g.config, g.heard, g.cut
 	g.mu.Unlock()
 	if deaf {
 		return errors.New("no way to the gateway")
 	}
-	if err := each(&v1.PeerConfigurations{Peers: g.answer.GetPeers()}); err != nil {
+	if config == nil {
+		config = &v1.PeerConfigurations{Peers: g.answer.GetPeers(), Gateways: g.answer.GetGateways(), Revision: g.answer.GetRevision()}
+	}
+	if err := each(config); err != nil {
 		return err
 	}
-	close(g.heard)
-	<-ctx.Done()
-	return ctx.Err()
+	close(heard)
+	select {
+	case <-cut:
+		return errors.New("the gateway is gone")
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 func (g *fakeGateway) script(refuse error, deaf bool) {
@@ -94,6 +114,15 @@ func (g *fakeGateway) script(refuse error, deaf bool) {
 	defer g.mu.Unlock()
 	g.refuse, g.deaf = refuse, deaf
 	g.heard = make(chan struct{})
+}
+
+// dies ends the subscriptions and answers nothing from now on.
+func (g *fakeGateway) dies() {
+	g.script(errors.New("connection refused"), true)
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	close(g.cut)
+	g.cut = make(chan struct{})
 }
 
 func (g *fakeGateway) requests() []*v1.JoinRequest {
@@ -165,8 +194,11 @@ func (f *followed) end() {
 
 func hears(t *testing.T, g *fakeGateway) {
 	t.Helper()
+	g.mu.Lock()
+	heard := g.heard
+	g.mu.Unlock()
 	select {
-	case <-g.heard:
+	case <-heard:
 	case <-time.After(patience):
 		t.Fatal("the node does not subscribe")
 	}

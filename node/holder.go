@@ -103,6 +103,7 @@ func (h *holder) announce(ctx context.Context) error {
 		Zone:            n.cfg.Zone,
 		Features:        n.cfg.Features,
 		Services:        services(n.cfg.Expose),
+		API:             n.cfg.API,
 	}
 	self.WireGuardEndpoints = wireguardEndpoints(n.cfg.PrimaryEndpoint, n.device.ListenPort())
 	if err := h.enter(ctx, self); err != nil {

@@ -68,6 +68,9 @@ type Config struct {
 	// PrimaryEndpoint is the IP address or DNS name at which other nodes reach
 	// this one; empty for a node that only calls out.
 	PrimaryEndpoint string
+	// API is where a gateway serves everybody, for nodes that lose theirs; zero
+	// is not told, and has no effect on a node that follows a gateway.
+	API mesh.API
 	// Zone is the zone awareness id, or empty.
 	Zone string
 	// Features are advertised to the mesh beside what the node knows itself.
@@ -126,6 +129,7 @@ type Node struct {
 	ready    chan struct{} // closed once the first plan is applied
 	snapshot atomic.Pointer[mesh.Snapshot]
 	current  atomic.Pointer[mesh.Plan]
+	inForce  inForce
 
 	// flows outlive the packet filters of single snapshots.
 	flows *policy.Flows
@@ -276,6 +280,7 @@ func (n *Node) apply(ctx context.Context, s *mesh.Snapshot) error {
 		return fmt.Errorf("expose services: %w", err)
 	}
 	n.snapshot.Store(s)
+	defer n.inForce.set(s)
 	first := n.current.Swap(&plan) == nil
 	if first {
 		close(n.ready)

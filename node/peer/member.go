@@ -43,6 +43,15 @@ func (m *Member) Join(ctx context.Context, r *v1.JoinRequest, key mesh.PrivateKe
 	return answer.Msg, nil
 }
 
+// Adopt asks the gateway to take over node id, which is a member.
+func (m *Member) Adopt(ctx context.Context, id string) (*v1.JoinResponse, error) {
+	answer, err := m.enrolment.Adopt(ctx, connect.NewRequest(&meshgatev1.AdoptRequest{Id: id}))
+	if err != nil {
+		return nil, err
+	}
+	return answer.Msg, nil
+}
+
 // Leave ends the membership of node id.
 func (m *Member) Leave(ctx context.Context, id string) error {
 	_, err := m.membership.Leave(ctx, connect.NewRequest(&v1.LeaveRequest{Id: id}))
@@ -50,9 +59,10 @@ func (m *Member) Leave(ctx context.Context, id string) error {
 }
 
 // SubscribePeers calls each for every configuration of node id until each
-// returns an error, the stream breaks or ctx ends. It never returns nil.
-func (m *Member) SubscribePeers(ctx context.Context, id string, each func(*v1.PeerConfigurations) error) error {
-	stream, err := m.membership.SubscribePeers(ctx, connect.NewRequest(&v1.SubscribePeersRequest{Id: id}))
+// returns an error, the stream breaks or ctx ends. The first is not older than
+// the revision after. It never returns nil.
+func (m *Member) SubscribePeers(ctx context.Context, id string, after uint64, each func(*v1.PeerConfigurations) error) error {
+	stream, err := m.membership.SubscribePeers(ctx, connect.NewRequest(&v1.SubscribePeersRequest{Id: id, After: after}))
 	if err != nil {
 		return err
 	}

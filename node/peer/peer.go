@@ -30,10 +30,14 @@ const (
 	// idleTimeout is how long a connection without calls is kept.
 	idleTimeout = 2 * time.Minute
 	// pingAfter is the silence after which a connection is probed, and
-	// pingTimeout how long the answer may take: a peer that vanished ends its
+	// pingTimeout how long the answer may take: a server that vanished ends its
 	// streams within their sum.
 	pingAfter   = 15 * time.Second
 	pingTimeout = 10 * time.Second
+	// meshPingAfter and meshPingTimeout are the same for nodes on the mesh. A
+	// member is without a gateway until it notices; some packets may be lost.
+	meshPingAfter   = 3 * time.Second
+	meshPingTimeout = 4 * time.Second
 	// readMaxBytes bounds one message. The largest is the list of the nodes of
 	// a mesh with tens of thousands of them.
 	readMaxBytes = 32 << 20
@@ -60,6 +64,7 @@ func New(cfg Config) (*Peers, error) {
 		return nil, errors.New("peer: Config.Dial is nil")
 	}
 	t := newTransport()
+	t.HTTP2.SendPingTimeout, t.HTTP2.PingTimeout = meshPingAfter, meshPingTimeout
 	t.DialContext = cfg.Dial
 	t.Protocols.SetUnencryptedHTTP2(true)
 	return &Peers{transport: t, client: newHTTPClient(t)}, nil
@@ -70,12 +75,12 @@ func (p *Peers) Close() { p.transport.CloseIdleConnections() }
 
 // Node is the client of the Node service at addr.
 func (p *Peers) Node(addr netip.AddrPort) v1connect.NodeClient {
-	return v1connect.NewNodeClient(p.client, "http://"+addr.String(), clientOptions("")...)
+	return v1connect.NewNodeClient(p.client, "http://"+addr.String(), clientOptions(nil)...)
 }
 
 // Membership is the client of the Membership service at addr.
 func (p *Peers) Membership(addr netip.AddrPort) v1connect.MembershipClient {
-	return v1connect.NewMembershipClient(p.client, "http://"+addr.String(), clientOptions("")...)
+	return v1connect.NewMembershipClient(p.client, "http://"+addr.String(), clientOptions(nil)...)
 }
 
 // Store is the client of the Store service at addr.
@@ -85,7 +90,7 @@ func (p *Peers) Store(addr netip.AddrPort) meshgatev1connect.StoreClient {
 
 // Member is the client with which nodes follow the gateway at addr.
 func (p *Peers) Member(addr netip.AddrPort) *Member {
-	return NewMember(p.Membership(addr), meshgatev1connect.NewEnrolmentClient(p.client, "http://"+addr.String(), clientOptions("")...))
+	return NewMember(p.Membership(addr), meshgatev1connect.NewEnrolmentClient(p.client, "http://"+addr.String(), clientOptions(nil)...))
 }
 
 // newTransport is an HTTP/2 transport without its protocols and dialer.
@@ -143,8 +148,9 @@ func (b *answerBody) Close() error {
 	return b.ReadCloser.Close()
 }
 
-// clientOptions are the options of every client; token may be empty.
-func clientOptions(token string) []connect.ClientOption {
+// clientOptions are the options of every client. token gives each call its
+// token; nil, or an empty one: it has none.
+func clientOptions(token func() string) []connect.ClientOption {
 	return []connect.ClientOption{
 		connect.WithGRPC(),
 		connect.WithReadMaxBytes(readMaxBytes),
@@ -153,7 +159,7 @@ func clientOptions(token string) []connect.ClientOption {
 }
 
 // outbound gives calls their token and unary calls a deadline.
-type outbound struct{ token string }
+type outbound struct{ token func() string }
 
 var _ connect.Interceptor = outbound{}
 
@@ -182,7 +188,10 @@ func (o outbound) WrapStreamingHandler(next connect.StreamingHandlerFunc) connec
 }
 
 func (o outbound) authorize(h http.Header) {
-	if o.token != "" {
-		h.Set("Authorization", "Bearer "+o.token)
+	if o.token == nil {
+		return
+	}
+	if token := o.token(); token != "" {
+		h.Set("Authorization", "Bearer "+token)
 	}
 }

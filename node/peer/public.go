@@ -14,6 +14,7 @@ import (
 	"net/netip"
 	"net/url"
 	"strings"
+	"time"
 
 	"github.com/meshgate/meshgate/node/mesh"
 	"github.com/meshgate/meshgate/proto/meshgate/v1/meshgatev1connect"
@@ -36,7 +37,10 @@ type Public struct {
 	transport *http.Transport
 	client    *http.Client
 	base      string
-	token     string
+	// token is shown with every call.
+	token func() string
+	// clock is that of the gateway.
+	clock clock
 }
 
 // NewPublic makes a client of the gateway at baseURL, "https://host[:port]",
@@ -44,6 +48,16 @@ type Public struct {
 // is accepted for loopback addresses only, because a token must not cross a
 // network in clear. End it with Close.
 func NewPublic(baseURL, token string, opts TLSOptions) (*Public, error) {
+	return newPublic(baseURL, func(time.Time) string { return token }, opts)
+}
+
+// NewPublicNode makes a client that shows with every call what sign makes of the
+// gateway's time: the credential of a node that has no token of that gateway.
+func NewPublicNode(baseURL string, sign func(at time.Time) string, opts TLSOptions) (*Public, error) {
+	return newPublic(baseURL, sign, opts)
+}
+
+func newPublic(baseURL string, token func(at time.Time) string, opts TLSOptions) (*Public, error) {
 	u, err := parseBase(baseURL)
 	if err != nil {
 		return nil, err
@@ -57,16 +71,17 @@ func NewPublic(baseURL, token string, opts TLSOptions) (*Public, error) {
 		t.Proxy = nil
 	}
 	t.TLSClientConfig = clientTLS(opts)
-	return &Public{
-		transport: t,
-		client:    newHTTPClient(t),
-		base:      strings.TrimSuffix(u.String(), "/"),
-		token:     token,
-	}, nil
+	p := &Public{transport: t, client: newHTTPClient(t), base: strings.TrimSuffix(u.String(), "/")}
+	p.client.Transport = keepsTime{p.client.Transport, &p.clock}
+	p.token = func() string { return token(p.clock.now()) }
+	return p, nil
 }
 
 // Close ends idle connections. Calls under way keep theirs until they end.
 func (p *Public) Close() { p.transport.CloseIdleConnections() }
+
+// URL is the address of the gateway as it was given, without a slash at its end.
+func (p *Public) URL() string { return p.base }
 
 // Host is the name or address of the gateway, without its port.
 func (p *Public) Host() string {

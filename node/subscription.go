@@ -1,0 +1,144 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/meshgate/meshgate/node/mesh"
+	v1 "github.com/meshgate/meshgate/proto/v1"
+)
+
+const (
+	// subscribeGrace is how long a subscription may take to say its first word
+	// before the node joins again: a WireGuard handshake (5 s retry) and a few
+	// lost packets fit.
+	subscribeGrace = 15 * time.Second
+	// failoverGrace is the same where there are other gateways to turn to.
+	failoverGrace = 6 * time.Second
+	// shakeEach is the pause between two attempts at a new WireGuard session.
+	shakeEach = 2 * time.Second
+	// settleTimeout bounds the wait for a new plan to be in force.
+	settleTimeout = 2 * time.Second
+	// lostGrace is how long a gateway may be away before the node is not
+	// healthy: a restart fits.
+	lostGrace = time.Minute
+	// leaveTimeout bounds the last call of a node that keeps nothing.
+	leaveTimeout = 2 * time.Second
+)
+
+// leave ends the membership of a node that forgets its key, so that its id is
+// free for the next one. ctx has ended.
+func (f *follower) leave(ctx context.Context) {
+	if f.cfg.DataDir != "" || !f.isMember() {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), leaveTimeout)
+	defer cancel()
+	_, at, err := f.gateway()
+	if err == nil {
+		err = f.cfg.Mesh(at).Leave(ctx, string(f.node.cfg.ID))
+	}
+	if err != nil {
+		f.node.log.Warn("did not leave the mesh; remove the node before one of its id joins again", "err", err)
+	}
+}
+
+// subscribe follows the gateway over the mesh. The stream has to say its first
+// word soon.
+func (f *follower) subscribe(ctx context.Context) (alive bool, err error) {
+	// The way to the gateway is in the plan; it has to be in force first.
+	if err := f.settle(ctx); err != nil {
+		return false, err
+	}
+	gate, at, err := f.gateway()
+	if err != nil {
+		return false, err
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	// The gateway may have started anew since the session was made.
+	ended := make(chan struct{})
+	heard := make(chan struct{})
+	go func() {
+		defer close(ended)
+		f.shake(ctx, gate.PublicKey.WireGuard(), heard)
+	}()
+	defer func() { cancel(nil); <-ended }()
+	patience := subscribeGrace
+	if len(f.candidates()) > 1 {
+		patience = failoverGrace
+	}
+	grace := time.AfterFunc(patience, func() {
+		cancel(fmt.Errorf("%w: gateway %s did not answer over the mesh within %s", mesh.ErrUnavailable, at, patience))
+	})
+	defer grace.Stop()
+	err = f.cfg.Mesh(at).SubscribePeers(ctx, string(f.node.cfg.ID), f.revision(), func(c *v1.PeerConfigurations) error {
+		if err := f.update(c); err != nil {
+			return err
+		}
+		if !alive {
+			f.node.log.Info("gateway heard", "gateway", string(gate.ID), "addr", at.String())
+			alive = true
+			grace.Stop()
+			close(heard)
+			f.lost.Store(nil)
+		}
+		return nil
+	})
+	if alive {
+		now := time.Now()
+		f.lost.Store(&now)
+	}
+	if cause := context.Cause(ctx); cause != nil && !errors.Is(cause, context.Canceled) {
+		err = cause
+	}
+	return alive, err
+}
+
+// settle waits until the data plane follows what the node knows: for the first
+// plan as long as it takes, for a later one not for long, because there may be
+// a way all the same.
+func (f *follower) settle(ctx context.Context) error {
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-f.node.ready:
+	}
+	f.mu.Lock()
+	version := f.latest.Version
+	f.mu.Unlock()
+	short, cancel := context.WithTimeout(ctx, settleTimeout)
+	defer cancel()
+	_ = f.node.inForce.wait(short, version)
+	return ctx.Err()
+}
+
+// shake asks the gateway for a new session, again and again until it is heard
+// or ctx ends.
+func (f *follower) shake(ctx context.Context, key mesh.WireGuardKey, heard <-chan struct{}) {
+	tick := time.NewTicker(shakeEach)
+	defer tick.Stop()
+	for {
+		f.node.device.Handshake(key)
+		select {
+		case <-ctx.Done():
+			return
+		case <-heard:
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+// healthy is nil while a gateway is heard, or was not long ago.
+func (f *follower) healthy() error {
+	if lost := f.lost.Load(); lost != nil && time.Since(*lost) > lostGrace {
+		return fmt.Errorf("%w: no gateway has been heard since %s; the node goes on with what it knew then",
+			mesh.ErrUnavailable, lost.UTC().Format(time.RFC3339))
+	}
+	return nil
+}
