@@ -77,6 +77,19 @@ func (t *TLS) Check() error {
 	return err
 }
 
+// Pin is the SHA-256 of the public key in the certificate, by which clients can
+// recognise it. A self-signed one is made, unless it is there.
+func (t *TLS) Pin() (pin [sha256.Size]byte, err error) {
+	if err := t.Validate(); err != nil {
+		return pin, err
+	}
+	c, err := openCertificates(*t, slog.New(slog.DiscardHandler))
+	if err != nil {
+		return pin, err
+	}
+	return c.pin(), nil
+}
+
 // certificates gives each handshake the certificate of the moment.
 type certificates struct {
 	files *watched[*tls.Certificate]

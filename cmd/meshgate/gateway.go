@@ -167,10 +167,14 @@ func (p *gatewayProcess) openNode(ctx context.Context) error {
 	if err := p.openState(id); err != nil {
 		return err
 	}
+	api, err := p.api()
+	if err != nil {
+		return err
+	}
 	features := p.features(mode)
 	p.node, err = node.New(node.Config{
 		ID: id, Key: key, Mode: mode, InterfaceName: c.wgInterface, ListenPort: c.wgPort, MTU: c.wgMTU,
-		PrimaryEndpoint: p.address.String(), Features: features, Expose: exposed, Routes: routes,
+		PrimaryEndpoint: p.address.String(), API: api, Features: features, Expose: exposed, Routes: routes,
 		Hold: &node.Hold{
 			Store: p.store, CloseStore: p.store.Close, Admin: c.admin,
 			Domain: strings.TrimSuffix(c.meshDomain, ".") + ".", IPv4: netip.MustParsePrefix(c.meshIPv4),
@@ -415,7 +419,7 @@ func (p *gatewayProcess) authenticators() ([]gateway.Authenticator, error) {
 	if err != nil {
 		return nil, err
 	}
-	list := []gateway.Authenticator{tokens}
+	list := []gateway.Authenticator{gateway.NewNodeKeys(p.node), tokens}
 	if p.passwords != nil {
 		list = append(list, p.passwords)
 	}

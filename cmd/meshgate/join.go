@@ -97,6 +97,9 @@ func (a *app) join(ctx context.Context, c *joinConfig) error {
 		return err
 	}
 	defer o.gateway.Close()
+	if o.trust, err = c.gateway.tls(); err != nil {
+		return err
+	}
 	if c.metricsListen != "" {
 		var lc net.ListenConfig
 		if o.metrics, err = lc.Listen(ctx, "tcp", c.metricsListen); err != nil {

@@ -33,6 +33,9 @@ const meshRPCPort = 8443
 type nodeOptions struct {
 	config  node.Config
 	gateway *peer.Public
+	// trust is whom to believe of the gateways; zero: the authorities of the
+	// system, and the keys that the mesh names.
+	trust   peer.TLSOptions
 	dataDir string
 	// again joins anew, whatever dataDir says of an earlier membership.
 	again bool
@@ -52,6 +55,7 @@ type nodeProcess struct {
 	signaling *signaling.Service
 	options   nodeOptions
 	registry  *prometheus.Registry
+	others    *otherGateways
 }
 
 // newRegistry holds the metrics of one process.
@@ -62,12 +66,16 @@ func newRegistry() *prometheus.Registry {
 }
 
 func newNodeProcess(o nodeOptions) (_ *nodeProcess, err error) {
-	p := &nodeProcess{options: o, registry: newRegistry()}
+	p := &nodeProcess{
+		options: o, registry: newRegistry(),
+		others: &otherGateways{id: o.config.ID, key: o.config.Key, first: o.gateway, trust: o.trust},
+	}
 	o.config.Features = []mesh.Feature{{Kind: v1.Feature_NODES, Port: meshRPCPort}}
 	o.config.Logger, o.config.Registerer = o.log, p.registry
 	o.config.Follow = &node.Follow{
 		Public:  o.gateway.Member(),
 		Mesh:    func(at netip.AddrPort) node.Gateway { return p.node.Peers().Member(at) },
+		Other:   p.others.client,
 		DataDir: o.dataDir,
 		Again:   o.again,
 		Refused: peer.Refused,
@@ -96,9 +104,9 @@ func newNodeProcess(o nodeOptions) (_ *nodeProcess, err error) {
 	return p, err
 }
 
-// gatewayHost reports whether host is a gateway that this node talks
-// WireGuard with, or the one that it joined at. Other STUN and TURN servers
-// that a call names are not contacted.
+// gatewayHost reports whether host is a gateway of the mesh, or the one that
+// this node joined at. Other STUN and TURN servers that a call names are not
+// contacted.
 func (p *nodeProcess) gatewayHost(host string) bool {
 	if host == p.options.gateway.Host() {
 		return true
@@ -126,6 +134,7 @@ func (p *nodeProcess) gatewayHost(host string) bool {
 // run serves until ctx ends. onReady, when set, is called once the node is in
 // the mesh and answers there.
 func (p *nodeProcess) run(ctx context.Context, onReady func() error) error {
+	defer p.others.Close()
 	err := runNode(ctx, p.node, p.signaling, func(ctx context.Context) error { return p.serve(ctx, onReady) })
 	return errors.Join(err, p.node.Close())
 }

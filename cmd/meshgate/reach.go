@@ -17,6 +17,7 @@ import (
 
 	"github.com/meshgate/meshgate/gateway"
 	"github.com/meshgate/meshgate/node"
+	"github.com/meshgate/meshgate/node/mesh"
 )
 
 // loadToken reads the admin token, or makes one at the first start. Whoever may
@@ -67,6 +68,20 @@ func (p *gatewayProcess) leaveAccess(g *gateway.Gateway) error {
 // access is how a client reaches this gateway as its admin.
 func (p *gatewayProcess) access() *access {
 	return &access{URL: p.url(), Token: p.token, Pin: p.pin}
+}
+
+// api is where nodes that lose their gateway find this one. A proxy in front of
+// it may show another certificate than its own.
+func (p *gatewayProcess) api() (mesh.API, error) {
+	a := mesh.API{URL: p.url()}
+	if p.tls == nil || p.tls.SelfSignedDir == "" || p.cfg.publicURL != "" {
+		return a, nil
+	}
+	var err error
+	if a.Pin, err = p.tls.Pin(); err != nil {
+		return a, fmt.Errorf("--data-dir: %w", err)
+	}
+	return a, nil
 }
 
 // url is the API as clients see it.

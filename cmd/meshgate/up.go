@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"net/url"
 	"os"
 	"strconv"
 	"strings"
@@ -190,6 +191,9 @@ func (c *upConfig) validate() error {
 		return usagef("--mesh.default-network-policy %q: want accept or deny", c.policy)
 	case c.publicAddress == "" && c.domain == "":
 		return usagef("--public-address (or --domain) is needed: nodes and browsers must know where this gateway is. To try Meshgate on this machine alone: meshgate up --dev")
+	}
+	if u, err := url.Parse(c.publicURL); c.publicURL != "" && (err != nil || u.Host == "" || u.User != nil || u.Scheme != "https" && u.Scheme != "http") {
+		return usagef("--public-url %q: write it as https://HOST[:PORT]", c.publicURL)
 	}
 	if err := c.validateCluster(); err != nil {
 		return err

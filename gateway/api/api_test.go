@@ -67,7 +67,7 @@ func (f *fake) Adopt(_ context.Context, id mesh.NodeID) (*mesh.Snapshot, error) 
 	f.adopted = id
 	return f.snap, f.err
 }
-func (f *fake) Stats() (mesh.InterfaceStats, error)                  { f.reads++; return f.stats, f.err }
+func (f *fake) Stats() (mesh.InterfaceStats, error) { f.reads++; return f.stats, f.err }
 func (f *fake) RemoteStatus(_ context.Context, id mesh.NodeID) (*v1.Status, error) {
 	return &v1.Status{Id: string(id)}, f.err
 }
