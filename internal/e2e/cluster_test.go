@@ -134,20 +134,8 @@ func (g *clustered) local(t testing.TB) (url, pin string) {
 // its state gets it from the others.
 func TestCluster_ThreeGatewaysKeepOneState(t *testing.T) {
 	began := time.Now()
-	first := newClustered(t, 1)
-	address := first.args[8]
-	first.args = append(first.args, "--cluster.address", address)
-	first.launch(t)
-	first.await()
-	gates := []*clustered{first}
-	url, pin := first.local(t)
-	join := []string{"--cluster.join", url, "--cluster.pin", pin, "--cluster.token-file", filepath.Join(first.dir, "admin.token")}
-	for n := 2; n <= 3; n++ {
-		g := newClustered(t, n)
-		g.launch(t, join...)
-		g.await()
-		gates = append(gates, g)
-	}
+	gates, join := threeGateways(t)
+	first := gates[0]
 	t.Logf("three gateways after %s", time.Since(began).Round(time.Millisecond))
 	leader := lead(t, gates)
 	for _, g := range gates {
@@ -209,7 +197,7 @@ func TestCluster_ThreeGatewaysKeepOneState(t *testing.T) {
 		t.Errorf("start without the state: %v\n%s", err, out)
 	}
 	if lost == first {
-		url, pin = gates[1].local(t)
+		url, pin := gates[1].local(t)
 		join = []string{"--cluster.join", url, "--cluster.pin", pin, "--cluster.token-file", filepath.Join(gates[1].dir, "admin.token")}
 	}
 	lost.launch(t, join...)

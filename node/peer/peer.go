@@ -37,7 +37,7 @@ const (
 	// meshPingAfter and meshPingTimeout are the same for nodes on the mesh. A
 	// member is without a gateway until it notices; some packets may be lost.
 	meshPingAfter   = 3 * time.Second
-	meshPingTimeout = 4 * time.Second
+	meshPingTimeout = 3 * time.Second
 	// readMaxBytes bounds one message. The largest is the list of the nodes of
 	// a mesh with tens of thousands of them.
 	readMaxBytes = 32 << 20
