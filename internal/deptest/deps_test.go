@@ -37,6 +37,7 @@ func allowed() map[string][]string {
 		"node/admin":    {"node/registry", "node/policy", "node/mesh", "proto"},
 		"node/policy":   {"node/mesh", "proto"},
 		"node/registry": {"node/store", "node/mesh", "proto"},
+		"node/secrets":  {"node/store", "node/mesh"},
 		"node/store":    {"proto"},
 		"node/peer":     {"node/mesh", "proto"},
 		// A plan holds what the ACLs grant: there is one evaluator of them.
