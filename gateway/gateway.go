@@ -64,6 +64,8 @@ type Config struct {
 	Replicas api.Replicas
 	// Store is the state itself; nil on a node that keeps none.
 	Store api.Store
+	// Tokens are those that count at every gateway; nil likewise.
+	Tokens api.Tokens
 	// Build is what Node.GetStatus shows of the program.
 	Build api.Build
 

@@ -25,7 +25,7 @@ const (
 // sessions of these users have named: it is AllowUser of turn.Config, and the
 // part of AllowPeer that follows signalling. It is safe for concurrent use.
 type RelayUsers struct {
-	foreign  bool
+	foreign  func(user string) bool
 	lifetime time.Duration
 
 	mu    sync.RWMutex // guards the fields below
@@ -52,9 +52,9 @@ type relayPeer struct {
 }
 
 // NewRelayUsers knows nobody. A relay ends lifetime after its credential was
-// minted, at the latest. foreign is true when others mint credentials that the
-// server accepts: then users that are not known here are let in.
-func NewRelayUsers(lifetime time.Duration, foreign bool) *RelayUsers {
+// minted, at the latest. foreign says whether a user is let in that is not known
+// here, because others mint credentials that the server accepts; nil: nobody is.
+func NewRelayUsers(lifetime time.Duration, foreign func(user string) bool) *RelayUsers {
 	return &RelayUsers{foreign: foreign, lifetime: lifetime, users: make(map[string]*list.Element), order: list.New()}
 }
 
@@ -131,7 +131,7 @@ func (u *RelayUsers) AllowUser(user string) bool {
 	now := time.Now()
 	rights = slices.DeleteFunc(rights, func(r relayRight) bool { return !now.Before(r.until) })
 	if len(rights) == 0 { // no credential of ours is good now
-		return u.foreign
+		return u.foreign != nil && u.foreign(user)
 	}
 	slices.Reverse(rights) // the newest is the likeliest
 	return slices.ContainsFunc(rights, func(r relayRight) bool { return r.allowed() == nil })

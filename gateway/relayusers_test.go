@@ -30,7 +30,7 @@ func mint(u *RelayUsers, user string, right *switchable) {
 func TestRelayUsers_RightsEnd(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		for _, foreign := range []bool{false, true} {
-			u := NewRelayUsers(20*time.Minute, foreign)
+			u := NewRelayUsers(20*time.Minute, func(string) bool { return foreign })
 			if u.AllowUser("stranger") != foreign {
 				t.Errorf("a stranger, foreign %t", foreign)
 			}
@@ -67,7 +67,7 @@ func TestRelayUsers_RightsEnd(t *testing.T) {
 
 func TestRelayUsers_Peers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		u := NewRelayUsers(20*time.Minute, false)
+		u := NewRelayUsers(20*time.Minute, nil)
 		at := netip.MustParseAddrPort
 		u.Candidate("alice", at("8.8.8.8:4000"))
 		u.Candidate("alice", at("[::ffff:9.9.9.9]:4000"))
@@ -97,7 +97,7 @@ func TestRelayUsers_Peers(t *testing.T) {
 }
 
 func TestRelayUsers_AreBounded(t *testing.T) {
-	u := NewRelayUsers(20*time.Minute, false)
+	u := NewRelayUsers(20*time.Minute, nil)
 	var right switchable
 	mint(u, "first", &right)
 	for i := range maxRelayUsers {

@@ -39,7 +39,7 @@ func (g *Gateway) services() (http.Handler, error) {
 	services, err := api.Services(api.Config{
 		State: g.cfg.Node, Members: g.cfg.Node, Objects: g.cfg.Node, Keys: g.cfg.Node,
 		Links: g.cfg.Node, Remote: g.cfg.Node, Signaling: g.cfg.Signaling, Cluster: g.cfg.Cluster, Replicas: g.cfg.Replicas,
-		Store: g.cfg.Store, StoreOptions: []connect.HandlerOption{withMaxMessage(api.MaxStoreMessage)}, Build: g.cfg.Build,
+		Store: g.cfg.Store, Tokens: g.cfg.Tokens, StoreOptions: []connect.HandlerOption{withMaxMessage(api.MaxStoreMessage)}, Build: g.cfg.Build,
 	}, opts...)
 	if err != nil {
 		return nil, err

@@ -94,6 +94,7 @@ func newRules(openReflection bool) map[string]rule {
 	maps.Copy(rules, adminRules())
 	maps.Copy(rules, clusterRules())
 	maps.Copy(rules, storeRules())
+	maps.Copy(rules, tokenRules())
 	reflection := rule{access: identified, needs: everything}
 	if openReflection {
 		reflection = rule{access: anyone}

@@ -84,6 +84,8 @@ type Config struct {
 	// StoreOptions are added to those of the Store service, whose requests may have
 	// MaxStoreMessage bytes.
 	StoreOptions []connect.HandlerOption
+	// Tokens are those of the mesh; nil where no state is kept.
+	Tokens Tokens
 	// Build is shown by Node.GetStatus; empty fields stay empty.
 	Build Build
 }
@@ -139,6 +141,7 @@ func Services(cfg Config, opts ...connect.HandlerOption) ([]Service, error) {
 	add(meshgatev1connect.NewClusterHandler(&clusterService{state: cfg.State, replicas: cfg.Replicas}, opts...))
 	add(meshgatev1connect.NewEnrolmentHandler(&enrolmentService{state: cfg.State, membership: membership}, opts...))
 	services = append(services, NewStoreHandler(cfg.Store, append(opts[:len(opts):len(opts)], cfg.StoreOptions...)...))
+	add(meshgatev1connect.NewTokensHandler(&tokensService{tokens: cfg.Tokens}, opts...))
 	add(meshgatev1connect.NewWatchHandler(&watchService{state: cfg.State, links: links}, opts...))
 	return services, nil
 }

@@ -132,6 +132,11 @@ func (p *Public) Store() meshgatev1connect.StoreClient {
 	return meshgatev1connect.NewStoreClient(p.client, p.base, clientOptions(p.token)...)
 }
 
+// Tokens is the client of the Tokens service.
+func (p *Public) Tokens() meshgatev1connect.TokensClient {
+	return meshgatev1connect.NewTokensClient(p.client, p.base, clientOptions(p.token)...)
+}
+
 // Member is the client with which nodes join and follow the gateway.
 func (p *Public) Member() *Member { return NewMember(p.Membership(), p.Enrolment()) }
 
