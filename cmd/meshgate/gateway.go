@@ -10,9 +10,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"path/filepath"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -20,11 +18,8 @@ import (
 
 	"github.com/meshgate/meshgate/gateway"
 	"github.com/meshgate/meshgate/node"
-	"github.com/meshgate/meshgate/node/mesh"
-	"github.com/meshgate/meshgate/node/registry"
+	"github.com/meshgate/meshgate/node/secrets"
 	"github.com/meshgate/meshgate/node/store/raftstore"
-	"github.com/meshgate/meshgate/node/wg"
-	v1 "github.com/meshgate/meshgate/proto/v1"
 	"github.com/meshgate/meshgate/signaling"
 	"github.com/meshgate/meshgate/signaling/rtc"
 	"github.com/meshgate/meshgate/turn"
@@ -65,7 +60,8 @@ type gatewayProcess struct {
 	secrets   *turn.Secrets
 	turn      *turn.Server // nil without TURN
 	store     *raftstore.Store
-	cluster   *cluster // nil for a gateway that is alone
+	shared    *secrets.Secrets // of the mesh
+	cluster   *cluster         // nil for a gateway that is alone
 	node      *node.Node
 	signaling *signaling.Service
 	icePort   uint16     // of DataChannels that end here
@@ -80,8 +76,8 @@ type gatewayProcess struct {
 func newGatewayProcess(ctx context.Context, c *upConfig, log *slog.Logger) (_ *gatewayProcess, err error) {
 	p := &gatewayProcess{
 		cfg: c, log: log, registry: newRegistry(),
-		relayUsers: gateway.NewRelayUsers(relayLife, c.turnSecretFile != ""),
 	}
+	p.relayUsers = gateway.NewRelayUsers(relayLife, p.relayStranger)
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, p.close())
@@ -120,124 +116,6 @@ func newGatewayProcess(ctx context.Context, c *upConfig, log *slog.Logger) (_ *g
 		return nil, err
 	}
 	return p, nil
-}
-
-// publicAddress is the address to advertise. A name is resolved once: records
-// of nodes hold addresses.
-func publicAddress(ctx context.Context, c *upConfig) (netip.Addr, error) {
-	if c.publicAddress != "" {
-		return netip.ParseAddr(c.publicAddress)
-	}
-	found, err := net.DefaultResolver.LookupNetIP(ctx, "ip4", c.domain)
-	if err != nil || len(found) == 0 {
-		return netip.Addr{}, fmt.Errorf("resolve --domain %s (or give --public-address): %w", c.domain, err)
-	}
-	return found[0].Unmap(), nil
-}
-
-func (p *gatewayProcess) openNode(ctx context.Context) error {
-	c := p.cfg
-	id, err := nodeID(c.id)
-	if err != nil {
-		return err
-	}
-	key, err := loadKey(c.dataDir)
-	if err != nil {
-		return err
-	}
-	mode, err := wireguardMode(c.wgMode)
-	if err != nil {
-		return err
-	}
-	exposed, err := parseExposes(c.expose)
-	if err != nil {
-		return err
-	}
-	routes, err := parseRoutes(c.routes)
-	if err != nil {
-		return err
-	}
-	static, err := parseStatic(c.staticIPv4)
-	if err != nil {
-		return err
-	}
-	if p.cluster, err = p.openCluster(ctx, id, key); err != nil {
-		return err
-	}
-	if err := p.openState(id); err != nil {
-		return err
-	}
-	api, err := p.api()
-	if err != nil {
-		return err
-	}
-	features := p.features(mode)
-	p.node, err = node.New(node.Config{
-		ID: id, Key: key, Mode: mode, InterfaceName: c.wgInterface, ListenPort: c.wgPort, MTU: c.wgMTU,
-		PrimaryEndpoint: p.address.String(), API: api, Features: features, Expose: exposed, Routes: routes,
-		Hold: &node.Hold{
-			Store: p.store, CloseStore: p.store.Close, Admin: c.admin,
-			Domain: strings.TrimSuffix(c.meshDomain, ".") + ".", IPv4: netip.MustParsePrefix(c.meshIPv4),
-			AcceptByDefault: c.policy == "accept", AllowUnprovenJoins: c.allowUnproven, StaticIPv4: static,
-			Joined: p.cluster.joined(),
-		},
-		Logger: p.log, Registerer: p.registry,
-	})
-	if err != nil {
-		return errors.Join(err, p.store.Close())
-	}
-	if p.cluster == nil {
-		return nil
-	}
-	p.cluster.keys.from(p.node.Snapshot)
-	return p.takeSeat(ctx, id, key, features)
-}
-
-// openState opens the state, alone or with other gateways.
-func (p *gatewayProcess) openState(id mesh.NodeID) (err error) {
-	cfg := raftstore.Config{ID: string(id), Logger: p.log, Registerer: p.registry}
-	if p.cfg.dataDir != "" {
-		cfg.Dir = filepath.Join(p.cfg.dataDir, stateDir)
-		if !p.cluster.seatless() {
-			err = checkState(p.cfg.dataDir, cfg.Dir)
-		}
-	}
-	if err != nil {
-		return err
-	}
-	if p.cluster != nil {
-		cfg.Network, cfg.Address, cfg.Join = p.cluster.replicas, p.cluster.address, p.cluster.joined()
-		cfg.DeadAfter = p.cfg.cluster.deadAfter
-	}
-	if p.store, err = raftstore.Open(cfg); err != nil {
-		return fmt.Errorf("open state: %w", err)
-	}
-	return nil
-}
-
-// features are what the gateway advertises to the mesh.
-func (p *gatewayProcess) features(mode wg.Mode) []mesh.Feature {
-	port := uint16(meshRPCPort)
-	if mode == wg.ModeTUN && portOf(p.cfg.listen, 0) == port {
-		// On an interface of the host the mesh addresses are the host's own, and
-		// the public listener on all addresses has the port there already.
-		port++
-	}
-	list := []mesh.Feature{
-		{Kind: v1.Feature_NODES, Port: port},
-		{Kind: v1.Feature_MESH_API, Port: port},
-		{Kind: v1.Feature_ADMIN_API, Port: port},
-		{Kind: v1.Feature_STORAGE_QUERIER, Port: port},
-		{Kind: v1.Feature_MEMBERSHIP, Port: port},
-		{Kind: v1.Feature_ICE_NEGOTIATION, Port: port},
-	}
-	if p.cluster != nil {
-		list = append(list, mesh.Feature{Kind: v1.Feature_STORAGE_PROVIDER, Port: portOf(p.cluster.address, port)})
-	}
-	if p.cfg.turnListen != "" {
-		list = append(list, mesh.Feature{Kind: v1.Feature_TURN_SERVER, Port: portOf(p.cfg.turnListen, 3478)})
-	}
-	return list
 }
 
 func (p *gatewayProcess) openSignaling() error {
@@ -299,6 +177,19 @@ func (p *gatewayProcess) run(ctx context.Context, onReady func() error) error {
 func (p *gatewayProcess) serve(ctx context.Context, onReady func() error) error {
 	p.tellFixed()
 	p.markMesh()
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return p.shared.Run(ctx) })
+	group.Go(func() error {
+		if err := p.learnSecrets(ctx, group); err != nil {
+			return err
+		}
+		return p.serveAPI(ctx, group, onReady)
+	})
+	return group.Wait()
+}
+
+// serveAPI serves, and does beside it, in group, what a gateway that serves does.
+func (p *gatewayProcess) serveAPI(ctx context.Context, group *errgroup.Group, onReady func() error) error {
 	g, err := p.newGateway(ctx)
 	if err != nil {
 		return err
@@ -306,13 +197,11 @@ func (p *gatewayProcess) serve(ctx context.Context, onReady func() error) error 
 	if err := p.leaveAccess(g); err != nil {
 		return err
 	}
-	group, ctx := errgroup.WithContext(ctx)
-	group.Go(func() error { return g.Run(ctx) })
 	if p.cluster != nil {
 		group.Go(func() error { return p.cluster.remember(ctx, p.node.Wait) })
 	}
 	group.Go(onReady)
-	return group.Wait()
+	return g.Run(ctx)
 }
 
 // watchState ends the process when its state fails, also while it waits for the
@@ -355,7 +244,7 @@ func (p *gatewayProcess) newGateway(ctx context.Context) (*gateway.Gateway, erro
 		Logger: p.log, Registerer: p.registry, Gatherer: p.registry,
 	}
 	keeps := storage{p.store, p.node}
-	cfg.Replicas, cfg.Store = keeps, p.store
+	cfg.Replicas, cfg.Store, cfg.Tokens = keeps, p.store, p.shared
 	if p.cluster != nil {
 		cfg.Cluster = keeps
 	}
@@ -364,82 +253,6 @@ func (p *gatewayProcess) newGateway(ctx context.Context) (*gateway.Gateway, erro
 		cfg.Limits.ChannelRate = 0
 	}
 	return gateway.New(cfg)
-}
-
-// loadAccess reads the certificate and who may come in, before anything serves:
-// a file that is missing is told at once, and by its name.
-func (p *gatewayProcess) loadAccess() (err error) {
-	if p.tls, err = p.certificate(); err != nil {
-		return err
-	}
-	if _, err := p.tokens(nil); err != nil { // who the admin is, only the state knows
-		return err
-	}
-	if p.cfg.htpasswdFile == "" {
-		return nil
-	}
-	p.passwords, err = gateway.NewPasswords(p.cfg.htpasswdFile, p.log.With("component", "gateway"))
-	if err != nil {
-		return fmt.Errorf("--auth.htpasswd-file: %w", err)
-	}
-	return nil
-}
-
-// certificate is what the public listener shows: that of the operator, or one
-// of the gateway's own. It is nil when a proxy ends TLS.
-func (p *gatewayProcess) certificate() (*gateway.TLS, error) {
-	c := p.cfg
-	if c.tlsOff {
-		return nil, nil
-	}
-	if c.tlsCert != "" {
-		t := &gateway.TLS{CertFile: c.tlsCert, KeyFile: c.tlsKey}
-		if err := t.Check(); err != nil {
-			return nil, fmt.Errorf("--tls.cert-file and --tls.key-file: %w; leave both out for a self-signed certificate", err)
-		}
-		return t, nil
-	}
-	if c.dataDir == "" {
-		return nil, usagef("a self-signed certificate is kept in --data-dir; give one, or --tls.cert-file")
-	}
-	t := &gateway.TLS{SelfSignedDir: filepath.Join(c.dataDir, "tls"), Names: []string{p.address.String()}}
-	if c.domain != "" {
-		t.Names = append(t.Names, c.domain)
-	}
-	return t, nil
-}
-
-// authenticators are the ways to come in.
-func (p *gatewayProcess) authenticators() ([]gateway.Authenticator, error) {
-	fixed := map[string]string{}
-	if p.token != "" {
-		fixed[p.token] = registry.Admin(p.node.Snapshot())
-	}
-	tokens, err := p.tokens(fixed)
-	if err != nil {
-		return nil, err
-	}
-	list := []gateway.Authenticator{gateway.NewNodeKeys(p.node), tokens}
-	if p.passwords != nil {
-		list = append(list, p.passwords)
-	}
-	return list, nil
-}
-
-// tokens are those of the token file, and fixed ones.
-func (p *gatewayProcess) tokens(fixed map[string]string) (*gateway.Tokens, error) {
-	file := p.cfg.tokensFile
-	if file == "" && p.cfg.dataDir != "" {
-		file = filepath.Join(p.cfg.dataDir, tokensFile)
-		if err := makeTokens(file); err != nil {
-			return nil, err
-		}
-	}
-	tokens, err := gateway.NewTokens(fixed, file, p.log.With("component", "gateway"))
-	if err != nil {
-		return nil, fmt.Errorf("--auth.tokens-file: %w", err)
-	}
-	return tokens, nil
 }
 
 // close ends what newGatewayProcess opened and run has not taken over.

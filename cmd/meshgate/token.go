@@ -3,27 +3,39 @@
 package main
 
 import (
+	"context"
 	"crypto/rand"
 	"crypto/sha256"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
-	"path/filepath"
+	"regexp"
+	"time"
 
+	"connectrpc.com/connect"
 	"github.com/spf13/cobra"
 
 	"github.com/meshgate/meshgate/node/mesh"
+	"github.com/meshgate/meshgate/node/peer"
+	meshgatev1 "github.com/meshgate/meshgate/proto/meshgate/v1"
 )
 
 func (a *app) tokenCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "token",
-		Short: "bearer tokens of a gateway",
-		Args:  args(cobra.NoArgs, "create"),
-		RunE:  func(*cobra.Command, []string) error { return usagef("want token create NAME") },
+		Short: "bearer tokens of the mesh",
+		Args:  args(cobra.NoArgs, "create, list or revoke"),
+		RunE: func(*cobra.Command, []string) error {
+			return usagef("want token create NAME, token list, or token revoke NAME|FINGERPRINT")
+		},
 	}
-	cmd.AddCommand(a.tokenCreateCommand())
+	cmd.AddCommand(a.tokenCreateCommand(),
+		a.onGateway("list", "show who has tokens",
+			"list shows the holders of all tokens of the mesh, and a fingerprint by which each can be revoked.\nTokens in files of gateways are not listed.",
+			args(cobra.NoArgs, "no arguments"), a.tokenList),
+		a.onGateway("revoke NAME|FINGERPRINT", "end the tokens of NAME, or one token",
+			"revoke ends tokens at every gateway. What was opened with them ends within seconds.",
+			args(cobra.ExactArgs(1), "the holder of tokens, or the fingerprint of one"), a.tokenRevoke))
 	return cmd
 }
 
@@ -33,42 +45,92 @@ type tokenOutput struct {
 	Token string `json:"token"`
 }
 
+// tokenEntry is the JSON form of a token in a list.
+type tokenEntry struct {
+	ID          string    `json:"id"`
+	Fingerprint string    `json:"fingerprint"`
+	CreatedAt   time.Time `json:"created_at"`
+}
+
 func (a *app) tokenCreateCommand() *cobra.Command {
-	var file, dataDir string
+	var file string
+	var to access
 	cmd := &cobra.Command{
 		Use:   "create NAME",
 		Short: "make a token that lets NAME in",
-		Long: "create makes a random token for the node or user NAME, prints it, and adds its hash to\n" +
-			"the tokens of this host's gateway, where it counts at once. To revoke a token, remove its\n" +
-			"line from that file. A token lets a node join under its own name; more takes a role.",
+		Long: "create makes a random token for the node or user NAME and prints it. It counts at every gateway\n" +
+			"of the mesh, which keeps its hash, until it is revoked. A token lets a node join under its own\n" +
+			"name; more takes a role. With --file its hash goes to a file for --auth.tokens-file instead, and\n" +
+			"counts at the gateways that read it until its line is removed; no gateway is asked for that.",
 		Args: args(cobra.ExactArgs(1), "one name"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if err := fromSources(cmd.Flags(), ""); err != nil {
-				return err
+			if file == "" {
+				file = os.Getenv(envName("file"))
 			}
 			if err := mesh.ValidName(args[0]); err != nil {
 				return usageError{err}
 			}
-			if file == "" {
-				if _, err := os.Stat(dataDir); errors.Is(err, fs.ErrNotExist) {
-					return usagef("there is no gateway in %s: give its --data-dir, or --file to add the token to a file for --auth.tokens-file", dataDir)
-				}
-				file = filepath.Join(dataDir, tokensFile)
-			}
 			token := rand.Text()
-			if err := appendLine(file, fmt.Sprintf("%x %s", sha256.Sum256([]byte(token)), args[0])); err != nil {
-				return fmt.Errorf("add to tokens: %w", err)
+			hash := sha256.Sum256([]byte(token))
+			if file != "" {
+				if err := appendLine(file, fmt.Sprintf("%x %s", hash, args[0])); err != nil {
+					return fmt.Errorf("add to tokens: %w", err)
+				}
+				return a.printToken(args[0], token)
 			}
-			if a.structured() {
-				return a.print(tokenOutput{ID: args[0], Token: token})
+			gate, err := to.dial(cmd.Flags())
+			if err != nil {
+				return err
 			}
-			_, err := fmt.Fprintln(a.stdout, token)
-			return err
+			defer gate.Close()
+			if _, err := gate.Tokens().CreateToken(cmd.Context(), connect.NewRequest(&meshgatev1.CreateTokenRequest{Holder: args[0], Hash: hash[:]})); err != nil {
+				return fmt.Errorf("make a token for %s (or give --file to add it to a file for --auth.tokens-file): %w", args[0], err)
+			}
+			return a.printToken(args[0], token)
 		},
 	}
-	cmd.Flags().StringVar(&dataDir, "data-dir", defaultDataDir, "data directory of this host's gateway")
-	cmd.Flags().StringVar(&file, "file", "", "add it to this file instead, which is made if it is not there")
+	to.registerServer(cmd.Flags())
+	cmd.Flags().StringVar(&file, "file", "", "add it to this file, which is made if it is not there, instead of to the mesh")
 	return cmd
+}
+
+func (a *app) printToken(id, token string) error {
+	if a.structured() {
+		return a.print(tokenOutput{ID: id, Token: token})
+	}
+	_, err := fmt.Fprintln(a.stdout, token)
+	return err
+}
+
+func (a *app) tokenList(ctx context.Context, gate *peer.Public, _ []string) error {
+	answer, err := gate.Tokens().ListTokens(ctx, connect.NewRequest(&meshgatev1.ListTokensRequest{}))
+	if err != nil {
+		return fmt.Errorf("list tokens: %w", err)
+	}
+	list := make([]tokenEntry, 0, len(answer.Msg.GetTokens()))
+	rows := [][]string{{"HOLDER", "FINGERPRINT", "CREATED"}}
+	for _, t := range answer.Msg.GetTokens() {
+		e := tokenEntry{ID: t.GetHolder(), Fingerprint: t.GetFingerprint(), CreatedAt: t.GetCreatedAt().AsTime()}
+		list = append(list, e)
+		rows = append(rows, []string{e.ID, e.Fingerprint, e.CreatedAt.Format(time.RFC3339)})
+	}
+	if a.structured() {
+		return a.print(list)
+	}
+	return table(a.stdout, rows)
+}
+
+// fingerprint is how the list names a token. A holder may have such a name, too;
+// then its tokens have fingerprints.
+var fingerprint = regexp.MustCompile(`^[0-9a-f]{16}$`) //nolint:gochecknoglobals // a constant
+
+func (a *app) tokenRevoke(ctx context.Context, gate *peer.Public, given []string) error {
+	r := &meshgatev1.RevokeTokensRequest{Holder: given[0]}
+	if fingerprint.MatchString(given[0]) {
+		r = &meshgatev1.RevokeTokensRequest{Fingerprint: given[0]}
+	}
+	_, err := gate.Tokens().RevokeTokens(ctx, connect.NewRequest(r))
+	return a.tell("revoked", given, err)
 }
 
 // makeTokens makes an empty file of tokens unless there is one.

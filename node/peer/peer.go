@@ -85,7 +85,7 @@ func (p *Peers) Membership(addr netip.AddrPort) v1connect.MembershipClient {
 
 // Store is the client of the Store service at addr.
 func (p *Peers) Store(addr netip.AddrPort) meshgatev1connect.StoreClient {
-	return meshgatev1connect.NewStoreClient(p.client, "http://"+addr.String(), clientOptions("")...)
+	return meshgatev1connect.NewStoreClient(p.client, "http://"+addr.String(), clientOptions(nil)...)
 }
 
 // Member is the client with which nodes follow the gateway at addr.

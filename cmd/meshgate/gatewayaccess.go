@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"fmt"
+	"path/filepath"
+
+	"github.com/meshgate/meshgate/gateway"
+	"github.com/meshgate/meshgate/node/registry"
+)
+
+// loadAccess reads the certificate and who may come in, before anything serves:
+// a file that is missing is told at once, and by its name.
+func (p *gatewayProcess) loadAccess() (err error) {
+	if p.tls, err = p.certificate(); err != nil {
+		return err
+	}
+	if _, err := p.tokens(nil); err != nil { // who the admin is, only the state knows
+		return err
+	}
+	if p.cfg.htpasswdFile == "" {
+		return nil
+	}
+	p.passwords, err = gateway.NewPasswords(p.cfg.htpasswdFile, p.log.With("component", "gateway"))
+	if err != nil {
+		return fmt.Errorf("--auth.htpasswd-file: %w", err)
+	}
+	return nil
+}
+
+// certificate is what the public listener shows: that of the operator, or one
+// of the gateway's own. It is nil when a proxy ends TLS.
+func (p *gatewayProcess) certificate() (*gateway.TLS, error) {
+	c := p.cfg
+	if c.tlsOff {
+		return nil, nil
+	}
+	if c.tlsCert != "" {
+		t := &gateway.TLS{CertFile: c.tlsCert, KeyFile: c.tlsKey}
+		if err := t.Check(); err != nil {
+			return nil, fmt.Errorf("--tls.cert-file and --tls.key-file: %w; leave both out for a self-signed certificate", err)
+		}
+		return t, nil
+	}
+	if c.dataDir == "" {
+		return nil, usagef("a self-signed certificate is kept in --data-dir; give one, or --tls.cert-file")
+	}
+	t := &gateway.TLS{SelfSignedDir: filepath.Join(c.dataDir, "tls"), Names: []string{p.address.String()}}
+	if c.domain != "" {
+		t.Names = append(t.Names, c.domain)
+	}
+	return t, nil
+}
+
+// authenticators are the ways to come in.
+func (p *gatewayProcess) authenticators() ([]gateway.Authenticator, error) {
+	fixed := map[string]string{}
+	if p.token != "" {
+		fixed[p.token] = registry.Admin(p.node.Snapshot())
+	}
+	tokens, err := p.tokens(fixed)
+	if err != nil {
+		return nil, err
+	}
+	list := []gateway.Authenticator{gateway.NewNodeKeys(p.node), gateway.NewSharedTokens(p.shared), tokens}
+	if p.passwords != nil {
+		list = append(list, p.passwords)
+	}
+	return list, nil
+}
+
+// tokens are those of the token file, and fixed ones.
+func (p *gatewayProcess) tokens(fixed map[string]string) (*gateway.Tokens, error) {
+	file := p.cfg.tokensFile
+	if file == "" && p.cfg.dataDir != "" {
+		file = filepath.Join(p.cfg.dataDir, tokensFile)
+		if err := makeTokens(file); err != nil {
+			return nil, err
+		}
+	}
+	tokens, err := gateway.NewTokens(fixed, file, p.log.With("component", "gateway"))
+	if err != nil {
+		return nil, fmt.Errorf("--auth.tokens-file: %w", err)
+	}
+	return tokens, nil
+}

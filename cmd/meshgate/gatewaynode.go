@@ -1,0 +1,139 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"path/filepath"
+	"strings"
+
+	"github.com/meshgate/meshgate/node"
+	"github.com/meshgate/meshgate/node/mesh"
+	"github.com/meshgate/meshgate/node/secrets"
+	"github.com/meshgate/meshgate/node/store/raftstore"
+	"github.com/meshgate/meshgate/node/wg"
+	v1 "github.com/meshgate/meshgate/proto/v1"
+)
+
+// publicAddress is the address to advertise. A name is resolved once: records
+// of nodes hold addresses.
+func publicAddress(ctx context.Context, c *upConfig) (netip.Addr, error) {
+	if c.publicAddress != "" {
+		return netip.ParseAddr(c.publicAddress)
+	}
+	found, err := net.DefaultResolver.LookupNetIP(ctx, "ip4", c.domain)
+	if err != nil || len(found) == 0 {
+		return netip.Addr{}, fmt.Errorf("resolve --domain %s (or give --public-address): %w", c.domain, err)
+	}
+	return found[0].Unmap(), nil
+}
+
+func (p *gatewayProcess) openNode(ctx context.Context) error {
+	c := p.cfg
+	id, err := nodeID(c.id)
+	if err != nil {
+		return err
+	}
+	key, err := loadKey(c.dataDir)
+	if err != nil {
+		return err
+	}
+	mode, err := wireguardMode(c.wgMode)
+	if err != nil {
+		return err
+	}
+	exposed, err := parseExposes(c.expose)
+	if err != nil {
+		return err
+	}
+	routes, err := parseRoutes(c.routes)
+	if err != nil {
+		return err
+	}
+	static, err := parseStatic(c.staticIPv4)
+	if err != nil {
+		return err
+	}
+	if p.cluster, err = p.openCluster(ctx, id, key); err != nil {
+		return err
+	}
+	if err := p.openState(id); err != nil {
+		return err
+	}
+	api, err := p.api()
+	if err != nil {
+		return err
+	}
+	features := p.features(mode)
+	p.node, err = node.New(node.Config{
+		ID: id, Key: key, Mode: mode, InterfaceName: c.wgInterface, ListenPort: c.wgPort, MTU: c.wgMTU,
+		PrimaryEndpoint: p.address.String(), API: api, Features: features, Expose: exposed, Routes: routes,
+		Hold: &node.Hold{
+			Store: p.store, CloseStore: p.store.Close, Admin: c.admin,
+			Domain: strings.TrimSuffix(c.meshDomain, ".") + ".", IPv4: netip.MustParsePrefix(c.meshIPv4),
+			AcceptByDefault: c.policy == "accept", AllowUnprovenJoins: c.allowUnproven, StaticIPv4: static,
+			Joined: p.cluster.joined(),
+		},
+		Logger: p.log, Registerer: p.registry,
+	})
+	if err != nil {
+		return errors.Join(err, p.store.Close())
+	}
+	if p.cluster == nil {
+		return nil
+	}
+	p.cluster.keys.from(p.node.Snapshot)
+	return p.takeSeat(ctx, id, key, features)
+}
+
+// openState opens the state, alone or with other gateways.
+func (p *gatewayProcess) openState(id mesh.NodeID) (err error) {
+	cfg := raftstore.Config{ID: string(id), Logger: p.log, Registerer: p.registry}
+	if p.cfg.dataDir != "" {
+		cfg.Dir = filepath.Join(p.cfg.dataDir, stateDir)
+		if !p.cluster.seatless() {
+			err = checkState(p.cfg.dataDir, cfg.Dir)
+		}
+	}
+	if err != nil {
+		return err
+	}
+	if p.cluster != nil {
+		cfg.Network, cfg.Address, cfg.Join = p.cluster.replicas, p.cluster.address, p.cluster.joined()
+		cfg.DeadAfter = p.cfg.cluster.deadAfter
+	}
+	if p.store, err = raftstore.Open(cfg); err != nil {
+		return fmt.Errorf("open state: %w", err)
+	}
+	p.shared = secrets.New(p.store, p.log)
+	return nil
+}
+
+// features are what the gateway advertises to the mesh.
+func (p *gatewayProcess) features(mode wg.Mode) []mesh.Feature {
+	port := uint16(meshRPCPort)
+	if mode == wg.ModeTUN && portOf(p.cfg.listen, 0) == port {
+		// On an interface of the host the mesh addresses are the host's own, and
+		// the public listener on all addresses has the port there already.
+		port++
+	}
+	list := []mesh.Feature{
+		{Kind: v1.Feature_NODES, Port: port},
+		{Kind: v1.Feature_MESH_API, Port: port},
+		{Kind: v1.Feature_ADMIN_API, Port: port},
+		{Kind: v1.Feature_STORAGE_QUERIER, Port: port},
+		{Kind: v1.Feature_MEMBERSHIP, Port: port},
+		{Kind: v1.Feature_ICE_NEGOTIATION, Port: port},
+	}
+	if p.cluster != nil {
+		list = append(list, mesh.Feature{Kind: v1.Feature_STORAGE_PROVIDER, Port: portOf(p.cluster.address, port)})
+	}
+	if p.cfg.turnListen != "" {
+		list = append(list, mesh.Feature{Kind: v1.Feature_TURN_SERVER, Port: portOf(p.cfg.turnListen, 3478)})
+	}
+	return list
+}

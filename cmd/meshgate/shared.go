@@ -1,0 +1,100 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/meshgate/meshgate/node/mesh"
+	"github.com/meshgate/meshgate/node/policy"
+	v1 "github.com/meshgate/meshgate/proto/v1"
+)
+
+// secretPatience is how long a gateway waits for the secrets of the mesh before
+// it serves without them.
+const secretPatience = 10 * time.Second
+
+// secretPause is the pause before it tries again to make the one that is not
+// there.
+const secretPause = 5 * time.Second
+
+// learnSecrets returns once the secrets of the mesh are known; group follows
+// that of TURN.
+func (p *gatewayProcess) learnSecrets(ctx context.Context, group *errgroup.Group) error {
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-p.shared.Ready():
+	}
+	if !p.sharesTURN() {
+		return nil
+	}
+	known := make(chan struct{})
+	group.Go(func() error { return p.shareTURN(ctx, sync.OnceFunc(func() { close(known) })) })
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-known:
+		return nil
+	}
+}
+
+// shareTURN makes the TURN secret of the mesh that of this gateway, and follows
+// it until ctx ends. ready is called once it is so, or could not be for a while:
+// meanwhile the gateway takes the credentials that it mints itself.
+func (p *gatewayProcess) shareTURN(ctx context.Context, ready func()) error {
+	patience := time.AfterFunc(secretPatience, func() {
+		p.log.Warn("the TURN secret of the mesh is not known: for now, other gateways do not take the credentials of this one")
+		ready()
+	})
+	defer patience.Stop()
+	var have string
+	for {
+		secret, changed := p.shared.TURN()
+		if len(secret) > 0 && string(secret) != have {
+			if err := p.secrets.Rotate(secret); err != nil {
+				p.log.Warn("TURN secret of the mesh not used", "err", err)
+			}
+			have = string(secret)
+			if patience.Stop() {
+				ready()
+			}
+		}
+		var again <-chan time.Time
+		if len(secret) == 0 {
+			if err := p.shared.MakeTURN(ctx); err != nil && ctx.Err() == nil {
+				p.log.Warn("TURN secret of the mesh not made, trying again", "err", err)
+			}
+			again = time.After(secretPause)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-changed:
+		case <-again:
+		}
+	}
+}
+
+// sharesTURN reports whether the gateway takes the TURN secret of the mesh: the
+// operator has given none.
+func (p *gatewayProcess) sharesTURN() bool { return p.turn != nil && p.cfg.turnSecretFile == "" }
+
+// relayStranger says whether somebody may log in to TURN to whom this gateway
+// gave no credentials: another issuer of the operator's secret did, or another
+// gateway, which gives them to nodes and to those who may open channels.
+func (p *gatewayProcess) relayStranger(user string) bool {
+	if p.cfg.turnSecretFile != "" {
+		return true
+	}
+	s := p.node.Snapshot()
+	if p.cluster == nil || s == nil {
+		return false
+	}
+	return s.Node(mesh.NodeID(user)) != nil ||
+		policy.Allowed(s, user, mesh.Action{Resource: v1.RuleResource_RESOURCE_DATA_CHANNELS, Verb: v1.RuleVerb_VERB_PUT})
+}
