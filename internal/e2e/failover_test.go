@@ -83,6 +83,28 @@ func echoes(gate *peer.Public, node string) error {
 	return nil
 }
 
+// mintedBy asks a gateway for TURN credentials.
+func mintedBy(t testing.TB, gate *peer.Public, node string) *v1.ICEServer {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	call := peer.NewStream[v1.DataChannelOffer, v1.StartDataChannelRequest](gate.WebRTC().StartDataChannel(ctx))
+	if err := call.Send(&v1.StartDataChannelRequest{NodeId: node, InBand: true}); err != nil {
+		t.Fatal(err)
+	}
+	offer, err := call.Receive()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range offer.GetIceServers() {
+		if s.GetUsername() != "" {
+			return s
+		}
+	}
+	t.Fatalf("the offer names no TURN server: %v", offer.GetIceServers())
+	return nil
+}
+
 // A node outlives the gateway that it joined at: it goes to another one, is
 // reached through any of them, hears of changes, and starts again without the
 // first one and without a token.
@@ -92,10 +114,18 @@ func TestFailover_ANodeOutlivesItsGateway(t *testing.T) {
 	dir := t.TempDir()
 	args := []string{"join", url, "--pin", pin, "--id", "nas", "--data-dir", dir, "--wireguard.mode", "netstack",
 		"--ice.listen", ":0", "--expose", "tcp:7=" + echoService(t)}
-	nas := start(t, append(args, "--token-file", filepath.Join(gates[0].dir, "admin.token"))...)
+	token, err := gates[1].run("token", "create", "nas") // at another gateway than it is used
+	if err != nil {
+		t.Fatalf("%v: %s", err, token)
+	}
+	nas := start(t, append(args, "--token", strings.TrimSpace(token))...)
 	var clients []*peer.Public
 	for _, g := range gates {
 		clients = append(clients, g.client(t, g.ready.Token))
+	}
+	relayed := mintedBy(t, clients[1], "gw2")
+	if out, err := uclient(t, gates[2].process, relayed.GetUsername(), relayed.GetCredential(), "127.0.0.3:3480", "-y"); err != nil || !strings.Contains(out, "tot_recv_msgs=6") {
+		t.Errorf("TURN credentials of gw2 at gw3: %v\n%s", err, out)
 	}
 	within := func(what string, gates ...*peer.Public) {
 		t.Helper()
