@@ -23,6 +23,7 @@ import (
 	"github.com/meshgate/meshgate/gateway"
 	"github.com/meshgate/meshgate/node/mesh"
 	"github.com/meshgate/meshgate/node/peer"
+	"github.com/meshgate/meshgate/node/store/raftstore"
 	v1 "github.com/meshgate/meshgate/proto/v1"
 )
 
@@ -36,6 +37,8 @@ const (
 	joinPatience = 2 * time.Minute
 	// joinPause is the pause between two attempts.
 	joinPause = 300 * time.Millisecond
+	// handOverTimeout bounds what a leader that ends waits for another one.
+	handOverTimeout = 3 * time.Second
 	// rememberPause is the least time between two looks at who the gateways are.
 	rememberPause = 50 * time.Millisecond
 )
@@ -170,6 +173,22 @@ func (p *gatewayProcess) listener() net.Listener {
 // close ends what openCluster opened. The state is closed before.
 func (l *cluster) close() error {
 	return errors.Join(l.replicas.Close(), l.front.Close())
+}
+
+// handOver makes another gateway lead, if this one does and ends, so that nobody
+// has to notice its absence first. Calls under way go to the new leader.
+func (p *gatewayProcess) handOver(ctx context.Context) {
+	if _, leads := p.store.Leader(); !leads || p.cluster == nil || p.store.Err() != nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, handOverTimeout)
+	defer cancel()
+	switch err := p.store.Transfer(ctx, ""); {
+	case err == nil:
+		p.log.Info("another gateway leads now, because this one ends")
+	case !errors.Is(err, raftstore.ErrUnsafe): // there is another one
+		p.log.Warn("no other gateway leads yet, though this one ends: changes wait for an election", "err", err)
+	}
 }
 
 // joiner asks a gateway for membership and a seat.

@@ -168,9 +168,17 @@ func (p *gatewayProcess) run(ctx context.Context, onReady func() error) error {
 		defer close(watched)
 		p.watchState(ctx, cancel)
 	}()
+	handedOver := make(chan struct{})
+	go func() {
+		defer close(handedOver)
+		<-ctx.Done()
+		p.handOver(context.WithoutCancel(ctx))
+	}()
 	defer func() { cancel(nil); <-watched }()
 	err := runNode(ctx, p.node, p.signaling, func(ctx context.Context) error { return p.serve(ctx, onReady) })
 	p.signaling = nil // runNode has closed it
+	cancel(nil)
+	<-handedOver
 	return errors.Join(err, p.close())
 }
 

@@ -162,4 +162,18 @@ func TestFailover_ANodeOutlivesItsGateway(t *testing.T) {
 	if !strings.Contains(nas.log.String(), "--again") {
 		t.Errorf("it says: %s", nas.log)
 	}
+
+	// A gateway that is told to end leaves no pause behind.
+	gates[0].launch(t)
+	gates[0].await()
+	leader := lead(t, gates[1:])
+	began := time.Now()
+	leader.interrupt()
+	for _, g := range others(gates, leader) {
+		g.put(t, "after-"+leader.id+"-at-"+g.id)
+	}
+	t.Logf("changes were taken %s after the leader was told to end", time.Since(began).Round(time.Millisecond))
+	if !strings.Contains(leader.log.String(), "another gateway leads now") {
+		t.Errorf("the leader that ended says: %s", leader.log)
+	}
 }
