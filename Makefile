@@ -47,7 +47,7 @@ $(MODULES): package.json package-lock.json $(wildcard web/*/package.json)
 test: setup build ## set up what tests need and run all of them
 	go vet ./...
 	go test -race ./...
-	go test -race -count=1 -tags e2e ./internal/e2e/...
+	go test -race -count=1 -tags e2e ./internal/e2e/... ./internal/chaos/...
 	npm test --workspaces --if-present
 	npm run test:browser
 
@@ -61,7 +61,11 @@ race: ## run the Go tests of PKG with the race detector
 
 .PHONY: e2e
 e2e: ## run the whole-system tests
-	go test -race -count=1 -tags e2e ./internal/e2e/...
+	go test -race -count=1 -tags e2e ./internal/e2e/... ./internal/chaos/...
+
+.PHONY: chaos
+chaos: ## show that the state survives 200 faults, for 20 minutes
+	go run ./internal/chaos
 
 .PHONY: web-test
 web-test: build ## run the TypeScript tests, in Node and in Chromium

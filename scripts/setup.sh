@@ -13,7 +13,10 @@ dig dnsutils
 gcc gcc
 git git
 ip iproute2
+mkfs.ext4 e2fsprogs
+mount mount
 nft nftables
+nsenter util-linux
 turnutils_uclient coturn
 wg wireguard-tools
 "

@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build e2e
+
+package main
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"testing"
+)
+
+func TestMain(m *testing.M) {
+	found, err := asked()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "chaos:", err)
+		os.Exit(1)
+	}
+	if found {
+		os.Exit(0)
+	}
+	os.Exit(m.Run())
+}
+
+// Clients of three replicas see one state, whatever breaks, and nothing that
+// was acknowledged is lost. `make chaos` is the same for longer, and asks for
+// more.
+func TestChaos_OneStateWhateverBreaks(t *testing.T) {
+	var log bytes.Buffer
+	out, err := explore(t.Context(), brief(1), &log)
+	if err != nil {
+		t.Fatalf("%v\n%s", err, &log)
+	}
+	var text bytes.Buffer
+	out.print(&text)
+	t.Logf("\n%s", &text)
+	if err := out.right(); err != nil {
+		t.Errorf("%v\n%s", err, &log)
+	}
+	if n := out.Acknowledged; n < 1000 {
+		t.Errorf("only %d operations were acknowledged", n)
+	}
+}
+
+// Replicas whose reads may be stale are found out.
+func TestChaos_FindsStaleReads(t *testing.T) {
+	t.Setenv("TMPDIR", t.TempDir()) // what is kept of a run that failed
+	cfg := brief(2)
+	cfg.StaleReads, cfg.Faults, cfg.Operations = true, 3, 1000
+	var log bytes.Buffer
+	out, err := explore(t.Context(), cfg, &log)
+	if err != nil {
+		t.Fatalf("%v\n%s", err, &log)
+	}
+	if out.Wrong == "" {
+		t.Error("stale reads went unnoticed")
+	}
+}
