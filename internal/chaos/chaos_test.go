@@ -6,6 +6,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"os"
 	"testing"
@@ -20,7 +21,23 @@ func TestMain(m *testing.M) {
 	if found {
 		os.Exit(0)
 	}
-	os.Exit(m.Run())
+	os.Exit(withProgram(m))
+}
+
+// program is the meshgate under test.
+var program string
+
+func withProgram(m *testing.M) int {
+	dir, err := os.MkdirTemp("", "meshgate-chaos-test-")
+	if err == nil {
+		defer os.RemoveAll(dir)
+		program, err = buildProgram(context.Background(), dir)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "chaos:", err)
+		return 1
+	}
+	return m.Run()
 }
 
 // Clients of three replicas see one state, whatever breaks, and nothing that

@@ -3,7 +3,7 @@
 // Command chaos shows that the replicated state of a mesh keeps its promises
 // while everything around it breaks.
 //
-//	go run ./internal/chaos [-short] [-seed N] [-rounds N]
+//	go run ./internal/chaos [-short] [-seed N] [-faults N] [-operations N] [-rounds N]
 //
 // It needs root on Linux, and touches nothing outside of namespaces and
 // temporary files of its own. Three replicas, each in a network namespace and
@@ -15,6 +15,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"flag"
 	"fmt"
@@ -41,6 +42,8 @@ func run(ctx context.Context) error {
 	short := flag.Bool("short", false, "finish within a minute")
 	seed := flag.Uint64("seed", rand.Uint64(), "decides which faults happen to whom; not what comes of it")
 	rounds := flag.Int("rounds", 20, "how often the leader of three gateways is killed")
+	operations := flag.Int("operations", 0, "at least so many operations of clients; 0: as many as make the run count")
+	wanted := flag.Int("faults", 0, "at least so many faults; 0: as many as make the run count")
 	stale := flag.Bool("stale-reads", false, "break the replicas, to see that the run fails")
 	flag.Parse()
 	cfg := long(*seed)
@@ -48,6 +51,7 @@ func run(ctx context.Context) error {
 		cfg = brief(*seed)
 	}
 	cfg.StaleReads = *stale
+	cfg.Operations, cfg.Faults = cmp.Or(*operations, cfg.Operations), cmp.Or(*wanted, cfg.Faults)
 	out, err := explore(ctx, cfg, os.Stderr)
 	if err != nil {
 		return err
