@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
+//go:build linux
+
 package main
 
 import (
@@ -48,12 +50,9 @@ type process struct {
 	log   *logBuffer
 }
 
-// launch runs meshgate with args.
-func launch(program string, args ...string) (*process, error) {
-	p := &process{
-		cmd: exec.Command(program, append(args, "--output", "json")...), log: &logBuffer{},
-		first: make(chan []byte, 1), done: make(chan struct{}),
-	}
+// launch starts a meshgate that prints JSON.
+func launch(cmd *exec.Cmd) (*process, error) {
+	p := &process{cmd: cmd, log: &logBuffer{}, first: make(chan []byte, 1), done: make(chan struct{})}
 	p.cmd.Stderr = p.log
 	stdout, err := p.cmd.StdoutPipe()
 	if err != nil {
@@ -80,11 +79,11 @@ func (p *process) await(ctx context.Context) error {
 	select {
 	case line := <-p.first:
 		if !bytes.Contains(line, []byte(`"ready"`)) {
-			return fmt.Errorf("meshgate %s did not become ready: %s%s", p.cmd.Args[1], line, p.log)
+			return fmt.Errorf("%s did not become ready: %s%s", p.cmd, line, p.log)
 		}
 		return nil
 	case <-ctx.Done():
-		return fmt.Errorf("meshgate %s is not ready: %w\n%s", p.cmd.Args[1], ctx.Err(), p.log)
+		return fmt.Errorf("%s is not ready: %w\n%s", p.cmd, ctx.Err(), p.log)
 	}
 }
 
@@ -118,6 +117,7 @@ func newGate(program, dir string, n int, extra ...string) (*gate, error) {
 	g.args = append([]string{
 		"up", "--data-dir", g.dir, "--id", g.id, "--public-address", host, "--listen", g.address,
 		"--wireguard.mode", "netstack", "--wireguard.listen-port", "0", "--metrics.listen", "", "--ice.listen", host + ":0", "--turn.listen", host + ":0",
+		"--output", "json",
 	}, extra...)
 	return g, nil
 }
@@ -135,7 +135,12 @@ func freePort(host string) (string, error) {
 
 // start starts the gateway and waits until it is ready.
 func (g *gate) start(ctx context.Context, extra ...string) error {
-	p, err := launch(g.program, append(append([]string{}, g.args...), extra...)...)
+	return g.run(ctx, exec.Command(g.program, append(append([]string{}, g.args...), extra...)...))
+}
+
+// run starts the gateway by a command that ends in its arguments.
+func (g *gate) run(ctx context.Context, cmd *exec.Cmd) error {
+	p, err := launch(cmd)
 	if err != nil {
 		return err
 	}

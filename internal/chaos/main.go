@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
+//go:build linux
+
 // Command chaos shows that the replicated state of a mesh keeps its promises
 // while everything around it breaks.
 //
@@ -66,7 +68,7 @@ func run(ctx context.Context) error {
 // long is a run that counts.
 func long(seed uint64) settings {
 	return settings{
-		Operations: 110_000, Faults: 220, Limit: 21 * time.Minute, Clients: 8, Pace: 40 * time.Millisecond,
+		Operations: 150_000, Faults: 300, Limit: 21 * time.Minute, Clients: 8, Pace: 40 * time.Millisecond,
 		Length: 4 * time.Second, Calm: 2500 * time.Millisecond, LongStalls: true, Seed: seed, CheckLimit: 3 * time.Minute,
 	}
 }

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
+//go:build linux
+
 package main
 
 import (
@@ -12,6 +14,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"time"
 
 	"github.com/meshgate/meshgate/gateway"
 	"github.com/meshgate/meshgate/node/mesh"
@@ -34,8 +37,8 @@ type replicaConfig struct {
 }
 
 // runReplica is the program of a replica: the store of a gateway, on the
-// network of a gateway and its public port, with the default settings. In place
-// of the API it serves the store to clients as lines of JSON: no call of the
+// network of a gateway and its public port, with the default settings except that
+// snapshots are more frequent. In place of the API it serves the store to clients as lines of JSON: no call of the
 // API writes plain keys under a condition. Like a gateway it ends when the
 // store can keep no promise any more; it also ends with its standard input.
 func runReplica(cfg replicaConfig) error {
@@ -73,6 +76,9 @@ func runReplica(cfg replicaConfig) error {
 	}
 	s, err := raftstore.Open(raftstore.Config{
 		Dir: cfg.Dir, ID: cfg.ID, Network: replicas, Address: cfg.Address, Join: cfg.Join, Logger: log,
+		// Often enough that replicas are killed while they take a snapshot, and
+		// get one because the log that they miss is gone.
+		SnapshotThreshold: 1000, TrailingLogs: 200, SnapshotInterval: 3 * time.Second,
 	})
 	if err != nil {
 		return err

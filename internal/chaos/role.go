@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
+//go:build linux
+
 package main
 
 import (
@@ -19,6 +21,7 @@ const (
 	roleWorld   = "world"
 	roleReplica = "replica"
 	roleStall   = "stall"
+	roleTrace   = "trace"
 )
 
 // role is a command that runs this program in a role. Arguments are what to put
@@ -49,6 +52,8 @@ func asked() (bool, error) {
 		err = as(runWorld)
 	case roleReplica:
 		err = as(runReplica)
+	case roleTrace:
+		err = as(runTrace)
 	case roleStall:
 		err = as(runStall)
 	default:
