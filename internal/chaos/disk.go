@@ -42,10 +42,23 @@ func newDisk(ctx context.Context, dir, name string) (*disk, error) {
 	if err := os.Mkdir(d.mount, 0o700); err != nil {
 		return nil, err
 	}
+	return d, d.format(ctx)
+}
+
+// format makes an empty file system and mounts it.
+func (d *disk) format(ctx context.Context) error {
 	if err := command(ctx, "mkfs.ext4", "-q", "-F", "-m", "0", d.image); err != nil {
-		return nil, err
+		return err
 	}
-	return d, d.mountIt(ctx)
+	return d.mountIt(ctx)
+}
+
+// renew replaces the disk by an empty one.
+func (d *disk) renew(ctx context.Context) error {
+	if err := d.unmount(ctx); err != nil {
+		return err
+	}
+	return d.format(ctx)
 }
 
 func (d *disk) mountIt(ctx context.Context) error {

@@ -6,6 +6,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"slices"
@@ -31,6 +32,7 @@ func faults() []fault {
 		{"pause", true, paused},
 		{"disk stall", true, diskStall},
 		{"full disk", true, fullDisk},
+		{"lost disk", true, lostDisk},
 		{"partition, two way", false, partition},
 		{"partition, one way", false, oneWay},
 		{"packet loss", false, loss},
@@ -88,6 +90,40 @@ func fullDisk(ctx context.Context, _ *world, victim *replica, length time.Durati
 	}
 	pause(ctx, length)
 	return victim.disk.empty()
+}
+
+// lostDisk has the victim come back with an empty disk and be added anew. A
+// second disk must not be lost meanwhile: nobody could have what was on both.
+func lostDisk(ctx context.Context, w *world, victim *replica, length time.Duration, _ *rand.Rand) error {
+	w.losing.Lock()
+	defer w.losing.Unlock()
+	victim.kill()
+	if err := victim.disk.renew(context.WithoutCancel(ctx)); err != nil {
+		return err
+	}
+	pause(ctx, length/2)
+	victim.config.Join = true
+	if err := victim.start(); err != nil {
+		return err
+	}
+	return w.add(ctx, victim)
+}
+
+// add makes a replica that belongs to no cluster a voter, as soon as the others
+// can do it.
+func (w *world) add(ctx context.Context, r *replica) error {
+	err := errors.New("not tried")
+	until := time.Now().Add(comeBack)
+	for n := 0; err != nil && time.Now().Before(until) && ctx.Err() == nil; n++ {
+		if at := w.replicas[n%len(w.replicas)]; at != r {
+			_, err = at.ask(request{Verb: verbAdd, Key: r.id, Value: r.config.Address, Within: 5 * time.Second})
+			pause(ctx, retryPause)
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("add %s: %w\n%s", r.id, errors.Join(err, ctx.Err()), r.tail(lastLines))
+	}
+	return nil
 }
 
 // partition cuts the victim off from one or both of the others.

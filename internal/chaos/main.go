@@ -41,7 +41,7 @@ func main() {
 }
 
 func run(ctx context.Context) error {
-	short := flag.Bool("short", false, "finish within a minute")
+	short := flag.Bool("short", false, "finish within a minute; such a run does not count")
 	seed := flag.Uint64("seed", rand.Uint64(), "decides which faults happen to whom; not what comes of it")
 	rounds := flag.Int("rounds", 20, "how often the leader of three gateways is killed")
 	operations := flag.Int("operations", 0, "at least so many operations of clients; 0: as many as make the run count")
@@ -59,7 +59,12 @@ func run(ctx context.Context) error {
 		return err
 	}
 	out.print(os.Stdout)
-	if err := out.valid(cfg); err != nil {
+	if *short {
+		err = out.right()
+	} else {
+		err = out.valid(cfg)
+	}
+	if err != nil {
 		return err
 	}
 	return leaders(ctx, *rounds)

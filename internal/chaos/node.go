@@ -24,6 +24,8 @@ const (
 	// comeBack is how long a replica may take from its start until it answers,
 	// once nothing is wrong with it any more.
 	comeBack = 60 * time.Second
+	// lastLines are how many lines of its log are shown of one that does not.
+	lastLines = 40
 )
 
 // replica is one of the cluster, over all starts of its process.
@@ -85,6 +87,7 @@ func (r *replica) watch(cmd *exec.Cmd, ended chan struct{}) {
 	defer r.mu.Unlock()
 	if r.wanted && r.proc == cmd {
 		r.byItself++
+		fmt.Fprintf(os.Stderr, "            %s ended by itself: %s\n", r.id, r.tail(1))
 		if err := r.startLocked(); err != nil {
 			fmt.Fprintln(os.Stderr, "chaos: start", r.id, "again:", err)
 		}
@@ -136,17 +139,17 @@ func (r *replica) answers(ctx context.Context) error {
 			return nil
 		}
 	}
-	return fmt.Errorf("replica %s does not answer: %w\n%s", r.id, errors.Join(err, ctx.Err()), r.tail())
+	return fmt.Errorf("replica %s does not answer: %w\n%s", r.id, errors.Join(err, ctx.Err()), r.tail(lastLines))
 }
 
-// tail is the end of the log of the process.
-func (r *replica) tail() string {
+// tail is the end of the log of the process, so many lines.
+func (r *replica) tail(n int) string {
 	raw, err := os.ReadFile(r.log)
 	if err != nil {
 		return err.Error()
 	}
 	lines := strings.Split(strings.TrimSpace(string(raw)), "\n")
-	return strings.Join(lines[max(0, len(lines)-40):], "\n")
+	return strings.Join(lines[max(0, len(lines)-n):], "\n")
 }
 
 // newReplica prepares a replica that was not started yet.

@@ -37,10 +37,11 @@ type replicaConfig struct {
 }
 
 // runReplica is the program of a replica: the store of a gateway, on the
-// network of a gateway and its public port, with the default settings except that
-// snapshots are more frequent. In place of the API it serves the store to clients as lines of JSON: no call of the
-// API writes plain keys under a condition. Like a gateway it ends when the
-// store can keep no promise any more; it also ends with its standard input.
+// network of a gateway and its public port, with the default settings, except
+// that snapshots are more frequent. In place of the API it serves the store to
+// clients as lines of JSON: no call of the API writes plain keys under a
+// condition. Like a gateway it ends when the store can keep no promise any
+// more; it also ends with its standard input.
 func runReplica(cfg replicaConfig) error {
 	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelInfo}))
 	keys, self, err := cfg.parse()

@@ -53,6 +53,9 @@ func explore(ctx context.Context, cfg settings, log io.Writer) (_ *outcome, err 
 	if err = cmd.Run(); err == nil {
 		err = json.Unmarshal(stdout.Bytes(), out)
 	}
+	if ctx.Err() != nil {
+		return nil, errors.Join(ctx.Err(), os.RemoveAll(cfg.Dir))
+	}
 	if err != nil || out.Wrong != "" {
 		var exit *exec.ExitError
 		if errors.As(err, &exit) {

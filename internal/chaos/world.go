@@ -7,7 +7,6 @@ package main
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -72,6 +71,7 @@ type world struct {
 	replicas []*replica
 	history  *history
 	began    time.Time
+	losing   sync.Mutex // held while a disk is lost
 }
 
 // logf tells of what happens.
@@ -159,12 +159,8 @@ func (w *world) begin(ctx context.Context) error {
 		return err
 	}
 	for _, r := range w.replicas[1:] {
-		err := errors.New("not tried")
-		for until := time.Now().Add(comeBack); err != nil && time.Now().Before(until) && ctx.Err() == nil; pause(ctx, retryPause) {
-			_, err = first.ask(request{Verb: verbAdd, Key: r.id, Value: r.config.Address, Within: 10 * time.Second})
-		}
-		if err != nil {
-			return fmt.Errorf("add %s: %w\n%s", r.id, err, r.tail())
+		if err := w.add(ctx, r); err != nil {
+			return err
 		}
 	}
 	return nil
