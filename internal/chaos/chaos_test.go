@@ -7,6 +7,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"testing"
@@ -52,7 +53,7 @@ func TestChaos_OneStateWhateverBreaks(t *testing.T) {
 	var text bytes.Buffer
 	out.print(&text)
 	t.Logf("\n%s", &text)
-	if err := out.right(); err != nil {
+	if err := errors.Join(out.right(), out.complete()); err != nil {
 		t.Errorf("%v\n%s", err, &log)
 	}
 	if n := out.Acknowledged; n < 1000 {

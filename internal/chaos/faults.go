@@ -40,6 +40,19 @@ func faults() []fault {
 	}
 }
 
+// kinds are the faults that happen.
+func (s *settings) kinds() []fault {
+	return slices.DeleteFunc(faults(), func(f fault) bool { return len(s.Only) > 0 && !slices.Contains(s.Only, f.name) })
+}
+
+// names are those of faults.
+func names(list []fault) (names []string) {
+	for _, f := range list {
+		names = append(names, f.name)
+	}
+	return names
+}
+
 // killed ends the process and starts it again.
 func killed(ctx context.Context, _ *world, victim *replica, length time.Duration, random *rand.Rand) error {
 	victim.kill()
@@ -186,7 +199,7 @@ func (w *world) disturb(ctx context.Context) (map[string]int, error) {
 	var bag []fault // each kind as often as any other, in no order
 	draw := func() fault {
 		if len(bag) == 0 {
-			bag = faults()
+			bag = w.cfg.kinds()
 			random.Shuffle(len(bag), func(i, j int) { bag[i], bag[j] = bag[j], bag[i] })
 		}
 		next := bag[0]

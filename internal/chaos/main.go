@@ -24,6 +24,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"os/signal"
+	"strings"
 	"time"
 )
 
@@ -46,6 +47,7 @@ func run(ctx context.Context) error {
 	rounds := flag.Int("rounds", 20, "how often the leader of three gateways is killed")
 	operations := flag.Int("operations", 0, "at least so many operations of clients; 0: as many as make the run count")
 	wanted := flag.Int("faults", 0, "at least so many faults; 0: as many as make the run count")
+	only := flag.String("only", "", "names of kinds of faults, with semicolons between them: no others happen, and the run does not count")
 	stale := flag.Bool("stale-reads", false, "break the replicas, to see that the run fails")
 	flag.Parse()
 	cfg := long(*seed)
@@ -53,13 +55,18 @@ func run(ctx context.Context) error {
 		cfg = brief(*seed)
 	}
 	cfg.StaleReads = *stale
+	if *only != "" {
+		if cfg.Only = strings.Split(*only, ";"); len(cfg.kinds()) < len(cfg.Only) {
+			return fmt.Errorf("-only %q: the kinds are %q", *only, names(faults()))
+		}
+	}
 	cfg.Operations, cfg.Faults = cmp.Or(*operations, cfg.Operations), cmp.Or(*wanted, cfg.Faults)
 	out, err := explore(ctx, cfg, os.Stderr)
 	if err != nil {
 		return err
 	}
 	out.print(os.Stdout)
-	if *short {
+	if *short || *only != "" {
 		err = out.right()
 	} else {
 		err = out.valid(cfg)

@@ -86,6 +86,11 @@ func (o *outcome) right() error {
 	if o.Wrong != "" {
 		return errors.New(o.Wrong)
 	}
+	return nil
+}
+
+// complete returns an error when a kind of fault did not happen.
+func (o *outcome) complete() error {
 	for _, f := range faults() {
 		if o.Faults[f.name] == 0 {
 			return fmt.Errorf("there was no %s", f.name)
@@ -96,9 +101,10 @@ func (o *outcome) right() error {
 
 // valid also holds the run to what makes it count.
 func (o *outcome) valid(cfg settings) error {
-	switch err := o.right(); {
-	case err != nil:
+	if err := errors.Join(o.right(), o.complete()); err != nil {
 		return err
+	}
+	switch {
 	case o.Acknowledged+o.Unknown < cfg.Operations:
 		return fmt.Errorf("only %d operations, want %d: the run does not count", o.Acknowledged+o.Unknown, cfg.Operations)
 	case o.rate() < leastRate:

@@ -35,7 +35,9 @@ type settings struct {
 	Length, Calm time.Duration
 	// LongStalls has disks hang for longer than a replica bears.
 	LongStalls bool
-	Seed       uint64
+	// Only are the kinds of faults that happen; none are all.
+	Only []string
+	Seed uint64
 	// CheckLimit bounds the check of the history.
 	CheckLimit time.Duration
 	// StaleReads breaks the replicas: the run must fail.
