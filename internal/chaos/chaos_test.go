@@ -65,7 +65,7 @@ func TestChaos_OneStateWhateverBreaks(t *testing.T) {
 func TestChaos_FindsStaleReads(t *testing.T) {
 	t.Setenv("TMPDIR", t.TempDir()) // what is kept of a run that failed
 	cfg := brief(2)
-	cfg.StaleReads, cfg.Faults, cfg.Operations = true, 3, 1000
+	cfg.StaleReads, cfg.Only, cfg.Faults, cfg.Operations = true, []string{"partition, two way"}, 3, 1000
 	var log bytes.Buffer
 	out, err := explore(t.Context(), cfg, &log)
 	if err != nil {

@@ -18,7 +18,7 @@ import (
 
 // seatStride is how many steps lie between two that are tried: a gateway makes
 // many more than a node.
-const seatStride = 9
+const seatStride = 17
 
 // voters are the ids of the voters, as a gateway says.
 func (g *gate) voters(ctx context.Context) ([]string, error) {
