@@ -5,7 +5,10 @@ package mesh
 import (
 	"cmp"
 	"iter"
+	"maps"
 	"slices"
+
+	v1 "github.com/meshgate/meshgate/proto/v1"
 )
 
 // Edges that follow from the nodes are not stored: a mesh of n public nodes
@@ -114,6 +117,64 @@ func (s *Snapshot) implicitOf(id NodeID) iter.Seq[Edge] {
 				return
 			}
 		}
+	}
+}
+
+// Relinked yields nodes of s or of old, such that every implicit edge that is
+// in one of the two only, or differs, has one of them for an end; none twice. It
+// costs what differs when one snapshot was made from the other in a few changes.
+func (s *Snapshot) Relinked(old *Snapshot) iter.Seq[NodeID] {
+	index := s.Nodes.get()
+	found := make(map[NodeID]bool)
+	for before, after := range s.Nodes.Changes(old.Nodes) {
+		a, b := before.ifLinked(), after.ifLinked()
+		if a != nil && b != nil && a.Zone == b.Zone && a.isGateway() == b.isGateway() {
+			continue
+		}
+		// Two others that have become neighbours, or are no longer, have the
+		// place of one that left or came between them: that is within reach of
+		// one of them on the rings of s.
+		index.neighbours(a, found)
+		index.neighbours(b, found)
+		if a.isGateway() == b.isGateway() {
+			continue
+		}
+		for e := range index.public.all() { // the first gateways may be others
+			found[e.node.ID] = true
+		}
+	}
+	return maps.Keys(found)
+}
+
+// ifLinked returns n if it has implicit edges, else nil.
+func (n *Node) ifLinked() *Node {
+	if n == nil || !n.linksItself() {
+		return nil
+	}
+	return n
+}
+
+func (n *Node) isGateway() bool { return n != nil && n.HasFeature(v1.Feature_MEMBERSHIP) }
+
+// neighbours finds n, which may be nil, and the nodes around its places on the
+// rings, whether it stands there or not.
+func (x *nodeIndex) neighbours(n *Node, found map[NodeID]bool) {
+	if n == nil {
+		return
+	}
+	self := &entry{node: n, place: placeOf(n.ID)}
+	if e, ok := x.byID.get(atID(n.ID)); ok {
+		self = e
+	}
+	found[n.ID] = true
+	for e := range x.ofAll().around(self) {
+		found[e.node.ID] = true
+	}
+	if n.Zone == "" {
+		return
+	}
+	for e := range x.inZone(n.Zone).around(self) {
+		found[e.node.ID] = true
 	}
 }
 

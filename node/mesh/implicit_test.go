@@ -206,3 +206,81 @@ func TestNodes_PublicInZone(t *testing.T) {
 		t.Fatal("no zone has nodes")
 	}
 }
+
+// Whatever changes about the nodes: each edge that is another afterwards has an
+// end among those that Relinked tells.
+func TestRelinked_TellsAnEndOfEveryEdgeThatDiffers(t *testing.T) {
+	const size = 150
+	var before mesh.Snapshot
+	for i := range size {
+		n := publicNode(i, []string{"", "", "z"}[i%3])
+		if i%20 == 1 {
+			n.Features = append(n.Features, mesh.Feature{Kind: v1.Feature_MEMBERSHIP, Port: 8443})
+		}
+		before.Nodes = before.Nodes.With(n)
+	}
+	implicit := func(s *mesh.Snapshot) map[[2]mesh.NodeID]int32 {
+		edges := make(map[[2]mesh.NodeID]int32)
+		for _, e := range s.AllEdges() {
+			edges[[2]mesh.NodeID{e.Source, e.Target}] = e.Weight
+		}
+		return edges
+	}
+	was := implicit(&before)
+	rapid.Check(t, func(t *rapid.T) {
+		after := before
+		for range rapid.IntRange(1, 4).Draw(t, "changes") {
+			i := rapid.IntRange(0, size+3).Draw(t, "node")
+			n := publicNode(i, rapid.SampledFrom([]string{"", "y", "z"}).Draw(t, "zone"))
+			switch rapid.SampledFrom([]string{"gone", "public", "gateway", "private", "keyless"}).Draw(t, "is") {
+			case "gone":
+				after.Nodes = after.Nodes.Without(n.ID)
+				continue
+			case "gateway":
+				n.Features = append(n.Features, mesh.Feature{Kind: v1.Feature_MEMBERSHIP, Port: 8443})
+			case "private":
+				n.PrimaryEndpoint = ""
+			case "keyless":
+				n.PublicKey = mesh.PublicKey{}
+			}
+			after.Nodes = after.Nodes.With(n)
+		}
+		told := make(map[mesh.NodeID]bool)
+		for id := range after.Relinked(&before) {
+			if told[id] {
+				t.Fatalf("%s is told twice", id)
+			}
+			told[id] = true
+		}
+		is := implicit(&after)
+		for _, edges := range []map[[2]mesh.NodeID]int32{was, is} {
+			for ends := range edges {
+				old, existed := was[ends]
+				weight, exists := is[ends]
+				if (existed != exists || old != weight) && !told[ends[0]] && !told[ends[1]] {
+					t.Fatalf("the edge of %v differs, and neither is told", ends)
+				}
+			}
+		}
+	})
+}
+
+// What makes no edges relinks nobody, and one node more the few around it.
+func TestRelinked_IsBounded(t *testing.T) {
+	var s mesh.Snapshot
+	for i := range 1000 {
+		s.Nodes = s.Nodes.With(publicNode(i, ""))
+	}
+	moved := s
+	n := *s.Node("n0007")
+	n.PrimaryEndpoint = "192.0.2.99"
+	moved.Nodes = s.Nodes.With(&n)
+	if got := slices.Collect(moved.Relinked(&s)); len(got) != 0 {
+		t.Errorf("an endpoint relinks %d nodes", len(got))
+	}
+	more := s
+	more.Nodes = s.Nodes.With(publicNode(1000, ""))
+	if got := slices.Collect(more.Relinked(&s)); len(got) != 129 {
+		t.Errorf("a node more relinks %d nodes, want it and 128", len(got))
+	}
+}
