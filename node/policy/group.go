@@ -212,3 +212,19 @@ func forwarderNames(g *groups, r mesh.Route) iter.Seq[string] {
 	}
 	return slices.Values([]string{r.Node})
 }
+
+// RouteForwarders yields each route of s with every node that forwards to its
+// destinations, as Forwarders does, whether s holds the node or not. The routes
+// belong to s.
+func RouteForwarders(s *mesh.Snapshot) iter.Seq2[*mesh.Route, mesh.NodeID] {
+	return func(yield func(*mesh.Route, mesh.NodeID) bool) {
+		g := indexGroups(s.Groups)
+		for i := range s.Routes {
+			for name := range forwarderNames(g, s.Routes[i]) {
+				if !yield(&s.Routes[i], mesh.NodeID(name)) {
+					return
+				}
+			}
+		}
+	}
+}

@@ -4,12 +4,14 @@ package policy_test
 
 import (
 	"net/netip"
+	"slices"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/meshgate/meshgate/node/mesh"
 	"github.com/meshgate/meshgate/node/policy"
+	v1 "github.com/meshgate/meshgate/proto/v1"
 )
 
 func prefixes(ss ...string) []netip.Prefix {
@@ -197,5 +199,26 @@ func TestForwarders(t *testing.T) {
 		if diff := cmp.Diff(c.want, policy.Forwarders(s, c.route)); diff != "" {
 			t.Errorf("%+v: %s", c.route, diff)
 		}
+	}
+}
+
+func TestRouteForwarders(t *testing.T) {
+	s := &mesh.Snapshot{
+		Nodes: mesh.NodesOf(&mesh.Node{ID: "a"}),
+		Groups: []mesh.Group{{Name: "g", Subjects: []mesh.Subject{
+			{Type: v1.SubjectType_SUBJECT_NODE, Name: "a"}, {Type: v1.SubjectType_SUBJECT_NODE, Name: "gone"},
+		}}},
+		Routes: []mesh.Route{{Name: "r1", Node: "group:g"}, {Name: "r2", Node: "a", NextHop: "hop"}, {Name: "r3", Node: "group:none"}},
+	}
+	var got []string
+	for r, id := range policy.RouteForwarders(s) {
+		got = append(got, r.Name+" "+string(id))
+	}
+	slices.Sort(got)
+	if want := []string{"r1 a", "r1 gone", "r2 hop"}; !slices.Equal(got, want) {
+		t.Errorf("forwarders %q, want %q", got, want)
+	}
+	for range policy.RouteForwarders(s) {
+		break // a caller may stop
 	}
 }
