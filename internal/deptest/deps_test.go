@@ -41,7 +41,7 @@ func allowed() map[string][]string {
 		"node/store":    {"proto"},
 		"node/peer":     {"node/mesh", "proto"},
 		// A plan holds what the ACLs grant: there is one evaluator of them.
-		"node/topology": {"node/policy", "node/mesh"},
+		"node/topology": {"node/policy", "node/mesh", "proto"},
 		"node/ipam":     {"node/mesh"},
 		"node/wg":       {"node/mesh"},
 		"node/hostnet":  {"node/mesh"},

@@ -6,7 +6,6 @@ import (
 	"net/netip"
 	"slices"
 	"strconv"
-	"sync"
 
 	"github.com/meshgate/meshgate/node/mesh"
 )
@@ -17,26 +16,20 @@ import (
 // decided for one pair of nodes is decided for almost all.
 type class int32
 
-// classes sorts nodes into classes. It belongs to one list of ACLs and of
-// groups, and is shared by the planners of all snapshots that have these.
+// classes sorts nodes into classes by one list of ACLs and of groups.
 type classes struct {
-	acls   []mesh.ACL
-	groups []mesh.Group
 	// named is what names a node: the ACLs and groups that have its id.
 	named map[string]string
 	// cidrs are the networks of ACLs that tell addresses apart.
 	cidrs []netip.Prefix
 
-	mu     sync.Mutex // guards the fields below
-	byKey  map[string]class
-	byNode map[*mesh.Node]class
+	byKey map[string]class
+	// samples are a node of each class, which may be gone by now.
+	samples []*mesh.Node
 }
 
 func newClasses(s *mesh.Snapshot) *classes {
-	c := &classes{
-		acls: s.ACLs, groups: s.Groups, named: map[string]string{},
-		byKey: map[string]class{}, byNode: map[*mesh.Node]class{},
-	}
+	c := &classes{named: map[string]string{}, byKey: map[string]class{}}
 	name := func(list []string, by string) {
 		for _, id := range list {
 			c.named[id] += by
@@ -61,32 +54,15 @@ func newClasses(s *mesh.Snapshot) *classes {
 	return c
 }
 
-// fits reports whether the classes are those of s.
-func (c *classes) fits(s *mesh.Snapshot) bool {
-	return sameList(c.acls, s.ACLs) && sameList(c.groups, s.Groups)
-}
-
-// sameList reports whether two lists are the same memory: published lists do
-// not change.
-func sameList[T any](a, b []T) bool { return len(a) == len(b) && (len(a) == 0 || &a[0] == &b[0]) }
-
-// of returns the class of a node of a mesh of some size.
-func (c *classes) of(n *mesh.Node, size int) class {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if k, ok := c.byNode[n]; ok {
-		return k
-	}
-	if len(c.byNode) > 2*size+1000 {
-		clear(c.byNode) // of records that were replaced
-	}
+// of returns the class of a node.
+func (c *classes) of(n *mesh.Node) class {
 	key := c.key(n)
 	k, ok := c.byKey[string(key)]
 	if !ok {
-		k = class(len(c.byKey))
+		k = class(len(c.samples))
 		c.byKey[string(key)] = k
+		c.samples = append(c.samples, n)
 	}
-	c.byNode[n] = k
 	return k
 }
 

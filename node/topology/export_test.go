@@ -4,10 +4,25 @@ package topology
 
 import "github.com/meshgate/meshgate/node/mesh"
 
-// SummarizeFrom is summarizeFrom.
-const SummarizeFrom = summarizeFrom
+// The bounds that tests go beyond.
+const (
+	SummarizeFrom = summarizeFrom
+	MaxNotes      = maxNotes
+)
 
-// ByPaths plans without what leaves share.
-func (p *Planner) ByPaths(self mesh.NodeID) mesh.Plan {
-	return (&planning{Planner: p, self: p.snapshot.Node(self)}).byPaths(p.vertex(self))
+// Kept returns how many notes and views are kept.
+func (p *Planner) Kept() (notes, views int) {
+	p.work.mu.Lock()
+	defer p.work.mu.Unlock()
+	for _, v := range p.work.views {
+		notes += len(v.notes)
+	}
+	return notes, len(p.work.views)
+}
+
+// ByPaths plans from nothing, without what leaves share.
+func ByPaths(s *mesh.Snapshot, self mesh.NodeID) mesh.Plan {
+	g := newGraph(s, newRules(s))
+	v := g.vertices[self]
+	return newView(g, viewKey{root: v, viewer: v.class}, v.node).plan
 }

@@ -4,153 +4,307 @@ package topology
 
 import (
 	"cmp"
-	"hash/fnv"
+	"net/netip"
 	"slices"
 
 	"github.com/meshgate/meshgate/node/mesh"
+	"github.com/meshgate/meshgate/node/policy"
+	v1 "github.com/meshgate/meshgate/proto/v1"
 )
 
-// vertex is a node that can be a peer. All but links is set when it is made.
+// graph is the nodes and edges of a snapshot as planning looks at them. It is
+// moved from one snapshot to another at the cost of what differs.
+type graph struct {
+	at    *mesh.Snapshot
+	rules *rules
+	// vertices are the nodes with a key.
+	vertices map[mesh.NodeID]*vertex
+	// present counts the vertices of each class; kinds grows whenever a class
+	// comes or goes.
+	present map[class]int
+	kinds   int
+	// offers are the networks that nodes forward to, of all nodes that routes
+	// name, there or not.
+	offers map[mesh.NodeID][]netip.Prefix
+}
+
+// vertex is a node that can be a peer.
 type vertex struct {
+	id    mesh.NodeID
 	node  *mesh.Node
 	class class
-	// index is the vertex's place in the notes of a search.
-	index int
-	// links are the edges to nodes that can be peers; see Planner.links.
-	links  []link
-	linked bool // links are known
+	// forwards is true for a node that runs Meshgate.
+	forwards bool
+	// gone is true when the node is no vertex any more.
+	gone bool
+	// links are the edges to other vertices, by their ids.
+	links []link
 }
 
 // link is one end of an edge.
 type link struct {
-	to   *vertex
-	edge mesh.Edge
-	tie  uint64 // tieOf(edge)
+	to       *vertex
+	weight   int32
+	protocol v1.ConnectProtocol
+	tie      uint64 // tieOf the edge
 }
 
-// path is a way from one node to another.
-type path struct {
-	// first is the edge with which the path begins, seen from its start.
-	first  link
-	hops   int
-	weight int64
-	// tie is the sum of the edges' hashes.
-	tie uint64
+// delta is what a move of a graph changed.
+type delta struct {
+	// reset are vertices that came, went, or are to be seen anew because they
+	// are of another class or do not forward as before.
+	reset []*vertex
+	// touched are vertices with a new record that is no reason for a reset.
+	touched []*vertex
+	// pairs are vertices of which the edge between them changed.
+	pairs [][2]*vertex
+	// offers are vertices that forward to other networks than before.
+	offers []*vertex
 }
 
-// compare orders paths: the shortest first.
-func (p path) compare(q path) int {
-	return cmp.Or(cmp.Compare(p.hops, q.hops), cmp.Compare(p.weight, q.weight), cmp.Compare(p.tie, q.tie))
-}
+func (d *delta) size() int { return len(d.reset) + len(d.touched) + len(d.pairs) + len(d.offers) }
 
-// along returns the path that goes on over l.
-func (p path) along(l link) path {
-	next := path{
-		first:  p.first,
-		hops:   p.hops + 1,
-		weight: p.weight + int64(l.edge.Weight),
-		tie:    p.tie + l.tie,
+// newGraph makes the graph of s.
+func newGraph(s *mesh.Snapshot, r *rules) *graph {
+	g := &graph{
+		at: s, rules: r, vertices: make(map[mesh.NodeID]*vertex, s.Nodes.Len()),
+		present: make(map[class]int), offers: offersOf(s),
 	}
-	if p.hops == 0 {
-		next.first = l
+	for _, n := range s.Nodes.All() {
+		if !n.PublicKey.IsZero() {
+			g.add(n)
+		}
 	}
-	return next
-}
-
-// reached is a node to which a search has found a path.
-type reached struct {
-	*vertex
-	path path
-}
-
-// search is one search for paths.
-type search struct {
-	planner *Planner
-	// notes are by index of vertex.
-	notes []note
-}
-
-type note struct {
-	path  path
-	known bool
-}
-
-func (s *search) at(v *vertex) *note {
-	for len(s.notes) <= v.index {
-		s.notes = append(s.notes, note{})
+	for _, v := range g.vertices {
+		v.links = g.linksOf(v)
 	}
-	return &s.notes[v.index]
+	return g
 }
 
-// reach finds the shortest path from start to every node that it can have and
-// returns those nodes. A path goes along edges whose ends are linked, to nodes
-// that may be had, and through nodes that run Meshgate.
-//
-// It works hop by hop: all nodes at one distance are known before any further
-// one is looked at, so that each settles on the best path of the fewest hops.
-func (p *Planner) reach(start *vertex, mayHave func(*vertex) bool) []reached {
-	s := &search{planner: p}
-	s.at(start).known = true
-	var all []*vertex
-	for layer := []*vertex{start}; len(layer) > 0; {
-		var next []*vertex
-		for _, from := range layer {
-			if from != start && !from.node.RunsMeshgate() {
-				continue
+// fits reports whether the graph can be moved to s.
+func (g *graph) fits(s *mesh.Snapshot) bool {
+	return g.rules.fit(s) && g.at.IPv4 == s.IPv4 && g.at.IPv6 == s.IPv6
+}
+
+// move makes g the graph of s, which it fits.
+func (g *graph) move(s *mesh.Snapshot) *delta {
+	old, d := g.at, new(delta)
+	g.at = s
+	relink := make(map[*vertex]bool)
+	for before, after := range s.Nodes.Changes(old.Nodes) {
+		if v := g.replace(before, after, d); v != nil {
+			relink[v] = true
+		}
+	}
+	for id := range s.Relinked(old) {
+		if v := g.vertices[id]; v != nil {
+			relink[v] = true
+		}
+	}
+	for v := range relink {
+		g.relink(v, d)
+	}
+	for before, after := range s.Edges.Changes(old.Edges) {
+		e := cmp.Or(after, before)
+		a, b := g.vertices[e.Source], g.vertices[e.Target]
+		if a != nil && b != nil && !relink[a] && !relink[b] {
+			g.setLink(a, b, after, d)
+		}
+	}
+	if !sameList(old.Routes, s.Routes) {
+		g.setOffers(offersOf(s), d)
+	}
+	return d
+}
+
+// replace takes over what became of a node. It returns a vertex that is new,
+// and has no links yet.
+func (g *graph) replace(before, after *mesh.Node, d *delta) *vertex {
+	v := g.vertices[cmp.Or(before, after).ID]
+	usable := after != nil && !after.PublicKey.IsZero()
+	switch {
+	case v == nil && !usable:
+		return nil
+	case v == nil:
+		v = g.add(after)
+		d.reset = append(d.reset, v)
+		return v
+	case !usable:
+		g.remove(v)
+		d.reset = append(d.reset, v)
+		return nil
+	}
+	v.node = after
+	k, forwards := g.rules.of(after), after.RunsMeshgate()
+	if k == v.class && forwards == v.forwards {
+		d.touched = append(d.touched, v)
+		return nil
+	}
+	g.count(v.class, -1)
+	g.count(k, 1)
+	v.class, v.forwards = k, forwards
+	d.reset = append(d.reset, v)
+	return nil
+}
+
+func (g *graph) add(n *mesh.Node) *vertex {
+	v := &vertex{id: n.ID, node: n, class: g.rules.of(n), forwards: n.RunsMeshgate()}
+	g.vertices[n.ID] = v
+	g.count(v.class, 1)
+	return v
+}
+
+func (g *graph) remove(v *vertex) {
+	for _, l := range v.links {
+		l.to.drop(v)
+	}
+	v.links, v.gone = nil, true
+	delete(g.vertices, v.id)
+	g.count(v.class, -1)
+}
+
+func (g *graph) count(k class, by int) {
+	was := g.present[k]
+	g.present[k] = was + by
+	if was == 0 || was+by == 0 {
+		g.kinds++
+	}
+	if was+by == 0 {
+		delete(g.present, k)
+	}
+}
+
+// linksOf returns the edges of v to other vertices, by their ids.
+func (g *graph) linksOf(v *vertex) []link {
+	var links []link
+	for e := range g.at.EdgesOf(v.id) {
+		other := e.Source
+		if other == v.id {
+			other = e.Target
+		}
+		if to := g.vertices[other]; to != nil && to != v {
+			links = append(links, linkBy(e, to))
+		}
+	}
+	slices.SortFunc(links, func(a, b link) int { return cmp.Compare(a.to.id, b.to.id) })
+	return links
+}
+
+func linkBy(e mesh.Edge, to *vertex) link {
+	return link{to: to, weight: e.Weight, protocol: e.Protocol(), tie: tieOf(e)}
+}
+
+// relink gives v the edges that it has now.
+func (g *graph) relink(v *vertex, d *delta) {
+	was := v.links
+	v.links = g.linksOf(v)
+	for _, l := range was {
+		if i, ok := v.find(l.to.id); !ok {
+			l.to.drop(v)
+			d.pairs = append(d.pairs, [2]*vertex{v, l.to})
+		} else if v.links[i] != l {
+			d.pairs = append(d.pairs, [2]*vertex{v, l.to})
+		}
+	}
+	for _, l := range v.links {
+		back := l
+		back.to = v
+		if l.to.set(back) {
+			d.pairs = append(d.pairs, [2]*vertex{v, l.to})
+		}
+	}
+}
+
+// setLink makes the edge between a and b what the snapshot has; stored is the
+// one that it stores.
+func (g *graph) setLink(a, b *vertex, stored *mesh.Edge, d *delta) {
+	d.pairs = append(d.pairs, [2]*vertex{a, b})
+	e, ok := mesh.Edge{}, stored != nil
+	if ok {
+		e = *stored
+	} else if a.node.PrimaryEndpoint != "" && b.node.PrimaryEndpoint != "" {
+		e, ok = g.implicit(a, b)
+	}
+	if !ok {
+		a.drop(b)
+		b.drop(a)
+		return
+	}
+	a.set(linkBy(e, b))
+	b.set(linkBy(e, a))
+}
+
+// implicit returns the edge between two public nodes that is not stored.
+func (g *graph) implicit(a, b *vertex) (mesh.Edge, bool) {
+	for e := range g.at.EdgesOf(a.id) {
+		if e.Source == b.id || e.Target == b.id {
+			return e, true
+		}
+	}
+	return mesh.Edge{}, false
+}
+
+func (g *graph) setOffers(offers map[mesh.NodeID][]netip.Prefix, d *delta) {
+	for id, networks := range offers {
+		if v := g.vertices[id]; v != nil && !slices.Equal(networks, g.offers[id]) {
+			d.offers = append(d.offers, v)
+		}
+	}
+	for id := range g.offers {
+		if v := g.vertices[id]; v != nil && len(offers[id]) == 0 {
+			d.offers = append(d.offers, v)
+		}
+	}
+	g.offers = offers
+}
+
+// offersOf returns the networks that nodes forward to. Whether a node is there
+// is not asked: a plan looks at those that it reaches.
+func offersOf(s *mesh.Snapshot) map[mesh.NodeID][]netip.Prefix {
+	offers := make(map[mesh.NodeID][]netip.Prefix)
+	for r, id := range policy.RouteForwarders(s) {
+		for _, network := range r.Destinations {
+			if network = network.Masked(); s.Routable(network) && !slices.Contains(offers[id], network) {
+				offers[id] = append(offers[id], network)
 			}
-			next = s.step(from, mayHave, next)
 		}
-		all = append(all, next...)
-		layer = next
 	}
-	found := make([]reached, len(all))
-	for i, v := range all {
-		found[i] = reached{v, s.at(v).path}
+	for _, networks := range offers {
+		slices.SortFunc(networks, netip.Prefix.Compare)
 	}
-	return found
+	return offers
 }
 
-// step follows the edges of from and adds to next whom they lead to first.
-func (s *search) step(from *vertex, mayHave func(*vertex) bool, next []*vertex) []*vertex {
-	base := s.at(from).path
-	for _, l := range s.planner.links(from) {
-		to := s.at(l.to)
-		if to.known && (to.path.hops <= base.hops || base.along(l).compare(to.path) >= 0) {
-			continue
-		}
-		if !s.planner.connects(from, l.to) || !mayHave(l.to) {
-			continue
-		}
-		if !to.known {
-			next = append(next, l.to)
-		}
-		to.path, to.known = base.along(l), true
+// find returns where the link to a vertex is, or belongs.
+func (v *vertex) find(id mesh.NodeID) (int, bool) {
+	return slices.BinarySearchFunc(v.links, id, func(l link, id mesh.NodeID) int { return cmp.Compare(l.to.id, id) })
+}
+
+// linkTo returns the link to another vertex.
+func (v *vertex) linkTo(to *vertex) (link, bool) {
+	if i, ok := v.find(to.id); ok {
+		return v.links[i], true
 	}
-	return next
+	return link{}, false
 }
 
-// nearestFirst sorts nodes by their paths.
-func nearestFirst(list []reached) {
-	slices.SortFunc(list, func(a, b reached) int {
-		return cmp.Or(a.path.compare(b.path), cmp.Compare(a.node.ID, b.node.ID))
-	})
+// set puts a link in and reports whether it is another than before.
+func (v *vertex) set(l link) bool {
+	i, ok := v.find(l.to.id)
+	if ok {
+		if v.links[i] == l {
+			return false
+		}
+		v.links[i] = l
+		return true
+	}
+	v.links = slices.Insert(v.links, i, l)
+	return true
 }
 
-// tieOf hashes an edge to 48 bits, so that sums over paths do not overflow.
-// They break ties between paths of equal weight: the same way on every node, in
-// both directions, and for every part of a path as for the whole.
-func tieOf(e mesh.Edge) uint64 {
-	h := fnv.New64a()
-	_, _ = h.Write([]byte(e.Source))
-	_, _ = h.Write([]byte{0})
-	_, _ = h.Write([]byte(e.Target))
-	// FNV alone maps similar names to hashes whose sums collide. The finalizer
-	// of MurmurHash3 lets every input bit change every output bit.
-	x := h.Sum64()
-	x ^= x >> 33
-	x *= 0xff51afd7ed558ccd
-	x ^= x >> 33
-	x *= 0xc4ceb9fe1a85ec53
-	x ^= x >> 33
-	return x >> 16
+// drop takes the link to another vertex out.
+func (v *vertex) drop(to *vertex) {
+	if i, ok := v.find(to.id); ok {
+		v.links = slices.Delete(v.links, i, i+1)
+	}
 }

@@ -4,6 +4,7 @@ package topology_test
 
 import (
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"net/netip"
 	"slices"
@@ -287,6 +288,148 @@ func TestFor_IsDeterministic(t *testing.T) {
 		compare := cmp.Comparer(func(a, b netip.Prefix) bool { return a == b })
 		if diff := cmp.Diff(first, plans(t, &shuffled), compare); diff != "" {
 			t.Fatal(diff)
+		}
+	})
+}
+
+// model is what a node should have, found by trying all paths.
+type model struct {
+	s       *mesh.Snapshot
+	network *policy.Network
+	self    *mesh.Node
+	nearest map[mesh.NodeID]distance
+	// first are the neighbours with which a shortest path begins.
+	first map[mesh.NodeID]map[mesh.NodeID]bool
+}
+
+func newModel(s *mesh.Snapshot, id mesh.NodeID) *model {
+	m := &model{
+		s: s, network: policy.Compile(s), self: s.Node(id),
+		nearest: map[mesh.NodeID]distance{id: {}}, first: map[mesh.NodeID]map[mesh.NodeID]bool{},
+	}
+	for range s.Nodes.Len() {
+		for _, e := range s.AllEdges() {
+			m.follow(e.Source, e.Target, e.Weight)
+			m.follow(e.Target, e.Source, e.Weight)
+		}
+	}
+	delete(m.nearest, id)
+	return m
+}
+
+// follow takes one edge one way.
+func (m *model) follow(from, to mesh.NodeID, weight int32) {
+	d, ok := m.nearest[from]
+	a, b := m.s.Node(from), m.s.Node(to)
+	if !ok || a == nil || b == nil || to == m.self.ID || a.PublicKey.IsZero() || b.PublicKey.IsZero() ||
+		from != m.self.ID && !a.RunsMeshgate() || !m.meet(a, b) || !m.meet(m.self, b) {
+		return
+	}
+	d = distance{d.hops + 1, d.weight + int64(weight)}
+	first := m.first[from]
+	if from == m.self.ID {
+		first = map[mesh.NodeID]bool{to: true}
+	}
+	switch best, ok := m.nearest[to]; {
+	case !ok || d.less(best):
+		m.nearest[to], m.first[to] = d, maps.Clone(first)
+	case d == best:
+		maps.Copy(m.first[to], first)
+	}
+}
+
+func at(n *mesh.Node, own netip.Prefix) policy.Endpoint {
+	return policy.Endpoint{Node: string(n.ID), Network: netip.PrefixFrom(own.Addr(), own.Addr().BitLen())}
+}
+
+func (m *model) meet(a, b *mesh.Node) bool {
+	return (a.IPv4.IsValid() || b.IPv4.IsValid()) && m.network.Connects(at(a, a.IPv4), at(b, b.IPv4)) ||
+		(a.IPv6.IsValid() || b.IPv6.IsValid()) && m.network.Connects(at(a, a.IPv6), at(b, b.IPv6))
+}
+
+// holders returns for each prefix the nodes that have the best claim to it: an
+// address before a route, then the nearest.
+func (m *model) holders() map[netip.Prefix][]mesh.NodeID {
+	claims := map[netip.Prefix][]mesh.NodeID{}
+	claim := func(id mesh.NodeID, network netip.Prefix) {
+		own := m.self.IPv6
+		if network.Addr().Is4() {
+			own = m.self.IPv4
+		}
+		for _, part := range m.network.Granted(at(m.self, own), policy.Endpoint{Node: string(id), Network: network}) {
+			switch others := claims[part]; {
+			case len(others) == 0 || m.nearest[id].less(m.nearest[others[0]]):
+				claims[part] = []mesh.NodeID{id}
+			case m.nearest[id] == m.nearest[others[0]]:
+				claims[part] = append(others, id)
+			}
+		}
+	}
+	for id := range m.nearest {
+		for _, own := range m.s.Node(id).Prefixes() {
+			claim(id, own)
+		}
+	}
+	home := map[netip.Prefix]bool{}
+	for _, r := range m.s.Routes {
+		for _, network := range r.Destinations {
+			home[network] = home[network] || slices.Contains(policy.Forwarders(m.s, r), m.self.ID)
+		}
+	}
+	for _, r := range m.s.Routes {
+		for _, id := range policy.Forwarders(m.s, r) {
+			for _, network := range r.Destinations {
+				if _, reached := m.nearest[id]; reached && !home[network] && m.s.Routable(network) {
+					claim(id, network)
+				}
+			}
+		}
+	}
+	return claims
+}
+
+// With any ACLs and routes, a plan has exactly what a look at all paths finds:
+// every address that is reachable and granted behind one peer, with which a
+// shortest path to a nearest holder begins.
+func TestFor_IsWhatALookAtAllPathsFinds(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		b := drawMesh(t)
+		for _, id := range b.ids() {
+			switch rapid.IntRange(0, 9).Draw(t, "lacks") {
+			case 0:
+				b.change(id, func(n *mesh.Node) { n.PublicKey = mesh.PublicKey{} })
+			case 1:
+				b.change(id, func(n *mesh.Node) { n.IPv4 = netip.Prefix{} })
+			case 2:
+				b.change(id, func(n *mesh.Node) { n.IPv6 = netip.Prefix{} })
+			}
+		}
+		b.Groups = []mesh.Group{group("g", string(rapid.SampledFrom(b.ids()).Draw(t, "member")), string(b.ids()[0]), "gone")}
+		b.route("group", "group:g", "10.0.0.0/8", "2001:db8:1::/48")
+		if rapid.Bool().Draw(t, "ACLs") {
+			b.acls(append(drawACLs(t, b), between(rapid.Bool().Draw(t, "default"), "*", "*"))...)
+		}
+		for id, plan := range plans(t, b.Snapshot) {
+			if b.Node(id).PublicKey.IsZero() {
+				if len(plan.Peers) != 0 {
+					t.Fatalf("%s has peers, but no key", id)
+				}
+				continue
+			}
+			m := newModel(b.Snapshot, id)
+			want := m.holders()
+			for _, peer := range plan.Peers {
+				for _, allowed := range peer.AllowedIPs {
+					begins := func(holder mesh.NodeID) bool { return m.first[holder][peer.Node.ID] }
+					if !slices.ContainsFunc(want[allowed], begins) {
+						t.Fatalf("%s has %v behind %s; it is of %v, behind %v", id, allowed, peer.Node.ID, want[allowed], m.first)
+					}
+					delete(want, allowed)
+				}
+			}
+			if len(want) > 0 {
+				t.Fatalf("%s lacks %v", id, want)
+			}
 		}
 	})
 }

@@ -1,0 +1,120 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package topology
+
+import (
+	"cmp"
+	"net/netip"
+	"slices"
+
+	"github.com/meshgate/meshgate/node/mesh"
+)
+
+// maxPatched is how many peers of a plan are replaced one by one; with more,
+// all are made anew.
+const maxPatched = 64
+
+// makePlan makes the plan of a view's root. What did not change is the memory
+// of the plan before.
+func (p *pass) makePlan(rerouted bool) {
+	self := p.root.node
+	switch {
+	case p.all || len(p.stale) > maxPatched:
+		p.plan.Peers = p.allPeers()
+	case len(p.stale) > 0:
+		p.plan.Peers = p.patchedPeers()
+	}
+	if rerouted || p.all {
+		p.plan.Routes = routesOf(p.graph.at, self, p.view.routed)
+	}
+	p.plan.Self = self
+}
+
+// allPeers returns the neighbours that something lies behind.
+func (p *pass) allPeers() []mesh.Peer {
+	peers := make([]mesh.Peer, 0, len(p.lists))
+	for behind := range p.lists {
+		peers = append(peers, p.peer(behind))
+	}
+	slices.SortFunc(peers, func(a, b mesh.Peer) int { return cmp.Compare(a.Node.ID, b.Node.ID) })
+	return peers
+}
+
+// patchedPeers returns the peers with those that are stale made anew.
+func (p *pass) patchedPeers() []mesh.Peer {
+	peers := slices.Grow(slices.Clone(p.plan.Peers), len(p.stale))
+	for id := range p.stale {
+		i, was := slices.BinarySearchFunc(peers, id, func(e mesh.Peer, id mesh.NodeID) int { return cmp.Compare(e.Node.ID, id) })
+		v := p.graph.vertices[id]
+		is := v != nil && len(p.lists[v]) > 0
+		switch {
+		case was && is:
+			peers[i] = p.peer(v)
+		case was:
+			peers = slices.Delete(peers, i, i+1)
+		case is:
+			peers = slices.Insert(peers, i, p.peer(v))
+		}
+	}
+	return peers
+}
+
+func (p *pass) peer(v *vertex) mesh.Peer {
+	l, _ := p.root.linkTo(v)
+	return mesh.Peer{
+		Node: v.node, AllowedIPs: p.lists[v], Endpoint: endpoint(p.root.node, v.node), Protocol: l.protocol,
+	}
+}
+
+// leafPlan makes the plan of a node whose only neighbour is the root of a lone
+// view.
+func (w *view) leafPlan(s *mesh.Snapshot, self *vertex) mesh.Plan {
+	own := self.node.Prefixes()
+	routed := without(w.routed, own)
+	plan := mesh.Plan{Self: self.node, Routes: routesOf(s, self.node, routed)}
+	allowed := without(w.lists[w.root], own)
+	if w.summary {
+		allowed = merge(allowed, s.Networks())
+	}
+	if allowed = merge(allowed, routed); len(allowed) > 0 {
+		l, _ := self.linkTo(w.root)
+		plan.Peers = []mesh.Peer{{
+			Node: w.root.node, AllowedIPs: allowed, Endpoint: endpoint(self.node, w.root.node), Protocol: l.protocol,
+		}}
+	}
+	return plan
+}
+
+// without returns a sorted list without what lies in own.
+func without(list, own []netip.Prefix) []netip.Prefix {
+	for _, o := range own {
+		// A wider network that holds o stands before it.
+		from, _ := slices.BinarySearchFunc(list, o.Masked(), netip.Prefix.Compare)
+		to := from
+		for to < len(list) && o.Contains(list[to].Addr()) {
+			to++
+		}
+		if from < to {
+			list = slices.Concat(list[:from], list[to:])
+		}
+	}
+	return list
+}
+
+// merge returns the union of two sorted lists; it may be the memory of one.
+func merge(a, b []netip.Prefix) []netip.Prefix {
+	if len(b) == 0 {
+		return a
+	}
+	both := slices.Concat(a, b)
+	slices.SortFunc(both, netip.Prefix.Compare)
+	return slices.Compact(both)
+}
+
+// routesOf returns the mesh's networks and others, of the families in which
+// self has an address.
+func routesOf(s *mesh.Snapshot, self *mesh.Node, others []netip.Prefix) []netip.Prefix {
+	return slices.DeleteFunc(merge(s.Networks(), others), func(network netip.Prefix) bool {
+		return !hostOf(self, network.Addr().Is4()).IsValid()
+	})
+}
