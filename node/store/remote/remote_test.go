@@ -408,8 +408,8 @@ func TestStore_LeavesAGatewayThatMakesNoSense(t *testing.T) {
 func TestList_OfManyParts(t *testing.T) {
 	m := newMemory(t)
 	c := newClient(t, nil, newServer(t, m, nil).addr)
-	const n = 40
-	value := make([]byte, 100<<10)
+	const n = 60
+	value := make([]byte, 50<<10)
 	for i := range n {
 		put(t, m, fmt.Sprintf("k%02d", i), string(value))
 	}
@@ -417,7 +417,7 @@ func TestList_OfManyParts(t *testing.T) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		for i := range 400 {
+		for i := range 150 {
 			select {
 			case <-stop:
 				return
@@ -426,7 +426,7 @@ func TestList_OfManyParts(t *testing.T) {
 			}
 		}
 	}()
-	for range 5 {
+	for range 3 {
 		entries, version, err := c.List(testContext(t), "k")
 		if err != nil || len(entries) != n {
 			t.Fatalf("%d entries, %v", len(entries), err)
