@@ -44,6 +44,8 @@ type Hold struct {
 	// never makes it: it waits until the store holds its record, however long
 	// that takes.
 	Joined bool
+	// Purge says which members are removed because they are gone.
+	Purge Purge
 	// StaticIPv4 are the addresses of nodes that must have a certain one.
 	StaticIPv4 map[mesh.NodeID]netip.Addr
 }
@@ -89,7 +91,12 @@ func (h *holder) run(ctx context.Context) error {
 	}
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return h.registry.Run(ctx) })
-	g.Go(func() error { return h.announce(ctx) })
+	g.Go(func() error {
+		if err := h.announce(ctx); err != nil {
+			return err
+		}
+		return h.purge(ctx)
+	})
 	return g.Wait()
 }
 

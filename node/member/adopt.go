@@ -26,6 +26,7 @@ func (m *Members) Adopt(ctx context.Context, id mesh.NodeID) (*mesh.Snapshot, er
 		case id == m.self, takesMembers(n):
 			return fmt.Errorf("%w: %q is a gateway, which follows none", mesh.ErrPrecondition, id)
 		}
+		tx.ClearSilent(id)
 		_, here := tx.Edge(m.self, id)
 		moved = !here
 		m.leaveOthers(tx, n)

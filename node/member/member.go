@@ -128,6 +128,7 @@ func (m *Members) join(tx *registry.Tx, r mesh.JoinRequest) error {
 		return err
 	}
 	tx.UnbindKey(n.ID) // the record says it from now on
+	tx.ClearSilent(n.ID)
 	if len(r.Routes) == 0 {
 		tx.DeleteRoute(registry.AutoRoute(n.ID))
 	}
@@ -325,37 +326,10 @@ func (m *Members) Leave(ctx context.Context, id mesh.NodeID) error {
 	return nil
 }
 
-// Purge removes a node that has been dead for too long, as Leave does, but its
-// id stays bound to its key: nobody else gets to be that node because it was
-// away. The node itself joins again as a new one.
-func (m *Members) Purge(ctx context.Context, id mesh.NodeID) error {
-	if id == m.self {
-		return fmt.Errorf("purge of node %q: %w: it is the node that purges", id, mesh.ErrPrecondition)
-	}
-	was := false
-	_, err := m.registry.Update(ctx, func(tx *registry.Tx) error {
-		n := tx.Snapshot().Node(id)
-		if was = n != nil; !was {
-			return nil
-		}
-		if !n.PublicKey.IsZero() {
-			tx.BindKey(id, n.PublicKey)
-		}
-		remove(tx, id)
-		return nil
-	})
-	if err != nil {
-		return fmt.Errorf("purge of node %q: %w", id, err)
-	}
-	if was {
-		m.log.Info("node purged", "peer", string(id))
-	}
-	return nil
-}
-
 // remove deletes a node's record, its edges and its routes.
 func remove(tx *registry.Tx, id mesh.NodeID) {
 	tx.DeleteNode(id)
+	tx.ClearSilent(id)
 	for _, r := range tx.Snapshot().Routes {
 		if r.Node == string(id) {
 			tx.DeleteRoute(r.Name)

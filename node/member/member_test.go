@@ -532,38 +532,6 @@ func TestLeave(t *testing.T) {
 	f.wantRefused(f.Leave(t.Context(), "gw"), mesh.ErrPrecondition, "gw")
 }
 
-// A purge takes a node away and leaves its id to its key; Leave frees it.
-func TestPurge(t *testing.T) {
-	f := newFixture(t)
-	a := request(t, "a")
-	a.Routes = prefixes("10.1.0.0/16")
-	f.join(a)
-	for _, id := range []mesh.NodeID{"a", "a", "never"} {
-		if err := f.Purge(t.Context(), id); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if s := f.registry.Snapshot(); s.Nodes.Len() != 1 || s.Edges.Len() != 0 || len(s.Routes) != 0 {
-		t.Errorf("left of the node: %d nodes, %d edges, %v", s.Nodes.Len(), s.Edges.Len(), s.Routes)
-	}
-	other := request(t, "a")
-	_, err := f.Join(t.Context(), other)
-	f.wantRefused(err, mesh.ErrExists, "public_key: the id is bound")
-	_, err = newReplica(t, f.store, "gw").Join(t.Context(), other)
-	f.wantRefused(err, mesh.ErrExists, "public_key: the id is bound")
-	f.join(a)
-	for _, forget := range []func() error{
-		func() error { return f.Leave(t.Context(), "a") },
-		func() error { return errors.Join(f.Purge(t.Context(), "a"), f.Leave(t.Context(), "a")) },
-	} {
-		if err := forget(); err != nil {
-			t.Fatal(err)
-		}
-		f.join(request(t, "a"))
-	}
-	f.wantRefused(f.Purge(t.Context(), "gw"), mesh.ErrPrecondition, "gw")
-}
-
 func TestNew_NeedsARegistryAndSelf(t *testing.T) {
 	for _, cfg := range []member.Config{{}, {Self: "gw"}, {Registry: registry.New(storetest.New(), nil)}} {
 		if _, err := member.New(cfg); err == nil {

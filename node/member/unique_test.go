@@ -52,7 +52,7 @@ func TestMembers_ShareNothing(t *testing.T) {
 				}
 			},
 			"purge": func(rt *rapid.T) {
-				if err := f.Purge(t.Context(), drawID(rt)); !expected(err) {
+				if err := f.purge(drawID(rt)); !expected(err) {
 					rt.Fatal(err)
 				}
 			},

@@ -196,7 +196,10 @@ type Snapshot struct {
 	// LastIPv4 is the IPv4 address that was handed out last; invalid before the
 	// first. The next one is looked for behind it.
 	LastIPv4 netip.Addr
-	Nodes    Nodes
+	// Silent tells since when members have not been heard, of those that their
+	// gateways missed. Nobody changes it.
+	Silent map[NodeID]time.Time
+	Nodes  Nodes
 	// Edges are those that are stored; EdgesOf and AllEdges add those that
 	// follow from the nodes.
 	Edges Edges

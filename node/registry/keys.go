@@ -31,6 +31,9 @@ const (
 	// prefixBound holds the keys to which ids are bound whose nodes were purged.
 	// v1 nodes do not know it.
 	prefixBound = root + "meshgate/keys/"
+	// prefixSilent holds since when members have not been heard, in the form of
+	// RFC 3339. v1 nodes do not know it.
+	prefixSilent = root + "meshgate/silent/"
 	// keyLastIPv4 holds the IPv4 address that was handed out last. v1 nodes do
 	// not know it; where it is missing, addresses are handed out from the first.
 	keyLastIPv4 = root + "meshgate/last-ipv4"

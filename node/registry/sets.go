@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"strings"
+	"time"
 
 	"github.com/meshgate/meshgate/node/mesh"
 	v1 "github.com/meshgate/meshgate/proto/v1"
@@ -41,6 +42,37 @@ func (t *boundTable) remove(name string) {
 }
 
 func (t *boundTable) clear() { t.set = nil }
+
+// silentTable holds since when members have not been heard. Few are silent, so
+// that the published map is copied when it changes.
+type silentTable struct {
+	set map[mesh.NodeID]time.Time
+}
+
+func (t *silentTable) under() string { return prefixSilent }
+
+// put takes over a changed value. An undecodable one is as good as absent.
+func (t *silentTable) put(name string, value []byte) error {
+	since, err := time.Parse(time.RFC3339, string(value))
+	if err != nil {
+		t.remove(name)
+		return err
+	}
+	next := make(map[mesh.NodeID]time.Time, len(t.set)+1)
+	maps.Copy(next, t.set)
+	next[mesh.NodeID(name)] = since
+	t.set = next
+	return nil
+}
+
+func (t *silentTable) remove(name string) {
+	if _, ok := t.set[mesh.NodeID(name)]; ok {
+		t.set = maps.Clone(t.set)
+		delete(t.set, mesh.NodeID(name))
+	}
+}
+
+func (t *silentTable) clear() { t.set = nil }
 
 // nodeTable holds the decoded nodes.
 type nodeTable struct{ set mesh.Nodes }

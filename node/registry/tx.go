@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"time"
 
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
@@ -75,6 +76,20 @@ func (tx *Tx) BindKey(id mesh.NodeID, key mesh.PublicKey) {
 func (tx *Tx) UnbindKey(id mesh.NodeID) {
 	_, ok := tx.BoundKey(id)
 	tx.deleteIf(ok, prefixBound+string(id))
+}
+
+// SetSilent notes since when a member has not been heard.
+func (tx *Tx) SetSilent(id mesh.NodeID, since time.Time) {
+	since = since.UTC().Truncate(time.Second)
+	if old, ok := tx.Snapshot().Silent[id]; !ok || !old.Equal(since) {
+		tx.setText(prefixSilent+string(id), since.Format(time.RFC3339))
+	}
+}
+
+// ClearSilent notes that a member was heard, or is gone.
+func (tx *Tx) ClearSilent(id mesh.NodeID) {
+	_, ok := tx.Snapshot().Silent[id]
+	tx.deleteIf(ok, prefixSilent+string(id))
 }
 
 // SetLastIPv4 notes which IPv4 address was handed out last.

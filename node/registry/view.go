@@ -43,6 +43,7 @@ type builder struct {
 
 	nodes     nodeTable
 	bound     boundTable
+	silent    silentTable
 	edges     edgeTable
 	routes    *table[mesh.Route]
 	acls      *table[mesh.ACL]
@@ -74,7 +75,7 @@ func newBuilder(logger *slog.Logger) *builder {
 	b.bindings = newTable(prefixBindings, func() *v1.RoleBinding { return &v1.RoleBinding{} }, mesh.RoleBindingFromProto, bindingName, byName(bindingName))
 	groupName := func(g mesh.Group) string { return g.Name }
 	b.groups = newTable(prefixGroups, func() *v1.Group { return &v1.Group{} }, mesh.GroupFromProto, groupName, byName(groupName))
-	b.tables = []keyed{&b.nodes, &b.edges, &b.bound, b.routes, b.acls, b.roles, b.bindings, b.groups}
+	b.tables = []keyed{&b.nodes, &b.edges, &b.bound, &b.silent, b.routes, b.acls, b.roles, b.bindings, b.groups}
 	return b
 }
 
@@ -204,6 +205,7 @@ func (b *builder) view(version uint64) *view {
 			IPv6:         b.ipv6,
 			RBACDisabled: b.noRBAC,
 			LastIPv4:     b.lastIPv4,
+			Silent:       b.silent.set,
 			Nodes:        b.nodes.set,
 			Edges:        b.edges.set,
 			Routes:       b.routes.sorted(),

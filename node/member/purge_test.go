@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package member_test
+
+import (
+	"errors"
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/meshgate/meshgate/node/mesh"
+	"github.com/meshgate/meshgate/node/registry"
+)
+
+// gone is when the nodes of a test fell silent.
+var gone = time.Unix(1_700_000_000, 0).UTC()
+
+// purge notes that a node is silent and purges it.
+func (f fixture) purge(id mesh.NodeID) error {
+	return errors.Join(f.Note(f.t.Context(), map[mesh.NodeID]time.Time{id: gone}, nil), f.Purge(f.t.Context(), id, gone))
+}
+
+// A purge takes a node away and leaves its id to its key; Leave frees it.
+func TestPurge(t *testing.T) {
+	f := newFixture(t)
+	a := request(t, "a")
+	a.Routes = prefixes("10.1.0.0/16")
+	f.join(a)
+	for _, id := range []mesh.NodeID{"a", "a", "never"} {
+		if err := f.purge(id); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if s := f.registry.Snapshot(); s.Nodes.Len() != 1 || s.Edges.Len() != 0 || len(s.Routes) != 0 {
+		t.Errorf("left of the node: %d nodes, %d edges, %v", s.Nodes.Len(), s.Edges.Len(), s.Routes)
+	}
+	other := request(t, "a")
+	_, err := f.Join(t.Context(), other)
+	f.wantRefused(err, mesh.ErrExists, "public_key: the id is bound")
+	_, err = newReplica(t, f.store, "gw").Join(t.Context(), other)
+	f.wantRefused(err, mesh.ErrExists, "public_key: the id is bound")
+	f.join(a)
+	for _, forget := range []func() error{
+		func() error { return f.Leave(t.Context(), "a") },
+		func() error { return errors.Join(f.purge("a"), f.Leave(t.Context(), "a")) },
+	} {
+		if err := forget(); err != nil {
+			t.Fatal(err)
+		}
+		f.join(request(t, "a"))
+	}
+	f.wantRefused(f.purge("gw"), mesh.ErrPrecondition, "gw")
+}
+
+// Addresses of purged nodes are handed out again.
+func TestPurge_ReleasesTheLease(t *testing.T) {
+	f := newFixtureOf(t, registry.Bootstrap{IPv4: netip.MustParsePrefix("10.0.0.0/30")}) // two addresses, of which gw has one
+	lease := f.join(request(t, "a")).Node("a").IPv4
+	_, err := f.Join(t.Context(), request(t, "b"))
+	f.wantRefused(err, mesh.ErrExhausted, "assign_ipv4")
+	if err := f.purge("a"); err != nil {
+		t.Fatal(err)
+	}
+	if got := f.join(request(t, "b")).Node("b").IPv4; got != lease {
+		t.Errorf("b has %v; %v was free", got, lease)
+	}
+}
+
+// Who was heard after all stays, whoever has decided to purge it.
+func TestPurge_SparesWhoIsNotSilentLongEnough(t *testing.T) {
+	a, b := twoGateways(t)
+	r := request(t, "nas")
+	a.join(r)
+	silent := func(since time.Time) {
+		t.Helper()
+		if err := a.Note(t.Context(), map[mesh.NodeID]time.Time{"nas": since, "nobody": since}, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for name, back := range map[string]func() error{
+		"never missed":    func() error { return nil },
+		"not for so long": func() error { silent(gone.Add(time.Second)); return nil },
+		"heard":           func() error { silent(gone); return a.Note(t.Context(), nil, []mesh.NodeID{"nas"}) },
+		"joined again":    func() error { silent(gone); _, err := a.Join(t.Context(), r); return err },
+		"adopted":         func() error { silent(gone); b.adopt("nas"); return nil },
+	} {
+		if err := a.Note(t.Context(), nil, []mesh.NodeID{"nas"}); err != nil {
+			t.Fatal(err)
+		}
+		if err := back(); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := a.registry.Sync(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if err := a.Purge(t.Context(), "nas", gone); err != nil || a.registry.Snapshot().Node("nas") == nil {
+			t.Fatalf("%s: %v, and it is gone", name, err)
+		}
+	}
+	silent(gone)
+	silent(gone.Add(time.Hour))
+	if got := a.registry.Snapshot().Silent; len(got) != 1 || !got["nas"].Equal(gone) {
+		t.Errorf("silent: %v", got)
+	}
+	if err := a.Purge(t.Context(), "nas", gone); err != nil || a.registry.Snapshot().Node("nas") != nil || len(a.registry.Snapshot().Silent) != 0 {
+		t.Errorf("silent for long: %v, still there: %v", err, a.registry.Snapshot().Silent)
+	}
+}

@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package node
+
+import (
+	"maps"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/meshgate/meshgate/node/mesh"
+	v1 "github.com/meshgate/meshgate/proto/v1"
+)
+
+// purgeMesh has the gateways gw1 to gw3, and the nodes of a map behind each.
+func purgeMesh(t *testing.T, nodes map[mesh.NodeID][]mesh.NodeID) (s *mesh.Snapshot, keys map[mesh.NodeID]mesh.WireGuardKey) {
+	t.Helper()
+	s, keys = &mesh.Snapshot{}, map[mesh.NodeID]mesh.WireGuardKey{}
+	add := func(id mesh.NodeID, features ...v1.Feature) {
+		key, err := mesh.GenerateKey()
+		if err != nil {
+			t.Fatal(err)
+		}
+		n := &mesh.Node{ID: id, PublicKey: key.Public(), JoinedAt: purgeNow.Add(-1000 * time.Hour)}
+		for _, f := range features {
+			n.Features = append(n.Features, mesh.Feature{Kind: f, Port: 8443})
+		}
+		s.Nodes, keys[id] = s.Nodes.With(n), n.PublicKey.WireGuard()
+	}
+	for _, gate := range []mesh.NodeID{"gw1", "gw2", "gw3"} {
+		add(gate, v1.Feature_NODES, v1.Feature_MEMBERSHIP)
+		for _, id := range nodes[gate] {
+			add(id, v1.Feature_NODES)
+			s.Edges = s.Edges.With(mesh.Edge{Source: gate, Target: id, Weight: 1})
+		}
+	}
+	add("phone") // a stock WireGuard peer
+	s.Edges = s.Edges.With(mesh.Edge{Source: "gw1", Target: "phone", Weight: 1})
+	return s, keys
+}
+
+var purgeNow = time.Unix(1_700_000_000, 0)
+
+func TestPurge_Judges(t *testing.T) {
+	behind := map[mesh.NodeID][]mesh.NodeID{"gw1": {"nas"}, "gw2": {"cam"}, "gw3": {"tv"}}
+	all := map[mesh.NodeID]bool{"gw1": true, "gw2": true, "gw3": true}
+	ago := func(d time.Duration) time.Time { return purgeNow.Add(-d) }
+	ids := func(list ...mesh.NodeID) []mesh.NodeID { return list }
+	for name, tt := range map[string]struct {
+		self   mesh.NodeID
+		shaken map[mesh.NodeID]time.Time
+		silent map[mesh.NodeID]time.Time // noted
+		alive  map[mesh.NodeID]bool
+		leads  bool
+
+		misses, heard, purges []mesh.NodeID
+	}{
+		"its own are heard":            {self: "gw1", shaken: map[mesh.NodeID]time.Time{"nas": ago(time.Minute)}, alive: all},
+		"one of its own is silent":     {self: "gw1", shaken: map[mesh.NodeID]time.Time{"nas": ago(time.Hour)}, alive: all, misses: ids("nas")},
+		"one that was never heard":     {self: "gw1", alive: all, misses: ids("nas")},
+		"noted before":                 {self: "gw1", silent: map[mesh.NodeID]time.Time{"nas": ago(time.Hour)}, alive: all},
+		"back again":                   {self: "gw1", shaken: map[mesh.NodeID]time.Time{"nas": ago(time.Minute)}, silent: map[mesh.NodeID]time.Time{"nas": ago(99 * time.Hour)}, alive: all, leads: true, heard: ids("nas")},
+		"the leader leaves others be":  {self: "gw3", shaken: map[mesh.NodeID]time.Time{"tv": ago(0)}, alive: all, leads: true},
+		"but not those of a dead one":  {self: "gw3", shaken: map[mesh.NodeID]time.Time{"tv": ago(0)}, alive: map[mesh.NodeID]bool{"gw2": true}, leads: true, misses: ids("nas")},
+		"which a follower leaves, too": {self: "gw3", shaken: map[mesh.NodeID]time.Time{"tv": ago(0)}, alive: map[mesh.NodeID]bool{"gw2": true}},
+		"gone for long":                {self: "gw2", shaken: map[mesh.NodeID]time.Time{"cam": ago(0)}, silent: map[mesh.NodeID]time.Time{"nas": ago(24 * time.Hour)}, alive: all, leads: true, purges: ids("nas")},
+		"gone, and it does not lead":   {self: "gw2", shaken: map[mesh.NodeID]time.Time{"cam": ago(0)}, silent: map[mesh.NodeID]time.Time{"nas": ago(24 * time.Hour)}, alive: all},
+		"gone, but not for so long":    {self: "gw2", shaken: map[mesh.NodeID]time.Time{"cam": ago(0)}, silent: map[mesh.NodeID]time.Time{"nas": ago(24*time.Hour - time.Second)}, alive: all, leads: true},
+	} {
+		s, keys := purgeMesh(t, behind)
+		s.Silent = tt.silent
+		handshakes := map[mesh.WireGuardKey]time.Time{}
+		for id, at := range tt.shaken {
+			handshakes[keys[id]] = at
+		}
+		p := Purge{After: 24 * time.Hour}
+		v := p.judge(s, tt.self, handshakes, tt.alive, tt.leads, purgeNow)
+		misses := slices.Sorted(maps.Keys(v.silent))
+		if !slices.Equal(misses, tt.misses) || !slices.Equal(v.heard, tt.heard) || !slices.Equal(v.purge, tt.purges) {
+			t.Errorf("%s: misses %v, hears %v, purges %v", name, misses, v.heard, v.purge)
+		}
+		for id, since := range v.silent {
+			if !since.Equal(ago(silentAfter)) {
+				t.Errorf("%s: %s silent since %s", name, id, since)
+			}
+		}
+	}
+}
+
+// A fault that makes all seem gone takes its time.
+func TestPurge_IsBounded(t *testing.T) {
+	var many []mesh.NodeID
+	silent := map[mesh.NodeID]time.Time{}
+	for i := range 100 {
+		id := mesh.NodeID("n" + time.Duration(i).String())
+		many = append(many, id)
+		silent[id] = purgeNow.Add(-99 * time.Hour)
+	}
+	s, _ := purgeMesh(t, map[mesh.NodeID][]mesh.NodeID{"gw1": many})
+	s.Silent = silent
+	p := Purge{After: time.Hour}
+	if v := p.judge(s, "gw1", nil, nil, true, purgeNow); len(v.purge) != maxPurge {
+		t.Errorf("%d nodes at once", len(v.purge))
+	}
+}
