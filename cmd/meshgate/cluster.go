@@ -21,6 +21,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/meshgate/meshgate/gateway"
+	"github.com/meshgate/meshgate/node"
 	"github.com/meshgate/meshgate/node/mesh"
 	"github.com/meshgate/meshgate/node/peer"
 	"github.com/meshgate/meshgate/node/store/raftstore"
@@ -37,6 +38,8 @@ const (
 	joinPatience = 2 * time.Minute
 	// joinPause is the pause between two attempts.
 	joinPause = 300 * time.Millisecond
+	// purgeContact is how recently a gateway that watches its members was heard.
+	purgeContact = time.Minute
 	// handOverTimeout bounds what a leader that ends waits for another one.
 	handOverTimeout = 3 * time.Second
 	// rememberPause is the least time between two looks at who the gateways are.
@@ -173,6 +176,24 @@ func (p *gatewayProcess) listener() net.Listener {
 // close ends what openCluster opened. The state is closed before.
 func (l *cluster) close() error {
 	return errors.Join(l.replicas.Close(), l.front.Close())
+}
+
+// purge says which members are removed because they are gone, and which of
+// several gateways does it.
+func (p *gatewayProcess) purge() node.Purge {
+	purge := node.Purge{After: p.cfg.purgeAfter}
+	if p.cluster == nil {
+		return purge
+	}
+	purge.Leads = func() bool { _, leads := p.store.Leader(); return leads }
+	purge.Alive = func(ctx context.Context) map[mesh.NodeID]bool {
+		alive := map[mesh.NodeID]bool{}
+		for _, r := range p.store.Members(ctx) {
+			alive[mesh.NodeID(r.ID)] = r.Leader || r.Known && r.LastContact < purgeContact
+		}
+		return alive
+	}
+	return purge
 }
 
 // handOver makes another gateway lead, if this one does and ends, so that nobody

@@ -76,7 +76,7 @@ func (p *gatewayProcess) openNode(ctx context.Context) error {
 			Store: p.store, CloseStore: p.store.Close, Admin: c.admin,
 			Domain: strings.TrimSuffix(c.meshDomain, ".") + ".", IPv4: netip.MustParsePrefix(c.meshIPv4),
 			AcceptByDefault: c.policy == "accept", AllowUnprovenJoins: c.allowUnproven, StaticIPv4: static,
-			Joined: p.cluster.joined(),
+			Joined: p.cluster.joined(), Purge: p.purge(),
 		},
 		Logger: p.log, Registerer: p.registry,
 	})

@@ -12,6 +12,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -21,6 +22,9 @@ import (
 	"github.com/meshgate/meshgate/node/peer"
 	"github.com/meshgate/meshgate/node/wg"
 )
+
+// minPurgeAfter is the least time after which a node counts as gone for good.
+const minPurgeAfter = time.Hour
 
 // upConfig is what the flags of up say, as typed.
 type upConfig struct {
@@ -46,6 +50,7 @@ type upConfig struct {
 	meshDomain, meshIPv4, policy string
 	staticIPv4                   []string
 	allowUnproven                bool
+	purgeAfter                   time.Duration
 
 	wgMode      string
 	wgPort      uint16
@@ -95,6 +100,8 @@ func (c *upConfig) register(f *pflag.FlagSet) {
 
 	f.StringSliceVar(&c.staticIPv4, "mesh.static-ipv4", nil, "mesh addresses of certain nodes, as ID=ADDRESS; no other node gets them")
 	f.BoolVar(&c.allowUnproven, "mesh.allow-unproven-joins", false, "let nodes join that do not prove that they hold their key, as v1 nodes do not")
+
+	f.DurationVar(&c.purgeAfter, "mesh.purge-after", 0, "how long a node that runs Meshgate may be gone before it is removed from the mesh and its addresses are free, such as 720h; when it is back it needs a token and --again. 0 keeps all; the same on all gateways")
 
 	f.StringVar(&c.wgMode, "wireguard.mode", "auto", "tun, netstack (no root), or auto: tun where the host allows it")
 	f.Uint16Var(&c.wgPort, "wireguard.listen-port", 51820, "UDP port of WireGuard; 0 lets the host pick")
@@ -197,6 +204,9 @@ func (c *upConfig) validate() error {
 	}
 	if err := c.validateCluster(); err != nil {
 		return err
+	}
+	if c.purgeAfter < 0 || c.purgeAfter != 0 && c.purgeAfter < minPurgeAfter {
+		return usagef("--mesh.purge-after %s: give at least %s; nodes are switched off for a while", c.purgeAfter, minPurgeAfter)
 	}
 	if _, err := wireguardMode(c.wgMode); err != nil {
 		return err
