@@ -32,7 +32,8 @@ type backupOutput struct {
 func (a *app) backupCommand() *cobra.Command {
 	return a.onGateway("backup FILE", "write the state of the mesh to a file",
 		"backup writes the whole state at one moment, while the mesh goes on, and checks it. The file\n"+
-			"holds no private keys: keep "+nodeKeyFile+" of a gateway's data directory as well.\n"+
+			"holds no private keys: keep "+nodeKeyFile+" of a gateway's data directory as well. It holds the\n"+
+			"hashes of tokens and the secret of TURN credentials: keep it as you keep keys.\n"+
 			"A file that is there is replaced once the new one is whole.",
 		args(cobra.ExactArgs(1), "the file to write"), a.backup)
 }
