@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"strconv"
 	"sync"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -20,6 +21,13 @@ import (
 	"github.com/meshgate/meshgate/node/store"
 	"github.com/meshgate/meshgate/node/topology"
 	"github.com/meshgate/meshgate/node/wg"
+)
+
+// firstAnnounceDelay is the pause before the node writes its own record once
+// more; it doubles with each time, up to maxAnnounceDelay.
+const (
+	firstAnnounceDelay = 50 * time.Millisecond
+	maxAnnounceDelay   = 5 * time.Second
 )
 
 // Hold configures a node that keeps the mesh's state.
@@ -113,14 +121,31 @@ func (h *holder) announce(ctx context.Context) error {
 		API:             n.cfg.API,
 	}
 	self.WireGuardEndpoints = wireguardEndpoints(n.cfg.PrimaryEndpoint, n.device.ListenPort())
-	if err := h.enter(ctx, self); err != nil {
+	if err := h.insist(ctx, func() error { return h.enter(ctx, self) }); err != nil {
 		return err
 	}
 	// What is not configured any more is withdrawn.
-	if err := h.Members.Declare(ctx, self, n.cfg.Routes); err != nil {
+	if err := h.insist(ctx, func() error { return h.Members.Declare(ctx, self, n.cfg.Routes) }); err != nil {
 		return fmt.Errorf("update own record (the data directory belongs to node id and key of its first start): %w", err)
 	}
 	return nil
+}
+
+// insist makes a change until it is made, or refused for what it is, or ctx
+// ends. A leader that changes, others that join all the time, or a disk that is
+// full make it late, and are no reason to end: what was there before goes on.
+func (h *holder) insist(ctx context.Context, change func() error) error {
+	for delay := firstAnnounceDelay; ; delay = min(2*delay, maxAnnounceDelay) {
+		err := change()
+		passes := errors.Is(err, mesh.ErrUnavailable) || errors.Is(err, store.ErrNotLeader) || errors.Is(err, store.ErrFull)
+		if !passes || ctx.Err() != nil {
+			return err
+		}
+		h.node.log.Warn("own record not up to date yet, trying again", "err", err)
+		if pause(ctx, delay) != nil {
+			return err
+		}
+	}
 }
 
 // enter makes the mesh, or becomes a gateway of one that another node has made.
