@@ -97,6 +97,7 @@ func (a *attachment) close() {
 		a.bind.mu.Lock()
 		delete(a.bind.attached, a.id)
 		a.bind.mu.Unlock()
+		a.bind.lost.Store(true)
 		a.bind.metrics.attached.Dec()
 		close(a.done)
 		_ = a.conn.Close() // it is of no use any more, whatever it says

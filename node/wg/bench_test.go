@@ -4,6 +4,7 @@ package wg_test
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/netip"
@@ -99,4 +100,39 @@ func BenchmarkDatagrams_Direct(b *testing.B) {
 	}
 	<-done
 	b.ReportMetric(float64(received.Load())/b.Elapsed().Seconds(), "received/s")
+}
+
+// BenchmarkSet changes one of ten thousand peers, or adds and removes one.
+func BenchmarkSet(b *testing.B) {
+	const count = 10_000
+	for _, change := range []string{"nothing", "one moves", "one more and one less"} {
+		b.Run(change, func(b *testing.B) {
+			n := wgtest.New(b, 1, wg.Options{})
+			peers := make([]wg.Peer, count+1)
+			for i := range peers {
+				peers[i] = wg.Peer{
+					Key:      mesh.WireGuardKey{1, byte(i), byte(i >> 8)},
+					Name:     fmt.Sprint("leaf", i),
+					Endpoint: "127.0.0.1:9",
+					AllowedIPs: []netip.Prefix{
+						netip.PrefixFrom(netip.AddrFrom4([4]byte{172, 20, byte(i >> 8), byte(i)}), 32),
+						netip.PrefixFrom(netip.AddrFrom16([16]byte{0xfd, 6: byte(i >> 8), 7: byte(i)}), 112),
+					},
+				}
+			}
+			n.SetPeers(peers[:count]...)
+			b.ReportAllocs()
+			for i := 0; b.Loop(); i++ {
+				switch change {
+				case "one moves":
+					peers[count/2].Endpoint = fmt.Sprint("127.0.0.1:", 1000+i%1000)
+					n.SetPeers(peers[:count]...)
+				case "one more and one less":
+					n.SetPeers(peers[:count+i%2]...)
+				default:
+					n.SetPeers(peers[:count]...)
+				}
+			}
+		})
+	}
 }

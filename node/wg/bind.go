@@ -36,6 +36,8 @@ type bind struct {
 	metrics *metrics
 	receive chan received
 	port    atomic.Uint32
+	// lost is set when an attached connection has ended.
+	lost atomic.Bool
 
 	mu         sync.Mutex // guards the fields below
 	generation chan struct{}

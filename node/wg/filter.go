@@ -66,20 +66,16 @@ type rules struct {
 	sent          func(mesh.Packet)
 }
 
-// newRules returns the rules of a configuration that passed validate.
-func newRules(c *Config) *rules {
-	r := &rules{allow: c.Allow, accept: c.Accept, sent: c.Sent, prefixes: slices.Clone(c.Addresses)}
+// newRules returns the rules of a valid configuration; routes are the allowed
+// IPs of its peers.
+func newRules(c *Config, routes *prefixSet) *rules {
+	r := &rules{routes: routes, allow: c.Allow, accept: c.Accept, sent: c.Sent, prefixes: slices.Clone(c.Addresses)}
 	for _, p := range c.Addresses {
 		r.own = append(r.own, p.Addr())
 		if !p.IsSingleIP() {
 			r.networks = append(r.networks, p.Masked())
 		}
 	}
-	var routes []netip.Prefix
-	for i := range c.Peers {
-		routes = append(routes, c.Peers[i].AllowedIPs...)
-	}
-	r.routes = newPrefixSet(routes)
 	return r
 }
 

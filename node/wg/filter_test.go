@@ -40,9 +40,11 @@ func prefixes(texts ...string) []netip.Prefix {
 	return ps
 }
 
+func rulesOf(c *Config) *rules { return newRules(c, newPrefixSet(c.allowed())) }
+
 func TestRules_Judge(t *testing.T) {
 	denied := netip.MustParseAddr("10.0.0.66")
-	r := newRules(&Config{
+	r := rulesOf(&Config{
 		Addresses: prefixes("10.0.0.1/24", "fd00::1:0/112"),
 		Peers:     []Peer{{AllowedIPs: prefixes("10.0.0.2/32", "10.0.0.66/32", "0.0.0.0/0", "::/0", "fd00::2:0/112", "fd00::1:7/128")}},
 		Allow:     func(p mesh.Packet) bool { return p.Dst != denied },
@@ -144,7 +146,7 @@ func FuzzRules_Judge(f *testing.F) {
 	f.Add([]byte{0x45})
 	f.Fuzz(func(t *testing.T, p []byte) {
 		asked := false
-		r := newRules(&Config{
+		r := rulesOf(&Config{
 			Addresses: prefixes("10.0.0.1/24", "fd00::1:0/112"),
 			Allow: func(p mesh.Packet) bool {
 				asked = true
@@ -160,7 +162,7 @@ func FuzzRules_Judge(f *testing.F) {
 }
 
 func BenchmarkRules_Judge(b *testing.B) {
-	r := newRules(&Config{
+	r := rulesOf(&Config{
 		Addresses: prefixes("10.0.0.1/32", "fd00::1:0/112"),
 		Allow:     func(mesh.Packet) bool { return true },
 	})

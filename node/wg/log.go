@@ -41,7 +41,7 @@ type peerLog struct {
 
 func newPeerLog(logger *slog.Logger) *peerLog {
 	limit := func() *rate.Limiter { return rate.NewLimiter(rate.Every(logEvery), logBurst) }
-	return &peerLog{logger: logger, warn: limit(), verbose: limit(), told: map[string]string{}}
+	return &peerLog{logger: logger, warn: limit(), verbose: limit(), names: map[string]string{}, told: map[string]string{}}
 }
 
 // library is the logger that the library takes.
@@ -62,6 +62,20 @@ func (l *peerLog) setPeers(peers []Peer) {
 		if _, ok := names[peer]; !ok {
 			delete(l.told, peer)
 		}
+	}
+}
+
+// follow names the peers that changed and forgets what was told of those that
+// are gone.
+func (l *peerLog) follow(ch *changes) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, key := range ch.removed {
+		delete(l.names, libraryName(key))
+		delete(l.told, libraryName(key))
+	}
+	for i := range ch.peers {
+		l.names[libraryName(ch.peers[i].Key)] = ch.peers[i].label()
 	}
 }
 

@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+
 	"time"
 
 	"github.com/meshgate/meshgate/node/mesh"
@@ -25,28 +26,26 @@ const (
 // errNoEndpoint says that a name stands for addresses only at which no peer is.
 var errNoEndpoint = errors.New("it stands for no address at which another node can be")
 
-// resolve finds the endpoints of peers. Names that resolved once are not
-// looked up again as long as the configuration keeps them, since the peer may
-// have roamed. Only a context that ended is an error.
-func (d *Device) resolve(ctx context.Context, c *Config) (map[mesh.WireGuardKey]peerEndpoint, error) {
-	endpoints := make(map[mesh.WireGuardKey]peerEndpoint, len(c.Peers))
-	var names []*Peer
-	for i := range c.Peers {
-		p := &c.Peers[i]
-		known, ok := d.peers[p.Key]
-		if !ok || known.text != p.Endpoint {
-			known = peerEndpoint{text: p.Endpoint, addr: literalEndpoint(p.Endpoint)}
+// resolve finds the endpoints of peers that change. Names that resolved once
+// are not looked up again as long as the configuration keeps them, since the
+// peer may have roamed. Only a context that ended is an error.
+func (d *Device) resolve(ctx context.Context, c *Config, ch *changes) error {
+	var names []*changedPeer
+	for i := range ch.peers {
+		p := &ch.peers[i]
+		if p.was != nil && p.was.endpoint.text == p.Endpoint {
+			p.endpoint = p.was.endpoint
+		} else {
+			p.endpoint = peerEndpoint{text: p.Endpoint, addr: literalEndpoint(p.Endpoint)}
 		}
-		endpoints[p.Key] = known
-		if p.Endpoint != "" && !known.addr.IsValid() {
+		if p.Endpoint != "" && !p.endpoint.addr.IsValid() {
 			names = append(names, p)
 		}
 	}
 	if len(names) == 0 {
-		return endpoints, nil
+		return nil
 	}
 	var (
-		mu      sync.Mutex // guards endpoints
 		pending sync.WaitGroup
 		slots   = make(chan struct{}, resolveParallel)
 	)
@@ -57,9 +56,7 @@ func (d *Device) resolve(ctx context.Context, c *Config) (map[mesh.WireGuardKey]
 			slots <- struct{}{} // every holder lets go when limited ends
 			defer func() { <-slots }()
 			addr, err := lookupEndpoint(limited, p.Endpoint, c.refusesEndpoint)
-			mu.Lock()
-			defer mu.Unlock()
-			e := endpoints[p.Key]
+			e := &p.endpoint // nobody else looks at it meanwhile
 			if err == nil {
 				e.addr, e.told = addr, ""
 			} else if told := kindOf(err); e.told != told && ctx.Err() == nil {
@@ -67,11 +64,10 @@ func (d *Device) resolve(ctx context.Context, c *Config) (map[mesh.WireGuardKey]
 				d.logger.Warn("endpoint does not resolve", "peer", p.label(), "addr", p.Endpoint, "err", err)
 				e.told = told
 			}
-			endpoints[p.Key] = e
 		})
 	}
 	pending.Wait()
-	return endpoints, ctx.Err()
+	return ctx.Err()
 }
 
 // kindOf tells errors of look-ups apart, but not by the resolver's sockets.

@@ -35,6 +35,9 @@ type peerEndpoint struct {
 // A peer whose endpoint is a name that does not resolve gets no endpoint; the
 // next Set tries again. Errors that wrap mesh.ErrInvalid changed nothing;
 // after another error the next Set carries on from where this one stopped.
+//
+// A Set costs what it changes, and a look at each peer. Only after an error, or
+// when an attached connection has ended, it reads the state of the device.
 func (d *Device) Set(ctx context.Context, c Config) error {
 	if err := c.validate(); err != nil {
 		return fmt.Errorf("configure %s: %w", d.name, err)
@@ -54,30 +57,44 @@ func (d *Device) Set(ctx context.Context, c Config) error {
 	return nil
 }
 
-// set does the work of Set for a valid configuration.
+// set does the work of Set, of which the caller has the right.
 func (d *Device) set(ctx context.Context, c *Config) error {
-	current, err := d.state()
+	// Who sat at a connection that is gone has to be told anew where to go.
+	if d.bind.lost.Swap(false) || d.unsure {
+		d.unsure = true
+		if err := d.resync(); err != nil {
+			return err
+		}
+	}
+	ch, err := d.applied.compare(c)
 	if err != nil {
 		return err
 	}
-	endpoints, err := d.resolve(ctx, c)
-	if err != nil {
+	if err := d.resolve(ctx, c, ch); err != nil {
 		return err
 	}
-	d.peerLog.setPeers(c.Peers)
+	if d.unsure {
+		d.routes = newPrefixSet(c.allowed())
+		d.peerLog.setPeers(c.Peers)
+	} else {
+		d.routes = d.routes.with(ch.routes(&d.applied))
+		d.peerLog.follow(ch)
+	}
+	d.unsure = true // until all of it is done
 	// Policy first: a peer that lost a right loses it before it gains another.
 	if err := d.setAddresses(c); err != nil {
 		return err
 	}
-	if err := d.setPort(c, current); err != nil {
+	if err := d.setPort(c); err != nil {
 		return err
 	}
-	if text := d.diff(c, current, endpoints); text != "" {
+	if text := d.diff(c, ch); text != "" {
 		if err := d.wg.IpcSet(text); err != nil {
 			return fmt.Errorf("apply: %w", err)
 		}
 	}
-	d.peers = endpoints
+	d.applied.take(ch)
+	d.applied.privateKey = c.PrivateKey
 	d.metrics.peers.Set(float64(len(c.Peers)))
 	if !d.up {
 		if err := d.wg.Up(); err != nil {
@@ -85,19 +102,22 @@ func (d *Device) set(ctx context.Context, c *Config) error {
 		}
 		d.up = true
 	}
+	d.applied.listenPort = d.ListenPort()
+	d.unsure = false
 	return nil
 }
 
 // setAddresses puts the addresses and rules of c in force.
 func (d *Device) setAddresses(c *Config) error {
-	rules := newRules(c)
+	rules := newRules(c, d.routes)
 	d.filter.current.Store(rules)
 	return d.plane.setAddresses(rules.own)
 }
 
 // setPort changes the UDP port if c asks for another. When that one is taken
 // the old one stays.
-func (d *Device) setPort(c *Config, current *uapiState) error {
+func (d *Device) setPort(c *Config) error {
+	current := &d.applied
 	if c.ListenPort == 0 || c.ListenPort == current.listenPort {
 		return nil
 	}
@@ -112,52 +132,50 @@ func (d *Device) setPort(c *Config, current *uapiState) error {
 	return err
 }
 
-// diff returns the instructions that lead from current to c; "" if there is
-// nothing to do. What is taken away comes first.
-func (d *Device) diff(c *Config, current *uapiState, endpoints map[mesh.WireGuardKey]peerEndpoint) string {
+// diff returns the instructions that make the changes; "" if there is nothing
+// to do. What is taken away comes first.
+func (d *Device) diff(c *Config, ch *changes) string {
 	var device, removed, changed strings.Builder
-	if c.PrivateKey != current.privateKey {
+	if c.PrivateKey != d.applied.privateKey {
 		fmt.Fprintf(&device, "private_key=%s\n", hex.EncodeToString(c.PrivateKey[:]))
 	}
-	for key := range current.peers {
-		if _, stays := endpoints[key]; !stays {
-			fmt.Fprintf(&removed, "public_key=%s\nremove=true\n", hex.EncodeToString(key[:]))
-		}
+	for _, key := range ch.removed {
+		fmt.Fprintf(&removed, "public_key=%s\nremove=true\n", hex.EncodeToString(key[:]))
 	}
-	for i := range c.Peers {
-		peer := &c.Peers[i]
-		was := current.peers[peer.Key]
-		if was == nil {
-			was = new(mesh.PeerStats)
-		}
+	for i := range ch.peers {
+		peer := &ch.peers[i]
 		selects := fmt.Sprintf("public_key=%s\n", hex.EncodeToString(peer.Key[:]))
-		if lines := withdrawn(peer, was); lines != "" {
+		if lines := peer.withdrawn(); lines != "" {
 			removed.WriteString(selects + lines)
 		}
-		lines := granted(peer, was) + d.endpointLine(peer.Key, was.Endpoint, endpoints[peer.Key])
-		if lines != "" || was.PublicKey.IsZero() {
+		if lines := peer.granted() + peer.endpointLine(); lines != "" || peer.was == nil {
 			changed.WriteString(selects + lines)
 		}
 	}
 	return device.String() + removed.String() + changed.String()
 }
 
-// withdrawn returns the instructions that take away what peer should not have.
-func withdrawn(peer *Peer, was *mesh.PeerStats) string {
+// withdrawn returns the instructions that take away what the peer should not
+// have.
+func (p *changedPeer) withdrawn() string {
 	var b strings.Builder
-	for _, p := range without(was.AllowedIPs, peer.AllowedIPs) {
-		fmt.Fprintf(&b, "allowed_ip=-%s\n", p)
+	for _, prefix := range without(p.had(), p.AllowedIPs) {
+		fmt.Fprintf(&b, "allowed_ip=-%s\n", prefix)
 	}
 	return b.String()
 }
 
-// granted returns the instructions that give peer what it lacks.
-func granted(peer *Peer, was *mesh.PeerStats) string {
+// granted returns the instructions that give the peer what it lacks.
+func (p *changedPeer) granted() string {
 	var b strings.Builder
-	for _, p := range without(peer.AllowedIPs, was.AllowedIPs) {
-		fmt.Fprintf(&b, "allowed_ip=%s\n", p)
+	for _, prefix := range without(p.AllowedIPs, p.had()) {
+		fmt.Fprintf(&b, "allowed_ip=%s\n", prefix)
 	}
-	if seconds := peer.Keepalive.Truncate(time.Second); seconds != was.Keepalive {
+	was := time.Duration(0)
+	if p.was != nil {
+		was = p.was.keepalive
+	}
+	if seconds := p.Keepalive.Truncate(time.Second); seconds != was {
 		fmt.Fprintf(&b, "persistent_keepalive_interval=%d\n", seconds/time.Second)
 	}
 	return b.String()
@@ -179,22 +197,21 @@ func without(a, b []netip.Prefix) []netip.Prefix {
 	return rest
 }
 
-// endpointLine returns the instruction that sends a peer's packets to where it
+// endpointLine returns the instruction that sends the peer's packets to where it
 // was configured to be; "" when that has not changed, unless the peer has
 // nowhere else to be: no endpoint, or an attached connection that is gone.
-func (d *Device) endpointLine(key mesh.WireGuardKey, now string, want peerEndpoint) string {
-	lost := now == "" || strings.HasPrefix(now, attachedPrefix) && d.bind.lookup(now) == nil
-	if !want.addr.IsValid() || want.addr == d.peers[key].addr && !lost {
+func (p *changedPeer) endpointLine() string {
+	if !p.endpoint.addr.IsValid() || p.was != nil && p.endpoint.addr == p.was.endpoint.addr && !p.was.lost {
 		return ""
 	}
-	return fmt.Sprintf("endpoint=%s\n", want.addr)
+	return fmt.Sprintf("endpoint=%s\n", p.endpoint.addr)
 }
 
 // pointPeer sends the packets of a configured peer to an endpoint.
 func (d *Device) pointPeer(key mesh.WireGuardKey, endpoint string) error {
 	d.setting <- struct{}{} // never held for longer than resolveTimeout
 	defer func() { <-d.setting }()
-	if _, ok := d.peers[key]; !ok {
+	if _, ok := d.applied.peers[key]; !ok {
 		return fmt.Errorf("no such peer: %w", mesh.ErrNotFound)
 	}
 	return d.wg.IpcSet(fmt.Sprintf("public_key=%s\nupdate_only=true\nendpoint=%s\n", hex.EncodeToString(key[:]), endpoint))

@@ -12,28 +12,13 @@ import (
 	"github.com/meshgate/meshgate/node/mesh"
 )
 
-// validate finds what no device could be. Errors wrap mesh.ErrInvalid.
+// validate finds what no device could be, its peers aside: see applied.compare.
+// Errors wrap mesh.ErrInvalid.
 func (c *Config) validate() error {
 	if c.PrivateKey.IsZero() {
 		return fmt.Errorf("no private key: %w", mesh.ErrInvalid)
 	}
-	if err := c.validateAddresses(); err != nil {
-		return err
-	}
-	own := c.PrivateKey.Public()
-	keys := make(map[mesh.WireGuardKey]struct{}, len(c.Peers))
-	owner := make(map[netip.Prefix]mesh.WireGuardKey)
-	for i := range c.Peers {
-		p := &c.Peers[i]
-		if err := p.validate(owner); err != nil {
-			return fmt.Errorf("peer %v: %w", p.Key, err)
-		}
-		if _, twice := keys[p.Key]; twice || p.Key == own {
-			return fmt.Errorf("peer %v: the key is taken: %w", p.Key, mesh.ErrInvalid)
-		}
-		keys[p.Key] = struct{}{}
-	}
-	return nil
+	return c.validateAddresses()
 }
 
 // validateAddresses checks our own addresses.
@@ -46,8 +31,8 @@ func (c *Config) validateAddresses() error {
 	return nil
 }
 
-// validate checks one peer; owner says whose each prefix is.
-func (p *Peer) validate(owner map[netip.Prefix]mesh.WireGuardKey) error {
+// validate checks one peer.
+func (p *Peer) validate() error {
 	if p.Key.IsZero() {
 		return fmt.Errorf("no key: %w", mesh.ErrInvalid)
 	}
@@ -63,12 +48,17 @@ func (p *Peer) validate(owner map[netip.Prefix]mesh.WireGuardKey) error {
 		if !prefix.IsValid() || prefix != prefix.Masked() || prefix.Addr().Is4In6() {
 			return fmt.Errorf("allowed prefix %v: %w", prefix, mesh.ErrInvalid)
 		}
-		if other, taken := owner[prefix]; taken {
-			return fmt.Errorf("allowed prefix %v belongs to peer %v: %w", prefix, other, mesh.ErrInvalid)
-		}
-		owner[prefix] = p.Key
 	}
 	return nil
+}
+
+// allowed returns the allowed IPs of all peers.
+func (c *Config) allowed() []netip.Prefix {
+	var all []netip.Prefix
+	for i := range c.Peers {
+		all = append(all, c.Peers[i].AllowedIPs...)
+	}
+	return all
 }
 
 // splitEndpoint takes "host:port" apart.

@@ -141,8 +141,11 @@ type Device struct {
 	// that a context ends.
 	setting chan struct{}
 	up      bool
-	// peers remember where each peer was configured to be.
-	peers map[mesh.WireGuardKey]peerEndpoint
+	applied applied
+	// unsure is true when applied may be wrong, since a Set did not end well.
+	unsure bool
+	// routes are the allowed IPs of all peers.
+	routes *prefixSet
 }
 
 // New makes a device. It does nothing until the first Set.
@@ -171,7 +174,7 @@ func New(o Options) (*Device, error) {
 		mode: o.Mode, name: o.InterfaceName, metrics: m, filter: new(filter),
 		logger:  o.Logger.With("component", "wg"),
 		setting: make(chan struct{}, 1),
-		peers:   make(map[mesh.WireGuardKey]peerEndpoint),
+		unsure:  true, // the library has not been asked yet
 	}
 	d.peerLog = newPeerLog(d.logger)
 	frames := newFramePool(max(minFrame, o.MTU+frameOverhead))

@@ -1,0 +1,225 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package wg
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/meshgate/meshgate/node/mesh"
+)
+
+// applied is what the library was told last, so that a Set costs what it
+// changes and not as much as there are peers. It is right as long as nothing
+// went wrong; see Device.resync.
+type applied struct {
+	privateKey mesh.WireGuardPrivateKey
+	listenPort uint16
+	peers      map[mesh.WireGuardKey]*appliedPeer
+	// owner says behind which peer each prefix is.
+	owner map[netip.Prefix]mesh.WireGuardKey
+	// round counts comparisons.
+	round uint64
+}
+
+// appliedPeer is a configured peer. Its fields but round are replaced, never
+// changed.
+type appliedPeer struct {
+	name      string
+	allowed   []netip.Prefix // not the caller's memory
+	keepalive time.Duration  // whole seconds
+	endpoint  peerEndpoint
+	// lost is true when packets for the peer went nowhere at the last resync:
+	// it had no endpoint, or one that was an attached connection and is gone.
+	lost bool
+	// round is that of the comparison that saw the peer last.
+	round uint64
+}
+
+// changes are what a configuration changes about the peers.
+type changes struct {
+	// peers are those that are new or differ, with what they were: nil for new
+	// ones.
+	peers []changedPeer
+	// removed are those that are not in the configuration.
+	removed []mesh.WireGuardKey
+}
+
+type changedPeer struct {
+	*Peer
+	was *appliedPeer
+	// endpoint is the wanted one.
+	endpoint peerEndpoint
+}
+
+// compare finds what c changes, and what no device could be. It changes nothing
+// that the next comparison could see.
+func (a *applied) compare(c *Config) (*changes, error) {
+	a.round++
+	var (
+		ch    changes
+		own   = c.PrivateKey.Public()
+		added = make(map[mesh.WireGuardKey]bool)
+		stay  int
+	)
+	for i := range c.Peers {
+		p := &c.Peers[i]
+		was := a.peers[p.Key]
+		if p.Key == own || added[p.Key] || was != nil && was.round == a.round {
+			return nil, fmt.Errorf("peer %v: the key is taken: %w", p.Key, mesh.ErrInvalid)
+		}
+		if was == nil {
+			added[p.Key] = true
+		} else {
+			was.round = a.round
+			stay++
+			if was.is(p) {
+				continue
+			}
+		}
+		ch.peers = append(ch.peers, changedPeer{Peer: p, was: was})
+	}
+	if stay < len(a.peers) {
+		for key, was := range a.peers {
+			if was.round != a.round {
+				ch.removed = append(ch.removed, key)
+			}
+		}
+	}
+	return &ch, a.validate(&ch)
+}
+
+// is reports whether there is nothing to do about p.
+func (was *appliedPeer) is(p *Peer) bool {
+	return !was.lost && was.endpoint.text == p.Endpoint && (p.Endpoint == "" || was.endpoint.addr.IsValid()) &&
+		was.name == p.Name && was.keepalive == p.Keepalive.Truncate(time.Second) && p.Keepalive >= 0 &&
+		slices.Equal(was.allowed, p.AllowedIPs)
+}
+
+// validate checks the peers that change, and that no two peers get one prefix.
+func (a *applied) validate(ch *changes) error {
+	free := make(map[netip.Prefix]bool)
+	for _, key := range ch.removed {
+		for _, prefix := range a.peers[key].allowed {
+			free[prefix] = true
+		}
+	}
+	for i := range ch.peers {
+		if was := ch.peers[i].was; was != nil {
+			for _, prefix := range was.allowed {
+				free[prefix] = true
+			}
+		}
+	}
+	taken := make(map[netip.Prefix]mesh.WireGuardKey)
+	for i := range ch.peers {
+		p := ch.peers[i].Peer
+		if err := p.validate(); err != nil {
+			return fmt.Errorf("peer %v: %w", p.Key, err)
+		}
+		for _, prefix := range p.AllowedIPs {
+			other, held := taken[prefix]
+			if !held && !free[prefix] {
+				other, held = a.owner[prefix]
+			}
+			if held {
+				return fmt.Errorf("peer %v: allowed prefix %v belongs to peer %v: %w", p.Key, prefix, other, mesh.ErrInvalid)
+			}
+			taken[prefix] = p.Key
+		}
+	}
+	return nil
+}
+
+// routes returns which prefixes come and go with the changes.
+func (ch *changes) routes(a *applied) (added, removed []netip.Prefix) {
+	for _, key := range ch.removed {
+		removed = append(removed, a.peers[key].allowed...)
+	}
+	for i := range ch.peers {
+		p := &ch.peers[i]
+		removed = append(removed, without(p.had(), p.AllowedIPs)...)
+		added = append(added, without(p.AllowedIPs, p.had())...)
+	}
+	return added, removed
+}
+
+// had returns what was behind the peer.
+func (p *changedPeer) had() []netip.Prefix {
+	if p.was == nil {
+		return nil
+	}
+	return p.was.allowed
+}
+
+// take notes that the changes were made.
+func (a *applied) take(ch *changes) {
+	for _, key := range ch.removed {
+		for _, prefix := range a.peers[key].allowed {
+			delete(a.owner, prefix)
+		}
+		delete(a.peers, key)
+	}
+	for i := range ch.peers {
+		for _, prefix := range ch.peers[i].had() {
+			delete(a.owner, prefix)
+		}
+	}
+	for i := range ch.peers {
+		p := &ch.peers[i]
+		allowed := p.had()
+		if !slices.Equal(allowed, p.AllowedIPs) {
+			allowed = slices.Clone(p.AllowedIPs)
+		}
+		for _, prefix := range allowed {
+			a.owner[prefix] = p.Key
+		}
+		a.peers[p.Key] = &appliedPeer{
+			name: p.Name, allowed: allowed, keepalive: p.Keepalive.Truncate(time.Second), endpoint: p.endpoint, round: a.round,
+		}
+	}
+}
+
+// resync asks the library for its state. What it does not know, such as where
+// peers were configured to be, is taken from what was applied before.
+func (d *Device) resync() error {
+	s, err := d.state()
+	if err != nil {
+		return err
+	}
+	next := applied{
+		privateKey: s.privateKey, listenPort: s.listenPort,
+		peers: make(map[mesh.WireGuardKey]*appliedPeer, len(s.peers)),
+		owner: make(map[netip.Prefix]mesh.WireGuardKey),
+	}
+	for key, p := range s.peers {
+		slices.SortFunc(p.AllowedIPs, netip.Prefix.Compare)
+		is := &appliedPeer{
+			allowed: p.AllowedIPs, keepalive: p.Keepalive,
+			lost: p.Endpoint == "" || strings.HasPrefix(p.Endpoint, attachedPrefix) && d.bind.lookup(p.Endpoint) == nil,
+		}
+		if was := d.applied.peers[key]; was != nil {
+			is.name, is.endpoint = was.name, was.endpoint
+			is.lost = is.lost && was.endpoint.addr.IsValid()
+			if slices.Equal(sorted(was.allowed), p.AllowedIPs) {
+				is.allowed = was.allowed
+			}
+		}
+		for _, prefix := range p.AllowedIPs {
+			next.owner[prefix] = key
+		}
+		next.peers[key] = is
+	}
+	d.applied = next
+	return nil
+}
+
+// sorted returns a sorted copy.
+func sorted(list []netip.Prefix) []netip.Prefix {
+	list = slices.Clone(list)
+	slices.SortFunc(list, netip.Prefix.Compare)
+	return list
+}

@@ -1,0 +1,223 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package wg
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"pgregory.net/rapid"
+
+	"github.com/meshgate/meshgate/node/mesh"
+)
+
+// drawPeers draws peers of which some share a prefix, which no device could do.
+func drawPeers(t *rapid.T) []Peer {
+	pool := prefixes("10.1.0.0/16", "10.1.1.0/24", "10.2.0.0/16", "10.2.0.7/32", "fd00::1:0/112", "fd00::2:0/112", "::/0")
+	var peers []Peer
+	for _, id := range rapid.SliceOfNDistinct(rapid.ByteRange(1, 6), 0, 6, rapid.ID).Draw(t, "peers") {
+		p := Peer{Key: mesh.WireGuardKey{id}, Name: rapid.SampledFrom([]string{"", "phone", "nas"}).Draw(t, "name")}
+		p.Endpoint = rapid.SampledFrom([]string{"", "192.0.2.1:1", "192.0.2.2:2"}).Draw(t, "endpoint")
+		p.Keepalive = rapid.SampledFrom([]time.Duration{0, time.Second, 25*time.Second + 5}).Draw(t, "keepalive")
+		for range min(len(pool), rapid.IntRange(0, 2).Draw(t, "prefixes")) {
+			i := rapid.IntRange(0, len(pool)-1).Draw(t, "prefix")
+			p.AllowedIPs = append(p.AllowedIPs, pool[i])
+			if rapid.IntRange(0, 9).Draw(t, "shared") > 0 {
+				pool = slices.Delete(pool, i, i+1)
+			}
+		}
+		peers = append(peers, p)
+	}
+	return peers
+}
+
+// valid reports whether no prefix is there twice.
+func valid(peers []Peer) bool {
+	seen := make(map[netip.Prefix]bool)
+	for _, p := range peers {
+		for _, prefix := range p.AllowedIPs {
+			if seen[prefix] {
+				return false
+			}
+			seen[prefix] = true
+		}
+	}
+	return true
+}
+
+// check compares what the library and the filter do with a configuration.
+func check(t *rapid.T, d *Device, peers []Peer, endpoints map[mesh.WireGuardKey]string) {
+	s, err := d.state()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(s.peers) != len(peers) {
+		t.Fatalf("%d peers, want %d", len(s.peers), len(peers))
+	}
+	routes := make(map[netip.Prefix]bool)
+	for _, p := range peers {
+		is := s.peers[p.Key]
+		if is == nil || is.Keepalive != p.Keepalive.Truncate(time.Second) || is.Endpoint != endpoints[p.Key] ||
+			!slices.Equal(sorted(is.AllowedIPs), sorted(p.AllowedIPs)) {
+			t.Fatalf("peer %+v of the library, want %+v at %q", is, p, endpoints[p.Key])
+		}
+		if name := d.peerLog.names[libraryName(p.Key)]; name != p.label() {
+			t.Fatalf("the log calls %s %q", p.label(), name)
+		}
+		for _, prefix := range p.AllowedIPs {
+			routes[prefix] = true
+		}
+	}
+	if len(d.peerLog.names) != len(peers) {
+		t.Fatalf("the log knows %d names of %d peers", len(d.peerLog.names), len(peers))
+	}
+	for _, p := range prefixes("10.1.0.0/16", "10.1.1.0/24", "10.2.0.0/16", "10.2.0.7/32", "fd00::1:0/112", "fd00::2:0/112", "::/0") {
+		if got := d.filter.load().routes.has(p); got != routes[p] {
+			t.Fatalf("the filter has %v: %v", p, got)
+		}
+	}
+}
+
+// Whatever is set after what, with errors in between: the device is what the
+// last valid configuration says.
+func TestSet_AnySequenceEndsWithTheLastConfiguration(t *testing.T) {
+	taken, err := net.ListenPacket("udp4", "0.0.0.0:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = taken.Close() }()
+	port := uint16(taken.LocalAddr().(*net.UDPAddr).Port)
+	rapid.Check(t, func(t *rapid.T) {
+		d, err := New(Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() {
+			if err := d.Close(); err != nil {
+				t.Error(err)
+			}
+		}()
+		ctx := context.Background()
+		if err := d.Set(ctx, Config{PrivateKey: mesh.WireGuardPrivateKey{1}}); err != nil {
+			t.Fatal(err) // up, so that a port which is taken stops a Set half-way
+		}
+		endpoints := make(map[mesh.WireGuardKey]string)
+		for range rapid.IntRange(1, 12).Draw(t, "sets") {
+			c := Config{PrivateKey: mesh.WireGuardPrivateKey{1}, Peers: drawPeers(t)}
+			broken := rapid.IntRange(0, 4).Draw(t, "port is taken") == 0
+			if broken {
+				c.ListenPort = port
+			}
+			switch err := d.Set(ctx, c); {
+			case !valid(c.Peers):
+				if !errors.Is(err, mesh.ErrInvalid) {
+					t.Fatalf("Set = %v, want ErrInvalid", err)
+				}
+				continue
+			case broken:
+				if err == nil {
+					t.Fatal("Set with a port that is taken succeeded")
+				}
+				continue // half of it is in force; the next one mends that
+			case err != nil:
+				t.Fatal(err)
+			}
+			next := make(map[mesh.WireGuardKey]string)
+			for _, p := range c.Peers {
+				next[p.Key] = endpoints[p.Key] // stays when none is configured
+				if p.Endpoint != "" {
+					next[p.Key] = p.Endpoint
+				}
+			}
+			endpoints = next
+			check(t, d, c.Peers, endpoints)
+			// The caller's memory is the caller's.
+			for i := range c.Peers {
+				if rapid.IntRange(0, 9).Draw(t, "scribbles") == 0 && len(c.Peers[i].AllowedIPs) > 0 {
+					c.Peers[i].AllowedIPs[0] = netip.Prefix{}
+				}
+			}
+		}
+	})
+}
+
+// A peer that does not change keeps its prefixes from one that does.
+func TestSet_RefusesAPrefixOfAPeerThatStays(t *testing.T) {
+	d, err := New(Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := d.Close(); err != nil {
+			t.Error(err)
+		}
+	}()
+	stays := Peer{Key: mesh.WireGuardKey{1}, AllowedIPs: prefixes("10.1.0.0/16")}
+	c := Config{PrivateKey: mesh.WireGuardPrivateKey{1}, Peers: []Peer{stays}}
+	if err := d.Set(t.Context(), c); err != nil {
+		t.Fatal(err)
+	}
+	c.Peers = []Peer{stays, {Key: mesh.WireGuardKey{2}, AllowedIPs: prefixes("10.1.0.0/16")}}
+	if err := d.Set(t.Context(), c); !errors.Is(err, mesh.ErrInvalid) || !strings.Contains(err.Error(), stays.Key.String()) {
+		t.Errorf("Set = %v, want ErrInvalid that names the peer that has it", err)
+	}
+	// Once that one is gone, or has another, the prefix is free.
+	c.Peers[0].AllowedIPs = prefixes("10.2.0.0/16")
+	if err := d.Set(t.Context(), c); err != nil {
+		t.Error(err)
+	}
+	c.Peers = []Peer{{Key: mesh.WireGuardKey{3}, AllowedIPs: prefixes("10.1.0.0/16", "10.2.0.0/16")}}
+	if err := d.Set(t.Context(), c); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestPrefixSet_WithIsANewSet(t *testing.T) {
+	pool := prefixes("0.0.0.0/0", "10.0.0.0/8", "10.1.0.0/16", "fd00::/8")
+	for i := range 2 * maxRecent {
+		pool = append(pool, netip.MustParsePrefix(fmt.Sprintf("10.%d.%d.0/24", i>>8, i&255)))
+	}
+	rapid.Check(t, func(t *rapid.T) {
+		var s *prefixSet
+		in := make(map[netip.Prefix]bool)
+		for range rapid.IntRange(1, 8).Draw(t, "changes") {
+			first := rapid.IntRange(0, len(pool)-1).Draw(t, "first")
+			some := pool[first:min(len(pool), first+rapid.IntRange(0, 300).Draw(t, "count"))]
+			before := maps.Clone(in)
+			was := s
+			if rapid.Bool().Draw(t, "add") {
+				s = s.with(some, nil)
+				for _, p := range some {
+					in[p] = true
+				}
+			} else {
+				s = s.with(nil, some)
+				for _, p := range some {
+					delete(in, p)
+				}
+			}
+			if len(s.recent) > maxRecent {
+				t.Fatalf("%d recent prefixes", len(s.recent))
+			}
+			naive := newPrefixSet(slices.Collect(maps.Keys(in)))
+			for _, p := range pool {
+				if s.has(p) != in[p] || was != nil && was.has(p) != before[p] {
+					t.Fatalf("%v: %v, want %v; before %v", p, s.has(p), in[p], before[p])
+				}
+				got, ok := s.match(p.Addr())
+				want, found := naive.match(p.Addr())
+				if got != want || ok != found {
+					t.Fatalf("match %v: %d, want %d", p.Addr(), got, want)
+				}
+			}
+		}
+	})
+}
