@@ -11,6 +11,8 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
+
+	"github.com/meshgate/meshgate/internal/child"
 )
 
 // blankPage is of the gateway's origin and there without a built console.
@@ -19,7 +21,7 @@ const blankPage = "/livez"
 // browser is Chromium with a page that measures. One measurement runs at a time.
 type browser struct {
 	world  *world
-	driver *process
+	driver *child.Process
 }
 
 func startBrowser(ctx context.Context, w *world) (*browser, error) {
@@ -30,25 +32,25 @@ func startBrowser(ctx context.Context, w *world) (*browser, error) {
 	cmd := exec.CommandContext(ctx, "node", "--import", "tsx", filepath.Join("internal", "bench", "browser", "driver.ts"), w.gateway.URL+blankPage)
 	cmd.Dir = strings.TrimSpace(string(root))
 	var ready bool
-	driver, err := spawn(ctx, cmd, &ready)
+	driver, err := child.Start(ctx, cmd, &ready)
 	if err != nil {
 		return nil, fmt.Errorf("run Chromium (make build first, or leave it out with -chromium=false): %w", err)
 	}
 	return &browser{world: w, driver: driver}, nil
 }
 
-func (b *browser) close() { b.driver.end() }
+func (b *browser) close() { b.driver.End() }
 
 // run runs a function of browser/page.ts.
 func (b *browser) run(ctx context.Context, into any, name string, args ...any) error {
-	if err := b.driver.send(map[string]any{"name": name, "args": args}); err != nil {
+	if err := b.driver.Send(map[string]any{"name": name, "args": args}); err != nil {
 		return err
 	}
 	var answer struct {
 		Value json.RawMessage
 		Error string
 	}
-	if err := b.driver.receive(ctx, &answer); err != nil {
+	if err := b.driver.Receive(ctx, &answer); err != nil {
 		return err
 	}
 	if answer.Error != "" {

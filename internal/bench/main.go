@@ -20,6 +20,8 @@ import (
 	"os/signal"
 	"slices"
 	"time"
+
+	"github.com/meshgate/meshgate/internal/child"
 )
 
 // options say how much is measured.
@@ -134,7 +136,7 @@ func measure(ctx context.Context, o options) (r *report, err error) {
 // path is one way for bytes between a client and a service.
 type path struct {
 	client, name string
-	server       *process // where the DataChannel ends
+	server       *child.Process // where the DataChannel ends
 	// measure returns bytes per second.
 	measure func(ctx context.Context, d direction) (float64, error)
 }
@@ -157,14 +159,14 @@ const (
 
 // run measures once, and tells the CPU time that it took the server.
 func (p path) run(ctx context.Context, d direction) (rate float64, cpu time.Duration, err error) {
-	before, err := p.server.cpu()
+	before, err := p.server.CPU()
 	if err != nil {
 		return 0, 0, err
 	}
 	if rate, err = p.measure(ctx, d); err != nil {
 		return 0, 0, err
 	}
-	after, err := p.server.cpu()
+	after, err := p.server.CPU()
 	return rate, after - before, err
 }
 

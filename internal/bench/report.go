@@ -8,10 +8,11 @@ import (
 	"math"
 	"runtime"
 	"runtime/debug"
-	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
+
+	"github.com/meshgate/meshgate/internal/sample"
 )
 
 // The goals of the product on one machine.
@@ -112,7 +113,7 @@ func (r *report) addOpens(client string, all []opening) {
 		for _, o := range all {
 			list = append(list, part(o).Seconds()*1000)
 		}
-		return math.Round(quantile(list, q)*10) / 10
+		return math.Round(sample.Quantile(list, q)*10) / 10
 	}
 	open := func(o opening) time.Duration { return o.open }
 	first := func(o opening) time.Duration { return o.firstByte }
@@ -122,35 +123,20 @@ func (r *report) addOpens(client string, all []opening) {
 	})
 }
 
-// quantile is the smallest value that is not exceeded by the part q of all;
-// for the median of an even number, the middle of the two.
-func quantile(list []float64, q float64) float64 {
-	if len(list) == 0 {
-		return math.NaN()
-	}
-	list = slices.Sorted(slices.Values(list))
-	if q == .5 && len(list)%2 == 0 {
-		return (list[len(list)/2-1] + list[len(list)/2]) / 2
-	}
-	return list[max(0, int(math.Ceil(q*float64(len(list))))-1)]
-}
-
-func median(list []float64) float64 { return quantile(list, .5) }
-
 // ratio is the median of the ratios of the same round.
 func (t *transfer) ratio(to *transfer) float64 {
 	var list []float64
 	for i, rate := range t.Rounds {
 		list = append(list, rate/to.Rounds[i])
 	}
-	return math.Round(median(list)*100) / 100
+	return math.Round(sample.Median(list)*100) / 100
 }
 
 // judge computes what follows from the rounds, and holds it against the goals.
 func (r *report) judge() {
 	for _, t := range r.Transfers {
-		t.Median = math.Round(median(t.Rounds)*10) / 10
-		t.CPUMedian = math.Round(median(t.CPU)*10) / 10
+		t.Median = math.Round(sample.Median(t.Rounds)*10) / 10
+		t.CPUMedian = math.Round(sample.Median(t.CPU)*10) / 10
 		t.OfRaw = t.ratio(r.find(t.Client, pathRaw, t.Direction))
 		t.OfRawTCP = t.ratio(r.find(t.Client, pathRawTCP, t.Direction))
 		if t.Path == pathMeshgate {

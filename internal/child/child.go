@@ -1,0 +1,174 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package child runs the processes that a benchmark measures.
+package child
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+)
+
+// patience is how long a process has to answer, or to end.
+const patience = 60 * time.Second
+
+// Build compiles the command of a package into dir and returns its path.
+// module is the directory of the module that the package belongs to; empty
+// for that of the working directory.
+func Build(ctx context.Context, dir, module, pkg, name string) (string, error) {
+	path := filepath.Join(dir, name)
+	cmd := exec.CommandContext(ctx, "go", "build", "-o", path, pkg)
+	cmd.Dir = module
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("build %s: %w: %s", pkg, err, out)
+	}
+	return path, nil
+}
+
+// Process is a child that prints one line of JSON when it is ready. It ends
+// with its standard input, or of an interrupt.
+type Process struct {
+	cmd    *exec.Cmd
+	stdin  io.WriteCloser
+	lines  *bufio.Reader
+	stderr tail
+}
+
+// Start starts cmd and reads its first line into ready. The caller ends it
+// with End.
+func Start(ctx context.Context, cmd *exec.Cmd, ready any) (*Process, error) {
+	p := &Process{cmd: cmd}
+	cmd.Stderr = &p.stderr
+	var err error
+	if p.stdin, err = cmd.StdinPipe(); err != nil {
+		return nil, err
+	}
+	stdout, err := cmd.StdoutPipe()
+	if err != nil {
+		return nil, err
+	}
+	p.lines = bufio.NewReader(stdout)
+	if err := cmd.Start(); err != nil {
+		return nil, err
+	}
+	if err := p.Receive(ctx, ready); err != nil {
+		p.End()
+		return nil, fmt.Errorf("%s did not become ready: %w: %s", filepath.Base(cmd.Path), err, &p.stderr)
+	}
+	return p, nil
+}
+
+// Receive reads one line of JSON. A child that is silent for a minute is
+// killed, which ends the wait.
+func (p *Process) Receive(ctx context.Context, into any) error {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	defer context.AfterFunc(ctx, func() { _ = p.cmd.Process.Kill() })()
+	line, err := p.lines.ReadBytes('\n')
+	if err != nil {
+		return errors.Join(ctx.Err(), err)
+	}
+	return json.Unmarshal(line, into)
+}
+
+// Send writes one line of JSON.
+func (p *Process) Send(v any) error { return json.NewEncoder(p.stdin).Encode(v) }
+
+// ticks are the unit of CPU time in /proc, in a second (proc_pid_stat(5)).
+const ticks = 100
+
+// CPU is the CPU time that the child has used.
+func (p *Process) CPU() (time.Duration, error) {
+	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.cmd.Process.Pid))
+	if err != nil {
+		return 0, err
+	}
+	// The name is in parentheses and may hold anything; utime and stime are the
+	// 12th and 13th field behind it.
+	fields := strings.Fields(string(raw[bytes.LastIndexByte(raw, ')')+1:]))
+	if len(fields) < 13 {
+		return 0, fmt.Errorf("unknown form of /proc/PID/stat: %q", raw)
+	}
+	user, err := strconv.ParseInt(fields[11], 10, 64)
+	if err != nil {
+		return 0, err
+	}
+	system, err := strconv.ParseInt(fields[12], 10, 64)
+	if err != nil {
+		return 0, err
+	}
+	return time.Duration(user+system) * time.Second / ticks, nil
+}
+
+// RSS is the memory of the child that is resident now, and the most that ever
+// was, in bytes (proc_pid_status(5)).
+func (p *Process) RSS() (now, most int64, err error) {
+	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.cmd.Process.Pid))
+	if err != nil {
+		return 0, 0, err
+	}
+	for line := range strings.Lines(string(raw)) {
+		name, value, _ := strings.Cut(line, ":")
+		into := map[string]*int64{"VmRSS": &now, "VmHWM": &most}[name]
+		if into == nil {
+			continue
+		}
+		kib, err := strconv.ParseInt(strings.TrimSuffix(strings.TrimSpace(value), " kB"), 10, 64)
+		if err != nil {
+			return 0, 0, fmt.Errorf("unknown form of /proc/PID/status: %q", line)
+		}
+		*into = kib << 10
+	}
+	return now, most, nil
+}
+
+// Stderr is the end of what the child wrote to its standard error.
+func (p *Process) Stderr() string { return p.stderr.String() }
+
+// End ends the child, by force if it does not listen.
+func (p *Process) End() {
+	_ = p.stdin.Close()
+	_ = p.cmd.Process.Signal(os.Interrupt)
+	force := time.AfterFunc(patience, func() { _ = p.cmd.Process.Kill() })
+	defer force.Stop()
+	_, _ = io.Copy(io.Discard, p.lines)
+	_ = p.cmd.Wait() // an interrupt is no success
+}
+
+// maxTail is how much of the standard error of a child is kept, in bytes.
+const maxTail = 16 << 10
+
+// tail keeps the end of what is written to it.
+type tail struct {
+	mu  sync.Mutex // guards buf
+	buf []byte
+}
+
+// Write implements io.Writer.
+func (t *tail) Write(p []byte) (int, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.buf = append(t.buf, p...)
+	if over := len(t.buf) - maxTail; over > 0 {
+		t.buf = append(t.buf[:0], t.buf[over:]...)
+	}
+	return len(p), nil
+}
+
+// String returns what is kept.
+func (t *tail) String() string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return string(t.buf)
+}
