@@ -343,7 +343,7 @@ func (n *Node) deviceConfig(s *mesh.Snapshot, plan mesh.Plan) wg.Config {
 		cfg.OneMachine = own.IsLoopback()
 	}
 	for _, p := range plan.Peers {
-		peer := wg.Peer{Key: p.Node.PublicKey.WireGuard(), Name: string(p.Node.ID), Endpoint: p.Endpoint, AllowedIPs: p.AllowedIPs}
+		peer := wg.Peer{Key: s.Nodes.WireGuardKey(p.Node), Name: string(p.Node.ID), Endpoint: p.Endpoint, AllowedIPs: p.AllowedIPs}
 		if n.cfg.PrimaryEndpoint == "" && p.Endpoint != "" {
 			peer.Keepalive = keepalive
 		}

@@ -117,6 +117,20 @@ func checkFound(t *rapid.T, all map[mesh.NodeID]*mesh.Node, what any, is func(*m
 	}
 }
 
+// The key that a set keeps for a node is that of the node, also of one that is
+// not, or no longer, in the set.
+func TestNodes_WireGuardKey(t *testing.T) {
+	k := keys(3)
+	nodes := mesh.NodesOf(&mesh.Node{ID: "a", PublicKey: k[0]}, &mesh.Node{ID: "stock"})
+	for _, n := range []*mesh.Node{
+		{ID: "a", PublicKey: k[0]}, {ID: "a", PublicKey: k[1]}, {ID: "b", PublicKey: k[2]}, {ID: "stock"}, {ID: "a"},
+	} {
+		if got, want := nodes.WireGuardKey(n), n.PublicKey.WireGuard(); got != want {
+			t.Errorf("%s with key %s: %s, want %s", n.ID, n.PublicKey, got, want)
+		}
+	}
+}
+
 func TestNodes_Changes(t *testing.T) {
 	a, b, c := &mesh.Node{ID: "a"}, &mesh.Node{ID: "b"}, &mesh.Node{ID: "c"}
 	old := mesh.NodesOf(a, b)
