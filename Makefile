@@ -76,6 +76,10 @@ web-test: build ## run the TypeScript tests, in Node and in Chromium
 bench: build ## measure the whole product beside a raw data channel
 	go run ./internal/bench
 
+.PHONY: bench-control
+bench-control: ## measure the control plane, its writes beside an embedded etcd
+	go run ./internal/bench-control
+
 .PHONY: microbench
 microbench: ## run the benchmarks of PKG that match BENCH
 	go test -run '^$$' -bench '$(BENCH)' -benchmem $(PKG)
