@@ -46,6 +46,10 @@ const defaultMTU = 1420
 // retryDelay is the pause after a plan could not be applied.
 const retryDelay = time.Second
 
+// maxRest is the longest pause after a plan was applied. It is as long as that
+// took, so that changes that come in crowds are applied together.
+const maxRest = 100 * time.Millisecond
+
 // Config says what the node is. Exactly one of Hold and Follow is set.
 type Config struct {
 	// ID names the node in the mesh.
@@ -248,6 +252,7 @@ func (n *Node) reconcile(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
+		began := time.Now()
 		if err := n.apply(ctx, s); err != nil {
 			if ctx.Err() != nil {
 				return ctx.Err()
@@ -259,6 +264,9 @@ func (n *Node) reconcile(ctx context.Context) error {
 			continue
 		}
 		after = s.Version
+		if err := pause(ctx, min(time.Since(began), maxRest)); err != nil {
+			return err
+		}
 	}
 }
 
