@@ -263,11 +263,25 @@ func (d *directory) dnsServers(s *mesh.Snapshot, id mesh.NodeID) []string {
 	return list
 }
 
+// isServer reports whether n, which may be nil, is for a directory.
+func isServer(n *mesh.Node) bool {
+	return n != nil && (n.HasFeature(v1.Feature_ICE_NEGOTIATION) || n.HasFeature(v1.Feature_MESH_DNS))
+}
+
+// readLocked makes the lists those of s. It costs what changed since the last
+// snapshot that was asked about, unless a server did.
 func (d *directory) readLocked(s *mesh.Snapshot) {
-	if d.nodes == s.Nodes {
+	moved := false
+	for before, after := range s.Nodes.Changes(d.nodes) {
+		if moved = isServer(before) || isServer(after); moved {
+			break
+		}
+	}
+	d.nodes = s.Nodes
+	if !moved {
 		return
 	}
-	d.nodes, d.ice, d.dns = s.Nodes, nil, nil
+	d.ice, d.dns = nil, nil
 	for id, n := range s.Nodes.All() {
 		if port, ok := n.FeaturePort(v1.Feature_ICE_NEGOTIATION); ok && len(d.ice) < maxServers {
 			if _, err := netip.ParseAddr(n.PrimaryEndpoint); err == nil {
