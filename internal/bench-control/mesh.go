@@ -44,6 +44,7 @@ const (
 // world is a gateway with a mesh that grows.
 type world struct {
 	shape   shape
+	dir     string // on the disk of the gateway
 	gateway *child.Process
 	api     *clients
 	mesh    string // which mesh proofs are for
@@ -68,7 +69,7 @@ func measureMesh(ctx context.Context, b binaries, o options, s shape, r *report)
 	}
 	defer os.RemoveAll(filepath.Join(b.dir, name))
 	defer gateway.End()
-	w := &world{shape: s, gateway: gateway, api: newClients("https://" + address)}
+	w := &world{shape: s, dir: b.dir, gateway: gateway, api: newClients("https://" + address)}
 	defer w.api.close()
 	for _, size := range o.sizes {
 		if err := w.measureAt(ctx, o, size, r); err != nil {
@@ -98,17 +99,23 @@ func (w *world) measureAt(ctx context.Context, o options, size int, r *report) e
 		w.size += n
 	}
 	j := joins{Shape: w.shape, Nodes: size, Fill: float64(more) / time.Since(began).Seconds()}
-	if _, err := w.timed(ctx, batch, 1); err != nil { // connections, caches
+	if _, err := w.timed(ctx, batch, 1, func(int) error { return nil }); err != nil { // connections, caches
 		return err
 	}
-	one, err := w.timed(ctx, o.joins, 1)
+	d, err := openDisk(w.dir, 2*(o.joins+batch))
 	if err != nil {
 		return err
 	}
-	many, err := w.timed(ctx, o.joins, together)
+	defer d.close()
+	one, err := w.timed(ctx, o.joins, 1, d.sync)
 	if err != nil {
 		return err
 	}
+	many, err := w.timed(ctx, o.joins, together, d.sync)
+	if err != nil {
+		return err
+	}
+	j.SyncP50, j.SyncP99 = sample.Quantile(d.took, .5), sample.Quantile(d.took, .99)
 	j.PerSecond, j.P50, j.P99 = many.rate(), sample.Quantile(one.took, .5), sample.Quantile(one.took, .99)
 	j.ManyP99 = sample.Quantile(many.took, .99)
 	r.Joins = append(r.Joins, j)
@@ -124,7 +131,8 @@ type timing struct {
 func (t timing) rate() float64 { return float64(len(t.took)) / t.all.Seconds() }
 
 // timed lets n nodes join, some at a time, which leave again batch by batch.
-func (w *world) timed(ctx context.Context, n, parallel int) (t timing, err error) {
+// For each batch it calls beside, to time something else as often.
+func (w *world) timed(ctx context.Context, n, parallel int, beside func(n int) error) (t timing, err error) {
 	for done := 0; done < n; {
 		k := min(batch, n-done)
 		one, err := w.join(ctx, w.size, k, parallel)
@@ -137,6 +145,9 @@ func (w *world) timed(ctx context.Context, n, parallel int) (t timing, err error
 			if _, err := w.api.membership.Leave(ctx, as(id, &v1.LeaveRequest{Id: id})); err != nil {
 				return t, fmt.Errorf("leave of %s: %w", id, err)
 			}
+		}
+		if err := beside(k); err != nil {
+			return t, err
 		}
 	}
 	return t, nil
@@ -162,7 +173,7 @@ func (w *world) join(ctx context.Context, from, n, parallel int) (timing, error)
 			if _, err := w.api.membership.Join(ctx, as(r.GetId(), r)); err != nil {
 				return fmt.Errorf("join of %s: %w", r.GetId(), err)
 			}
-			t.took[i] = time.Since(begin).Seconds() * 1000
+			t.took[i] = time.Since(begin).Seconds() * milliseconds
 			return nil
 		})
 	}

@@ -62,6 +62,10 @@ type joins struct {
 	P99       float64 `json:"p99"`
 	PerSecond float64 `json:"per_second"`
 	ManyP99   float64 `json:"many_p99"`
+	// SyncP50 and SyncP99 are those of a write and a sync of the disk, as one
+	// join takes, measured in between.
+	SyncP50 float64 `json:"sync_p50"`
+	SyncP99 float64 `json:"sync_p99"`
 }
 
 // memory is what a gateway holds resident with a mesh, in bytes.
@@ -222,10 +226,11 @@ func (r *report) print(out io.Writer) error {
 	row("%s, %d CPUs, load %s before and %s after", r.Go, r.CPUs, r.Load[0], r.Load[1])
 	if len(r.Joins) > 0 {
 		row("")
-		row("joins, ms\tp50\tp99\tper second\tp99 of %d at a time\twhile filling, per second", together)
+		row("joins, ms\tp50\tp99\tper second\tp99 of %d at a time\tfilling, per second\tsync p50\tp99", together)
 	}
 	for _, j := range r.Joins {
-		row("%s, %d nodes\t%.1f\t%.1f\t%.0f\t%.1f\t%.0f", j.Shape, j.Nodes, j.P50, j.P99, j.PerSecond, j.ManyP99, j.Fill)
+		row("%s, %d nodes\t%.1f\t%.1f\t%.0f\t%.1f\t%.0f\t%.1f\t%.1f",
+			j.Shape, j.Nodes, j.P50, j.P99, j.PerSecond, j.ManyP99, j.Fill, j.SyncP50, j.SyncP99)
 	}
 	if len(r.Reads) > 0 {
 		row("")
