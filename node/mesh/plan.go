@@ -10,7 +10,7 @@ import (
 )
 
 // Plan is what one node's data plane should be: topology.For makes it, wg and
-// hostnet follow it.
+// hostnet follow it. Nobody changes what its lists hold: plans share memory.
 type Plan struct {
 	// Self is the node that the plan is for.
 	Self *Node
