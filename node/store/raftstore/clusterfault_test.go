@@ -85,6 +85,7 @@ func TestDisk_OfOneReplica(t *testing.T) {
 	fail := func(log *raftstore.FaultyLog) func() { log.Fail(syscall.EIO); return func() {} }
 	failSync := func(log *raftstore.FaultyLog) func() { log.FailSync(syscall.EIO); return func() {} }
 	hang := func(log *raftstore.FaultyLog) func() { return log.Hang() }
+	hangWrite := func(log *raftstore.FaultyLog) func() { return log.HangWrite() }
 	tests := []struct {
 		name  string
 		leads bool
@@ -94,9 +95,11 @@ func TestDisk_OfOneReplica(t *testing.T) {
 		{"the leader's fails", true, false, fail},
 		{"the leader's fails later", true, false, failSync},
 		{"the leader's hangs", true, true, hang},
+		{"the leader's takes nothing", true, true, hangWrite},
 		{"a follower's fails", false, false, fail},
 		{"a follower's fails later", false, false, failSync},
 		{"a follower's hangs", false, true, hang},
+		{"a follower's takes nothing", false, true, hangWrite},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

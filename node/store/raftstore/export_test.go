@@ -25,6 +25,7 @@ type FaultyLog struct {
 	fails     atomic.Pointer[error]
 	failsSync atomic.Pointer[error]
 	hangs     atomic.Pointer[chan struct{}]
+	stuck     atomic.Pointer[chan struct{}]
 
 	mu     sync.Mutex // guards the fields below
 	synced uint64
@@ -42,6 +43,9 @@ func (f *FaultyLog) StoreLogs(logs []*raft.Log) error {
 
 // Write implements syncedLog.
 func (f *FaultyLog) Write(logs []*raft.Log) error {
+	if release := f.stuck.Load(); release != nil {
+		<-*release
+	}
 	if err := f.fails.Load(); err != nil && *err != nil {
 		return *err
 	}
@@ -119,10 +123,18 @@ func (f *FaultyLog) FailSync(err error) { f.failsSync.Store(&err) }
 // Fail makes writes fail; nil ends it.
 func (f *FaultyLog) Fail(err error) { f.fails.Store(&err) }
 
-// Hang makes writes hang until release is called.
+// Hang makes syncs hang until release is called.
 func (f *FaultyLog) Hang() (release func()) {
 	c := make(chan struct{})
 	f.hangs.Store(&c)
+	return func() { close(c) }
+}
+
+// HangWrite makes writes hang before anything is written, as on a file system
+// that takes none, until release is called.
+func (f *FaultyLog) HangWrite() (release func()) {
+	c := make(chan struct{})
+	f.stuck.Store(&c)
 	return func() { close(c) }
 }
 

@@ -81,7 +81,10 @@ func (g *guardedLog) stored(logs []*raft.Log) error {
 
 // written writes entries and has them synced on a goroutine.
 func (g *guardedLog) written(logs []*raft.Log) error {
-	if err := g.syncedLog.Write(logs); err != nil {
+	stop := g.limit() // not only syncs hang on a disk that does
+	err := g.syncedLog.Write(logs)
+	stop()
+	if err != nil {
 		return err
 	}
 	g.mu.Lock()
@@ -122,13 +125,19 @@ func (g *guardedLog) wake() {
 
 // watch measures a write and fails the store if it hangs, until stop is called.
 func (g *guardedLog) watch(start time.Time) (stop func()) {
+	inTime := g.limit()
+	return func() {
+		inTime()
+		g.metrics.logWrite.Observe(time.Since(start).Seconds())
+	}
+}
+
+// limit fails the store if stop is not called in time.
+func (g *guardedLog) limit() (stop func()) {
 	watchdog := time.AfterFunc(stallLimit, func() {
 		g.failure.fail(fmt.Errorf("%w: a write to the log takes more than %v", ErrDisk, stallLimit))
 	})
-	return func() {
-		watchdog.Stop()
-		g.metrics.logWrite.Observe(time.Since(start).Seconds())
-	}
+	return func() { watchdog.Stop() }
 }
 
 func (g *guardedLog) check(err error) error {
@@ -184,7 +193,9 @@ func (g *guardedLog) DeleteRange(from, to uint64) error {
 	if err != nil {
 		return err
 	}
+	stop := g.limit()
 	err = g.syncedLog.DeleteRange(from, to)
+	stop()
 	if err == nil && to == last {
 		g.cut = true
 	}
