@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
@@ -191,7 +192,7 @@ func restoreInto(dir, id string, info BackupInfo, entries []store.Entry) (err er
 	if s.metrics, err = newMetrics(nil, s); err != nil {
 		return err
 	}
-	disk, err := openDisk(dir, hclog.NewNullLogger(), s.metrics, nil)
+	disk, err := openDisk(dir, hclog.NewNullLogger(), s.metrics, newFailure(slog.New(slog.DiscardHandler)))
 	if err != nil {
 		return err
 	}

@@ -96,7 +96,7 @@ func openDisk(dir string, logger hclog.Logger, m *metrics, f *failure) (_ *disk,
 	if d.snapshots, err = raft.NewFileSnapshotStoreWithLogger(dir, snapshotsKept, logger); err != nil {
 		return nil, err
 	}
-	d.stable = guardedVotes{votes}
+	d.stable = guardedVotes{votes, f}
 	if d.cache, err = raft.NewLogCache(logCache, d.logs); err != nil {
 		return nil, err
 	}

@@ -3,9 +3,15 @@
 package raftstore
 
 import (
+	"fmt"
 	"log/slog"
 	"sync"
+	"time"
 )
+
+// stallLimit is how long a write to the disk may take. Raft itself never gives
+// up on a disk that hangs: its heartbeats go on while nothing is written.
+const stallLimit = 5 * time.Second
 
 // failure is the first reason why a store can keep no promise any more.
 type failure struct {
@@ -26,4 +32,13 @@ func (f *failure) fail(err error) {
 		f.err = err
 		close(f.failed)
 	})
+}
+
+// limit fails the store, because of what is done now, unless stop is called in
+// time.
+func (f *failure) limit(what string) (stop func()) {
+	watchdog := time.AfterFunc(stallLimit, func() {
+		f.fail(fmt.Errorf("%w: %s takes more than %v", ErrDisk, what, stallLimit))
+	})
+	return func() { watchdog.Stop() }
 }

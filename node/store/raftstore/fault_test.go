@@ -12,6 +12,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/hashicorp/raft"
+
 	"github.com/meshgate/meshgate/node/store"
 )
 
@@ -87,6 +89,47 @@ func TestDisk_HangingWrite(t *testing.T) {
 		release()
 		synctest.Wait()
 		<-s.stopped
+	})
+}
+
+// hangingVotes is a raft.StableStore on a disk that does not answer.
+type hangingVotes struct {
+	raft.StableStore
+	release chan struct{}
+}
+
+func (h hangingVotes) Set([]byte, []byte) error {
+	<-h.release
+	return nil
+}
+
+// TestDisk_HangingVote shows that a replica whose votes hang does not stay, deaf
+// to everybody.
+func TestDisk_HangingVote(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		failure, disk := newFailure(slog.New(slog.DiscardHandler)), hangingVotes{release: make(chan struct{})}
+		votes, done := guardedVotes{disk, failure}, make(chan error, 1)
+		start := time.Now()
+		go func() { done <- votes.SetUint64(keyTerm, 7) }()
+		<-failure.failed
+		if took := time.Since(start); took != stallLimit || !errors.Is(failure.err, ErrDisk) {
+			t.Errorf("after %v: %v", took, failure.err)
+		}
+		close(disk.release)
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+		quick := newFailure(slog.New(slog.DiscardHandler))
+		if err := (guardedVotes{disk, quick}).SetUint64(keyTerm, 8); err != nil {
+			t.Error(err)
+		}
+		time.AfterFunc(2*stallLimit, func() { close(done) })
+		<-done
+		select {
+		case <-quick.failed:
+			t.Errorf("a vote in time: %v", quick.err)
+		default:
+		}
 	})
 }
 

@@ -15,10 +15,6 @@ import (
 	"github.com/meshgate/meshgate/node/store/raftstore/wal"
 )
 
-// stallLimit is how long a write to the log may take. Raft itself never gives
-// up on a disk that hangs: its heartbeats go on while nothing is written.
-const stallLimit = 5 * time.Second
-
 // errNotHeld says that an entry went before it was on disk.
 var errNotHeld = errors.New("the entry is not in the log any more")
 
@@ -81,7 +77,7 @@ func (g *guardedLog) stored(logs []*raft.Log) error {
 
 // written writes entries and has them synced on a goroutine.
 func (g *guardedLog) written(logs []*raft.Log) error {
-	stop := g.limit() // not only syncs hang on a disk that does
+	stop := g.failure.limit("a write to the log") // not only syncs hang on a disk that does
 	err := g.syncedLog.Write(logs)
 	stop()
 	if err != nil {
@@ -125,19 +121,11 @@ func (g *guardedLog) wake() {
 
 // watch measures a write and fails the store if it hangs, until stop is called.
 func (g *guardedLog) watch(start time.Time) (stop func()) {
-	inTime := g.limit()
+	inTime := g.failure.limit("a write to the log")
 	return func() {
 		inTime()
 		g.metrics.logWrite.Observe(time.Since(start).Seconds())
 	}
-}
-
-// limit fails the store if stop is not called in time.
-func (g *guardedLog) limit() (stop func()) {
-	watchdog := time.AfterFunc(stallLimit, func() {
-		g.failure.fail(fmt.Errorf("%w: a write to the log takes more than %v", ErrDisk, stallLimit))
-	})
-	return func() { watchdog.Stop() }
 }
 
 func (g *guardedLog) check(err error) error {
@@ -193,7 +181,7 @@ func (g *guardedLog) DeleteRange(from, to uint64) error {
 	if err != nil {
 		return err
 	}
-	stop := g.limit()
+	stop := g.failure.limit("a removal from the log")
 	err = g.syncedLog.DeleteRange(from, to)
 	stop()
 	if err == nil && to == last {

@@ -21,12 +21,16 @@ var (
 const sumSize = 4
 
 // guardedVotes is a raft.StableStore that adds a checksum to what it keeps: a
-// vote that changes on disk could be given twice.
-type guardedVotes struct{ raft.StableStore }
+// vote that changes on disk could be given twice. It watches how writes go.
+type guardedVotes struct {
+	raft.StableStore
+	failure *failure
+}
 
 // Set implements raft.StableStore.
 func (g guardedVotes) Set(key, value []byte) error {
 	sealed := append(make([]byte, 0, len(value)+sumSize), value...)
+	defer g.failure.limit("a write of a vote")()
 	return g.StableStore.Set(key, binary.BigEndian.AppendUint32(sealed, voteSum(key, value)))
 }
 
