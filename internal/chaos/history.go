@@ -173,3 +173,20 @@ func (h *history) recorded() int {
 	defer h.mu.Unlock()
 	return len(h.steps)
 }
+
+// gap is the longest time between two answers to writes.
+func (h *history) gap() (longest time.Duration) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	last := int64(0)
+	for _, op := range h.steps { // in the order in which they ended
+		if op.Return == never || op.Input.(step).read {
+			continue
+		}
+		if last > 0 {
+			longest = max(longest, time.Duration(op.Return-last))
+		}
+		last = op.Return
+	}
+	return longest
+}

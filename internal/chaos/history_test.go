@@ -139,6 +139,7 @@ func TestOutcome_RunsThatDoNotCount(t *testing.T) {
 		"per second":     func(o *outcome) { o.Took = 21 * time.Second },
 		"unknown":        func(o *outcome) { o.Unknown = 40 },
 		"only 901":       func(o *outcome) { o.Acknowledged = 900 },
+		"for 40s":        func(o *outcome) { o.Gap = 40 * time.Second },
 		"something else": func(o *outcome) { o.Wrong = "something else" },
 	} {
 		o := fresh()
@@ -164,5 +165,13 @@ func TestKeyspace_KeysComeToAnEnd(t *testing.T) {
 		if n := counts[key]; n < 1 || n > perKey {
 			t.Errorf("%s was used %d times", key, n)
 		}
+	}
+}
+
+func TestHistory_Gap(t *testing.T) {
+	h := newHistory()
+	h.steps = []porcupine.Operation{wrote(5, 50, "a"), note(1, never, step{write: "b"}, result{unknown: true}), wrote(7, 60, "c"), saw(65, 70, "c"), wrote(8, 90, "d"), wrote(80, 100, "e")}
+	if got := h.gap(); got != 30 {
+		t.Errorf("got %d, want 30", got)
 	}
 }

@@ -24,6 +24,9 @@ const (
 	// run to count, and mostUnknown which part of them may have no answer.
 	leastRate   = 100
 	mostUnknown = 0.01
+	// longestGap is how long no write may be acknowledged. Two faults at a time
+	// may leave no majority, for as long as a disk stalls and a little more.
+	longestGap = 30 * time.Second
 	// farewell is how long a world may take to end when it is told to.
 	farewell = 30 * time.Second
 )
@@ -109,6 +112,8 @@ func (o *outcome) valid(cfg settings) error {
 		return fmt.Errorf("only %d operations, want %d: the run does not count", o.Acknowledged+o.Unknown, cfg.Operations)
 	case o.rate() < leastRate:
 		return fmt.Errorf("%.0f acknowledged operations per second, want %d: the run does not count", o.rate(), leastRate)
+	case o.Gap > longestGap:
+		return fmt.Errorf("no write was acknowledged for %s, which is more than %s", o.Gap.Round(time.Second), longestGap)
 	case o.share() > mostUnknown:
 		return fmt.Errorf("%.2f %% of the outcomes are unknown, at most %.0f %% may be: the run does not count", 100*o.share(), 100*mostUnknown)
 	}
@@ -125,8 +130,8 @@ func (o *outcome) print(w io.Writer) {
 		verdict, o.Acknowledged+o.Unknown, o.FinalReads, o.Keys, o.Checked.Round(time.Millisecond), o.Seed)
 	fmt.Fprintf(w, "operations     %d acknowledged in %s, %.0f per second; %d (%.2f %%) unknown; %d refused\n",
 		o.Acknowledged, o.Took.Round(time.Second), o.rate(), o.Unknown, 100*o.share(), o.Refused)
-	fmt.Fprintf(w, "latency        median %s, p99 %s, longest %s\n",
-		o.Median.Round(10*time.Microsecond), o.P99.Round(time.Millisecond), o.Longest.Round(time.Millisecond))
+	fmt.Fprintf(w, "latency        median %s, p99 %s, longest %s; no write was acknowledged for %s at most\n",
+		o.Median.Round(10*time.Microsecond), o.P99.Round(time.Millisecond), o.Longest.Round(time.Millisecond), o.Gap.Round(time.Millisecond))
 	fmt.Fprintf(w, "faults         %d; replicas ended by themselves %d times\n", o.sum(), o.Restarts)
 	for _, name := range slices.Sorted(maps.Keys(o.Faults)) {
 		fmt.Fprintf(w, "  %-22s %d\n", name, o.Faults[name])

@@ -53,7 +53,9 @@ type outcome struct {
 	// Refused ones surely did not happen.
 	Acknowledged, Unknown, Refused int
 	Median, P99, Longest           time.Duration
-	Faults                         map[string]int
+	// Gap is the longest time in which no write was acknowledged.
+	Gap    time.Duration
+	Faults map[string]int
 	// Restarts is how often replicas ended by themselves and were started again.
 	Restarts int
 	Keys     int
@@ -199,6 +201,7 @@ func (w *world) load(ctx context.Context, c *clients, out *outcome) error {
 		out.Restarts += r.restarts()
 	}
 	h := w.history
+	out.Gap = h.gap()
 	out.Acknowledged, out.Unknown, out.Refused = h.done, h.unknown, h.refused
 	slices.Sort(h.latencies)
 	if n := len(h.latencies); n > 0 {
