@@ -188,6 +188,9 @@ func (p *gatewayProcess) serve(ctx context.Context, onReady func() error) error 
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return p.shared.Run(ctx) })
 	group.Go(func() error {
+		if err := p.announced(ctx); err != nil {
+			return err
+		}
 		if err := p.learnSecrets(ctx, group); err != nil {
 			return err
 		}

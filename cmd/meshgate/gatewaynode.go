@@ -90,6 +90,21 @@ func (p *gatewayProcess) openNode(ctx context.Context) error {
 	return p.takeSeat(ctx, id, key, features)
 }
 
+// announced returns once the mesh knows this node for a gateway: one that has
+// just joined others is a plain member until it has said so.
+func (p *gatewayProcess) announced(ctx context.Context) error {
+	for after := uint64(0); ; {
+		s, err := p.node.Wait(ctx, after)
+		if err != nil {
+			return err
+		}
+		if me := s.Node(p.node.Self()); me != nil && me.HasFeature(v1.Feature_MEMBERSHIP) {
+			return p.node.Applied(ctx, s.Version)
+		}
+		after = s.Version
+	}
+}
+
 // openState opens the state, alone or with other gateways.
 func (p *gatewayProcess) openState(id mesh.NodeID) (err error) {
 	cfg := raftstore.Config{ID: string(id), Logger: p.log, Registerer: p.registry}
