@@ -187,7 +187,7 @@ func nodeName(i int) string { return fmt.Sprintf("node-%05d", i) }
 // request makes the request of a node, with a new key and the proof that it has
 // it. What it says of its mesh and the time, it asked for when it was first
 // needed: proofs are good for two minutes.
-func (w *world) request(ctx context.Context, i int) (*v1.JoinRequest, error) {
+func (w *world) request(ctx context.Context, i int, features ...*v1.FeaturePort) (*v1.JoinRequest, error) {
 	id := nodeName(i)
 	if w.mesh == "" {
 		challenge, err := w.api.enrolment.GetChallenge(ctx, as(id, &meshgatev1.GetChallengeRequest{Id: id}))
@@ -202,7 +202,7 @@ func (w *world) request(ctx context.Context, i int) (*v1.JoinRequest, error) {
 	}
 	r := &v1.JoinRequest{
 		Id: id, PublicKey: key.Public().Encode(), AssignIpv4: true,
-		Features: []*v1.FeaturePort{{Feature: v1.Feature_NODES, Port: 8443}},
+		Features: append(features, &v1.FeaturePort{Feature: v1.Feature_NODES, Port: 8443}),
 	}
 	if w.shape == public {
 		// Port 9 discards: nobody listens there, and nothing leaves the host.

@@ -90,6 +90,7 @@ type read struct {
 // the gateway holds resident with all of them, in bytes.
 type fanOut struct {
 	Shape       shape   `json:"shape"`
+	Change      string  `json:"change"`
 	Nodes       int     `json:"nodes"`
 	Subscribers int     `json:"subscribers"`
 	P50         float64 `json:"p50"`
@@ -188,7 +189,7 @@ func (r *report) judge() {
 		}
 	}
 	for _, f := range r.FanOuts {
-		r.atMost(fmt.Sprintf("last of %d subscribers, %s, ms", f.Subscribers, f.Shape), goalFanOut, f.Most)
+		r.atMost(fmt.Sprintf("last of %d subscribers, %s, %s, ms", f.Subscribers, f.Shape, f.Change), goalFanOut, f.Most)
 	}
 	for _, m := range r.Memory {
 		r.atMost(fmt.Sprintf("RSS, %s, %d nodes, MB", m.Shape, m.Nodes+1), goalRSS, float64(m.Now)/bytesOfMB)
@@ -244,7 +245,7 @@ func (r *report) print(out io.Writer) error {
 		row("until the last subscriber has a change, ms\tp50\tmost\tRSS, MB")
 	}
 	for _, f := range r.FanOuts {
-		row("%d of %d nodes, %s\t%.0f\t%.0f\t%.0f", f.Subscribers, f.Nodes, f.Shape, f.P50, f.Most, float64(f.RSS)/bytesOfMB)
+		row("%s, %d of %d nodes, %s\t%.0f\t%.0f\t%.0f", f.Change, f.Subscribers, f.Nodes, f.Shape, f.P50, f.Most, float64(f.RSS)/bytesOfMB)
 	}
 	if len(r.Memory) > 0 {
 		row("")

@@ -7,6 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -15,26 +17,28 @@ import (
 )
 
 // subscribers times how long it takes until the last of many subscribers has a
-// change that concerns all of them: a network ACL.
+// change that concerns all of them: another DNS server, for which each plan
+// changes a little, and a network ACL, after which each plan is made anew.
 func (w *world) subscribers(ctx context.Context, o options, r *report) error {
 	ctx, cancel := context.WithCancel(ctx)
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	defer cancel()
-	told := make(chan string, o.subscribers) // names of ACLs; "" for the first configuration
+	seen := make(chan changes, o.subscribers)
 	failed := make(chan error, o.subscribers)
 	for i := range o.subscribers {
 		wg.Go(func() {
-			if err := w.subscribe(ctx, nodeName(i), told); err != nil {
+			if err := w.subscribe(ctx, nodeName(i), seen); err != nil {
 				failed <- err
 			}
 		})
 	}
-	wait := func(name string) error {
+	var have changes
+	wait := func() error {
 		for got := 0; got < o.subscribers; {
 			select {
-			case n := <-told:
-				if n == name {
+			case c := <-seen:
+				if c == have {
 					got++
 				}
 			case err := <-failed:
@@ -45,56 +49,87 @@ func (w *world) subscribers(ctx context.Context, o options, r *report) error {
 		}
 		return nil
 	}
-	if err := wait(""); err != nil {
+	if err := wait(); err != nil {
 		return err
 	}
-	s := fanOut{Shape: w.shape, Nodes: w.size + 1, Subscribers: o.subscribers}
-	var took []float64
-	for i := range o.changes {
-		name := fmt.Sprintf("change-%d", i)
-		start := time.Now()
-		if _, err := w.api.admin.PutNetworkACL(ctx, as(admin, &v1.NetworkACL{
-			Name: name, Priority: int32(100 + i), Action: v1.ACLAction_ACTION_ACCEPT,
-			SourceNodes: []string{"*"}, DestinationNodes: []string{"*"},
-		})); err != nil {
-			return fmt.Errorf("change %d: %w", i, err)
+	for _, kind := range []struct {
+		name string
+		made *int
+		make func(ctx context.Context, i int) error
+	}{
+		{changeServer, &have.servers, w.addServer}, {changeACL, &have.acls, w.addACL},
+	} {
+		f := fanOut{Shape: w.shape, Change: kind.name, Nodes: w.size + 1, Subscribers: o.subscribers}
+		var took []float64
+		for i := range o.changes {
+			start := time.Now()
+			*kind.made++
+			if err := kind.make(ctx, i); err != nil {
+				return fmt.Errorf("%s %d: %w", kind.name, i, err)
+			}
+			if err := wait(); err != nil {
+				return fmt.Errorf("%s %d: %w", kind.name, i, err)
+			}
+			took = append(took, time.Since(start).Seconds()*milliseconds)
 		}
-		if err := wait(name); err != nil {
-			return fmt.Errorf("change %d: %w", i, err)
+		f.P50, f.Most = sample.Median(took), slices.Max(took)
+		var err error
+		if f.RSS, _, err = w.gateway.RSS(); err != nil {
+			return err
 		}
-		took = append(took, time.Since(start).Seconds()*1000)
+		r.FanOuts = append(r.FanOuts, f)
 	}
-	s.P50, s.Most = sample.Median(took), slices.Max(took)
-	var err error
-	if s.RSS, _, err = w.gateway.RSS(); err != nil {
-		return err
-	}
-	r.FanOuts = append(r.FanOuts, s)
 	return nil
 }
 
-// subscribe tells the name of the newest ACL of each configuration that comes,
-// until ctx ends.
-func (w *world) subscribe(ctx context.Context, id string, told chan<- string) error {
+// Names of changes.
+const (
+	changeServer = "DNS server"
+	changeACL    = "network ACL"
+	aclPrefix    = "change-"
+)
+
+// changes counts those that were made.
+type changes struct{ servers, acls int }
+
+func (w *world) addServer(ctx context.Context, i int) error {
+	req, err := w.request(ctx, w.size+i, &v1.FeaturePort{Feature: v1.Feature_MESH_DNS, Port: 53})
+	if err != nil {
+		return err
+	}
+	_, err = w.api.membership.Join(ctx, as(req.GetId(), req))
+	return err
+}
+
+func (w *world) addACL(ctx context.Context, i int) error {
+	_, err := w.api.admin.PutNetworkACL(ctx, as(admin, &v1.NetworkACL{
+		Name: aclPrefix + strconv.Itoa(i), Priority: int32(100 + i), Action: v1.ACLAction_ACTION_ACCEPT,
+		SourceNodes: []string{"*"}, DestinationNodes: []string{"*"},
+	}))
+	return err
+}
+
+// subscribe tells of each change that comes, until ctx ends.
+func (w *world) subscribe(ctx context.Context, id string, seen chan<- changes) error {
 	stream, err := w.api.membership.SubscribePeers(ctx, as(id, &v1.SubscribePeersRequest{Id: id}))
 	if err != nil {
 		return fmt.Errorf("subscribe %s: %w", id, err)
 	}
 	defer func() { _ = stream.Close() }()
-	last := ""
-	for first := true; stream.Receive(); first = false {
-		newest := ""
+	last := changes{-1, -1}
+	for stream.Receive() {
+		now := changes{servers: len(stream.Msg().GetDnsServers())}
 		for _, acl := range stream.Msg().GetNetworkAcls() {
-			if name := acl.GetName(); len(name) > len("change-") && name[:len("change-")] == "change-" {
-				newest = max(newest, name)
+			if strings.HasPrefix(acl.GetName(), aclPrefix) {
+				now.acls++
 			}
 		}
-		if newest == last && !first {
+		if now == last {
 			continue
 		}
-		last = newest
+		last = now
 		select {
-		case told <- newest:
+		case seen <- now:
 		case <-ctx.Done():
 			return nil
 		}
