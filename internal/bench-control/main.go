@@ -74,7 +74,7 @@ func run(ctx context.Context) error {
 	flag.Parse()
 	o := options{
 		sizes: []int{100, 1000, 10_000}, joins: 400, subscribers: 1000, changes: 5, reads: 10,
-		rounds: 5, warm: 500 * time.Millisecond, count: 2 * time.Second, value: 256, limit: 10 * time.Minute,
+		rounds: 5, warm: 500 * time.Millisecond, count: 2 * time.Second, value: 256, limit: 20 * time.Minute,
 		dir: *dir, only: *only,
 	}
 	if *short {
@@ -90,7 +90,7 @@ func run(ctx context.Context) error {
 			}
 			o.sizes = append(o.sizes, n)
 		}
-		o.subscribers = min(o.subscribers, o.sizes[len(o.sizes)-1]-1)
+		o.subscribers = min(o.subscribers, o.sizes[len(o.sizes)-1])
 	}
 	o.joins, o.rounds = cmp.Or(max(*joins, 0), o.joins), cmp.Or(max(*rounds, 0), o.rounds)
 	if *only != "" && *only != string(hub) && *only != string(public) && *only != onlyWrites {

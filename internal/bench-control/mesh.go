@@ -75,16 +75,29 @@ func measureMesh(ctx context.Context, b binaries, o options, s shape, r *report)
 		if err := w.measureAt(ctx, o, size, r); err != nil {
 			return fmt.Errorf("%d nodes: %w: %s", size, err, gateway.Stderr())
 		}
+		if size == largest {
+			if err := w.whole(ctx, o, r); err != nil {
+				return fmt.Errorf("all of %d nodes: %w: %s", size, err, gateway.Stderr())
+			}
+		}
+		if size < o.subscribers {
+			continue
+		}
+		if err := w.subscribers(ctx, o, r); err != nil {
+			return fmt.Errorf("subscribers of %d nodes: %w: %s", size, err, gateway.Stderr())
+		}
 	}
-	m := memory{Shape: s, Nodes: w.size}
-	if m.Now, m.Most, err = gateway.RSS(); err != nil {
+	return nil
+}
+
+// whole measures what the gateway holds of the mesh, and the lists of it.
+func (w *world) whole(ctx context.Context, o options, r *report) (err error) {
+	m := memory{Shape: w.shape, Nodes: w.size}
+	if m.Now, m.Most, err = w.gateway.RSS(); err != nil {
 		return err
 	}
 	r.Memory = append(r.Memory, m)
-	if err := w.reads(ctx, o, r); err != nil {
-		return fmt.Errorf("read %d nodes: %w", w.size, err)
-	}
-	return w.subscribers(ctx, o, r)
+	return w.reads(ctx, o, r)
 }
 
 // measureAt fills the mesh and measures joins.

@@ -189,7 +189,7 @@ func (r *report) judge() {
 		}
 	}
 	for _, f := range r.FanOuts {
-		r.atMost(fmt.Sprintf("last of %d subscribers, %s, %s, ms", f.Subscribers, f.Shape, f.Change), goalFanOut, f.Most)
+		r.atMost(fmt.Sprintf("last of %d subscribers, %s, %d nodes, %s, ms", f.Subscribers, f.Shape, f.Nodes, f.Change), goalFanOut, f.Most)
 	}
 	for _, m := range r.Memory {
 		r.atMost(fmt.Sprintf("RSS, %s, %d nodes, MB", m.Shape, m.Nodes+1), goalRSS, float64(m.Now)/bytesOfMB)

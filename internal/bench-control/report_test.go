@@ -37,13 +37,13 @@ func TestReport_Goals(t *testing.T) {
 		{Shape: hub, Nodes: 100, P99: 4}, {Shape: hub, Nodes: 10_000, P99: 9},
 		{Shape: public, Nodes: 100, P99: 20}, {Shape: public, Nodes: 10_000, P99: 30},
 	}
-	r.FanOuts = []fanOut{{Shape: hub, Change: changeACL, Subscribers: 1000, P50: 300, Most: 1001}}
+	r.FanOuts = []fanOut{{Shape: hub, Change: changeACL, Nodes: 10_000, Subscribers: 1000, P50: 300, Most: 1001}}
 	r.Memory = []memory{{Shape: hub, Nodes: 9999, Now: 299e6, Most: 400e6}}
 	r.judge()
 	want := map[string]bool{
 		"join p99, hub-and-spoke, 10000 nodes, ms": true, "join p99, hub-and-spoke, 10000 nodes, of that at 100": false,
 		"join p99, public, 10000 nodes, ms": false, "join p99, public, 10000 nodes, of that at 100": true,
-		"last of 1000 subscribers, hub-and-spoke, network ACL, ms": false, "RSS, hub-and-spoke, 10000 nodes, MB": true,
+		"last of 1000 subscribers, hub-and-spoke, 10000 nodes, network ACL, ms": false, "RSS, hub-and-spoke, 10000 nodes, MB": true,
 	}
 	for _, g := range r.Goals {
 		if met, ok := want[g.Name]; !ok || met != g.Met {
