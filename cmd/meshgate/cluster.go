@@ -36,6 +36,8 @@ const (
 	minDeadAfter = time.Minute
 	// joinPatience is how long a gateway tries to get a seat in a cluster.
 	joinPatience = 2 * time.Minute
+	// attemptTimeout bounds one of its attempts: the other side may be gone.
+	attemptTimeout = 10 * time.Second
 	// joinPause is the pause between two attempts.
 	joinPause = 300 * time.Millisecond
 	// purgeContact is how recently a gateway that watches its members was heard.
@@ -283,10 +285,10 @@ func (p *gatewayProcess) takeSeat(ctx context.Context, id mesh.NodeID, key mesh.
 	j := p.newJoiner(public, id, key, features)
 	ctx, cancel := context.WithTimeout(ctx, joinPatience)
 	defer cancel()
-	if err := l.insist(ctx, "join", func() error { return j.join(ctx, l.keys) }); err != nil {
+	if err := l.insist(ctx, "join", func(ctx context.Context) error { return j.join(ctx, l.keys) }); err != nil {
 		return err
 	}
-	if err := l.insist(ctx, "take a seat in the cluster", func() error { return j.seat(ctx, p.cfg.cluster.role) }); err != nil {
+	if err := l.insist(ctx, "take a seat in the cluster", func(ctx context.Context) error { return j.seat(ctx, p.cfg.cluster.role) }); err != nil {
 		return err
 	}
 	p.log.Info("joined the cluster", "node", string(id), "gateway", p.cfg.cluster.gateway.URL)
@@ -294,9 +296,11 @@ func (p *gatewayProcess) takeSeat(ctx context.Context, id mesh.NodeID, key mesh.
 }
 
 // insist tries until it succeeds, is refused for good, or ctx ends.
-func (l *cluster) insist(ctx context.Context, what string, try func() error) error {
+func (l *cluster) insist(ctx context.Context, what string, try func(context.Context) error) error {
 	for {
-		err := try()
+		attempt, cancel := context.WithTimeout(ctx, attemptTimeout)
+		err := try(attempt)
+		cancel()
 		if err == nil {
 			return nil
 		}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 	"google.golang.org/protobuf/types/known/emptypb"
@@ -41,10 +42,12 @@ func (a *app) getCommand() *cobra.Command {
 				return err
 			}
 			defer c.Close()
+			ctx, cancel := context.WithTimeout(cmd.Context(), getTimeout)
+			defer cancel()
 			if k.name == "" {
-				return a.getGraph(cmd.Context(), c)
+				return a.getGraph(ctx, c)
 			}
-			return a.get(cmd.Context(), c, k, want)
+			return a.get(ctx, c, k, want)
 		},
 	}
 	to.registerServer(cmd.Flags())
@@ -52,6 +55,10 @@ func (a *app) getCommand() *cobra.Command {
 	want.register(cmd)
 	return cmd
 }
+
+// getTimeout bounds a read: ten thousand nodes are megabytes, and a line may be
+// slow.
+const getTimeout = time.Minute
 
 // kindOf is findKind that knows the graph, too, which is the kind without a name.
 func kindOf(name string) (kind, error) {

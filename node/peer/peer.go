@@ -158,7 +158,7 @@ func clientOptions(token func() string) []connect.ClientOption {
 	}
 }
 
-// outbound gives calls their token and unary calls a deadline.
+// outbound gives calls their token and unary calls a deadline if they have none.
 type outbound struct{ token func() string }
 
 var _ connect.Interceptor = outbound{}
@@ -167,8 +167,11 @@ var _ connect.Interceptor = outbound{}
 func (o outbound) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc {
 	return func(ctx context.Context, req connect.AnyRequest) (connect.AnyResponse, error) {
 		o.authorize(req.Header())
-		ctx, cancel := context.WithTimeout(ctx, unaryTimeout)
-		defer cancel()
+		if _, ok := ctx.Deadline(); !ok {
+			var cancel context.CancelFunc
+			ctx, cancel = context.WithTimeout(ctx, unaryTimeout)
+			defer cancel()
+		}
 		return next(ctx, req)
 	}
 }
