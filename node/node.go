@@ -394,7 +394,9 @@ func (n *Node) Wait(ctx context.Context, after uint64) (*mesh.Snapshot, error) {
 }
 
 // Applied blocks until the data plane follows a snapshot with at least version.
-func (n *Node) Applied(ctx context.Context, version uint64) error { return n.inForce.wait(ctx, version) }
+func (n *Node) Applied(ctx context.Context, version uint64) error {
+	return n.inForce.wait(ctx, version)
+}
 
 // Plan derives the plan of any node from s.
 func (n *Node) Plan(s *mesh.Snapshot, id mesh.NodeID) (mesh.Plan, error) {
