@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"connectrpc.com/connect"
 	"google.golang.org/protobuf/types/known/emptypb"
@@ -33,9 +34,10 @@ type traced struct {
 }
 
 // trace is a command of meshgate that is killed at a step; 0 for none.
-func trace(t *testing.T, dir string, killAt int, args ...string) *traced {
+// armed says whether steps count from the start.
+func trace(t *testing.T, dir string, killAt int, armed bool, args ...string) *traced {
 	t.Helper()
-	cfg := traceConfig{Args: append([]string{program}, args...), Dir: dir, KillAt: killAt, Steps: filepath.Join(t.TempDir(), "steps")}
+	cfg := traceConfig{Args: append([]string{program}, args...), Dir: dir, KillAt: killAt, Steps: filepath.Join(t.TempDir(), "steps"), Armed: armed}
 	cmd, err := role(context.Background(), roleTrace, cfg)
 	if err != nil {
 		t.Fatal(err)
@@ -47,11 +49,20 @@ func trace(t *testing.T, dir string, killAt int, args ...string) *traced {
 	return &traced{cmd, arm, cfg.Steps}
 }
 
-// count lets steps count from now on.
+// count returns when steps count.
 func (tr *traced) count(t *testing.T) {
 	t.Helper()
 	if _, err := io.WriteString(tr.arm, "\n"); err != nil {
 		t.Fatal(err)
+	}
+	for until := time.Now().Add(readiness); ; pause(t.Context(), 5*time.Millisecond) {
+		raw, err := os.ReadFile(tr.steps)
+		if err == nil && strings.Contains(string(raw), "armed\n") {
+			return
+		}
+		if time.Now().After(until) {
+			t.Fatalf("steps do not count: %v", err)
+		}
 	}
 }
 
@@ -63,7 +74,7 @@ func (tr *traced) last(t *testing.T) (int, string) {
 		t.Fatal(err)
 	}
 	lines := strings.Split(strings.TrimSuffix(string(raw), "\n"), "\n")
-	return len(lines), lines[len(lines)-1]
+	return len(lines) - 1, lines[len(lines)-1] // but for the one that says that they count
 }
 
 // part is what there is of a node that joins with a route.
@@ -118,7 +129,7 @@ func TestGatewayKilledAtEveryStepOfAJoin_WholeNodeOrNone(t *testing.T) {
 	outcomes := map[string]int{}
 	for step := 1; ; step++ {
 		g.kill()
-		tr := trace(t, g.dir, step, g.args...)
+		tr := trace(t, g.dir, step, false, g.args...)
 		if err := g.run(ctx, tr.cmd); err != nil {
 			t.Fatal(err)
 		}
@@ -189,8 +200,7 @@ func TestNodeKilledAtEveryStepOfItsJoin_WholeNodeOrNone(t *testing.T) {
 		id, dir := fmt.Sprintf("node-%d", step), t.TempDir()
 		args := []string{"join", l.URL, "--pin", l.Pin, "--token", l.Token, "--data-dir", dir, "--id", id,
 			"--routes", fmt.Sprintf("10.202.%d.0/24", step), "--wireguard.mode", "netstack", "--ice.listen", "127.0.0.1:0", "--output", "json"}
-		tr := trace(t, dir, step, args...)
-		tr.count(t)
+		tr := trace(t, dir, step, true, args...)
 		p, err := launch(tr.cmd)
 		if err != nil {
 			t.Fatal(err)

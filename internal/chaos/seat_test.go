@@ -87,8 +87,7 @@ func TestGatewayKilledWhileItJoinsTheCluster_TakesItsSeatLater(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		tr := trace(t, g.dir, step, g.args...)
-		tr.count(t)
+		tr := trace(t, g.dir, step, true, g.args...)
 		ready := g.run(ctx, tr.cmd)
 		seen, what := tr.last(t)
 		if ready == nil && seen < step {

@@ -28,13 +28,15 @@ type traceConfig struct {
 	Dir string
 	// KillAt is the step instead of which the program is killed; 0: none.
 	KillAt int
-	// Steps is a file that gets a line for each step.
+	// Steps is a file that gets a line when steps count, and one for each step.
 	Steps string
+	// Armed lets steps count from the start; else they do from the first line on
+	// standard input on.
+	Armed bool
 }
 
 // runTrace runs a program under its eyes, and kills it with SIGKILL at a step.
-// Steps count from the first line on standard input on. It ends with the
-// program, and the program with it.
+// It ends with the program, and the program with it.
 func runTrace(cfg traceConfig) error {
 	runtime.LockOSThread() // who traces is a thread
 	cmd := exec.Command(cfg.Args[0], cfg.Args[1:]...)
@@ -54,11 +56,15 @@ func runTrace(cfg traceConfig) error {
 	}
 	defer steps.Close()
 	t := &tracer{cfg: cfg, pid: cmd.Process.Pid, steps: steps, seen: map[int]bool{}}
-	go func() {
-		if bufio.NewScanner(os.Stdin).Scan() {
-			t.armed.Store(true)
-		}
-	}()
+	if cfg.Armed {
+		t.arm()
+	} else {
+		go func() {
+			if bufio.NewScanner(os.Stdin).Scan() {
+				t.arm()
+			}
+		}()
+	}
 	return t.run()
 }
 
@@ -70,6 +76,14 @@ type tracer struct {
 	seen  map[int]bool // threads
 	n     int          // steps
 	armed atomic.Bool
+}
+
+// arm lets steps count, and says so.
+func (t *tracer) arm() {
+	t.armed.Store(true)
+	if _, err := fmt.Fprintln(t.steps, "armed"); err != nil {
+		fmt.Fprintln(os.Stderr, "chaos:", err)
+	}
 }
 
 func (t *tracer) run() error {
