@@ -1,3 +1,5 @@
+// What the control plane is measured beside; no part of the product. When its
+// requirements are not those of the product any more: go mod tidy.
 module github.com/meshgate/meshgate/internal/bench-control/etcd
 
 go 1.26.0
