@@ -17,6 +17,7 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -97,21 +98,22 @@ func run(ctx context.Context) error {
 		return fmt.Errorf("-only %q: want %s, %s or %s", *only, hub, public, onlyWrites)
 	}
 	r, err := measure(ctx, o)
-	if err != nil {
+	if r == nil {
 		return err
 	}
 	if *asJSON {
 		e := json.NewEncoder(os.Stdout)
 		e.SetIndent("", "  ")
-		return e.Encode(r)
+		return errors.Join(err, e.Encode(r))
 	}
-	return r.print(os.Stdout)
+	return errors.Join(err, r.print(os.Stdout))
 }
 
 // onlyWrites is the part that is no shape of a mesh.
 const onlyWrites = "writes"
 
 // measure builds what is needed, measures everything and leaves nothing behind.
+// With an error comes what was measured before, if anything was.
 func measure(ctx context.Context, o options) (*report, error) {
 	dir, err := os.MkdirTemp(o.dir, "meshgate-bench-control-")
 	if err != nil {
@@ -125,20 +127,20 @@ func measure(ctx context.Context, o options) (*report, error) {
 	ctx, cancel := context.WithTimeout(ctx, o.limit)
 	defer cancel()
 	r := newReport(o)
+	defer r.judge()
 	for _, s := range []shape{hub, public} {
 		if !o.wants(string(s)) {
 			continue
 		}
 		if err := measureMesh(ctx, b, o, s, r); err != nil {
-			return nil, fmt.Errorf("mesh, %s: %w", s, err)
+			return r, fmt.Errorf("mesh, %s: %w", s, err)
 		}
 	}
 	if o.wants(onlyWrites) {
 		if err := measureWrites(ctx, b, o, r); err != nil {
-			return nil, fmt.Errorf("writes: %w", err)
+			return r, fmt.Errorf("writes: %w", err)
 		}
 	}
-	r.judge()
 	return r, nil
 }
 

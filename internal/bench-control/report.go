@@ -172,7 +172,7 @@ func (r *report) judge() {
 	r.Load[1] = loadAverage()
 	for _, w := range r.Writes {
 		w.Median, w.P50, w.P99, w.CPU = sample.Median(w.Rounds), sample.Median(w.p50), sample.Median(w.p99), sample.Median(w.cpu)
-		if w.OfEtcd = w.ratio(r.writes(toEtcd, w.Clients)); w.To == toReplicas {
+		if w.OfEtcd = w.ratio(r.writes(toEtcd, w.Clients)); w.To == toReplicas && w.OfEtcd > 0 {
 			r.atLeast(fmt.Sprintf("writes, %d clients, of etcd's", w.Clients), goalWrites, w.OfEtcd)
 		}
 	}
@@ -196,14 +196,17 @@ func (r *report) judge() {
 	}
 }
 
-// ratio is the median of the ratios of the same round.
+// ratio is the median of the ratios of the same round; 0 if there is none.
 func (w *writes) ratio(to *writes) float64 {
 	if to == nil {
-		return math.NaN()
+		return 0
 	}
 	var list []float64
-	for i, rate := range w.Rounds {
-		list = append(list, rate/to.Rounds[i])
+	for i := range min(len(w.Rounds), len(to.Rounds)) {
+		list = append(list, w.Rounds[i]/max(to.Rounds[i], 1))
+	}
+	if len(list) == 0 {
+		return 0
 	}
 	return math.Round(sample.Median(list)*hundredthPart) / hundredthPart
 }
