@@ -22,7 +22,7 @@ func (c *clock) set(h http.Header) {
 		return
 	}
 	// The header has no fraction of the second.
-	if ahead := at.Add(time.Second / 2).Sub(time.Now()); ahead.Abs() > 2*time.Second {
+	if ahead := time.Until(at.Add(time.Second / 2)); ahead.Abs() > 2*time.Second {
 		c.ahead.Store(int64(ahead))
 	} else {
 		c.ahead.Store(0)
