@@ -190,6 +190,8 @@ func (n *fakeNode) Leave(_ context.Context, id mesh.NodeID) error {
 	return nil
 }
 
+func (n *fakeNode) LeaveBound(ctx context.Context, id mesh.NodeID) error { return n.Leave(ctx, id) }
+
 func (n *fakeNode) Adopt(context.Context, mesh.NodeID) (*mesh.Snapshot, error) {
 	return n.Snapshot(), nil
 }

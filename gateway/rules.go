@@ -204,8 +204,8 @@ func startSignalChannel(_ api.Caller, m *v1.WebRTCSignal) ([]mesh.Action, error)
 	return dataChannelTo(m.GetNodeId())
 }
 
-// dataChannelTo: an action without a name is one that rules for single nodes
-// grant too, so that the node has to be named before roles are asked.
+// dataChannelTo: rules are about single nodes, so that the node has to be named
+// before roles are asked.
 func dataChannelTo(node string) ([]mesh.Action, error) {
 	if node == "" {
 		return nil, fmt.Errorf("%w: node_id is empty; name the node in the first message", mesh.ErrInvalid)

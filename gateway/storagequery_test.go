@@ -220,6 +220,7 @@ func TestStorageQuery_Roles(t *testing.T) {
 		v1.RuleResource_RESOURCE_ROLES, v1.RuleResource_RESOURCE_ROLE_BINDINGS, v1.RuleResource_RESOURCE_GROUPS,
 		v1.RuleResource_RESOURCE_NETWORK_ACLS, v1.RuleResource_RESOURCE_ROUTES, v1.RuleResource_RESOURCE_EDGES, v1.RuleResource_RESOURCE_PUBSUB,
 	}
+	unnamed := mesh.Rule{Resources: all, Verbs: []v1.RuleVerb{v1.RuleVerb_VERB_GET}}
 	everyResource := mesh.Rule{Resources: all, Verbs: []v1.RuleVerb{v1.RuleVerb_VERB_GET}, Names: []string{"", "/", "app/", "x"}}
 	for _, tt := range []struct {
 		rule    mesh.Rule
@@ -244,7 +245,15 @@ func TestStorageQuery_Roles(t *testing.T) {
 		{everyResource, get, "/registry/meshgate/revision", false},
 		{everyResource, get, "/registry/rbac-disabled", false},
 		{everyResource, get, "", false},
-		{everyResource, list, "/registry/ro", true},
+		{everyResource, list, "/registry/ro", false}, // its names are those of single objects
+		{unnamed, list, "/registry/ro", true},
+		{reads(v1.RuleResource_RESOURCE_ROLES, "x"), iter, "/registry/roles/", false},
+		{reads(v1.RuleResource_RESOURCE_ROLES, "x"), iter, "/registry/roles/x", false},
+		{reads(v1.RuleResource_RESOURCE_PUBSUB, "app/a"), iter, "app/a", false},
+		{reads(v1.RuleResource_RESOURCE_PUBSUB, "app/"), iter, "app/a", true},
+		{reads(v1.RuleResource_RESOURCE_PUBSUB), iter, "app/a", false},
+		{reads(v1.RuleResource_RESOURCE_PUBSUB, "ap"), iter, "ap", false},
+		{reads(v1.RuleResource_RESOURCE_PUBSUB), iter, "ap", true},
 		{reads(v1.RuleResource_RESOURCE_PUBSUB, "/registry/roles/x"), get, "/registry/roles/x", false},
 		{reads(v1.RuleResource_RESOURCE_ROLES, "x"), get, "/registry/roles/x", true},
 		{reads(v1.RuleResource_RESOURCE_ROLES, "x"), get, "/registry/roles/mesh-admin", false},

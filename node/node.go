@@ -146,6 +146,7 @@ type membership interface {
 	Join(ctx context.Context, r mesh.JoinRequest) (*mesh.Snapshot, error)
 	Update(ctx context.Context, r mesh.UpdateRequest) error
 	Leave(ctx context.Context, id mesh.NodeID) error
+	LeaveBound(ctx context.Context, id mesh.NodeID) error
 	Adopt(ctx context.Context, id mesh.NodeID) (*mesh.Snapshot, error)
 }
 
@@ -425,6 +426,14 @@ func (n *Node) Leave(ctx context.Context, id mesh.NodeID) error {
 		return errNoState
 	}
 	return n.members.Leave(ctx, id)
+}
+
+// LeaveBound is Leave, but the id stays bound to its key.
+func (n *Node) LeaveBound(ctx context.Context, id mesh.NodeID) error {
+	if n.members == nil {
+		return errNoState
+	}
+	return n.members.LeaveBound(ctx, id)
 }
 
 // Adopt makes this node the gateway that a member is reached through. Only a

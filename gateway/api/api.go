@@ -46,6 +46,8 @@ type Members interface {
 	Adopt(ctx context.Context, id mesh.NodeID) (*mesh.Snapshot, error)
 	// Leave removes a member. Removing one that is not there is no error.
 	Leave(ctx context.Context, id mesh.NodeID) error
+	// LeaveBound is Leave, but the id stays bound to its key.
+	LeaveBound(ctx context.Context, id mesh.NodeID) error
 }
 
 // Links tells how this node's WireGuard peers are doing.

@@ -63,6 +63,10 @@ func (f *fake) Join(_ context.Context, r mesh.JoinRequest) (*mesh.Snapshot, erro
 }
 func (f *fake) Update(_ context.Context, r mesh.UpdateRequest) error { f.updated = &r; return f.err }
 func (f *fake) Leave(_ context.Context, id mesh.NodeID) error        { f.left = id; return f.err }
+func (f *fake) LeaveBound(_ context.Context, id mesh.NodeID) error {
+	f.left = id + " bound"
+	return f.err
+}
 func (f *fake) Adopt(_ context.Context, id mesh.NodeID) (*mesh.Snapshot, error) {
 	f.adopted = id
 	return f.snap, f.err
@@ -253,6 +257,10 @@ func TestMembership_UpdateAndLeave(t *testing.T) {
 	}
 	if _, err := m.Leave(t.Context(), connect.NewRequest(&v1.LeaveRequest{Id: "phone"})); err != nil || f.left != "phone" {
 		t.Errorf("%q, %v", f.left, err)
+	}
+	self := WithCaller(t.Context(), Caller{ID: "phone"})
+	if _, err := m.Leave(self, connect.NewRequest(&v1.LeaveRequest{Id: "phone"})); err != nil || f.left != "phone bound" {
+		t.Errorf("by a token of its name: got %v, left %q; want its key to stay bound", err, f.left)
 	}
 	if _, err := m.Leave(t.Context(), connect.NewRequest(&v1.LeaveRequest{Id: "gw"})); !errors.Is(err, mesh.ErrPrecondition) {
 		t.Errorf("the gateway itself: %v", err)

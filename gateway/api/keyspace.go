@@ -67,9 +67,10 @@ func KeyActions(c Caller, key string) ([]mesh.Action, error) {
 }
 
 // PrefixActions are the actions that it takes c to read all keys that start
-// with prefix: those of each part of the registry that it touches. A prefix of
-// keys of both kinds takes a role that reads everything: an empty name would
-// ask the roles for nothing in particular.
+// with prefix: those of each part of the registry that it touches, or the
+// folder of other keys, up to the last "/" of the prefix. (A role for one key
+// says nothing of those that begin like it.) A prefix of keys of both kinds
+// takes a role that reads everything.
 func PrefixActions(c Caller, prefix string) ([]mesh.Action, error) {
 	if err := noInternal(prefix); err != nil {
 		return nil, err
@@ -78,7 +79,8 @@ func PrefixActions(c Caller, prefix string) ([]mesh.Action, error) {
 		return []mesh.Action{everyKey()}, nil
 	}
 	if !strings.HasPrefix(prefix, registryKeys) {
-		return []mesh.Action{{Resource: v1.RuleResource_RESOURCE_PUBSUB, Name: prefix, Verb: v1.RuleVerb_VERB_GET}}, nil
+		folder := prefix[:strings.LastIndexByte(prefix, '/')+1]
+		return []mesh.Action{{Resource: v1.RuleResource_RESOURCE_PUBSUB, Name: folder, Verb: v1.RuleVerb_VERB_GET}}, nil
 	}
 	var actions []mesh.Action
 	known := false

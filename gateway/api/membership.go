@@ -132,7 +132,11 @@ func (m *membershipService) Leave(ctx context.Context, req *connect.Request[v1.L
 			return nil, fmt.Errorf("%w: %q keeps the state of the mesh; remove it from the storage first (meshgate cluster remove)", mesh.ErrPrecondition, id)
 		}
 	}
-	if err := m.members.Leave(ctx, id); err != nil {
+	leave := m.members.Leave
+	if c := CallerFrom(ctx); c.Node == nil && c.ID == string(id) {
+		leave = m.members.LeaveBound // a token of the node's name is not its key
+	}
+	if err := leave(ctx, id); err != nil {
 		return nil, err
 	}
 	return connect.NewResponse(&v1.LeaveResponse{}), nil

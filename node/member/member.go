@@ -304,16 +304,31 @@ func updated(n mesh.Node, r mesh.UpdateRequest) mesh.Node {
 }
 
 // Leave removes a node with its edges and routes, and frees its id for another
-// key; ACLs, roles and groups that name it stay. Removing a node that is not there is no error. The node that
-// holds the state cannot be removed: mesh.ErrPrecondition.
-func (m *Members) Leave(ctx context.Context, id mesh.NodeID) error {
+// key; ACLs, roles and groups that name it stay. Removing a node that is not
+// there is no error. The node that holds the state cannot be removed:
+// mesh.ErrPrecondition.
+func (m *Members) Leave(ctx context.Context, id mesh.NodeID) error { return m.leave(ctx, id, false) }
+
+// LeaveBound is Leave for somebody who has shown neither the node's key nor a
+// right to it: the id stays bound to the key, so that nobody else takes it.
+func (m *Members) LeaveBound(ctx context.Context, id mesh.NodeID) error {
+	return m.leave(ctx, id, true)
+}
+
+func (m *Members) leave(ctx context.Context, id mesh.NodeID, bound bool) error {
 	if id == m.self {
 		return fmt.Errorf("leave of node %q: %w: it holds the mesh's state and cannot leave it", id, mesh.ErrPrecondition)
 	}
 	was := false
 	_, err := m.registry.Update(ctx, func(tx *registry.Tx) error {
-		was = tx.Snapshot().Node(id) != nil
-		tx.UnbindKey(id)
+		n := tx.Snapshot().Node(id)
+		was = n != nil
+		switch {
+		case !bound:
+			tx.UnbindKey(id)
+		case was && !n.PublicKey.IsZero():
+			tx.BindKey(id, n.PublicKey)
+		}
 		remove(tx, id)
 		return nil
 	})

@@ -106,3 +106,26 @@ func TestPurge_SparesWhoIsNotSilentLongEnough(t *testing.T) {
 		t.Errorf("silent for long: %v, still there: %v", err, a.registry.Snapshot().Silent)
 	}
 }
+
+// A token that bears a node's name takes it out of the mesh, and gives nobody
+// its id.
+func TestLeaveBound_KeepsTheID(t *testing.T) {
+	f := newFixture(t)
+	a := request(t, "a")
+	f.join(a)
+	for range 2 {
+		if err := f.LeaveBound(t.Context(), "a"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if f.registry.Snapshot().Node("a") != nil {
+		t.Error("the node is still there")
+	}
+	_, err := f.Join(t.Context(), request(t, "a"))
+	f.wantRefused(err, mesh.ErrExists, "public_key: the id is bound")
+	f.join(a)
+	if err := f.Leave(t.Context(), "a"); err != nil {
+		t.Fatal(err)
+	}
+	f.join(request(t, "a"))
+}

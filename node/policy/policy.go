@@ -69,8 +69,10 @@ func roleGrants(roles []mesh.Role, name string, a mesh.Action) bool {
 	})
 }
 
-// ruleGrants reports whether rule grants a. The names of a rule restrict only
-// actions that carry a name, and do not restrict RESOURCE_ALL.
+// ruleGrants reports whether rule grants a. A rule with names is about these
+// objects and nothing else, one without about what has no name, such as lists;
+// neither restricts RESOURCE_ALL. (In v1 a rule for one object also granted
+// lists of all.)
 func ruleGrants(rule mesh.Rule, a mesh.Action) bool {
 	if !slices.Contains(rule.Verbs, a.Verb) && !slices.Contains(rule.Verbs, v1.RuleVerb_VERB_ALL) {
 		return false
@@ -78,7 +80,8 @@ func ruleGrants(rule mesh.Rule, a mesh.Action) bool {
 	if slices.Contains(rule.Resources, v1.RuleResource_RESOURCE_ALL) {
 		return true
 	}
-	return slices.Contains(rule.Resources, a.Resource) && (a.Name == "" || slices.Contains(rule.Names, a.Name))
+	return slices.Contains(rule.Resources, a.Resource) &&
+		(a.Name == "" && len(rule.Names) == 0 || a.Name != "" && slices.Contains(rule.Names, a.Name))
 }
 
 // Bound reports whether a role binding or a group names exactly name, as a node

@@ -110,7 +110,8 @@ func TestAllowed_MatchesRules(t *testing.T) {
 		{"no names do not mean all", rule(channels, put), mesh.Action{Resource: channels, Verb: put, Name: "a"}, false},
 		{"no wildcard in names", rule(channels, put, "*"), mesh.Action{Resource: channels, Verb: put, Name: "a"}, false},
 		{"action without a name", rule(votes, put), mesh.Action{Resource: votes, Verb: put}, true},
-		{"action without a name, rule with", rule(votes, put, "a"), mesh.Action{Resource: votes, Verb: put}, true},
+		{"action without a name, rule with", rule(votes, put, "a"), mesh.Action{Resource: votes, Verb: put}, false},
+		{"action without a name, rule with an empty one", rule(votes, put, ""), mesh.Action{Resource: votes, Verb: put}, false},
 		{"any resource ignores names", rule(anything, put, "a"), mesh.Action{Resource: channels, Verb: put, Name: "b"}, true},
 		{"any resource, other verb", rule(anything, put), mesh.Action{Resource: channels, Verb: get}, false},
 		{"any resource among others", mesh.Rule{
