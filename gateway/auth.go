@@ -36,6 +36,8 @@ type Authenticator interface {
 type Identity struct {
 	// ID is the name of who holds the credentials.
 	ID string
+	// Keyed is true when a node has shown its key: ID is its id.
+	Keyed bool
 	// Stands reports whether they are good still; calls and sessions that last
 	// ask again. It keeps no secret, and a wrong password of somebody else does
 	// not change its answer. Nil: they are good as long as the process runs.

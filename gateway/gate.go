@@ -83,7 +83,7 @@ func (g *Gateway) identify(ctx context.Context, q *request, h http.Header) (api.
 	caller := api.Caller{Addr: q.from}
 	if !q.mesh {
 		id, err := g.authenticate(ctx, h, q.from.Addr())
-		caller.ID, q.stands = id.ID, id.Stands
+		caller.ID, caller.Keyed, q.stands = id.ID, id.Keyed, id.Stands
 		return caller, err
 	}
 	s := g.cfg.Node.Snapshot()

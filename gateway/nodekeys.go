@@ -51,7 +51,7 @@ func (k *NodeKeys) Authenticate(ctx context.Context, c Credentials) (Identity, e
 	case n.PublicKey != credential.Key:
 		return Identity{}, fmt.Errorf("%w: node %q has another key", mesh.ErrUnauthenticated, credential.Node)
 	}
-	return Identity{ID: string(credential.Node), Stands: func() bool {
+	return Identity{ID: string(credential.Node), Keyed: true, Stands: func() bool {
 		n := k.state.Snapshot().Node(credential.Node)
 		return n != nil && n.PublicKey == credential.Key
 	}}, nil

@@ -243,9 +243,9 @@ func challenge(c api.Caller, m *meshgatev1.GetChallengeRequest) ([]mesh.Action, 
 	return []mesh.Action{put(v1.RuleResource_RESOURCE_EDGES, m.GetId())}, nil
 }
 
-// adopt: oneself, or a node that the caller may PUT edges of.
+// adopt: the node itself, by its key, or one that the caller may PUT edges of.
 func adopt(c api.Caller, m *meshgatev1.AdoptRequest) ([]mesh.Action, error) {
-	if err := onlySelf(c, m.GetId()); err != nil || m.GetId() == c.ID {
+	if err := onlySelf(c, m.GetId()); err != nil || c.IsNode(m.GetId()) {
 		return nil, err
 	}
 	return []mesh.Action{put(v1.RuleResource_RESOURCE_EDGES, m.GetId())}, nil
@@ -258,7 +258,7 @@ func update(c api.Caller, m *v1.UpdateRequest) ([]mesh.Action, error) {
 		return nil, err
 	}
 	var actions []mesh.Action
-	if m.GetId() != c.ID || (c.Node == nil && m.GetPublicKey() != "") {
+	if m.GetId() != c.ID || m.GetPublicKey() != "" && !c.IsNode(c.ID) {
 		actions = append(actions, put(v1.RuleResource_RESOURCE_EDGES, m.GetId()))
 	}
 	if len(m.GetRoutes()) > 0 {

@@ -226,6 +226,7 @@ func TestAuthorization_Roles(t *testing.T) {
 		{from + "127.0.0.2", meshgatev1connect.EnrolmentAdoptProcedure, &meshgatev1.AdoptRequest{Id: "laptop"}, ok},
 		{from + "127.0.0.2", meshgatev1connect.EnrolmentAdoptProcedure, &meshgatev1.AdoptRequest{Id: "web-1"}, connect.CodePermissionDenied},
 		{"admin", meshgatev1connect.EnrolmentAdoptProcedure, &meshgatev1.AdoptRequest{Id: "web-1"}, ok},
+		{"nobody", meshgatev1connect.EnrolmentAdoptProcedure, &meshgatev1.AdoptRequest{Id: "nobody"}, connect.CodePermissionDenied},
 		{"viewer", meshgatev1connect.EnrolmentAdoptProcedure, &meshgatev1.AdoptRequest{Id: "web-1"}, connect.CodePermissionDenied},
 		{"admin", meshgatev1connect.EnrolmentAdoptProcedure, &meshgatev1.AdoptRequest{Id: "no/id"}, connect.CodeInvalidArgument},
 

@@ -262,6 +262,10 @@ func TestMembership_UpdateAndLeave(t *testing.T) {
 	if _, err := m.Leave(self, connect.NewRequest(&v1.LeaveRequest{Id: "phone"})); err != nil || f.left != "phone bound" {
 		t.Errorf("by a token of its name: got %v, left %q; want its key to stay bound", err, f.left)
 	}
+	self = WithCaller(t.Context(), Caller{ID: "phone", Keyed: true})
+	if _, err := m.Leave(self, connect.NewRequest(&v1.LeaveRequest{Id: "phone"})); err != nil || f.left != "phone" {
+		t.Errorf("by its key: got %v, left %q", err, f.left)
+	}
 	if _, err := m.Leave(t.Context(), connect.NewRequest(&v1.LeaveRequest{Id: "gw"})); !errors.Is(err, mesh.ErrPrecondition) {
 		t.Errorf("the gateway itself: %v", err)
 	}

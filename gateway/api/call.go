@@ -19,11 +19,17 @@ type Caller struct {
 	// Node is set for a call that came over the mesh: WireGuard has shown
 	// that it comes from this node. ID is then the node's id.
 	Node *mesh.Node
+	// Keyed is true when the node with this ID has shown its key elsewhere.
+	Keyed bool
 	// Allowed is set for streaming calls. It says whether the caller may keep
 	// what the call made, after the call too; its error is for the caller to
 	// read.
 	Allowed func() error
 }
+
+// IsNode reports whether the caller is the node with an id and has shown its
+// key. A token that bears the node's name is not the node.
+func (c Caller) IsNode(id string) bool { return c.ID == id && (c.Node != nil || c.Keyed) }
 
 type callerKey struct{}
 

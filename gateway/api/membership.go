@@ -133,7 +133,7 @@ func (m *membershipService) Leave(ctx context.Context, req *connect.Request[v1.L
 		}
 	}
 	leave := m.members.Leave
-	if c := CallerFrom(ctx); c.Node == nil && c.ID == string(id) {
+	if c := CallerFrom(ctx); c.ID == string(id) && !c.IsNode(c.ID) {
 		leave = m.members.LeaveBound // a token of the node's name is not its key
 	}
 	if err := leave(ctx, id); err != nil {
