@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"reflect"
 	"slices"
+	"strings"
 
 	"github.com/meshgate/meshgate/node/mesh"
 	v1 "github.com/meshgate/meshgate/proto/v1"
@@ -71,7 +72,7 @@ func DeleteRoleBinding(name string) Change {
 }
 
 // PutGroup proposes to write g. The group of the voters may get other members,
-// but not lose all: gateways are believed because they are in it.
+// but not lose all, nor a gateway: gateways are believed because they are in it.
 func PutGroup(g mesh.Group) Change {
 	return Change{
 		kind: "group", name: g.Name,
@@ -104,8 +105,8 @@ func SwitchRBAC(on bool) Change {
 }
 
 // CheckChange reports whether s may be changed by c: not when that would change
-// or remove a system object, and not when somebody has full rights before and
-// nobody afterwards. A change that writes a system object as it is passes.
+// or remove a system object, not when a gateway would drop out of the voters, and
+// not when somebody has full rights before and nobody afterwards. A change that writes a system object as it is passes.
 //
 // Network ACLs need no check: the API is served outside the mesh too, so that
 // whoever has full rights can always take an ACL back.
@@ -126,11 +127,30 @@ func CheckChange(s *mesh.Snapshot, c Change) error {
 			return err
 		}
 	}
+	if lost := gatewaysLost(s, &after); len(lost) > 0 {
+		return fmt.Errorf("%s %q: %s would drop out of the group %s and could reach neither gateways nor nodes; "+
+			"name gateways beside those that are to be added (meshgate put groups %s --add --node ID), or take one out of the mesh first (meshgate cluster remove ID): %w",
+			c.kind, c.name, strings.Join(lost, ", "), GroupVoters, GroupVoters, mesh.ErrPrecondition)
+	}
 	if mastered(s) && !mastered(&after) {
 		return fmt.Errorf("%s %q: nobody would have full rights any more; bind a role with all verbs on all resources to somebody first: %w",
 			c.kind, c.name, mesh.ErrPrecondition)
 	}
 	return nil
+}
+
+// gatewaysLost are the gateways that are voters before and not after a change.
+func gatewaysLost(before, after *mesh.Snapshot) []string {
+	was, is := indexGroups(before.Groups).group(GroupVoters), indexGroups(after.Groups).group(GroupVoters)
+	var lost []string
+	for name := range was.names {
+		n := before.Node(mesh.NodeID(name))
+		if n != nil && (n.HasFeature(v1.Feature_MEMBERSHIP) || n.HasFeature(v1.Feature_STORAGE_PROVIDER)) && !is.has(name) {
+			lost = append(lost, name)
+		}
+	}
+	slices.Sort(lost)
+	return lost
 }
 
 // mastered reports whether somebody may do everything.

@@ -12,6 +12,7 @@ import (
 	"github.com/meshgate/meshgate/node/mesh"
 	"github.com/meshgate/meshgate/node/policy"
 	"github.com/meshgate/meshgate/node/registry"
+	v1 "github.com/meshgate/meshgate/proto/v1"
 )
 
 // bootstrapped is a mesh as it is made, with the admin called root.
@@ -27,6 +28,20 @@ func bootstrapped() *mesh.Snapshot {
 		},
 		Groups: []mesh.Group{{Name: policy.GroupVoters, Subjects: []mesh.Subject{node("root"), node("gw")}}},
 	}
+}
+
+// clustered is a mesh of the gateways gw and gw2, of which gw2 is a voter through
+// a group, and of a node that was named among the voters.
+func clustered() *mesh.Snapshot {
+	s := bootstrapped()
+	s.Groups[0].Subjects = []mesh.Subject{node("root"), node("gw"), node("nas"), group("more")}
+	s.Groups = append(s.Groups, mesh.Group{Name: "more", Subjects: []mesh.Subject{node("gw2")}})
+	s.Nodes = mesh.NodesOf(
+		&mesh.Node{ID: "gw", Features: []mesh.Feature{{Kind: v1.Feature_MEMBERSHIP}}},
+		&mesh.Node{ID: "gw2", Features: []mesh.Feature{{Kind: v1.Feature_STORAGE_PROVIDER}}},
+		&mesh.Node{ID: "nas"},
+	)
+	return s
 }
 
 // byGroup is a mesh without system objects, whose only master is in a group of a group.
@@ -70,6 +85,12 @@ func TestCheckChange(t *testing.T) {
 		{"delete the voters", bootstrapped(), policy.DeleteGroup(policy.GroupVoters), system},
 		{"edit the voters", bootstrapped(), policy.PutGroup(mesh.Group{Name: policy.GroupVoters, Subjects: []mesh.Subject{node("gw2")}}), ""},
 		{"empty the voters", bootstrapped(), policy.PutGroup(mesh.Group{Name: policy.GroupVoters}), "needs a member"},
+		{"voters without two gateways", clustered(), policy.PutGroup(mesh.Group{Name: policy.GroupVoters, Subjects: []mesh.Subject{node("gw5")}}), "gw, gw2 would drop out"},
+		{"voters without a gateway", clustered(), policy.PutGroup(mesh.Group{Name: policy.GroupVoters, Subjects: []mesh.Subject{node("gw2"), node("gw5")}}), "gw would drop out"},
+		{"voters without a gateway's group", clustered(), policy.DeleteGroup("more"), "gw2 would drop out"},
+		{"a gateway's group without it", clustered(), policy.PutGroup(mesh.Group{Name: "more", Subjects: []mesh.Subject{node("gw5")}}), "cluster remove"},
+		{"voters with one more", clustered(), policy.PutGroup(mesh.Group{Name: policy.GroupVoters, Subjects: []mesh.Subject{node("gw"), group("more"), node("gw5")}}), ""},
+		{"everyone votes", clustered(), policy.PutGroup(mesh.Group{Name: policy.GroupVoters, Subjects: []mesh.Subject{all("*")}}), ""},
 		{"empty another group", bootstrapped(), policy.PutGroup(mesh.Group{Name: "dev"}), ""},
 		{"RBAC off", bootstrapped(), policy.SwitchRBAC(false), ""},
 		{"RBAC on with an admin", bootstrapped(), policy.SwitchRBAC(true), ""},
