@@ -153,6 +153,22 @@ func parseObject(raw []byte, m proto.Message) error {
 	return nil
 }
 
+// exclusive refuses more than one of the named flags.
+func exclusive(cmd *cobra.Command, flags ...string) {
+	cmd.PreRunE = func(cmd *cobra.Command, _ []string) error {
+		var given []string
+		for _, name := range flags {
+			if cmd.Flags().Changed(name) {
+				given = append(given, "--"+name)
+			}
+		}
+		if len(given) > 1 {
+			return usagef("%s exclude each other: give one of them", strings.Join(given, " and "))
+		}
+		return nil
+	}
+}
+
 func (a *app) putRoleCommand() *cobra.Command {
 	var verbs, resources, names []string
 	r := &v1.Role{}
@@ -256,6 +272,7 @@ func (a *app) putBindingCommand() *cobra.Command {
 
 func (a *app) putGroupCommand() *cobra.Command {
 	var who subjectFlags
+	var add, remove bool
 	g := &v1.Group{}
 	cmd := putter[*v1.Group]{
 		kind: "groups", alias: []string{"group"}, empty: g, named: true,
@@ -265,11 +282,46 @@ func (a *app) putGroupCommand() *cobra.Command {
 			return err
 		},
 		put: func(ctx context.Context, c calls, m *v1.Group) error {
+			if add || remove {
+				if err := regroup(ctx, c, m, add); err != nil {
+					return err
+				}
+			}
 			return none(c.Admin().PutGroup(ctx, connect.NewRequest(m)))
 		},
 	}.command(a)
 	who.register(cmd)
+	cmd.Flags().BoolVar(&add, "add", false, "keep who is in the group and add the named")
+	cmd.Flags().BoolVar(&remove, "remove", false, "keep who is in the group but the named")
+	exclusive(cmd, "add", "remove", "file")
 	return cmd
+}
+
+// regroup replaces the subjects of m by those of the group as it is, with those
+// of m added or taken out. A group that is not there is made by adding to it.
+func regroup(ctx context.Context, c calls, m *v1.Group, add bool) error {
+	answer, err := c.Admin().GetGroup(ctx, ask(c, &v1.Group{Name: m.GetName()}))
+	if add && connect.CodeOf(err) == connect.CodeNotFound {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	subjects := answer.Msg.GetSubjects()
+	for _, x := range m.GetSubjects() {
+		is := func(s *v1.Subject) bool { return proto.Equal(s, x) }
+		there := slices.ContainsFunc(subjects, is)
+		switch {
+		case add && !there:
+			subjects = append(subjects, x)
+		case !add && !there:
+			return fmt.Errorf("%s is not in the group; it holds %s", subjectsText([]*v1.Subject{x}), subjectsText(subjects))
+		case !add:
+			subjects = slices.DeleteFunc(subjects, is)
+		}
+	}
+	m.Subjects = subjects
+	return nil
 }
 
 func (a *app) putACLCommand() *cobra.Command {
