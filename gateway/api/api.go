@@ -132,18 +132,20 @@ func Services(cfg Config, opts ...connect.HandlerOption) ([]Service, error) {
 	}
 	links := &links{source: cfg.Links}
 	services := unimplemented(opts)
+	// Of services that change the mesh.
+	strict := append(opts[:len(opts):len(opts)], withStrictJSON())
 	add := func(path string, h http.Handler) { services = append(services, newService(path, h)) }
 	add(v1connect.NewNodeHandler(&nodeService{Config: cfg, links: links, started: time.Now()}, opts...))
 	add(v1connect.NewMeshHandler(&meshService{state: cfg.State}, opts...))
-	add(v1connect.NewAdminHandler(&adminService{state: cfg.State, objects: cfg.Objects}, opts...))
+	add(v1connect.NewAdminHandler(&adminService{state: cfg.State, objects: cfg.Objects}, strict...))
 	add(v1connect.NewStorageQueryServiceHandler(&queryService{state: cfg.State, keys: cfg.Keys}, opts...))
 	membership := &membershipService{state: cfg.State, members: cfg.Members, cluster: cfg.Cluster}
-	add(v1connect.NewMembershipHandler(membership, opts...))
+	add(v1connect.NewMembershipHandler(membership, strict...))
 	add(v1connect.NewWebRTCHandler(&webRTCService{signaling: cfg.Signaling}, opts...))
-	add(meshgatev1connect.NewClusterHandler(&clusterService{state: cfg.State, replicas: cfg.Replicas}, opts...))
+	add(meshgatev1connect.NewClusterHandler(&clusterService{state: cfg.State, replicas: cfg.Replicas}, strict...))
 	add(meshgatev1connect.NewEnrolmentHandler(&enrolmentService{state: cfg.State, membership: membership}, opts...))
 	services = append(services, NewStoreHandler(cfg.Store, append(opts[:len(opts):len(opts)], cfg.StoreOptions...)...))
-	add(meshgatev1connect.NewTokensHandler(&tokensService{tokens: cfg.Tokens}, opts...))
+	add(meshgatev1connect.NewTokensHandler(&tokensService{tokens: cfg.Tokens}, strict...))
 	add(meshgatev1connect.NewWatchHandler(&watchService{state: cfg.State, links: links}, opts...))
 	return services, nil
 }
