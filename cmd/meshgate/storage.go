@@ -11,6 +11,7 @@ import (
 	"github.com/meshgate/meshgate/gateway/api"
 	"github.com/meshgate/meshgate/node"
 	"github.com/meshgate/meshgate/node/mesh"
+	"github.com/meshgate/meshgate/node/registry"
 	"github.com/meshgate/meshgate/node/store"
 	"github.com/meshgate/meshgate/node/store/raftstore"
 	v1 "github.com/meshgate/meshgate/proto/v1"
@@ -76,10 +77,19 @@ func (s storage) Demote(ctx context.Context, id mesh.NodeID) error {
 }
 
 // Remove implements api.Replicas. Who is removed is no gateway any more for the
-// ACLs, either.
+// ACLs, either; one that already has no seat may still be one for them.
 func (s storage) Remove(ctx context.Context, id mesh.NodeID) error {
-	if err := s.store.Remove(ctx, string(id)); err != nil && !errors.Is(err, raftstore.ErrNotMember) {
-		return storageError(err)
+	if err := s.store.Remove(ctx, string(id)); err != nil {
+		if !errors.Is(err, raftstore.ErrNotMember) {
+			return storageError(err)
+		}
+		state, stateErr := s.node.Sync(ctx)
+		if stateErr != nil {
+			return stateErr
+		}
+		if !registry.IsGateway(state, id) {
+			return storageError(err)
+		}
 	}
 	return s.node.RemoveGateway(ctx, id)
 }

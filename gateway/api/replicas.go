@@ -4,6 +4,7 @@ package api
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"time"
@@ -33,7 +34,8 @@ type Replicas interface {
 	Promote(ctx context.Context, id mesh.NodeID) error
 	// Demote takes a voter's vote.
 	Demote(ctx context.Context, id mesh.NodeID) error
-	// Remove takes a gateway out.
+	// Remove takes a gateway out. The error wraps mesh.ErrNotFound, as that of
+	// Promote, Demote and Transfer, when there is none of that id.
 	Remove(ctx context.Context, id mesh.NodeID) error
 	// Transfer makes another voter lead; the empty id: any.
 	Transfer(ctx context.Context, id mesh.NodeID) error
@@ -85,7 +87,7 @@ func (c *clusterService) Promote(ctx context.Context, req *connect.Request[meshg
 	if err != nil {
 		return nil, err
 	}
-	return connect.NewResponse(&meshgatev1.PromoteResponse{}), c.replicas.Promote(ctx, id)
+	return connect.NewResponse(&meshgatev1.PromoteResponse{}), c.orAbsent(id, c.replicas.Promote(ctx, id))
 }
 
 // Demote takes a voter's vote.
@@ -94,7 +96,7 @@ func (c *clusterService) Demote(ctx context.Context, req *connect.Request[meshga
 	if err != nil {
 		return nil, err
 	}
-	return connect.NewResponse(&meshgatev1.DemoteResponse{}), c.replicas.Demote(ctx, id)
+	return connect.NewResponse(&meshgatev1.DemoteResponse{}), c.orAbsent(id, c.replicas.Demote(ctx, id))
 }
 
 // Remove takes a gateway out of the cluster.
@@ -106,7 +108,7 @@ func (c *clusterService) Remove(ctx context.Context, req *connect.Request[meshga
 	if id == c.state.Self() {
 		return nil, fmt.Errorf("%w: %q is the gateway that was asked; have another gateway remove it", mesh.ErrPrecondition, id)
 	}
-	return connect.NewResponse(&meshgatev1.RemoveResponse{}), c.replicas.Remove(ctx, id)
+	return connect.NewResponse(&meshgatev1.RemoveResponse{}), c.orAbsent(id, c.replicas.Remove(ctx, id))
 }
 
 // TransferLeadership makes another voter lead.
@@ -121,7 +123,7 @@ func (c *clusterService) TransferLeadership(ctx context.Context, req *connect.Re
 	if err != nil {
 		return nil, err
 	}
-	return connect.NewResponse(&meshgatev1.TransferLeadershipResponse{}), c.replicas.Transfer(ctx, id)
+	return connect.NewResponse(&meshgatev1.TransferLeadershipResponse{}), c.orAbsent(id, c.replicas.Transfer(ctx, id))
 }
 
 // Backup sends the whole state. A client that does not read holds up nobody: the
@@ -175,6 +177,17 @@ func (c *clusterService) keeps() error {
 		return fmt.Errorf("%w: this node holds no state of the mesh; ask a gateway", mesh.ErrUnsupported)
 	}
 	return nil
+}
+
+// orAbsent says of an error that there is no such replica what to do instead.
+func (c *clusterService) orAbsent(id mesh.NodeID, err error) error {
+	if !errors.Is(err, mesh.ErrNotFound) {
+		return err
+	}
+	if s := c.state.Snapshot(); s != nil && s.Node(id) != nil {
+		return fmt.Errorf("%w: node %q keeps no state of the mesh; to take it out of the mesh use meshgate delete nodes %s", mesh.ErrNotFound, id, id)
+	}
+	return fmt.Errorf("%w: no gateway %q keeps the state of the mesh; meshgate cluster status lists those that do", mesh.ErrNotFound, id)
 }
 
 // named is the node that a request is about.

@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -96,6 +97,12 @@ func TestCluster_ChangesSeats(t *testing.T) {
 		r.err = mesh.ErrPrecondition
 		if err := call(t.Context(), "phone"); !errors.Is(err, mesh.ErrPrecondition) {
 			t.Errorf("%s that is refused: %v", name, err)
+		}
+		r.err = fmt.Errorf("%w: gone", mesh.ErrNotFound)
+		for id, advice := range map[string]string{"phone": "meshgate delete nodes phone", "nobody": "meshgate cluster status"} {
+			if err := call(t.Context(), id); !errors.Is(err, mesh.ErrNotFound) || !strings.Contains(err.Error(), advice) {
+				t.Errorf("%s %s, which keeps no state: %v", name, id, err)
+			}
 		}
 		for _, id := range []string{"", "../x", "leader", strings.Repeat("x", 254)} {
 			r.calls = nil

@@ -98,6 +98,12 @@ func (r *Registry) RemoveGateway(ctx context.Context, id mesh.NodeID) error {
 	return err
 }
 
+// IsGateway reports whether AddGateway made the node a gateway of s.
+func IsGateway(s *mesh.Snapshot, id mesh.NodeID) bool {
+	self := mesh.Subject{Type: v1.SubjectType_SUBJECT_NODE, Name: string(id)}
+	return slices.ContainsFunc(s.Groups, func(g mesh.Group) bool { return g.Name == GroupVoters && slices.Contains(g.Subjects, self) })
+}
+
 // Admin is who may do everything in the mesh of s, as Bootstrap made it;
 // DefaultAdmin when that is not to be seen.
 func Admin(s *mesh.Snapshot) string {
