@@ -51,7 +51,6 @@ func TestAdmin_PutGetListDelete(t *testing.T) {
 	c := v1connect.NewAdminClient(bearer(httpClient(t, true, "", nil), "admin"), "http://"+s.public)
 	life(t, goodGroup, c.PutGroup, c.GetGroup, c.DeleteGroup, c.ListGroups, (*v1.Groups).GetItems)
 	life(t, goodRole, c.PutRole, c.GetRole, c.DeleteRole, c.ListRoles, (*v1.Roles).GetItems)
-	life(t, goodACL, c.PutNetworkACL, c.GetNetworkACL, c.DeleteNetworkACL, c.ListNetworkACLs, (*v1.NetworkACLs).GetItems)
 	life(t, goodRoute, c.PutRoute, c.GetRoute, c.DeleteRoute, c.ListRoutes, (*v1.Routes).GetItems)
 	life(t, goodEdge, c.PutEdge, c.GetEdge, c.DeleteEdge, c.ListEdges, (*v1.MeshEdges).GetItems)
 	ctx := testContext(t)
@@ -62,6 +61,7 @@ func TestAdmin_PutGetListDelete(t *testing.T) {
 			t.Fatal(put)
 		}
 	}
+	life(t, goodACL, c.PutNetworkACL, c.GetNetworkACL, c.DeleteNetworkACL, c.ListNetworkACLs, (*v1.NetworkACLs).GetItems)
 	life(t, goodBinding, c.PutRoleBinding, c.GetRoleBinding, c.DeleteRoleBinding, c.ListRoleBindings, (*v1.RoleBindings).GetItems)
 }
 
@@ -113,11 +113,14 @@ func with[M proto.Message](good M, change func(M)) M {
 // Bad input of every rpc: the code and a text that names the field.
 func TestAdmin_BadInput(t *testing.T) {
 	s, n := serveState(t)
-	for procedure, msg := range map[string]proto.Message{
-		v1connect.AdminPutGroupProcedure: goodGroup, v1connect.AdminPutRoleProcedure: goodRole,
-		v1connect.AdminPutNetworkACLProcedure: goodACL,
+	for _, put := range []struct {
+		procedure string
+		msg       proto.Message
+	}{
+		{v1connect.AdminPutGroupProcedure, goodGroup}, {v1connect.AdminPutRoleProcedure, goodRole},
+		{v1connect.AdminPutNetworkACLProcedure, goodACL},
 	} {
-		if err := s.as(t, "admin", procedure, msg); err != nil {
+		if err := s.as(t, "admin", put.procedure, put.msg); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -232,6 +232,8 @@ func TestChange_Refuses(t *testing.T) {
 		{"ACL of many networks", mesh.Change{ACL: &mesh.ACL{Name: "x", SourceCIDRs: make([]netip.Prefix, maxCIDRs+1)}}, mesh.ErrInvalid, "source_cidrs"},
 		{"ACL to many networks", mesh.Change{ACL: &mesh.ACL{Name: "x", DestinationCIDRs: make([]netip.Prefix, maxCIDRs+1)}}, mesh.ErrInvalid, "destination_cidrs"},
 
+		{"ACL of an absent group", mesh.Change{ACL: &mesh.ACL{Name: "x", SourceNodes: []string{"ghost", "group:absent"}}}, mesh.ErrPrecondition, `source_nodes: [1]: there is no group "absent"; put it first`},
+		{"ACL to an absent group", mesh.Change{ACL: &mesh.ACL{Name: "x", DestinationNodes: []string{"group:absent"}}}, mesh.ErrPrecondition, `destination_nodes: [0]: there is no group "absent"`},
 		{"ACL of many ports", mesh.Change{ACL: &mesh.ACL{Name: "x", Ports: make([]uint16, maxPorts+1)}}, mesh.ErrInvalid, "ports: 1025 are too many"},
 		{"ACL of many protocols", mesh.Change{ACL: &mesh.ACL{Name: "x", Protocols: make([]mesh.Protocol, maxPorts+1)}}, mesh.ErrInvalid, "protocols"},
 

@@ -3,6 +3,7 @@
 package admin
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -65,7 +66,7 @@ func checkPut(s *mesh.Snapshot, c mesh.Change) error {
 	case c.Group != nil:
 		return checkGroup(s, c.Group)
 	case c.ACL != nil:
-		return checkACL(c.ACL)
+		return checkACL(s, c.ACL)
 	case c.Route != nil:
 		return checkRoute(s, c.Route)
 	default:
@@ -150,8 +151,10 @@ func checkSubjects(s *mesh.Snapshot, list []mesh.Subject) error {
 }
 
 // checkACL refuses an ACL that says nothing: with every list empty it would
-// speak of all traffic, which takes a "*" to say.
-func checkACL(a *mesh.ACL) error {
+// speak of all traffic, which takes a "*" to say. Groups have to be there: one
+// that is mistyped has no members, and a rule that denies them denies nobody.
+// Nodes and users need not be.
+func checkACL(s *mesh.Snapshot, a *mesh.ACL) error {
 	if len(a.SourceNodes)+len(a.DestinationNodes)+len(a.SourceCIDRs)+len(a.DestinationCIDRs)+len(a.Protocols)+len(a.Ports) == 0 {
 		return fmt.Errorf("%w: source_nodes, destination_nodes, source_cidrs, destination_cidrs, protocols and ports are all empty; "+
 			`for all traffic say so with "*"`, mesh.ErrInvalid)
@@ -170,6 +173,16 @@ func checkACL(a *mesh.ACL) error {
 	} {
 		if err := atMost(list.limit, list.field, list.n); err != nil {
 			return err
+		}
+	}
+	return errors.Join(checkGroupRefs(s, "source_nodes", a.SourceNodes), checkGroupRefs(s, "destination_nodes", a.DestinationNodes))
+}
+
+// checkGroupRefs wants the groups that refs name.
+func checkGroupRefs(s *mesh.Snapshot, field string, refs []string) error {
+	for i, ref := range refs {
+		if name, ok := mesh.ParseGroupRef(ref); ok && !hasGroup(s, name) {
+			return fmt.Errorf("%w: %s: [%d]: there is no group %q; put it first", mesh.ErrPrecondition, field, i, name)
 		}
 	}
 	return nil
