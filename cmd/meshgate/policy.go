@@ -48,7 +48,8 @@ input) expects of them:
 
 The policy is that of --snapshot, else what FILE itself holds under nodes,
 groups, roles, rolebindings, networkacls and routes, else that of a live mesh.
-The exit code is 0 when all expectations hold, 1 when one does not.`,
+A live mesh has to know the names: write user:NAME for a user whom it names
+nowhere. The exit code is 0 when all expectations hold, 1 when one does not.`,
 		Args: args(cobra.ExactArgs(1), "one file of tests"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			file, err := readPolicyFile(args[0], cmd.InOrStdin())
@@ -61,6 +62,11 @@ The exit code is 0 when all expectations hold, 1 when one does not.`,
 			s, err := chosenPolicy(cmd, &to, file, args[0], snapshot)
 			if err != nil {
 				return err
+			}
+			if snapshot == "" && file.snapshot == nil {
+				if err := checkNames(s, file.tests); err != nil {
+					return usagef("%s: %w", args[0], err)
+				}
 			}
 			return a.reportTests(newChecker(s), file.tests)
 		},

@@ -280,6 +280,33 @@ func TestPolicyTest_ReadsALiveMesh(t *testing.T) {
 	}
 }
 
+// A name that is mistyped does nothing, which would be what is expected for ever.
+func TestPolicyTest_RefusesUnknownNamesOfALiveMesh(t *testing.T) {
+	for _, tt := range []struct {
+		test, out string
+		code      int
+	}{
+		{`{from: alicce, to: "web:22", expect: deny}`, `line 1: from: this mesh has no node "alicce"`, exitUsage},
+		{`{from: alice, to: "wep:22", expect: deny}`, `line 1: to: this mesh has no node "wep"`, exitUsage},
+		{`{as: alicce, can: put edges/web, expect: deny}`, `line 1: as: this mesh has no node "alicce"`, exitUsage},
+		{`{from: "user:alicce", to: "web:22", expect: deny}`, "user:alicce to web:22", exitOK},
+		{`{as: "user:alicce", can: put edges/web, expect: deny}`, "user:alicce can put edges/web", exitOK},
+		{`{from: web, to: "web:22", expect: deny}`, "web to web:22", exitOK},
+		{`{from: 10.99.0.1, to: "10.99.0.2:22", expect: deny}`, "no node has or routes", exitOK},
+	} {
+		file := t.TempDir() + "/tests.yaml"
+		if err := os.WriteFile(file, []byte("- "+tt.test), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		var stdout, stderr bytes.Buffer
+		live := &fakeMesh{}
+		code := run(t.Context(), []string{"policy", "test", file, "--server", live.serve(t), "--token", "t"}, &stdout, &stderr)
+		if code != tt.code || !strings.Contains(stdout.String()+stderr.String(), tt.out) {
+			t.Errorf("%s: exit code %d\n%s%s", tt.test, code, &stdout, &stderr)
+		}
+	}
+}
+
 // FuzzParsePolicy checks that no file panics the parser, nor the checker.
 func FuzzParsePolicy(f *testing.F) {
 	f.Add([]byte("- {from: a, to: b:1, expect: deny}"))

@@ -25,6 +25,9 @@ const (
 	gotMixed = "mixed"
 )
 
+// userPrefix marks the name of a user. Names have no colon.
+const userPrefix = "user:"
+
 // expectation is one test of a policy: about traffic, or about an action.
 type expectation struct {
 	// line is where it stands in its file.
@@ -41,8 +44,10 @@ type expectation struct {
 	port     uint16
 
 	// as is who acts.
-	as     string
-	action mesh.Action
+	as string
+	// stranger says that from or as was marked as a user whom the mesh need not know.
+	stranger bool
+	action   mesh.Action
 }
 
 // parseExpectation reads a test:
@@ -77,8 +82,8 @@ func parseExpectation(item *yaml.Node) (expectation, error) {
 
 // parseAction reads "VERB RESOURCE" or "VERB RESOURCE/NAME".
 func (e *expectation) parseAction(as, can string) error {
-	e.as, e.text = as, as+" can "+can
-	if as == "" {
+	e.text = as + " can " + can
+	if e.as, e.stranger = strings.CutPrefix(as, userPrefix); e.as == "" {
 		return errors.New("as: want the name of a node or user")
 	}
 	verb, on, ok := strings.Cut(can, " ")
@@ -104,7 +109,8 @@ func (e *expectation) parseTraffic(from, to, protocol string) error {
 	if from == "" || to == "" {
 		return errors.New("from, to: want who opens the conversation, and with whom")
 	}
-	e.from, e.host = from, to
+	e.from, e.stranger = strings.CutPrefix(from, userPrefix)
+	e.host = to
 	if at, err := netip.ParseAddrPort(to); err == nil {
 		e.host, e.port = at.Addr().String(), at.Port()
 	} else if _, err := netip.ParseAddr(to); err != nil {

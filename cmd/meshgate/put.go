@@ -357,6 +357,7 @@ func (a *app) putACLCommand() *cobra.Command {
 	f.UintSliceVar(&ports, "port", nil, "to these ports; none: to all")
 	f.BoolVar(&accept, "accept", true, "let the traffic pass")
 	f.BoolVar(&deny, "deny", false, "stop the traffic")
+	exclusive(cmd, "accept", "deny")
 	return cmd
 }
 
