@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"connectrpc.com/connect"
 	"github.com/spf13/cobra"
 	"google.golang.org/protobuf/types/known/emptypb"
 )
@@ -130,7 +131,7 @@ func (a *app) deleteCommand() *cobra.Command {
 		Use:   "delete KIND NAME...",
 		Short: "remove objects of the mesh",
 		Long: "delete removes the named objects of a kind (" + kindsUsage + ").\n" +
-			"An edge is named by --from and --to. One that is not there is removed already; a node has\n" +
+			"An edge is named by --from and --to. One that is not there is no error, and told; a node has\n" +
 			"to be there, and leaves the mesh.",
 		Args: args(cobra.MinimumNArgs(1), "a kind ("+kindsUsage+") and names"),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -173,15 +174,24 @@ func (a *app) deleteCommand() *cobra.Command {
 	return cmd
 }
 
+// deleteOne removes one object, and says when there was none: its name may be
+// mistyped. A node has to be there.
 func (a *app) deleteOne(ctx context.Context, c calls, k kind, t target) error {
-	if k.name == "nodes" { // a name that is mistyped would seem to have left
-		if _, err := k.get(ctx, c, t); err != nil {
-			return fmt.Errorf("delete %s %s: %w", k.name, t, err)
-		}
+	result := "deleted"
+	_, err := k.get(ctx, c, t)
+	switch code := connect.CodeOf(err); {
+	case err == nil:
+	case code == connect.CodeNotFound && k.name != "nodes":
+		fmt.Fprintf(a.stderr, "%s %s: was not there\n", k.name, t)
+		return nil
+	case code == connect.CodePermissionDenied && k.name != "nodes": // who may delete need not be one who may read
+		result = "deleted, if it was there"
+	default:
+		return fmt.Errorf("delete %s %s: %w", k.name, t, err)
 	}
 	if err := k.remove(ctx, c, t); err != nil {
 		return fmt.Errorf("delete %s %s: %w", k.name, t, err)
 	}
-	fmt.Fprintf(a.stderr, "%s %s: deleted\n", k.name, t)
+	fmt.Fprintf(a.stderr, "%s %s: %s\n", k.name, t, result)
 	return nil
 }
