@@ -73,9 +73,11 @@ func FuzzObjectAsYAML(f *testing.F) {
 			t.Fatal(err)
 		}
 		got := &v1.MeshEdge{}
-		if err := parseObject(out.Bytes(), got); err != nil {
+		objects, err := parseObjects(out.Bytes(), "edges", got)
+		if err != nil {
 			t.Fatalf("%v\n%s", err, out.Bytes())
 		}
+		got = objects[0].(*v1.MeshEdge)
 		if !proto.Equal(m, got) {
 			t.Errorf("%v became %v by\n%s", m, got, out.Bytes())
 		}
@@ -86,5 +88,5 @@ func FuzzParseObject(f *testing.F) {
 	f.Add([]byte("name: ops\nrules:\n  - {resources: [RESOURCE_ALL], verbs: [VERB_ALL]}\n"))
 	f.Add([]byte("{\"name\": \"x\"}"))
 	f.Add([]byte("&a [*a]"))
-	f.Fuzz(func(_ *testing.T, raw []byte) { _ = parseObject(raw, &v1.Role{}) })
+	f.Fuzz(func(_ *testing.T, raw []byte) { _, _ = parseObjects(raw, "roles", &v1.Role{}) })
 }

@@ -91,6 +91,7 @@ Manage:
   meshgate peer create NAME        let in a WireGuard device that runs no Meshgate (--qr for phones)
   meshgate peer delete NAME        remove a node or a peer from the mesh
   meshgate policy test FILE        check that roles and network ACLs do what a file expects
+  meshgate policy get              print them as one file; policy put FILE puts its objects
   meshgate token create NAME       a token that lets NAME in; token list, token revoke NAME
   meshgate cluster status          the gateways that keep the state (promote, demote, remove, transfer)
   meshgate backup FILE             write the state of the mesh to a file; meshgate restore FILE reads it

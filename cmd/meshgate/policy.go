@@ -23,11 +23,11 @@ const policyTimeout = 30 * time.Second
 func (a *app) policyCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "policy",
-		Short: "check roles and network ACLs",
-		Args:  args(cobra.NoArgs, "a subcommand: test"),
-		RunE:  func(*cobra.Command, []string) error { return usagef("want a subcommand: test") },
+		Short: "check roles and network ACLs, print and put them as one file",
+		Args:  args(cobra.NoArgs, "a subcommand: test FILE, get or put FILE"),
+		RunE:  func(*cobra.Command, []string) error { return usagef("want a subcommand: test FILE, get or put FILE") },
 	}
-	cmd.AddCommand(a.policyTestCommand())
+	cmd.AddCommand(a.policyTestCommand(), a.policyGetCommand(), a.policyPutCommand())
 	return cmd
 }
 

@@ -4,17 +4,12 @@ package main
 
 import (
 	"cmp"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"os"
-	"regexp"
 	"slices"
-	"strings"
 
 	"go.yaml.in/yaml/v3"
-	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/meshgate/meshgate/node/mesh"
@@ -34,21 +29,9 @@ type policyFile struct {
 
 // readPolicyFile reads the file at path; "-" is standard input.
 func readPolicyFile(path string, stdin io.Reader) (policyFile, error) {
-	in := stdin
-	if path != "-" {
-		f, err := os.Open(path)
-		if err != nil {
-			return policyFile{}, usageError{err}
-		}
-		defer f.Close()
-		in = f
-	}
-	raw, err := io.ReadAll(io.LimitReader(in, maxPolicyFile+1))
+	raw, err := readFile(path, stdin)
 	if err != nil {
-		return policyFile{}, fmt.Errorf("read %s: %w", path, err)
-	}
-	if len(raw) > maxPolicyFile {
-		return policyFile{}, usagef("%s is larger than %d bytes", path, maxPolicyFile)
+		return policyFile{}, err
 	}
 	file, err := parsePolicy(raw)
 	if err != nil {
@@ -158,7 +141,7 @@ func each(key string, list *yaml.Node, f func(*yaml.Node) error) error {
 	}
 	for i, item := range list.Content {
 		if err := f(resolve(item)); err != nil {
-			return fmt.Errorf("line %d: %s[%d]: %w", item.Line, key, i, err)
+			return fmt.Errorf("line %d: %s[%d]: %w", lineOf(err, item), key, i, err)
 		}
 	}
 	return nil
@@ -171,70 +154,6 @@ func objects[P proto.Message, V any](key string, value *yaml.Node, list *[]V, em
 		*list = append(*list, v)
 		return err
 	})
-}
-
-// object reads one object in the JSON form of the API, whose enums may be
-// written as words: "put", "accept", "user".
-func object[P proto.Message, V any](item *yaml.Node, p P, from func(P) (V, error)) (V, error) {
-	var none V
-	var value any
-	if err := item.Decode(&value); err != nil {
-		return none, err
-	}
-	raw, err := json.Marshal(withEnums("", value))
-	if err != nil {
-		return none, fmt.Errorf("a key is no text: %w", err)
-	}
-	if err := protojson.Unmarshal(raw, p); err != nil {
-		return none, errors.New(protojsonPlace.ReplaceAllString(err.Error(), ""))
-	}
-	return from(p)
-}
-
-// protojsonPlace is what protojson says of the place of an error, in JSON that
-// nobody has seen.
-var protojsonPlace = regexp.MustCompile(`^proto:[\s\x{a0}]*(\(line [0-9:]+\):[\s\x{a0}]*)?`)
-
-// withEnums spells the enums in an object as the API does.
-func withEnums(key string, value any) any {
-	switch v := value.(type) {
-	case map[string]any:
-		for k, inner := range v {
-			v[k] = withEnums(k, inner)
-		}
-	case []any:
-		for i, inner := range v {
-			v[i] = withEnums(key, inner)
-		}
-	case string:
-		switch key {
-		case "verbs":
-			return enumName(v, "VERB_", v1.RuleVerb_value)
-		case "resources":
-			return enumName(v, "RESOURCE_", v1.RuleResource_value)
-		case "type":
-			return enumName(v, "SUBJECT_", v1.SubjectType_value)
-		case "action":
-			return enumName(v, "ACTION_", v1.ACLAction_value)
-		}
-	}
-	return value
-}
-
-// enumName returns the name that a word means: "put" is VERB_PUT, "network-acls"
-// or "networkacls" is RESOURCE_NETWORK_ACLS, "*" is the one for all. Other words
-// come back as they are.
-func enumName(word, prefix string, names map[string]int32) string {
-	if word == mesh.Everyone {
-		return prefix + "ALL"
-	}
-	plain := func(s string) string { return strings.NewReplacer("_", "", "-", "").Replace(strings.ToUpper(s)) }
-	for name := range names {
-		if w := plain(word); w == plain(name) || w == plain(strings.TrimPrefix(name, prefix)) {
-			return name
-		}
-	}
-	return word
 }
 
 // finish puts the lists of s in the order of a snapshot. No name may stand
@@ -265,12 +184,4 @@ func sorted[V any](key string, list []V, name func(V) string) error {
 		}
 	}
 	return nil
-}
-
-// resolve follows aliases.
-func resolve(n *yaml.Node) *yaml.Node {
-	for n.Kind == yaml.AliasNode {
-		n = n.Alias
-	}
-	return n
 }

@@ -3,37 +3,36 @@
 package main
 
 import (
-	"bytes"
 	"context"
-	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
-	"os"
 	"slices"
 	"strings"
 
 	"connectrpc.com/connect"
 	"github.com/spf13/cobra"
-	"go.yaml.in/yaml/v3"
-	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 
 	v1 "github.com/meshgate/meshgate/proto/v1"
 )
 
-// maxObject bounds a file with an object, in bytes.
-const maxObject = 1 << 20
-
 func (a *app) putCommand() *cobra.Command {
+	const want = "a kind: roles, rolebindings, groups, networkacls, routes or edges; or --file with a policy file"
+	var to access
+	var file string
 	cmd := &cobra.Command{
 		Use:   "put",
 		Short: "create or replace objects of the mesh",
-		Args:  args(cobra.NoArgs, "a kind: roles, rolebindings, groups, networkacls, routes or edges"),
-		RunE: func(*cobra.Command, []string) error {
-			return usagef("want a kind: roles, rolebindings, groups, networkacls, routes or edges")
+		Args:  args(cobra.NoArgs, want),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if file == "" {
+				return usagef("want %s", want)
+			}
+			return a.putPolicy(cmd, &to, file)
 		},
 	}
+	to.registerServer(cmd.Flags())
+	cmd.Flags().StringVarP(&file, "file", "f", "", "put the groups, roles, rolebindings, networkacls and routes of this policy file; - is standard input")
 	cmd.AddCommand(
 		a.putRoleCommand(), a.putBindingCommand(), a.putGroupCommand(),
 		a.putACLCommand(), a.putRouteCommand(), a.putEdgeCommand(),
@@ -41,7 +40,7 @@ func (a *app) putCommand() *cobra.Command {
 	return cmd
 }
 
-// putter is a command that puts an object, from flags or from a file.
+// putter is a command that puts an object from flags, or objects from a file.
 type putter[M proto.Message] struct {
 	kind  string
 	alias []string
@@ -51,8 +50,8 @@ type putter[M proto.Message] struct {
 	named bool
 	// fill completes the object from the flags.
 	fill func(name string) error
-	// put writes the object.
-	put func(ctx context.Context, c calls, m M) error
+	// prepare, when set, changes what was filled before it is put.
+	prepare func(ctx context.Context, c calls) error
 }
 
 // command makes the command; its own flags are added by the caller.
@@ -68,7 +67,8 @@ func (p putter[M]) command(a *app) *cobra.Command {
 		Aliases: p.alias,
 		Short:   "create or replace one of the " + p.kind,
 		Long: "put replaces the object as a whole. With --file it is read from a file, \"-\" for standard input,\n" +
-			"as meshgate get " + p.kind + " NAME --output yaml (or json) prints it, and the other flags are not used.",
+			"as meshgate get " + p.kind + " --output yaml (or json) prints one or all of them, or as a policy file\n" +
+			"has them; the other flags are not used.",
 		Args: func(cmd *cobra.Command, given []string) error {
 			if file != "" && len(given) == 0 {
 				return nil
@@ -76,13 +76,7 @@ func (p putter[M]) command(a *app) *cobra.Command {
 			return args(check, form)(cmd, given)
 		},
 		RunE: func(cmd *cobra.Command, given []string) error {
-			name := strings.Join(given, "")
-			var err error
-			if file != "" {
-				err = readObject(cmd.InOrStdin(), file, name, p.empty)
-			} else {
-				err = p.fill(name)
-			}
+			objects, err := p.objects(cmd.InOrStdin(), file, strings.Join(given, ""))
 			if err != nil {
 				return err
 			}
@@ -91,66 +85,43 @@ func (p putter[M]) command(a *app) *cobra.Command {
 				return err
 			}
 			defer c.Close()
-			if err := p.put(cmd.Context(), c, p.empty); err != nil {
-				return fmt.Errorf("put %s %s: %w", p.kind, name, err)
+			if p.prepare != nil && file == "" {
+				if err := p.prepare(cmd.Context(), c); err != nil {
+					return fmt.Errorf("put %s %s: %w", p.kind, objectName(p.empty), err)
+				}
 			}
-			fmt.Fprintf(a.stderr, "%s: put\n", strings.TrimSpace(p.kind+" "+name))
-			return nil
+			return a.putAll(cmd.Context(), c, p.kind, objects)
 		},
 	}
 	to.registerServer(cmd.Flags())
-	cmd.Flags().StringVarP(&file, "file", "f", "", "read the object from this file (YAML or JSON) instead of flags; - is standard input")
+	cmd.Flags().StringVarP(&file, "file", "f", "", "read the objects from this file (YAML or JSON) instead of flags; - is standard input")
 	return cmd
 }
 
-// readObject reads m from a file. A name has to be the one in the file.
-func readObject(stdin io.Reader, file, name string, m proto.Message) error {
-	in := stdin
-	if file != "-" {
-		f, err := os.Open(file)
-		if err != nil {
-			return fmt.Errorf("read object: %w", err)
-		}
-		defer func() { _ = f.Close() }() // nothing was written
-		in = f
+// objects are what is to be put: of a file, those named name, or all.
+func (p putter[M]) objects(stdin io.Reader, file, name string) ([]proto.Message, error) {
+	if file == "" {
+		return []proto.Message{p.empty}, p.fill(name)
 	}
-	raw, err := io.ReadAll(io.LimitReader(in, maxObject+1))
+	raw, err := readFile(file, stdin)
 	if err != nil {
-		return fmt.Errorf("read object: %w", err)
+		return nil, err
 	}
-	if len(raw) > maxObject {
-		return usagef("%s is longer than %d bytes", file, maxObject)
-	}
-	if err := parseObject(raw, m); err != nil {
-		return usagef("%s: %w", file, err)
-	}
-	if n, ok := m.(interface{ GetName() string }); ok && name != "" && n.GetName() != name {
-		return usagef("%s holds %q, not %q", file, n.GetName(), name)
-	}
-	return nil
-}
-
-// parseObject reads one YAML or JSON document in the JSON form of m.
-func parseObject(raw []byte, m proto.Message) error {
-	var document any
-	d := yaml.NewDecoder(bytes.NewReader(raw))
-	if err := d.Decode(&document); err != nil {
-		if errors.Is(err, io.EOF) {
-			return errors.New("it is empty")
-		}
-		return err
-	}
-	if err := d.Decode(new(any)); !errors.Is(err, io.EOF) {
-		return errors.New("it holds more than one document; put them one by one")
-	}
-	text, err := json.Marshal(document)
+	all, err := parseObjects(raw, p.kind, p.empty)
 	if err != nil {
-		return fmt.Errorf("no object: %w", err)
+		return nil, usagef("%s: %w", file, err)
 	}
-	if err := protojson.Unmarshal(text, m); err != nil {
-		return fmt.Errorf("no %s: %w", m.ProtoReflect().Descriptor().Name(), err)
+	objects := all
+	if name != "" {
+		objects = slices.DeleteFunc(slices.Clone(all), func(m proto.Message) bool { return objectName(m) != name })
 	}
-	return nil
+	if len(objects) == 0 && len(all) == 1 {
+		return nil, usagef("%s holds %q, not %q", file, objectName(all[0]), name)
+	}
+	if len(objects) == 0 && name != "" {
+		return nil, usagef("%s holds no %s %q", file, p.kind, name)
+	}
+	return objects, nil
 }
 
 // exclusive refuses more than one of the named flags.
@@ -195,9 +166,6 @@ func (a *app) putRoleCommand() *cobra.Command {
 			}
 			r.Name, r.Rules = name, []*v1.Rule{rule}
 			return nil
-		},
-		put: func(ctx context.Context, c calls, m *v1.Role) error {
-			return none(c.Admin().PutRole(ctx, connect.NewRequest(m)))
 		},
 	}.command(a)
 	f := cmd.Flags()
@@ -261,9 +229,6 @@ func (a *app) putBindingCommand() *cobra.Command {
 			b.Subjects, err = who.subjects()
 			return err
 		},
-		put: func(ctx context.Context, c calls, m *v1.RoleBinding) error {
-			return none(c.Admin().PutRoleBinding(ctx, connect.NewRequest(m)))
-		},
 	}.command(a)
 	cmd.Flags().StringVar(&role, "role", "", "the role that the subjects get")
 	who.register(cmd)
@@ -281,13 +246,11 @@ func (a *app) putGroupCommand() *cobra.Command {
 			g.Subjects, err = who.subjects()
 			return err
 		},
-		put: func(ctx context.Context, c calls, m *v1.Group) error {
-			if add || remove {
-				if err := regroup(ctx, c, m, add); err != nil {
-					return err
-				}
+		prepare: func(ctx context.Context, c calls) error {
+			if !add && !remove {
+				return nil
 			}
-			return none(c.Admin().PutGroup(ctx, connect.NewRequest(m)))
+			return regroup(ctx, c, g, add)
 		},
 	}.command(a)
 	who.register(cmd)
@@ -343,9 +306,6 @@ func (a *app) putACLCommand() *cobra.Command {
 			}
 			return nil
 		},
-		put: func(ctx context.Context, c calls, m *v1.NetworkACL) error {
-			return none(c.Admin().PutNetworkACL(ctx, connect.NewRequest(m)))
-		},
 	}.command(a)
 	f := cmd.Flags()
 	f.Int32Var(&acl.Priority, "priority", 0, "ACLs of a higher priority are asked first")
@@ -370,9 +330,6 @@ func (a *app) putRouteCommand() *cobra.Command {
 				return usagef("a route leads by a node to networks: give --node and --cidr, or --file")
 			}
 			return nil
-		},
-		put: func(ctx context.Context, c calls, m *v1.Route) error {
-			return none(c.Admin().PutRoute(ctx, connect.NewRequest(m)))
 		},
 	}.command(a)
 	f := cmd.Flags()
@@ -400,9 +357,6 @@ func (a *app) putEdgeCommand() *cobra.Command {
 				}
 			}
 			return nil
-		},
-		put: func(ctx context.Context, c calls, m *v1.MeshEdge) error {
-			return none(c.Admin().PutEdge(ctx, connect.NewRequest(m)))
 		},
 	}.command(a)
 	f := cmd.Flags()

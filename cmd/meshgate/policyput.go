@@ -1,0 +1,159 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+
+	"github.com/spf13/cobra"
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/meshgate/meshgate/node/mesh"
+	v1 "github.com/meshgate/meshgate/proto/v1"
+)
+
+func (a *app) policyGetCommand() *cobra.Command {
+	var to access
+	cmd := &cobra.Command{
+		Use:   "get",
+		Short: "print the policy of a mesh as a file that test and put take",
+		Long: `Prints all that decides who may do what in a mesh: groups, roles, rolebindings,
+networkacls and routes, and the nodes with their addresses. It is YAML, or JSON
+with --output json, as policy test --snapshot and policy put take it:
+
+  meshgate policy get > policy.yaml`,
+		Args: args(cobra.NoArgs, "no arguments; it prints to standard output"),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			s, err := livePolicy(cmd.Context(), cmd, &to)
+			if err != nil {
+				return err
+			}
+			printer := *a
+			if !a.structured() {
+				printer.output = "yaml"
+			}
+			document, err := policyDocument(s)
+			return errors.Join(err, printer.print(document))
+		},
+	}
+	to.registerServer(cmd.Flags())
+	return cmd
+}
+
+func (a *app) policyPutCommand() *cobra.Command {
+	var to access
+	cmd := &cobra.Command{
+		Use:   "put FILE",
+		Short: "create or replace the objects of a policy file",
+		Long: `Puts the groups, roles, rolebindings, networkacls and routes of FILE (YAML or
+JSON; - is standard input), one after another in this order. The file is read
+whole before; nothing is put when it has a mistake. What is in the mesh and not
+in the file stays: remove it with meshgate delete. What the file says of nodes,
+rbac and tests is not used.`,
+		Args: args(cobra.ExactArgs(1), "one policy file"),
+		RunE: func(cmd *cobra.Command, given []string) error { return a.putPolicy(cmd, &to, given[0]) },
+	}
+	to.registerServer(cmd.Flags())
+	return cmd
+}
+
+// putPolicy puts the objects of a policy file.
+func (a *app) putPolicy(cmd *cobra.Command, to *access, path string) error {
+	file, err := readPolicyFile(path, cmd.InOrStdin())
+	if err != nil {
+		return err
+	}
+	var kinds []policyKind
+	n := 0
+	if file.snapshot != nil {
+		kinds = policyKinds(file.snapshot)
+	}
+	for _, k := range kinds {
+		n += len(k.objects)
+	}
+	if n == 0 {
+		return usagef("%s holds nothing to put; want groups, roles, rolebindings, networkacls or routes", path)
+	}
+	var c calls
+	if c.Public, err = to.dial(cmd.Flags()); err != nil {
+		return err
+	}
+	defer c.Close()
+	for _, k := range kinds {
+		if err := a.putAll(cmd.Context(), c, k.key, k.objects); err != nil {
+			return fmt.Errorf("%w; what was told before is put, the rest of %s is not", err, path)
+		}
+	}
+	return nil
+}
+
+// policyKind is the objects of one kind, under their key in a policy file.
+type policyKind struct {
+	key     string
+	objects []proto.Message
+}
+
+// policyKinds are the objects of a policy, those that are named before those that
+// name them.
+func policyKinds(s *mesh.Snapshot) []policyKind {
+	return []policyKind{
+		{"groups", messages(s.Groups, mesh.GroupToProto)},
+		{"roles", messages(s.Roles, mesh.RoleToProto)},
+		{"rolebindings", messages(s.Bindings, mesh.RoleBindingToProto)},
+		{"networkacls", messages(s.ACLs, mesh.ACLToProto)},
+		{"routes", messages(s.Routes, mesh.RouteToProto)},
+	}
+}
+
+func messages[V any, P proto.Message](list []V, to func(V) P) []proto.Message {
+	out := make([]proto.Message, 0, len(list))
+	for _, v := range list {
+		out = append(out, to(v))
+	}
+	return out
+}
+
+// policyText is a policy file.
+type policyText struct {
+	RBAC         string            `json:"rbac,omitempty"`
+	Nodes        []json.RawMessage `json:"nodes"`
+	Groups       []json.RawMessage `json:"groups"`
+	Roles        []json.RawMessage `json:"roles"`
+	RoleBindings []json.RawMessage `json:"rolebindings"`
+	NetworkACLs  []json.RawMessage `json:"networkacls"`
+	Routes       []json.RawMessage `json:"routes"`
+}
+
+// policyDocument is the policy file of s. Of nodes it has what policy is about.
+func policyDocument(s *mesh.Snapshot) (policyText, error) {
+	var out policyText
+	if s.RBACDisabled {
+		out.RBAC = "off"
+	}
+	var nodes []proto.Message
+	for _, n := range s.Nodes.All() {
+		p := &v1.MeshNode{Id: string(n.ID)}
+		if n.IPv4.IsValid() {
+			p.PrivateIpv4 = n.IPv4.String()
+		}
+		if n.IPv6.IsValid() {
+			p.PrivateIpv6 = n.IPv6.String()
+		}
+		nodes = append(nodes, p)
+	}
+	lists := append([]policyKind{{"nodes", nodes}}, policyKinds(s)...)
+	for i, into := range []*[]json.RawMessage{&out.Nodes, &out.Groups, &out.Roles, &out.RoleBindings, &out.NetworkACLs, &out.Routes} {
+		*into = make([]json.RawMessage, 0, len(lists[i].objects))
+		for _, m := range lists[i].objects {
+			raw, err := protojson.Marshal(m)
+			if err != nil {
+				return out, fmt.Errorf("write %s: %w", lists[i].key, err)
+			}
+			*into = append(*into, raw)
+		}
+	}
+	return out, nil
+}
