@@ -67,7 +67,10 @@ type StatusResponse struct {
 	// replicas are in the order of their ids.
 	Replicas []*Replica `protobuf:"bytes,1,rep,name=replicas,proto3" json:"replicas,omitempty"`
 	// gateway_id is the gateway that answered.
-	GatewayId     string `protobuf:"bytes,2,opt,name=gateway_id,json=gatewayId,proto3" json:"gateway_id,omitempty"`
+	GatewayId string `protobuf:"bytes,2,opt,name=gateway_id,json=gatewayId,proto3" json:"gateway_id,omitempty"`
+	// trouble says, for people, why no gateway leads and what to do; it is empty
+	// while one does. Without a leader nothing can be changed.
+	Trouble       string `protobuf:"bytes,3,opt,name=trouble,proto3" json:"trouble,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -116,6 +119,13 @@ func (x *StatusResponse) GetGatewayId() string {
 	return ""
 }
 
+func (x *StatusResponse) GetTrouble() string {
+	if x != nil {
+		return x.Trouble
+	}
+	return ""
+}
+
 // Replica is a gateway that keeps the state of the mesh.
 type Replica struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -127,7 +137,8 @@ type Replica struct {
 	Voter bool `protobuf:"varint,3,opt,name=voter,proto3" json:"voter,omitempty"`
 	// leader is true for the one that leads.
 	Leader bool `protobuf:"varint,4,opt,name=leader,proto3" json:"leader,omitempty"`
-	// alive is true when the leader heard from it within the last two seconds.
+	// alive is true when the leader heard from it within the last two seconds, or,
+	// while no leader answers, when it answered the gateway that was asked.
 	Alive bool `protobuf:"varint,5,opt,name=alive,proto3" json:"alive,omitempty"`
 	// last_contact is how long ago the leader heard from it; unset when it never
 	// did, or when there is no leader to be asked.
@@ -637,11 +648,12 @@ var File_meshgate_v1_cluster_proto protoreflect.FileDescriptor
 const file_meshgate_v1_cluster_proto_rawDesc = "" +
 	"\n" +
 	"\x19meshgate/v1/cluster.proto\x12\vmeshgate.v1\x1a\x1egoogle/protobuf/duration.proto\"\x0f\n" +
-	"\rStatusRequest\"a\n" +
+	"\rStatusRequest\"{\n" +
 	"\x0eStatusResponse\x120\n" +
 	"\breplicas\x18\x01 \x03(\v2\x14.meshgate.v1.ReplicaR\breplicas\x12\x1d\n" +
 	"\n" +
-	"gateway_id\x18\x02 \x01(\tR\tgatewayId\"\xc7\x01\n" +
+	"gateway_id\x18\x02 \x01(\tR\tgatewayId\x12\x18\n" +
+	"\atrouble\x18\x03 \x01(\tR\atrouble\"\xc7\x01\n" +
 	"\aReplica\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x14\n" +

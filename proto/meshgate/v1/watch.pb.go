@@ -78,7 +78,10 @@ type WatchMeshResponse struct {
 	// edges are all edges.
 	Edges []*v1.MeshEdge `protobuf:"bytes,5,rep,name=edges,proto3" json:"edges,omitempty"`
 	// links tells, for each peer of the gateway, how it is reached.
-	Links         []*Link `protobuf:"bytes,6,rep,name=links,proto3" json:"links,omitempty"`
+	Links []*Link `protobuf:"bytes,6,rep,name=links,proto3" json:"links,omitempty"`
+	// leaderless is true while no gateway leads, and has not for a few seconds:
+	// what is shown may be old, and nothing can be changed.
+	Leaderless    bool `protobuf:"varint,7,opt,name=leaderless,proto3" json:"leaderless,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -153,6 +156,13 @@ func (x *WatchMeshResponse) GetLinks() []*Link {
 		return x.Links
 	}
 	return nil
+}
+
+func (x *WatchMeshResponse) GetLeaderless() bool {
+	if x != nil {
+		return x.Leaderless
+	}
+	return false
 }
 
 // Link is the WireGuard link between the answering gateway and one node.
@@ -252,7 +262,7 @@ var File_meshgate_v1_watch_proto protoreflect.FileDescriptor
 const file_meshgate_v1_watch_proto_rawDesc = "" +
 	"\n" +
 	"\x17meshgate/v1/watch.proto\x12\vmeshgate.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\rv1/mesh.proto\x1a\rv1/node.proto\"\x12\n" +
-	"\x10WatchMeshRequest\"\xde\x01\n" +
+	"\x10WatchMeshRequest\"\xfe\x01\n" +
 	"\x11WatchMeshResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\x04R\aversion\x12\x1d\n" +
 	"\n" +
@@ -261,7 +271,10 @@ const file_meshgate_v1_watch_proto_rawDesc = "" +
 	"meshDomain\x12\"\n" +
 	"\x05nodes\x18\x04 \x03(\v2\f.v1.MeshNodeR\x05nodes\x12\"\n" +
 	"\x05edges\x18\x05 \x03(\v2\f.v1.MeshEdgeR\x05edges\x12'\n" +
-	"\x05links\x18\x06 \x03(\v2\x11.meshgate.v1.LinkR\x05links\"\xe2\x01\n" +
+	"\x05links\x18\x06 \x03(\v2\x11.meshgate.v1.LinkR\x05links\x12\x1e\n" +
+	"\n" +
+	"leaderless\x18\a \x01(\bR\n" +
+	"leaderless\"\xe2\x01\n" +
 	"\x04Link\x12\x17\n" +
 	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12\x16\n" +
 	"\x06online\x18\x02 \x01(\bR\x06online\x12\x1a\n" +

@@ -20,7 +20,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file meshgate/v1/watch.proto.
  */
 export const file_meshgate_v1_watch: GenFile = /*@__PURE__*/
-  fileDesc("ChdtZXNoZ2F0ZS92MS93YXRjaC5wcm90bxILbWVzaGdhdGUudjEiEgoQV2F0Y2hNZXNoUmVxdWVzdCKpAQoRV2F0Y2hNZXNoUmVzcG9uc2USDwoHdmVyc2lvbhgBIAEoBBISCgpnYXRld2F5X2lkGAIgASgJEhMKC21lc2hfZG9tYWluGAMgASgJEhsKBW5vZGVzGAQgAygLMgwudjEuTWVzaE5vZGUSGwoFZWRnZXMYBSADKAsyDC52MS5NZXNoRWRnZRIgCgVsaW5rcxgGIAMoCzIRLm1lc2hnYXRlLnYxLkxpbmsinAEKBExpbmsSDwoHbm9kZV9pZBgBIAEoCRIOCgZvbmxpbmUYAiABKAgSEAoIZW5kcG9pbnQYAyABKAkSMgoObGFzdF9oYW5kc2hha2UYBCABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEhUKDXJlY2VpdmVfYnl0ZXMYBSABKAQSFgoOdHJhbnNtaXRfYnl0ZXMYBiABKAQyVQoFV2F0Y2gSTAoJV2F0Y2hNZXNoEh0ubWVzaGdhdGUudjEuV2F0Y2hNZXNoUmVxdWVzdBoeLm1lc2hnYXRlLnYxLldhdGNoTWVzaFJlc3BvbnNlMAFCO1o5Z2l0aHViLmNvbS9tZXNoZ2F0ZS9tZXNoZ2F0ZS9wcm90by9tZXNoZ2F0ZS92MTttZXNoZ2F0ZXYxYgZwcm90bzM", [file_google_protobuf_timestamp, file_v1_mesh, file_v1_node]);
+  fileDesc("ChdtZXNoZ2F0ZS92MS93YXRjaC5wcm90bxILbWVzaGdhdGUudjEiEgoQV2F0Y2hNZXNoUmVxdWVzdCK9AQoRV2F0Y2hNZXNoUmVzcG9uc2USDwoHdmVyc2lvbhgBIAEoBBISCgpnYXRld2F5X2lkGAIgASgJEhMKC21lc2hfZG9tYWluGAMgASgJEhsKBW5vZGVzGAQgAygLMgwudjEuTWVzaE5vZGUSGwoFZWRnZXMYBSADKAsyDC52MS5NZXNoRWRnZRIgCgVsaW5rcxgGIAMoCzIRLm1lc2hnYXRlLnYxLkxpbmsSEgoKbGVhZGVybGVzcxgHIAEoCCKcAQoETGluaxIPCgdub2RlX2lkGAEgASgJEg4KBm9ubGluZRgCIAEoCBIQCghlbmRwb2ludBgDIAEoCRIyCg5sYXN0X2hhbmRzaGFrZRgEIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASFQoNcmVjZWl2ZV9ieXRlcxgFIAEoBBIWCg50cmFuc21pdF9ieXRlcxgGIAEoBDJVCgVXYXRjaBJMCglXYXRjaE1lc2gSHS5tZXNoZ2F0ZS52MS5XYXRjaE1lc2hSZXF1ZXN0Gh4ubWVzaGdhdGUudjEuV2F0Y2hNZXNoUmVzcG9uc2UwAUI7WjlnaXRodWIuY29tL21lc2hnYXRlL21lc2hnYXRlL3Byb3RvL21lc2hnYXRlL3YxO21lc2hnYXRldjFiBnByb3RvMw", [file_google_protobuf_timestamp, file_v1_mesh, file_v1_node]);
 
 /**
  * WatchMeshRequest asks to follow the mesh.
@@ -84,6 +84,14 @@ export type WatchMeshResponse = Message<"meshgate.v1.WatchMeshResponse"> & {
    * @generated from field: repeated meshgate.v1.Link links = 6;
    */
   links: Link[];
+
+  /**
+   * leaderless is true while no gateway leads, and has not for a few seconds:
+   * what is shown may be old, and nothing can be changed.
+   *
+   * @generated from field: bool leaderless = 7;
+   */
+  leaderless: boolean;
 };
 
 /**
