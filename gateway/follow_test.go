@@ -4,12 +4,14 @@ package gateway
 
 import (
 	"context"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"connectrpc.com/connect"
 
+	"github.com/meshgate/meshgate/gateway/api"
 	"github.com/meshgate/meshgate/node/mesh"
 	meshgatev1 "github.com/meshgate/meshgate/proto/meshgate/v1"
 	"github.com/meshgate/meshgate/proto/meshgate/v1/meshgatev1connect"
@@ -99,6 +101,53 @@ func TestSubscribePeers_SendsChangesOfTheNodesPlanOnly(t *testing.T) {
 		if err := <-got.end; connect.CodeOf(err) != connect.CodeNotFound {
 			t.Errorf("a node that was removed: %v", err)
 		}
+	})
+}
+
+// anyReplicas is embedded where its own name is that of a method.
+type anyReplicas = api.Replicas
+
+// ledReplicas is gateways that are led or not.
+type ledReplicas struct {
+	anyReplicas
+	none atomic.Bool
+}
+
+func (r *ledReplicas) Leads() bool { return !r.none.Load() }
+
+// A watcher is told that nobody leads once no election explains it, and that
+// somebody does again.
+func TestWatchMesh_Leaderless(t *testing.T) {
+	r := &ledReplicas{}
+	bubble(t, func(c *Config) { c.Replicas = r }, func(t *testing.T, _ *served, p *pipes) {
+		ctx, cancel := context.WithCancel(context.Background())
+		defer cancel()
+		stream, err := meshgatev1connect.NewWatchClient(bearer(p.client(t, true), "viewer"), "http://gate").
+			WatchMesh(ctx, connect.NewRequest(&meshgatev1.WatchMeshRequest{}))
+		if err != nil {
+			t.Fatal(err)
+		}
+		w := receive(t, stream)
+		for _, tt := range []struct {
+			none, want bool
+			after      time.Duration
+			messages   int
+		}{
+			{after: time.Second, messages: 1},
+			{none: true, after: 3 * time.Second},
+			{none: true, after: 4 * time.Second, messages: 1, want: true},
+			{none: true, after: time.Minute},
+			{after: 2 * time.Second, messages: 1},
+		} {
+			r.none.Store(tt.none)
+			pass(tt.after)
+			got := w.now()
+			if len(got) != tt.messages || len(got) > 0 && got[0].GetLeaderless() != tt.want {
+				t.Errorf("%+v: got %v", tt, got)
+			}
+		}
+		cancel()
+		<-w.end
 	})
 }
 

@@ -40,8 +40,8 @@ func (n *Node) Sync(ctx context.Context) (*mesh.Snapshot, error) {
 }
 
 // errNoLeader is the answer while the state cannot be read for sure.
-var errNoLeader = fmt.Errorf("%w: no leader of the state answered within %s; try again, "+
-	`or read what this gateway knows with the header "x-meshgate-stale: true"`, mesh.ErrUnavailable, syncTimeout)
+var errNoLeader = fmt.Errorf("%w: no leader of the state answered within %s: a majority of the gateways that vote has to be up; "+
+	"meshgate cluster status says which are not", mesh.ErrUnavailable, syncTimeout)
 
 // Change puts or deletes an object that people manage; see admin.Objects. When
 // it returns nil, Sync and Wait have the change. Only a node that holds state can.

@@ -5,6 +5,7 @@ package node
 import (
 	"context"
 	"errors"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -36,7 +37,7 @@ func TestSync_WithoutALeader(t *testing.T) {
 		n := &Node{objects: &fakeState{}}
 		start := time.Now()
 		_, err := n.Sync(t.Context())
-		if !errors.Is(err, mesh.ErrUnavailable) || time.Since(start) != syncTimeout {
+		if !errors.Is(err, mesh.ErrUnavailable) || !strings.Contains(err.Error(), "meshgate cluster status") || strings.Contains(err.Error(), "stale") || time.Since(start) != syncTimeout {
 			t.Errorf("after %v: %v", time.Since(start), err)
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)

@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -83,14 +84,24 @@ func (a *app) clusterStatus(ctx context.Context, c *peer.Public, _ []string) err
 	if err != nil {
 		return fmt.Errorf("status of the cluster: %w", err)
 	}
+	if err := a.printCluster(answer.Msg); err != nil {
+		return err
+	}
+	if trouble := answer.Msg.GetTrouble(); trouble != "" {
+		return errors.New(trouble)
+	}
+	return nil
+}
+
+func (a *app) printCluster(s *meshgatev1.StatusResponse) error {
 	if a.structured() {
-		return a.printProto(answer.Msg)
+		return a.printProto(s)
 	}
 	rows := [][]string{{"ID", "ROLE", "ADDRESS", "HEARD", "LAG"}}
-	for _, r := range answer.Msg.GetReplicas() {
+	for _, r := range s.GetReplicas() {
 		role := roleObserver
 		switch {
-		case r.GetLeader():
+		case r.GetLeader() && r.GetAlive():
 			role = "leader"
 		case r.GetVoter():
 			role = roleVoter
@@ -99,7 +110,10 @@ func (a *app) clusterStatus(ctx context.Context, c *peer.Public, _ []string) err
 		if r.GetLastContact() != nil {
 			heard, lag = r.GetLastContact().AsDuration().Round(time.Millisecond).String()+" ago", fmt.Sprint(r.GetLag())
 		}
-		if !r.GetAlive() {
+		switch {
+		case r.GetAlive() && r.GetLastContact() == nil:
+			heard = "answers"
+		case !r.GetAlive():
 			heard += " (out of reach)"
 		}
 		rows = append(rows, []string{r.GetId(), role, r.GetAddress(), heard, lag})

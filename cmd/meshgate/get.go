@@ -46,9 +46,14 @@ func (a *app) getCommand() *cobra.Command {
 			ctx, cancel := context.WithTimeout(cmd.Context(), getTimeout)
 			defer cancel()
 			if k.name == "" {
-				return a.getGraph(ctx, c)
+				err = a.getGraph(ctx, c)
+			} else {
+				err = a.get(ctx, c, k, want)
 			}
-			return a.get(ctx, c, k, want)
+			if !c.stale && connect.CodeOf(err) == connect.CodeUnavailable && strings.Contains(err.Error(), "no leader") {
+				return fmt.Errorf("%w; with --stale, get shows what this gateway knows", err)
+			}
+			return err
 		},
 	}
 	to.registerServer(cmd.Flags())

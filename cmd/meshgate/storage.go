@@ -60,11 +60,14 @@ func (s storage) Replicas(ctx context.Context) []api.Replica {
 	for _, r := range s.store.Members(ctx) {
 		list = append(list, api.Replica{
 			ID: mesh.NodeID(r.ID), Address: r.Address, Voter: r.Voter, Leader: r.Leader,
-			Known: r.Known, LastContact: r.LastContact, Lag: r.Lag,
+			Answers: r.Answers, Known: r.Known, LastContact: r.LastContact, Lag: r.Lag,
 		})
 	}
 	return list
 }
+
+// Leads implements api.Replicas.
+func (s storage) Leads() bool { id, _ := s.store.Leader(); return id != "" }
 
 // Promote implements api.Replicas.
 func (s storage) Promote(ctx context.Context, id mesh.NodeID) error {

@@ -146,7 +146,7 @@ func Services(cfg Config, opts ...connect.HandlerOption) ([]Service, error) {
 	add(meshgatev1connect.NewEnrolmentHandler(&enrolmentService{state: cfg.State, membership: membership}, opts...))
 	services = append(services, NewStoreHandler(cfg.Store, append(opts[:len(opts):len(opts)], cfg.StoreOptions...)...))
 	add(meshgatev1connect.NewTokensHandler(&tokensService{tokens: cfg.Tokens}, strict...))
-	add(meshgatev1connect.NewWatchHandler(&watchService{state: cfg.State, links: links}, opts...))
+	add(meshgatev1connect.NewWatchHandler(&watchService{state: cfg.State, links: links, replicas: cfg.Replicas}, opts...))
 	return services, nil
 }
 

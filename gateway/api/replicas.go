@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 	"time"
 
 	"connectrpc.com/connect"
@@ -30,6 +31,9 @@ const (
 type Replicas interface {
 	// Replicas are the gateways that keep the state, in the order of their ids.
 	Replicas(ctx context.Context) []Replica
+	// Leads reports whether any of them leads, as far as this one knows. It
+	// does not wait.
+	Leads() bool
 	// Promote gives an observer a vote.
 	Promote(ctx context.Context, id mesh.NodeID) error
 	// Demote takes a voter's vote.
@@ -50,6 +54,8 @@ type Replica struct {
 	Address string
 	// Voter is false for an observer.
 	Voter, Leader bool
+	// Answers is true for one that answered this one, while no leader does.
+	Answers bool
 	// Known is true when the leader has heard of it, LastContact ago.
 	Known       bool
 	LastContact time.Duration
@@ -71,14 +77,41 @@ func (c *clusterService) Status(ctx context.Context, _ *connect.Request[meshgate
 		return nil, err
 	}
 	answer := &meshgatev1.StatusResponse{GatewayId: string(c.state.Self())}
-	for _, r := range c.replicas.Replicas(ctx) {
-		m := &meshgatev1.Replica{Id: string(r.ID), Address: r.Address, Voter: r.Voter, Leader: r.Leader, Lag: r.Lag}
+	replicas := c.replicas.Replicas(ctx)
+	answer.Trouble = trouble(replicas)
+	for _, r := range replicas {
+		m := &meshgatev1.Replica{Id: string(r.ID), Address: r.Address, Voter: r.Voter, Leader: r.Leader, Alive: r.Answers, Lag: r.Lag}
 		if r.Known {
 			m.Alive, m.LastContact = r.LastContact <= aliveWithin, durationpb.New(r.LastContact)
 		}
 		answer.Replicas = append(answer.Replicas, m)
 	}
 	return connect.NewResponse(answer), nil
+}
+
+// trouble says why there is no leader and what to do; it is empty while one
+// answers.
+func trouble(replicas []Replica) string {
+	var voters, live int
+	var away []string
+	for _, r := range replicas {
+		switch {
+		case r.Leader && r.Known:
+			return ""
+		case !r.Voter:
+		case r.Answers:
+			voters, live = voters+1, live+1
+		default:
+			voters++
+			away = append(away, string(r.ID))
+		}
+	}
+	need := voters/2 + 1
+	if live >= need {
+		return fmt.Sprintf("no leader yet: %d of %d voters answer, which are enough to choose one; ask again in a few seconds", live, voters)
+	}
+	return fmt.Sprintf("no leader: %d of %d voters answer, %d are needed, and nothing can be changed; start %s, or restore a backup",
+		live, voters, need, strings.Join(away, " or "))
 }
 
 // Promote gives an observer a vote.

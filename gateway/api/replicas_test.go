@@ -37,6 +37,8 @@ func (r *fakeReplicas) Replicas(context.Context) []Replica {
 	}
 }
 
+func (r *fakeReplicas) Leads() bool { return true }
+
 func (r *fakeReplicas) note(what string, id mesh.NodeID) error {
 	r.calls = append(r.calls, what+" "+string(id))
 	return r.err
@@ -142,6 +144,32 @@ func TestCluster_StatusTellsWhoIsInReach(t *testing.T) {
 	}
 	if r := list[2]; r.GetAlive() || r.GetVoter() || r.LastContact != nil {
 		t.Errorf("one that was never heard of: %v", r)
+	}
+}
+
+func TestCluster_TroubleSaysWhatToDo(t *testing.T) {
+	voter := func(id mesh.NodeID, answers bool) Replica { return Replica{ID: id, Voter: true, Answers: answers} }
+	for name, tt := range map[string]struct {
+		replicas []Replica
+		want     string
+	}{
+		"a leader": {[]Replica{{ID: "a", Voter: true, Leader: true, Known: true}, voter("b", false)}, ""},
+		"one of three": {
+			[]Replica{voter("gw1", true), voter("gw2", false), voter("gw3", false), {ID: "o", Answers: true}},
+			"no leader: 1 of 3 voters answer, 2 are needed, and nothing can be changed; start gw2 or gw3, or restore a backup",
+		},
+		"an old leader that is silent": {
+			[]Replica{voter("gw1", true), {ID: "gw2", Voter: true, Leader: true}},
+			"no leader: 1 of 2 voters answer, 2 are needed, and nothing can be changed; start gw2, or restore a backup",
+		},
+		"an election": {
+			[]Replica{voter("gw1", true), voter("gw2", true), voter("gw3", false)},
+			"no leader yet: 2 of 3 voters answer, which are enough to choose one; ask again in a few seconds",
+		},
+	} {
+		if got := trouble(tt.replicas); got != tt.want {
+			t.Errorf("%s: %q", name, got)
+		}
 	}
 }
 

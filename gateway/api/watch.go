@@ -24,12 +24,17 @@ const (
 	// counterInterval is the least time between two messages that differ in
 	// byte counters and handshake times only.
 	counterInterval = 5 * time.Second
+	// electionPatience is how long there is no leader before watchers are told:
+	// an election takes a second or two.
+	electionPatience = 5 * time.Second
 )
 
 // watchService serves meshgate.v1.Watch.
 type watchService struct {
 	state State
 	links *links
+	// replicas is nil on a node that keeps no state.
+	replicas Replicas
 }
 
 var _ meshgatev1connect.WatchHandler = (*watchService)(nil)
@@ -53,14 +58,20 @@ func (w *watchService) WatchMesh(ctx context.Context, _ *connect.Request[meshgat
 	defer ticker.Stop()
 	var sent *meshgatev1.WatchMeshResponse
 	var sentAt time.Time
+	led := time.Now()
 	for {
 		links, err := w.linksOf(s)
 		if err != nil {
 			return err
 		}
 		now := time.Now()
-		if sent == nil || sent.GetVersion() != s.Version || linksChanged(sent.GetLinks(), links, now.Sub(sentAt) >= counterInterval) {
+		if w.replicas == nil || w.replicas.Leads() {
+			led = now
+		}
+		leaderless := now.Sub(led) >= electionPatience
+		if sent == nil || sent.GetVersion() != s.Version || sent.GetLeaderless() != leaderless || linksChanged(sent.GetLinks(), links, now.Sub(sentAt) >= counterInterval) {
 			sent, sentAt = w.message(s, links), now
+			sent.Leaderless = leaderless
 			if err := stream.Send(sent); err != nil {
 				return err
 			}

@@ -179,6 +179,29 @@ func TestMembers_KeepsTheQuorum(t *testing.T) {
 	})
 }
 
+// TestMembers_WithoutAMajority asks the one that is left of three: it says who
+// is there.
+func TestMembers_WithoutAMajority(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, t.TempDir(), "a", "b", "c")
+		said := func() (text string) {
+			for _, m := range c.replicas["a"].Members(c.ctx()) {
+				if m.Known || m.Leader {
+					return ""
+				}
+				text += fmt.Sprintf("%s:%v ", m.ID, m.Answers)
+			}
+			return text
+		}
+		c.kill("b")
+		c.kill("c")
+		c.until("a is alone", func() bool { return said() == "a:true b:false c:false " })
+		if leader, _ := c.replicas["a"].Leader(); leader != "" {
+			t.Errorf("%q leads without a majority", leader)
+		}
+	})
+}
+
 // TestRemoved_LearnsOfIt removes replicas while they are there and while they
 // are away: both find out, and the rest goes on.
 func TestRemoved_LearnsOfIt(t *testing.T) {

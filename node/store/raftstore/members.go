@@ -28,6 +28,9 @@ type Replica struct {
 	Voter bool
 	// Leader is true for the one that leads.
 	Leader bool
+	// Answers is true for a replica that answered this one, which asks only
+	// while no leader answers; it answers itself.
+	Answers bool
 	// Known is true when the fields below say something: the leader answered,
 	// and has heard of the replica.
 	Known bool
@@ -78,13 +81,14 @@ func (s *Store) Changed() <-chan struct{} {
 
 // Members returns the replicas of the cluster in the order of their ids. What
 // is known of each comes from the leader; when it does not answer within a
-// second or before ctx ends, the list is that of this replica, with nothing
-// known.
+// second or before ctx ends, the list is that of this replica, which says only
+// who answers it within another second.
 func (s *Store) Members(ctx context.Context) []Replica {
-	ctx, cancel := context.WithTimeout(ctx, membersTimeout)
+	leading, cancel := context.WithTimeout(ctx, membersTimeout)
 	defer cancel()
 	var list []*pb.ReplicaMember
-	err := s.route(ctx, 0, true, func(context.Context) (err error) {
+	var answers map[string]bool
+	err := s.route(leading, 0, true, func(context.Context) (err error) {
 		list, err = s.membersHere()
 		return err
 	}, func(ctx context.Context, stream leaderStream) error {
@@ -95,14 +99,17 @@ func (s *Store) Members(ctx context.Context) []Replica {
 	if err != nil {
 		leader := s.role.Load().leader
 		list = nil
-		for _, server := range s.servers() {
+		servers := s.servers()
+		for _, server := range servers {
 			list = append(list, memberOf(server, leader))
 		}
+		answers = s.answering(ctx, servers)
 	}
 	replicas := make([]Replica, 0, len(list))
 	for _, m := range list {
 		replicas = append(replicas, Replica{
 			ID: m.GetId(), Address: m.GetAddress(), Voter: m.GetVoter(), Leader: m.GetLeader(),
+			Answers:     answers[m.GetId()],
 			Known:       m.GetContactKnown(),
 			LastContact: time.Duration(m.GetContactMs()) * time.Millisecond,
 			Stored:      m.GetStored(), Lag: m.GetLag(),
@@ -115,6 +122,30 @@ func (s *Store) Members(ctx context.Context) []Replica {
 		return 1
 	})
 	return replicas
+}
+
+// answering asks all servers at once which of them are there.
+func (s *Store) answering(ctx context.Context, servers []raft.Server) map[string]bool {
+	ctx, cancel := context.WithTimeout(ctx, membersTimeout)
+	defer cancel()
+	there := make([]bool, len(servers))
+	var asked sync.WaitGroup
+	for i, server := range servers {
+		if string(server.ID) == s.id {
+			there[i] = true
+			continue
+		}
+		asked.Go(func() {
+			_, err := s.streams.ask(ctx, string(server.ID), string(server.Address), &pb.ReplicaRequest{Call: &pb.ReplicaRequest_Probe{Probe: &pb.ReplicaProbe{}}})
+			there[i] = err == nil
+		})
+	}
+	asked.Wait()
+	answers := make(map[string]bool, len(servers))
+	for i, server := range servers {
+		answers[string(server.ID)] = there[i]
+	}
+	return answers
 }
 
 func memberOf(server raft.Server, leader string) *pb.ReplicaMember {

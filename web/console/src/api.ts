@@ -103,6 +103,7 @@ function toSnapshot(response: client.WatchMeshResponse): Snapshot {
     version: String(response.version),
     gatewayId: response.gatewayId,
     domain: response.meshDomain,
+    leaderless: response.leaderless,
     nodes: response.nodes.map(toNode),
     edges: response.edges.map(toEdge),
     links: response.links.map((link) => ({

@@ -67,6 +67,8 @@ export interface Snapshot {
   readonly nodes: readonly MeshNode[];
   readonly edges: readonly MeshEdge[];
   readonly links: readonly Link[];
+  /** True while no gateway leads: what is shown may be old, and nothing can be changed. */
+  readonly leaderless: boolean;
 }
 
 /** One peer of a node's WireGuard interface. */

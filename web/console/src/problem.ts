@@ -45,6 +45,15 @@ function problem(error: unknown, text: string, next: string, command = ""): Prob
 /** Shows the administrator's token, on the gateway and with its usual data directory. */
 export const showToken = "sudo cat /var/lib/meshgate/admin.token";
 
+/** What is wrong while no gateway leads. */
+export const noLeader: Problem = {
+  code: "unavailable",
+  text: "No gateway leads: too few of those that vote are up, or they do not reach each other.",
+  next: "What you see may be old, and nothing can be changed. This command on the gateway says which to start.",
+  command: "sudo meshgate cluster status",
+  detail: "",
+};
+
 /** Why signing in, or staying signed in, did not work. */
 export function explainSignIn(error: unknown): Problem {
   switch (errorCode(error)) {

@@ -51,6 +51,17 @@ test("a good token shows the mesh", async () => {
   assert.deepEqual(tokens, ["good"]);
 });
 
+test("a mesh that nobody leads is not live until somebody does", async () => {
+  const { store, fake } = await signedIn();
+  const mesh = fake.snapshot();
+  fake.show({ ...mesh, leaderless: true });
+  const state = await until(store, "it is told", ({ live }) => live.kind !== "live");
+  assert.equal(state.live.kind, "leaderless");
+  assert.match(state.live.kind === "leaderless" ? state.live.problem.text : "", /^No gateway leads/);
+  fake.show(mesh);
+  await until(store, "it is live again", ({ live }) => live.kind === "live");
+});
+
 test("the token is nowhere in the state", async () => {
   const { store } = setUp();
   store.signIn("canary-5417");

@@ -4,8 +4,8 @@ import { type Readable, writable } from "svelte/store";
 import type { Backend, CreateBackend, HttpRequest, Path, Target, Way } from "./backend.ts";
 import { describeMesh, type MeshModel } from "./graph/model.ts";
 import { type HttpExchange, sendHttp } from "./http.ts";
-import type { NodeStatus } from "./mesh.ts";
-import { errorCode, explainSignIn, explainStatus, explainWatch, type Problem } from "./problem.ts";
+import type { NodeStatus, Snapshot } from "./mesh.ts";
+import { errorCode, explainSignIn, explainStatus, explainWatch, noLeader, type Problem } from "./problem.ts";
 import { openTcp, type TcpSession } from "./tcp.ts";
 
 /** How fresh the mesh on the screen is. */
@@ -13,6 +13,8 @@ export type Live =
   | { readonly kind: "live" }
   /** The gateway is lost; the next attempt is due at the given time. */
   | { readonly kind: "waiting"; readonly problem: Problem; readonly retryAt: number }
+  /** The gateway answers, but no gateway leads. */
+  | { readonly kind: "leaderless"; readonly problem: Problem }
   /** It will not be tried again by itself. */
   | { readonly kind: "stopped"; readonly problem: Problem };
 
@@ -111,7 +113,7 @@ export function createStore(createBackend: CreateBackend, now: () => number = Da
         if (signal.aborted) {
           return;
         }
-        change({ phase: "signed-in", mesh: describeMesh(snapshot), live: { kind: "live" } });
+        change({ phase: "signed-in", mesh: describeMesh(snapshot), live: liveOf(snapshot) });
       }
     } catch (error) {
       if (!signal.aborted) {
@@ -207,6 +209,10 @@ export function createStore(createBackend: CreateBackend, now: () => number = Da
       }
     },
   };
+}
+
+function liveOf(snapshot: Snapshot): Live {
+  return snapshot.leaderless ? { kind: "leaderless", problem: noLeader } : { kind: "live" };
 }
 
 function put<K, V>(map: ReadonlyMap<K, V>, key: K, value: V): ReadonlyMap<K, V> {

@@ -37,7 +37,16 @@ function edge(source: string, target: string, transport: "wireguard" | "ice" = "
 }
 
 function snapshot(part: Partial<Snapshot>): Snapshot {
-  return { version: "1", gatewayId: "gw", domain: "mesh", nodes: [], edges: [], links: [], ...part };
+  return {
+    version: "1",
+    gatewayId: "gw",
+    domain: "mesh",
+    nodes: [],
+    edges: [],
+    links: [],
+    leaderless: false,
+    ...part,
+  };
 }
 
 const reachOf = (mesh: ReturnType<typeof describeMesh>) =>

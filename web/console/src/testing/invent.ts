@@ -191,7 +191,15 @@ export function inventMesh(size: number, extraNames: readonly string[] = []): Sn
     .map((wish, index) => ({ wish, link: inventLink(wish.id, index) }))
     .filter(({ wish }) => wish.id !== "gateway-1" && (wish.home === "" || wish.home === "gateway-1"))
     .map(({ link }) => link);
-  return { version: "1", gatewayId: "gateway-1", domain: "mesh.internal", nodes, edges, links };
+  return {
+    version: "1",
+    gatewayId: "gateway-1",
+    domain: "mesh.internal",
+    nodes,
+    edges,
+    links,
+    leaderless: false,
+  };
 }
 
 /** A hostile node also exposes a service of a hostile kind. */
