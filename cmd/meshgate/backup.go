@@ -10,15 +10,19 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"connectrpc.com/connect"
 	"github.com/spf13/cobra"
 
 	"github.com/meshgate/meshgate/node"
+	"github.com/meshgate/meshgate/node/mesh"
 	"github.com/meshgate/meshgate/node/peer"
+	"github.com/meshgate/meshgate/node/registry"
 	"github.com/meshgate/meshgate/node/store/raftstore"
 	meshgatev1 "github.com/meshgate/meshgate/proto/meshgate/v1"
+	v1 "github.com/meshgate/meshgate/proto/v1"
 )
 
 // backupOutput is the JSON form of what a backup holds.
@@ -105,7 +109,8 @@ func (a *app) restoreCommand() *cobra.Command {
 		Short: "make the state of a stopped gateway from a backup",
 		Long: "restore makes the state of a gateway that does not run, and has none, from a backup. The gateway\n" +
 			"is then the only one of its mesh; others join it with --cluster.join. It must be a gateway that\n" +
-			"the mesh had: put its " + nodeKeyFile + " into the data directory before.",
+			"the mesh had: put its " + nodeKeyFile + " into the data directory before. What it writes belongs to\n" +
+			"the owner of the data directory, also when root runs it.",
 		Args: args(cobra.ExactArgs(1), "the file of a backup"),
 		RunE: func(cmd *cobra.Command, given []string) error {
 			if err := fromSources(cmd.Flags(), ""); err != nil {
@@ -144,7 +149,8 @@ func (a *app) restore(file, dataDir, name string) error {
 	if _, err := os.Stat(filepath.Join(dataDir, nodeKeyFile)); errors.Is(err, fs.ErrNotExist) {
 		return usagef("%s is not there: a backup holds no keys; put the one of gateway %s there first", filepath.Join(dataDir, nodeKeyFile), id)
 	}
-	if _, err := node.LoadKey(dataDir); err != nil {
+	key, err := node.LoadKey(dataDir)
+	if err != nil {
 		return err
 	}
 	f, err := os.Open(file)
@@ -152,6 +158,12 @@ func (a *app) restore(file, dataDir, name string) error {
 		return err
 	}
 	defer func() { _ = f.Close() }() // nothing was written
+	if err := checkIdentity(f, id, key.Public(), dataDir); err != nil {
+		return err
+	}
+	if _, err := f.Seek(0, io.SeekStart); err != nil {
+		return err
+	}
 	record, known, err := readClusterRecord(dataDir)
 	if err != nil {
 		return err
@@ -165,5 +177,44 @@ func (a *app) restore(file, dataDir, name string) error {
 			return err
 		}
 	}
+	if err := systemOwners.hand(dataDir, stateDir, clusterFile, nodeKeyFile); err != nil {
+		return fmt.Errorf("restored, but not all of it belongs to the owner of %s: %w", dataDir, err)
+	}
 	return a.printBackup("restored", file, info)
+}
+
+// checkIdentity refuses, before anything is written, a gateway that the mesh of
+// a backup does not know by this id and key: it could not start.
+func checkIdentity(backup io.Reader, id mesh.NodeID, key mesh.PublicKey, dataDir string) error {
+	info, entries, err := raftstore.ReadBackup(backup)
+	if err != nil {
+		return err
+	}
+	s := registry.SnapshotOf(entries, info.Version)
+	var gateways []string
+	var holder mesh.NodeID // of the key
+	for _, n := range s.Nodes.All() {
+		if isGateway(n) {
+			gateways = append(gateways, string(n.ID))
+		}
+		if n.PublicKey == key {
+			holder = n.ID
+		}
+	}
+	path := filepath.Join(dataDir, nodeKeyFile)
+	switch n := s.Node(id); {
+	case n == nil || !isGateway(n):
+		return usagef("--id %s: the backup knows no gateway of this name; restore it as one of its gateways, with that one's %s: %s",
+			id, nodeKeyFile, strings.Join(gateways, ", "))
+	case n.PublicKey == key:
+		return nil
+	case holder != "":
+		return usagef("%s is the key of %s, not of %s: give --id %s if that is a gateway, or put the key of %s there", path, holder, id, holder, id)
+	}
+	return usagef("%s is not the key of %s in the backup: put the key there that %s had when the backup was made", path, id, id)
+}
+
+// isGateway reports whether n is one, be it alone or one of several.
+func isGateway(n *mesh.Node) bool {
+	return n.HasFeature(v1.Feature_MEMBERSHIP) || n.HasFeature(v1.Feature_STORAGE_PROVIDER)
 }

@@ -93,6 +93,12 @@ func (b *builder) load(entries []store.Entry, version uint64) *view {
 	return b.view(version)
 }
 
+// SnapshotOf returns what the entries of a whole state, such as those of a
+// backup, say. What makes no sense is left out.
+func SnapshotOf(entries []store.Entry, version uint64) *mesh.Snapshot {
+	return newBuilder(slog.New(slog.DiscardHandler)).load(entries, version).snapshot
+}
+
 // follow takes over a change.
 func (b *builder) follow(c store.Change) *view {
 	for _, e := range c.Events {

@@ -102,6 +102,9 @@ func Verify(r io.Reader) (BackupInfo, error) {
 	return info, err
 }
 
+// ReadBackup is Verify that also returns the entries, in the order of their keys.
+func ReadBackup(r io.Reader) (BackupInfo, []store.Entry, error) { return readBackup(r) }
+
 // readBackup returns the entries of a backup in the order of their keys.
 func readBackup(r io.Reader) (BackupInfo, []store.Entry, error) {
 	const limit = maxSnapshot + backupHeader + backupTrailer
