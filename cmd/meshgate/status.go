@@ -74,6 +74,7 @@ func (a *app) peerStatus(ctx context.Context, gate *peer.Public, id string) erro
 	if err != nil {
 		return fmt.Errorf("status of %s: %w", id, err)
 	}
+	states := statesOf(m, nil)
 	only := &meshgatev1.WatchMeshResponse{GatewayId: m.GetGatewayId()}
 	for _, o := range m.GetNodes() {
 		if o.GetId() == id {
@@ -85,7 +86,7 @@ func (a *app) peerStatus(ctx context.Context, gate *peer.Public, id string) erro
 			only.Links = append(only.Links, l)
 		}
 	}
-	return a.printMesh(only)
+	return a.printMesh(only, states)
 }
 
 // meshStatus prints every node and how the gateway reaches it.
@@ -94,7 +95,29 @@ func (a *app) meshStatus(ctx context.Context, gate *peer.Public) error {
 	if err != nil {
 		return fmt.Errorf("status: %w", err)
 	}
-	return a.printMesh(m)
+	return a.printMesh(m, statesOf(m, a.lookAtCluster(ctx, gate)))
+}
+
+// lookAtCluster is who of the gateways is alive, by their ids. It is empty where
+// that is not told: then links have to say it.
+func (a *app) lookAtCluster(ctx context.Context, gate *peer.Public) map[string]bool {
+	answer, err := gate.Cluster().Status(ctx, connect.NewRequest(&meshgatev1.StatusRequest{}))
+	if err != nil {
+		switch connect.CodeOf(err) {
+		case connect.CodePermissionDenied, connect.CodeUnimplemented: // a caller or a gateway without it
+		default:
+			fmt.Fprintf(a.stderr, "which gateways are up is not known: %s\n", explain(err))
+		}
+		return nil
+	}
+	if trouble := answer.Msg.GetTrouble(); trouble != "" {
+		fmt.Fprintln(a.stderr, trouble)
+	}
+	alive := map[string]bool{}
+	for _, r := range answer.Msg.GetReplicas() {
+		alive[r.GetId()] = r.GetAlive()
+	}
+	return alive
 }
 
 // lookAtMesh is the mesh as the gateway sees it now.
@@ -112,33 +135,25 @@ func lookAtMesh(ctx context.Context, gate *peer.Public) (*meshgatev1.WatchMeshRe
 	return stream.Msg(), nil
 }
 
-func (a *app) printMesh(m *meshgatev1.WatchMeshResponse) error {
+// printMesh prints the nodes of m with their states.
+func (a *app) printMesh(m *meshgatev1.WatchMeshResponse, states map[string]string) error {
 	if a.structured() {
 		return a.printProto(m)
 	}
-	links := map[string]*meshgatev1.Link{}
-	for _, l := range m.GetLinks() {
-		links[l.GetNodeId()] = l
-	}
+	links := linksOf(m)
 	nodes := m.GetNodes()
 	sort.Slice(nodes, func(i, j int) bool { return nodes[i].GetId() < nodes[j].GetId() })
 	rows := [][]string{{"NODE", "ADDRESS", "STATE", "ENDPOINT", "LAST HANDSHAKE", "RECEIVED", "SENT"}}
 	for _, o := range nodes {
-		row := []string{o.GetId(), hostOf(o.GetPrivateIpv4(), o.GetPrivateIpv6())}
-		switch l := links[o.GetId()]; {
-		case o.GetId() == m.GetGatewayId():
-			row = append(row, "this gateway", "", "", "", "")
-		case l == nil:
-			row = append(row, "no link", "", "", "", "")
-		default:
-			state, last := "offline", "never"
-			if l.GetOnline() {
-				state = "online"
-			}
+		row := []string{o.GetId(), hostOf(o.GetPrivateIpv4(), o.GetPrivateIpv6()), states[o.GetId()]}
+		if l := links[o.GetId()]; l == nil || o.GetId() == m.GetGatewayId() {
+			row = append(row, "", "", "", "")
+		} else {
+			last := "never"
 			if at := l.GetLastHandshake(); at != nil {
 				last = time.Since(at.AsTime()).Round(time.Second).String() + " ago"
 			}
-			row = append(row, state, l.GetEndpoint(), last, bytesText(l.GetReceiveBytes()), bytesText(l.GetTransmitBytes()))
+			row = append(row, l.GetEndpoint(), last, bytesText(l.GetReceiveBytes()), bytesText(l.GetTransmitBytes()))
 		}
 		rows = append(rows, row)
 	}

@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"maps"
+	"net/netip"
+	"slices"
+
+	meshgatev1 "github.com/meshgate/meshgate/proto/meshgate/v1"
+	v1 "github.com/meshgate/meshgate/proto/v1"
+)
+
+// The states of nodes, in the words of the console.
+const (
+	stateSelf    = "this gateway"
+	stateOnline  = "online"
+	stateRelayed = "relayed"
+	stateDown    = "down"
+	stateWaiting = "waiting"
+	stateUnknown = "not connected"
+)
+
+// statesOf is how each node is, by its id, as the gateway that answered sees it.
+// alive says which of the gateways are, as the cluster hears of them many times a
+// second: a link between gateways that has nothing to carry says nothing.
+func statesOf(m *meshgatev1.WatchMeshResponse, alive map[string]bool) map[string]string {
+	links := linksOf(m)
+	near := neighbours(m)
+	ways := waysFrom(m.GetGatewayId(), near, links)
+	states := make(map[string]string, len(m.GetNodes()))
+	for _, o := range m.GetNodes() {
+		id := o.GetId()
+		up, gateway := alive[id]
+		link := links[id]
+		switch via := ways[id]; {
+		case id == m.GetGatewayId():
+			states[id] = stateSelf
+		case gateway && !up:
+			states[id] = stateDown
+		case gateway:
+			states[id] = stateOnline
+		case link != nil:
+			states[id] = linkState(link, near[id][m.GetGatewayId()])
+		case via != "":
+			states[id] = stateRelayed + " through " + via
+		default:
+			states[id] = stateUnknown
+		}
+	}
+	return states
+}
+
+// linkState is the state of the gateway's own link to a node. inside is true when
+// the edge says that packets travel inside of another connection.
+func linkState(l *meshgatev1.Link, inside bool) string {
+	if !l.GetOnline() {
+		if l.GetLastHandshake() == nil {
+			return stateWaiting
+		}
+		return stateDown
+	}
+	plain := !inside
+	if at := l.GetEndpoint(); at != "" {
+		_, err := netip.ParseAddrPort(at)
+		plain = err == nil
+	}
+	if plain {
+		return stateOnline
+	}
+	return stateRelayed
+}
+
+func linksOf(m *meshgatev1.WatchMeshResponse) map[string]*meshgatev1.Link {
+	links := make(map[string]*meshgatev1.Link, len(m.GetLinks()))
+	for _, l := range m.GetLinks() {
+		links[l.GetNodeId()] = l
+	}
+	return links
+}
+
+// neighbours are the ends of edges by the other end, and whether what goes there
+// travels inside of another connection. A link is an edge, too.
+func neighbours(m *meshgatev1.WatchMeshResponse) map[string]map[string]bool {
+	near := map[string]map[string]bool{}
+	add := func(from, to string, inside bool) {
+		if near[from] == nil {
+			near[from] = map[string]bool{}
+		}
+		if _, ok := near[from][to]; !ok {
+			near[from][to] = inside
+		}
+	}
+	for _, e := range m.GetEdges() {
+		inside := slices.ContainsFunc([]v1.EdgeAttribute{v1.EdgeAttribute_EDGE_ATTRIBUTE_ICE, v1.EdgeAttribute_EDGE_ATTRIBUTE_LIBP2P},
+			func(a v1.EdgeAttribute) bool { return e.GetAttributes()[a.String()] == "true" })
+		add(e.GetSource(), e.GetTarget(), inside)
+		add(e.GetTarget(), e.GetSource(), inside)
+	}
+	for _, l := range m.GetLinks() {
+		add(m.GetGatewayId(), l.GetNodeId(), false)
+		add(l.GetNodeId(), m.GetGatewayId(), false)
+	}
+	return near
+}
+
+// waysFrom is, for each node without a link, the neighbour of the gateway on the
+// shortest way to it: through neighbours that answer, where there is such a way.
+func waysFrom(gateway string, near map[string]map[string]bool, links map[string]*meshgatev1.Link) map[string]string {
+	ways := map[string]string{}
+	all := slices.Sorted(maps.Keys(near[gateway]))
+	alive := slices.DeleteFunc(slices.Clone(all), func(id string) bool { return !links[id].GetOnline() })
+	for _, starts := range [][]string{alive, all} {
+		via := map[string]string{} // of those to go on from
+		for _, id := range starts {
+			via[id] = id
+		}
+		for border := starts; len(border) > 0; {
+			var next []string
+			for _, at := range border {
+				for _, id := range slices.Sorted(maps.Keys(near[at])) {
+					if id == gateway || links[id] != nil || ways[id] != "" {
+						continue
+					}
+					ways[id], via[id] = via[at], via[at]
+					next = append(next, id)
+				}
+			}
+			border = next
+		}
+	}
+	return ways
+}

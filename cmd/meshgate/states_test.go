@@ -1,0 +1,113 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bytes"
+	"context"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"time"
+
+	"connectrpc.com/connect"
+	"github.com/google/go-cmp/cmp"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	meshgatev1 "github.com/meshgate/meshgate/proto/meshgate/v1"
+	"github.com/meshgate/meshgate/proto/meshgate/v1/meshgatev1connect"
+	v1 "github.com/meshgate/meshgate/proto/v1"
+)
+
+// watched is a mesh of three gateways, of which gw3 answers.
+func watched() *meshgatev1.WatchMeshResponse {
+	heard := timestamppb.New(time.Now().Add(-time.Minute))
+	edge := func(from, to string, attributes ...string) *v1.MeshEdge {
+		e := &v1.MeshEdge{Source: from, Target: to, Attributes: map[string]string{}}
+		for _, a := range attributes {
+			e.Attributes[a] = "true"
+		}
+		return e
+	}
+	m := &meshgatev1.WatchMeshResponse{
+		GatewayId: "gw3",
+		Links: []*meshgatev1.Link{
+			{NodeId: "gw1"}, // nothing to carry yet
+			{NodeId: "gw2", Online: true, LastHandshake: heard, Endpoint: "192.0.2.2:51820"},
+			{NodeId: "laptop", Online: true, LastHandshake: heard, Endpoint: "192.0.2.9:1"},
+			{NodeId: "page", Online: true, LastHandshake: heard, Endpoint: "ice:7"},
+			{NodeId: "tablet", Online: true, LastHandshake: heard},
+			{NodeId: "away", LastHandshake: heard, Endpoint: "192.0.2.9:2"},
+			{NodeId: "new"},
+		},
+		Edges: []*v1.MeshEdge{
+			edge("gw1", "gw2"), edge("gw2", "gw3"), edge("gw1", "gw3"), edge("nas", "gw2"), edge("behind", "nas"),
+			edge("tablet", "gw3", "EDGE_ATTRIBUTE_ICE"),
+		},
+	}
+	for _, id := range []string{"gw1", "gw2", "gw3", "laptop", "page", "tablet", "away", "new", "nas", "behind", "island"} {
+		m.Nodes = append(m.Nodes, &v1.MeshNode{Id: id, PrivateIpv4: "172.16.0.1/32"})
+	}
+	return m
+}
+
+func TestStatesOf_SpeaksAsTheConsole(t *testing.T) {
+	want := map[string]string{
+		"gw1": "waiting", "gw2": "online", "gw3": "this gateway", "laptop": "online", "page": "relayed", "tablet": "relayed",
+		"away": "down", "new": "waiting", "nas": "relayed through gw2", "behind": "relayed through gw2", "island": "not connected",
+	}
+	if diff := cmp.Diff(want, statesOf(watched(), nil)); diff != "" {
+		t.Errorf("of the links alone (-want +got):\n%s", diff)
+	}
+	want["gw1"], want["gw2"] = "online", "down"
+	if diff := cmp.Diff(want, statesOf(watched(), map[string]bool{"gw1": true, "gw2": false, "gw3": true})); diff != "" {
+		t.Errorf("with the cluster (-want +got):\n%s", diff)
+	}
+}
+
+// watchedGateway answers what status asks for.
+type watchedGateway struct {
+	meshgatev1connect.UnimplementedClusterHandler
+	meshgatev1connect.UnimplementedWatchHandler
+	refuses bool
+}
+
+func (watchedGateway) WatchMesh(_ context.Context, _ *connect.Request[meshgatev1.WatchMeshRequest], s *connect.ServerStream[meshgatev1.WatchMeshResponse]) error {
+	return s.Send(watched())
+}
+
+func (g watchedGateway) Status(context.Context, *connect.Request[meshgatev1.StatusRequest]) (*connect.Response[meshgatev1.StatusResponse], error) {
+	if g.refuses {
+		return nil, connect.NewError(connect.CodePermissionDenied, nil)
+	}
+	return connect.NewResponse(&meshgatev1.StatusResponse{
+		Trouble:  "no leader: start gw2",
+		Replicas: []*meshgatev1.Replica{{Id: "gw1", Alive: true}, {Id: "gw2"}, {Id: "gw3", Alive: true}},
+	}), nil
+}
+
+// A gateway lives when the cluster hears it, also without a handshake, and is dead
+// when it does not, however fresh the last handshake is.
+func TestStatus_TakesTheLifeOfGatewaysFromTheCluster(t *testing.T) {
+	for _, refuses := range []bool{false, true} {
+		mux := http.NewServeMux()
+		mux.Handle(meshgatev1connect.NewClusterHandler(watchedGateway{refuses: refuses}))
+		mux.Handle(meshgatev1connect.NewWatchHandler(watchedGateway{}))
+		s := httptest.NewUnstartedServer(mux)
+		s.Config.Protocols = new(http.Protocols)
+		s.Config.Protocols.SetUnencryptedHTTP2(true)
+		s.Start()
+		var stdout, stderr bytes.Buffer
+		code := run(t.Context(), []string{"status", "--server", s.URL, "--token", "x"}, &stdout, &stderr)
+		s.Close()
+		text := strings.Join(strings.Fields(stdout.String()), " ")
+		gw1, gw2, trouble := "gw1 172.16.0.1 online never", "gw2 172.16.0.1 down 192.0.2.2:51820", "no leader: start gw2\n"
+		if refuses {
+			gw1, gw2, trouble = "gw1 172.16.0.1 waiting never", "gw2 172.16.0.1 online 192.0.2.2:51820", ""
+		}
+		if code != exitOK || !strings.Contains(text, gw1) || !strings.Contains(text, gw2) || stderr.String() != trouble {
+			t.Errorf("refused: %v: exit code %d, %q\n%s", refuses, code, &stderr, &stdout)
+		}
+	}
+}
