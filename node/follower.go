@@ -62,6 +62,14 @@ type Follow struct {
 	// Refused reports whether an error of Join is final (the token or the id
 	// was refused), so that trying again is pointless.
 	Refused func(error) bool
+	// Distrusted reports whether an error of Join says that what answered is not
+	// the gateway to believe, which is final for a node that is no member yet;
+	// nil: nothing does.
+	Distrusted func(error) bool
+	// Name is the gateway that Public asks, for the log.
+	Name string
+	// Explain is an error in words for people, with what to do; nil: its own.
+	Explain func(error) string
 	// Removed reports whether an error of Join or Adopt says that the mesh has
 	// removed the node.
 	Removed func(error) bool
@@ -122,7 +130,7 @@ func (f *follower) run(ctx context.Context) error {
 		}
 		f.broke = alive
 		dur := delay/2 + rand.N(delay/2)
-		f.node.log.Warn(f.trouble(err), "err", err, "dur", dur)
+		f.node.log.Warn(f.trouble(err), "gateway", f.cfg.Name, "err", f.explain(err), "dur", dur)
 		if err := pause(ctx, dur); err != nil {
 			return err
 		}
@@ -225,6 +233,8 @@ func (f *follower) final(err error) error {
 		case f.isMember() && f.cfg.Removed(e.error):
 			return fmt.Errorf("%w: node %q was removed from the mesh; if it shall be a member again, start it once with --again and a token",
 				mesh.ErrNotFound, f.node.cfg.ID)
+		case e.gate == "" && !f.isMember() && f.cfg.Distrusted != nil && f.cfg.Distrusted(e.error):
+			return fmt.Errorf("join: %w", e.error)
 		case e.gate != "" || !f.cfg.Refused(e.error):
 		case !f.isMember():
 			return fmt.Errorf("join: %w", e.error)
@@ -234,6 +244,14 @@ func (f *follower) final(err error) error {
 		}
 	}
 	return nil
+}
+
+// explain is err for people.
+func (f *follower) explain(err error) string {
+	if f.cfg.Explain == nil {
+		return err.Error()
+	}
+	return f.cfg.Explain(err)
 }
 
 // trouble says in the log what err means for the node, which tries again.

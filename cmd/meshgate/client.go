@@ -42,6 +42,8 @@ type access struct {
 	CertFile string `json:"cert_file,omitempty"`
 
 	caFile, tokenFile, dataDir string
+	// prefix is before the names of the flags, as in "cluster.".
+	prefix string
 	// context is the name of a saved one, from contextsFile; empty: the
 	// current one, from the usual file.
 	context, contextsFile string
@@ -89,7 +91,7 @@ func (c *access) connect() (*peer.Public, error) {
 			return nil, fmt.Errorf("read token: %w", err)
 		}
 		if c.Token = strings.TrimSpace(string(raw)); c.Token == "" {
-			return nil, usagef("--token-file %s is empty", c.tokenFile)
+			return nil, usagef("--%stoken-file %s is empty", c.prefix, c.tokenFile)
 		}
 	}
 	if c.URL == "" {
@@ -175,9 +177,12 @@ func (c *access) tls() (peer.TLSOptions, error) {
 	if c.Pin != "" {
 		raw, err := hex.DecodeString(strings.TrimPrefix(c.Pin, "sha256:"))
 		if err != nil || len(raw) != sha256.Size {
-			return opts, usagef("--pin %q: want sha256: and 64 hex digits, as meshgate up prints them", c.Pin)
+			return opts, usagef("--%spin %q: want sha256: and 64 hex digits, as meshgate up prints them", c.prefix, c.Pin)
 		}
 		copy(opts.Pin[:], raw)
+		if opts.Pin == [sha256.Size]byte{} { // which would count as none
+			return opts, usagef("--%spin: nobody has a key with a pin of zeros; take the one that meshgate up prints", c.prefix)
+		}
 	}
 	if c.caFile != "" {
 		raw, err := os.ReadFile(c.caFile)
@@ -186,7 +191,7 @@ func (c *access) tls() (peer.TLSOptions, error) {
 		}
 		opts.RootCAs = x509.NewCertPool()
 		if !opts.RootCAs.AppendCertsFromPEM(raw) {
-			return opts, usagef("--ca-file %s holds no PEM certificate", c.caFile)
+			return opts, usagef("--%sca-file %s holds no PEM certificate", c.prefix, c.caFile)
 		}
 	}
 	return opts, nil
@@ -196,6 +201,10 @@ func (c *access) tls() (peer.TLSOptions, error) {
 // server's words, and what to do about the usual causes.
 func explain(err error) string {
 	text := err.Error()
+	var said advised
+	if errors.As(err, &said) {
+		return text
+	}
 	var rpc *connect.Error
 	if errors.As(err, &rpc) {
 		text = strings.Replace(text, rpc.Code().String()+": ", "", 1)
@@ -208,11 +217,35 @@ func explain(err error) string {
 	return text
 }
 
+// advised is an error that says what to do already.
+type advised struct{ error }
+
+func (e advised) Unwrap() error { return e.error }
+
+// advise adds to an error of a call what to do about it with the flags of c, if
+// they differ from those that explain knows.
+func (c *access) advise(err error) error {
+	var advice string
+	switch {
+	case c.prefix == "":
+		return err
+	case peer.Distrusted(err):
+		advice = fmt.Sprintf("Is %s the gateway? A self-signed one is believed with --%spin sha256:..., as its meshgate up prints it, another authority with --%sca-file", c.URL, c.prefix, c.prefix)
+	case strings.Contains(err.Error(), "no credentials"):
+		advice = fmt.Sprintf("Give --%stoken-file", c.prefix)
+	default:
+		return err
+	}
+	return advised{fmt.Errorf("%w. %s", err, advice)}
+}
+
 // hints are next steps for causes that only their text tells: those of the
 // operating system and of TLS reach us through several libraries.
 var hints = []struct{ cause, advice string }{ //nolint:gochecknoglobals // a constant table
 	{"certificate signed by unknown authority", "A self-signed gateway is believed with --pin sha256:... (meshgate up prints it)"},
 	{"certificate is not trusted", "A self-signed gateway is believed with --pin sha256:... (meshgate up prints it)"},
+	{"is not the expected one: it is sha256", "Compare --pin with what meshgate up prints on the gateway's host"},
+	{"certificate is valid for", "Use a name that is in the certificate, or --pin sha256:... (meshgate up prints it)"},
 	{"connection refused", "Is the gateway running, and is this its address?"},
 	{"HTTP response to HTTPS client", "This gateway speaks plain HTTP: write http:// (on this machine only), or put TLS in front of it"},
 	{"no credentials", "Give --token-file, --token or MESHGATE_TOKEN"},

@@ -38,8 +38,10 @@ const (
 	joinPatience = 2 * time.Minute
 	// attemptTimeout bounds one of its attempts: the other side may be gone.
 	attemptTimeout = 10 * time.Second
-	// joinPause is the pause between two attempts.
-	joinPause = 300 * time.Millisecond
+	// joinPause is the pause before the second attempt; each further one is
+	// twice as long, up to maxJoinPause.
+	joinPause    = 300 * time.Millisecond
+	maxJoinPause = 5 * time.Second
 	// purgeContact is how recently a gateway that watches its members was heard.
 	purgeContact = time.Minute
 	// handOverTimeout bounds what a leader that ends waits for another one.
@@ -59,6 +61,7 @@ type clusterConfig struct {
 }
 
 func (c *clusterConfig) register(f *pflag.FlagSet) {
+	c.gateway.prefix = "cluster."
 	f.StringVar(&c.address, "cluster.address", "", "HOST:PORT at which other gateways reach --listen of this one, to keep the state together; any gateway of a mesh of several has one (default with --cluster.join: the domain or public address, with the port of --listen)")
 	f.DurationVar(&c.deadAfter, "cluster.dead-after", 0, "how long another gateway may be out of reach before it is removed from the cluster, where that is safe, such as 24h; 0 keeps it; the same on all gateways")
 	f.StringVar(&c.gateway.URL, "cluster.join", "", "URL of a gateway whose mesh this one joins as another gateway; without effect once it has")
@@ -277,7 +280,8 @@ func (p *gatewayProcess) takeSeat(ctx context.Context, id mesh.NodeID, key mesh.
 	if !l.seatless() {
 		return nil
 	}
-	public, err := p.cfg.cluster.gateway.connect()
+	at := &p.cfg.cluster.gateway
+	public, err := at.connect()
 	if err != nil {
 		return fmt.Errorf("--cluster.join: %w", err)
 	}
@@ -285,31 +289,34 @@ func (p *gatewayProcess) takeSeat(ctx context.Context, id mesh.NodeID, key mesh.
 	j := p.newJoiner(public, id, key, features)
 	ctx, cancel := context.WithTimeout(ctx, joinPatience)
 	defer cancel()
-	if err := l.insist(ctx, "join", func(ctx context.Context) error { return j.join(ctx, l.keys) }); err != nil {
+	if err := l.insist(ctx, at, "join", func(ctx context.Context) error { return j.join(ctx, l.keys) }); err != nil {
 		return err
 	}
-	if err := l.insist(ctx, "take a seat in the cluster", func(ctx context.Context) error { return j.seat(ctx, p.cfg.cluster.role) }); err != nil {
+	if err := l.insist(ctx, at, "take a seat in the cluster", func(ctx context.Context) error { return j.seat(ctx, p.cfg.cluster.role) }); err != nil {
 		return err
 	}
 	p.log.Info("joined the cluster", "node", string(id), "gateway", p.cfg.cluster.gateway.URL)
 	return l.change(func(r *clusterRecord) { r.Admitted = true })
 }
 
-// insist tries until it succeeds, is refused for good, or ctx ends.
-func (l *cluster) insist(ctx context.Context, what string, try func(context.Context) error) error {
-	for {
+// insist tries what a gateway is asked for until it succeeds, is refused for
+// good, or ctx ends. A gateway that is not the one to believe is no gateway: it
+// is not asked again.
+func (l *cluster) insist(ctx context.Context, at *access, what string, try func(context.Context) error) error {
+	for wait := joinPause; ; wait = min(2*wait, maxJoinPause) {
 		attempt, cancel := context.WithTimeout(ctx, attemptTimeout)
 		err := try(attempt)
 		cancel()
 		if err == nil {
 			return nil
 		}
-		if peer.Refused(err) || errors.Is(err, mesh.ErrPrecondition) || connect.CodeOf(err) == connect.CodeFailedPrecondition {
-			return fmt.Errorf("--cluster.join: %s: %w", what, err)
+		err = at.advise(err)
+		final := peer.Refused(err) || peer.Distrusted(err) || errors.Is(err, mesh.ErrPrecondition) || connect.CodeOf(err) == connect.CodeFailedPrecondition
+		if !final {
+			l.log.Warn("not in the cluster yet, trying again", "gateway", at.URL, "err", explain(err), "dur", wait)
 		}
-		l.log.Warn("not in the cluster yet, trying again", "err", err)
-		if pause(ctx, joinPause) != nil {
-			return fmt.Errorf("--cluster.join: %s: %w", what, err)
+		if final || pause(ctx, wait) != nil {
+			return fmt.Errorf("--cluster.join %s: %s: %w", at.URL, what, err)
 		}
 	}
 }

@@ -78,8 +78,12 @@ func newNodeProcess(o nodeOptions) (_ *nodeProcess, err error) {
 		Other:   p.others.client,
 		DataDir: o.dataDir,
 		Again:   o.again,
+		Name:    o.gateway.URL(),
 		Refused: peer.Refused,
 		Removed: peer.Removed,
+
+		Distrusted: peer.Distrusted,
+		Explain:    explain,
 	}
 	if p.node, err = node.New(o.config); err != nil {
 		return nil, err

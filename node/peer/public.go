@@ -9,6 +9,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/netip"
@@ -72,6 +73,9 @@ func newPublic(baseURL string, token func(at time.Time) string, opts TLSOptions)
 	}
 	t.TLSClientConfig = clientTLS(opts)
 	p := &Public{transport: t, client: newHTTPClient(t), base: strings.TrimSuffix(u.String(), "/")}
+	if u.Scheme == "http" {
+		p.client.Transport = suspectsTLS{p.client.Transport}
+	}
 	p.client.Transport = keepsTime{p.client.Transport, &p.clock}
 	p.token = func() string { return token(p.clock.now()) }
 	return p, nil
@@ -187,12 +191,39 @@ func clientTLS(opts TLSOptions) *tls.Config {
 		}
 		have := PinOf(s.PeerCertificates[0])
 		if subtle.ConstantTimeCompare(have[:], opts.Pin[:]) != 1 {
-			return fmt.Errorf("the server's key has the pin sha256:%x, which is not the expected one: "+
-				"somebody is in between, or the gateway got a new key", have)
+			return fmt.Errorf("%w: it is sha256:%x: somebody is in between, or the gateway got a new key", errPin, have)
 		}
 		return nil
 	}
 	return cfg
+}
+
+// errPin is in the errors of a server with another key than the pinned one.
+var errPin = errors.New("the pin of the server's key is not the expected one")
+
+// Distrusted reports whether err says that what answered is not what the client
+// was told to believe: another key, a certificate of nobody it knows or for
+// another name, or no TLS at all. That a certificate is out of date is not among
+// it: the clock of this host may not be set yet.
+func Distrusted(err error) bool {
+	var invalid x509.CertificateInvalidError
+	if errors.As(err, &invalid) {
+		return invalid.Reason != x509.Expired
+	}
+	var verification *tls.CertificateVerificationError
+	return errors.Is(err, errPin) || errors.Is(err, http.ErrSchemeMismatch) || errors.As(err, &verification)
+}
+
+// suspectsTLS says what the end of a connection means that speaks no TLS.
+type suspectsTLS struct{ next http.RoundTripper }
+
+// RoundTrip implements http.RoundTripper.
+func (s suspectsTLS) RoundTrip(r *http.Request) (*http.Response, error) {
+	res, err := s.next.RoundTrip(r)
+	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+		err = fmt.Errorf("%w: it ended the connection; if it speaks TLS, write https:// in its URL", err)
+	}
+	return res, err
 }
 
 // PinOf is the pin of a certificate's key, as TLSOptions takes it.
