@@ -156,11 +156,41 @@ test("the gateway answers for a node without the Node API", () => {
   assert.equal(mesh.byId.get("server")?.stock, false);
 });
 
-test("peerName finds the owner of an allowed address", () => {
-  const mesh = describeMesh(snapshot({ nodes: [node("a", { addresses: ["172.16.0.2", "fd9f::2"] })] }));
-  assert.equal(peerName(mesh, ["10.0.0.0/8", "172.16.0.2/32"]), "a");
-  assert.equal(peerName(mesh, ["fd9f::2/112"]), "a");
-  assert.equal(peerName(mesh, ["172.16.0.9/32"]), undefined);
+test("peerName finds the node by its key, whoever is reached through it", () => {
+  const mesh = describeMesh(
+    snapshot({
+      nodes: [
+        node("gw1", {
+          publicKey: "CAUSICwkMY/u7UUS+dKIB1vhezkLa1YqffkdNYjvtOefj24y",
+          addresses: ["172.16.0.1"],
+        }),
+        node("gw2", {
+          publicKey: "CAUSIKfLfL4ezTS/BUH0/gEhHMEVk5dczpQvgygNuC06uveD",
+          addresses: ["172.16.0.2"],
+        }),
+      ],
+    }),
+  );
+  const gw2 = "izKtjUmRwxAy29Kv87grjJEY6DW6/L3sTuLNHmgEsyg=";
+  assert.equal(peerName(mesh, { publicKey: gw2, allowedIps: ["172.16.0.1/32", "172.16.0.2/32"] }), "gw2");
+  assert.equal(
+    peerName(mesh, { publicKey: "vrvSktwSoWyXI2vJpY6lICYvzY8Q0a60LH+9NFTs23o=", allowedIps: [] }),
+    "gw1",
+  );
+});
+
+test("peerName of an unknown key is the one owner of the allowed addresses", () => {
+  const named = (...allowedIps: string[]): string | undefined =>
+    peerName(mesh, { publicKey: "key", allowedIps });
+  const mesh = describeMesh(
+    snapshot({
+      nodes: [node("a", { addresses: ["172.16.0.2", "fd9f::2"] }), node("b", { addresses: ["172.16.0.3"] })],
+    }),
+  );
+  assert.equal(named("10.0.0.0/8", "172.16.0.2/32"), "a");
+  assert.equal(named("fd9f::2/112", "172.16.0.2/32"), "a");
+  assert.equal(named("172.16.0.9/32"), undefined);
+  assert.equal(named("172.16.0.3/32", "172.16.0.2/32"), undefined);
 });
 
 test("names sort as people expect", () => {

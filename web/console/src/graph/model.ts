@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-import type { Link, MeshEdge, MeshNode, Snapshot, Transport } from "../mesh.ts";
+import type { Link, MeshEdge, MeshNode, PeerStats, Snapshot, Transport } from "../mesh.ts";
+import { pointOfNode, pointOfWireGuard } from "./keys.ts";
 
 /**
  * How a node is reached, as the answering gateway sees it.
@@ -86,15 +87,41 @@ export function describeMesh(snapshot: Snapshot): MeshModel {
   };
 }
 
-/** The node behind a peer of a WireGuard interface: the owner of its first known allowed address. */
-export function peerName(mesh: MeshModel, allowedIps: readonly string[]): string | undefined {
-  for (const prefix of allowedIps) {
-    const id = mesh.idByAddress.get(prefix.replace(/\/\d+$/, ""));
-    if (id !== undefined) {
-      return id;
+/**
+ * The node behind a peer of a WireGuard interface: the one with its key. Allowed addresses say who is
+ * reached through the peer, which may be many others; they name it when its key is unknown and they are those of one node.
+ */
+export function peerName(
+  mesh: MeshModel,
+  peer: Pick<PeerStats, "publicKey" | "allowedIps">,
+): string | undefined {
+  const point = pointOfWireGuard(peer.publicKey);
+  const holder = point === undefined ? undefined : idsByPoint(mesh).get(point);
+  if (holder !== undefined) {
+    return holder;
+  }
+  const owners = new Set(peer.allowedIps.map((prefix) => mesh.idByAddress.get(prefix.replace(/\/\d+$/, ""))));
+  owners.delete(undefined);
+  return owners.size === 1 ? [...owners][0] : undefined;
+}
+
+const points = new WeakMap<MeshModel, ReadonlyMap<bigint, string>>();
+
+/** Node ids by their keys; worked out once for a mesh, when it is first asked for. */
+function idsByPoint(mesh: MeshModel): ReadonlyMap<bigint, string> {
+  const known = points.get(mesh);
+  if (known !== undefined) {
+    return known;
+  }
+  const ids = new Map<bigint, string>();
+  for (const { id, node } of mesh.nodes) {
+    const point = pointOfNode(node.publicKey);
+    if (point !== undefined) {
+      ids.set(point, id);
     }
   }
-  return undefined;
+  points.set(mesh, ids);
+  return ids;
 }
 
 /** Order of names: as a person would sort them, so that web-2 comes before web-10. */
