@@ -296,7 +296,24 @@ func (p *gatewayProcess) takeSeat(ctx context.Context, id mesh.NodeID, key mesh.
 		return err
 	}
 	p.log.Info("joined the cluster", "node", string(id), "gateway", p.cfg.cluster.gateway.URL)
+	logVoters(ctx, p.log, p.store.Members(ctx))
 	return l.change(func(r *clusterRecord) { r.Admitted = true })
+}
+
+// logVoters says how many of the voters may fail, as a warning where one of them
+// adds nothing.
+func logVoters(ctx context.Context, log *slog.Logger, replicas []raftstore.Replica) {
+	voters := 0
+	for _, r := range replicas {
+		if r.Voter {
+			voters++
+		}
+	}
+	level := slog.LevelInfo
+	if voters%2 == 0 {
+		level = slog.LevelWarn
+	}
+	log.Log(ctx, level, votersText(voters))
 }
 
 // insist tries what a gateway is asked for until it succeeds, is refused for

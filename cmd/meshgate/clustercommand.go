@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
 	"time"
 
 	"connectrpc.com/connect"
@@ -27,13 +28,16 @@ func (a *app) clusterCommand() *cobra.Command {
 	cmd.AddCommand(
 		a.onGateway("status", "who keeps the state, who leads, and who lags", "", args(cobra.NoArgs, "no arguments"), a.clusterStatus),
 		a.onGateway("promote ID", "give an observer a vote", "", one, func(ctx context.Context, c *peer.Public, given []string) error {
-			return a.tell("promoted", given, none(c.Cluster().Promote(ctx, connect.NewRequest(&meshgatev1.PromoteRequest{Id: given[0]}))))
+			err := a.tell("promoted", given, none(c.Cluster().Promote(ctx, connect.NewRequest(&meshgatev1.PromoteRequest{Id: given[0]}))))
+			return a.tellVoters(ctx, c, err)
 		}),
 		a.onGateway("demote ID", "take a voter's vote", "A gateway that is demoted keeps a copy of the state, which does not count.", one, func(ctx context.Context, c *peer.Public, given []string) error {
-			return a.tell("demoted", given, none(c.Cluster().Demote(ctx, connect.NewRequest(&meshgatev1.DemoteRequest{Id: given[0]}))))
+			err := a.tell("demoted", given, none(c.Cluster().Demote(ctx, connect.NewRequest(&meshgatev1.DemoteRequest{Id: given[0]}))))
+			return a.tellVoters(ctx, c, err)
 		}),
 		a.onGateway("remove ID", "take a gateway out of the cluster", "A gateway that is removed ends. It stays a member of the mesh until meshgate delete nodes ID.", one, func(ctx context.Context, c *peer.Public, given []string) error {
-			return a.tell("removed", given, none(c.Cluster().Remove(ctx, connect.NewRequest(&meshgatev1.RemoveRequest{Id: given[0]}))))
+			err := a.tell("removed", given, none(c.Cluster().Remove(ctx, connect.NewRequest(&meshgatev1.RemoveRequest{Id: given[0]}))))
+			return a.tellVoters(ctx, c, err)
 		}),
 		a.onGateway("transfer [ID]", "make another voter lead", "", args(cobra.MaximumNArgs(1), "at most one gateway"), func(ctx context.Context, c *peer.Public, given []string) error {
 			r := &meshgatev1.TransferLeadershipRequest{}
@@ -79,6 +83,47 @@ func (a *app) tell(what string, given []string, err error) error {
 	return nil
 }
 
+// tellVoters says after a change that worked how many gateways may fail now; it
+// passes on the error of the change.
+func (a *app) tellVoters(ctx context.Context, c *peer.Public, err error) error {
+	if err != nil || a.structured() {
+		return err
+	}
+	answer, err := c.Cluster().Status(ctx, connect.NewRequest(&meshgatev1.StatusRequest{}))
+	if err != nil {
+		return nil // the change was made; this is only said on top
+	}
+	fmt.Fprintln(a.stderr, votersText(votersIn(answer.Msg)))
+	return nil
+}
+
+func votersIn(s *meshgatev1.StatusResponse) int {
+	n := 0
+	for _, r := range s.GetReplicas() {
+		if r.GetVoter() {
+			n++
+		}
+	}
+	return n
+}
+
+// votersText says how many of n voters may fail, and that an even number is no
+// better than one less.
+func votersText(n int) string {
+	fail := strconv.Itoa((n - 1) / 2)
+	if fail == "0" {
+		fail = "none"
+	}
+	if n == 1 {
+		return "1 voter, none may fail"
+	}
+	text := fmt.Sprintf("%d voters, %s may fail", n, fail)
+	if n%2 == 0 {
+		text += fmt.Sprintf(": no more than with %d; have an odd number (meshgate cluster promote, demote, or another gateway)", n-1)
+	}
+	return text
+}
+
 func (a *app) clusterStatus(ctx context.Context, c *peer.Public, _ []string) error {
 	answer, err := c.Cluster().Status(ctx, connect.NewRequest(&meshgatev1.StatusRequest{}))
 	if err != nil {
@@ -89,6 +134,9 @@ func (a *app) clusterStatus(ctx context.Context, c *peer.Public, _ []string) err
 	}
 	if trouble := answer.Msg.GetTrouble(); trouble != "" {
 		return errors.New(trouble)
+	}
+	if n := votersIn(answer.Msg); n > 0 && !a.structured() {
+		fmt.Fprintln(a.stderr, votersText(n))
 	}
 	return nil
 }
