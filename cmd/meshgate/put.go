@@ -171,7 +171,7 @@ func (a *app) putRoleCommand() *cobra.Command {
 	f := cmd.Flags()
 	f.StringSliceVar(&verbs, "verb", nil, "what the role may do: get, put, delete or *")
 	f.StringSliceVar(&resources, "resource", nil, "on what: votes, roles, rolebindings, groups, networkacls, routes, datachannels, edges, observers, pubsub or *")
-	f.StringSliceVar(&names, "resource-name", nil, "on which of them by name; without, only what has no name, such as lists")
+	f.StringSliceVar(&names, "resource-name", nil, "on these of them by name and no list of all; without, only what has no name, such as lists")
 	return cmd
 }
 
