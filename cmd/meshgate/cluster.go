@@ -104,8 +104,9 @@ type cluster struct {
 	replicas *peer.Replicas
 	front    *gateway.Front
 
-	keeping sync.Mutex // guards record, and is held while it is written
+	keeping sync.Mutex // guards the fields below, and is held while they are written
 	record  clusterRecord
+	kept    *clusterRecord // what the file holds; nil: there is none
 }
 
 // openCluster opens the port for other gateways, before the state is: they have
@@ -123,6 +124,9 @@ func (p *gatewayProcess) openCluster(ctx context.Context, id mesh.NodeID, key me
 		return nil, usagef("%s belongs to a gateway of a cluster; start it without --dev", c.dataDir)
 	}
 	l := &cluster{dir: c.dataDir, log: p.log.With("component", "cluster"), record: record}
+	if known {
+		l.kept = &record
+	}
 	port := p.public.Addr().(*net.TCPAddr).AddrPort().Port()
 	l.address = cmp.Or(c.cluster.address, record.Address, hostPortURL(cmp.Or(c.domain, p.address.String()), port))
 	l.record.Address = l.address
@@ -137,7 +141,7 @@ func (p *gatewayProcess) openCluster(ctx context.Context, id mesh.NodeID, key me
 		return nil, err
 	}
 	l.front = gateway.NewFront(ctx, p.public, map[string]func(context.Context, net.Conn){peer.ReplicaProtocol: l.replicas.Serve})
-	if err := l.change(func(*clusterRecord) {}); err != nil {
+	if err := l.begin(); err != nil {
 		return nil, errors.Join(err, l.close())
 	}
 	p.log.Info("gateways reach each other", "node", string(id), "addr", l.address)
@@ -392,7 +396,20 @@ func (l *cluster) keep() {
 	}
 }
 
-// change changes the record and writes it, with the keys of the moment.
+// begin keeps the record of this start. A gateway that has one starts without
+// this, such as with a full disk: what the file says is enough to find the
+// others, who carry on what this one cannot write.
+func (l *cluster) begin() error {
+	err := l.change(func(*clusterRecord) {})
+	if err == nil || l.kept == nil {
+		return err
+	}
+	l.log.Warn("this start is not kept: at the next one, name --cluster.address again; free space on the disk of --data-dir if it is full", "err", err)
+	return nil
+}
+
+// change changes the record and writes it, with the keys of the moment, if the
+// file says anything else.
 func (l *cluster) change(how func(*clusterRecord)) error {
 	l.keeping.Lock()
 	defer l.keeping.Unlock()
@@ -401,8 +418,11 @@ func (l *cluster) change(how func(*clusterRecord)) error {
 	if now := l.keys.pinned(); len(now) > 0 {
 		next.Gateways = now
 	}
-	if err := writeClusterRecord(l.dir, next); err != nil {
-		return err
+	if l.kept == nil || !l.kept.equal(next) {
+		if err := writeClusterRecord(l.dir, next); err != nil {
+			return err
+		}
+		l.kept = &next
 	}
 	l.record = next
 	return nil

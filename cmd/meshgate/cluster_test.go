@@ -9,6 +9,8 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -101,6 +103,83 @@ func TestClusterRecord_IsKept(t *testing.T) {
 	}
 	if _, _, err := readClusterRecord(dir); err == nil || !strings.Contains(err.Error(), clusterFile) {
 		t.Errorf("a damaged file: %v", err)
+	}
+}
+
+// A gateway that says nothing new at its start writes nothing: its disk may be
+// full, and the others need it back.
+func TestOpenCluster_WritesOnlyWhatIsNew(t *testing.T) {
+	dir := t.TempDir()
+	key, err := mesh.GenerateKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(dir, clusterFile)
+	start := func(address string) os.FileInfo {
+		t.Helper()
+		public, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		p := &gatewayProcess{
+			cfg: &upConfig{dataDir: dir, cluster: clusterConfig{address: address}},
+			log: slog.New(slog.DiscardHandler), public: public, address: netip.MustParseAddr("192.0.2.1"),
+		}
+		l, err := p.openCluster(t.Context(), "gw1", key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := l.close(); err != nil {
+			t.Error(err)
+		}
+		info, err := os.Stat(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return info
+	}
+	first := start("gw1.example.org:8443")
+	if again := start("gw1.example.org:8443"); !os.SameFile(first, again) {
+		t.Error("a start like the last one wrote the record again")
+	}
+	if moved := start("gw1.example.net:8443"); os.SameFile(first, moved) {
+		t.Error("another address is not kept")
+	}
+}
+
+// A record that cannot be written ends the first start only: later ones have
+// what the file says.
+func TestCluster_BeginsWithoutRoomToWrite(t *testing.T) {
+	old := clusterRecord{Address: "gw1.example.org:8443", Gateways: map[string]string{}}
+	moved := clusterRecord{Address: "gw1.example.net:8443", Gateways: map[string]string{}}
+	for name, c := range map[string]struct {
+		kept   *clusterRecord
+		record clusterRecord
+		text   string // of the error
+		logs   string
+	}{
+		"the first start":    {record: old, text: "keep who the other gateways are"},
+		"a start like it":    {kept: &old, record: old},
+		"at another address": {kept: &old, record: moved, logs: "free space"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var logs strings.Builder
+			l := &cluster{
+				dir: filepath.Join(t.TempDir(), "takes no files"), kept: c.kept, record: c.record,
+				log: slog.New(slog.NewTextHandler(&logs, nil)),
+			}
+			l.keys, _ = newGatewayKeys(nil)
+			err := l.begin()
+			if (err == nil) != (c.text == "") || err != nil && !strings.Contains(err.Error(), c.text) {
+				t.Errorf("begins with %v, want %q", err, c.text)
+			}
+			if (logs.Len() == 0) != (c.logs == "") || !strings.Contains(logs.String(), c.logs) {
+				t.Errorf("logs %q, want %q", logs.String(), c.logs)
+			}
+			if l.record.Address != c.record.Address {
+				t.Errorf("address %q, want %q", l.record.Address, c.record.Address)
+			}
+		})
 	}
 }
 

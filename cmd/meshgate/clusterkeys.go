@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"sync"
@@ -30,6 +31,10 @@ type clusterRecord struct {
 	Admitted bool `json:"admitted,omitempty"`
 	// Gateways are the keys of all gateways by their ids.
 	Gateways map[string]string `json:"gateways,omitempty"`
+}
+
+func (r clusterRecord) equal(other clusterRecord) bool {
+	return r.Address == other.Address && r.Joined == other.Joined && r.Admitted == other.Admitted && maps.Equal(r.Gateways, other.Gateways)
 }
 
 // readClusterRecord reads the file; known is false when there is none.
