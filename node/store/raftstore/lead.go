@@ -83,6 +83,7 @@ func (s *Store) changeRole(leading bool) {
 			next.leader, next.address = string(id), string(address)
 		}
 	}
+	next.since = time.Now() // what came before may have taken its time
 	old := s.role.Swap(next)
 	close(old.over)
 	if old.leader != next.leader {

@@ -86,8 +86,16 @@ func newMetrics(registerer prometheus.Registerer, s *Store) (*metrics, error) {
 	term := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "meshgate_store_term", Help: "Raft's term: it grows with every election.",
 	}, func() float64 { return s.watch(func() float64 { return float64(s.raft.CurrentTerm()) }) })
+	absent := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "meshgate_store_voters_out_of_reach",
+		Help: "Voters that the leader has not heard from for four election timeouts; 0 on other replicas.",
+	}, func() float64 { return s.watch(func() float64 { return float64(s.votersAbsent()) }) })
+	behind := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "meshgate_store_max_lag",
+		Help: "Log entries that the replica furthest behind is not known to hold, of those that the leader heard from; 0 on other replicas.",
+	}, func() float64 { return s.watch(func() float64 { return float64(s.maxBehind()) }) })
 	collectors := []prometheus.Collector{
-		m.apply, m.failures, m.logWrite, m.forwards, m.leaderChanges, m.streamsRefused, m.buried,
+		m.apply, m.failures, m.logWrite, m.forwards, m.leaderChanges, m.streamsRefused, m.buried, absent, behind,
 		keys, version, leader, free, term, memberGauge(s, "voters", true), memberGauge(s, "observers", false),
 	}
 	for _, c := range collectors {

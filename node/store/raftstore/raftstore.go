@@ -171,6 +171,8 @@ type role struct {
 	// leader before it acknowledged; term is the term in which it does.
 	ready bool
 	term  uint64
+	// since is when it began.
+	since time.Time
 	// over is closed when another role begins.
 	over chan struct{}
 }
@@ -249,7 +251,7 @@ func newStore(cfg Config) *Store {
 		stopped:   make(chan struct{}),
 		closed:    make(chan struct{}),
 	}
-	s.role.Store(&role{over: make(chan struct{})})
+	s.role.Store(&role{since: time.Now(), over: make(chan struct{})})
 	return s
 }
 

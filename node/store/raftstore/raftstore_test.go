@@ -347,10 +347,11 @@ func TestMetrics(t *testing.T) {
 		"meshgate_store_leader_changes_total": 1,
 		"meshgate_store_dead_replicas_total":  0,
 		"meshgate_store_voters":               1,
-		"meshgate_store_observers":            0,
-		"meshgate_store_term":                 got["meshgate_store_term"],
-		"meshgate_store_log_write_seconds":    got["meshgate_store_log_write_seconds"],
-		"meshgate_store_free_bytes":           got["meshgate_store_free_bytes"],
+		"meshgate_store_max_lag":              0, "meshgate_store_voters_out_of_reach": 0,
+		"meshgate_store_observers":         0,
+		"meshgate_store_term":              got["meshgate_store_term"],
+		"meshgate_store_log_write_seconds": got["meshgate_store_log_write_seconds"],
+		"meshgate_store_free_bytes":        got["meshgate_store_free_bytes"],
 	}
 	if diff := cmp.Diff(want, got); diff != "" || got["meshgate_store_log_write_seconds"] < 2 || got["meshgate_store_free_bytes"] < 1 {
 		t.Errorf("metrics (-want +got):\n%s", diff)

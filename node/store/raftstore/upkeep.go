@@ -42,6 +42,7 @@ func (s *Store) upkeep() {
 	ticker := time.NewTicker(s.election)
 	defer ticker.Stop()
 	var last []raft.Server
+	var told reach
 	lost := 0 // ticks without a leader
 	for {
 		changed := false
@@ -61,6 +62,7 @@ func (s *Store) upkeep() {
 			s.members.notify()
 		}
 		role := s.role.Load()
+		s.tellAbsent(&told, role, servers)
 		switch {
 		case role.ready:
 			s.lead(ctx, servers)

@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package raftstore
+
+import (
+	"time"
+
+	"github.com/hashicorp/raft"
+)
+
+// missedTimeouts is how many election timeouts a replica is silent before
+// operators are told: more than a restart on the same machine needs, less than
+// anybody waits for.
+const missedTimeouts = 4
+
+// absence is a replica that the leader does not hear from.
+type absence struct {
+	id    string
+	voter bool
+	// since is when it was last heard from, or when this replica began to lead.
+	since time.Time
+}
+
+// absent returns the replicas that this one, which leads as role says, has not
+// heard from for missedTimeouts.
+func (s *Store) absent(role *role, servers []raft.Server) []absence {
+	var list []absence
+	for _, server := range servers {
+		if string(server.ID) == s.id {
+			continue
+		}
+		since := role.since
+		if p, ok := s.transport.known(server.ID); ok && p.heard.After(since) {
+			since = p.heard
+		}
+		if time.Since(since) >= missedTimeouts*s.election {
+			list = append(list, absence{string(server.ID), server.Suffrage == raft.Voter, since})
+		}
+	}
+	return list
+}
+
+// reach is what was said in the log about who is out of reach. Only upkeep
+// uses it.
+type reach struct {
+	// gone has those that are out of reach, while this replica leads.
+	gone map[string]absence
+}
+
+// tellAbsent says in the log of a leader who is out of reach since the last
+// call, and who is not any more.
+func (s *Store) tellAbsent(told *reach, role *role, servers []raft.Server) {
+	if !role.ready { // the next leader says it
+		told.gone = nil
+		return
+	}
+	voters := votersOf(servers)
+	gone, live := map[string]absence{}, len(voters)
+	for _, a := range s.absent(role, servers) {
+		gone[a.id] = a
+		if a.voter {
+			live--
+		}
+	}
+	for id, a := range gone {
+		if before, ok := told.gone[id]; ok && before.voter == a.voter {
+			continue
+		}
+		text := "replica is out of reach"
+		spare := max(live-(len(voters)/2+1), 0) // without a majority no replica leads for long
+		switch {
+		case !a.voter:
+			text = "observer is out of reach"
+		case spare == 0:
+			text = "replica is out of reach: one more loss stops changes"
+		}
+		s.logger.Warn(text, "replica", id, "since", a.since.UTC().Format(time.RFC3339), "spare_voters", spare)
+	}
+	for id, a := range told.gone {
+		_, still := gone[id]
+		if _, member := find(servers, id); member && !still {
+			s.logger.Info("replica is in reach again", "replica", id, "after", time.Since(a.since).Round(time.Second))
+		}
+	}
+	told.gone = gone
+}
+
+// votersAbsent counts the voters that this leader does not hear from; 0
+// elsewhere.
+func (s *Store) votersAbsent() int {
+	role := s.role.Load()
+	if !role.ready {
+		return 0
+	}
+	n := 0
+	for _, a := range s.absent(role, s.servers()) {
+		if a.voter {
+			n++
+		}
+	}
+	return n
+}
+
+// maxBehind is how many entries of this leader's log the replica furthest
+// behind is not known to hold, of those that it heard from; 0 elsewhere.
+func (s *Store) maxBehind() uint64 {
+	role := s.role.Load()
+	if !role.ready {
+		return 0
+	}
+	last, lag := s.raft.LastIndex(), uint64(0)
+	for _, server := range s.servers() {
+		if p, ok := s.transport.known(server.ID); ok && string(server.ID) != s.id && p.term == role.term {
+			lag = max(lag, last-min(p.stored, last))
+		}
+	}
+	return lag
+}

@@ -1,0 +1,181 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package raftstore_test
+
+import (
+	"bytes"
+	"context"
+	"log/slog"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/meshgate/meshgate/node/store"
+	"github.com/meshgate/meshgate/node/store/raftstore"
+)
+
+// journal is what one replica logged for operators.
+type journal struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+// Write implements io.Writer.
+func (j *journal) Write(p []byte) (int, error) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.buf.Write(p)
+}
+
+// lines returns the lines that have all parts.
+func (j *journal) lines(parts ...string) []string {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	var found []string
+next:
+	for line := range strings.Lines(j.buf.String()) {
+		for _, part := range parts {
+			if !strings.Contains(line, part) {
+				continue next
+			}
+		}
+		found = append(found, line)
+	}
+	return found
+}
+
+// observed are the journals and metrics of replicas.
+type observed struct {
+	journals map[string]*journal
+	metrics  map[string]*prometheus.Registry
+}
+
+func newObserved() *observed {
+	return &observed{map[string]*journal{}, map[string]*prometheus.Registry{}}
+}
+
+func (o *observed) configure(cfg *raftstore.Config) {
+	j, r := &journal{}, prometheus.NewRegistry()
+	o.journals[cfg.ID], o.metrics[cfg.ID] = j, r
+	cfg.Logger, cfg.Registerer = slog.New(slog.NewTextHandler(j, nil)), r
+}
+
+// gauge returns a metric of a replica.
+func (o *observed) gauge(t *testing.T, id, name string) float64 {
+	t.Helper()
+	families, err := o.metrics[id].Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range families {
+		if f.GetName() == name {
+			return f.GetMetric()[0].GetGauge().GetValue()
+		}
+	}
+	t.Fatalf("replica %s has no metric %s", id, name)
+	return 0
+}
+
+// elapse lets time pass in a bubble.
+func elapse(t *testing.T, d time.Duration) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), d)
+	defer cancel()
+	<-ctx.Done()
+}
+
+// TestLeader_TellsWhoIsOutOfReach cuts off a voter, and then heals it: operators
+// hear of both once, and can see it in the metrics meanwhile.
+func TestLeader_TellsWhoIsOutOfReach(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o := newObserved()
+		c := newClusterOf(t, "", o.configure, "a", "b", "c")
+		leader, s := c.leader()
+		elapse(t, 10*time.Second)
+		const out, lag = "meshgate_store_voters_out_of_reach", "meshgate_store_max_lag"
+		for id := range c.replicas {
+			if lines := o.journals[id].lines("out of reach"); len(lines) > 0 || o.gauge(t, id, out) != 0 {
+				t.Errorf("all is well, but %s says %q, %v voters", id, lines, o.gauge(t, id, out))
+			}
+		}
+		lost, _ := c.follower()
+		var others []string
+		for id := range c.replicas {
+			if id != lost {
+				others = append(others, id)
+			}
+		}
+		c.hub.Part([]string{lost}, others)
+		for range 3 {
+			put(t, s, store.Op{Key: "k"})
+		}
+		elapse(t, time.Minute)
+		lines := o.journals[leader].lines("level=WARN", "out of reach: one more loss stops changes", "replica="+lost)
+		if len(lines) != 1 || o.gauge(t, leader, out) != 1 {
+			t.Errorf("the leader says %q, %v voters", lines, o.gauge(t, leader, out))
+		}
+		if got := o.gauge(t, leader, lag); got < 3 {
+			t.Errorf("the lag is %v, want 3 or more", got)
+		}
+		for id := range c.replicas {
+			if id != leader && (len(o.journals[id].lines("stops changes")) > 0 || o.gauge(t, id, out) != 0) {
+				t.Errorf("%s, which does not lead, counts too", id)
+			}
+		}
+		c.hub.Heal()
+		c.sync(c.replicas[lost])
+		elapse(t, 10*time.Second)
+		if lines := o.journals[leader].lines("level=INFO", "in reach again", "replica="+lost); len(lines) != 1 {
+			t.Errorf("the leader says %q", lines)
+		}
+		if out, lag := o.gauge(t, leader, out), o.gauge(t, leader, lag); out != 0 || lag != 0 {
+			t.Errorf("afterwards %v are out of reach, the lag is %v", out, lag)
+		}
+	})
+}
+
+// TestLeader_TellsHowMuchIsLeft loses an observer and a voter of four.
+func TestLeader_TellsHowMuchIsLeft(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o := newObserved()
+		c := newClusterOf(t, "", o.configure, "a", "b", "c", "d", "e")
+		c.open("o", true)
+		if err := c.replicas["a"].AddObserver(c.ctx(), "o", address("o")); err != nil {
+			t.Fatal(err)
+		}
+		leader, _ := c.leader()
+		lost, _ := c.follower()
+		for lost == "o" {
+			lost, _ = c.follower()
+		}
+		var others []string
+		for id := range c.replicas {
+			if id != lost && id != "o" {
+				others = append(others, id)
+			}
+		}
+		c.hub.Part([]string{lost, "o"}, others)
+		elapse(t, time.Minute)
+		j := o.journals[leader]
+		if lines := j.lines("level=WARN", `msg="replica is out of reach"`, "replica="+lost, "spare_voters=1"); len(lines) != 1 {
+			t.Errorf("of the voter the leader says %q", lines)
+		}
+		if lines := j.lines("level=WARN", `msg="observer is out of reach"`, "replica=o"); len(lines) != 1 {
+			t.Errorf("of the observer the leader says %q", lines)
+		}
+		if got := o.gauge(t, leader, "meshgate_store_voters_out_of_reach"); got != 1 {
+			t.Errorf("%v voters are out of reach, want 1", got)
+		}
+		if err := c.replicas[leader].Remove(c.ctx(), lost); err != nil {
+			t.Fatal(err)
+		}
+		elapse(t, time.Minute)
+		if lines := j.lines("in reach again"); len(lines) != 0 {
+			t.Errorf("it was removed, but the leader says %q", lines)
+		}
+	})
+}
