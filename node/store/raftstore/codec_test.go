@@ -5,15 +5,20 @@ package raftstore
 import (
 	"bytes"
 	"compress/gzip"
+	"errors"
 	"log/slog"
+	"net"
+	"os"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 	"github.com/hashicorp/go-hclog"
+	"github.com/hashicorp/raft"
 	"github.com/klauspost/compress/snappy"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/testing/protocmp"
@@ -233,5 +238,37 @@ func TestLogger_BridgesToSlog(t *testing.T) {
 	if len(lines) != 2 || !strings.Contains(lines[0], `level=WARN msg=careful a=1 servers="1 of 2"`) ||
 		!strings.Contains(lines[1], "level=WARN msg=bad a=1 err=cause text=error") {
 		t.Errorf("got:\n%s", buf.String())
+	}
+}
+
+// TestLogger_KeepsOrdinaryThingsFromOperators shows which of raft's warnings
+// are none. The texts are raft's: with others they would be warnings again.
+func TestLogger_KeepsOrdinaryThingsFromOperators(t *testing.T) {
+	closed := &net.OpError{Op: "read", Net: "tcp", Err: net.ErrClosed}
+	reset := &net.OpError{Op: "write", Net: "tcp", Err: os.NewSyscallError("write", syscall.EPIPE)}
+	tests := []struct {
+		msg  string
+		args []any
+		want string
+	}{
+		{"failed to heartbeat to", []any{"error", closed}, "DEBUG"},
+		{"failed to get previous log", []any{"error", raft.ErrLogNotFound}, "DEBUG"},
+		{"appendEntries rejected, sending older logs", nil, "DEBUG"},
+		{"no known peers, aborting election", nil, "DEBUG"},
+		{"rejecting pre-vote request since node is not in configuration", nil, "DEBUG"},
+		{"failed to decode incoming command", []any{"error", closed}, "DEBUG"},
+		{"failed to flush response", []any{"error", reset}, "DEBUG"},
+		{"failed to decode incoming command", []any{"error", errors.New("unknown rpc type 200")}, "WARN"},
+		{"failed to decode incoming command", nil, "WARN"},
+		{"failed to append to logs", []any{"error", closed}, "WARN"},
+		{"clearing log suffix", nil, "WARN"},
+	}
+	for _, tt := range tests {
+		var buf bytes.Buffer
+		l := newRaftLogger(slog.New(slog.NewTextHandler(&buf, &slog.HandlerOptions{Level: slog.LevelDebug})))
+		l.Error(tt.msg, tt.args...)
+		if !strings.Contains(buf.String(), "level="+tt.want+" ") {
+			t.Errorf("%s %v: got %q, want level %s", tt.msg, tt.args, buf.String(), tt.want)
+		}
 	}
 }

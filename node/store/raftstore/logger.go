@@ -3,9 +3,13 @@
 package raftstore
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
+	"slices"
+	"syscall"
 
 	"github.com/hashicorp/go-hclog"
 )
@@ -38,22 +42,38 @@ func (s logSink) Accept(_ string, level hclog.Level, msg string, args ...any) {
 		}
 	}
 	switch {
-	case level >= hclog.Warn && !frequent(msg):
+	case level >= hclog.Warn && !ordinary(msg, args):
 		s.logger.Warn(msg, args...)
 	default:
 		s.logger.Debug(msg, args...)
 	}
 }
 
-// frequent says whether raft repeats a message several times a second while a
-// replica is out of reach.
-func frequent(msg string) bool {
+// ordinary says whether a message that raft warns with is nothing for
+// operators: it repeats several times a second while a replica is out of reach,
+// or comes with every replica that joins, catches up or is removed.
+func ordinary(msg string, args []any) bool {
 	switch msg {
 	case "failed to heartbeat to", "failed to appendEntries to", "failed to contact",
 		"failed to make requestVote RPC", "rejecting pre-vote request since we have a leader":
 		return true
+	case "no known peers, aborting election", "failed to get previous log", "appendEntries rejected, sending older logs":
+		return true // it joins: the leader finds out from where on it lacks the log
+	case "not part of stable configuration, aborting election", "rejecting pre-vote request since node is not in configuration",
+		"heartbeat timeout reached, not part of a stable configuration or a non-voter, not triggering a leader election":
+		return true // it was removed, and does not know yet
+	case "failed to decode incoming command", "failed to flush response":
+		return slices.ContainsFunc(args, hungUp)
 	}
 	return false
+}
+
+// hungUp says whether a value of a message is that a connection ended. What
+// arrives and makes no sense is something else.
+func hungUp(arg any) bool {
+	err, _ := arg.(error)
+	return errors.Is(err, net.ErrClosed) || errors.Is(err, io.ErrClosedPipe) ||
+		errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)
 }
 
 // lateFormat is formatted only if it is logged.

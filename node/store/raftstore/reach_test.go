@@ -179,3 +179,23 @@ func TestLeader_TellsHowMuchIsLeft(t *testing.T) {
 		}
 	})
 }
+
+// TestJoinAndRemove_WarnNobody adds two replicas and removes one: nothing about
+// that is for operators to look into.
+func TestJoinAndRemove_WarnNobody(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o := newObserved()
+		c := newClusterOf(t, "", o.configure, "a", "b", "c")
+		put(t, c.replicas["a"], store.Op{Key: "k"})
+		elapse(t, 10*time.Second)
+		if err := c.replicas["a"].Remove(c.ctx(), "c"); err != nil {
+			t.Fatal(err)
+		}
+		elapse(t, 10*time.Second)
+		for id, j := range o.journals {
+			for _, line := range j.lines("level=WARN") {
+				t.Errorf("%s warns: %s", id, line)
+			}
+		}
+	})
+}
