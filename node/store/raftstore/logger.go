@@ -50,12 +50,14 @@ func (s logSink) Accept(_ string, level hclog.Level, msg string, args ...any) {
 }
 
 // ordinary says whether a message that raft warns with is nothing for
-// operators: it repeats several times a second while a replica is out of reach,
-// or comes with every replica that joins, catches up or is removed.
+// operators: it repeats several times a second while a replica is out of reach
+// or there is no leader, of which upkeep speaks once; or it comes with every
+// replica that joins, catches up or is removed.
 func ordinary(msg string, args []any) bool {
 	switch msg {
 	case "failed to heartbeat to", "failed to appendEntries to", "failed to contact",
-		"failed to make requestVote RPC", "rejecting pre-vote request since we have a leader":
+		"failed to make requestVote RPC", "rejecting pre-vote request since we have a leader",
+		"heartbeat timeout reached, starting election", "Election timeout reached, restarting election":
 		return true
 	case "no known peers, aborting election", "failed to get previous log", "appendEntries rejected, sending older logs":
 		return true // it joins: the leader finds out from where on it lacks the log

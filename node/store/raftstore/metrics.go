@@ -86,6 +86,15 @@ func newMetrics(registerer prometheus.Registerer, s *Store) (*metrics, error) {
 	term := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "meshgate_store_term", Help: "Raft's term: it grows with every election.",
 	}, func() float64 { return s.watch(func() float64 { return float64(s.raft.CurrentTerm()) }) })
+	has := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "meshgate_store_has_leader",
+		Help: "1 while this replica knows who leads; without a leader changes and fresh reads wait.",
+	}, func() float64 {
+		if id, _ := s.Leader(); id != "" {
+			return 1
+		}
+		return 0
+	})
 	absent := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "meshgate_store_voters_out_of_reach",
 		Help: "Voters that the leader has not heard from for four election timeouts; 0 on other replicas.",
@@ -95,7 +104,7 @@ func newMetrics(registerer prometheus.Registerer, s *Store) (*metrics, error) {
 		Help: "Log entries that the replica furthest behind is not known to hold, of those that the leader heard from; 0 on other replicas.",
 	}, func() float64 { return s.watch(func() float64 { return float64(s.maxBehind()) }) })
 	collectors := []prometheus.Collector{
-		m.apply, m.failures, m.logWrite, m.forwards, m.leaderChanges, m.streamsRefused, m.buried, absent, behind,
+		m.apply, m.failures, m.logWrite, m.forwards, m.leaderChanges, m.streamsRefused, m.buried, has, absent, behind,
 		keys, version, leader, free, term, memberGauge(s, "voters", true), memberGauge(s, "observers", false),
 	}
 	for _, c := range collectors {

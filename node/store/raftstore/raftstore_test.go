@@ -344,6 +344,7 @@ func TestMetrics(t *testing.T) {
 		"meshgate_store_keys":                 1,
 		"meshgate_store_version":              float64(s.Version()),
 		"meshgate_store_leader":               1,
+		"meshgate_store_has_leader":           1,
 		"meshgate_store_leader_changes_total": 1,
 		"meshgate_store_dead_replicas_total":  0,
 		"meshgate_store_voters":               1,

@@ -45,6 +45,11 @@ func (s *Store) absent(role *role, servers []raft.Server) []absence {
 type reach struct {
 	// gone has those that are out of reach, while this replica leads.
 	gone map[string]absence
+	// leaderless is since when there is no leader; zero while there is one.
+	// looks is how often upkeep saw that, and told whether it said so.
+	leaderless time.Time
+	looks      int
+	told       bool
 }
 
 // tellAbsent says in the log of a leader who is out of reach since the last
@@ -83,6 +88,44 @@ func (s *Store) tellAbsent(told *reach, role *role, servers []raft.Server) {
 		}
 	}
 	told.gone = gone
+}
+
+// tellLeader says in the log when there was no leader for some time, and when
+// there is one again.
+func (s *Store) tellLeader(told *reach, role *role, servers []raft.Server) {
+	_, member := find(servers, s.id)
+	switch {
+	case role.leader != "":
+		if told.told {
+			s.logger.Info("there is a leader again", "leader", role.leader, "after", time.Since(told.leaderless).Round(time.Second))
+		}
+		told.leaderless, told.looks, told.told = time.Time{}, 0, false
+	case !member || told.told: // who waits to be let in misses no leader
+	case told.looks == 0:
+		told.leaderless, told.looks = time.Now(), 1
+	case told.looks < missedTimeouts-1: // an election is on its way
+		told.looks++
+	default:
+		told.told = true
+		s.logger.Warn("there is no leader: changes and fresh reads wait for a majority of the voters",
+			"voters", ids(votersOf(servers)), "out_of_reach", s.silent(told.leaderless, servers))
+	}
+}
+
+// silent returns the voters that did not answer this one since start. An
+// observer does not know: it asks nobody for a vote.
+func (s *Store) silent(start time.Time, servers []raft.Server) []string {
+	var list []string
+	if self, ok := find(servers, s.id); !ok || self.Suffrage != raft.Voter {
+		return list
+	}
+	for _, v := range votersOf(servers) {
+		p, ok := s.transport.known(v.ID)
+		if string(v.ID) != s.id && (!ok || !p.voted.After(start) && !p.heard.After(start)) {
+			list = append(list, string(v.ID))
+		}
+	}
+	return list
 }
 
 // votersAbsent counts the voters that this leader does not hear from; 0

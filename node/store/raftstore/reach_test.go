@@ -5,7 +5,9 @@ package raftstore_test
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -195,6 +197,61 @@ func TestJoinAndRemove_WarnNobody(t *testing.T) {
 		for id, j := range o.journals {
 			for _, line := range j.lines("level=WARN") {
 				t.Errorf("%s warns: %s", id, line)
+			}
+		}
+	})
+}
+
+// TestFollower_TellsThatThereIsNoLeader cuts a follower off, and later heals it.
+func TestFollower_TellsThatThereIsNoLeader(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o := newObserved()
+		c := newClusterOf(t, "", o.configure, "a", "b", "c")
+		id, s := c.follower()
+		j, has := o.journals[id], "meshgate_store_has_leader"
+		var others []string
+		for other := range c.replicas {
+			if other != id {
+				others = append(others, other)
+			}
+		}
+		slices.Sort(others)
+		elapse(t, 10*time.Second)
+		if lines := j.lines("level=WARN"); len(lines) > 0 || o.gauge(t, id, has) != 1 {
+			t.Errorf("all is well, but it says %q, has a leader %v", lines, o.gauge(t, id, has))
+		}
+		c.hub.Part([]string{id}, others)
+		elapse(t, time.Minute)
+		out := fmt.Sprintf(`out_of_reach="[%s]"`, strings.Join(others, " "))
+		if lines := j.lines("level=WARN", "there is no leader", out); len(lines) != 1 || o.gauge(t, id, has) != 0 {
+			t.Errorf("cut off it says %q, has a leader %v", lines, o.gauge(t, id, has))
+		}
+		if lines := j.lines("level=WARN"); len(lines) != 1 {
+			t.Errorf("it warns more than once: %q", lines)
+		}
+		c.hub.Heal()
+		c.sync(s)
+		elapse(t, 10*time.Second)
+		if lines := j.lines("level=INFO", "there is a leader again"); len(lines) != 1 || o.gauge(t, id, has) != 1 {
+			t.Errorf("healed it says %q, has a leader %v", lines, o.gauge(t, id, has))
+		}
+	})
+}
+
+// TestNoLeader_NamesWhoIsMissing loses two of five and then one more, so that
+// those who are left reach each other, but are too few.
+func TestNoLeader_NamesWhoIsMissing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o := newObserved()
+		c := newClusterOf(t, "", o.configure, "a", "b", "c", "d", "e")
+		c.leader()
+		c.hub.Part([]string{"a", "b"}, []string{"c", "d", "e"})
+		c.hub.Part([]string{"c"}, []string{"d", "e"})
+		c.hub.Part([]string{"d"}, []string{"e"})
+		elapse(t, time.Minute)
+		for id, out := range map[string]string{"a": "[c d e]", "b": "[c d e]", "c": "[a b d e]"} {
+			if lines := o.journals[id].lines("there is no leader", `out_of_reach="`+out+`"`); len(lines) != 1 {
+				t.Errorf("%s says %q, want that %s are missing", id, o.journals[id].lines("there is no leader"), out)
 			}
 		}
 	})

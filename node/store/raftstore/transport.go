@@ -59,6 +59,8 @@ type progress struct {
 	address raft.ServerAddress
 	// heard is when it last answered.
 	heard time.Time
+	// voted is when it last answered a request for its vote, whatever it said.
+	voted time.Time
 	// term and asked are those of the newest request in which it accepted this
 	// replica as the leader.
 	term, asked uint64
@@ -271,12 +273,22 @@ func (t *transport) forget(keep func(id raft.ServerID) bool) {
 
 // RequestVote implements raft.Transport.
 func (t *transport) RequestVote(id raft.ServerID, address raft.ServerAddress, req *raft.RequestVoteRequest, resp *raft.RequestVoteResponse) error {
-	return t.NetworkTransport.RequestVote(id, target(id, address), req, resp)
+	return t.canvassed(id, t.NetworkTransport.RequestVote(id, target(id, address), req, resp))
 }
 
 // RequestPreVote implements raft.WithPreVote.
 func (t *transport) RequestPreVote(id raft.ServerID, address raft.ServerAddress, req *raft.RequestPreVoteRequest, resp *raft.RequestPreVoteResponse) error {
-	return t.NetworkTransport.RequestPreVote(id, target(id, address), req, resp)
+	return t.canvassed(id, t.NetworkTransport.RequestPreVote(id, target(id, address), req, resp))
+}
+
+// canvassed notes that a replica was asked for its vote, which ended with err.
+func (t *transport) canvassed(id raft.ServerID, err error) error {
+	if err == nil {
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		t.peerLocked(id).voted = time.Now()
+	}
+	return err
 }
 
 // InstallSnapshot implements raft.Transport.

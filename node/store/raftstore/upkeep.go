@@ -63,6 +63,7 @@ func (s *Store) upkeep() {
 		}
 		role := s.role.Load()
 		s.tellAbsent(&told, role, servers)
+		s.tellLeader(&told, role, servers)
 		switch {
 		case role.ready:
 			s.lead(ctx, servers)
