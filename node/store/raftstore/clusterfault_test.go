@@ -55,7 +55,7 @@ func TestLeader_FullDisk(t *testing.T) {
 				c := newCluster(t, dir, "a", "b", "c")
 				id, s := c.leader()
 				if low {
-					s.SetFree(func(string) (uint64, error) { return raftstore.Reserve - 1, nil })
+					c.logs[id].SetFree(func(string) (uint64, error) { return raftstore.Reserve - 1, nil })
 				} else {
 					c.logs[id].Fail(store.ErrFull)
 				}
@@ -214,6 +214,32 @@ func TestLeader_LosesWhatItsDiskHadNot(t *testing.T) {
 			}
 			if diff := cmp.Diff(want, list(t, s)); diff != "" {
 				t.Errorf("replica %s (-leader +replica):\n%s", id, diff)
+			}
+		}
+	})
+}
+
+// TestDisk_EachReplicaTellsOfItsOwn fills the disk of a follower, which nobody
+// asks to change anything, and makes room again.
+func TestDisk_EachReplicaTellsOfItsOwn(t *testing.T) {
+	dir := t.TempDir()
+	synctest.Test(t, func(t *testing.T) {
+		o := newObserved()
+		c := newClusterOf(t, dir, o.configure, "a", "b", "c")
+		id, _ := c.follower()
+		c.logs[id].SetFree(func(string) (uint64, error) { return raftstore.Reserve - 1, nil })
+		elapse(t, time.Minute)
+		if lines := o.journals[id].lines("level=WARN", "disk is full", "if it led"); len(lines) != 1 {
+			t.Errorf("it says %q", lines)
+		}
+		c.logs[id].SetFree(func(string) (uint64, error) { return raftstore.Reserve, nil })
+		elapse(t, time.Minute)
+		if lines := o.journals[id].lines("level=INFO", "there is room on the disk again"); len(lines) != 1 {
+			t.Errorf("with room it says %q", lines)
+		}
+		for other, j := range o.journals {
+			if lines := j.lines("disk"); other != id && len(lines) > 0 {
+				t.Errorf("%s speaks of a disk that is not its own: %q", other, lines)
 			}
 		}
 	})

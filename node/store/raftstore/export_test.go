@@ -13,9 +13,6 @@ import (
 // Snapshot makes raft take a snapshot now.
 func (s *Store) Snapshot() error { return s.raft.Snapshot().Error() }
 
-// SetFree replaces the question for free space.
-func (s *Store) SetFree(free func(dir string) (uint64, error)) { s.disk.free = free }
-
 // Reserve is the free space below which changes are refused.
 const Reserve = reserve
 
@@ -26,11 +23,15 @@ type FaultyLog struct {
 	failsSync atomic.Pointer[error]
 	hangs     atomic.Pointer[chan struct{}]
 	stuck     atomic.Pointer[chan struct{}]
+	free      atomic.Pointer[func(dir string) (uint64, error)]
 
 	mu     sync.Mutex // guards the fields below
 	synced uint64
 	lag    func() time.Duration
 }
+
+// SetFree replaces the question for free space.
+func (f *FaultyLog) SetFree(free func(dir string) (uint64, error)) { f.free.Store(&free) }
 
 // StoreLogs implements raft.LogStore.
 func (f *FaultyLog) StoreLogs(logs []*raft.Log) error {
@@ -160,6 +161,14 @@ func OpenFaulty(cfg Config) (*Store, *FaultyLog, error) {
 	} else {
 		s.disk.guard = newGuardedLog(faulty, s.metrics, s.failure)
 		s.disk.files = append(s.disk.files, s.disk.guard)
+	}
+	if real := s.disk.free; real != nil {
+		s.disk.free = func(dir string) (uint64, error) {
+			if free := faulty.free.Load(); free != nil {
+				return (*free)(dir)
+			}
+			return real(dir)
+		}
 	}
 	s.disk.guard.syncedLog = faulty
 	s.disk.logs, s.disk.cache = s.disk.guard, s.disk.guard

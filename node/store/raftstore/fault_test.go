@@ -136,17 +136,17 @@ func TestDisk_HangingVote(t *testing.T) {
 // TestDisk_Full shows that writes are refused before raft stumbles, and go on
 // when there is room again.
 func TestDisk_Full(t *testing.T) {
-	s, _ := openFaulty(t, t.TempDir())
+	s, faulty := openFaulty(t, t.TempDir())
 	defer s.Close()
 	var free atomic.Uint64
 	var broken atomic.Bool
-	s.disk.free = func(string) (uint64, error) {
+	free.Store(reserve - 1)
+	faulty.SetFree(func(string) (uint64, error) {
 		if broken.Load() {
 			return 0, syscall.EIO
 		}
 		return free.Load(), nil
-	}
-	free.Store(reserve - 1)
+	})
 	for range 2 {
 		if _, err := s.Apply(t.Context(), batch("a")); !errors.Is(err, store.ErrFull) {
 			t.Errorf("got %v, want ErrFull", err)

@@ -62,6 +62,7 @@ func (s *Store) upkeep() {
 			s.members.notify()
 		}
 		role := s.role.Load()
+		s.tellRoom(s.disk.room()) // only a leader is asked for changes
 		s.tellAbsent(&told, role, servers)
 		s.tellLeader(&told, role, servers)
 		switch {
@@ -168,7 +169,11 @@ func (s *Store) askOne(ctx context.Context, id, address string) (*pb.ReplicaStat
 func (s *Store) tellRoom(err error) {
 	switch full := errors.Is(err, store.ErrFull); {
 	case full && !s.full.Swap(true):
-		s.logger.Warn("disk is full: changes are refused until there is room, reads go on", "err", err)
+		text := "disk is full: this replica would refuse changes if it led, and falls behind when no room is left at all"
+		if s.role.Load().ready {
+			text = "disk is full: changes are refused until there is room, reads go on"
+		}
+		s.logger.Warn(text, "err", err)
 	case err == nil && s.full.Load() && s.full.Swap(false):
 		s.logger.Info("there is room on the disk again")
 	}
