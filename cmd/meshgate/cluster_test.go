@@ -40,7 +40,7 @@ func TestGatewayKeys_StateReplacesPins(t *testing.T) {
 		t.Fatal(err)
 	}
 	var state *mesh.Snapshot
-	k.from(func() *mesh.Snapshot { return state })
+	k.from(func() *mesh.Snapshot { return state }, func() []string { return nil })
 	if id, ok := k.nodeOf(gone); !ok || id != "gone" {
 		t.Errorf("a pinned key is that of %q, %v", id, ok)
 	}
@@ -65,6 +65,33 @@ func TestGatewayKeys_StateReplacesPins(t *testing.T) {
 	}
 }
 
+// The key of a gateway that has a seat is known whatever its record says, and also
+// when there is none: without it the others would not let that gateway in.
+func TestGatewayKeys_OfSeatsAreNotForgotten(t *testing.T) {
+	declared, silent, gone := newKey(t), newKey(t), newKey(t)
+	k, err := newGatewayKeys(map[string]string{"gone": gone.Encode()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	keeps := []mesh.Feature{{Kind: v1.Feature_STORAGE_PROVIDER, Port: 8443}}
+	state := &mesh.Snapshot{Nodes: mesh.NodesOf(
+		&mesh.Node{ID: "declared", PublicKey: declared, Features: keeps},
+		&mesh.Node{ID: "silent", PublicKey: silent, Features: []mesh.Feature{{Kind: v1.Feature_NODES, Port: 8443}}},
+	)}
+	seats := []string{"declared", "gone", "never-seen", "silent"}
+	k.from(func() *mesh.Snapshot { return state }, func() []string { return seats })
+	want := map[string]string{"declared": declared.Encode(), "silent": silent.Encode(), "gone": gone.Encode()}
+	if got := k.pinned(); !maps.Equal(got, want) {
+		t.Errorf("gateways: %v, want %v", got, want)
+	}
+	// Who loses its seat and says nothing of the state is one no more, though no
+	// record changed.
+	seats = []string{"declared"}
+	if got := k.pinned(); len(got) != 1 || got["declared"] != declared.Encode() {
+		t.Errorf("after seats were taken: %v", got)
+	}
+}
+
 // Who may open the storage is on disk before it does: a gateway that is killed in
 // the next moment knows it at its start.
 func TestCluster_KeysAreKeptBeforeTheyAreUsed(t *testing.T) {
@@ -73,7 +100,7 @@ func TestCluster_KeysAreKeptBeforeTheyAreUsed(t *testing.T) {
 	l.keys, _ = newGatewayKeys(nil)
 	l.keys.from(func() *mesh.Snapshot {
 		return &mesh.Snapshot{Nodes: mesh.NodesOf(&mesh.Node{ID: "gw2", PublicKey: added, Features: []mesh.Feature{{Kind: v1.Feature_STORAGE_PROVIDER, Port: 1}}})}
-	})
+	}, func() []string { return nil })
 	if _, ok := l.nodeOf(newKey(t)); ok {
 		t.Error("a stranger is known")
 	}

@@ -10,6 +10,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 
 	"github.com/meshgate/meshgate/node"
@@ -73,15 +74,19 @@ type gatewayKeys struct {
 	mu   sync.Mutex // guards the fields below
 	byID map[mesh.NodeID]mesh.PublicKey
 	of   mesh.Nodes // the nodes that byID was read from; the zero value: pinned
+	held []string   // the seats that byID was read with
 	// state is the latest state; nil before there can be one.
 	state func() *mesh.Snapshot
+	// seats are the ids of those that have a part in the storage, sorted.
+	seats func() []string
 }
 
-// from makes state what counts, as soon as it returns one.
-func (k *gatewayKeys) from(state func() *mesh.Snapshot) {
+// from makes state what counts, as soon as it returns one, with the gateways
+// that have seats, whatever the state says of them. Neither may call k.
+func (k *gatewayKeys) from(state func() *mesh.Snapshot, seats func() []string) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	k.state = state
+	k.state, k.seats = state, seats
 }
 
 func newGatewayKeys(pinned map[string]string) (*gatewayKeys, error) {
@@ -124,7 +129,7 @@ func (k *gatewayKeys) nodeOf(key mesh.PublicKey) (mesh.NodeID, bool) {
 func (k *gatewayKeys) pin(keys map[mesh.NodeID]mesh.PublicKey) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	k.byID, k.of = keys, mesh.Nodes{}
+	k.byID, k.of, k.held = keys, mesh.Nodes{}, nil
 }
 
 // pinned is what is known, as it is kept.
@@ -140,13 +145,18 @@ func (k *gatewayKeys) pinned() map[string]string {
 }
 
 // refreshLocked takes the gateways from the state. A node is one when it says
-// that it keeps the state, which takes a role.
+// that it keeps the state, which takes a role, or has a seat: without the key of
+// one that has, the storage may have no majority, and nothing could be mended.
 func (k *gatewayKeys) refreshLocked() {
 	if k.state == nil {
 		return
 	}
 	s := k.state()
-	if s == nil || s.Nodes == k.of {
+	if s == nil {
+		return
+	}
+	seats := k.seats()
+	if s.Nodes == k.of && slices.Equal(seats, k.held) {
 		return
 	}
 	found := map[mesh.NodeID]mesh.PublicKey{}
@@ -155,5 +165,13 @@ func (k *gatewayKeys) refreshLocked() {
 			found[id] = n.PublicKey
 		}
 	}
-	k.byID, k.of = found, s.Nodes
+	for _, seat := range seats {
+		id := mesh.NodeID(seat)
+		if n, ok := s.Nodes.Get(id); ok && !n.PublicKey.IsZero() {
+			found[id] = n.PublicKey
+		} else if key, ok := k.byID[id]; ok {
+			found[id] = key // the state has no record of it, or one without a key
+		}
+	}
+	k.byID, k.of, k.held = found, s.Nodes, seats
 }

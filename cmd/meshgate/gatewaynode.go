@@ -86,7 +86,7 @@ func (p *gatewayProcess) openNode(ctx context.Context) error {
 	if p.cluster == nil {
 		return nil
 	}
-	p.cluster.keys.from(p.node.Snapshot)
+	p.cluster.keys.from(p.node.Snapshot, p.store.Seats)
 	return p.takeSeat(ctx, id, key, features)
 }
 

@@ -57,6 +57,41 @@ func (m *membershipService) checkSeat(want seat, features []mesh.Feature) error 
 	return nil
 }
 
+// checkKeepsSeat refuses features that would take from a node that keeps the
+// state what makes it a gateway to the others: they would not let it into the
+// storage any more, and no majority might be left to let it in again. Only the
+// node itself, over the mesh, may say that it is none.
+func (m *membershipService) checkKeepsSeat(ctx context.Context, id mesh.NodeID, features []mesh.Feature) error {
+	if n := CallerFrom(ctx).Node; n != nil && n.ID == id {
+		return nil
+	}
+	s, err := whole(ctx, m.state)
+	if err != nil {
+		return err
+	}
+	old, ok := s.Nodes.Get(id)
+	if !ok || !m.seated(s, id) {
+		return nil
+	}
+	will := &mesh.Node{Features: features}
+	for _, kind := range []v1.Feature{v1.Feature_STORAGE_PROVIDER, v1.Feature_MEMBERSHIP} {
+		if old.HasFeature(kind) && !will.HasFeature(kind) {
+			return fmt.Errorf("%w: features: %q keeps the state of the mesh and cannot lose %s; name it, too, or remove the node from the storage first (meshgate cluster remove)",
+				mesh.ErrPrecondition, id, kind)
+		}
+	}
+	return nil
+}
+
+// seated reports whether a node keeps the state: alone, or as one of several.
+func (m *membershipService) seated(s *mesh.Snapshot, id mesh.NodeID) bool {
+	if m.cluster == nil {
+		return id == m.state.Self()
+	}
+	_, ok := m.serverOf(s, id)
+	return ok
+}
+
 // takeSeat gives a member the seat that it asked for. The member stays one when
 // that fails; asking again is safe.
 func (m *membershipService) takeSeat(ctx context.Context, want seat, n *mesh.Node) error {

@@ -7,11 +7,13 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"connectrpc.com/connect"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/meshgate/meshgate/node/mesh"
 	meshgatev1 "github.com/meshgate/meshgate/proto/meshgate/v1"
@@ -121,6 +123,74 @@ func TestMembership_Promote(t *testing.T) {
 		if _, err := m.Leave(t.Context(), connect.NewRequest(&v1.LeaveRequest{Id: id})); !errors.Is(err, mesh.ErrPrecondition) || f.left != "" {
 			t.Errorf("%s keeps the state and leaves: %v", id, err)
 		}
+	}
+}
+
+// Whoever may change the edges of a gateway cannot make it none while it has a
+// seat: the others would shut it out of the storage, and lose their majority.
+func TestMembership_SeatedGatewayStaysOne(t *testing.T) {
+	f := testFake(t)
+	gw2 := *f.snap.Node("gw-dns")
+	gw2.ID, gw2.PublicKey = "gw2", testKey(t)
+	gw2.Features = append(slices.Clone(gw2.Features), mesh.Feature{Kind: v1.Feature_STORAGE_PROVIDER, Port: 8443})
+	f.snap.Nodes = f.snap.Nodes.With(&gw2)
+	cluster := &fakeCluster{servers: []StorageServer{{ID: "gw", Status: v1.ClusterStatus_CLUSTER_LEADER}, {ID: "gw2", Status: v1.ClusterStatus_CLUSTER_VOTER}}}
+	of := func(kinds ...v1.Feature) (list []*v1.FeaturePort) {
+		for _, kind := range kinds {
+			list = append(list, &v1.FeaturePort{Feature: kind, Port: 8443})
+		}
+		return list
+	}
+	eve, itself := Caller{ID: "eve"}, Caller{ID: "gw2", Node: &gw2}
+	nodes, both := of(v1.Feature_NODES), of(v1.Feature_STORAGE_PROVIDER, v1.Feature_MEMBERSHIP)
+	for _, tt := range []struct {
+		name     string
+		caller   Caller
+		id       string
+		features []*v1.FeaturePort
+		lone     bool
+		lost     string // the feature that is named; empty: allowed
+	}{
+		{name: "all", caller: eve, id: "gw2", features: nodes, lost: "STORAGE_PROVIDER"},
+		{name: "the storage", caller: eve, id: "gw2", features: of(v1.Feature_MEMBERSHIP), lost: "STORAGE_PROVIDER"},
+		{name: "membership", caller: eve, id: "gw2", features: of(v1.Feature_STORAGE_PROVIDER), lost: "MEMBERSHIP"},
+		{name: "by a token with its name", caller: Caller{ID: "gw2"}, id: "gw2", features: nodes, lost: "STORAGE_PROVIDER"},
+		{name: "of a lone gateway", caller: eve, id: "gw", features: nodes, lone: true, lost: "MEMBERSHIP"},
+		{name: "neither", caller: eve, id: "gw2", features: both},
+		{name: "by itself", caller: itself, id: "gw2", features: nodes},
+		{name: "without a seat", caller: eve, id: "gw-dns", features: nodes},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			m := &membershipService{state: f, members: f, cluster: cluster}
+			if tt.lone {
+				m.cluster = nil
+			}
+			ctx := WithCaller(t.Context(), tt.caller)
+			check := func(call string, err error, done bool) {
+				t.Helper()
+				switch {
+				case tt.lost == "" && (err != nil || !done):
+					t.Errorf("%s: %v, done %v", call, err, done)
+				case tt.lost != "" && (!errors.Is(err, mesh.ErrPrecondition) || !strings.Contains(err.Error(), "features: ") || !strings.Contains(err.Error(), tt.lost) || done):
+					t.Errorf("%s: %v, done %v; want it refused for %s", call, err, done, tt.lost)
+				}
+			}
+			f.updated, f.joined = nil, nil
+			_, err := m.Update(ctx, connect.NewRequest(&v1.UpdateRequest{Id: tt.id, Features: tt.features}))
+			check("update", err, f.updated != nil)
+			f.plan.Self = f.snap.Node(mesh.NodeID(tt.id))
+			_, err = m.Join(ctx, connect.NewRequest(&v1.JoinRequest{Id: tt.id, PublicKey: gw2.PublicKey.Encode(), Features: tt.features}))
+			check("join", err, f.joined != nil)
+		})
+	}
+	// A gateway that lost its directory asks for its seat with the key that it kept.
+	f.joined = nil
+	_, err := (&membershipService{state: f, members: f, cluster: cluster}).Join(WithCaller(t.Context(), eve), connect.NewRequest(&v1.JoinRequest{
+		Id: "gw2", PublicKey: gw2.PublicKey.Encode(), Features: nodes,
+		Proof: &v1.JoinProof{Time: timestamppb.Now(), Signature: make([]byte, 64)}, // whose truth the members check
+	}))
+	if err != nil || f.joined == nil {
+		t.Errorf("with a proof: %v", err)
 	}
 }
 

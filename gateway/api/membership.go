@@ -35,6 +35,11 @@ func (m *membershipService) Join(ctx context.Context, req *connect.Request[v1.Jo
 	if err := m.checkSeat(want, r.Node.Features); err != nil {
 		return nil, err
 	}
+	if r.Proof == nil { // it is the node itself that proves its key, or it is refused
+		if err := m.checkKeepsSeat(ctx, r.Node.ID, r.Node.Features); err != nil {
+			return nil, err
+		}
+	}
 	s, err := m.members.Join(ctx, r)
 	if err != nil {
 		return nil, err
@@ -74,6 +79,11 @@ func (m *membershipService) Update(ctx context.Context, req *connect.Request[v1.
 	r, err := updateRequest(req.Msg)
 	if err != nil {
 		return nil, err
+	}
+	if len(r.Features) > 0 {
+		if err := m.checkKeepsSeat(ctx, r.ID, r.Features); err != nil {
+			return nil, err
+		}
 	}
 	if req.Msg.GetAsVoter() {
 		return m.promote(ctx, r)

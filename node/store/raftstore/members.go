@@ -180,6 +180,18 @@ func (s *Store) membersHere() ([]*pb.ReplicaMember, error) {
 	return list, nil
 }
 
+// Seats are the ids of those that have a part in the storage, sorted, by the
+// latest configuration, which may not be committed yet. It does not wait.
+func (s *Store) Seats() []string {
+	servers := s.servers()
+	ids := make([]string, len(servers))
+	for i, server := range servers {
+		ids[i] = string(server.ID)
+	}
+	slices.Sort(ids)
+	return ids
+}
+
 // servers returns the latest configuration, which may not be committed yet;
 // empty while there is none.
 func (s *Store) servers() []raft.Server {
