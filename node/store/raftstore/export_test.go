@@ -100,10 +100,13 @@ func (f *FaultyLog) Slow(lag func() time.Duration) {
 	f.lag = lag
 }
 
-// Synced implements syncedLog.
+// Synced implements syncedLog: what both the log and the syncs let through have.
 func (f *FaultyLog) Synced() uint64 {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if log, ok := f.LogStore.(syncedLog); ok {
+		return min(f.synced, log.Synced())
+	}
 	return f.synced
 }
 

@@ -38,6 +38,8 @@ var (
 type Log struct {
 	dir  string
 	size int64 // of a file, in bytes
+	// sync is syncData; tests hold it up to see what goes on meanwhile.
+	sync func(file *os.File) error
 	// syncing is held while appends are on their way to the disk, and while
 	// files come and go; it is taken before writing.
 	syncing sync.Mutex
@@ -67,7 +69,7 @@ func open(dir string, size int64) (_ *Log, err error) {
 	if err != nil {
 		return nil, err
 	}
-	l := &Log{dir: dir, size: size}
+	l := &Log{dir: dir, size: size, sync: syncData}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, l.Close())
@@ -285,7 +287,7 @@ func (l *Log) Sync() error {
 	if err != nil || done {
 		return err
 	}
-	err = syncData(tail.file) // appends go on meanwhile
+	err = l.sync(tail.file) // appends go on meanwhile
 	l.writing.Lock()
 	defer l.writing.Unlock()
 	if err != nil {
@@ -312,7 +314,7 @@ func (l *Log) settle() error {
 	if l.synced >= tail.last() {
 		return nil
 	}
-	if err := syncData(tail.file); err != nil {
+	if err := l.sync(tail.file); err != nil {
 		return l.fail(err)
 	}
 	l.synced = tail.last()

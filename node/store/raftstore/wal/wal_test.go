@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -182,7 +183,6 @@ func TestLog_Refuses(t *testing.T) {
 	}
 }
 
-// TestLog_FailedWrite shows that nothing is taken after a write failed.
 // TestLog_Sync shows what counts as being on disk: what Sync or StoreLogs saw,
 // up to where the log was cut.
 func TestLog_Sync(t *testing.T) {
@@ -254,6 +254,96 @@ func TestLog_FailedSync(t *testing.T) {
 	}
 }
 
+// TestLog_SyncCountsWhatWasThereWhenItBegan appends while a sync is under way,
+// which may have passed the place of the new entry already.
+func TestLog_SyncCountsWhatWasThereWhenItBegan(t *testing.T) {
+	l := mustOpen(t, t.TempDir())
+	put(t, l, entry(1, 1, ""), entry(2, 1, ""))
+	begun, release := make(chan struct{}), make(chan struct{})
+	l.sync = func(file *os.File) error {
+		close(begun)
+		<-release
+		return syncData(file)
+	}
+	write := func(index uint64) {
+		t.Helper()
+		if err := l.Write([]*raft.Log{entry(index, 1, "")}); err != nil {
+			t.Error(err)
+		}
+	}
+	write(3)
+	done := make(chan error, 1)
+	go func() { done <- l.Sync() }()
+	<-begun
+	write(4)
+	if got := l.Synced(); got != 2 {
+		t.Errorf("synced up to %d while the disk is at it, want 2", got)
+	}
+	close(release)
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	if got := l.Synced(); got != 3 {
+		t.Errorf("synced up to %d, want 3: entry 4 came later", got)
+	}
+	l.sync = syncData
+	if err := l.Sync(); err != nil || l.Synced() != 4 {
+		t.Errorf("the next sync: up to %d, %v", l.Synced(), err)
+	}
+}
+
+// TestLog_FilesChangeWhenAllIsOnDisk shows that what was written is synced
+// before a file comes or goes: nothing syncs an older file later.
+func TestLog_FilesChangeWhenAllIsOnDisk(t *testing.T) {
+	big := strings.Repeat("x", testSize)
+	for name, change := range map[string]func(l *Log) error{
+		"a file more":    func(l *Log) error { return l.Write([]*raft.Log{entry(4, 1, big)}) },
+		"behind a gap":   func(l *Log) error { return l.Write([]*raft.Log{entry(9, 1, "")}) },
+		"the oldest go":  func(l *Log) error { return l.DeleteRange(1, 2) },
+		"the newest go":  func(l *Log) error { return l.DeleteRange(3, 3) },
+		"all of them go": func(l *Log) error { return l.DeleteRange(1, 3) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			l := mustOpen(t, t.TempDir())
+			put(t, l, entry(1, 1, ""))
+			if err := l.Write([]*raft.Log{entry(2, 1, ""), entry(3, 1, "")}); err != nil {
+				t.Fatal(err)
+			}
+			before := l.segments[0]
+			syncs := 0
+			l.sync = func(file *os.File) error {
+				syncs++
+				bases, err := list(l.dir)
+				if err != nil || !slices.Equal(bases, []uint64{1}) || file != before.file || len(before.offsets) != 3 {
+					t.Errorf("synced when the files were %v, %v", bases, err)
+				}
+				return syncData(file)
+			}
+			if err := change(l); err != nil || syncs != 1 {
+				t.Errorf("%d syncs before it, %v", syncs, err)
+			}
+		})
+		t.Run(name+", but the disk fails", func(t *testing.T) {
+			l := mustOpen(t, t.TempDir())
+			put(t, l, entry(1, 1, ""))
+			if err := l.Write([]*raft.Log{entry(2, 1, ""), entry(3, 1, "")}); err != nil {
+				t.Fatal(err)
+			}
+			l.sync = func(*os.File) error { return syscall.EIO }
+			if err := change(l); !errors.Is(err, syscall.EIO) {
+				t.Errorf("got %v, want that of the disk", err)
+			}
+			if bases, err := list(l.dir); err != nil || !slices.Equal(bases, []uint64{1}) || len(l.segments[0].offsets) != 3 {
+				t.Errorf("the files are %v, %v", bases, err)
+			}
+			if err := change(l); !errors.Is(err, ErrBroken) || l.Synced() != 1 {
+				t.Errorf("again: got %v and %d entries on disk, want ErrBroken and 1", err, l.Synced())
+			}
+		})
+	}
+}
+
+// TestLog_FailedWrite shows that nothing is taken after a write failed.
 func TestLog_FailedWrite(t *testing.T) {
 	l := mustOpen(t, t.TempDir())
 	fill(t, l, 1, 3, "")
