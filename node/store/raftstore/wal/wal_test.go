@@ -546,6 +546,32 @@ func TestOpen_Files(t *testing.T) {
 			t.Errorf("got %v, want ErrDamaged", err)
 		}
 	})
+	t.Run("an older one seems torn", func(t *testing.T) {
+		// No power cut tears it: a newer one was begun when it was on disk. It
+		// shows what happened, and stays as it is.
+		dir := make3(t)
+		path := filepath.Join(dir, segmentName(1))
+		data, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		offsets, end, err := scan(data, 1)
+		if err != nil || end-offsets[len(offsets)-1] < 3*sector {
+			t.Fatalf("entries at %v up to %d, %v", offsets, end, err)
+		}
+		clear(data[end/sector*sector-sector : end/sector*sector])
+		if err := os.WriteFile(path, data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		for range 2 {
+			if _, err := open(dir, testSize); !errors.Is(err, ErrDamaged) || !strings.Contains(err.Error(), segmentName(1)) {
+				t.Errorf("got %v, want ErrDamaged in %s", err, segmentName(1))
+			}
+			if after, err := os.ReadFile(path); err != nil || !bytes.Equal(after, data) {
+				t.Errorf("the file that was refused is another one now, %v", err)
+			}
+		}
+	})
 	t.Run("one that was not finished", func(t *testing.T) {
 		dir := make3(t)
 		left := filepath.Join(dir, segmentName(77)+".tmp")
