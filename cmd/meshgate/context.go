@@ -239,7 +239,7 @@ func (a *app) contextListCommand() *cobra.Command {
 				out, rows = append(out, o), append(rows, []string{mark, o.Name, o.Server})
 			}
 			if a.structured() {
-				return a.print(out)
+				return a.printList(out)
 			}
 			return table(a.stdout, rows)
 		},

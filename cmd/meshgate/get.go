@@ -11,6 +11,7 @@ import (
 
 	"connectrpc.com/connect"
 	"github.com/spf13/cobra"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/emptypb"
 )
 
@@ -103,7 +104,7 @@ func (a *app) get(ctx context.Context, c calls, k kind, want target) error {
 			return fmt.Errorf("get %s: %w", k.name, err)
 		}
 		if a.structured() {
-			return a.printProto(m)
+			return a.printProtos(itemsOf(m))
 		}
 		return table(a.stdout, append([][]string{k.heading}, k.rows(m)...))
 	}
@@ -115,6 +116,17 @@ func (a *app) get(ctx context.Context, c calls, k kind, want target) error {
 		return a.printProto(m)
 	}
 	return table(a.stdout, append([][]string{k.heading}, k.rows(m)...))
+}
+
+// itemsOf are the objects of a list of the API, which is a message with one field.
+func itemsOf(list proto.Message) []proto.Message {
+	m := list.ProtoReflect()
+	items := m.Get(m.Descriptor().Fields().Get(0)).List()
+	out := make([]proto.Message, items.Len())
+	for i := range out {
+		out[i] = items.Get(i).Message().Interface()
+	}
+	return out
 }
 
 func (a *app) getGraph(ctx context.Context, c calls) error {

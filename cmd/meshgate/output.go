@@ -61,6 +61,27 @@ func (a *app) printProto(m proto.Message) error {
 	return a.printRaw(raw)
 }
 
+// printList writes a list likewise: every command prints {"items": [...]}, also
+// of none.
+func (a *app) printList(items any) error {
+	return a.print(struct {
+		Items any `json:"items"`
+	}{items})
+}
+
+// printProtos writes a list of messages like printList.
+func (a *app) printProtos(list []proto.Message) error {
+	items := make([]json.RawMessage, 0, len(list))
+	for _, m := range list {
+		raw, err := protojson.Marshal(m)
+		if err != nil {
+			return err
+		}
+		items = append(items, raw)
+	}
+	return a.printList(items)
+}
+
 func (a *app) printRaw(raw []byte) error {
 	var out bytes.Buffer
 	if a.output == "yaml" {

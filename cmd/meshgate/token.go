@@ -115,7 +115,7 @@ func (a *app) tokenList(ctx context.Context, gate *peer.Public, _ []string) erro
 		rows = append(rows, []string{e.ID, e.Fingerprint, e.CreatedAt.Format(time.RFC3339)})
 	}
 	if a.structured() {
-		return a.print(list)
+		return a.printList(list)
 	}
 	return table(a.stdout, rows)
 }
