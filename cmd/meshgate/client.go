@@ -209,6 +209,7 @@ func explain(err error) string {
 	if errors.As(err, &rpc) {
 		text = strings.Replace(text, rpc.Code().String()+": ", "", 1)
 	}
+	text = plain(text)
 	for _, h := range hints {
 		if strings.Contains(text, h.cause) {
 			return text + ". " + h.advice
@@ -253,7 +254,7 @@ var hints = []struct{ cause, advice string }{ //nolint:gochecknoglobals // a con
 	{"i/o timeout", "Is this the gateway's address, and does a firewall let its port through?"},
 	{"no such host", "Is the name spelled right?"},
 	{localFile + ": permission denied", "It holds the admin token of this host's gateway: use sudo, or give --server and --token-file"},
-	{"VERB_PUT on RESOURCE_EDGES", "A token lets its holder join under its own name: give that name (--id, as it was made with meshgate token create), or use the admin's token"},
+	{"put on edges", "A token lets its holder join under its own name and no other: join as that name (--id of meshgate join and up), or use the admin's token"},
 	{"no role that grants", "Use a token that may do this, such as the admin's, or ask an administrator for a role"},
 	{"device or resource busy", "Another program, perhaps another meshgate, has an interface of this name: choose another with --wireguard.interface, or --wireguard.mode netstack"},
 	{"address already in use", "Another program has this port: stop it, or give this one another (port 0 picks a free one)"},
