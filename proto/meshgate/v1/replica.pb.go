@@ -388,6 +388,7 @@ type ReplicaRequest struct {
 	//	*ReplicaRequest_Members
 	//	*ReplicaRequest_Probe
 	//	*ReplicaRequest_Admit
+	//	*ReplicaRequest_Removed
 	Call          isReplicaRequest_Call `protobuf_oneof:"call"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -507,6 +508,15 @@ func (x *ReplicaRequest) GetAdmit() *ReplicaAdmit {
 	return nil
 }
 
+func (x *ReplicaRequest) GetRemoved() *ReplicaRemoved {
+	if x != nil {
+		if x, ok := x.Call.(*ReplicaRequest_Removed); ok {
+			return x.Removed
+		}
+	}
+	return nil
+}
+
 type isReplicaRequest_Call interface {
 	isReplicaRequest_Call()
 }
@@ -546,6 +556,11 @@ type ReplicaRequest_Admit struct {
 	Admit *ReplicaAdmit `protobuf:"bytes,9,opt,name=admit,proto3,oneof"`
 }
 
+type ReplicaRequest_Removed struct {
+	// removed tells a replica that it does not belong to the cluster any more.
+	Removed *ReplicaRemoved `protobuf:"bytes,10,opt,name=removed,proto3,oneof"`
+}
+
 func (*ReplicaRequest_Ping) isReplicaRequest_Call() {}
 
 func (*ReplicaRequest_Apply) isReplicaRequest_Call() {}
@@ -559,6 +574,8 @@ func (*ReplicaRequest_Members) isReplicaRequest_Call() {}
 func (*ReplicaRequest_Probe) isReplicaRequest_Call() {}
 
 func (*ReplicaRequest_Admit) isReplicaRequest_Call() {}
+
+func (*ReplicaRequest_Removed) isReplicaRequest_Call() {}
 
 // ReplicaPing asks for nothing but a response.
 type ReplicaPing struct {
@@ -765,6 +782,53 @@ func (x *ReplicaAdmit) GetNonce() []byte {
 	return nil
 }
 
+// ReplicaRemoved tells a replica that the leader removed it from the cluster.
+type ReplicaRemoved struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// index is one in the log of the leader, at or behind the removal. A replica
+	// that holds it, and is a member there, was added again since.
+	Index         uint64 `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReplicaRemoved) Reset() {
+	*x = ReplicaRemoved{}
+	mi := &file_meshgate_v1_replica_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReplicaRemoved) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReplicaRemoved) ProtoMessage() {}
+
+func (x *ReplicaRemoved) ProtoReflect() protoreflect.Message {
+	mi := &file_meshgate_v1_replica_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReplicaRemoved.ProtoReflect.Descriptor instead.
+func (*ReplicaRemoved) Descriptor() ([]byte, []int) {
+	return file_meshgate_v1_replica_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *ReplicaRemoved) GetIndex() uint64 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
 // ReplicaChange changes who belongs to the cluster or who leads it.
 type ReplicaChange struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -780,7 +844,7 @@ type ReplicaChange struct {
 
 func (x *ReplicaChange) Reset() {
 	*x = ReplicaChange{}
-	mi := &file_meshgate_v1_replica_proto_msgTypes[9]
+	mi := &file_meshgate_v1_replica_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -792,7 +856,7 @@ func (x *ReplicaChange) String() string {
 func (*ReplicaChange) ProtoMessage() {}
 
 func (x *ReplicaChange) ProtoReflect() protoreflect.Message {
-	mi := &file_meshgate_v1_replica_proto_msgTypes[9]
+	mi := &file_meshgate_v1_replica_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -805,7 +869,7 @@ func (x *ReplicaChange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplicaChange.ProtoReflect.Descriptor instead.
 func (*ReplicaChange) Descriptor() ([]byte, []int) {
-	return file_meshgate_v1_replica_proto_rawDescGZIP(), []int{9}
+	return file_meshgate_v1_replica_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *ReplicaChange) GetAction() ReplicaAction {
@@ -854,7 +918,7 @@ type ReplicaMember struct {
 
 func (x *ReplicaMember) Reset() {
 	*x = ReplicaMember{}
-	mi := &file_meshgate_v1_replica_proto_msgTypes[10]
+	mi := &file_meshgate_v1_replica_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -866,7 +930,7 @@ func (x *ReplicaMember) String() string {
 func (*ReplicaMember) ProtoMessage() {}
 
 func (x *ReplicaMember) ProtoReflect() protoreflect.Message {
-	mi := &file_meshgate_v1_replica_proto_msgTypes[10]
+	mi := &file_meshgate_v1_replica_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -879,7 +943,7 @@ func (x *ReplicaMember) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplicaMember.ProtoReflect.Descriptor instead.
 func (*ReplicaMember) Descriptor() ([]byte, []int) {
-	return file_meshgate_v1_replica_proto_rawDescGZIP(), []int{10}
+	return file_meshgate_v1_replica_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ReplicaMember) GetId() string {
@@ -960,7 +1024,7 @@ type ReplicaResponse struct {
 
 func (x *ReplicaResponse) Reset() {
 	*x = ReplicaResponse{}
-	mi := &file_meshgate_v1_replica_proto_msgTypes[11]
+	mi := &file_meshgate_v1_replica_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -972,7 +1036,7 @@ func (x *ReplicaResponse) String() string {
 func (*ReplicaResponse) ProtoMessage() {}
 
 func (x *ReplicaResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_meshgate_v1_replica_proto_msgTypes[11]
+	mi := &file_meshgate_v1_replica_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -985,7 +1049,7 @@ func (x *ReplicaResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplicaResponse.ProtoReflect.Descriptor instead.
 func (*ReplicaResponse) Descriptor() ([]byte, []int) {
-	return file_meshgate_v1_replica_proto_rawDescGZIP(), []int{11}
+	return file_meshgate_v1_replica_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ReplicaResponse) GetId() uint64 {
@@ -1045,7 +1109,7 @@ const file_meshgate_v1_replica_proto_rawDesc = "" +
 	"\acluster\x18\x01 \x01(\fR\acluster\x12\x0e\n" +
 	"\x02to\x18\x02 \x01(\tR\x02to\"D\n" +
 	"\x0eReplicaWelcome\x122\n" +
-	"\x06status\x18\x01 \x01(\v2\x1a.meshgate.v1.ReplicaStatusR\x06status\"\xa3\x03\n" +
+	"\x06status\x18\x01 \x01(\v2\x1a.meshgate.v1.ReplicaStatusR\x06status\"\xdc\x03\n" +
 	"\x0eReplicaRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x1d\n" +
 	"\n" +
@@ -1056,7 +1120,9 @@ const file_meshgate_v1_replica_proto_rawDesc = "" +
 	"\x06change\x18\x06 \x01(\v2\x1a.meshgate.v1.ReplicaChangeH\x00R\x06change\x127\n" +
 	"\amembers\x18\a \x01(\v2\x1b.meshgate.v1.ReplicaMembersH\x00R\amembers\x121\n" +
 	"\x05probe\x18\b \x01(\v2\x19.meshgate.v1.ReplicaProbeH\x00R\x05probe\x121\n" +
-	"\x05admit\x18\t \x01(\v2\x19.meshgate.v1.ReplicaAdmitH\x00R\x05admitB\x06\n" +
+	"\x05admit\x18\t \x01(\v2\x19.meshgate.v1.ReplicaAdmitH\x00R\x05admit\x127\n" +
+	"\aremoved\x18\n" +
+	" \x01(\v2\x1b.meshgate.v1.ReplicaRemovedH\x00R\aremovedB\x06\n" +
 	"\x04call\"\r\n" +
 	"\vReplicaPing\"\r\n" +
 	"\vReplicaRead\"\x10\n" +
@@ -1064,7 +1130,9 @@ const file_meshgate_v1_replica_proto_rawDesc = "" +
 	"\fReplicaProbe\">\n" +
 	"\fReplicaAdmit\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\fR\acluster\x12\x14\n" +
-	"\x05nonce\x18\x02 \x01(\fR\x05nonce\"m\n" +
+	"\x05nonce\x18\x02 \x01(\fR\x05nonce\"&\n" +
+	"\x0eReplicaRemoved\x12\x14\n" +
+	"\x05index\x18\x01 \x01(\x04R\x05index\"m\n" +
 	"\rReplicaChange\x122\n" +
 	"\x06action\x18\x01 \x01(\x0e2\x1a.meshgate.v1.ReplicaActionR\x06action\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\tR\x02id\x12\x18\n" +
@@ -1120,7 +1188,7 @@ func file_meshgate_v1_replica_proto_rawDescGZIP() []byte {
 }
 
 var file_meshgate_v1_replica_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_meshgate_v1_replica_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
+var file_meshgate_v1_replica_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
 var file_meshgate_v1_replica_proto_goTypes = []any{
 	(ReplicaCode)(0),        // 0: meshgate.v1.ReplicaCode
 	(ReplicaAction)(0),      // 1: meshgate.v1.ReplicaAction
@@ -1133,29 +1201,31 @@ var file_meshgate_v1_replica_proto_goTypes = []any{
 	(*ReplicaMembers)(nil),  // 8: meshgate.v1.ReplicaMembers
 	(*ReplicaProbe)(nil),    // 9: meshgate.v1.ReplicaProbe
 	(*ReplicaAdmit)(nil),    // 10: meshgate.v1.ReplicaAdmit
-	(*ReplicaChange)(nil),   // 11: meshgate.v1.ReplicaChange
-	(*ReplicaMember)(nil),   // 12: meshgate.v1.ReplicaMember
-	(*ReplicaResponse)(nil), // 13: meshgate.v1.ReplicaResponse
-	(*v1.RaftBatch)(nil),    // 14: v1.RaftBatch
+	(*ReplicaRemoved)(nil),  // 11: meshgate.v1.ReplicaRemoved
+	(*ReplicaChange)(nil),   // 12: meshgate.v1.ReplicaChange
+	(*ReplicaMember)(nil),   // 13: meshgate.v1.ReplicaMember
+	(*ReplicaResponse)(nil), // 14: meshgate.v1.ReplicaResponse
+	(*v1.RaftBatch)(nil),    // 15: v1.RaftBatch
 }
 var file_meshgate_v1_replica_proto_depIdxs = []int32{
 	0,  // 0: meshgate.v1.ReplicaStatus.code:type_name -> meshgate.v1.ReplicaCode
 	2,  // 1: meshgate.v1.ReplicaWelcome.status:type_name -> meshgate.v1.ReplicaStatus
 	6,  // 2: meshgate.v1.ReplicaRequest.ping:type_name -> meshgate.v1.ReplicaPing
-	14, // 3: meshgate.v1.ReplicaRequest.apply:type_name -> v1.RaftBatch
+	15, // 3: meshgate.v1.ReplicaRequest.apply:type_name -> v1.RaftBatch
 	7,  // 4: meshgate.v1.ReplicaRequest.read:type_name -> meshgate.v1.ReplicaRead
-	11, // 5: meshgate.v1.ReplicaRequest.change:type_name -> meshgate.v1.ReplicaChange
+	12, // 5: meshgate.v1.ReplicaRequest.change:type_name -> meshgate.v1.ReplicaChange
 	8,  // 6: meshgate.v1.ReplicaRequest.members:type_name -> meshgate.v1.ReplicaMembers
 	9,  // 7: meshgate.v1.ReplicaRequest.probe:type_name -> meshgate.v1.ReplicaProbe
 	10, // 8: meshgate.v1.ReplicaRequest.admit:type_name -> meshgate.v1.ReplicaAdmit
-	1,  // 9: meshgate.v1.ReplicaChange.action:type_name -> meshgate.v1.ReplicaAction
-	2,  // 10: meshgate.v1.ReplicaResponse.status:type_name -> meshgate.v1.ReplicaStatus
-	12, // 11: meshgate.v1.ReplicaResponse.members:type_name -> meshgate.v1.ReplicaMember
-	12, // [12:12] is the sub-list for method output_type
-	12, // [12:12] is the sub-list for method input_type
-	12, // [12:12] is the sub-list for extension type_name
-	12, // [12:12] is the sub-list for extension extendee
-	0,  // [0:12] is the sub-list for field type_name
+	11, // 9: meshgate.v1.ReplicaRequest.removed:type_name -> meshgate.v1.ReplicaRemoved
+	1,  // 10: meshgate.v1.ReplicaChange.action:type_name -> meshgate.v1.ReplicaAction
+	2,  // 11: meshgate.v1.ReplicaResponse.status:type_name -> meshgate.v1.ReplicaStatus
+	13, // 12: meshgate.v1.ReplicaResponse.members:type_name -> meshgate.v1.ReplicaMember
+	13, // [13:13] is the sub-list for method output_type
+	13, // [13:13] is the sub-list for method input_type
+	13, // [13:13] is the sub-list for extension type_name
+	13, // [13:13] is the sub-list for extension extendee
+	0,  // [0:13] is the sub-list for field type_name
 }
 
 func init() { file_meshgate_v1_replica_proto_init() }
@@ -1171,6 +1241,7 @@ func file_meshgate_v1_replica_proto_init() {
 		(*ReplicaRequest_Members)(nil),
 		(*ReplicaRequest_Probe)(nil),
 		(*ReplicaRequest_Admit)(nil),
+		(*ReplicaRequest_Removed)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -1178,7 +1249,7 @@ func file_meshgate_v1_replica_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_meshgate_v1_replica_proto_rawDesc), len(file_meshgate_v1_replica_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   12,
+			NumMessages:   13,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -19,7 +19,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file meshgate/v1/replica.proto.
  */
 export const file_meshgate_v1_replica: GenFile = /*@__PURE__*/
-  fileDesc("ChltZXNoZ2F0ZS92MS9yZXBsaWNhLnByb3RvEgttZXNoZ2F0ZS52MSJ/Cg1SZXBsaWNhU3RhdHVzEiYKBGNvZGUYASABKA4yGC5tZXNoZ2F0ZS52MS5SZXBsaWNhQ29kZRIPCgdtZXNzYWdlGAIgASgJEg4KBmxlYWRlchgDIAEoCRIWCg5sZWFkZXJfYWRkcmVzcxgEIAEoCRINCgVsZWFkcxgFIAEoCCIrCgxSZXBsaWNhSGVsbG8SDwoHY2x1c3RlchgBIAEoDBIKCgJ0bxgCIAEoCSI8Cg5SZXBsaWNhV2VsY29tZRIqCgZzdGF0dXMYASABKAsyGi5tZXNoZ2F0ZS52MS5SZXBsaWNhU3RhdHVzIuICCg5SZXBsaWNhUmVxdWVzdBIKCgJpZBgBIAEoBBISCgp0aW1lb3V0X21zGAIgASgEEigKBHBpbmcYAyABKAsyGC5tZXNoZ2F0ZS52MS5SZXBsaWNhUGluZ0gAEh4KBWFwcGx5GAQgASgLMg0udjEuUmFmdEJhdGNoSAASKAoEcmVhZBgFIAEoCzIYLm1lc2hnYXRlLnYxLlJlcGxpY2FSZWFkSAASLAoGY2hhbmdlGAYgASgLMhoubWVzaGdhdGUudjEuUmVwbGljYUNoYW5nZUgAEi4KB21lbWJlcnMYByABKAsyGy5tZXNoZ2F0ZS52MS5SZXBsaWNhTWVtYmVyc0gAEioKBXByb2JlGAggASgLMhkubWVzaGdhdGUudjEuUmVwbGljYVByb2JlSAASKgoFYWRtaXQYCSABKAsyGS5tZXNoZ2F0ZS52MS5SZXBsaWNhQWRtaXRIAEIGCgRjYWxsIg0KC1JlcGxpY2FQaW5nIg0KC1JlcGxpY2FSZWFkIhAKDlJlcGxpY2FNZW1iZXJzIg4KDFJlcGxpY2FQcm9iZSIuCgxSZXBsaWNhQWRtaXQSDwoHY2x1c3RlchgBIAEoDBINCgVub25jZRgCIAEoDCJYCg1SZXBsaWNhQ2hhbmdlEioKBmFjdGlvbhgBIAEoDjIaLm1lc2hnYXRlLnYxLlJlcGxpY2FBY3Rpb24SCgoCaWQYAiABKAkSDwoHYWRkcmVzcxgDIAEoCSKTAQoNUmVwbGljYU1lbWJlchIKCgJpZBgBIAEoCRIPCgdhZGRyZXNzGAIgASgJEg0KBXZvdGVyGAMgASgIEg4KBmxlYWRlchgEIAEoCBIVCg1jb250YWN0X2tub3duGAUgASgIEhIKCmNvbnRhY3RfbXMYBiABKAQSDgoGc3RvcmVkGAcgASgEEgsKA2xhZxgIIAEoBCKnAQoPUmVwbGljYVJlc3BvbnNlEgoKAmlkGAEgASgEEioKBnN0YXR1cxgCIAEoCzIaLm1lc2hnYXRlLnYxLlJlcGxpY2FTdGF0dXMSDwoHdmVyc2lvbhgDIAEoBBIrCgdtZW1iZXJzGAQgAygLMhoubWVzaGdhdGUudjEuUmVwbGljYU1lbWJlchIPCgdjbHVzdGVyGAUgASgMEg0KBW5vbmNlGAYgASgMKpYCCgtSZXBsaWNhQ29kZRITCg9SRVBMSUNBX0NPREVfT0sQABIXChNSRVBMSUNBX0NPREVfRkFJTEVEEAESGwoXUkVQTElDQV9DT0RFX05PVF9MRUFERVIQAhIaChZSRVBMSUNBX0NPREVfVU5DRVJUQUlOEAMSGQoVUkVQTElDQV9DT0RFX0NPTkZMSUNUEAQSFQoRUkVQTElDQV9DT0RFX0ZVTEwQBRIYChRSRVBMSUNBX0NPREVfSU5WQUxJRBAGEhsKF1JFUExJQ0FfQ09ERV9OT1RfTUVNQkVSEAcSFwoTUkVQTElDQV9DT0RFX1VOU0FGRRAIEh4KGlJFUExJQ0FfQ09ERV9PVEhFUl9DTFVTVEVSEAkq8gEKDVJlcGxpY2FBY3Rpb24SGgoWUkVQTElDQV9BQ1RJT05fVU5LTk9XThAAEhwKGFJFUExJQ0FfQUNUSU9OX0FERF9WT1RFUhABEh8KG1JFUExJQ0FfQUNUSU9OX0FERF9PQlNFUlZFUhACEhkKFVJFUExJQ0FfQUNUSU9OX1JFTU9WRRADEhoKFlJFUExJQ0FfQUNUSU9OX1BST01PVEUQBBIZChVSRVBMSUNBX0FDVElPTl9ERU1PVEUQBRIbChdSRVBMSUNBX0FDVElPTl9UUkFOU0ZFUhAGEhcKE1JFUExJQ0FfQUNUSU9OX01PVkUQB0I7WjlnaXRodWIuY29tL21lc2hnYXRlL21lc2hnYXRlL3Byb3RvL21lc2hnYXRlL3YxO21lc2hnYXRldjFiBnByb3RvMw", [file_v1_extensions]);
+  fileDesc("ChltZXNoZ2F0ZS92MS9yZXBsaWNhLnByb3RvEgttZXNoZ2F0ZS52MSJ/Cg1SZXBsaWNhU3RhdHVzEiYKBGNvZGUYASABKA4yGC5tZXNoZ2F0ZS52MS5SZXBsaWNhQ29kZRIPCgdtZXNzYWdlGAIgASgJEg4KBmxlYWRlchgDIAEoCRIWCg5sZWFkZXJfYWRkcmVzcxgEIAEoCRINCgVsZWFkcxgFIAEoCCIrCgxSZXBsaWNhSGVsbG8SDwoHY2x1c3RlchgBIAEoDBIKCgJ0bxgCIAEoCSI8Cg5SZXBsaWNhV2VsY29tZRIqCgZzdGF0dXMYASABKAsyGi5tZXNoZ2F0ZS52MS5SZXBsaWNhU3RhdHVzIpIDCg5SZXBsaWNhUmVxdWVzdBIKCgJpZBgBIAEoBBISCgp0aW1lb3V0X21zGAIgASgEEigKBHBpbmcYAyABKAsyGC5tZXNoZ2F0ZS52MS5SZXBsaWNhUGluZ0gAEh4KBWFwcGx5GAQgASgLMg0udjEuUmFmdEJhdGNoSAASKAoEcmVhZBgFIAEoCzIYLm1lc2hnYXRlLnYxLlJlcGxpY2FSZWFkSAASLAoGY2hhbmdlGAYgASgLMhoubWVzaGdhdGUudjEuUmVwbGljYUNoYW5nZUgAEi4KB21lbWJlcnMYByABKAsyGy5tZXNoZ2F0ZS52MS5SZXBsaWNhTWVtYmVyc0gAEioKBXByb2JlGAggASgLMhkubWVzaGdhdGUudjEuUmVwbGljYVByb2JlSAASKgoFYWRtaXQYCSABKAsyGS5tZXNoZ2F0ZS52MS5SZXBsaWNhQWRtaXRIABIuCgdyZW1vdmVkGAogASgLMhsubWVzaGdhdGUudjEuUmVwbGljYVJlbW92ZWRIAEIGCgRjYWxsIg0KC1JlcGxpY2FQaW5nIg0KC1JlcGxpY2FSZWFkIhAKDlJlcGxpY2FNZW1iZXJzIg4KDFJlcGxpY2FQcm9iZSIuCgxSZXBsaWNhQWRtaXQSDwoHY2x1c3RlchgBIAEoDBINCgVub25jZRgCIAEoDCIfCg5SZXBsaWNhUmVtb3ZlZBINCgVpbmRleBgBIAEoBCJYCg1SZXBsaWNhQ2hhbmdlEioKBmFjdGlvbhgBIAEoDjIaLm1lc2hnYXRlLnYxLlJlcGxpY2FBY3Rpb24SCgoCaWQYAiABKAkSDwoHYWRkcmVzcxgDIAEoCSKTAQoNUmVwbGljYU1lbWJlchIKCgJpZBgBIAEoCRIPCgdhZGRyZXNzGAIgASgJEg0KBXZvdGVyGAMgASgIEg4KBmxlYWRlchgEIAEoCBIVCg1jb250YWN0X2tub3duGAUgASgIEhIKCmNvbnRhY3RfbXMYBiABKAQSDgoGc3RvcmVkGAcgASgEEgsKA2xhZxgIIAEoBCKnAQoPUmVwbGljYVJlc3BvbnNlEgoKAmlkGAEgASgEEioKBnN0YXR1cxgCIAEoCzIaLm1lc2hnYXRlLnYxLlJlcGxpY2FTdGF0dXMSDwoHdmVyc2lvbhgDIAEoBBIrCgdtZW1iZXJzGAQgAygLMhoubWVzaGdhdGUudjEuUmVwbGljYU1lbWJlchIPCgdjbHVzdGVyGAUgASgMEg0KBW5vbmNlGAYgASgMKpYCCgtSZXBsaWNhQ29kZRITCg9SRVBMSUNBX0NPREVfT0sQABIXChNSRVBMSUNBX0NPREVfRkFJTEVEEAESGwoXUkVQTElDQV9DT0RFX05PVF9MRUFERVIQAhIaChZSRVBMSUNBX0NPREVfVU5DRVJUQUlOEAMSGQoVUkVQTElDQV9DT0RFX0NPTkZMSUNUEAQSFQoRUkVQTElDQV9DT0RFX0ZVTEwQBRIYChRSRVBMSUNBX0NPREVfSU5WQUxJRBAGEhsKF1JFUExJQ0FfQ09ERV9OT1RfTUVNQkVSEAcSFwoTUkVQTElDQV9DT0RFX1VOU0FGRRAIEh4KGlJFUExJQ0FfQ09ERV9PVEhFUl9DTFVTVEVSEAkq8gEKDVJlcGxpY2FBY3Rpb24SGgoWUkVQTElDQV9BQ1RJT05fVU5LTk9XThAAEhwKGFJFUExJQ0FfQUNUSU9OX0FERF9WT1RFUhABEh8KG1JFUExJQ0FfQUNUSU9OX0FERF9PQlNFUlZFUhACEhkKFVJFUExJQ0FfQUNUSU9OX1JFTU9WRRADEhoKFlJFUExJQ0FfQUNUSU9OX1BST01PVEUQBBIZChVSRVBMSUNBX0FDVElPTl9ERU1PVEUQBRIbChdSRVBMSUNBX0FDVElPTl9UUkFOU0ZFUhAGEhcKE1JFUExJQ0FfQUNUSU9OX01PVkUQB0I7WjlnaXRodWIuY29tL21lc2hnYXRlL21lc2hnYXRlL3Byb3RvL21lc2hnYXRlL3YxO21lc2hnYXRldjFiBnByb3RvMw", [file_v1_extensions]);
 
 /**
  * ReplicaStatus is how a call ended and who can do better.
@@ -202,6 +202,14 @@ export type ReplicaRequest = Message<"meshgate.v1.ReplicaRequest"> & {
      */
     value: ReplicaAdmit;
     case: "admit";
+  } | {
+    /**
+     * removed tells a replica that it does not belong to the cluster any more.
+     *
+     * @generated from field: meshgate.v1.ReplicaRemoved removed = 10;
+     */
+    value: ReplicaRemoved;
+    case: "removed";
   } | { case: undefined; value?: undefined };
 };
 
@@ -303,6 +311,28 @@ export const ReplicaAdmitSchema: GenMessage<ReplicaAdmit> = /*@__PURE__*/
   messageDesc(file_meshgate_v1_replica, 8);
 
 /**
+ * ReplicaRemoved tells a replica that the leader removed it from the cluster.
+ *
+ * @generated from message meshgate.v1.ReplicaRemoved
+ */
+export type ReplicaRemoved = Message<"meshgate.v1.ReplicaRemoved"> & {
+  /**
+   * index is one in the log of the leader, at or behind the removal. A replica
+   * that holds it, and is a member there, was added again since.
+   *
+   * @generated from field: uint64 index = 1;
+   */
+  index: bigint;
+};
+
+/**
+ * Describes the message meshgate.v1.ReplicaRemoved.
+ * Use `create(ReplicaRemovedSchema)` to create a new message.
+ */
+export const ReplicaRemovedSchema: GenMessage<ReplicaRemoved> = /*@__PURE__*/
+  messageDesc(file_meshgate_v1_replica, 9);
+
+/**
  * ReplicaChange changes who belongs to the cluster or who leads it.
  *
  * @generated from message meshgate.v1.ReplicaChange
@@ -335,7 +365,7 @@ export type ReplicaChange = Message<"meshgate.v1.ReplicaChange"> & {
  * Use `create(ReplicaChangeSchema)` to create a new message.
  */
 export const ReplicaChangeSchema: GenMessage<ReplicaChange> = /*@__PURE__*/
-  messageDesc(file_meshgate_v1_replica, 9);
+  messageDesc(file_meshgate_v1_replica, 10);
 
 /**
  * ReplicaMember is one replica of a cluster as its leader sees it.
@@ -405,7 +435,7 @@ export type ReplicaMember = Message<"meshgate.v1.ReplicaMember"> & {
  * Use `create(ReplicaMemberSchema)` to create a new message.
  */
 export const ReplicaMemberSchema: GenMessage<ReplicaMember> = /*@__PURE__*/
-  messageDesc(file_meshgate_v1_replica, 10);
+  messageDesc(file_meshgate_v1_replica, 11);
 
 /**
  * ReplicaResponse answers the request with the same id.
@@ -462,7 +492,7 @@ export type ReplicaResponse = Message<"meshgate.v1.ReplicaResponse"> & {
  * Use `create(ReplicaResponseSchema)` to create a new message.
  */
 export const ReplicaResponseSchema: GenMessage<ReplicaResponse> = /*@__PURE__*/
-  messageDesc(file_meshgate_v1_replica, 11);
+  messageDesc(file_meshgate_v1_replica, 12);
 
 /**
  * ReplicaCode is how a call ended.
