@@ -42,8 +42,8 @@ func (s *Store) AddObserver(ctx context.Context, id, address string) error {
 	return s.change(ctx, change{pb.ReplicaAction_REPLICA_ACTION_ADD_OBSERVER, id, address})
 }
 
-// Remove takes a replica out of the cluster. The leader hands its role over
-// before it is removed.
+// Remove takes a replica out of the cluster, and tells it so if it is in reach.
+// The leader hands its role over before it is removed.
 func (s *Store) Remove(ctx context.Context, id string) error {
 	return s.change(ctx, change{pb.ReplicaAction_REPLICA_ACTION_REMOVE, id, ""})
 }
@@ -108,7 +108,9 @@ func (s *Store) changeHere(ctx context.Context, c change, peer string) error {
 		return s.add(ctx, c.id, c.address, true)
 	case pb.ReplicaAction_REPLICA_ACTION_ADD_OBSERVER:
 		return s.add(ctx, c.id, c.address, false)
-	case pb.ReplicaAction_REPLICA_ACTION_REMOVE, pb.ReplicaAction_REPLICA_ACTION_DEMOTE:
+	case pb.ReplicaAction_REPLICA_ACTION_REMOVE:
+		return s.remove(ctx, c, peer)
+	case pb.ReplicaAction_REPLICA_ACTION_DEMOTE:
 		return s.takeVote(ctx, c)
 	case pb.ReplicaAction_REPLICA_ACTION_PROMOTE:
 		return s.promote(ctx, c.id)

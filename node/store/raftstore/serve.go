@@ -81,6 +81,8 @@ func (s *Store) answer(ctx context.Context, req *pb.ReplicaRequest, peer string)
 		resp.Cluster, resp.Nonce = s.identity.probe()
 	case *pb.ReplicaRequest_Admit:
 		err = s.admit(call.Admit)
+	case *pb.ReplicaRequest_Removed:
+		err = s.dismissed(call.Removed, peer)
 	case *pb.ReplicaRequest_Apply:
 		resp.Version, err = s.applyHere(ctx, store.BatchFromProto(call.Apply))
 	case *pb.ReplicaRequest_Read:

@@ -43,7 +43,9 @@ func (s *Store) upkeep() {
 	defer ticker.Stop()
 	var last []raft.Server
 	var told reach
-	lost := 0 // ticks without a leader
+	lost := 0           // ticks without a leader
+	var since time.Time // of the first of them
+	orphan := false     // looked for since then whether it has a seat
 	for {
 		changed := false
 		select {
@@ -71,8 +73,15 @@ func (s *Store) upkeep() {
 		case role.leader != "":
 			lost = 0
 		case len(servers) > 0:
-			if lost++; lost > 2 {
+			if lost++; lost == 1 {
+				since, orphan = time.Now(), false
+			}
+			if lost > 2 {
 				s.seekLeader(ctx, servers)
+			}
+			if !orphan && time.Since(since) >= orphanElections*s.election {
+				orphan = true
+				s.orphaned(servers)
 			}
 		}
 	}
