@@ -34,18 +34,12 @@ type backupOutput struct {
 }
 
 func (a *app) backupCommand() *cobra.Command {
-	var stale bool
-	cmd := a.onGateway("backup FILE", "write the state of the mesh to a file",
+	return a.onGateway("backup FILE", "write the state of the mesh to a file",
 		"backup writes the whole state at one moment, while the mesh goes on, and checks it. The file\n"+
 			"holds no private keys: keep "+nodeKeyFile+" of a gateway's data directory as well. It holds the\n"+
 			"hashes of tokens and the secret of TURN credentials: keep it as you keep keys.\n"+
 			"A file that is there is replaced once the new one is whole.",
-		args(cobra.ExactArgs(1), "the file to write"),
-		func(ctx context.Context, c *peer.Public, given []string) error {
-			return a.backup(ctx, calls{Public: c, stale: stale}, given[0])
-		})
-	cmd.Flags().BoolVar(&stale, "stale", false, "take what the gateway knows, also without a leader, such as when the other gateways are gone for good; the last changes may be missing")
-	return cmd
+		args(cobra.ExactArgs(1), "the file to write"), a.backup)
 }
 
 // nodeKeyFile is the identity of a gateway inside its data directory.
@@ -53,8 +47,8 @@ const nodeKeyFile = "node.key"
 
 // backup writes beside the file first, so that a backup that breaks off does not
 // cost the last good one.
-func (a *app) backup(ctx context.Context, c calls, file string) (err error) {
-	f, err := os.CreateTemp(filepath.Dir(file), ".backup-*") // with mode 0600
+func (a *app) backup(ctx context.Context, c *peer.Public, given []string) (err error) {
+	f, err := os.CreateTemp(filepath.Dir(given[0]), ".backup-*") // with mode 0600
 	if err != nil {
 		return err
 	}
@@ -64,9 +58,6 @@ func (a *app) backup(ctx context.Context, c calls, file string) (err error) {
 		}
 	}()
 	if err := fetchBackup(ctx, c, f); err != nil {
-		if !c.stale && connect.CodeOf(err) == connect.CodeUnavailable {
-			return fmt.Errorf("backup: %w; with --stale, backup takes what this gateway knows", err)
-		}
 		return fmt.Errorf("backup: %w", err)
 	}
 	if _, err := f.Seek(0, io.SeekStart); err != nil {
@@ -79,17 +70,17 @@ func (a *app) backup(ctx context.Context, c calls, file string) (err error) {
 	if err := f.Sync(); err != nil {
 		return err
 	}
-	if err := os.Rename(f.Name(), file); err != nil {
+	if err := os.Rename(f.Name(), given[0]); err != nil {
 		return err
 	}
 	if err := f.Close(); err != nil {
 		return err
 	}
-	return a.printBackup("backed up to", file, info)
+	return a.printBackup("backed up to", given[0], info)
 }
 
-func fetchBackup(ctx context.Context, c calls, w io.Writer) error {
-	stream, err := c.Cluster().Backup(ctx, ask(c, &meshgatev1.BackupRequest{}))
+func fetchBackup(ctx context.Context, c *peer.Public, w io.Writer) error {
+	stream, err := c.Cluster().Backup(ctx, connect.NewRequest(&meshgatev1.BackupRequest{}))
 	if err != nil {
 		return err
 	}

@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
-	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -88,13 +87,6 @@ func (leaderless) ListNodes(context.Context, *connect.Request[emptypb.Empty]) (*
 	return nil, connect.NewError(connect.CodeUnavailable, errors.New("unavailable: no leader of the state answered within 5s"))
 }
 
-func (leaderless) Backup(_ context.Context, r *connect.Request[meshgatev1.BackupRequest], _ *connect.ServerStream[meshgatev1.BackupResponse]) error {
-	if r.Header().Get("X-Meshgate-Stale") == "true" {
-		return nil // nothing, which is not whole
-	}
-	return connect.NewError(connect.CodeUnavailable, errors.New("unavailable: no leader of the state answered within 5s"))
-}
-
 func (leaderless) Status(context.Context, *connect.Request[meshgatev1.StatusRequest]) (*connect.Response[meshgatev1.StatusResponse], error) {
 	return connect.NewResponse(&meshgatev1.StatusResponse{
 		GatewayId: "gw1", Trouble: "no leader: start gw2",
@@ -112,14 +104,11 @@ func TestWithoutALeader_SaysWhatToDo(t *testing.T) {
 	s.Config.Protocols.SetUnencryptedHTTP2(true)
 	s.Start()
 	defer s.Close()
-	file := filepath.Join(t.TempDir(), "mesh.backup")
 	for _, tt := range []struct {
 		line           string
 		stdout, stderr []string
 	}{
 		{"get nodes", nil, []string{"no leader", "with --stale"}},
-		{"backup " + file, nil, []string{"no leader", "with --stale"}},
-		{"backup --stale " + file, nil, []string{"not whole"}},
 		{"cluster status", []string{"gw1 voter answers", "gw2 voter not known (out of reach)"}, []string{"no leader: start gw2"}},
 		{"cluster status -o json", []string{`"trouble":`}, []string{"no leader: start gw2"}},
 	} {

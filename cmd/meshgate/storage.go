@@ -103,11 +103,7 @@ func (s storage) Transfer(ctx context.Context, id mesh.NodeID) error {
 }
 
 // Backup implements api.Replicas.
-func (s storage) Backup(ctx context.Context, w io.Writer, stale bool) error {
-	if stale {
-		_, err := s.store.BackupHere(w)
-		return storageError(err)
-	}
+func (s storage) Backup(ctx context.Context, w io.Writer) error {
 	_, err := s.store.Backup(ctx, w)
 	return storageError(err)
 }

@@ -43,8 +43,8 @@ type Replicas interface {
 	Remove(ctx context.Context, id mesh.NodeID) error
 	// Transfer makes another voter lead; the empty id: any.
 	Transfer(ctx context.Context, id mesh.NodeID) error
-	// Backup writes the whole state to w; stale: what this gateway knows of it.
-	Backup(ctx context.Context, w io.Writer, stale bool) error
+	// Backup writes the whole state to w.
+	Backup(ctx context.Context, w io.Writer) error
 }
 
 // Replica is a gateway that keeps the state.
@@ -159,15 +159,14 @@ func (c *clusterService) TransferLeadership(ctx context.Context, req *connect.Re
 	return connect.NewResponse(&meshgatev1.TransferLeadershipResponse{}), c.orAbsent(id, c.replicas.Transfer(ctx, id))
 }
 
-// Backup sends the whole state, or, with HeaderStale, what of it is known here. A
-// client that does not read holds up nobody: the
+// Backup sends the whole state. A client that does not read holds up nobody: the
 // state was frozen, and the stream has a deadline for each part.
-func (c *clusterService) Backup(ctx context.Context, req *connect.Request[meshgatev1.BackupRequest], stream *connect.ServerStream[meshgatev1.BackupResponse]) error {
+func (c *clusterService) Backup(ctx context.Context, _ *connect.Request[meshgatev1.BackupRequest], stream *connect.ServerStream[meshgatev1.BackupResponse]) error {
 	if err := c.keeps(); err != nil {
 		return err
 	}
 	w := &partWriter{stream: stream}
-	if err := c.replicas.Backup(ctx, w, Stale(req.Header())); err != nil {
+	if err := c.replicas.Backup(ctx, w); err != nil {
 		return err
 	}
 	return w.flush()

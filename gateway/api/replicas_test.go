@@ -56,8 +56,7 @@ func (r *fakeReplicas) Transfer(_ context.Context, id mesh.NodeID) error {
 	return r.note("transfer", id)
 }
 
-func (r *fakeReplicas) Backup(_ context.Context, w io.Writer, stale bool) error {
-	r.calls = append(r.calls, fmt.Sprintf("backup stale=%v", stale))
+func (r *fakeReplicas) Backup(_ context.Context, w io.Writer) error {
 	for rest := r.backup; len(rest) > 0; { // in pieces that fit no part
 		n := min(len(rest), backupPart/2+3)
 		if _, err := w.Write(rest[:n]); err != nil {
@@ -175,17 +174,13 @@ func TestCluster_TroubleSaysWhatToDo(t *testing.T) {
 }
 
 // backedUp is what arrives of a backup.
-func backedUp(t *testing.T, r *fakeReplicas, header ...string) ([]byte, error) {
+func backedUp(t *testing.T, r *fakeReplicas) ([]byte, error) {
 	t.Helper()
 	mux := http.NewServeMux()
 	mux.Handle(meshgatev1connect.NewClusterHandler(&clusterService{state: testFake(t), replicas: r}))
 	s := httptest.NewServer(mux)
 	defer s.Close()
-	req := connect.NewRequest(&meshgatev1.BackupRequest{})
-	for _, name := range header {
-		req.Header().Set(name, "true")
-	}
-	stream, err := meshgatev1connect.NewClusterClient(s.Client(), s.URL).Backup(t.Context(), req)
+	stream, err := meshgatev1connect.NewClusterClient(s.Client(), s.URL).Backup(t.Context(), connect.NewRequest(&meshgatev1.BackupRequest{}))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -209,15 +204,6 @@ func TestCluster_BackupArrivesWhole(t *testing.T) {
 	}
 	if _, err := backedUp(t, &fakeReplicas{backup: []byte("x"), err: mesh.ErrUnavailable}); err == nil {
 		t.Error("a backup that broke off looks whole")
-	}
-	r := &fakeReplicas{backup: []byte("x")}
-	for _, header := range [][]string{nil, {HeaderStale}} {
-		if _, err := backedUp(t, r, header...); err != nil {
-			t.Error(err)
-		}
-	}
-	if got := strings.Join(r.calls, ", "); got != "backup stale=false, backup stale=true" {
-		t.Errorf("asked for %s", got)
 	}
 }
 

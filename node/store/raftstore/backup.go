@@ -51,12 +51,6 @@ func (s *Store) Backup(ctx context.Context, w io.Writer) (BackupInfo, error) {
 	if err := s.Sync(ctx); err != nil {
 		return BackupInfo{}, fmt.Errorf("backup: %w", err)
 	}
-	return s.BackupHere(w)
-}
-
-// BackupHere is Backup of what this replica holds, also without a leader: the
-// last changes that were acknowledged may be missing.
-func (s *Store) BackupHere(w io.Writer) (BackupInfo, error) {
 	entries, version := s.state.Freeze()
 	info := BackupInfo{Time: time.Now().UTC().Round(0), Version: version}
 	for range entries {
