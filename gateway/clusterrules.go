@@ -26,6 +26,6 @@ func clusterRules() map[string]rule {
 		meshgatev1connect.ClusterTransferLeadershipProcedure: give,
 		meshgatev1connect.ClusterDemoteProcedure:             change(take),
 		meshgatev1connect.ClusterRemoveProcedure:             change(take, mesh.Action{Resource: observers, Verb: v1.RuleVerb_VERB_DELETE}),
-		meshgatev1connect.ClusterBackupProcedure:             {access: identified, needs: everything, fresh: always},
+		meshgatev1connect.ClusterBackupProcedure:             {access: identified, needs: everything, fresh: unlessStale},
 	}
 }

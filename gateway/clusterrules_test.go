@@ -35,3 +35,20 @@ func TestClusterRules_TakeWhatTheySay(t *testing.T) {
 		}
 	}
 }
+
+// A mesh that lost its majority is got out of the gateway that is left: to
+// those who say so. Whatever changes something wants a leader.
+func TestClusterRules_OnlyABackupMayBeStale(t *testing.T) {
+	for procedure, r := range clusterRules() {
+		want := always
+		switch procedure {
+		case meshgatev1connect.ClusterBackupProcedure:
+			want = unlessStale
+		case meshgatev1connect.ClusterStatusProcedure:
+			want = known
+		}
+		if r.fresh != want {
+			t.Errorf("%s: got freshness %v, want %v", procedure, r.fresh, want)
+		}
+	}
+}

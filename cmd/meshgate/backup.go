@@ -15,7 +15,9 @@ import (
 
 	"connectrpc.com/connect"
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
+	"github.com/meshgate/meshgate/gateway/api"
 	"github.com/meshgate/meshgate/node"
 	"github.com/meshgate/meshgate/node/mesh"
 	"github.com/meshgate/meshgate/node/peer"
@@ -33,54 +35,139 @@ type backupOutput struct {
 	Keys    int       `json:"keys"`
 }
 
+// backupOptions say what a backup is taken of.
+type backupOptions struct {
+	// stale takes what the gateway holds, without a leader.
+	stale bool
+	// offline reads the directory of a gateway that does not run.
+	offline bool
+}
+
 func (a *app) backupCommand() *cobra.Command {
-	return a.onGateway("backup FILE", "write the state of the mesh to a file",
-		"backup writes the whole state at one moment, while the mesh goes on, and checks it. The file\n"+
-			"holds no private keys: keep "+nodeKeyFile+" of a gateway's data directory as well. It holds the\n"+
-			"hashes of tokens and the secret of TURN credentials: keep it as you keep keys.\n"+
-			"A file that is there is replaced once the new one is whole.",
-		args(cobra.ExactArgs(1), "the file to write"), a.backup)
+	var o backupOptions
+	var from access
+	cmd := &cobra.Command{
+		Use: "backup FILE", Short: "write the state of the mesh to a file",
+		Long: "backup writes the whole state at one moment, while the mesh goes on, and checks it. The file\n" +
+			"holds no private keys: keep " + nodeKeyFile + " of a gateway's data directory as well. It holds the\n" +
+			"hashes of tokens and the secret of TURN credentials: keep it as you keep keys.\n" +
+			"A file that is there is replaced once the new one is whole.\n" +
+			"When the majority of the gateways is gone for good, --stale takes what one that runs holds, and\n" +
+			"--offline what is in the --data-dir of one that does not run.",
+		Args: args(cobra.ExactArgs(1), "the file to write"),
+		RunE: func(cmd *cobra.Command, given []string) error {
+			if o.offline {
+				return a.backupOffline(cmd.Flags(), &from, o, given[0])
+			}
+			gate, err := from.dial(cmd.Flags())
+			if err != nil {
+				return err
+			}
+			defer gate.Close()
+			return a.backup(cmd.Context(), gate, o, given[0])
+		},
+	}
+	from.registerServer(cmd.Flags())
+	cmd.Flags().BoolVar(&o.stale, "stale", false, "take what the gateway holds, also without a leader; the last changes may be missing")
+	cmd.Flags().BoolVar(&o.offline, "offline", false, "read --data-dir of a gateway that does not run, and ask nobody")
+	return cmd
 }
 
 // nodeKeyFile is the identity of a gateway inside its data directory.
 const nodeKeyFile = "node.key"
 
-// backup writes beside the file first, so that a backup that breaks off does not
-// cost the last good one.
-func (a *app) backup(ctx context.Context, c *peer.Public, given []string) (err error) {
-	f, err := os.CreateTemp(filepath.Dir(given[0]), ".backup-*") // with mode 0600
+// backup takes one of a gateway that runs.
+func (a *app) backup(ctx context.Context, c *peer.Public, o backupOptions, file string) error {
+	info, err := writeBackup(file, func(w io.Writer) error {
+		if err := fetchBackup(ctx, c, o.stale, w); err != nil {
+			return fmt.Errorf("backup: %w", staleAdvice(o, err))
+		}
+		return nil
+	})
 	if err != nil {
 		return err
+	}
+	if o.stale {
+		fmt.Fprintf(a.stderr, "this is what the gateway held, up to version %d: changes that others acknowledged without it are missing\n", info.Version)
+	}
+	return a.printBackup("backed up to", file, info)
+}
+
+// staleAdvice adds to an error of a backup that wants a majority what to do
+// without one.
+func staleAdvice(o backupOptions, err error) error {
+	if !o.stale && connect.CodeOf(err) == connect.CodeUnavailable {
+		return fmt.Errorf("%w; if the majority is gone for good, take what this gateway holds with --stale, or --offline while it does not run", err)
+	}
+	return err
+}
+
+// backupOffline takes a backup of a directory that no gateway uses.
+func (a *app) backupOffline(f *pflag.FlagSet, from *access, o backupOptions, file string) error {
+	if err := fromSources(f, ""); err != nil {
+		return err
+	}
+	switch {
+	case o.stale:
+		return usagef("--offline reads what is on disk, --stale asks a gateway that runs; give one")
+	case f.Changed("server") || f.Changed("context"):
+		return usagef("--offline asks no gateway: leave --server and --context out, and give --data-dir")
+	case from.dataDir == "":
+		return usagef("--offline needs the --data-dir of a gateway that does not run")
+	}
+	state := filepath.Join(from.dataDir, stateDir)
+	info, err := writeBackup(file, func(w io.Writer) error {
+		_, err := raftstore.BackupDir(state, w)
+		if errors.Is(err, raftstore.ErrInUse) {
+			return fmt.Errorf("%w: stop the gateway first, or ask it with --stale instead of --offline", err)
+		}
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(a.stderr, "this is what %s held, up to version %d: changes that others acknowledged without it are missing,\n"+
+		"and its last ones may have been acknowledged to nobody\n", state, info.Version)
+	return a.printBackup("backed up to", file, info)
+}
+
+// writeBackup writes beside the file first, so that a backup that breaks off
+// does not cost the last good one, and checks what fetch wrote.
+func writeBackup(file string, fetch func(io.Writer) error) (_ raftstore.BackupInfo, err error) {
+	f, err := os.CreateTemp(filepath.Dir(file), ".backup-*") // with mode 0600
+	if err != nil {
+		return raftstore.BackupInfo{}, err
 	}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, f.Close(), os.Remove(f.Name()))
 		}
 	}()
-	if err := fetchBackup(ctx, c, f); err != nil {
-		return fmt.Errorf("backup: %w", err)
+	if err := fetch(f); err != nil {
+		return raftstore.BackupInfo{}, err
 	}
 	if _, err := f.Seek(0, io.SeekStart); err != nil {
-		return err
+		return raftstore.BackupInfo{}, err
 	}
 	info, err := raftstore.Verify(f)
 	if err != nil {
-		return fmt.Errorf("what arrived is not whole, try again: %w", err)
+		return info, fmt.Errorf("what arrived is not whole, try again: %w", err)
 	}
 	if err := f.Sync(); err != nil {
-		return err
+		return info, err
 	}
-	if err := os.Rename(f.Name(), given[0]); err != nil {
-		return err
+	if err := os.Rename(f.Name(), file); err != nil {
+		return info, err
 	}
-	if err := f.Close(); err != nil {
-		return err
-	}
-	return a.printBackup("backed up to", given[0], info)
+	return info, f.Close()
 }
 
-func fetchBackup(ctx context.Context, c *peer.Public, w io.Writer) error {
-	stream, err := c.Cluster().Backup(ctx, connect.NewRequest(&meshgatev1.BackupRequest{}))
+func fetchBackup(ctx context.Context, c *peer.Public, stale bool, w io.Writer) error {
+	req := connect.NewRequest(&meshgatev1.BackupRequest{})
+	if stale {
+		req.Header().Set(api.HeaderStale, "true")
+	}
+	stream, err := c.Cluster().Backup(ctx, req)
 	if err != nil {
 		return err
 	}

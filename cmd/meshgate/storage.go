@@ -108,6 +108,12 @@ func (s storage) Backup(ctx context.Context, w io.Writer) error {
 	return storageError(err)
 }
 
+// BackupStale implements api.Replicas.
+func (s storage) BackupStale(w io.Writer) error {
+	_, err := s.store.BackupStale(w)
+	return storageError(err)
+}
+
 // storageError adds to an error of the storage what it means to callers of the
 // API. That a replica does not answer may pass.
 func storageError(err error) error {

@@ -45,6 +45,8 @@ type Replicas interface {
 	Transfer(ctx context.Context, id mesh.NodeID) error
 	// Backup writes the whole state to w.
 	Backup(ctx context.Context, w io.Writer) error
+	// BackupStale writes what this gateway holds of the state, without a leader.
+	BackupStale(w io.Writer) error
 }
 
 // Replica is a gateway that keeps the state.
@@ -159,14 +161,19 @@ func (c *clusterService) TransferLeadership(ctx context.Context, req *connect.Re
 	return connect.NewResponse(&meshgatev1.TransferLeadershipResponse{}), c.orAbsent(id, c.replicas.Transfer(ctx, id))
 }
 
-// Backup sends the whole state. A client that does not read holds up nobody: the
+// Backup sends the whole state; with HeaderStale what this gateway holds of it,
+// for a mesh that has lost its majority. A client that does not read holds up nobody: the
 // state was frozen, and the stream has a deadline for each part.
-func (c *clusterService) Backup(ctx context.Context, _ *connect.Request[meshgatev1.BackupRequest], stream *connect.ServerStream[meshgatev1.BackupResponse]) error {
+func (c *clusterService) Backup(ctx context.Context, req *connect.Request[meshgatev1.BackupRequest], stream *connect.ServerStream[meshgatev1.BackupResponse]) error {
 	if err := c.keeps(); err != nil {
 		return err
 	}
 	w := &partWriter{stream: stream}
-	if err := c.replicas.Backup(ctx, w); err != nil {
+	write := func() error { return c.replicas.Backup(ctx, w) }
+	if Stale(req.Header()) {
+		write = func() error { return c.replicas.BackupStale(w) }
+	}
+	if err := write(); err != nil {
 		return err
 	}
 	return w.flush()

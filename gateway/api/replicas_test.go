@@ -56,6 +56,11 @@ func (r *fakeReplicas) Transfer(_ context.Context, id mesh.NodeID) error {
 	return r.note("transfer", id)
 }
 
+func (r *fakeReplicas) BackupStale(w io.Writer) error {
+	_, err := w.Write([]byte("what is known"))
+	return err
+}
+
 func (r *fakeReplicas) Backup(_ context.Context, w io.Writer) error {
 	for rest := r.backup; len(rest) > 0; { // in pieces that fit no part
 		n := min(len(rest), backupPart/2+3)
@@ -173,14 +178,16 @@ func TestCluster_TroubleSaysWhatToDo(t *testing.T) {
 	}
 }
 
-// backedUp is what arrives of a backup.
-func backedUp(t *testing.T, r *fakeReplicas) ([]byte, error) {
+// backedUp is what arrives of a backup, of which stale says how it is asked for.
+func backedUp(t *testing.T, r *fakeReplicas, stale string) ([]byte, error) {
 	t.Helper()
 	mux := http.NewServeMux()
 	mux.Handle(meshgatev1connect.NewClusterHandler(&clusterService{state: testFake(t), replicas: r}))
 	s := httptest.NewServer(mux)
 	defer s.Close()
-	stream, err := meshgatev1connect.NewClusterClient(s.Client(), s.URL).Backup(t.Context(), connect.NewRequest(&meshgatev1.BackupRequest{}))
+	req := connect.NewRequest(&meshgatev1.BackupRequest{})
+	req.Header().Set(HeaderStale, stale)
+	stream, err := meshgatev1connect.NewClusterClient(s.Client(), s.URL).Backup(t.Context(), req)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -198,12 +205,20 @@ func backedUp(t *testing.T, r *fakeReplicas) ([]byte, error) {
 func TestCluster_BackupArrivesWhole(t *testing.T) {
 	for _, size := range []int{0, 1, backupPart - 1, backupPart, backupPart + 1, 5*backupPart + 17} {
 		want := bytes.Repeat([]byte{1, 2, 3, 5, 7, 11, 13}, size/7+1)[:size]
-		if got, err := backedUp(t, &fakeReplicas{backup: want}); err != nil || !bytes.Equal(got, want) {
+		if got, err := backedUp(t, &fakeReplicas{backup: want}, "false"); err != nil || !bytes.Equal(got, want) {
 			t.Errorf("%d bytes: got %d, %v", size, len(got), err)
 		}
 	}
-	if _, err := backedUp(t, &fakeReplicas{backup: []byte("x"), err: mesh.ErrUnavailable}); err == nil {
+	if _, err := backedUp(t, &fakeReplicas{backup: []byte("x"), err: mesh.ErrUnavailable}, ""); err == nil {
 		t.Error("a backup that broke off looks whole")
+	}
+}
+
+// Without a leader a gateway still gives what it holds, to those who say so.
+func TestCluster_BackupStale(t *testing.T) {
+	got, err := backedUp(t, &fakeReplicas{err: mesh.ErrUnavailable}, "true")
+	if err != nil || string(got) != "what is known" {
+		t.Errorf("got %q, %v", got, err)
 	}
 }
 

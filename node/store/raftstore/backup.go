@@ -20,6 +20,7 @@ import (
 	"github.com/hashicorp/raft"
 
 	"github.com/meshgate/meshgate/node/store"
+	"github.com/meshgate/meshgate/node/store/kv"
 )
 
 // A backup is a header, the state as a snapshot holds it, and a trailer:
@@ -51,7 +52,15 @@ func (s *Store) Backup(ctx context.Context, w io.Writer) (BackupInfo, error) {
 	if err := s.Sync(ctx); err != nil {
 		return BackupInfo{}, fmt.Errorf("backup: %w", err)
 	}
-	entries, version := s.state.Freeze()
+	return writeBackup(w, s.state)
+}
+
+// BackupStale is Backup of what this replica holds, at once and without a
+// leader. What a majority acknowledged and did not send here is not in it.
+func (s *Store) BackupStale(w io.Writer) (BackupInfo, error) { return writeBackup(w, s.state) }
+
+func writeBackup(w io.Writer, state *kv.State) (BackupInfo, error) {
+	entries, version := state.Freeze()
 	info := BackupInfo{Time: time.Now().UTC().Round(0), Version: version}
 	for range entries {
 		info.Keys++

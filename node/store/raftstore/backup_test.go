@@ -4,12 +4,17 @@ package raftstore_test
 
 import (
 	"bytes"
+	"context"
 	"errors"
+	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"testing/iotest"
+	"testing/synctest"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -141,5 +146,86 @@ func TestRestore_Refuses(t *testing.T) {
 	}
 	if _, err := os.Stat(fresh); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("a refused restore left a directory: %v", err)
+	}
+}
+
+// TestBackupStale_WithoutAMajority takes a backup of a replica that is the only
+// one left, while it runs and after that, and grows a cluster from it.
+func TestBackupStale_WithoutAMajority(t *testing.T) {
+	dir := t.TempDir()
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, dir, "a", "b", "c")
+		id, s := c.follower()
+		fill(t, s)
+		want := list(t, s)
+		for other, r := range c.replicas {
+			if other != id {
+				closeNow(t, r)
+				delete(c.replicas, other)
+			}
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		if _, err := s.Backup(ctx, io.Discard); err == nil {
+			t.Fatal("a fresh backup without a majority")
+		}
+		var running, stopped bytes.Buffer
+		info, err := s.BackupStale(&running)
+		if err != nil || info.Version != s.Version() || info.Keys != len(want) {
+			t.Fatalf("got %+v, %v, want %d keys at version %d", info, err, len(want), s.Version())
+		}
+		of := filepath.Join(dir, id)
+		if _, err := raftstore.BackupDir(of, io.Discard); !errors.Is(err, raftstore.ErrInUse) {
+			t.Errorf("of a directory in use: got %v, want ErrInUse", err)
+		}
+		delete(c.replicas, id)
+		closeNow(t, s)
+		for range 2 { // reading it changes nothing
+			stopped.Reset()
+			if got, err := raftstore.BackupDir(of, &stopped); err != nil || got.Version != info.Version || got.Keys != info.Keys {
+				t.Fatalf("of the directory: got %+v, %v, want %+v", got, err, info)
+			}
+		}
+		for name, data := range map[string][]byte{"running": running.Bytes(), "stopped": stopped.Bytes()} {
+			to := filepath.Join(dir, "restored-"+name)
+			if _, err := raftstore.Restore(to, id, bytes.NewReader(data)); err != nil {
+				t.Fatal(err)
+			}
+			r := mustOpen(t, raftstore.Config{Dir: to, ID: id})
+			if diff := cmp.Diff(want, list(t, r)); diff != "" {
+				t.Errorf("%s (-acknowledged +restored):\n%s", name, diff)
+			}
+			closeNow(t, r)
+		}
+	})
+}
+
+// TestBackupDir_OfSnapshotAndLog reads a directory whose log begins behind its
+// snapshot.
+func TestBackupDir_OfSnapshotAndLog(t *testing.T) {
+	dir := t.TempDir()
+	s := mustOpen(t, raftstore.Config{Dir: dir, TrailingLogs: 1})
+	fill(t, s)
+	if err := s.Snapshot(); err != nil {
+		t.Fatal(err)
+	}
+	put(t, s, store.Op{Key: "behind the snapshot"})
+	want, version := len(list(t, s)), s.Version()
+	closeNow(t, s)
+	info, err := raftstore.BackupDir(dir, io.Discard)
+	if err != nil || info.Keys != want || info.Version != version {
+		t.Errorf("got %+v, %v, want %d keys at version %d", info, err, want, version)
+	}
+}
+
+func TestBackupDir_OfNothing(t *testing.T) {
+	dir := t.TempDir()
+	for _, of := range []string{"", dir, filepath.Join(dir, "absent")} {
+		if _, err := raftstore.BackupDir(of, io.Discard); !errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), "no state of a gateway") {
+			t.Errorf("of %q: got %v", of, err)
+		}
+	}
+	if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
+		t.Errorf("it made %v (%v)", left, err)
 	}
 }
