@@ -82,6 +82,11 @@ func (f *Front) Close() error {
 // Listener accepts what is for no stream. Closing it leaves the streams alone.
 func (f *Front) Listener() net.Listener { return frontListener{f} }
 
+// Loan is a listener like Listener whose Close ends only itself.
+func (f *Front) Loan() net.Listener {
+	return &frontLoan{frontListener: frontListener{f}, over: make(chan struct{})}
+}
+
 // run accepts connections until Close.
 func (f *Front) run(ctx context.Context) {
 	for {
@@ -235,9 +240,14 @@ func (c *replayed) Read(p []byte) (int, error) {
 type frontListener struct{ front *Front }
 
 // Accept implements net.Listener.
-func (l frontListener) Accept() (net.Conn, error) {
+func (l frontListener) Accept() (net.Conn, error) { return l.accept(nil) }
+
+// accept accepts until the listener is closed, or over is.
+func (l frontListener) accept(over <-chan struct{}) (net.Conn, error) {
 	select {
 	case <-l.front.quiet:
+		return nil, net.ErrClosed
+	case <-over:
 		return nil, net.ErrClosed
 	default:
 	}
@@ -246,6 +256,7 @@ func (l frontListener) Accept() (net.Conn, error) {
 		return conn, nil
 	case <-l.front.quiet:
 	case <-l.front.done:
+	case <-over:
 	}
 	return nil, net.ErrClosed
 }
@@ -258,3 +269,19 @@ func (l frontListener) Close() error {
 
 // Addr implements net.Listener.
 func (l frontListener) Addr() net.Addr { return l.front.listener.Addr() }
+
+// frontLoan is a frontListener on loan.
+type frontLoan struct {
+	frontListener
+	once sync.Once
+	over chan struct{}
+}
+
+// Accept implements net.Listener.
+func (l *frontLoan) Accept() (net.Conn, error) { return l.accept(l.over) }
+
+// Close implements net.Listener.
+func (l *frontLoan) Close() error {
+	l.once.Do(func() { close(l.over) })
+	return nil
+}

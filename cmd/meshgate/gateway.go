@@ -67,6 +67,8 @@ type gatewayProcess struct {
 	icePort   uint16     // of DataChannels that end here
 	iceAddr   netip.Addr // that the port is open on; unspecified: on all
 	host      hostAddrs
+	// stopEarly ends what answers before the gateway serves.
+	stopEarly func()
 	// relayUsers knows whom TURN credentials were given to.
 	relayUsers *gateway.RelayUsers
 }
@@ -175,9 +177,11 @@ func (p *gatewayProcess) run(ctx context.Context, onReady func() error) error {
 		p.handOver(context.WithoutCancel(ctx))
 	}()
 	defer func() { cancel(nil); <-watched }()
+	p.stopEarly = p.answerEarly(ctx, earlyAfter)
 	err := runNode(ctx, p.node, p.signaling, func(ctx context.Context) error { return p.serve(ctx, onReady) })
 	p.signaling = nil // runNode has closed it
 	cancel(nil)
+	p.stopEarly()
 	<-handedOver
 	return errors.Join(err, p.close())
 }
@@ -208,6 +212,7 @@ func (p *gatewayProcess) serveAPI(ctx context.Context, group *errgroup.Group, on
 	if err := p.leaveAccess(g); err != nil {
 		return err
 	}
+	p.stopEarly()
 	if p.cluster != nil {
 		group.Go(func() error { return p.cluster.remember(ctx, p.node.Wait) })
 	}
