@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"strconv"
 	"time"
 
@@ -227,7 +228,7 @@ func (p *gatewayProcess) watchState(ctx context.Context, end context.CancelCause
 	select {
 	case <-ctx.Done():
 	case <-p.store.Failed():
-		end(fmt.Errorf("the state cannot be kept: %w", p.store.Err()))
+		end(damageAdvice(fmt.Errorf("the state cannot be kept: %w", p.store.Err()), filepath.Join(p.cfg.dataDir, stateDir)))
 	}
 }
 

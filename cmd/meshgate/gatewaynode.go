@@ -122,10 +122,21 @@ func (p *gatewayProcess) openState(id mesh.NodeID) (err error) {
 		cfg.DeadAfter = p.cfg.cluster.deadAfter
 	}
 	if p.store, err = raftstore.Open(cfg); err != nil {
-		return fmt.Errorf("open state: %w", err)
+		return damageAdvice(fmt.Errorf("open state: %w", err), cfg.Dir)
 	}
 	p.shared = secrets.New(p.store, p.log)
 	return nil
+}
+
+// damageAdvice adds to an error that says that the state in dir is damaged what
+// to do about it. Nothing is thrown away unasked: the only copy there is may be
+// worth more than a backup.
+func damageAdvice(err error, dir string) error {
+	if !errors.Is(err, raftstore.ErrDamaged) {
+		return err
+	}
+	return fmt.Errorf("%w; leave %s where it is and move %s away, then start with --cluster.join to get a copy from another gateway, "+
+		"or, if this is the only one, restore a backup with meshgate restore", err, nodeKeyFile, dir)
 }
 
 // features are what the gateway advertises to the mesh.
