@@ -15,17 +15,17 @@ import (
 func clusterRules() map[string]rule {
 	const votes, observers = v1.RuleResource_RESOURCE_VOTES, v1.RuleResource_RESOURCE_OBSERVERS
 	change := func(needs ...mesh.Action) rule {
-		return rule{access: identified, writes: true, fresh: always,
+		return rule{access: identified, writes: true, fresh: always, blind: true,
 			needs: func(api.Caller, any) ([]mesh.Action, error) { return needs, nil }}
 	}
 	give := change(put(votes, ""))
 	take := mesh.Action{Resource: votes, Verb: v1.RuleVerb_VERB_DELETE}
 	return map[string]rule{
-		meshgatev1connect.ClusterStatusProcedure:             {access: identified, needs: readMesh},
+		meshgatev1connect.ClusterStatusProcedure:             {access: identified, needs: readMesh, blind: true},
 		meshgatev1connect.ClusterPromoteProcedure:            give,
 		meshgatev1connect.ClusterTransferLeadershipProcedure: give,
 		meshgatev1connect.ClusterDemoteProcedure:             change(take),
 		meshgatev1connect.ClusterRemoveProcedure:             change(take, mesh.Action{Resource: observers, Verb: v1.RuleVerb_VERB_DELETE}),
-		meshgatev1connect.ClusterBackupProcedure:             {access: identified, needs: everything, fresh: unlessStale},
+		meshgatev1connect.ClusterBackupProcedure:             {access: identified, needs: everything, blind: true, fresh: unlessStale},
 	}
 }

@@ -19,11 +19,15 @@ import (
 // gate decides, before a message of a call is read, whether the caller may
 // come in: who it is, whether it is one of those the procedure is for, and
 // whether it has had its share. What roles it needs is decided by the
-// interceptor, which sees the message.
+// interceptor, which sees the message; where they do not depend on it, by the
+// gate, too.
 func (g *Gateway) gate(ctx context.Context, spec connect.Spec, _ connect.Peer, h http.Header) (context.Context, error) {
 	started := time.Now()
 	q := requestFrom(ctx)
 	caller, err := g.admit(ctx, q, spec.Procedure, h)
+	if err == nil {
+		err = g.foresee(ctx, spec, caller, h)
+	}
 	if err != nil {
 		g.metrics.started.WithLabelValues(spec.Procedure).Inc()
 		return nil, g.ended(api.WithCaller(ctx, caller), spec, started, err)
@@ -59,6 +63,33 @@ func (g *Gateway) admit(ctx context.Context, q *request, procedure string, h htt
 		return caller, fmt.Errorf("%w: %q changes the mesh more than %d times per second; wait a second", mesh.ErrExhausted, caller.ID, writeRate)
 	}
 	return caller, nil
+}
+
+// foresee refuses a caller whose roles cannot allow the call, whatever its
+// message says. Who has them by what this gateway knows comes in at once: the
+// interceptor asks again, by the state that counts for the call.
+func (g *Gateway) foresee(ctx context.Context, spec connect.Spec, caller api.Caller, h http.Header) error {
+	rule := g.rules[spec.Procedure]
+	if !rule.blind {
+		return nil
+	}
+	var s *mesh.Snapshot
+	ctx, cancel := context.WithTimeout(ctx, unaryTimeout)
+	defer cancel()
+	if g.cfg.Node.Snapshot() != nil {
+		var err error
+		if s, err = g.latest(ctx); err != nil {
+			return err
+		}
+	}
+	if rule.authorize(s, caller, nil) == nil {
+		return nil
+	}
+	s, err := g.state(ctx, spec, h)
+	if err != nil {
+		return err
+	}
+	return rule.authorize(s, caller, nil)
 }
 
 // writeRate and writeBurst bound the changes of one identity, each of which is

@@ -22,6 +22,9 @@ import (
 const (
 	// maxMessage bounds a message from a client, after decompression.
 	maxMessage = 1 << 20
+	// maxFields bounds the fields of a message from a client, with those of the
+	// messages in it. No request that is of use comes near.
+	maxFields = 1 << 16
 	// minCompress is the size from which answers are compressed, if the client
 	// asks for it.
 	minCompress = 1 << 10
@@ -30,7 +33,7 @@ const (
 // services builds the handler of every RPC service and completes the rules.
 func (g *Gateway) services() (http.Handler, error) {
 	opts := []connect.HandlerOption{
-		withMaxMessage(maxMessage),
+		withMaxMessage(maxMessage, maxFields),
 		connect.WithCompressMinBytes(minCompress),
 		connect.WithRequestGate(g.gate),
 		connect.WithInterceptors(interceptor{g}),
@@ -39,7 +42,7 @@ func (g *Gateway) services() (http.Handler, error) {
 	services, err := api.Services(api.Config{
 		State: g.cfg.Node, Members: g.cfg.Node, Objects: g.cfg.Node, Keys: g.cfg.Node,
 		Links: g.cfg.Node, Remote: g.cfg.Node, Signaling: g.cfg.Signaling, Cluster: g.cfg.Cluster, Replicas: g.cfg.Replicas,
-		Store: g.cfg.Store, Tokens: g.cfg.Tokens, StoreOptions: []connect.HandlerOption{withMaxMessage(api.MaxStoreMessage)}, Build: g.cfg.Build,
+		Store: g.cfg.Store, Tokens: g.cfg.Tokens, StoreOptions: []connect.HandlerOption{withMaxMessage(api.MaxStoreMessage, api.MaxStoreFields)}, Build: g.cfg.Build,
 	}, opts...)
 	if err != nil {
 		return nil, err
@@ -71,9 +74,10 @@ func (g *Gateway) services() (http.Handler, error) {
 	return r, nil
 }
 
-// withMaxMessage bounds a message from a client, in bytes, packed or not.
-func withMaxMessage(n int) connect.HandlerOption {
-	return connect.WithHandlerOptions(connect.WithReadMaxBytes(n), withBoundedGzip(n))
+// withMaxMessage bounds a message from a client, in bytes, packed or not, and in
+// fields.
+func withMaxMessage(n, fields int) connect.HandlerOption {
+	return connect.WithHandlerOptions(connect.WithReadMaxBytes(n), withBoundedGzip(n), withBoundedFields(fields))
 }
 
 // proceduresOf lists the procedures of a service by its full name.

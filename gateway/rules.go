@@ -34,6 +34,9 @@ type rule struct {
 	// needs names the actions that the caller's roles must allow, read from
 	// the call's first message, or denies at once. Nil: none.
 	needs func(c api.Caller, msg any) ([]mesh.Action, error)
+	// blind marks needs that do not look at the message, so that the gate asks
+	// before one is read: who is refused costs nothing.
+	blind bool
 	// channel counts the call against Limits.ChannelRate.
 	channel bool
 	// writes marks a call that changes the mesh, for the audit log.
@@ -58,8 +61,8 @@ const (
 // it takes. A procedure that is not in it is denied. Those of services that are
 // not implemented are added by Gateway.services.
 func newRules(openReflection bool) map[string]rule {
-	reader := rule{access: identified, needs: readMesh}
-	freshReader := rule{access: identified, needs: readMesh, fresh: unlessStale}
+	reader := rule{access: identified, needs: readMesh, blind: true}
+	freshReader := rule{access: identified, needs: readMesh, blind: true, fresh: unlessStale}
 	rules := map[string]rule{
 		v1connect.NodeGetStatusProcedure:            reader,
 		v1connect.NodeNegotiateDataChannelProcedure: {access: gateways},
@@ -95,7 +98,7 @@ func newRules(openReflection bool) map[string]rule {
 	maps.Copy(rules, clusterRules())
 	maps.Copy(rules, storeRules())
 	maps.Copy(rules, tokenRules())
-	reflection := rule{access: identified, needs: everything}
+	reflection := rule{access: identified, needs: everything, blind: true}
 	if openReflection {
 		reflection = rule{access: anyone}
 	}

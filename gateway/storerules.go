@@ -14,7 +14,7 @@ import (
 // of a vote: with STORAGE_PROVIDER, which takes the same, it would hold a copy.
 // To write it, around all checks of the other services, takes everything.
 func storeRules() map[string]rule {
-	read := rule{access: identified, seated: true, needs: func(api.Caller, any) ([]mesh.Action, error) {
+	read := rule{access: identified, seated: true, blind: true, needs: func(api.Caller, any) ([]mesh.Action, error) {
 		return []mesh.Action{{Resource: v1.RuleResource_RESOURCE_ALL, Verb: v1.RuleVerb_VERB_GET}}, nil
 	}}
 	return map[string]rule{
@@ -22,6 +22,6 @@ func storeRules() map[string]rule {
 		meshgatev1connect.StoreListProcedure:  read,
 		meshgatev1connect.StoreWatchProcedure: read,
 		meshgatev1connect.StoreSyncProcedure:  read,
-		meshgatev1connect.StoreApplyProcedure: {access: identified, writes: true, fresh: always, needs: everything},
+		meshgatev1connect.StoreApplyProcedure: {access: identified, writes: true, fresh: always, needs: everything, blind: true},
 	}
 }

@@ -22,6 +22,9 @@ const (
 	// MaxStoreMessage is the largest request to the Store service, in bytes: that
 	// of the largest batch and what protobuf adds to it.
 	MaxStoreMessage = store.MaxBatch + 2<<20
+	// MaxStoreFields is the largest number of fields of one, those of the messages
+	// in it included: an operation has up to seven, a condition up to three.
+	MaxStoreFields = 16 * store.MaxOps
 	// storePart is the size of a part of a list or a change, in bytes. Only a
 	// single entry makes a larger one.
 	storePart = 1 << 20
