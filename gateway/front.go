@@ -18,7 +18,8 @@ const (
 	// maxHello bounds what is read of a client before it is known what it wants.
 	maxHello = 64 << 10
 	// maxSorted is how many connections of one network may be sorted at a time,
-	// and maxSortedAll how many of all; more are closed.
+	// and maxSortedAll how many of all. For each one more, the one whose hello is
+	// awaited longest is closed.
 	maxSorted    = 256
 	maxSortedAll = 4096
 	// maxQueued is how many connections wait for the gateway to accept them;
@@ -38,8 +39,7 @@ type Front struct {
 
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
-	sorted *slots        // by network
-	total  chan struct{} // holds a token for each connection that is sorted
+	sorted *waiting      // those whose hello is awaited, by network
 	queued chan struct{} // holds a token for each connection that waits for Accept
 	queue  chan net.Conn // on their way to Accept; never closed
 	done   chan struct{} // closed when the port is
@@ -57,10 +57,14 @@ type Front struct {
 // with the whole TLS handshake still to come, and its own goroutine; its context
 // ends with Close. Values of ctx are kept, its end is ignored.
 func NewFront(ctx context.Context, l net.Listener, streams map[string]func(context.Context, net.Conn)) *Front {
+	return newFront(ctx, l, streams, newWaiting(maxSorted, maxSortedAll))
+}
+
+func newFront(ctx context.Context, l net.Listener, streams map[string]func(context.Context, net.Conn), sorted *waiting) *Front {
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	f := &Front{
 		listener: l, streams: streams, cancel: cancel,
-		sorted: newSlots(maxSorted), total: make(chan struct{}, maxSortedAll), queued: make(chan struct{}, maxQueued),
+		sorted: sorted, queued: make(chan struct{}, maxQueued),
 		queue: make(chan net.Conn), done: make(chan struct{}), quiet: make(chan struct{}),
 	}
 	f.wg.Go(func() { f.run(ctx) })
@@ -93,7 +97,10 @@ func (f *Front) run(ctx context.Context) {
 		conn, err := f.listener.Accept()
 		switch {
 		case err == nil:
-			f.wg.Go(func() { f.sort(ctx, conn) })
+			remote, _ := netip.ParseAddrPort(conn.RemoteAddr().String())
+			from := network(remote.Addr())
+			awaited, heard := f.sorted.enter(ctx, from) // here, so that places are in order
+			f.wg.Go(func() { f.sort(ctx, awaited, heard, conn) })
 		case ctx.Err() != nil || errors.Is(err, net.ErrClosed):
 			return
 		default: // such as too many open files, which passes
@@ -107,9 +114,12 @@ func (f *Front) run(ctx context.Context) {
 	}
 }
 
-// sort finds out what a connection wants and hands it over.
-func (f *Front) sort(ctx context.Context, raw net.Conn) {
-	wanted, conn, err := f.sniff(ctx, raw)
+// sort finds out what a connection wants and hands it over. awaited ends when
+// the connection loses its place among those whose hello is awaited, which heard
+// gives back.
+func (f *Front) sort(ctx, awaited context.Context, heard func(), raw net.Conn) {
+	wanted, conn, err := sniff(awaited, raw)
+	heard()
 	if err != nil {
 		f.refuse(raw)
 		return
@@ -121,23 +131,6 @@ func (f *Front) sort(ctx context.Context, raw net.Conn) {
 		}
 	}
 	f.enqueue(conn)
-}
-
-// sniff is sniff, for as many connections at a time as may be sorted.
-func (f *Front) sniff(ctx context.Context, raw net.Conn) ([]string, net.Conn, error) {
-	select {
-	case f.total <- struct{}{}:
-		defer func() { <-f.total }()
-	default:
-		return nil, nil, errTooMany
-	}
-	from, _ := netip.ParseAddrPort(raw.RemoteAddr().String())
-	release, ok := f.sorted.acquire(network(from.Addr()))
-	if !ok {
-		return nil, nil, errTooMany
-	}
-	defer release()
-	return sniff(ctx, raw)
 }
 
 // refuse closes a connection to which nothing was promised.
@@ -191,7 +184,6 @@ func sniff(ctx context.Context, raw net.Conn) (protocols []string, again net.Con
 var (
 	errSniffed  = errors.New("the hello was read")
 	errTooLarge = errors.New("the hello is too large")
-	errTooMany  = errors.New("too many connections at a time")
 )
 
 // recorder keeps what is read and swallows what is written: the client is

@@ -10,7 +10,9 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"os"
 	"path/filepath"
+	"sync"
 	"testing"
 	"time"
 )
@@ -19,6 +21,12 @@ const testStream = "test-stream/1"
 
 // front opens a Front on this machine whose one stream echoes over TLS.
 func front(t *testing.T) *Front {
+	t.Helper()
+	return frontOf(t, newWaiting(maxSorted, maxSortedAll))
+}
+
+// frontOf is front with other places.
+func frontOf(t *testing.T, sorted *waiting) *Front {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -35,16 +43,24 @@ func front(t *testing.T) *Front {
 	if err != nil {
 		t.Fatal(err)
 	}
-	f := NewFront(t.Context(), l, map[string]func(context.Context, net.Conn){
+	var echoes sync.WaitGroup
+	f := newFront(t.Context(), l, map[string]func(context.Context, net.Conn){
 		testStream: func(ctx context.Context, raw net.Conn) {
 			conn := tls.Server(raw, &tls.Config{Certificates: []tls.Certificate{cert}, NextProtos: []string{testStream}})
-			defer conn.Close()
-			stop := context.AfterFunc(ctx, func() { _ = raw.Close() })
-			defer stop()
-			_, _ = io.Copy(conn, conn)
+			if err := conn.HandshakeContext(ctx); err != nil {
+				_ = raw.Close()
+				return
+			}
+			echoes.Go(func() {
+				defer conn.Close()
+				_, _ = io.Copy(conn, conn)
+			})
 		},
+	}, sorted)
+	t.Cleanup(func() {
+		_ = f.Close()
+		echoes.Wait() // their clients are gone
 	})
-	t.Cleanup(func() { _ = f.Close() })
 	return f
 }
 
@@ -156,11 +172,62 @@ func TestFront_MoreThanWaitAreRefused(t *testing.T) {
 		t.Errorf("read %d, %v; refused %d", n, err, f.refused.Load())
 	}
 	echoes(t, f)
-	for range maxSortedAll {
-		f.total <- struct{}{}
+}
+
+// strangers open n connections, one after the other, that say something and no
+// more.
+func strangers(t *testing.T, f *Front, places *waiting, n int, said []byte) []net.Conn {
+	t.Helper()
+	var list []net.Conn
+	for range n {
+		conn, err := net.Dial("tcp", f.Listener().Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = conn.Close() })
+		if _, err := conn.Write(said); err != nil {
+			t.Fatal(err)
+		}
+		list = append(list, conn)
+		poll(t, func() bool {
+			places.mu.Lock()
+			defer places.mu.Unlock()
+			return places.all.Len() == min(len(list), places.total)
+		})
 	}
-	if _, _, err := f.sniff(t.Context(), conn); !errors.Is(err, errTooMany) {
-		t.Errorf("one more than may be sorted: %v", err)
+	return list
+}
+
+// closed fails unless the other end closes conn.
+func closed(t *testing.T, conn net.Conn) {
+	t.Helper()
+	if err := conn.SetReadDeadline(time.Now().Add(patience)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.Copy(io.Discard, conn); errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Error("the connection is open still")
+	}
+}
+
+// Who connects and keeps silent keeps nobody out, however many do: the one that
+// has been silent longest makes way.
+func TestFront_SilentConnectionsMakeWay(t *testing.T) {
+	for name, places := range map[string]*waiting{"of one network": newWaiting(3, 4), "of all": newWaiting(9, 3)} {
+		t.Run(name, func(t *testing.T) {
+			f := frontOf(t, places)
+			silent := strangers(t, f, places, 3, []byte{22})
+			echoes(t, f)
+			closed(t, silent[0])
+			poll(t, func() bool { return f.refused.Load() == 1 })
+			for _, conn := range silent[1:] { // they have their time still
+				if err := conn.SetReadDeadline(time.Unix(1, 0)); err != nil {
+					t.Fatal(err)
+				}
+				if _, err := conn.Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) {
+					t.Errorf("one that makes way for nobody: %v", err)
+				}
+			}
+		})
 	}
 }
 

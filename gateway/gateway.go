@@ -243,7 +243,7 @@ func New(cfg Config) (*Gateway, error) {
 		streams:   newSlots(cfg.Limits.Streams),
 		writes:    newBuckets(writeRate, writeBurst),
 		strangers: rate.NewLimiter(strangersRate, strangersBurst),
-		pending:   newWaiting(maxPendingSockets),
+		pending:   newWaiting(maxPendingSockets, 0),
 		sockets:   newSlots(cfg.Limits.Sockets),
 		open:      newTracker(),
 		grants:    newGrants(),

@@ -8,19 +8,28 @@ import (
 	"sync"
 )
 
-// waiting holds those who have shown nothing yet, at most limit for each key.
-// When a key's places are taken, the one that has waited longest loses its
-// place: honest clients are quick, and who keeps silent keeps nobody out. It
+// waiting holds those who have shown nothing yet, at most limit for each key and
+// total of all. When the places are taken, the one that has waited longest loses
+// its own: honest clients are quick, and who keeps silent keeps nobody out. It
 // is safe for concurrent use.
 type waiting struct {
-	limit int
+	limit, total int // total 0: as many as there are keys for
 
-	mu    sync.Mutex // guards byKey
+	mu    sync.Mutex // guards the fields below
 	byKey map[string]*list.List
+	all   *list.List // of *waiter, the one that has waited longest in front
 }
 
-func newWaiting(limit int) *waiting {
-	return &waiting{limit: limit, byKey: make(map[string]*list.List)}
+// waiter is one that holds a place.
+type waiter struct {
+	key       string
+	lose      context.CancelFunc
+	ofKey, in *list.Element // its places in the list of its key, and in that of all
+	gone      bool          // it is in neither any more
+}
+
+func newWaiting(limit, total int) *waiting {
+	return &waiting{limit: limit, total: total, byKey: make(map[string]*list.List), all: list.New()}
 }
 
 // enter takes a place for key. The returned context ends with ctx, or when the
@@ -29,22 +38,35 @@ func (w *waiting) enter(ctx context.Context, key string) (_ context.Context, lea
 	ctx, cancel := context.WithCancel(ctx)
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	if l, ok := w.byKey[key]; ok && l.Len() >= w.limit {
+		w.removeLocked(l.Front().Value.(*waiter))
+	} else if w.total > 0 && w.all.Len() >= w.total {
+		w.removeLocked(w.all.Front().Value.(*waiter))
+	}
 	l, ok := w.byKey[key]
 	if !ok {
 		l = list.New()
 		w.byKey[key] = l
 	}
-	if l.Len() >= w.limit {
-		l.Remove(l.Front()).(context.CancelFunc)()
-	}
-	e := l.PushBack(cancel)
+	e := &waiter{key: key, lose: cancel}
+	e.ofKey, e.in = l.PushBack(e), w.all.PushBack(e)
 	return ctx, func() {
-		defer cancel()
 		w.mu.Lock()
 		defer w.mu.Unlock()
-		l.Remove(e) // does nothing when the place is lost
-		if l.Len() == 0 && w.byKey[key] == l {
-			delete(w.byKey, key)
-		}
+		w.removeLocked(e)
+	}
+}
+
+// removeLocked takes the place of e, if it has one still.
+func (w *waiting) removeLocked(e *waiter) {
+	if e.gone {
+		return
+	}
+	e.gone = true
+	e.lose()
+	w.all.Remove(e.in)
+	l := w.byKey[e.key]
+	if l.Remove(e.ofKey); l.Len() == 0 {
+		delete(w.byKey, e.key)
 	}
 }
