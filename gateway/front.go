@@ -22,6 +22,10 @@ const (
 	// awaited longest is closed.
 	maxSorted    = 256
 	maxSortedAll = 4096
+	// maxGreeted and maxGreetedAll bound likewise those that ask for a stream,
+	// until it knows who is there. Only other gateways have business there.
+	maxGreeted    = 32
+	maxGreetedAll = 256
 	// maxQueued is how many connections wait for the gateway to accept them;
 	// more are closed.
 	maxQueued = 1024
@@ -37,12 +41,13 @@ type Front struct {
 	listener net.Listener
 	streams  map[string]func(context.Context, net.Conn)
 
-	cancel context.CancelFunc
-	wg     sync.WaitGroup
-	sorted *waiting      // those whose hello is awaited, by network
-	queued chan struct{} // holds a token for each connection that waits for Accept
-	queue  chan net.Conn // on their way to Accept; never closed
-	done   chan struct{} // closed when the port is
+	cancel  context.CancelFunc
+	wg      sync.WaitGroup
+	sorted  *waiting      // those whose hello is awaited, by network
+	greeted *waiting      // those that a stream makes the acquaintance of, by network
+	queued  chan struct{} // holds a token for each connection that waits for Accept
+	queue   chan net.Conn // on their way to Accept; never closed
+	done    chan struct{} // closed when the port is
 
 	// refused counts the connections that were closed instead of handed over.
 	refused atomic.Uint64
@@ -54,17 +59,19 @@ type Front struct {
 }
 
 // NewFront opens the front of l, which it owns. Each stream gets its connections
-// with the whole TLS handshake still to come, and its own goroutine; its context
-// ends with Close. Values of ctx are kept, its end is ignored.
+// with the whole TLS handshake still to come, and its own goroutine. It returns
+// once it knows who is there and has handed the connection on, or has closed it:
+// until then that is one of few strangers, and its context ends when others want
+// the place, or with Close. Values of ctx are kept, its end is ignored.
 func NewFront(ctx context.Context, l net.Listener, streams map[string]func(context.Context, net.Conn)) *Front {
-	return newFront(ctx, l, streams, newWaiting(maxSorted, maxSortedAll))
+	return newFront(ctx, l, streams, newWaiting(maxSorted, maxSortedAll), newWaiting(maxGreeted, maxGreetedAll))
 }
 
-func newFront(ctx context.Context, l net.Listener, streams map[string]func(context.Context, net.Conn), sorted *waiting) *Front {
+func newFront(ctx context.Context, l net.Listener, streams map[string]func(context.Context, net.Conn), sorted, greeted *waiting) *Front {
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	f := &Front{
 		listener: l, streams: streams, cancel: cancel,
-		sorted: sorted, queued: make(chan struct{}, maxQueued),
+		sorted: sorted, greeted: greeted, queued: make(chan struct{}, maxQueued),
 		queue: make(chan net.Conn), done: make(chan struct{}), quiet: make(chan struct{}),
 	}
 	f.wg.Go(func() { f.run(ctx) })
@@ -100,7 +107,7 @@ func (f *Front) run(ctx context.Context) {
 			remote, _ := netip.ParseAddrPort(conn.RemoteAddr().String())
 			from := network(remote.Addr())
 			awaited, heard := f.sorted.enter(ctx, from) // here, so that places are in order
-			f.wg.Go(func() { f.sort(ctx, awaited, heard, conn) })
+			f.wg.Go(func() { f.sort(ctx, awaited, heard, from, conn) })
 		case ctx.Err() != nil || errors.Is(err, net.ErrClosed):
 			return
 		default: // such as too many open files, which passes
@@ -117,7 +124,7 @@ func (f *Front) run(ctx context.Context) {
 // sort finds out what a connection wants and hands it over. awaited ends when
 // the connection loses its place among those whose hello is awaited, which heard
 // gives back.
-func (f *Front) sort(ctx, awaited context.Context, heard func(), raw net.Conn) {
+func (f *Front) sort(ctx, awaited context.Context, heard func(), from string, raw net.Conn) {
 	wanted, conn, err := sniff(awaited, raw)
 	heard()
 	if err != nil {
@@ -126,11 +133,21 @@ func (f *Front) sort(ctx, awaited context.Context, heard func(), raw net.Conn) {
 	}
 	for name, stream := range f.streams {
 		if slices.Contains(wanted, name) {
-			stream(ctx, conn)
+			f.greet(ctx, from, conn, stream)
 			return
 		}
 	}
 	f.enqueue(conn)
+}
+
+// greet hands a connection to a stream, for as long as nobody knows who it is.
+func (f *Front) greet(ctx context.Context, from string, conn net.Conn, stream func(context.Context, net.Conn)) {
+	wait, known := f.greeted.enter(ctx, from)
+	defer known()
+	stream(wait, conn)
+	if wait.Err() != nil && ctx.Err() == nil { // it lost its place
+		f.refused.Add(1)
+	}
 }
 
 // refuse closes a connection to which nothing was promised.

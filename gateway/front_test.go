@@ -22,11 +22,11 @@ const testStream = "test-stream/1"
 // front opens a Front on this machine whose one stream echoes over TLS.
 func front(t *testing.T) *Front {
 	t.Helper()
-	return frontOf(t, newWaiting(maxSorted, maxSortedAll))
+	return frontOf(t, newWaiting(maxSorted, maxSortedAll), newWaiting(maxGreeted, maxGreetedAll))
 }
 
 // frontOf is front with other places.
-func frontOf(t *testing.T, sorted *waiting) *Front {
+func frontOf(t *testing.T, sorted, greeted *waiting) *Front {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -56,7 +56,7 @@ func frontOf(t *testing.T, sorted *waiting) *Front {
 				_, _ = io.Copy(conn, conn)
 			})
 		},
-	}, sorted)
+	}, sorted, greeted)
 	t.Cleanup(func() {
 		_ = f.Close()
 		echoes.Wait() // their clients are gone
@@ -214,7 +214,7 @@ func closed(t *testing.T, conn net.Conn) {
 func TestFront_SilentConnectionsMakeWay(t *testing.T) {
 	for name, places := range map[string]*waiting{"of one network": newWaiting(3, 4), "of all": newWaiting(9, 3)} {
 		t.Run(name, func(t *testing.T) {
-			f := frontOf(t, places)
+			f := frontOf(t, places, newWaiting(maxGreeted, maxGreetedAll))
 			silent := strangers(t, f, places, 3, []byte{22})
 			echoes(t, f)
 			closed(t, silent[0])
@@ -229,6 +229,37 @@ func TestFront_SilentConnectionsMakeWay(t *testing.T) {
 			}
 		})
 	}
+}
+
+// Asking for a stream frees nobody from the limits: until the stream knows who is
+// there, it holds a place, of which there are few.
+func TestFront_StreamsKeepStrangersFew(t *testing.T) {
+	ours, theirs := net.Pipe()
+	go func() {
+		_ = tls.Client(ours, &tls.Config{InsecureSkipVerify: true, NextProtos: []string{testStream}}).HandshakeContext(t.Context())
+	}()
+	hello := make([]byte, maxHello)
+	n, err := theirs.Read(hello)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := theirs.Close(); err != nil {
+		t.Fatal(err)
+	}
+	places := newWaiting(9, 2)
+	f := frontOf(t, newWaiting(maxSorted, maxSortedAll), places)
+	open := strangers(t, f, places, 2, hello[:n])
+	echoes(t, f)
+	closed(t, open[0])
+	poll(t, func() bool { return f.refused.Load() == 1 })
+	if err := open[1].Close(); err != nil {
+		t.Fatal(err)
+	}
+	poll(t, func() bool {
+		places.mu.Lock()
+		defer places.mu.Unlock()
+		return places.all.Len() == 0 && len(places.byKey) == 0
+	})
 }
 
 func TestFront_CloseEndsWhoWaits(t *testing.T) {
