@@ -45,7 +45,11 @@ type Store interface {
 
 // storeService serves meshgate.v1.Store. It answers from this gateway's copy of
 // the state, and hides what is internal.
-type storeService struct{ store Store } // nil on a node that keeps no state
+type storeService struct {
+	store Store // nil on a node that keeps no state
+	// synced is shared by the pulses of all watches.
+	synced syncs
+}
 
 var _ meshgatev1connect.StoreHandler = (*storeService)(nil)
 

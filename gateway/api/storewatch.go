@@ -18,7 +18,7 @@ import (
 
 const (
 	// defaultPulse, minPulse and maxPulse bound how often a watch says that it
-	// lives. Each pulse asks the leader once.
+	// lives. The pulses of all watches together ask the leader once in minPulse.
 	defaultPulse = 5 * time.Second
 	minPulse     = 100 * time.Millisecond
 	maxPulse     = time.Minute
@@ -38,17 +38,14 @@ func (s *storeService) Watch(ctx context.Context, req *connect.Request[meshgatev
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithCancel(ctx)
-	w := storeWatch{
-		store: s, prefix: string(m.GetPrefix()), version: m.GetAfter(), send: stream.Send,
+	return s.newWatch(string(m.GetPrefix()), m.GetAfter(), stream.Send).serve(ctx, interval)
+}
+
+func (s *storeService) newWatch(prefix string, after uint64, send func(*meshgatev1.WatchResponse) error) *storeWatch {
+	return &storeWatch{
+		store: s, prefix: prefix, version: after, send: send,
 		steps: make(chan step), pulses: make(chan bool),
 	}
-	var wait sync.WaitGroup
-	wait.Go(func() { w.follow(ctx, m.GetAfter()) })
-	wait.Go(func() { w.beat(ctx, interval, m.GetAfter()) })
-	defer wait.Wait()
-	defer cancel()
-	return w.run(ctx)
 }
 
 // storeWatch is a watch that is served.
@@ -68,6 +65,19 @@ type storeWatch struct {
 type step struct {
 	change store.Change
 	err    error
+}
+
+// serve serves the watch from its version on, until ctx ends, the client is gone
+// or the state has no more.
+func (w *storeWatch) serve(ctx context.Context, interval time.Duration) error {
+	ctx, cancel := context.WithCancel(ctx)
+	after := w.version
+	var wait sync.WaitGroup
+	wait.Go(func() { w.follow(ctx, after) })
+	wait.Go(func() { w.beat(ctx, interval, after) })
+	defer wait.Wait()
+	defer cancel()
+	return w.run(ctx)
 }
 
 // run sends until ctx ends, the client is gone or the state has no more.
@@ -95,7 +105,17 @@ func (w *storeWatch) run(ctx context.Context) error {
 // follow reads the changes of the whole state and not only those under the
 // prefix: so a pulse can tell how far the watch is, though nothing that concerns
 // it happened, and it goes on from there at another gateway.
+//
+// A version that this gateway does not reach soon is one that it may never have,
+// such as that of a state of which it got an old backup: another gateway knows.
 func (w *storeWatch) follow(ctx context.Context, after uint64) {
+	if err := w.store.reach(ctx, after); err != nil {
+		select {
+		case w.steps <- step{err: err}:
+		case <-ctx.Done():
+		}
+		return
+	}
 	for c, err := range w.store.store.Watch(ctx, "", after) {
 		select {
 		case w.steps <- step{c, err}:
@@ -128,7 +148,7 @@ func (w *storeWatch) beat(ctx context.Context, interval time.Duration, after uin
 func (w *storeWatch) behind(ctx context.Context, interval time.Duration, after uint64) bool {
 	ctx, cancel := context.WithTimeout(ctx, interval)
 	defer cancel()
-	if err := w.store.store.Sync(ctx); err != nil {
+	if err := w.store.synced.recent(ctx, minPulse, w.store.store.Sync); err != nil {
 		return true
 	}
 	version, err := w.store.version(ctx)
