@@ -43,6 +43,7 @@ type Secrets struct {
 	store store.Store
 	log   *slog.Logger
 	ready chan struct{} // closed once the state was read
+	limit int           // of tokens
 
 	mu         sync.Mutex // guards the fields below
 	turn       []byte     // nil before there is one
@@ -58,7 +59,7 @@ func New(s store.Store, logger *slog.Logger) *Secrets {
 	}
 	return &Secrets{
 		store: s, log: logger.With("component", "secrets"),
-		ready:  make(chan struct{}),
+		ready: make(chan struct{}), limit: maxTokens,
 		tokens: map[[sha256.Size]byte]mesh.Token{}, changed: make(chan struct{}),
 	}
 }

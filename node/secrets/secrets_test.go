@@ -34,6 +34,13 @@ func hash(token string) [sha256.Size]byte { return sha256.Sum256([]byte(token)) 
 func gateway(t testing.TB, s store.Store) *secrets.Secrets {
 	t.Helper()
 	g := secrets.New(s, nil)
+	follow(t, g)
+	return g
+}
+
+// follow runs g until the end of the test.
+func follow(t testing.TB, g *secrets.Secrets) {
+	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- g.Run(ctx) }()
@@ -44,7 +51,6 @@ func gateway(t testing.TB, s store.Store) *secrets.Secrets {
 		}
 	})
 	<-g.Ready()
-	return g
 }
 
 // within waits for the changes that make done true.

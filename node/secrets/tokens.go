@@ -63,10 +63,10 @@ func (s *Secrets) PutToken(ctx context.Context, t mesh.Token) error {
 		t.CreatedAt = time.Now()
 	}
 	s.mu.Lock()
-	full := len(s.tokens) >= maxTokens
+	full := len(s.tokens) >= s.limit
 	s.mu.Unlock()
 	if full {
-		return fmt.Errorf("%w: the mesh has %d tokens; revoke some", mesh.ErrExhausted, maxTokens)
+		return fmt.Errorf("%w: the mesh has %d tokens; revoke some", mesh.ErrExhausted, s.limit)
 	}
 	value, err := encodeToken(t)
 	if err != nil {
