@@ -7,8 +7,10 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"github.com/meshgate/meshgate/node/mesh"
+	"github.com/meshgate/meshgate/node/registry"
 	v1 "github.com/meshgate/meshgate/proto/v1"
 )
 
@@ -85,13 +87,36 @@ func TestAdopt_MovesAMemberAndNothingElse(t *testing.T) {
 
 // What an admin set on an edge to a gateway is not for a move to undo.
 func TestAdopt_KeepsEdgesThatWereAskedFor(t *testing.T) {
-	a, b := twoGateways(t)
-	r := request(t, "nas")
-	r.DirectPeers = map[mesh.NodeID]v1.ConnectProtocol{"gw": v1.ConnectProtocol_CONNECT_ICE}
-	a.join(r)
-	if got := linked(b.adopt("nas"), "nas"); !slices.Equal(got, []mesh.NodeID{"gw", "gw2"}) {
-		t.Errorf("edges to %v", got)
+	for name, edge := range map[string]mesh.Edge{
+		"attributes":     {Weight: 1, Attributes: map[string]string{v1.EdgeAttribute_EDGE_ATTRIBUTE_ICE.String(): "true"}},
+		"another weight": {Weight: 3},
+	} {
+		t.Run(name, func(t *testing.T) {
+			a, b := twoGateways(t)
+			a.join(request(t, "nas"))
+			edge.Source, edge.Target = "gw", "nas"
+			if _, err := a.registry.Update(t.Context(), func(tx *registry.Tx) error { return tx.PutEdge(edge) }); err != nil {
+				t.Fatal(err)
+			}
+			s := b.adopt("nas")
+			if got := linked(s, "nas"); !slices.Equal(got, []mesh.NodeID{"gw", "gw2"}) {
+				t.Fatalf("edges to %v", got)
+			}
+			got, _ := s.Edges.Get("gw", "nas")
+			if diff := cmp.Diff(edge, got, cmpopts.EquateEmpty()); diff != "" {
+				t.Errorf("the edge is another one (-want +got):\n%s", diff)
+			}
+		})
 	}
+	t.Run("asked for by the node", func(t *testing.T) {
+		a, b := twoGateways(t)
+		r := request(t, "nas")
+		r.DirectPeers = map[mesh.NodeID]v1.ConnectProtocol{"gw": v1.ConnectProtocol_CONNECT_ICE}
+		a.join(r)
+		if got := linked(b.adopt("nas"), "nas"); !slices.Equal(got, []mesh.NodeID{"gw", "gw2"}) {
+			t.Errorf("edges to %v", got)
+		}
+	})
 }
 
 func TestAdopt_RefusesStrangersAndGateways(t *testing.T) {
