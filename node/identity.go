@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/meshgate/meshgate/node/durable"
 	"github.com/meshgate/meshgate/node/mesh"
 )
 
@@ -43,42 +44,8 @@ func makeKey(path string) (mesh.PrivateKey, error) {
 	if err != nil {
 		return mesh.PrivateKey{}, fmt.Errorf("generate node key: %w", err)
 	}
-	if err := WriteFile(path, []byte(key.Encode()+"\n")); err != nil {
+	if err := durable.WriteFile(path, []byte(key.Encode()+"\n")); err != nil {
 		return mesh.PrivateKey{}, fmt.Errorf("write node key: %w", err)
 	}
 	return key, nil
-}
-
-// WriteFile replaces path with data so that a crash leaves either the old or
-// the new content, readable by the owner only.
-func WriteFile(path string, data []byte) (err error) {
-	dir := filepath.Dir(path)
-	f, err := os.CreateTemp(dir, ".tmp-*") // CreateTemp uses mode 0600
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, os.Remove(f.Name()))
-		}
-	}()
-	if _, err = f.Write(data); err == nil {
-		err = f.Sync()
-	}
-	if err = errors.Join(err, f.Close()); err != nil {
-		return err
-	}
-	if err = os.Rename(f.Name(), path); err != nil {
-		return err
-	}
-	return syncDir(dir)
-}
-
-// syncDir makes a rename inside dir durable.
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
 }

@@ -12,6 +12,7 @@ import (
 
 	"google.golang.org/protobuf/encoding/protojson"
 
+	"github.com/meshgate/meshgate/node/durable"
 	"github.com/meshgate/meshgate/node/mesh"
 	v1 "github.com/meshgate/meshgate/proto/v1"
 )
@@ -114,7 +115,7 @@ func (f *follower) save(answer *v1.JoinResponse) error {
 	if err != nil {
 		return err
 	}
-	if err := WriteFile(filepath.Join(f.cfg.DataDir, membershipFile), append(raw, '\n')); err != nil {
+	if err := durable.WriteFile(filepath.Join(f.cfg.DataDir, membershipFile), append(raw, '\n')); err != nil {
 		return fmt.Errorf("keep membership: %w", err)
 	}
 	return nil

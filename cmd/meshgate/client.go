@@ -19,7 +19,7 @@ import (
 	"connectrpc.com/connect"
 	"github.com/spf13/pflag"
 
-	"github.com/meshgate/meshgate/node"
+	"github.com/meshgate/meshgate/node/durable"
 	"github.com/meshgate/meshgate/node/peer"
 )
 
@@ -165,7 +165,7 @@ func (c *access) writeLocal(dataDir string) error {
 	if there, err := os.ReadFile(path); err == nil && bytes.Equal(there, raw) {
 		return nil
 	}
-	if err := node.WriteFile(path, raw); err != nil {
+	if err := durable.WriteFile(path, raw); err != nil {
 		return fmt.Errorf("write access for this host: %w", err)
 	}
 	return nil

@@ -13,7 +13,7 @@ import (
 	"slices"
 	"sync"
 
-	"github.com/meshgate/meshgate/node"
+	"github.com/meshgate/meshgate/node/durable"
 	"github.com/meshgate/meshgate/node/mesh"
 	v1 "github.com/meshgate/meshgate/proto/v1"
 )
@@ -62,7 +62,7 @@ func writeClusterRecord(dir string, r clusterRecord) error {
 	if err != nil {
 		return err
 	}
-	if err := node.WriteFile(filepath.Join(dir, clusterFile), append(raw, '\n')); err != nil {
+	if err := durable.WriteFile(filepath.Join(dir, clusterFile), append(raw, '\n')); err != nil {
 		return fmt.Errorf("keep who the other gateways are: %w", err)
 	}
 	return nil

@@ -17,7 +17,7 @@ import (
 	"github.com/spf13/cobra"
 	"go.yaml.in/yaml/v3"
 
-	"github.com/meshgate/meshgate/node"
+	"github.com/meshgate/meshgate/node/durable"
 	"github.com/meshgate/meshgate/node/mesh"
 )
 
@@ -119,7 +119,7 @@ func (c *contexts) write(path string) error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return fmt.Errorf("write contexts: %w", err)
 	}
-	if err := node.WriteFile(path, b.Bytes()); err != nil {
+	if err := durable.WriteFile(path, b.Bytes()); err != nil {
 		return fmt.Errorf("write contexts: %w", err)
 	}
 	return nil

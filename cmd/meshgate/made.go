@@ -10,7 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 
-	"github.com/meshgate/meshgate/node"
+	"github.com/meshgate/meshgate/node/durable"
 	"github.com/meshgate/meshgate/node/registry"
 )
 
@@ -44,7 +44,7 @@ func (p *gatewayProcess) markMesh() {
 	if _, err := os.Stat(path); err == nil {
 		return
 	}
-	if err := node.WriteFile(path, []byte(p.node.Snapshot().IPv6.String()+"\n")); err != nil {
+	if err := durable.WriteFile(path, []byte(p.node.Snapshot().IPv6.String()+"\n")); err != nil {
 		p.log.Warn("a state that is lost will not be missed", "err", err)
 	}
 }

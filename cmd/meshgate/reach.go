@@ -16,7 +16,7 @@ import (
 	"strings"
 
 	"github.com/meshgate/meshgate/gateway"
-	"github.com/meshgate/meshgate/node"
+	"github.com/meshgate/meshgate/node/durable"
 	"github.com/meshgate/meshgate/node/mesh"
 )
 
@@ -31,7 +31,7 @@ func (p *gatewayProcess) loadToken() error {
 	raw, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		p.token = rand.Text()
-		return node.WriteFile(path, []byte(p.token+"\n"))
+		return durable.WriteFile(path, []byte(p.token+"\n"))
 	}
 	if err != nil {
 		return fmt.Errorf("read admin token: %w", err)

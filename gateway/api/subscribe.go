@@ -156,7 +156,7 @@ func (b *subscriber) configuration(s *mesh.Snapshot) (*v1.PeerConfigurations, er
 // concerning returns the ACLs that concern the node. Lists of a snapshot that
 // did not change are the same memory as before.
 func (b *subscriber) concerning(s *mesh.Snapshot) []*v1.NetworkACL {
-	if !sameList(b.told, s.ACLs) || !sameList(b.groups, s.Groups) {
+	if !mesh.SameList(b.told, s.ACLs) || !mesh.SameList(b.groups, s.Groups) {
 		b.acls = nil
 		for _, acl := range policy.Concerning(s, b.id) {
 			b.acls = append(b.acls, mesh.ACLToProto(acl))
@@ -164,11 +164,6 @@ func (b *subscriber) concerning(s *mesh.Snapshot) []*v1.NetworkACL {
 		b.told, b.groups = s.ACLs, s.Groups
 	}
 	return b.acls
-}
-
-// sameList reports whether two lists are the same memory.
-func sameList[T any](a, b []T) bool {
-	return len(a) == len(b) && (len(a) == 0 || &a[0] == &b[0])
 }
 
 // peerToProto writes a peer as v1 nodes expect it: with the endpoint to dial,
@@ -208,7 +203,7 @@ type grants struct {
 
 // of reports whether the grants are those of s.
 func (g *grants) of(s *mesh.Snapshot) bool {
-	return g.nodes == s.Nodes && sameList(g.roles, s.Roles) && sameList(g.bindings, s.Bindings) && sameList(g.groups, s.Groups)
+	return g.nodes == s.Nodes && mesh.SameList(g.roles, s.Roles) && mesh.SameList(g.bindings, s.Bindings) && mesh.SameList(g.groups, s.Groups)
 }
 
 // gatewaysBut are the gateways of the mesh without node id, as they are now: not

@@ -38,7 +38,8 @@ func allowed() map[string][]string {
 		"node/policy":   {"node/mesh", "proto"},
 		"node/registry": {"node/store", "node/mesh", "proto"},
 		"node/secrets":  {"node/store", "node/mesh"},
-		"node/store":    {"proto"},
+		"node/store":    {"node/durable", "proto"},
+		"node/durable":  {},
 		"node/peer":     {"node/mesh", "proto"},
 		// A plan holds what the ACLs grant: there is one evaluator of them.
 		"node/topology": {"node/policy", "node/mesh", "proto"},

@@ -111,7 +111,7 @@ func (g *graph) move(s *mesh.Snapshot) *delta {
 			g.setLink(a, b, after, d)
 		}
 	}
-	if !sameList(old.Routes, s.Routes) {
+	if !mesh.SameList(old.Routes, s.Routes) {
 		g.setOffers(offersOf(s), d)
 	}
 	return d

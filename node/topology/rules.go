@@ -29,12 +29,8 @@ func newRules(s *mesh.Snapshot) *rules {
 
 // fit reports whether the rules are those of s.
 func (r *rules) fit(s *mesh.Snapshot) bool {
-	return sameList(r.acls, s.ACLs) && sameList(r.groups, s.Groups)
+	return mesh.SameList(r.acls, s.ACLs) && mesh.SameList(r.groups, s.Groups)
 }
-
-// sameList reports whether two lists are the same memory: published lists do
-// not change.
-func sameList[T any](a, b []T) bool { return len(a) == len(b) && (len(a) == 0 || &a[0] == &b[0]) }
 
 // connects reports whether nodes of two classes may have each other as peers:
 // whether their own addresses may exchange packets in some family.

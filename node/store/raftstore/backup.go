@@ -19,6 +19,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/raft"
 
+	"github.com/meshgate/meshgate/node/durable"
 	"github.com/meshgate/meshgate/node/store"
 	"github.com/meshgate/meshgate/node/store/kv"
 )
@@ -189,7 +190,7 @@ func Restore(dir, id string, r io.Reader) (BackupInfo, error) {
 		err = os.Rename(unfinished, dir)
 	}
 	if err == nil {
-		err = syncDir(filepath.Dir(filepath.Clean(dir)))
+		err = durable.SyncDir(filepath.Dir(filepath.Clean(dir)))
 	}
 	if err != nil {
 		return info, fmt.Errorf("restore: %w", errors.Join(err, os.RemoveAll(unfinished)))

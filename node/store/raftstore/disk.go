@@ -14,6 +14,7 @@ import (
 	"github.com/hashicorp/raft"
 	raftboltdb "github.com/hashicorp/raft-boltdb/v2"
 
+	"github.com/meshgate/meshgate/node/durable"
 	"github.com/meshgate/meshgate/node/store"
 	"github.com/meshgate/meshgate/node/store/raftstore/wal"
 )
@@ -100,7 +101,7 @@ func openDisk(dir string, logger hclog.Logger, m *metrics, f *failure) (_ *disk,
 	if d.cache, err = raft.NewLogCache(logCache, d.logs); err != nil {
 		return nil, err
 	}
-	if err := syncDir(dir); err != nil { // the names of new files last, too
+	if err := durable.SyncDir(dir); err != nil { // the names of new files last, too
 		return nil, err
 	}
 	return d, d.check()
@@ -275,12 +276,4 @@ func removeUnfinished(dir string) error {
 func exists(path string) bool {
 	_, err := os.Lstat(path)
 	return err == nil
-}
-
-func syncDir(dir string) error {
-	f, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(f.Sync(), f.Close())
 }

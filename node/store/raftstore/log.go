@@ -63,11 +63,11 @@ func (g *guardedLog) StoreLog(log *raft.Log) error { return g.StoreLogs([]*raft.
 // StoreLogs implements raft.LogStore. An error that wraps store.ErrFull
 // changed nothing and may heal; any other one ends the store.
 func (g *guardedLog) StoreLogs(logs []*raft.Log) error {
-	store := g.stored
+	put := g.stored
 	if g.early(logs) {
-		store = g.written
+		put = g.written
 	}
-	return g.check(store(logs))
+	return g.check(put(logs))
 }
 
 func (g *guardedLog) stored(logs []*raft.Log) error {

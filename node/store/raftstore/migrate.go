@@ -12,6 +12,7 @@ import (
 
 	"github.com/hashicorp/raft"
 
+	"github.com/meshgate/meshgate/node/durable"
 	"github.com/meshgate/meshgate/node/store/raftstore/wal"
 )
 
@@ -41,7 +42,7 @@ func migrateLog(dir string) error {
 			return err
 		}
 	}
-	return errors.Join(os.Remove(old), syncDir(dir))
+	return errors.Join(os.Remove(old), durable.SyncDir(dir))
 }
 
 func copyOldLog(old, dir string) (err error) {

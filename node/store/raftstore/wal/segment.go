@@ -13,6 +13,8 @@ import (
 	"slices"
 
 	"github.com/hashicorp/raft"
+
+	"github.com/meshgate/meshgate/node/durable"
 )
 
 const (
@@ -98,7 +100,7 @@ func writeSegment(dir string, base uint64, size int64, void bool, records []byte
 	if err := os.Rename(unfinished, path); err != nil {
 		return nil, err
 	}
-	return &segment{path: path, file: file, base: base, end: fileHeader, size: size, void: void}, syncDir(dir)
+	return &segment{path: path, file: file, base: base, end: fileHeader, size: size, void: void}, durable.SyncDir(dir)
 }
 
 // openSegment opens a file and checks all that is in it. What an append left
@@ -284,11 +286,3 @@ func (s *segment) cut(dir string, index uint64) (*segment, error) {
 
 // remove closes the file and removes it.
 func (s *segment) remove() error { return errors.Join(os.Remove(s.path), s.file.Close()) }
-
-func syncDir(dir string) error {
-	f, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(f.Sync(), f.Close())
-}

@@ -20,6 +20,7 @@ import (
 
 	"github.com/hashicorp/raft"
 
+	"github.com/meshgate/meshgate/node/durable"
 	"github.com/meshgate/meshgate/node/store"
 )
 
@@ -395,7 +396,7 @@ func removeAll(dir string, segments []*segment) error {
 			return err
 		}
 	}
-	return syncDir(dir)
+	return durable.SyncDir(dir)
 }
 
 // fail makes the log unusable until it is opened again.
@@ -457,7 +458,7 @@ func (l *Log) deleteHeadLocked(to uint64) error {
 			return l.fail(err)
 		}
 	}
-	return l.failed(syncDir(l.dir))
+	return l.failed(durable.SyncDir(l.dir))
 }
 
 // deleteTailLocked removes the entries from one on, the newest first.
@@ -471,7 +472,7 @@ func (l *Log) deleteTailLocked(from uint64) error {
 			return l.fail(err)
 		}
 		l.segments = l.segments[:len(l.segments)-1]
-		if err := syncDir(l.dir); err != nil {
+		if err := durable.SyncDir(l.dir); err != nil {
 			return l.fail(err)
 		}
 	}
