@@ -182,6 +182,46 @@ func (x *AdoptRequest) GetId() string {
 	return ""
 }
 
+// Removed says, as a detail of a NOT_FOUND error, that the node that called, or
+// was to be adopted, is no member of the mesh: it was removed, and stays so until
+// it joins anew. It is said only on a state that has all joins. A NOT_FOUND
+// without it says nothing of the kind; v1 gateways know no such detail.
+type Removed struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Removed) Reset() {
+	*x = Removed{}
+	mi := &file_meshgate_v1_enrolment_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Removed) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Removed) ProtoMessage() {}
+
+func (x *Removed) ProtoReflect() protoreflect.Message {
+	mi := &file_meshgate_v1_enrolment_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Removed.ProtoReflect.Descriptor instead.
+func (*Removed) Descriptor() ([]byte, []int) {
+	return file_meshgate_v1_enrolment_proto_rawDescGZIP(), []int{3}
+}
+
 var File_meshgate_v1_enrolment_proto protoreflect.FileDescriptor
 
 const file_meshgate_v1_enrolment_proto_rawDesc = "" +
@@ -195,7 +235,8 @@ const file_meshgate_v1_enrolment_proto_rawDesc = "" +
 	"\n" +
 	"gateway_id\x18\x03 \x01(\tR\tgatewayId\"\x1e\n" +
 	"\fAdoptRequest\x12\x0e\n" +
-	"\x02id\x18\x01 \x01(\tR\x02id2\x96\x01\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\"\t\n" +
+	"\aRemoved2\x96\x01\n" +
 	"\tEnrolment\x12S\n" +
 	"\fGetChallenge\x12 .meshgate.v1.GetChallengeRequest\x1a!.meshgate.v1.GetChallengeResponse\x124\n" +
 	"\x05Adopt\x12\x19.meshgate.v1.AdoptRequest\x1a\x10.v1.JoinResponseB;Z9github.com/meshgate/meshgate/proto/meshgate/v1;meshgatev1b\x06proto3"
@@ -212,20 +253,21 @@ func file_meshgate_v1_enrolment_proto_rawDescGZIP() []byte {
 	return file_meshgate_v1_enrolment_proto_rawDescData
 }
 
-var file_meshgate_v1_enrolment_proto_msgTypes = make([]protoimpl.MessageInfo, 3)
+var file_meshgate_v1_enrolment_proto_msgTypes = make([]protoimpl.MessageInfo, 4)
 var file_meshgate_v1_enrolment_proto_goTypes = []any{
 	(*GetChallengeRequest)(nil),   // 0: meshgate.v1.GetChallengeRequest
 	(*GetChallengeResponse)(nil),  // 1: meshgate.v1.GetChallengeResponse
 	(*AdoptRequest)(nil),          // 2: meshgate.v1.AdoptRequest
-	(*timestamppb.Timestamp)(nil), // 3: google.protobuf.Timestamp
-	(*v1.JoinResponse)(nil),       // 4: v1.JoinResponse
+	(*Removed)(nil),               // 3: meshgate.v1.Removed
+	(*timestamppb.Timestamp)(nil), // 4: google.protobuf.Timestamp
+	(*v1.JoinResponse)(nil),       // 5: v1.JoinResponse
 }
 var file_meshgate_v1_enrolment_proto_depIdxs = []int32{
-	3, // 0: meshgate.v1.GetChallengeResponse.time:type_name -> google.protobuf.Timestamp
+	4, // 0: meshgate.v1.GetChallengeResponse.time:type_name -> google.protobuf.Timestamp
 	0, // 1: meshgate.v1.Enrolment.GetChallenge:input_type -> meshgate.v1.GetChallengeRequest
 	2, // 2: meshgate.v1.Enrolment.Adopt:input_type -> meshgate.v1.AdoptRequest
 	1, // 3: meshgate.v1.Enrolment.GetChallenge:output_type -> meshgate.v1.GetChallengeResponse
-	4, // 4: meshgate.v1.Enrolment.Adopt:output_type -> v1.JoinResponse
+	5, // 4: meshgate.v1.Enrolment.Adopt:output_type -> v1.JoinResponse
 	3, // [3:5] is the sub-list for method output_type
 	1, // [1:3] is the sub-list for method input_type
 	1, // [1:1] is the sub-list for extension type_name
@@ -244,7 +286,7 @@ func file_meshgate_v1_enrolment_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_meshgate_v1_enrolment_proto_rawDesc), len(file_meshgate_v1_enrolment_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   3,
+			NumMessages:   4,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -48,7 +48,7 @@ type EnrolmentClient interface {
 	GetChallenge(context.Context, *connect.Request[v1.GetChallengeRequest]) (*connect.Response[v1.GetChallengeResponse], error)
 	// Adopt makes this gateway the one that a member is reached through, in place
 	// of the one that it followed before, and answers as a join does. NOT_FOUND
-	// when the node is no member any more.
+	// with a Removed among its details when the node is no member any more.
 	Adopt(context.Context, *connect.Request[v1.AdoptRequest]) (*connect.Response[v11.JoinResponse], error)
 }
 
@@ -100,7 +100,7 @@ type EnrolmentHandler interface {
 	GetChallenge(context.Context, *connect.Request[v1.GetChallengeRequest]) (*connect.Response[v1.GetChallengeResponse], error)
 	// Adopt makes this gateway the one that a member is reached through, in place
 	// of the one that it followed before, and answers as a join does. NOT_FOUND
-	// when the node is no member any more.
+	// with a Removed among its details when the node is no member any more.
 	Adopt(context.Context, *connect.Request[v1.AdoptRequest]) (*connect.Response[v11.JoinResponse], error)
 }
 

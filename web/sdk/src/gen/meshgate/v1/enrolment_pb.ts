@@ -16,7 +16,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file meshgate/v1/enrolment.proto.
  */
 export const file_meshgate_v1_enrolment: GenFile = /*@__PURE__*/
-  fileDesc("ChttZXNoZ2F0ZS92MS9lbnJvbG1lbnQucHJvdG8SC21lc2hnYXRlLnYxIiEKE0dldENoYWxsZW5nZVJlcXVlc3QSCgoCaWQYASABKAkiYgoUR2V0Q2hhbGxlbmdlUmVzcG9uc2USDAoEbWVzaBgBIAEoCRIoCgR0aW1lGAIgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBISCgpnYXRld2F5X2lkGAMgASgJIhoKDEFkb3B0UmVxdWVzdBIKCgJpZBgBIAEoCTKWAQoJRW5yb2xtZW50ElMKDEdldENoYWxsZW5nZRIgLm1lc2hnYXRlLnYxLkdldENoYWxsZW5nZVJlcXVlc3QaIS5tZXNoZ2F0ZS52MS5HZXRDaGFsbGVuZ2VSZXNwb25zZRI0CgVBZG9wdBIZLm1lc2hnYXRlLnYxLkFkb3B0UmVxdWVzdBoQLnYxLkpvaW5SZXNwb25zZUI7WjlnaXRodWIuY29tL21lc2hnYXRlL21lc2hnYXRlL3Byb3RvL21lc2hnYXRlL3YxO21lc2hnYXRldjFiBnByb3RvMw", [file_google_protobuf_timestamp, file_v1_members]);
+  fileDesc("ChttZXNoZ2F0ZS92MS9lbnJvbG1lbnQucHJvdG8SC21lc2hnYXRlLnYxIiEKE0dldENoYWxsZW5nZVJlcXVlc3QSCgoCaWQYASABKAkiYgoUR2V0Q2hhbGxlbmdlUmVzcG9uc2USDAoEbWVzaBgBIAEoCRIoCgR0aW1lGAIgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBISCgpnYXRld2F5X2lkGAMgASgJIhoKDEFkb3B0UmVxdWVzdBIKCgJpZBgBIAEoCSIJCgdSZW1vdmVkMpYBCglFbnJvbG1lbnQSUwoMR2V0Q2hhbGxlbmdlEiAubWVzaGdhdGUudjEuR2V0Q2hhbGxlbmdlUmVxdWVzdBohLm1lc2hnYXRlLnYxLkdldENoYWxsZW5nZVJlc3BvbnNlEjQKBUFkb3B0EhkubWVzaGdhdGUudjEuQWRvcHRSZXF1ZXN0GhAudjEuSm9pblJlc3BvbnNlQjtaOWdpdGh1Yi5jb20vbWVzaGdhdGUvbWVzaGdhdGUvcHJvdG8vbWVzaGdhdGUvdjE7bWVzaGdhdGV2MWIGcHJvdG8z", [file_google_protobuf_timestamp, file_v1_members]);
 
 /**
  * GetChallengeRequest asks for a challenge.
@@ -97,6 +97,24 @@ export const AdoptRequestSchema: GenMessage<AdoptRequest> = /*@__PURE__*/
   messageDesc(file_meshgate_v1_enrolment, 2);
 
 /**
+ * Removed says, as a detail of a NOT_FOUND error, that the node that called, or
+ * was to be adopted, is no member of the mesh: it was removed, and stays so until
+ * it joins anew. It is said only on a state that has all joins. A NOT_FOUND
+ * without it says nothing of the kind; v1 gateways know no such detail.
+ *
+ * @generated from message meshgate.v1.Removed
+ */
+export type Removed = Message<"meshgate.v1.Removed"> & {
+};
+
+/**
+ * Describes the message meshgate.v1.Removed.
+ * Use `create(RemovedSchema)` to create a new message.
+ */
+export const RemovedSchema: GenMessage<Removed> = /*@__PURE__*/
+  messageDesc(file_meshgate_v1_enrolment, 3);
+
+/**
  * Enrolment is how a node gets to the gateway that it follows.
  *
  * @generated from service meshgate.v1.Enrolment
@@ -115,7 +133,7 @@ export const Enrolment: GenService<{
   /**
    * Adopt makes this gateway the one that a member is reached through, in place
    * of the one that it followed before, and answers as a join does. NOT_FOUND
-   * when the node is no member any more.
+   * with a Removed among its details when the node is no member any more.
    *
    * @generated from rpc meshgate.v1.Enrolment.Adopt
    */
