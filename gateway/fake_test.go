@@ -33,6 +33,8 @@ type fakeNode struct {
 	left    []mesh.NodeID
 	changes []mesh.Change
 	syncs   int
+	// behind is what Sync brings to a node that lags; nil: it does not.
+	behind *mesh.Snapshot
 	// syncErr and changeErr are what Sync and Change answer.
 	syncErr, changeErr error
 	published          int
@@ -80,10 +82,13 @@ func (n *fakeNode) Wait(ctx context.Context, after uint64) (*mesh.Snapshot, erro
 func (n *fakeNode) Sync(ctx context.Context) (*mesh.Snapshot, error) {
 	n.mu.Lock()
 	n.syncs++
-	err := n.syncErr
+	err, behind := n.syncErr, n.behind
 	n.mu.Unlock()
 	if err != nil {
 		return nil, err
+	}
+	if behind != nil {
+		n.set(behind)
 	}
 	return n.Wait(ctx, 0)
 }

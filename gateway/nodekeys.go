@@ -23,7 +23,7 @@ var _ Authenticator = (*NodeKeys)(nil)
 func NewNodeKeys(state api.State) *NodeKeys { return &NodeKeys{state: state} }
 
 // Authenticate implements Authenticator. That somebody is no member is said on
-// a state that has all joins, and only to who knows the mesh: mesh.ErrNotFound.
+// a state that has all joins, and only to who knows the mesh: mesh.ErrRemoved.
 func (k *NodeKeys) Authenticate(ctx context.Context, c Credentials) (Identity, error) {
 	if !mesh.IsCredential(c.Token) {
 		return Identity{}, ErrOtherKind
@@ -47,7 +47,7 @@ func (k *NodeKeys) Authenticate(ctx context.Context, c Credentials) (Identity, e
 	}
 	switch n := s.Node(credential.Node); {
 	case n == nil:
-		return Identity{}, fmt.Errorf("%w: no node %q in the mesh: it was removed, or never joined", mesh.ErrNotFound, credential.Node)
+		return Identity{}, fmt.Errorf("%w: no node %q in the mesh: it was removed, or never joined", mesh.ErrRemoved, credential.Node)
 	case n.PublicKey != credential.Key:
 		return Identity{}, fmt.Errorf("%w: node %q has another key", mesh.ErrUnauthenticated, credential.Node)
 	}

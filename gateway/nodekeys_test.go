@@ -4,12 +4,14 @@ package gateway
 
 import (
 	"errors"
+	"fmt"
 	"testing"
 	"time"
 
 	"connectrpc.com/connect"
 
 	"github.com/meshgate/meshgate/node/mesh"
+	"github.com/meshgate/meshgate/node/peer"
 	meshgatev1 "github.com/meshgate/meshgate/proto/meshgate/v1"
 	"github.com/meshgate/meshgate/proto/meshgate/v1/meshgatev1connect"
 )
@@ -70,6 +72,35 @@ func TestNodeKeys_KnowMembersByTheirKeys(t *testing.T) {
 	}
 }
 
+// A gateway that lags has not seen the join yet. It looks before it says that
+// there is no such node, which would end the node for good; and says nothing of
+// the kind while it cannot look.
+func TestNodeKeys_AskTheMeshBeforeTheySayNo(t *testing.T) {
+	s, key := keyed(t)
+	token := mesh.SignCredential(key, s.IPv6.String(), "laptop", "gw-1", time.Now())
+	without := *s
+	without.Nodes = s.Nodes.Without("laptop")
+	for name, tt := range map[string]struct {
+		behind  *mesh.Snapshot
+		syncErr error
+		want    error // nil: it is the laptop
+	}{
+		"it joined elsewhere": {behind: s},
+		"it was removed":      {want: mesh.ErrRemoved},
+		"nobody leads":        {behind: s, syncErr: fmt.Errorf("%w: no leader", mesh.ErrUnavailable), want: mesh.ErrUnavailable},
+	} {
+		node := newFakeNode(&without)
+		node.behind, node.syncErr = tt.behind, tt.syncErr
+		id, err := NewNodeKeys(node).Authenticate(t.Context(), Credentials{Token: token})
+		if tt.want == nil && (err != nil || id.ID != "laptop") || !errors.Is(err, tt.want) {
+			t.Errorf("%s: %q, %v", name, id.ID, err)
+		}
+		if node.synced() != 1 {
+			t.Errorf("%s: the mesh was asked %d times", name, node.synced())
+		}
+	}
+}
+
 // A node that a gateway has no token of calls it by its key; and is told that it
 // was removed, which nothing but a right key is told.
 func TestNodeKeys_LetANodeBeAdopted(t *testing.T) {
@@ -100,7 +131,7 @@ func TestNodeKeys_LetANodeBeAdopted(t *testing.T) {
 		t.Errorf("by an admin: %v", err)
 	}
 	s.node.set(changed(9, func(s *mesh.Snapshot) { s.Nodes = s.Nodes.Without("laptop") }))
-	if err := adopt(token, "laptop"); connect.CodeOf(err) != connect.CodeNotFound {
+	if err := adopt(token, "laptop"); connect.CodeOf(err) != connect.CodeNotFound || !peer.Removed(err) {
 		t.Errorf("after it was removed: %v", err)
 	}
 }

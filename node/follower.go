@@ -71,7 +71,7 @@ type Follow struct {
 	// Explain is an error in words for people, with what to do; nil: its own.
 	Explain func(error) string
 	// Removed reports whether an error of Join or Adopt says that the mesh has
-	// removed the node.
+	// removed the node. It ends the node for good, so that no guess will do.
 	Removed func(error) bool
 }
 

@@ -21,6 +21,8 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/meshgate/meshgate/node/mesh"
+	"github.com/meshgate/meshgate/node/peer"
+	"github.com/meshgate/meshgate/node/store"
 	v1 "github.com/meshgate/meshgate/proto/v1"
 )
 
@@ -434,5 +436,23 @@ func TestError(t *testing.T) {
 	}
 	if Error(t.Context(), nil, "") != nil {
 		t.Error("an error out of nothing")
+	}
+}
+
+// That it was removed ends a node, so that nothing else may look like it.
+func TestError_RemovedIsADetailOfItsOwn(t *testing.T) {
+	for _, tt := range []struct {
+		err     error
+		removed bool
+	}{
+		{fmt.Errorf("adopt node %q: %w: it was removed", "nas", mesh.ErrRemoved), true},
+		{fmt.Errorf("direct_peers: %w", mesh.ErrNotFound), false},
+		{mesh.ErrUnauthenticated, false},
+		{store.ErrNotFound, false},
+	} {
+		got := Error(t.Context(), tt.err, "r-1")
+		if peer.Removed(got) != tt.removed || got.Message() != tt.err.Error() {
+			t.Errorf("%v: %v with %d details", tt.err, got, len(got.Details()))
+		}
 	}
 }

@@ -9,9 +9,11 @@ import (
 	"io"
 
 	"connectrpc.com/connect"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/meshgate/meshgate/node/mesh"
 	"github.com/meshgate/meshgate/node/store"
+	meshgatev1 "github.com/meshgate/meshgate/proto/meshgate/v1"
 )
 
 // ErrClosing says that the gateway shuts down. It is the cause of the contexts
@@ -82,7 +84,10 @@ func Error(ctx context.Context, err error, requestID string) *connect.Error {
 		}
 		var fault *storeFault
 		if errors.As(err, &fault) {
-			return fault.attach(connect.NewError(c, err))
+			return attach(connect.NewError(c, err), fault.detail)
+		}
+		if errors.Is(err, mesh.ErrRemoved) {
+			return attach(connect.NewError(c, err), &meshgatev1.Removed{})
 		}
 		return connect.NewError(c, err)
 	}
@@ -94,6 +99,14 @@ func Error(ctx context.Context, err error, requestID string) *connect.Error {
 		return known
 	}
 	return connect.NewError(c, fmt.Errorf("internal error; the gateway's log has the cause under request_id %s", requestID))
+}
+
+// attach adds a detail to what the client gets.
+func attach(to *connect.Error, detail proto.Message) *connect.Error {
+	if d, err := connect.NewErrorDetail(detail); err == nil { // it is a known message, which has no way to fail
+		to.AddDetail(d)
+	}
+	return to
 }
 
 // remoteError passes on the answer of another node. Codes that speak of that

@@ -289,11 +289,3 @@ func (f *storeFault) Error() string { return f.err.Error() }
 
 // Unwrap makes the error that of the state.
 func (f *storeFault) Unwrap() error { return f.err }
-
-// attach adds the detail to what the client gets.
-func (f *storeFault) attach(to *connect.Error) *connect.Error {
-	if d, err := connect.NewErrorDetail(f.detail); err == nil { // it is a known message, which has no way to fail
-		to.AddDetail(d)
-	}
-	return to
-}

@@ -14,7 +14,7 @@ import (
 // Adopt makes this gateway the one through which the mesh reaches a member, in
 // place of the one that took it before. Nothing else about the member changes,
 // and nothing is written where it is so already. The returned snapshot has it.
-// The error wraps mesh.ErrNotFound for a node that is no member, and
+// The error wraps mesh.ErrRemoved for a node that is no member, and
 // mesh.ErrPrecondition for one that nobody adopts: a gateway.
 func (m *Members) Adopt(ctx context.Context, id mesh.NodeID) (*mesh.Snapshot, error) {
 	moved := false
@@ -22,7 +22,7 @@ func (m *Members) Adopt(ctx context.Context, id mesh.NodeID) (*mesh.Snapshot, er
 		n := tx.Snapshot().Node(id)
 		switch {
 		case n == nil:
-			return fmt.Errorf("%w: no node %q in the mesh: it was removed, or never joined", mesh.ErrNotFound, id)
+			return fmt.Errorf("%w: no node %q in the mesh: it was removed, or never joined", mesh.ErrRemoved, id)
 		case id == m.self, takesMembers(n):
 			return fmt.Errorf("%w: %q is a gateway, which follows none", mesh.ErrPrecondition, id)
 		}

@@ -123,7 +123,7 @@ func TestAdopt_RefusesStrangersAndGateways(t *testing.T) {
 	a, b := twoGateways(t)
 	version := a.version()
 	_, err := b.Adopt(t.Context(), "nobody")
-	b.wantRefused(err, mesh.ErrNotFound, "nobody")
+	b.wantRefused(err, mesh.ErrRemoved, "nobody")
 	for _, gate := range []mesh.NodeID{"gw", "gw2"} {
 		_, err = b.Adopt(t.Context(), gate)
 		b.wantRefused(err, mesh.ErrPrecondition, string(gate))

@@ -3,6 +3,7 @@
 package member_test
 
 import (
+	"errors"
 	"net/netip"
 	"testing"
 
@@ -10,6 +11,7 @@ import (
 
 	"github.com/meshgate/meshgate/node/mesh"
 	"github.com/meshgate/meshgate/node/registry"
+	v1 "github.com/meshgate/meshgate/proto/v1"
 )
 
 // What a node says of itself replaces what it said before; who it is stays.
@@ -71,7 +73,17 @@ func TestJoin_OfARemovedMemberIsNotFound(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, err = f.Join(t.Context(), r)
-	f.wantRefused(err, mesh.ErrNotFound, "removed")
+	f.wantRefused(err, mesh.ErrRemoved, "removed")
+	if _, err := f.Join(t.Context(), mesh.JoinRequest{Node: mesh.Node{ID: "b", PublicKey: newKey(t)}}); err != nil {
+		t.Fatal(err)
+	}
+	again := mesh.JoinRequest{
+		Node: mesh.Node{ID: "b", PublicKey: f.registry.Snapshot().Node("b").PublicKey}, MemberOf: s.IPv6,
+		DirectPeers: map[mesh.NodeID]v1.ConnectProtocol{"a": v1.ConnectProtocol_CONNECT_ICE},
+	}
+	if _, err := f.Join(t.Context(), again); !errors.Is(err, mesh.ErrNotFound) || errors.Is(err, mesh.ErrRemoved) {
+		t.Errorf("a member whose peer is gone: %v", err)
+	}
 	r.MemberOf = netip.MustParsePrefix("fd00:9999::/32")
 	if _, err := f.Join(t.Context(), r); err != nil {
 		t.Errorf("a member of another mesh: %v", err)

@@ -82,7 +82,7 @@ func New(cfg Config) (*Members, error) {
 // purge does not free it. A node that joins again with the same id and key keeps its addresses and gets
 // what it now says of itself; another key for its id, or its key under another
 // id, is mesh.ErrExists. A node that takes itself for a member of this mesh and
-// is none was removed: mesh.ErrNotFound.
+// is none was removed: mesh.ErrRemoved.
 func (m *Members) Join(ctx context.Context, r mesh.JoinRequest) (*mesh.Snapshot, error) {
 	if err := checkJoin(r); err != nil {
 		return nil, fmt.Errorf("join of node %q: %w", r.Node.ID, err)
@@ -106,7 +106,7 @@ func (m *Members) join(tx *registry.Tx, r mesh.JoinRequest) error {
 		return fmt.Errorf("%w: there is no mesh yet", mesh.ErrPrecondition)
 	}
 	if s.Node(r.Node.ID) == nil && r.MemberOf == s.IPv6 {
-		return fmt.Errorf("%w: id: the node is not in this mesh any more: it was removed", mesh.ErrNotFound)
+		return fmt.Errorf("%w: id: the node is not in this mesh any more: it was removed", mesh.ErrRemoved)
 	}
 	if err := m.checkProof(s, r); err != nil {
 		return err

@@ -12,6 +12,7 @@ import (
 	"cmp"
 	"crypto/sha256"
 	"errors"
+	"fmt"
 	"net/netip"
 	"time"
 
@@ -25,6 +26,10 @@ var (
 	ErrInvalid = errors.New("invalid argument")
 	// ErrNotFound says that the named object does not exist.
 	ErrNotFound = errors.New("not found")
+	// ErrRemoved is the ErrNotFound of a node that takes itself for a member and,
+	// in a state that has all joins, is none. It ends that node, so that nothing
+	// less may be wrapped in it.
+	ErrRemoved = fmt.Errorf("%w", ErrNotFound)
 	// ErrExists says that the object exists and may not be replaced.
 	ErrExists = errors.New("already exists")
 	// ErrDenied says that policy forbids the action to this caller.

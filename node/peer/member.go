@@ -90,8 +90,26 @@ func Refused(err error) bool {
 	}
 }
 
-// Removed reports whether err, of a join as a member, says that the mesh has
-// removed the node.
-func Removed(err error) bool { return connect.CodeOf(err) == connect.CodeNotFound }
+// Removed reports whether err, of a join as a member or of Adopt, says that the
+// mesh has removed the node: in so many words, by a detail. A NotFound without it
+// is about something else that the call named, or of something on the way. So it
+// is from a v1 gateway, which does not ask whether the node was a member and lets
+// it join anew: the node tries again, and at other gateways.
+func Removed(err error) bool {
+	var e *connect.Error
+	if !errors.As(err, &e) || e.Code() != connect.CodeNotFound {
+		return false
+	}
+	for _, d := range e.Details() {
+		m, err := d.Value()
+		if err != nil {
+			continue // a detail of a later version
+		}
+		if _, ok := m.(*meshgatev1.Removed); ok {
+			return true
+		}
+	}
+	return false
+}
 
 var errStreamEnded = errors.New("the gateway ended the stream")
