@@ -7,6 +7,8 @@ import (
 	"net/netip"
 	"time"
 
+	"google.golang.org/protobuf/proto"
+
 	"github.com/meshgate/meshgate/node/mesh"
 	v1 "github.com/meshgate/meshgate/proto/v1"
 )
@@ -50,14 +52,18 @@ func (f *follower) update(c *v1.PeerConfigurations) error {
 		return fmt.Errorf("%w: gateway %q sent the configuration of change %d to a node that has that of %d",
 			mesh.ErrUnavailable, c.GetGatewayId(), c.GetRevision(), base.GetRevision())
 	}
-	r := &v1.JoinResponse{
-		AddressIpv4: base.GetAddressIpv4(), AddressIpv6: base.GetAddressIpv6(),
-		NetworkIpv4: base.GetNetworkIpv4(), NetworkIpv6: base.GetNetworkIpv6(),
-		MeshDomain: base.GetMeshDomain(), GatewayId: base.GetGatewayId(),
-		Peers: c.GetPeers(), IceServers: c.GetIceServers(), DnsServers: c.GetDnsServers(),
-		NetworkAcls: c.GetNetworkAcls(), Gateways: c.GetGateways(), Revision: c.GetRevision(),
-	}
-	return f.accept(r)
+	return f.accept(updated(base, c))
+}
+
+// updated is the answer to a join with what a later configuration says in its
+// place. What that does not carry stays, and so does the gateway: it is the one
+// that took the node, also where another tells the news. It shares parts with c.
+func updated(base *v1.JoinResponse, c *v1.PeerConfigurations) *v1.JoinResponse {
+	r := proto.CloneOf(base)
+	r.Time = nil // that was the gateway's clock when the node joined
+	r.Peers, r.IceServers, r.DnsServers = c.GetPeers(), c.GetIceServers(), c.GetDnsServers()
+	r.NetworkAcls, r.Gateways, r.Revision = c.GetNetworkAcls(), c.GetGateways(), c.GetRevision()
+	return r
 }
 
 // publish turns a gateway's answer into the next snapshot and plan.
