@@ -11,6 +11,8 @@ import (
 	"testing"
 
 	"connectrpc.com/connect"
+	"connectrpc.com/grpchealth"
+	"connectrpc.com/grpcreflect"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/reflect/protoregistry"
@@ -46,6 +48,68 @@ func everyMethod(t *testing.T) []protoreflect.MethodDescriptor {
 
 func procedureOf(m protoreflect.MethodDescriptor) string {
 	return "/" + string(m.Parent().FullName()) + "/" + string(m.Name())
+}
+
+// otherwiseFresh are the procedures that are neither a change, which is decided on
+// all that was acknowledged, nor a read that promises as much unless its caller
+// asks for less; with why.
+func otherwiseFresh() map[string]freshness {
+	return map[string]freshness{
+		// It is about this gateway, or goes on to tell what is new.
+		v1connect.NodeGetStatusProcedure:                known,
+		meshgatev1connect.ClusterStatusProcedure:        known,
+		meshgatev1connect.WatchWatchMeshProcedure:       known,
+		v1connect.MembershipSubscribePeersProcedure:     known,
+		"/" + grpchealth.HealthV1ServiceName + "/Check": known,
+		"/" + grpchealth.HealthV1ServiceName + "/Watch": known,
+		// The join that follows is decided on all.
+		meshgatev1connect.EnrolmentGetChallengeProcedure: known,
+		// Channels go on without a leader.
+		v1connect.NodeNegotiateDataChannelProcedure: known,
+		v1connect.NodeReceiveSignalChannelProcedure: known,
+		v1connect.WebRTCStartDataChannelProcedure:   known,
+		v1connect.WebRTCStartSignalChannelProcedure: known,
+		// Its callers say themselves what they have to see: Sync, and at_least.
+		meshgatev1connect.StoreGetProcedure:   known,
+		meshgatev1connect.StoreListProcedure:  known,
+		meshgatev1connect.StoreWatchProcedure: known,
+		meshgatev1connect.StoreSyncProcedure:  known,
+		// It is the same in every state.
+		"/" + grpcreflect.ReflectV1ServiceName + "/ServerReflectionInfo":      known,
+		"/" + grpcreflect.ReflectV1AlphaServiceName + "/ServerReflectionInfo": known,
+		// A write, although none of the mesh.
+		v1connect.StorageQueryServicePublishProcedure: always,
+		// What is missing in them is missed for good: a token that nobody sees is
+		// never revoked.
+		meshgatev1connect.TokensListTokensProcedure: always,
+		meshgatev1connect.ClusterBackupProcedure:    always,
+	}
+}
+
+// What was taken from somebody a moment ago, at another gateway, must not be used
+// for a change here.
+func TestRules_DecideOnAllThatWasAcknowledged(t *testing.T) {
+	rules, otherwise := newRules(false), otherwiseFresh()
+	for procedure, r := range rules {
+		want := unlessStale
+		if r.writes {
+			want = always
+		}
+		if other, ok := otherwise[procedure]; ok {
+			if r.writes || other == want {
+				t.Errorf("%s is no exception", procedure)
+			}
+			want = other
+		}
+		if r.fresh != want {
+			t.Errorf("%s: decided by state of kind %d, want %d", procedure, r.fresh, want)
+		}
+	}
+	for procedure := range otherwise {
+		if _, ok := rules[procedure]; !ok {
+			t.Errorf("%s has no rule", procedure)
+		}
+	}
 }
 
 // A procedure that somebody adds to the API must not be open, nor forgotten.
