@@ -65,6 +65,7 @@ type holder struct {
 	node     *Node
 	cfg      Hold
 	registry *registry.Registry
+	ear      ear
 
 	mu      sync.Mutex // guards planner
 	planner *topology.Planner
@@ -82,7 +83,7 @@ func newHolder(n *Node, cfg Hold) (*holder, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make objects: %w", err)
 	}
-	return &holder{Members: members, Objects: objects, node: n, cfg: cfg, registry: r}, nil
+	return &holder{Members: members, Objects: objects, node: n, cfg: cfg, registry: r, ear: n.device}, nil
 }
 
 // Sync returns a snapshot of all that was acknowledged before the call.

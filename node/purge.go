@@ -35,6 +35,12 @@ type Purge struct {
 	Alive func(ctx context.Context) map[mesh.NodeID]bool
 }
 
+// ear knows when peers were heard. A wg.Device is one.
+type ear interface {
+	// Stats returns the state of the interface and its peers.
+	Stats() (mesh.InterfaceStats, error)
+}
+
 // verdict is what a look at the members says.
 type verdict struct {
 	silent map[mesh.NodeID]time.Time
@@ -113,7 +119,7 @@ func (h *holder) purge(ctx context.Context) error {
 
 // look notes who is silent and purges who has been for too long.
 func (h *holder) look(ctx context.Context, now time.Time) error {
-	stats, err := h.node.device.Stats()
+	stats, err := h.ear.Stats()
 	if err != nil {
 		return fmt.Errorf("ask WireGuard who was heard: %w", err)
 	}

@@ -3,12 +3,20 @@
 package node
 
 import (
+	"context"
+	"errors"
+	"log/slog"
 	"maps"
 	"slices"
+	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
+	"github.com/meshgate/meshgate/node/member"
 	"github.com/meshgate/meshgate/node/mesh"
+	"github.com/meshgate/meshgate/node/registry"
+	"github.com/meshgate/meshgate/node/store/storetest"
 	v1 "github.com/meshgate/meshgate/proto/v1"
 )
 
@@ -102,4 +110,84 @@ func TestPurge_IsBounded(t *testing.T) {
 	if v := p.judge(s, "gw1", nil, nil, true, purgeNow); len(v.purge) != maxPurge {
 		t.Errorf("%d nodes at once", len(v.purge))
 	}
+}
+
+// deafEar has heard no peer yet; it counts how often it was asked.
+type deafEar struct {
+	mu    sync.Mutex
+	asked int
+}
+
+func (e *deafEar) Stats() (mesh.InterfaceStats, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.asked++
+	return mesh.InterfaceStats{}, nil
+}
+
+func (e *deafEar) count() int {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.asked
+}
+
+// A gateway that has just started has heard nobody: that is no news of anybody.
+func TestPurge_NotesNobodyRightAfterAStart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		log := slog.New(slog.DiscardHandler)
+		r := registry.New(storetest.New(), log)
+		ran := make(chan error, 1)
+		go func() { ran <- r.Run(ctx) }()
+		<-r.Ready()
+		key := func() mesh.PublicKey {
+			k, err := mesh.GenerateKey()
+			if err != nil {
+				t.Fatal(err)
+			}
+			return k.Public()
+		}
+		members, err := member.New(member.Config{Registry: r, Self: "gw", AllowUnproven: true, Logger: log})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := r.Bootstrap(ctx, registry.Bootstrap{Self: mesh.Node{ID: "gw", PublicKey: key()}}); err != nil {
+			t.Fatal(err)
+		}
+		nas := mesh.Node{ID: "nas", PublicKey: key(), Features: []mesh.Feature{{Kind: v1.Feature_NODES, Port: 8443}}}
+		if _, err := members.Join(ctx, mesh.JoinRequest{Node: nas, AssignIPv4: true}); err != nil {
+			t.Fatal(err)
+		}
+		heard := &deafEar{}
+		h := &holder{
+			Members: members, registry: r, ear: heard, cfg: Hold{Purge: Purge{After: time.Hour}},
+			node: &Node{cfg: Config{ID: "gw"}, log: log, opened: time.Now()},
+		}
+		purged := make(chan error, 1)
+		go func() { purged <- h.purge(ctx) }()
+
+		started := time.Now()
+		<-time.After(silentAfter - time.Second)
+		synctest.Wait()
+		if n := len(r.Snapshot().Silent); n != 0 || heard.count() != 0 {
+			t.Errorf("%d nodes are noted %s after the start, and WireGuard was asked %d times", n, time.Since(started), heard.count())
+		}
+		<-time.After(lookEach)
+		synctest.Wait()
+		if since, ok := r.Snapshot().Silent["nas"]; !ok || since.Before(started) {
+			t.Errorf("after %s nas is silent since %s (%v)", time.Since(started), since, ok)
+		}
+		<-time.After(time.Hour)
+		synctest.Wait()
+		if r.Snapshot().Node("nas") != nil {
+			t.Error("an hour later it is a member")
+		}
+		cancel()
+		if err := <-purged; !errors.Is(err, context.Canceled) {
+			t.Errorf("it ends with %v", err)
+		}
+		if err := <-ran; err != nil {
+			t.Errorf("the registry: %v", err)
+		}
+	})
 }
