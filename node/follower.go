@@ -81,6 +81,8 @@ type Follow struct {
 type follower struct {
 	node *Node
 	cfg  Follow
+	// sessions is the WireGuard device.
+	sessions sessions
 
 	// lost is when the gateway was heard last, or else when the node began;
 	// nil while it is heard.
@@ -103,7 +105,7 @@ func newFollower(n *Node, cfg Follow) (*follower, error) {
 	if cfg.Public == nil || cfg.Mesh == nil || cfg.Refused == nil || cfg.Removed == nil {
 		return nil, fmt.Errorf("%w: following needs a public and a mesh client, and the meaning of their errors", mesh.ErrInvalid)
 	}
-	f := &follower{node: n, cfg: cfg, changed: make(chan struct{})}
+	f := &follower{node: n, cfg: cfg, sessions: n.device, changed: make(chan struct{})}
 	now := time.Now()
 	f.lost.Store(&now)
 	return f, nil

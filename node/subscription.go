@@ -30,6 +30,13 @@ const (
 	leaveTimeout = 2 * time.Second
 )
 
+// sessions makes WireGuard sessions. A wg.Device does.
+type sessions interface {
+	// Handshake asks a peer for a new session in place of the one of now. An
+	// unknown key is no error.
+	Handshake(key mesh.WireGuardKey)
+}
+
 // leave ends the membership of a node that forgets its key, so that its id is
 // free for the next one. ctx has ended.
 func (f *follower) leave(ctx context.Context) {
@@ -123,7 +130,7 @@ func (f *follower) shake(ctx context.Context, key mesh.WireGuardKey, heard <-cha
 	tick := time.NewTicker(shakeEach)
 	defer tick.Stop()
 	for {
-		f.node.device.Handshake(key)
+		f.sessions.Handshake(key)
 		select {
 		case <-ctx.Done():
 			return
