@@ -100,7 +100,7 @@ const writeRate, writeBurst = 20, 200
 // What a node says of itself was granted when it joined; where the roles are
 // known they have to grant it still.
 func (g *Gateway) believes(n *mesh.Node) bool {
-	if !isGateway(n) {
+	if !n.Negotiates() {
 		return false
 	}
 	s := g.cfg.Node.Snapshot()
@@ -127,9 +127,4 @@ func (g *Gateway) identify(ctx context.Context, q *request, h http.Header) (api.
 	}
 	caller.ID, caller.Node = string(node.ID), node
 	return caller, nil
-}
-
-// isGateway reports whether n is a node that relays negotiations for clients.
-func isGateway(n *mesh.Node) bool {
-	return n != nil && (n.HasFeature(v1.Feature_ICE_NEGOTIATION) || n.HasFeature(v1.Feature_MEMBERSHIP))
 }

@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/meshgate/meshgate/node/mesh"
-	v1 "github.com/meshgate/meshgate/proto/v1"
 )
 
 const (
@@ -54,7 +53,7 @@ type verdict struct {
 func (p *Purge) judge(s *mesh.Snapshot, self mesh.NodeID, handshakes map[mesh.WireGuardKey]time.Time, alive map[mesh.NodeID]bool, leads bool, now time.Time) verdict {
 	v := verdict{silent: map[mesh.NodeID]time.Time{}}
 	for id, n := range s.Nodes.All() {
-		if id == self || n.PublicKey.IsZero() || !n.RunsMeshgate() || isGateway(n) {
+		if id == self || n.PublicKey.IsZero() || !n.RunsMeshgate() || n.FollowsNone() {
 			continue
 		}
 		since, noted := s.Silent[id]
@@ -83,15 +82,11 @@ func judgeOf(s *mesh.Snapshot, id, self mesh.NodeID, alive map[mesh.NodeID]bool)
 		if other == id {
 			other = e.Target
 		}
-		if o := s.Node(other); other == self || o != nil && isGateway(o) && alive[other] {
+		if o := s.Node(other); other == self || o.FollowsNone() && alive[other] {
 			return other
 		}
 	}
 	return ""
-}
-
-func isGateway(n *mesh.Node) bool {
-	return n.HasFeature(v1.Feature_MEMBERSHIP) || n.HasFeature(v1.Feature_STORAGE_PROVIDER)
 }
 
 // purge looks at the members again and again until ctx ends.

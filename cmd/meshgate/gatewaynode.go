@@ -98,7 +98,7 @@ func (p *gatewayProcess) announced(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if me := s.Node(p.node.Self()); me != nil && me.HasFeature(v1.Feature_MEMBERSHIP) {
+		if me := s.Node(p.node.Self()); me.HoldsState() {
 			return p.node.Applied(ctx, s.Version)
 		}
 		after = s.Version

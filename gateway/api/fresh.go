@@ -65,7 +65,7 @@ func held(state State) (*mesh.Snapshot, error) {
 }
 
 func keeps(s *mesh.Snapshot, state State) error {
-	if self := s.Node(state.Self()); self == nil || !holdsState(self) {
+	if self := s.Node(state.Self()); !self.HoldsState() {
 		return fmt.Errorf("%w: this node holds no state of the mesh; ask a gateway", mesh.ErrUnsupported)
 	}
 	return nil

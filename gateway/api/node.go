@@ -54,7 +54,7 @@ func (n *nodeService) GetStatus(ctx context.Context, req *connect.Request[v1.Get
 	}
 	if me := s.Node(self); me != nil {
 		status.Features = mesh.FeaturesToProto(me.Features)
-		if holdsState(me) {
+		if me.HoldsState() {
 			status.ClusterStatus = v1.ClusterStatus_CLUSTER_LEADER
 			status.CurrentLeader = string(self)
 			n.tellSeat(status)
@@ -105,9 +105,6 @@ func (n *nodeService) NegotiateDataChannel(ctx context.Context, stream *connect.
 func (n *nodeService) ReceiveSignalChannel(ctx context.Context, stream *connect.BidiStream[v1.WebRTCSignal, v1.WebRTCSignal]) error {
 	return n.Signaling.ReceiveSignalChannel(ctx, CallerFrom(ctx).Node.ID, serverStream[v1.WebRTCSignal, v1.WebRTCSignal]{stream})
 }
-
-// holdsState reports whether n keeps the state of the mesh.
-func holdsState(n *mesh.Node) bool { return n.HasFeature(v1.Feature_MEMBERSHIP) }
 
 // unknownNode is the answer for a node that is not there.
 func unknownNode(id mesh.NodeID) error {

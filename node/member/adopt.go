@@ -8,7 +8,6 @@ import (
 
 	"github.com/meshgate/meshgate/node/mesh"
 	"github.com/meshgate/meshgate/node/registry"
-	v1 "github.com/meshgate/meshgate/proto/v1"
 )
 
 // Adopt makes this gateway the one through which the mesh reaches a member, in
@@ -23,7 +22,7 @@ func (m *Members) Adopt(ctx context.Context, id mesh.NodeID) (*mesh.Snapshot, er
 		switch {
 		case n == nil:
 			return fmt.Errorf("%w: no node %q in the mesh: it was removed, or never joined", mesh.ErrRemoved, id)
-		case id == m.self, takesMembers(n):
+		case id == m.self, n.FollowsNone():
 			return fmt.Errorf("%w: %q is a gateway, which follows none", mesh.ErrPrecondition, id)
 		}
 		tx.ClearSilent(id)
@@ -56,14 +55,8 @@ func (m *Members) leaveOthers(tx *registry.Tx, n *mesh.Node) {
 			other = e.Target
 		}
 		o := s.Node(other)
-		if other != m.self && o != nil && takesMembers(o) && e.Weight == edgeWeight && len(e.Attributes) == 0 {
+		if other != m.self && o.FollowsNone() && e.Weight == edgeWeight && len(e.Attributes) == 0 {
 			tx.DeleteEdge(e.Source, e.Target)
 		}
 	}
-}
-
-// takesMembers reports whether a node is a gateway, or says that it keeps the
-// state, as one does that is about to be.
-func takesMembers(n *mesh.Node) bool {
-	return n.HasFeature(v1.Feature_MEMBERSHIP) || n.HasFeature(v1.Feature_STORAGE_PROVIDER)
 }

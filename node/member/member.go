@@ -219,7 +219,7 @@ func (m *Members) putEdges(tx *registry.Tx, n *mesh.Node, r mesh.JoinRequest) er
 		}
 	}
 	delete(near, n.ID)
-	if !takesMembers(n) {
+	if !n.FollowsNone() {
 		m.leaveOthers(tx, n)
 	}
 	for _, id := range slices.Sorted(maps.Keys(r.DirectPeers)) {

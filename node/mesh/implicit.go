@@ -7,8 +7,6 @@ import (
 	"iter"
 	"maps"
 	"slices"
-
-	v1 "github.com/meshgate/meshgate/proto/v1"
 )
 
 // Edges that follow from the nodes are not stored: a mesh of n public nodes
@@ -128,7 +126,7 @@ func (s *Snapshot) Relinked(old *Snapshot) iter.Seq[NodeID] {
 	found := make(map[NodeID]bool)
 	for before, after := range s.Nodes.Changes(old.Nodes) {
 		a, b := before.ifLinked(), after.ifLinked()
-		if a != nil && b != nil && a.Zone == b.Zone && a.isGateway() == b.isGateway() {
+		if a != nil && b != nil && a.Zone == b.Zone && a.HoldsState() == b.HoldsState() {
 			continue
 		}
 		// Two others that have become neighbours, or are no longer, have the
@@ -136,7 +134,7 @@ func (s *Snapshot) Relinked(old *Snapshot) iter.Seq[NodeID] {
 		// one of them on the rings of s.
 		index.neighbours(a, found)
 		index.neighbours(b, found)
-		if a.isGateway() == b.isGateway() {
+		if a.HoldsState() == b.HoldsState() {
 			continue
 		}
 		for e := range index.public.all() { // the first gateways may be others
@@ -153,8 +151,6 @@ func (n *Node) ifLinked() *Node {
 	}
 	return n
 }
-
-func (n *Node) isGateway() bool { return n != nil && n.HasFeature(v1.Feature_MEMBERSHIP) }
 
 // neighbours finds n, which may be nil, and the nodes around its places on the
 // rings, whether it stands there or not.

@@ -55,6 +55,25 @@ func (n *Node) FeaturePort(f v1.Feature) (uint16, bool) {
 // peer does not: it has a key, and nothing else.
 func (n *Node) RunsMeshgate() bool { return n.HasFeature(v1.Feature_NODES) }
 
+// HoldsState reports whether the node takes members and has the whole state of
+// the mesh, so that it forwards for others. To say so of itself takes a role. A
+// nil node does not.
+func (n *Node) HoldsState() bool { return n != nil && n.HasFeature(v1.Feature_MEMBERSHIP) }
+
+// FollowsNone reports whether the node holds the state, or says that it stores
+// it, as one does that is about to hold it: no gateway adopts it, or takes it for
+// gone. A nil node does not.
+func (n *Node) FollowsNone() bool {
+	return n.HoldsState() || n != nil && n.HasFeature(v1.Feature_STORAGE_PROVIDER)
+}
+
+// Negotiates reports whether the node relays negotiations for clients, as each
+// does that holds the state, and a v1 node that does not may. A nil node does
+// not.
+func (n *Node) Negotiates() bool {
+	return n.HoldsState() || n != nil && n.HasFeature(v1.Feature_ICE_NEGOTIATION)
+}
+
 // Protocol returns how the nodes of the edge reach each other, by the edge's
 // attributes: ICE before libp2p before plain WireGuard.
 func (e Edge) Protocol() v1.ConnectProtocol {

@@ -7,8 +7,6 @@ import (
 	"hash/fnv"
 	"iter"
 	"net/netip"
-
-	v1 "github.com/meshgate/meshgate/proto/v1"
 )
 
 // Nodes is an immutable set of nodes, found by id, key and address without
@@ -158,7 +156,7 @@ func (x *nodeIndex) add(e *entry) {
 	if e.node.Zone != "" {
 		x.zoned = x.zoned.with(e, atZone(e.node.Zone, e.place, e.node.ID))
 	}
-	if e.node.HasFeature(v1.Feature_MEMBERSHIP) {
+	if e.node.HoldsState() {
 		x.gateways = x.gateways.with(e, atPlace(e.place, e.node.ID))
 	}
 }

@@ -55,7 +55,7 @@ func DeliveryFilter(s *mesh.Snapshot, p mesh.Plan, flows *Flows) *Filter {
 	f := newFilter(s, o, flows)
 	f.strangers, f.trusted = true, make(map[string]bool)
 	for _, peer := range p.Peers {
-		if holdsState(peer.Node) {
+		if peer.Node.HoldsState() {
 			f.trusted[string(peer.Node.ID)] = true
 			continue
 		}

@@ -7,7 +7,6 @@ import (
 	"slices"
 
 	"github.com/meshgate/meshgate/node/mesh"
-	v1 "github.com/meshgate/meshgate/proto/v1"
 )
 
 // Owners tell which nodes an address belongs to. It is immutable.
@@ -51,10 +50,6 @@ func (o *Owners) Of(addr netip.Addr) []string {
 	}
 	return o.routes.lookup(addr)
 }
-
-// holdsState reports whether n is a gateway: one that has all state of the mesh
-// and forwards for others. To say so of itself takes a role.
-func holdsState(n *mesh.Node) bool { return n.HasFeature(v1.Feature_MEMBERSHIP) }
 
 // prefixTable finds the longest prefix that holds an address. The zero value is
 // empty.
