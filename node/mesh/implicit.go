@@ -5,7 +5,6 @@ package mesh
 import (
 	"cmp"
 	"iter"
-	"maps"
 	"slices"
 )
 
@@ -118,30 +117,29 @@ func (s *Snapshot) implicitOf(id NodeID) iter.Seq[Edge] {
 	}
 }
 
-// Relinked yields nodes of s or of old, such that every implicit edge that is
-// in one of the two only, or differs, has one of them for an end; none twice. It
-// costs what differs when one snapshot was made from the other in a few changes.
-func (s *Snapshot) Relinked(old *Snapshot) iter.Seq[NodeID] {
-	index := s.Nodes.get()
-	found := make(map[NodeID]bool)
-	for before, after := range s.Nodes.Changes(old.Nodes) {
-		a, b := before.ifLinked(), after.ifLinked()
-		if a != nil && b != nil && a.Zone == b.Zone && a.HoldsState() == b.HoldsState() {
-			continue
-		}
-		// Two others that have become neighbours, or are no longer, have the
-		// place of one that left or came between them: that is within reach of
-		// one of them on the rings of s.
-		index.neighbours(a, found)
-		index.neighbours(b, found)
-		if a.HoldsState() == b.HoldsState() {
-			continue
-		}
-		for e := range index.public.all() { // the first gateways may be others
-			found[e.node.ID] = true
-		}
+// EdgeBetween returns the edge between two nodes that EdgesOf yields for either.
+func (s *Snapshot) EdgeBetween(a, b NodeID) (Edge, bool) {
+	if e, stored := s.Edges.Get(a, b); stored || a == b {
+		return e, stored
 	}
-	return maps.Keys(found)
+	index := s.Nodes.get()
+	x, okX := index.byID.get(atID(a))
+	y, okY := index.byID.get(atID(b))
+	if !okX || !okY || !x.node.linksItself() || !y.node.linksItself() {
+		return Edge{}, false
+	}
+	e := Edge{Source: min(a, b), Target: max(a, b), Weight: publicWeight}
+	if zone := x.node.Zone; zone != "" && zone == y.node.Zone && index.inZone(zone).near(x, y) {
+		e.Weight = zoneWeight
+		return e, true
+	}
+	return e, index.linksAll(x) || index.linksAll(y) || index.ofAll().near(x, y)
+}
+
+// linksAll reports whether e is one of the gateways that every public node is
+// linked to.
+func (x *nodeIndex) linksAll(e *entry) bool {
+	return e.node.HoldsState() && x.gateways.rank(atPlace(e.place, e.node.ID)) < maxGateways
 }
 
 // ifLinked returns n if it has implicit edges, else nil.
@@ -152,27 +150,6 @@ func (n *Node) ifLinked() *Node {
 	return n
 }
 
-// neighbours finds n, which may be nil, and the nodes around its places on the
-// rings, whether it stands there or not.
-func (x *nodeIndex) neighbours(n *Node, found map[NodeID]bool) {
-	if n == nil {
-		return
-	}
-	self := &entry{node: n, place: placeOf(n.ID)}
-	if e, ok := x.byID.get(atID(n.ID)); ok {
-		self = e
-	}
-	found[n.ID] = true
-	for e := range x.ofAll().around(self) {
-		found[e.node.ID] = true
-	}
-	if n.Zone == "" {
-		return
-	}
-	for e := range x.inZone(n.Zone).around(self) {
-		found[e.node.ID] = true
-	}
-}
 
 // gatewaysOf yields the gateways that a public node is linked to: for a gateway
 // among them, every public node.
@@ -308,4 +285,19 @@ func (r ring) walk(self *entry, way [2]iter.Seq[*entry], yield func(*entry) bool
 		}
 	}
 	return true
+}
+
+// near reports whether two nodes of the ring are within ringReach of each other.
+func (r ring) near(a, b *entry) bool {
+	first := r.list.rank(r.from)
+	// All behind the last one of the ring is negative for neither.
+	size := r.list.rank(func(e *entry) int {
+		if r.behind(e) < 0 {
+			return -1
+		}
+		return 1
+	}) - first
+	apart := r.list.rank(r.at(a)) - r.list.rank(r.at(b))
+	apart = max(apart, -apart)
+	return min(apart, size-apart) <= ringReach
 }

@@ -5,6 +5,7 @@ package mesh_test
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"slices"
 	"testing"
 
@@ -207,9 +208,9 @@ func TestNodes_PublicInZone(t *testing.T) {
 	}
 }
 
-// Whatever changes about the nodes: each edge that is another afterwards has an
-// end among those that Relinked tells.
-func TestRelinked_TellsAnEndOfEveryEdgeThatDiffers(t *testing.T) {
+// Whatever changes about the nodes: each edge that is another afterwards is
+// among those that Relinked tells, and EdgeBetween has it.
+func TestRelinked_TellsEveryEdgeThatDiffers(t *testing.T) {
 	const size = 150
 	var before mesh.Snapshot
 	for i := range size {
@@ -245,27 +246,31 @@ func TestRelinked_TellsAnEndOfEveryEdgeThatDiffers(t *testing.T) {
 			}
 			after.Nodes = after.Nodes.With(n)
 		}
-		told := make(map[mesh.NodeID]bool)
-		for id := range after.Relinked(&before) {
-			if told[id] {
-				t.Fatalf("%s is told twice", id)
+		told := make(map[[2]mesh.NodeID]bool)
+		for a, b := range after.Relinked(&before) {
+			if told[[2]mesh.NodeID{a, b}] {
+				t.Fatalf("%s and %s are told twice", a, b)
 			}
-			told[id] = true
+			told[[2]mesh.NodeID{a, b}] = true
 		}
 		is := implicit(&after)
 		for _, edges := range []map[[2]mesh.NodeID]int32{was, is} {
 			for ends := range edges {
 				old, existed := was[ends]
 				weight, exists := is[ends]
-				if (existed != exists || old != weight) && !told[ends[0]] && !told[ends[1]] {
-					t.Fatalf("the edge of %v differs, and neither is told", ends)
+				if (existed != exists || old != weight) && !told[ends] {
+					t.Fatalf("the edge of %v differs, and is not told", ends)
+				}
+				if e, ok := after.EdgeBetween(ends[1], ends[0]); ok != exists || ok && (e.Weight != weight || e.Source != ends[0] || e.Target != ends[1]) {
+					t.Fatalf("the edge of %v is %v, %v by itself, of weight %d among all: %v", ends, e, ok, weight, exists)
 				}
 			}
 		}
 	})
 }
 
-// What makes no edges relinks nobody, and one node more the few around it.
+// What makes no edges relinks nobody, and one node more or less those around it
+// and the pairs that it keeps apart.
 func TestRelinked_IsBounded(t *testing.T) {
 	var s mesh.Snapshot
 	for i := range 1000 {
@@ -275,12 +280,18 @@ func TestRelinked_IsBounded(t *testing.T) {
 	n := *s.Node("n0007")
 	n.PrimaryEndpoint = "192.0.2.99"
 	moved.Nodes = s.Nodes.With(&n)
-	if got := slices.Collect(moved.Relinked(&s)); len(got) != 0 {
-		t.Errorf("an endpoint relinks %d nodes", len(got))
+	if got := maps.Collect(moved.Relinked(&s)); len(got) != 0 {
+		t.Errorf("an endpoint relinks %v", got)
 	}
 	more := s
 	more.Nodes = s.Nodes.With(publicNode(1000, ""))
-	if got := slices.Collect(more.Relinked(&s)); len(got) != 129 {
-		t.Errorf("a node more relinks %d nodes, want it and 128", len(got))
+	for _, ways := range [][2]*mesh.Snapshot{{&s, &more}, {&more, &s}} {
+		n := 0
+		for range ways[1].Relinked(ways[0]) {
+			n++
+		}
+		if n != 128+64 {
+			t.Errorf("a node more or less relinks %d pairs, want 128 with it and 64 around it", n)
+		}
 	}
 }

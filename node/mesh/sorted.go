@@ -51,6 +51,16 @@ func (s sorted[T]) get(compare func(T) int) (item T, ok bool) {
 	return item, false
 }
 
+// rank returns how many items come before the first one for which compare is
+// not negative.
+func (s sorted[T]) rank(compare func(T) int) int {
+	chunk, i, _ := s.search(compare)
+	for _, items := range s.chunks[:chunk] {
+		i += len(items)
+	}
+	return i
+}
+
 // all yields the items in order.
 func (s sorted[T]) all() iter.Seq[T] {
 	return func(yield func(T) bool) {

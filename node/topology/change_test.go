@@ -172,6 +172,9 @@ func TestPlanner_ChangesOfARingLeaveNoTrace(t *testing.T) {
 	})
 }
 
+// publicGateway is the gateway of publicMesh.
+const publicGateway mesh.NodeID = "n0070"
+
 // publicMesh is a mesh of n public nodes, a third of them in a zone, of which
 // one is a gateway.
 func publicMesh(n int) builder {
@@ -186,7 +189,7 @@ func publicMesh(n int) builder {
 			if i%3 == 0 {
 				n.Zone = "z"
 			}
-			if i == 70 {
+			if id == publicGateway {
 				n.Features = append(slices.Clone(n.Features), mesh.Feature{Kind: v1.Feature_MEMBERSHIP})
 			}
 		})

@@ -81,6 +81,21 @@ func newGraph(s *mesh.Snapshot, r *rules) *graph {
 	return g
 }
 
+// maxMoved is how many nodes may differ for a move. With more, a new graph costs
+// less.
+const maxMoved = 128
+
+// near reports whether a move to s, which the graph fits, is worth it.
+func (g *graph) near(s *mesh.Snapshot) bool {
+	n := 0
+	for range s.Nodes.Changes(g.at.Nodes) {
+		if n++; n > maxMoved {
+			return false
+		}
+	}
+	return true
+}
+
 // fits reports whether the graph can be moved to s.
 func (g *graph) fits(s *mesh.Snapshot) bool {
 	return g.rules.fit(s) && g.at.IPv4 == s.IPv4 && g.at.IPv6 == s.IPv6
@@ -90,26 +105,21 @@ func (g *graph) fits(s *mesh.Snapshot) bool {
 func (g *graph) move(s *mesh.Snapshot) *delta {
 	old, d := g.at, new(delta)
 	g.at = s
-	relink := make(map[*vertex]bool)
+	var added []*vertex
 	for before, after := range s.Nodes.Changes(old.Nodes) {
 		if v := g.replace(before, after, d); v != nil {
-			relink[v] = true
+			added = append(added, v)
 		}
 	}
-	for id := range s.Relinked(old) {
-		if v := g.vertices[id]; v != nil {
-			relink[v] = true
-		}
+	for _, v := range added {
+		g.link(v, d)
 	}
-	for v := range relink {
-		g.relink(v, d)
+	for a, b := range s.Relinked(old) {
+		g.setLink(g.vertices[a], g.vertices[b], d)
 	}
 	for before, after := range s.Edges.Changes(old.Edges) {
 		e := cmp.Or(after, before)
-		a, b := g.vertices[e.Source], g.vertices[e.Target]
-		if a != nil && b != nil && !relink[a] && !relink[b] {
-			g.setLink(a, b, after, d)
-		}
+		g.setLink(g.vertices[e.Source], g.vertices[e.Target], d)
 	}
 	if !mesh.SameList(old.Routes, s.Routes) {
 		g.setOffers(offersOf(s), d)
@@ -194,54 +204,40 @@ func linkBy(e mesh.Edge, to *vertex) link {
 	return link{to: to, weight: e.Weight, protocol: e.Protocol(), tie: tieOf(e)}
 }
 
-// relink gives v the edges that it has now.
-func (g *graph) relink(v *vertex, d *delta) {
-	was := v.links
+// link gives a new vertex its edges.
+func (g *graph) link(v *vertex, d *delta) {
 	v.links = g.linksOf(v)
-	for _, l := range was {
-		if i, ok := v.find(l.to.id); !ok {
-			l.to.drop(v)
-			d.pairs = append(d.pairs, [2]*vertex{v, l.to})
-		} else if v.links[i] != l {
-			d.pairs = append(d.pairs, [2]*vertex{v, l.to})
-		}
-	}
 	for _, l := range v.links {
 		back := l
 		back.to = v
-		if l.to.set(back) {
-			d.pairs = append(d.pairs, [2]*vertex{v, l.to})
-		}
+		l.to.set(back)
+		d.pairs = append(d.pairs, [2]*vertex{v, l.to})
 	}
 }
 
-// setLink makes the edge between a and b what the snapshot has; stored is the
-// one that it stores.
-func (g *graph) setLink(a, b *vertex, stored *mesh.Edge, d *delta) {
-	d.pairs = append(d.pairs, [2]*vertex{a, b})
-	e, ok := mesh.Edge{}, stored != nil
-	if ok {
-		e = *stored
-	} else if a.node.PrimaryEndpoint != "" && b.node.PrimaryEndpoint != "" {
-		e, ok = g.implicit(a, b)
-	}
-	if !ok {
-		a.drop(b)
-		b.drop(a)
+// setLink makes the edge between two vertices, which may be nil, what the
+// snapshot has.
+func (g *graph) setLink(a, b *vertex, d *delta) {
+	if a == nil || b == nil {
 		return
 	}
-	a.set(linkBy(e, b))
-	b.set(linkBy(e, a))
-}
-
-// implicit returns the edge between two public nodes that is not stored.
-func (g *graph) implicit(a, b *vertex) (mesh.Edge, bool) {
-	for e := range g.at.EdgesOf(a.id) {
-		if e.Source == b.id || e.Target == b.id {
-			return e, true
+	was, had := a.linkTo(b)
+	e, has := g.at.EdgeBetween(a.id, b.id)
+	switch {
+	case has:
+		is := linkBy(e, b)
+		if had && was == is {
+			return
 		}
+		a.set(is)
+		b.set(linkBy(e, a))
+	case had:
+		a.drop(b)
+		b.drop(a)
+	default:
+		return
 	}
-	return mesh.Edge{}, false
+	d.pairs = append(d.pairs, [2]*vertex{a, b})
 }
 
 func (g *graph) setOffers(offers map[mesh.NodeID][]netip.Prefix, d *delta) {
@@ -288,18 +284,14 @@ func (v *vertex) linkTo(to *vertex) (link, bool) {
 	return link{}, false
 }
 
-// set puts a link in and reports whether it is another than before.
-func (v *vertex) set(l link) bool {
+// set puts a link in, in place of one to the same vertex.
+func (v *vertex) set(l link) {
 	i, ok := v.find(l.to.id)
 	if ok {
-		if v.links[i] == l {
-			return false
-		}
 		v.links[i] = l
-		return true
+		return
 	}
 	v.links = slices.Insert(v.links, i, l)
-	return true
 }
 
 // drop takes the link to another vertex out.

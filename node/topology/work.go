@@ -77,7 +77,7 @@ func (w *work) gateOf(v *vertex) *vertex {
 
 // moveTo makes the graph that of s.
 func (w *work) moveTo(s *mesh.Snapshot) {
-	if w.graph == nil || !w.graph.fits(s) {
+	if w.graph == nil || !w.graph.fits(s) || !w.graph.near(s) {
 		r := newRules(s)
 		if w.graph != nil && w.graph.rules.fit(s) {
 			r = w.graph.rules

@@ -1,0 +1,157 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package mesh
+
+import "iter"
+
+// Relinked yields pairs of nodes, among them every pair of which the implicit
+// edge is in one of s and old only, or differs; none twice, and the lower id
+// first. EdgeBetween tells what became of it. It costs what differs when one
+// snapshot was made from the other in a few changes: a node that came or left is
+// told with those around it, and so are those that its coming pushed out of each
+// other's reach, or its going let in again.
+func (s *Snapshot) Relinked(old *Snapshot) iter.Seq2[NodeID, NodeID] {
+	r := relinking{is: s.Nodes.get(), was: old.Nodes.get(), pairs: make(map[[2]NodeID]bool)}
+	var all shifts
+	zones := make(map[string]*shifts)
+	zoned := func(n *Node) *shifts {
+		if n == nil || n.Zone == "" {
+			return new(shifts)
+		}
+		if zones[n.Zone] == nil {
+			zones[n.Zone] = new(shifts)
+		}
+		return zones[n.Zone]
+	}
+	for before, after := range s.Nodes.Changes(old.Nodes) {
+		a, b := before.ifLinked(), after.ifLinked()
+		all.add(a, b)
+		if a == nil || b == nil || a.Zone != b.Zone {
+			zoned(a).add(a, nil)
+			zoned(b).add(nil, b)
+		}
+		if a.isGateway() != b.isGateway() {
+			r.gateway(a, b)
+		}
+	}
+	r.shifted(&all, (*nodeIndex).ofAll)
+	for zone, moved := range zones {
+		r.shifted(moved, func(x *nodeIndex) ring { return x.inZone(zone) })
+	}
+	return func(yield func(a, b NodeID) bool) {
+		for pair := range r.pairs {
+			if !yield(pair[0], pair[1]) {
+				return
+			}
+		}
+	}
+}
+
+// shifts are the nodes that came to a ring and left it.
+type shifts struct{ came, left []*Node }
+
+// add notes a node as it was and is on the ring; nil where it is not there.
+func (m *shifts) add(before, after *Node) {
+	switch {
+	case before == nil && after != nil:
+		m.came = append(m.came, after)
+	case before != nil && after == nil:
+		m.left = append(m.left, before)
+	}
+}
+
+// relinking is what Relinked has found.
+type relinking struct {
+	is, was *nodeIndex
+	pairs   map[[2]NodeID]bool
+}
+
+func (r *relinking) add(a, b NodeID) {
+	if a != b {
+		r.pairs[[2]NodeID{min(a, b), max(a, b)}] = true
+	}
+}
+
+// gateway adds the pairs of a node that became a gateway, or is none any more.
+// When there are more gateways than public nodes are linked to, another one has
+// or had its place.
+func (r *relinking) gateway(before, after *Node) {
+	for _, x := range []*nodeIndex{r.was, r.is} {
+		n := 0
+		for g := range x.gateways.all() {
+			if n++; n > maxGateways+1 {
+				break
+			}
+			same := before != nil && g.node.ID == before.ID || after != nil && g.node.ID == after.ID
+			if !same && x.gateways.len() <= maxGateways {
+				continue
+			}
+			for e := range r.is.public.all() {
+				r.add(g.node.ID, e.node.ID)
+			}
+		}
+	}
+}
+
+// shifted adds the pairs of a ring on which nodes came and left. Two others have
+// become neighbours where one in between left, and are none any more where one
+// came in between: they stand on either side of its place, together at most
+// ringReach+1 steps away, as the ring without it has them. And as many steps as
+// nodes came and left is the most by which the distance of two can change.
+func (r *relinking) shifted(m *shifts, on func(*nodeIndex) ring) {
+	most := len(m.came) + len(m.left)
+	if most == 0 {
+		return
+	}
+	was, is := on(r.was), on(r.is)
+	for _, n := range m.came {
+		r.around(n.ID, r.is, is)
+		r.across(was, n.ID, most)
+	}
+	for _, n := range m.left {
+		r.around(n.ID, r.was, was)
+		r.across(is, n.ID, most)
+	}
+}
+
+// around adds the pairs of a node on a ring of x with its neighbours there, and
+// with the gateways.
+func (r *relinking) around(id NodeID, x *nodeIndex, on ring) {
+	self, ok := x.byID.get(atID(id))
+	if !ok {
+		return
+	}
+	for e := range on.around(self) {
+		r.add(id, e.node.ID)
+	}
+	for e := range x.gatewaysOf(self) {
+		r.add(id, e.node.ID)
+	}
+}
+
+// across adds the pairs on either side of a place that are at most ringReach,
+// and more than that less most, steps from each other.
+func (r *relinking) across(on ring, id NodeID, most int) {
+	behind, before := on.sides(&entry{node: &Node{ID: id}, place: placeOf(id)})
+	for i, a := range before { // i+1 steps before the place
+		for j := min(ringReach-i, len(behind)) - 1; j >= 0 && i+j+1 > ringReach-most; j-- {
+			r.add(a.node.ID, behind[j].node.ID)
+		}
+	}
+}
+
+// sides returns the nodes up to ringReach places behind and before a place that
+// nobody holds, the nearest first.
+func (r ring) sides(place *entry) (behind, before []*entry) {
+	collect := func(part ...iter.Seq[*entry]) []*entry {
+		list := make([]*entry, 0, ringReach)
+		r.walk(place, [2]iter.Seq[*entry](part), func(e *entry) bool {
+			list = append(list, e)
+			return true
+		})
+		return list
+	}
+	behind = collect(r.list.from(r.at(place)), r.list.from(r.from))
+	before = collect(r.list.before(r.at(place)), r.list.before(r.behind))
+	return behind, before
+}
