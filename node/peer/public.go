@@ -9,7 +9,6 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/http"
 	"net/netip"
@@ -220,7 +219,10 @@ type suspectsTLS struct{ next http.RoundTripper }
 // RoundTrip implements http.RoundTripper.
 func (s suspectsTLS) RoundTrip(r *http.Request) (*http.Response, error) {
 	res, err := s.next.RoundTrip(r)
-	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+	var dial *net.OpError
+	there := !errors.As(err, &dial) || dial.Op != "dial"
+	// What the end of the connection is called depends on who notices it first.
+	if err != nil && there && r.Context().Err() == nil {
 		err = fmt.Errorf("%w: it ended the connection; if it speaks TLS, write https:// in its URL", err)
 	}
 	return res, err
