@@ -20,6 +20,13 @@ func (p *Planner) Kept() (notes, views int) {
 	return notes, len(p.work.views)
 }
 
+// Near reports whether the plan that was made for a node is a near one.
+func (p *Planner) Near(id mesh.NodeID) bool {
+	p.work.mu.Lock()
+	defer p.work.mu.Unlock()
+	return p.work.near[p.work.graph.vertices[id]] != nil
+}
+
 // ByPaths plans from nothing, without what leaves share.
 func ByPaths(s *mesh.Snapshot, self mesh.NodeID) mesh.Plan {
 	g := newGraph(s, newRules(s))

@@ -40,6 +40,11 @@ type view struct {
 	// grantsAll is what was found out when the graph's kinds were these.
 	grantsAll bool
 	kinds     int
+	// disputed is true when a note is contested.
+	disputed bool
+	// moved are the notes of a lone view that changed since the move movedFrom.
+	moved     []movedNote
+	movedFrom int
 
 	plan mesh.Plan // of a view that is not lone
 }
@@ -87,7 +92,7 @@ func newView(g *graph, key viewKey, as *mesh.Node) *view {
 
 // follow brings the view up to date after moves of the graph of which none
 // reset its root.
-func (w *view) follow(g *graph, deltas []*delta) {
+func (w *view) follow(g *graph, deltas []*delta, now int) {
 	p := &pass{view: w, graph: g, edits: make(map[*vertex]*edits), stale: make(map[mesh.NodeID]bool)}
 	w.update(deltas)
 	redo := p.summarize()
@@ -113,7 +118,21 @@ func (w *view) follow(g *graph, deltas []*delta) {
 	if redo || !p.claimDirty() {
 		p.claimAll()
 	}
+	if w.lone {
+		w.remember(now)
+	}
 	p.finish()
+}
+
+// remember notes for near views which notes the move to now has changed.
+func (w *view) remember(now int) {
+	if len(w.moved)+len(w.dirty) > maxMovedNotes {
+		w.moved, w.movedFrom = nil, now
+		return
+	}
+	for _, n := range w.dirty {
+		w.moved = append(w.moved, movedNote{now, n.at})
+	}
 }
 
 // touched takes over the new record of a vertex and reports whether all claims
@@ -143,12 +162,9 @@ func (p *pass) summarize() bool {
 		return false
 	}
 	if p.kinds != p.graph.kinds {
-		p.kinds, p.grantsAll = p.graph.kinds, true
-		for k := range p.graph.present {
-			// Addresses that nobody has are no secret then: when somebody gets
-			// one there is a new snapshot, and a new plan.
-			p.grantsAll = p.grantsAll && p.rules.grantsWhole(p.viewer, k)
-		}
+		// Addresses that nobody has are no secret then: when somebody gets one
+		// there is a new snapshot, and a new plan.
+		p.kinds, p.grantsAll = p.graph.kinds, p.graph.grantsAll(p.viewer)
 	}
 	was := p.summary
 	p.summary = p.grantsAll && p.known >= summarizeFrom
@@ -176,6 +192,7 @@ func (p *pass) claimDirty() bool {
 // networks that nodes forward to, nearest first.
 func (p *pass) claimAll() {
 	p.taken = make(map[netip.Prefix]*note, 2*p.known)
+	p.disputed = false
 	nearest := make([]*note, 0, p.known)
 	for _, n := range p.notes {
 		n.claims = claims{}
@@ -251,7 +268,7 @@ func (p *pass) claimNets(n *note) bool {
 // take gives a prefix to a note, unless another one has it.
 func (p *pass) take(n *note, part netip.Prefix) bool {
 	if holder := p.taken[part]; holder != nil {
-		n.contested, holder.contested = true, true
+		n.contested, holder.contested, p.disputed = true, true, true
 		return false
 	}
 	p.taken[part] = n

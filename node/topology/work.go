@@ -26,6 +26,9 @@ type work struct {
 	views map[viewKey]*view
 	// notes counts those of all views.
 	notes int
+	// near are the near views, nearNotes counts their paths.
+	near      map[*vertex]*near
+	nearNotes int
 	// log are the last moves of the graph, of which the first has number base.
 	log     []*delta
 	logSize int
@@ -52,6 +55,9 @@ func (w *work) plan(s *mesh.Snapshot, self mesh.NodeID) (mesh.Plan, bool) {
 	start := w.graph.vertices[self]
 	if gate := w.gateOf(start); gate != nil {
 		return w.view(viewKey{root: gate, viewer: start.class, lone: true}, start.node).leafPlan(s, start), true
+	}
+	if plan, ok := w.nearPlan(start); ok {
+		return plan, true
 	}
 	return w.view(viewKey{root: start, viewer: start.class}, start.node).plan, true
 }
@@ -102,11 +108,17 @@ func (w *work) moveTo(s *mesh.Snapshot) {
 			w.drop(key)
 		}
 	}
+	for v, n := range w.near {
+		if v.gone || n.gen < w.base {
+			w.forget(v)
+		}
+	}
 }
 
 // clear forgets everything but the graph.
 func (w *work) clear() {
 	w.views = make(map[viewKey]*view)
+	w.near, w.nearNotes = make(map[*vertex]*near), 0
 	w.log, w.logSize, w.notes = nil, 0, 0
 	w.base = 0
 }
@@ -125,11 +137,12 @@ func (w *work) view(key viewKey, as *mesh.Node) *view {
 		if deltas := w.log[v.gen-w.base:]; v.resets(deltas) {
 			v = nil
 		} else if len(deltas) > 0 {
-			v.follow(w.graph, deltas)
+			v.follow(w.graph, deltas, now)
 		}
 	}
 	if v == nil {
 		v = newView(w.graph, key, as)
+		v.movedFrom = now
 	}
 	v.gen, v.used = now, now
 	w.views[key] = v

@@ -1,0 +1,265 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package topology
+
+import (
+	"cmp"
+	"net/netip"
+	"slices"
+
+	"github.com/meshgate/meshgate/node/mesh"
+	v1 "github.com/meshgate/meshgate/proto/v1"
+)
+
+const (
+	// maxBeside is with how many neighbours a node gets a near view. One with
+	// more is better off with a tree of its own that follows changes.
+	maxBeside = 1024
+	// maxNearNotes bounds the notes of all near views that are kept: some 50 MB.
+	maxNearNotes = 1 << 18
+	// maxMovedNotes is of how many notes a lone view remembers that they changed.
+	maxMovedNotes = 1024
+)
+
+// near is the plan of a node with more than one neighbour, one of them a
+// gateway, in a large mesh where it may have every address. The paths that begin
+// at the gateway are those of the lone view from there, and all that lies behind
+// them is summarized. What is looked for is only what has a better path through
+// another neighbour: a few nodes around, however many there are.
+type near struct {
+	root, home *vertex
+	// base is the lone view from home, lists and routed what it had.
+	base         *view
+	list, routed []netip.Prefix
+	// paths are those that do not begin at home, with the root's own.
+	paths map[*vertex]path
+	// gen and used are as those of a view.
+	gen, used int
+	plan      mesh.Plan
+}
+
+// movedNote is a vertex of which the note of a view changed in a move.
+type movedNote struct {
+	gen int
+	at  *vertex
+}
+
+// homeOf returns the gateway behind which a node looks for what is not near it:
+// of several that which is reached by the best edge. It is nil for a node that
+// needs a tree of its own.
+func (w *work) homeOf(v *vertex) *vertex {
+	g := w.graph
+	if len(g.vertices) < summarizeFrom || len(v.links) > maxBeside || len(g.offers[v.id]) > 0 || isGateway(v) {
+		return nil
+	}
+	var home link
+	for _, l := range v.links {
+		if !isGateway(l.to) || !l.to.forwards || !g.rules.connects(v.class, l.to.class) {
+			continue
+		}
+		if home.to == nil || cmp.Or(cmp.Compare(l.weight, home.weight), cmp.Compare(l.tie, home.tie)) < 0 {
+			home = l
+		}
+	}
+	if home.to == nil || !g.grantsAll(v.class) {
+		return nil
+	}
+	return home.to
+}
+
+func isGateway(v *vertex) bool { return v.node.HasFeature(v1.Feature_MEMBERSHIP) }
+
+// grantsAll reports whether nodes of a class may have every address of every
+// node.
+func (g *graph) grantsAll(viewer class) bool {
+	for k := range g.present {
+		if !g.rules.grantsWhole(viewer, k) {
+			return false
+		}
+	}
+	return true
+}
+
+// nearPlan plans for a node by a near view. It returns false for one that needs
+// a tree of its own.
+func (w *work) nearPlan(v *vertex) (mesh.Plan, bool) {
+	home := w.homeOf(v)
+	if home == nil {
+		return mesh.Plan{}, false
+	}
+	base := w.view(viewKey{root: home, viewer: v.class, lone: true}, v.node)
+	if !base.summary || base.disputed {
+		return mesh.Plan{}, false // the nearest of all has what two claim
+	}
+	n := w.near[v]
+	if n == nil || n.gen < w.base || n.home != home || !n.holds(base, w.log[n.gen-w.base:]) {
+		w.forget(v)
+		n = &near{root: v, home: home, base: base, list: base.lists[home], routed: base.routed}
+		n.search(w.graph)
+		n.plan = n.makePlan(w.graph)
+		w.near[v] = n
+		w.nearNotes += len(n.paths)
+	}
+	n.gen = w.base + len(w.log)
+	n.used = n.gen
+	plan := n.plan
+	w.makeNearRoom(v)
+	return plan, true
+}
+
+func (w *work) forget(v *vertex) {
+	if n := w.near[v]; n != nil {
+		w.nearNotes -= len(n.paths)
+		delete(w.near, v)
+	}
+}
+
+// makeNearRoom is makeRoom for near views.
+func (w *work) makeNearRoom(last *vertex) {
+	if w.nearNotes <= maxNearNotes {
+		return
+	}
+	for v, n := range w.near {
+		if n.used+maxIdle < w.base+len(w.log) {
+			w.forget(v)
+		}
+	}
+	if w.nearNotes > maxNearNotes {
+		w.forget(last)
+	}
+}
+
+// search finds the paths that are better than those through home.
+func (n *near) search(g *graph) {
+	n.paths = map[*vertex]path{n.root: {}}
+	toHome, _ := n.root.linkTo(n.home)
+	layer := []*vertex{n.root}
+	for hops := 0; len(layer) > 0; hops++ {
+		var next []*vertex
+		for _, from := range layer {
+			if !from.forwards && from != n.root {
+				continue
+			}
+			p := n.paths[from]
+			for _, l := range from.links {
+				if n.relax(g, toHome, from, p.along(l), l.to) {
+					next = append(next, l.to)
+				}
+			}
+		}
+		layer = next
+	}
+}
+
+// relax takes a path to a vertex if it is the best one yet, and reports whether
+// the vertex had none of as few hops.
+func (n *near) relax(g *graph, toHome link, from *vertex, p path, to *vertex) (first bool) {
+	if b := n.base.notes[to]; b != nil && b.known {
+		home := path{first: n.home, hops: b.path.hops + 1, weight: b.path.weight + int64(toHome.weight), tie: b.path.tie + toHome.tie}
+		if p.compare(home) >= 0 {
+			return false
+		}
+	}
+	known, had := n.paths[to]
+	if had && p.compare(known) >= 0 || !g.rules.connects(from.class, to.class) || !g.rules.connects(n.root.class, to.class) {
+		return false
+	}
+	n.paths[to] = p
+	return !had
+}
+
+// makePlan puts what the paths lead to behind the neighbours that they begin
+// with, nearest first, and all else behind home.
+func (n *near) makePlan(g *graph) mesh.Plan {
+	self := n.root.node
+	own := self.Prefixes()
+	taken := make(map[netip.Prefix]bool, 4*len(n.paths))
+	for _, o := range own {
+		taken[o.Masked()] = true
+	}
+	lists := make(map[*vertex][]netip.Prefix)
+	claim := func(p path, part netip.Prefix) {
+		if !taken[part] {
+			taken[part] = true
+			lists[p.first] = append(lists[p.first], part)
+		}
+	}
+	nearest := n.nearest()
+	for _, v := range nearest {
+		for _, o := range v.node.Prefixes() {
+			claim(n.paths[v], o.Masked())
+		}
+	}
+	for _, v := range nearest {
+		for _, network := range g.offers[v.id] {
+			for _, part := range g.rules.grants(self, v.node, network) {
+				claim(n.paths[v], part)
+			}
+		}
+	}
+	rest := func(list []netip.Prefix) []netip.Prefix {
+		return slices.DeleteFunc(slices.Clone(without(list, own)), func(part netip.Prefix) bool { return taken[part] })
+	}
+	lists[n.home] = merge(merge(rest(n.list), g.at.Networks()), rest(n.routed))
+	plan := mesh.Plan{Self: self, Routes: routesOf(g.at, self, without(n.routed, own))}
+	for v, allowed := range lists {
+		l, _ := n.root.linkTo(v)
+		slices.SortFunc(allowed, netip.Prefix.Compare)
+		plan.Peers = append(plan.Peers, mesh.Peer{
+			Node: v.node, AllowedIPs: allowed, Endpoint: endpoint(self, v.node), Protocol: l.protocol,
+		})
+	}
+	slices.SortFunc(plan.Peers, func(a, b mesh.Peer) int { return cmp.Compare(a.Node.ID, b.Node.ID) })
+	return plan
+}
+
+// nearest returns the vertices of the paths but the root.
+func (n *near) nearest() []*vertex {
+	list := make([]*vertex, 0, len(n.paths))
+	for v := range n.paths {
+		if v != n.root {
+			list = append(list, v)
+		}
+	}
+	slices.SortFunc(list, func(a, b *vertex) int {
+		return cmp.Or(n.paths[a].compare(n.paths[b]), cmp.Compare(a.id, b.id))
+	})
+	return list
+}
+
+// holds reports whether the plan is still right after moves of the graph: that
+// they concern neither a node that it looks at nor an edge from one of them.
+func (n *near) holds(base *view, deltas []*delta) bool {
+	if n.base != base || !sameList(n.list, base.lists[n.home]) || !sameList(n.routed, base.routed) || n.gen < base.movedFrom {
+		return false
+	}
+	for _, d := range deltas {
+		if len(d.offers) > 0 || slices.ContainsFunc(d.reset, n.beside) || slices.ContainsFunc(d.touched, n.looksAt) {
+			return false
+		}
+		for _, pair := range d.pairs {
+			if n.has(pair[0]) || n.has(pair[1]) {
+				return false
+			}
+		}
+	}
+	for i := len(base.moved) - 1; i >= 0 && base.moved[i].gen > n.gen; i-- {
+		if n.beside(base.moved[i].at) {
+			return false
+		}
+	}
+	return true
+}
+
+func (n *near) has(v *vertex) bool {
+	_, ok := n.paths[v]
+	return ok
+}
+
+// looksAt reports whether the record of a vertex is in the plan.
+func (n *near) looksAt(v *vertex) bool { return v == n.home || n.has(v) }
+
+// beside reports whether a vertex is one that the plan looks at, or next to one.
+func (n *near) beside(v *vertex) bool {
+	return n.looksAt(v) || slices.ContainsFunc(v.links, func(l link) bool { return n.has(l.to) })
+}

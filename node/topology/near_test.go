@@ -1,0 +1,98 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package topology_test
+
+import (
+	"net/netip"
+	"slices"
+	"testing"
+
+	"pgregory.net/rapid"
+
+	"github.com/meshgate/meshgate/node/mesh"
+	"github.com/meshgate/meshgate/node/topology"
+)
+
+// sameWays reports to which node's addresses two plans lead another way.
+func sameWays(t *rapid.T, s *mesh.Snapshot, want, got mesh.Plan) {
+	for id, n := range s.Nodes.All() {
+		if id == want.Self.ID {
+			continue
+		}
+		for _, own := range n.Prefixes() {
+			addr := own.Addr()
+			if slices.ContainsFunc(want.Self.Prefixes(), func(o netip.Prefix) bool { return o.Contains(addr) }) {
+				continue
+			}
+			if w, g := behind(want, addr), behind(got, addr); w != g && w != "" {
+				t.Fatalf("%s sends to %s of %s through %q, want %q", want.Self.ID, addr, id, g, w)
+			}
+		}
+	}
+	if !slices.Equal(want.Routes, got.Routes) {
+		t.Fatalf("routes %v, want %v", got.Routes, want.Routes)
+	}
+	for _, network := range want.Routes {
+		if s.Routable(network) && behind(want, network.Addr()) != behind(got, network.Addr()) {
+			t.Fatalf("%s sends to %s through %q, want %q", want.Self.ID, network, behind(got, network.Addr()), behind(want, network.Addr()))
+		}
+	}
+}
+
+// nearMesh is larger than the meshes of which nodes get a summary and has a
+// second gateway, zones, nodes behind nodes, and routes.
+func nearMesh() (builder, []mesh.NodeID) {
+	b := publicMesh(topology.SummarizeFrom+20).link("n0070", "n0001", 1).link("n0140", "n0200", 1)
+	b.change("n0140", func(n *mesh.Node) { n.Features = b.Node(publicGateway).Features })
+	for _, id := range []mesh.NodeID{"n0210", "n0211", "n0212"} {
+		b.change(id, func(n *mesh.Node) { n.PrimaryEndpoint = "" })
+	}
+	b.link("n0210", "n0100", 1).link("n0211", "n0210", 1).link("n0212", publicGateway, 1)
+	b.route("far", "n0211", "10.7.0.0/16").route("site", "n0002", "10.8.0.0/16")
+	return b, []mesh.NodeID{"n0000", "n0001", publicGateway, "n0140", "n0100", "n0210", "n0211", "x1", "x2"}
+}
+
+// What a node is told of a large mesh leads every packet where the shortest
+// paths of all do, and is the same on from plans before as from nothing.
+func TestPlanner_NearPlansLeadWherePathsDo(t *testing.T) {
+	b, names := nearMesh()
+	rapid.Check(t, func(t *rapid.T) {
+		p := topology.New(b.Snapshot, nil)
+		asked := []mesh.NodeID{"n0000", rapid.SampledFrom(b.ids()).Draw(t, "asked")}
+		for range rapid.IntRange(0, 3).Draw(t, "changes") {
+			checkPlans(t, p, asked)
+			p = topology.New(changeMesh(t, p.Snapshot(), names), p)
+		}
+		checkPlans(t, p, asked)
+		for _, id := range asked {
+			n := p.Snapshot().Node(id)
+			if n == nil || n.PublicKey.IsZero() {
+				continue
+			}
+			plan, err := p.Plan(id)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if p.Near(id) {
+				sameWays(t, p.Snapshot(), topology.ByPaths(p.Snapshot(), id), plan)
+			}
+		}
+	})
+}
+
+// A public node of a large mesh is told of few addresses.
+func TestPlanner_NearPlansAreShort(t *testing.T) {
+	b := publicJoined(1000)
+	p := topology.New(b.Snapshot, nil)
+	plan := planned(t, p, "n0007")
+	total := 0
+	for _, peer := range plan.Peers {
+		total += len(peer.AllowedIPs)
+	}
+	if !p.Near("n0007") || len(plan.Peers) != 129 || total != 2*128+2 {
+		t.Errorf("%d peers with %d prefixes, want 128 with 2 each and the gateway with the networks; near: %v", len(plan.Peers), total, p.Near("n0007"))
+	}
+	if planned(t, p, publicGateway); p.Near(publicGateway) {
+		t.Error("the gateway has a near plan")
+	}
+}
