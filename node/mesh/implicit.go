@@ -150,7 +150,6 @@ func (n *Node) ifLinked() *Node {
 	return n
 }
 
-
 // gatewaysOf yields the gateways that a public node is linked to: for a gateway
 // among them, every public node.
 func (x *nodeIndex) gatewaysOf(self *entry) iter.Seq[*entry] {

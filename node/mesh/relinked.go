@@ -30,7 +30,7 @@ func (s *Snapshot) Relinked(old *Snapshot) iter.Seq2[NodeID, NodeID] {
 			zoned(a).add(a, nil)
 			zoned(b).add(nil, b)
 		}
-		if a.isGateway() != b.isGateway() {
+		if a.HoldsState() != b.HoldsState() {
 			r.gateway(a, b)
 		}
 	}

@@ -8,7 +8,6 @@ import (
 	"slices"
 
 	"github.com/meshgate/meshgate/node/mesh"
-	v1 "github.com/meshgate/meshgate/proto/v1"
 )
 
 const (
@@ -28,6 +27,7 @@ const (
 // another neighbour: a few nodes around, however many there are.
 type near struct {
 	root, home *vertex
+	toHome     link
 	// base is the lone view from home, lists and routed what it had.
 	base         *view
 	list, routed []netip.Prefix
@@ -49,12 +49,12 @@ type movedNote struct {
 // needs a tree of its own.
 func (w *work) homeOf(v *vertex) *vertex {
 	g := w.graph
-	if len(g.vertices) < summarizeFrom || len(v.links) > maxBeside || len(g.offers[v.id]) > 0 || isGateway(v) {
+	if len(g.vertices) < summarizeFrom || len(v.links) > maxBeside || len(g.offers[v.id]) > 0 || v.node.HoldsState() {
 		return nil
 	}
 	var home link
 	for _, l := range v.links {
-		if !isGateway(l.to) || !l.to.forwards || !g.rules.connects(v.class, l.to.class) {
+		if !l.to.node.HoldsState() || !l.to.forwards || !g.rules.connects(v.class, l.to.class) {
 			continue
 		}
 		if home.to == nil || cmp.Or(cmp.Compare(l.weight, home.weight), cmp.Compare(l.tie, home.tie)) < 0 {
@@ -66,8 +66,6 @@ func (w *work) homeOf(v *vertex) *vertex {
 	}
 	return home.to
 }
-
-func isGateway(v *vertex) bool { return v.node.HasFeature(v1.Feature_MEMBERSHIP) }
 
 // grantsAll reports whether nodes of a class may have every address of every
 // node.
@@ -132,7 +130,7 @@ func (w *work) makeNearRoom(last *vertex) {
 // search finds the paths that are better than those through home.
 func (n *near) search(g *graph) {
 	n.paths = map[*vertex]path{n.root: {}}
-	toHome, _ := n.root.linkTo(n.home)
+	n.toHome, _ = n.root.linkTo(n.home)
 	layer := []*vertex{n.root}
 	for hops := 0; len(layer) > 0; hops++ {
 		var next []*vertex
@@ -142,7 +140,7 @@ func (n *near) search(g *graph) {
 			}
 			p := n.paths[from]
 			for _, l := range from.links {
-				if n.relax(g, toHome, from, p.along(l), l.to) {
+				if n.relax(g, from, p.along(l), l.to) {
 					next = append(next, l.to)
 				}
 			}
@@ -153,19 +151,13 @@ func (n *near) search(g *graph) {
 
 // relax takes a path to a vertex if it is the best one yet, and reports whether
 // the vertex had none of as few hops.
-func (n *near) relax(g *graph, toHome link, from *vertex, p path, to *vertex) (first bool) {
-	if b := n.base.notes[to]; b != nil && b.known {
-		home := path{first: n.home, hops: b.path.hops + 1, weight: b.path.weight + int64(toHome.weight), tie: b.path.tie + toHome.tie}
-		if p.compare(home) >= 0 {
-			return false
-		}
-	}
-	known, had := n.paths[to]
-	if had && p.compare(known) >= 0 || !g.rules.connects(from.class, to.class) || !g.rules.connects(n.root.class, to.class) {
+func (n *near) relax(g *graph, from *vertex, p path, to *vertex) (first bool) {
+	if !n.better(p, to) || !g.rules.connects(from.class, to.class) || !g.rules.connects(n.root.class, to.class) {
 		return false
 	}
+	first = !n.has(to)
 	n.paths[to] = p
-	return !had
+	return first
 }
 
 // makePlan puts what the paths lead to behind the neighbours that they begin
@@ -230,25 +222,57 @@ func (n *near) nearest() []*vertex {
 // holds reports whether the plan is still right after moves of the graph: that
 // they concern neither a node that it looks at nor an edge from one of them.
 func (n *near) holds(base *view, deltas []*delta) bool {
-	if n.base != base || !sameList(n.list, base.lists[n.home]) || !sameList(n.routed, base.routed) || n.gen < base.movedFrom {
+	if n.base != base || !mesh.SameList(n.list, base.lists[n.home]) || !mesh.SameList(n.routed, base.routed) || n.gen < base.movedFrom {
 		return false
 	}
 	for _, d := range deltas {
-		if len(d.offers) > 0 || slices.ContainsFunc(d.reset, n.beside) || slices.ContainsFunc(d.touched, n.looksAt) {
+		if len(d.offers) > 0 || slices.ContainsFunc(d.touched, n.looksAt) || slices.ContainsFunc(d.reset, n.minds) {
 			return false
 		}
 		for _, pair := range d.pairs {
-			if n.has(pair[0]) || n.has(pair[1]) {
+			if n.mindsEdge(pair[0], pair[1]) || n.mindsEdge(pair[1], pair[0]) {
 				return false
 			}
 		}
 	}
 	for i := len(base.moved) - 1; i >= 0 && base.moved[i].gen > n.gen; i-- {
-		if n.beside(base.moved[i].at) {
+		if n.minds(base.moved[i].at) {
 			return false
 		}
 	}
 	return true
+}
+
+// minds reports whether another path through home to a vertex, or another class
+// of it, may make a difference: when there is a path without home or would be.
+func (n *near) minds(v *vertex) bool {
+	return n.looksAt(v) || slices.ContainsFunc(v.links, func(l link) bool { return n.mindsEdge(l.to, v) })
+}
+
+// mindsEdge reports whether the edge from one vertex to another, which may be
+// gone, makes a difference: when a path went along it, or would now.
+func (n *near) mindsEdge(from, to *vertex) bool {
+	known, ok := n.paths[from]
+	if !ok {
+		return false
+	}
+	if from == n.root || to == n.root || n.has(to) && n.paths[to].hops > known.hops {
+		return true
+	}
+	l, exists := from.linkTo(to)
+	return exists && (from.forwards || from == n.root) && n.better(known.along(l), to)
+}
+
+// better reports whether a path is better than the one known.
+func (n *near) better(p path, to *vertex) bool {
+	if b := n.base.notes[to]; b != nil && b.known {
+		home := path{first: n.home, hops: b.path.hops + 1, weight: b.path.weight + int64(n.toHome.weight), tie: b.path.tie + n.toHome.tie}
+		if p.compare(home) >= 0 {
+			return false
+		}
+	}
+	known, had := n.paths[to]
+	return !had || p.compare(known) < 0
 }
 
 func (n *near) has(v *vertex) bool {
@@ -258,8 +282,3 @@ func (n *near) has(v *vertex) bool {
 
 // looksAt reports whether the record of a vertex is in the plan.
 func (n *near) looksAt(v *vertex) bool { return v == n.home || n.has(v) }
-
-// beside reports whether a vertex is one that the plan looks at, or next to one.
-func (n *near) beside(v *vertex) bool {
-	return n.looksAt(v) || slices.ContainsFunc(v.links, func(l link) bool { return n.has(l.to) })
-}

@@ -96,3 +96,31 @@ func TestPlanner_NearPlansAreShort(t *testing.T) {
 		t.Error("the gateway has a near plan")
 	}
 }
+
+// ACLs that make no difference leave all plans the same memory; those that do
+// change them.
+func TestPlanner_ACLsWithoutEffectKeepPlans(t *testing.T) {
+	for name, b := range map[string]builder{"near": publicJoined(topology.SummarizeFrom), "full": randomMesh(30)} {
+		id := b.ids()[1]
+		p := topology.New(b.Snapshot, nil)
+		before := planned(t, p, id)
+		for i, acls := range [][]mesh.ACL{
+			{between(true, "*", "*")},
+			{between(false, "nobody", "*"), between(true, "*", "*")},
+			{between(true, "nobody", "*"), between(true, "*", "*"), between(false, "*", "*")},
+		} {
+			next := *p.Snapshot()
+			next.ACLs = acls
+			p = topology.New(&next, p)
+			if after := planned(t, p, id); &after.Peers[0] != &before.Peers[0] {
+				t.Errorf("%s: the ACLs of case %d make the plan anew", name, i)
+			}
+		}
+		next := *p.Snapshot()
+		next.ACLs = []mesh.ACL{between(false, string(id), "*"), between(true, "*", "*")}
+		p = topology.New(&next, p)
+		if after := planned(t, p, id); len(after.Peers) != 0 {
+			t.Errorf("%s: %s has %d peers, and may speak with nobody", name, id, len(after.Peers))
+		}
+	}
+}

@@ -4,6 +4,7 @@ package topology
 
 import (
 	"net/netip"
+	"slices"
 
 	"github.com/meshgate/meshgate/node/mesh"
 	"github.com/meshgate/meshgate/node/policy"
@@ -30,6 +31,53 @@ func newRules(s *mesh.Snapshot) *rules {
 // fit reports whether the rules are those of s.
 func (r *rules) fit(s *mesh.Snapshot) bool {
 	return mesh.SameList(r.acls, s.ACLs) && mesh.SameList(r.groups, s.Groups)
+}
+
+// maxAsked bounds what is asked to find out whether ACLs say the same as others.
+const maxAsked = 4096
+
+// alike returns the rules of s if the vertices of g, which has other ACLs or
+// groups, cannot tell them from those before: they are of the same classes, and
+// these may have the same of each other. Classes keep their numbers.
+func (g *graph) alike(s *mesh.Snapshot) (*rules, bool) {
+	old, r := g.rules, newRules(s)
+	r.samples = slices.Clone(old.samples)
+	keys := make(map[class]string, len(g.present))
+	for _, v := range g.vertices {
+		key := r.key(v.node)
+		k, ok := r.byKey[string(key)]
+		switch had, seen := keys[v.class]; {
+		case !ok && !seen:
+			keys[v.class] = string(key)
+			r.byKey[string(key)], r.samples[v.class] = v.class, v.node
+		case k != v.class || had != string(key):
+			return nil, false
+		}
+	}
+	offered := 0
+	for _, networks := range g.offers {
+		offered += len(networks)
+	}
+	if n := len(g.present); n*n > maxAsked || n*offered > maxAsked {
+		return nil, false
+	}
+	for a := range g.present {
+		for b := range g.present {
+			whole := old.grantsWhole(a, b)
+			if whole != r.grantsWhole(a, b) || old.connects(a, b) != r.connects(a, b) || !whole && old.connects(a, b) {
+				return nil, false
+			}
+		}
+		for id, networks := range g.offers {
+			v := g.vertices[id]
+			for _, network := range networks {
+				if v != nil && !slices.Equal(old.grants(r.samples[a], v.node, network), r.grants(r.samples[a], v.node, network)) {
+					return nil, false
+				}
+			}
+		}
+	}
+	return r, true
 }
 
 // connects reports whether nodes of two classes may have each other as peers:

@@ -81,8 +81,25 @@ func (w *work) gateOf(v *vertex) *vertex {
 	return gate
 }
 
+// adopt takes over new ACLs and groups if they make no difference, so that the
+// graph fits s.
+func (w *work) adopt(s *mesh.Snapshot) {
+	if w.graph == nil || w.graph.rules.fit(s) {
+		return
+	}
+	r, ok := w.graph.alike(s)
+	if !ok {
+		return
+	}
+	w.graph.rules = r
+	for _, v := range w.views {
+		v.rules = r
+	}
+}
+
 // moveTo makes the graph that of s.
 func (w *work) moveTo(s *mesh.Snapshot) {
+	w.adopt(s)
 	if w.graph == nil || !w.graph.fits(s) || !w.graph.near(s) {
 		r := newRules(s)
 		if w.graph != nil && w.graph.rules.fit(s) {
