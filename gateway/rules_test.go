@@ -79,10 +79,9 @@ func otherwiseFresh() map[string]freshness {
 		"/" + grpcreflect.ReflectV1AlphaServiceName + "/ServerReflectionInfo": known,
 		// A write, although none of the mesh.
 		v1connect.StorageQueryServicePublishProcedure: always,
-		// What is missing in them is missed for good: a token that nobody sees is
+		// What is missing in it is missed for good: a token that nobody sees is
 		// never revoked.
 		meshgatev1connect.TokensListTokensProcedure: always,
-		meshgatev1connect.ClusterBackupProcedure:    always,
 	}
 }
 
