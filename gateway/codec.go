@@ -11,6 +11,8 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
+
+	"github.com/meshgate/meshgate/gateway/api"
 )
 
 // maxNesting bounds how deep messages may be in one another.
@@ -32,11 +34,6 @@ func withBoundedFields(limit int) connect.HandlerOption {
 		connect.WithCodec(boundedJSON{codecJSON, limit}),
 		connect.WithCodec(boundedJSON{codecJSONUTF8, limit}),
 	)
-}
-
-// errFields says that a message has more fields than it may.
-func errFields(limit int) error {
-	return fmt.Errorf("it has more than %d fields; split it", limit)
 }
 
 // boundedProto is connect's codec "proto" with a bound.
@@ -66,7 +63,7 @@ func (c boundedProto) Unmarshal(raw []byte, msg any) error {
 	if left, err := spend(raw, m.ProtoReflect().Descriptor(), c.limit, maxNesting); err != nil {
 		return err
 	} else if left < 0 {
-		return errFields(c.limit)
+		return api.TooManyFields(c.limit)
 	}
 	return proto.Unmarshal(raw, m)
 }
@@ -135,27 +132,10 @@ func (c boundedJSON) Unmarshal(raw []byte, msg any) error {
 	if len(raw) == 0 {
 		return errors.New("it is empty, which is no JSON object")
 	}
-	if jsonFields(raw, c.limit) > c.limit {
-		return errFields(c.limit)
+	if err := api.CheckJSONFields(raw, c.limit); err != nil {
+		return err
 	}
 	return protojson.UnmarshalOptions{DiscardUnknown: true}.Unmarshal(raw, m)
-}
-
-// jsonFields counts what begins an element of an object or of a list, until
-// there are more than limit. Of what is no JSON it counts something.
-func jsonFields(raw []byte, limit int) int {
-	n, inText := 0, false
-	for i := 0; i < len(raw) && n <= limit; i++ {
-		switch c := raw[i]; {
-		case inText && c == '\\':
-			i++ // whatever it is, it ends no text
-		case c == '"':
-			inText = !inText
-		case !inText && (c == '{' || c == '[' || c == ','):
-			n++
-		}
-	}
-	return n
 }
 
 func protoOf(msg any) (proto.Message, error) {

@@ -22,9 +22,6 @@ import (
 const (
 	// maxMessage bounds a message from a client, after decompression.
 	maxMessage = 1 << 20
-	// maxFields bounds the fields of a message from a client, with those of the
-	// messages in it. No request that is of use comes near.
-	maxFields = 1 << 16
 	// minCompress is the size from which answers are compressed, if the client
 	// asks for it.
 	minCompress = 1 << 10
@@ -33,7 +30,7 @@ const (
 // services builds the handler of every RPC service and completes the rules.
 func (g *Gateway) services() (http.Handler, error) {
 	opts := []connect.HandlerOption{
-		withMaxMessage(maxMessage, maxFields),
+		withMaxMessage(maxMessage, api.MaxFields),
 		connect.WithCompressMinBytes(minCompress),
 		connect.WithRequestGate(g.gate),
 		connect.WithInterceptors(interceptor{g}),

@@ -54,6 +54,9 @@ func (strictJSON) Unmarshal(text []byte, message any) error {
 	if len(text) == 0 {
 		return errors.New("an empty body is no JSON object; send {} for a message without fields")
 	}
+	if err := CheckJSONFields(text, MaxFields); err != nil {
+		return err
+	}
 	if err := protojson.Unmarshal(text, m); err != nil {
 		return fmt.Errorf("%s: %s; nothing was changed", m.ProtoReflect().Descriptor().FullName(), protojsonPrefix.ReplaceAllString(err.Error(), ""))
 	}
