@@ -64,7 +64,7 @@ e2e: ## run the whole-system tests
 	go test -race -count=1 -tags e2e ./internal/e2e/... ./internal/chaos/...
 
 .PHONY: chaos
-chaos: ## show that the state survives 200 faults, for 20 minutes
+chaos: ## show that the state survives 300 faults, for 20 minutes
 	go run ./internal/chaos
 
 .PHONY: web-test

@@ -219,6 +219,20 @@ func (r *report) atMost(name string, want, got float64) {
 	r.Goals = append(r.Goals, goal{Name: name, Want: fmt.Sprintf("<= %g", want), Got: got, Met: got <= want})
 }
 
+// missed is an error that names the goals which were not met; nil if all were.
+func (r *report) missed() error {
+	var names []string
+	for _, g := range r.Goals {
+		if !g.Met {
+			names = append(names, fmt.Sprintf("%s: %.2f, want %s", g.Name, g.Got, g.Want))
+		}
+	}
+	if len(names) == 0 {
+		return nil
+	}
+	return fmt.Errorf("%d of %d goals missed: %s", len(names), len(r.Goals), strings.Join(names, "; "))
+}
+
 // print writes the report for people.
 func (r *report) print(out io.Writer) error {
 	t := tabwriter.NewWriter(out, 0, 0, 2, ' ', tabwriter.AlignRight)

@@ -25,6 +25,9 @@ func TestReport_RatiosAreOfTheSameRound(t *testing.T) {
 	if w := r.writes(toReplicas, 64); w.OfEtcd != 1.2 || w.Median != 1200 || w.CPU != 2 {
 		t.Errorf("%+v", w)
 	}
+	if err := r.missed(); err != nil {
+		t.Error(err)
+	}
 	if len(r.Goals) != 2 || !r.Goals[0].Met || !r.Goals[1].Met {
 		t.Errorf("%+v", r.Goals)
 	}
@@ -53,6 +56,18 @@ func TestReport_Goals(t *testing.T) {
 	}
 	for name := range want {
 		t.Errorf("no goal %q", name)
+	}
+	err := r.missed()
+	if err == nil {
+		t.Fatal("goals are missed, and it is no error")
+	}
+	for _, text := range []string{"3 of 6 goals missed: ", "join p99, public, 10000 nodes, ms: 30.00, want <= 20", "1000 subscribers"} {
+		if !strings.Contains(err.Error(), text) {
+			t.Errorf("no %q in %v", text, err)
+		}
+	}
+	if strings.Contains(err.Error(), "RSS") {
+		t.Errorf("a goal that was met is named: %v", err)
 	}
 	var out bytes.Buffer
 	if err := r.print(&out); err != nil {

@@ -108,7 +108,7 @@ func apiFromProto(p *v1.MeshNode) (API, error) {
 	if a.URL != "" {
 		u, err := url.Parse(a.URL)
 		if err != nil || len(a.URL) > maxURLLen || !printable(a.URL) || u.Host == "" || u.User != nil || u.Scheme != "https" && u.Scheme != "http" {
-			return API{}, fmt.Errorf("api_url: not the https URL of an API in %d bytes: %w", maxURLLen, ErrInvalid)
+			return API{}, fmt.Errorf("api_url: not the https or http URL of an API, of at most %d bytes: %w", maxURLLen, ErrInvalid)
 		}
 	}
 	switch len(p.GetApiPin()) {

@@ -113,6 +113,13 @@ func TestNodeFromProto_NamesTheBadField(t *testing.T) {
 		{"services: [0]", func(p *v1.MeshNode) { p.Services[0].Port = 1 << 16 }},
 		{"services: [0]", func(p *v1.MeshNode) { p.Services[0].Kind = "\x1b[2J" }},
 		{"services: [0]", func(p *v1.MeshNode) { p.Services[0].Kind = strings.Repeat("x", 65) }},
+		{"api_url", func(p *v1.MeshNode) { p.ApiUrl = "ftp://192.0.2.1" }},
+		{"api_url", func(p *v1.MeshNode) { p.ApiUrl = "192.0.2.1:8443" }},
+		{"api_url", func(p *v1.MeshNode) { p.ApiUrl = "https:///v1" }},
+		{"api_url", func(p *v1.MeshNode) { p.ApiUrl = "https://admin:secret@192.0.2.1" }},
+		{"api_url", func(p *v1.MeshNode) { p.ApiUrl = "https://192.0.2.1/\x7f" }},
+		{"api_url", func(p *v1.MeshNode) { p.ApiUrl = "https://" + strings.Repeat("x", 505) }},
+		{"api_pin", func(p *v1.MeshNode) { p.ApiPin = make([]byte, 31) }},
 		{"joined_at", func(p *v1.MeshNode) { p.JoinedAt = &timestamppb.Timestamp{Nanos: -1} }},
 	}
 	for _, c := range cases {
@@ -125,6 +132,20 @@ func TestNodeFromProto_NamesTheBadField(t *testing.T) {
 	}
 	if _, err := mesh.NodeFromProto(nil); !errors.Is(err, mesh.ErrInvalid) {
 		t.Errorf("nil message: %v", err)
+	}
+}
+
+// A gateway behind a proxy, or on a trusted network, may serve without TLS.
+func TestNodeFromProto_APIURL(t *testing.T) {
+	for _, u := range []string{"", "https://gate.example.com", "https://[2001:db8::1]:8443", "http://192.0.2.1:8080", "https://" + strings.Repeat("x", 504)} {
+		n, err := mesh.NodeFromProto(&v1.MeshNode{Id: "gw", ApiUrl: u})
+		if err != nil || n.API.URL != u {
+			t.Errorf("%q: %v", u, err)
+		}
+	}
+	_, err := mesh.NodeFromProto(&v1.MeshNode{Id: "gw", ApiUrl: "ftp://192.0.2.1"})
+	if err == nil || !strings.Contains(err.Error(), "not the https or http URL of an API, of at most 512 bytes") {
+		t.Errorf("got %v", err)
 	}
 }
 
