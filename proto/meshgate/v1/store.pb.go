@@ -438,8 +438,8 @@ type WatchRequest struct {
 	// prefix is what the keys of interest start with. It may end within a character.
 	Prefix []byte `protobuf:"bytes,1,opt,name=prefix,proto3" json:"prefix,omitempty"`
 	// after is the version after which changes are sent. A gateway that lags behind
-	// it sends what follows once it has it. One that no longer keeps the changes
-	// ends with the fault KIND_COMPACTED.
+	// it waits a moment, in which its pulses say so, then ends with the fault
+	// KIND_BEHIND. One that no longer keeps the changes ends with KIND_COMPACTED.
 	After uint64 `protobuf:"varint,2,opt,name=after,proto3" json:"after,omitempty"`
 	// pulse is how often the client wants to hear of the gateway, from 100 ms to a
 	// minute; unset is 5 s.

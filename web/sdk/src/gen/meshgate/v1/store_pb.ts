@@ -212,8 +212,8 @@ export type WatchRequest = Message<"meshgate.v1.WatchRequest"> & {
 
   /**
    * after is the version after which changes are sent. A gateway that lags behind
-   * it sends what follows once it has it. One that no longer keeps the changes
-   * ends with the fault KIND_COMPACTED.
+   * it waits a moment, in which its pulses say so, then ends with the fault
+   * KIND_BEHIND. One that no longer keeps the changes ends with KIND_COMPACTED.
    *
    * @generated from field: uint64 after = 2;
    */
