@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -129,7 +130,52 @@ func notLeader(role *role) error { return &store.NotLeaderError{Leader: role.lea
 
 // configure waits for a change of raft's configuration.
 func (s *Store) configure(ctx context.Context, begin func() raft.IndexFuture) error {
-	return s.await(ctx, func() error { return begin().Error() })
+	var index uint64
+	err := s.await(ctx, func() error {
+		future := begin()
+		if err := future.Error(); err != nil {
+			return err
+		}
+		index = future.Index()
+		return nil
+	})
+	if err == nil {
+		s.spread(ctx, index)
+	}
+	return err
+}
+
+// spreadTimeout bounds the wait of spread.
+const spreadTimeout = time.Second
+
+// spread waits until the voters in reach hold an entry that changed the
+// cluster, if they soon do. A voter gives no vote to a replica that is none as
+// far as it knows: if the leader went meanwhile, those two could elect nobody.
+func (s *Store) spread(ctx context.Context, index uint64) {
+	role := s.role.Load()
+	timer := time.NewTimer(spreadTimeout)
+	defer timer.Stop()
+	for {
+		moved := s.transport.changed()
+		behind := func(v raft.Server) bool {
+			p, ok := s.transport.known(v.ID)
+			return string(v.ID) != s.id && ok && s.inReach(string(v.ID)) && (p.term != role.term || p.stored < index)
+		}
+		if !slices.ContainsFunc(votersOf(s.servers()), behind) {
+			return
+		}
+		select {
+		case <-moved:
+		case <-role.over:
+			return
+		case <-timer.C:
+			return
+		case <-ctx.Done():
+			return
+		case <-s.closing:
+			return
+		}
+	}
 }
 
 // add makes a replica an observer or a voter; s.changing is held.
