@@ -36,10 +36,14 @@ func (r *rules) fit(s *mesh.Snapshot) bool {
 // maxAsked bounds what is asked to find out whether ACLs say the same as others.
 const maxAsked = 4096
 
-// alike returns the rules of s if the vertices of g, which has other ACLs or
-// groups, cannot tell them from those before: they are of the same classes, and
-// these may have the same of each other. Classes keep their numbers.
+// alike returns the rules of s if the vertices of g, which has other ACLs,
+// cannot tell them from those before: they are of the same classes, and these
+// may have the same of each other. Classes keep their numbers. Other groups
+// offer other routes, too, and are never alike.
 func (g *graph) alike(s *mesh.Snapshot) (*rules, bool) {
+	if !mesh.SameList(g.rules.groups, s.Groups) {
+		return nil, false
+	}
 	old, r := g.rules, newRules(s)
 	r.samples = slices.Clone(old.samples)
 	keys := make(map[class]string, len(g.present))
