@@ -11,6 +11,7 @@ import (
 
 	"github.com/meshgate/meshgate/node/mesh"
 	"github.com/meshgate/meshgate/node/topology"
+	v1 "github.com/meshgate/meshgate/proto/v1"
 )
 
 // sameWays reports to which node's addresses two plans lead another way. Of an
@@ -132,5 +133,30 @@ func TestPlanner_ACLsWithoutEffectKeepPlans(t *testing.T) {
 		if after := planned(t, p, id); len(after.Peers) != 0 {
 			t.Errorf("%s: %s has %d peers, and may speak with nobody", name, id, len(after.Peers))
 		}
+	}
+}
+
+// Routes may be those of a group: who becomes a member while it is away offers
+// them when it is back.
+func TestPlanner_GroupsThatOfferRoutes(t *testing.T) {
+	b := randomMesh(30)
+	b.ACLs = []mesh.ACL{between(true, "*", "*")}
+	b.route("site", "group:routers", "10.9.0.0/16")
+	self, router := b.ids()[1], b.Node(b.ids()[2])
+	network := netip.MustParsePrefix("10.9.0.0/16")
+
+	away := *b.Snapshot
+	away.Nodes = away.Nodes.Without(router.ID)
+	p := topology.New(&away, nil)
+	planned(t, p, self)
+	member := away
+	member.Groups = []mesh.Group{{Name: "routers", Subjects: []mesh.Subject{{Name: string(router.ID), Type: v1.SubjectType_SUBJECT_NODE}}}}
+	p = topology.New(&member, p)
+	planned(t, p, self)
+	back := member
+	back.Nodes = member.Nodes.With(router)
+	p = topology.New(&back, p)
+	if got := planned(t, p, self); !slices.Contains(got.Routes, network) || behind(got, network.Addr()) == "" {
+		t.Errorf("routes %v, want that of the group", got.Routes)
 	}
 }
