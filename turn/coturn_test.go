@@ -165,7 +165,7 @@ func TestCoturn(t *testing.T) {
 	}
 	wrong := append(login("wrong", time.Hour)[:3], "wrong")
 	restAPI := []string{"-u", "rest", "-W", string(testSecret)} // coturn's client makes the credential
-	const relayed, denied = "tot_send_msgs=5, tot_recv_msgs=5", "error 403"
+	const relayed, relayedTwice, denied = "tot_send_msgs=5, tot_recv_msgs=5", "tot_send_msgs=10, tot_recv_msgs=10", "error 403"
 	tests := []struct {
 		name  string
 		login []string
@@ -178,7 +178,7 @@ func TestCoturn(t *testing.T) {
 		{"tcp send", login("d", time.Hour), []string{"-e", clientHost, "-t", "-s"}, relayed},
 		{"credential by the rest convention", restAPI, []string{"-e", clientHost, "-s"}, relayed},
 		{"large packets", login("e", time.Hour), []string{"-e", clientHost, "-s", "-l", "1400"}, relayed},
-		{"two relays of one client", login("f", time.Hour), []string{"-y", "-s"}, relayed},
+		{"two relays of one client", login("f", time.Hour), []string{"-y", "-s"}, relayedTwice},
 
 		{"expired", login("g", -time.Minute), []string{"-e", clientHost}, "Cannot complete Allocation"},
 		{"expired over tcp", login("h", -time.Minute), []string{"-e", clientHost, "-t"}, "Cannot complete Allocation"},
