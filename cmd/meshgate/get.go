@@ -192,7 +192,8 @@ func (a *app) deleteCommand() *cobra.Command {
 }
 
 // deleteOne removes one object, and says when there was none: its name may be
-// mistyped. A node has to be there.
+// mistyped. The id of a node that is gone may be bound to its key still, and is
+// freed.
 func (a *app) deleteOne(ctx context.Context, c calls, k kind, t target) error {
 	result := "deleted"
 	_, err := k.get(ctx, c, t)
@@ -201,6 +202,8 @@ func (a *app) deleteOne(ctx context.Context, c calls, k kind, t target) error {
 	case code == connect.CodeNotFound && k.name != "nodes":
 		fmt.Fprintf(a.stderr, "%s %s: was not there\n", k.name, t)
 		return nil
+	case code == connect.CodeNotFound:
+		result = "was not there; any key may have its id now"
 	case code == connect.CodePermissionDenied && k.name != "nodes": // who may delete need not be one who may read
 		result = "deleted, if it was there"
 	default:

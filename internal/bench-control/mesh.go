@@ -49,6 +49,8 @@ type world struct {
 	api     *clients
 	mesh    string // which mesh proofs are for
 	size    int    // nodes that stay
+	// keys are those of nodes by their numbers: an id stays with its first key.
+	keys map[int]mesh.PrivateKey
 }
 
 // measureMesh lets a mesh grow and measures it at each size.
@@ -69,7 +71,7 @@ func measureMesh(ctx context.Context, b binaries, o options, s shape, r *report)
 	}
 	defer os.RemoveAll(filepath.Join(b.dir, name))
 	defer gateway.End()
-	w := &world{shape: s, dir: b.dir, gateway: gateway, api: newClients("https://" + address)}
+	w := &world{shape: s, dir: b.dir, gateway: gateway, api: newClients("https://" + address), keys: map[int]mesh.PrivateKey{}}
 	defer w.api.close()
 	for _, size := range o.sizes {
 		if err := w.measureAt(ctx, o, size, r); err != nil {
@@ -197,7 +199,7 @@ func (w *world) join(ctx context.Context, from, n, parallel int) (timing, error)
 
 func nodeName(i int) string { return fmt.Sprintf("node-%05d", i) }
 
-// request makes the request of a node, with a new key and the proof that it has
+// request makes the request of a node, with its key and the proof that it has
 // it. What it says of its mesh and the time, it asked for when it was first
 // needed: proofs are good for two minutes.
 func (w *world) request(ctx context.Context, i int, features ...*v1.FeaturePort) (*v1.JoinRequest, error) {
@@ -209,9 +211,13 @@ func (w *world) request(ctx context.Context, i int, features ...*v1.FeaturePort)
 		}
 		w.mesh = challenge.Msg.GetMesh()
 	}
-	key, err := mesh.GenerateKey()
-	if err != nil {
-		return nil, err
+	key, ok := w.keys[i]
+	if !ok {
+		var err error
+		if key, err = mesh.GenerateKey(); err != nil {
+			return nil, err
+		}
+		w.keys[i] = key
 	}
 	r := &v1.JoinRequest{
 		Id: id, PublicKey: key.Public().Encode(), AssignIpv4: true,
