@@ -24,7 +24,6 @@ import (
 	"github.com/meshgate/meshgate/node/registry"
 	"github.com/meshgate/meshgate/node/store/raftstore"
 	meshgatev1 "github.com/meshgate/meshgate/proto/meshgate/v1"
-	v1 "github.com/meshgate/meshgate/proto/v1"
 )
 
 // backupOutput is the JSON form of what a backup holds.
@@ -281,7 +280,7 @@ func checkIdentity(backup io.Reader, id mesh.NodeID, key mesh.PublicKey, dataDir
 	var gateways []string
 	var holder mesh.NodeID // of the key
 	for _, n := range s.Nodes.All() {
-		if isGateway(n) {
+		if n.FollowsNone() {
 			gateways = append(gateways, string(n.ID))
 		}
 		if n.PublicKey == key {
@@ -290,7 +289,7 @@ func checkIdentity(backup io.Reader, id mesh.NodeID, key mesh.PublicKey, dataDir
 	}
 	path := filepath.Join(dataDir, nodeKeyFile)
 	switch n := s.Node(id); {
-	case n == nil || !isGateway(n):
+	case !n.FollowsNone():
 		return usagef("--id %s: the backup knows no gateway of this name; restore it as one of its gateways, with that one's %s: %s",
 			id, nodeKeyFile, strings.Join(gateways, ", "))
 	case n.PublicKey == key:
@@ -299,9 +298,4 @@ func checkIdentity(backup io.Reader, id mesh.NodeID, key mesh.PublicKey, dataDir
 		return usagef("%s is the key of %s, not of %s: give --id %s if that is a gateway, or put the key of %s there", path, holder, id, holder, id)
 	}
 	return usagef("%s is not the key of %s in the backup: put the key there that %s had when the backup was made", path, id, id)
-}
-
-// isGateway reports whether n is one, be it alone or one of several.
-func isGateway(n *mesh.Node) bool {
-	return n.HasFeature(v1.Feature_MEMBERSHIP) || n.HasFeature(v1.Feature_STORAGE_PROVIDER)
 }
