@@ -261,7 +261,8 @@ func TestStream_ReceivePassesADenialOn(t *testing.T) {
 	t.Cleanup(s.Close)
 	at := netip.MustParseAddrPort(s.Listener.Addr().String())
 	call := NewStream[v1.WebRTCSignal, v1.WebRTCSignal](testPeers(t).Node(at).ReceiveSignalChannel(t.Context()))
-	if err := call.Send(&v1.WebRTCSignal{}); err != nil {
+	// The node may have refused before this arrives, or after.
+	if err := call.Send(&v1.WebRTCSignal{}); err != nil && err != io.EOF {
 		t.Fatal(err)
 	}
 	_, err := call.Receive()

@@ -51,9 +51,16 @@ func (v verdict) Is(target error) bool { return target == mesh.ErrDenied }
 // Unwrap returns the error as it came.
 func (v verdict) Unwrap() error { return v.wire }
 
-// Send sends a message. After the server ended the call it returns io.EOF, and
-// Receive says why.
-func (s *Stream[In, Out]) Send(m *Out) error { return s.call.Send(m) }
+// Send sends a message. After the server ended the call it returns io.EOF,
+// unwrapped, and Receive says why: a server may end a call before it has read
+// what was sent.
+func (s *Stream[In, Out]) Send(m *Out) error {
+	err := s.call.Send(m)
+	if errors.Is(err, io.EOF) {
+		return io.EOF
+	}
+	return err
+}
 
 // CloseSend says that nothing more will be sent; Receive goes on.
 func (s *Stream[In, Out]) CloseSend() error { return s.call.CloseRequest() }
