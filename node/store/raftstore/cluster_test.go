@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"path/filepath"
+	"sync"
 	"testing"
 	"time"
 
@@ -30,6 +31,8 @@ type cluster struct {
 	// lag is how long a sync of a disk takes; nil: no time.
 	lag  func() time.Duration
 	lost int // entries that power cuts took
+	// off holds the replicas, *raftstore.Store, whose power was cut.
+	off sync.Map
 }
 
 // newCluster starts replicas with the given ids, the first of which makes the
@@ -109,8 +112,9 @@ func (c *cluster) kill(id string) {
 		}
 	}
 	c.hub.Part([]string{id}, others)
-	synced := c.logs[id].Synced() // nobody hears of what comes after it
 	s := c.replicas[id]
+	c.off.Store(s, true)
+	synced := c.logs[id].Synced() // nobody may hear of what comes after it
 	delete(c.replicas, id)
 	if err := s.Close(); err != nil {
 		c.t.Errorf("close %s: %v", id, err)

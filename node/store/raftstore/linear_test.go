@@ -139,7 +139,13 @@ func (c *chaos) step(id, n int, random *rand.Rand) {
 		entry, _ = s.Get(ctx, in.key)
 		in.swap, in.old = true, string(entry.Value)
 	}
-	c.h.record(id, in, func() (result, error) {
+	c.h.record(id, in, func() (out result, err error) {
+		// What a replica says after its power was cut, no client hears.
+		defer func() {
+			if _, off := c.off.Load(s); off {
+				err = store.ErrUncertain
+			}
+		}()
 		if in.write == "" {
 			if err := s.Sync(ctx); err != nil {
 				return result{}, err
@@ -154,7 +160,7 @@ func (c *chaos) step(id, n int, random *rand.Rand) {
 		if in.swap {
 			batch.If = []store.Condition{{Key: in.key, Version: entry.Version}}
 		}
-		_, err := s.Apply(ctx, batch)
+		_, err = s.Apply(ctx, batch)
 		return result{}, err
 	})
 }
