@@ -145,8 +145,15 @@ func TestStartDataChannel_SecondMessage(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			s := newService(t, &world{}, self, func(c *signaling.Config) {
-				c.Timeouts.Message = 100 * time.Millisecond
-				c.RTC.Disconnected, c.RTC.Failed = 200*time.Millisecond, 200*time.Millisecond
+				// What has to end by itself ends soon; the others need their time
+				// on a busy machine, to be refused and not to be late.
+				c.RTC.Disconnected, c.RTC.Failed = time.Second, time.Second
+				switch tc.want {
+				case context.DeadlineExceeded:
+					c.Timeouts.Message = 100 * time.Millisecond
+				case mesh.ErrUnavailable:
+					c.RTC.Disconnected, c.RTC.Failed = 200*time.Millisecond, 200*time.Millisecond
+				}
 			})
 			call := start(t, s, "alice")
 			_ = call.Send(ask("tcp", "127.0.0.1", 80))
