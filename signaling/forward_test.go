@@ -193,19 +193,14 @@ func TestV1_ClosedChannelEndsConnection(t *testing.T) {
 		if got != "the end" {
 			t.Fatalf("got %q", got)
 		}
-	case <-time.After(5 * time.Second):
+	case <-time.After(20 * time.Second):
 		t.Fatal("the connection was not ended")
 	}
 }
 
 func TestV1_DialFailureClosesChannel(t *testing.T) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	address := l.Addr().String()
-	_ = l.Close()
-	c := dialV1(t, newService(t, &world{}, self), v1client.Config{Request: request(t, "tcp", address)})
+	// No host gives that port to anybody who does not ask for it.
+	c := dialV1(t, newService(t, &world{}, self), v1client.Config{Request: request(t, "tcp", "127.0.0.1:1")})
 	if _, err := mustOpen(t, c).Read(make([]byte, 1)); err == nil {
 		t.Fatal("the channel stays open")
 	}
