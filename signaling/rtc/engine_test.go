@@ -159,7 +159,7 @@ func TestPeer_WrongFingerprintFails(t *testing.T) {
 		}
 	case <-p.Connected():
 		t.Fatal("connected to somebody else")
-	case <-time.After(10 * time.Second):
+	case <-time.After(patience):
 		t.Fatal("nothing happened")
 	}
 }
@@ -290,7 +290,7 @@ func TestPeer_UnannouncedAddressWaitsOnlyWhereItMust(t *testing.T) {
 		go trickle(p, q) // and nothing the other way
 		select {
 		case <-p.Connected():
-		case <-time.After(10 * time.Second):
+		case <-time.After(patience):
 			t.Fatal("not connected")
 		}
 		return time.Since(begin)

@@ -162,7 +162,7 @@ func TestHostilePacketsDoNotEndTheProcess(t *testing.T) {
 
 func waitDropped(t *testing.T, e *Engine) {
 	t.Helper()
-	deadline := time.NewTimer(5 * time.Second)
+	deadline := time.NewTimer(patience)
 	defer deadline.Stop()
 	tick := time.NewTicker(2 * time.Millisecond)
 	defer tick.Stop()

@@ -75,7 +75,7 @@ func sealedResponse(t testing.TB, request []byte, password string) []byte {
 // until polls cond.
 func until(t testing.TB, what string, cond func() bool) {
 	t.Helper()
-	deadline := time.NewTimer(20 * time.Second)
+	deadline := time.NewTimer(patience)
 	defer deadline.Stop()
 	tick := time.NewTicker(2 * time.Millisecond)
 	defer tick.Stop()
@@ -157,8 +157,8 @@ func TestUDPMux_CandidateTakesNoAddressOfAnother(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		_ = b.SetReadDeadline(time.Now().Add(10 * time.Second))
-		_ = a.SetReadDeadline(time.Now().Add(10 * time.Second))
+		_ = b.SetReadDeadline(time.Now().Add(patience))
+		_ = a.SetReadDeadline(time.Now().Add(patience))
 		buf := make([]byte, 8)
 		_ = a.WriteMessage([]byte("ping"), false)
 		if _, _, err := b.ReadMessage(buf); err != nil {

@@ -14,6 +14,9 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
+// patience bounds every wait of a test; nothing should come near it.
+const patience = 20 * time.Second
+
 func newEngine(t testing.TB, cfg Config) *Engine {
 	t.Helper()
 	cfg.Loopback = true
@@ -70,7 +73,7 @@ func connect(t testing.TB, offerer, answerer *Peer) {
 		case <-p.Connected():
 		case <-p.Closing():
 			t.Fatal(p.Err())
-		case <-time.After(10 * time.Second):
+		case <-time.After(patience):
 			t.Fatal("not connected")
 		}
 	}
@@ -99,7 +102,7 @@ func TestPeer_ChannelOpenedInBand(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ch, err := in.Open(time.Second)
+	ch, err := in.Open(patience)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -160,7 +163,7 @@ func TestPeer_CloseIsSeenByTheOther(t *testing.T) {
 	_ = p.Close()
 	select {
 	case <-q.Done():
-	case <-time.After(5 * time.Second):
+	case <-time.After(patience):
 		t.Fatal("the other side did not end")
 	}
 }
