@@ -92,11 +92,12 @@ func exchange(t *testing.T, from, to net.PacketConn, payload []byte) {
 		t.Fatal(err)
 	}
 	buf := make([]byte, 4096)
-	for range 50 {
+	const tries = 150
+	for range tries {
 		if _, err := from.WriteTo(payload, to.LocalAddr()); err != nil {
 			t.Fatal(err)
 		}
-		to.SetReadDeadline(time.Now().Add(patience / 50))
+		to.SetReadDeadline(time.Now().Add(patience / tries))
 		for {
 			n, src, err := to.ReadFrom(buf)
 			if err != nil {
