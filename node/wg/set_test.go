@@ -165,7 +165,7 @@ func TestSet_MovesThePort(t *testing.T) {
 }
 
 func TestSet_ComesUpWhenThePortIsFree(t *testing.T) {
-	taken, err := net.ListenPacket("udp4", "0.0.0.0:0")
+	taken, err := net.ListenPacket("udp4", netip.AddrPortFrom(netip.IPv4Unspecified(), freePort(t)).String())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -188,15 +188,20 @@ func TestSet_ComesUpWhenThePortIsFree(t *testing.T) {
 	}
 }
 
-// freePort returns a UDP port that nobody has.
+// freePort returns a UDP port that nobody has. It is one that the host gives to
+// nobody who does not ask for it, so that it stays free.
 func freePort(tb testing.TB) uint16 {
 	tb.Helper()
-	c, err := net.ListenPacket("udp4", "0.0.0.0:0")
-	if err != nil {
-		tb.Fatal(err)
+	for port := uint16(28000); port < 32000; port++ {
+		c, err := net.ListenPacket("udp4", netip.AddrPortFrom(netip.IPv4Unspecified(), port).String())
+		if err != nil {
+			continue
+		}
+		c.Close()
+		return port
 	}
-	defer c.Close()
-	return c.LocalAddr().(*net.UDPAddr).AddrPort().Port()
+	tb.Fatal("no free port")
+	return 0
 }
 
 func TestSet_ChangesTheKey(t *testing.T) {
