@@ -154,13 +154,24 @@ type server struct {
 	ended   chan struct{}
 }
 
+// hosts counts the addresses of servers.
+var hosts atomic.Uint32
+
+// newHost is a loopback address that nobody had before. From another one nobody
+// connects: whatever else this machine does, the port of a server that was killed
+// is free until it starts again.
+func newHost() netip.Addr {
+	n := hosts.Add(1)
+	return netip.AddrFrom4([4]byte{127, 77, byte(n >> 8), byte(n)})
+}
+
 // newServer serves s on a loopback port until the test ends. around may be nil.
 func newServer(t testing.TB, s api.Store, around func(http.Handler) http.Handler) *server {
 	t.Helper()
 	service := api.NewStoreHandler(s, connect.WithInterceptors(errorsAsAGateway{}))
 	mux := http.NewServeMux()
 	mux.Handle(service.Path, service.Handler)
-	v := &server{t: t, handler: mux, addr: netip.MustParseAddrPort("127.0.0.1:0")}
+	v := &server{t: t, handler: mux, addr: netip.AddrPortFrom(newHost(), 0)}
 	if around != nil {
 		v.handler = around(mux)
 	}
