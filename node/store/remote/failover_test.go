@@ -156,10 +156,8 @@ func TestWatch_LeavesAGatewayThatNeverSpoke(t *testing.T) {
 	p := newPipe(t, newServer(t, m, nil).addr)
 	defer p.stall()()
 	c := newClient(t, nil, p.addr(), newServer(t, m, nil).addr)
-	ctx, cancel := context.WithTimeout(t.Context(), patience/4)
-	defer cancel()
 	version := put(t, m, "k", "1")
-	for change, err := range c.Watch(ctx, "", 0) {
+	for change, err := range c.Watch(testContext(t), "", 0) {
 		if err != nil || change.Version != version {
 			t.Errorf("got %+v, %v", change, err)
 		}
@@ -171,7 +169,7 @@ func TestWatch_LeavesAGatewayThatNeverSpoke(t *testing.T) {
 func TestCalls_LeaveAGatewayThatVanished(t *testing.T) {
 	m := newMemory(t)
 	p := newPipe(t, newServer(t, m, nil).addr)
-	short := func(cfg *remote.Config) { cfg.Timeout = 300 * time.Millisecond }
+	short := func(cfg *remote.Config) { cfg.Timeout = time.Second }
 	for name, call := range map[string]func(ctx context.Context, c *client) error{
 		"get":  func(ctx context.Context, c *client) error { _, err := c.Get(ctx, "k"); return err },
 		"list": func(ctx context.Context, c *client) error { _, _, err := c.List(ctx, ""); return err },
@@ -196,7 +194,7 @@ func TestCalls_LeaveAGatewayThatVanished(t *testing.T) {
 func TestApply_OfAGatewayThatVanishedIsUncertain(t *testing.T) {
 	m := newMemory(t)
 	p := newPipe(t, newServer(t, m, nil).addr)
-	c := newClient(t, func(cfg *remote.Config) { cfg.Timeout = 200 * time.Millisecond }, p.addr(), newServer(t, m, nil).addr)
+	c := newClient(t, func(cfg *remote.Config) { cfg.Timeout = time.Second }, p.addr(), newServer(t, m, nil).addr)
 	put(t, c, "k", "1")
 	defer p.stall()()
 	_, err := c.Apply(testContext(t), store.Batch{Ops: []store.Op{{Key: "k", Value: []byte("2")}}})
@@ -319,24 +317,25 @@ func TestReads_AreNoOlderThanWhatAnyCallHasShown(t *testing.T) {
 			return nil
 		},
 	} {
-		m := newMemory(t)
-		r := newReplica(t, m)
-		put(t, r, "k", "old")
-		t.Cleanup(r.cut())
-		put(t, m, "k", "new")
-		c := newClient(t, func(cfg *remote.Config) {
-			inTurn(cfg) // the second one first
-			cfg.Timeout = 500 * time.Millisecond
-		}, newServer(t, r, nil).addr, newServer(t, m, nil).addr)
-		if err := show(testContext(t), c); err != nil {
-			t.Fatalf("%s: %v", name, err)
-		}
-		if e, err := c.Get(testContext(t), "k"); err != nil || string(e.Value) != "new" {
-			t.Errorf("%s: then got %q, %v, want new", name, e.Value, err)
-		}
-		if got := c.metric(t, "meshgate_remote_failures_total", "behind"); got != 1 {
-			t.Errorf("%s: %d gateways were behind, want 1", name, got)
-		}
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			m := newMemory(t)
+			r := newReplica(t, m)
+			put(t, r, "k", "old")
+			t.Cleanup(r.cut())
+			put(t, m, "k", "new")
+			// inTurn asks the second one first.
+			c := newClient(t, inTurn, newServer(t, r, nil).addr, newServer(t, m, nil).addr)
+			if err := show(testContext(t), c); err != nil {
+				t.Fatal(err)
+			}
+			if e, err := c.Get(testContext(t), "k"); err != nil || string(e.Value) != "new" {
+				t.Errorf("then got %q, %v, want new", e.Value, err)
+			}
+			if got := c.metric(t, "meshgate_remote_failures_total", "behind"); got != 1 {
+				t.Errorf("%d gateways were behind, want 1", got)
+			}
+		})
 	}
 }
 

@@ -239,7 +239,7 @@ func calls(ctx context.Context, s store.Store) map[string]func() error {
 func TestStore_NoGatewayAnswers(t *testing.T) {
 	gone := newServer(t, newMemory(t), nil)
 	gone.kill()
-	c := newClient(t, func(cfg *remote.Config) { cfg.Patience = 300 * time.Millisecond }, gone.addr)
+	c := newClient(t, func(cfg *remote.Config) { cfg.Patience = time.Second }, gone.addr)
 	for name, call := range calls(testContext(t), c) {
 		if name == "sync" || name == "watch" {
 			continue
@@ -249,7 +249,7 @@ func TestStore_NoGatewayAnswers(t *testing.T) {
 			t.Errorf("%s: got %v, want ErrUnreachable and why", name, err)
 		}
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 	defer cancel()
 	for _, name := range []string{"sync", "watch"} {
 		if err := calls(ctx, c)[name](); !errors.Is(err, context.DeadlineExceeded) {
