@@ -18,8 +18,10 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"connectrpc.com/connect"
@@ -122,15 +124,26 @@ func newGate(program, dir string, n int, extra ...string) (*gate, error) {
 	return g, nil
 }
 
-// freePort is a TCP port of a host that was free a moment ago.
+// The ports from which freePort takes its own. The host gives them to nobody who
+// does not ask for them, so that they stay free until a gateway is started, and
+// while it is down. The tests of internal/e2e have the ones before them.
+const firstPort, lastPort = 26000, 31999
+
+// freePorts counts the ports that freePort has tried.
+var freePorts atomic.Int64
+
+// freePort is a TCP port of a host that nobody uses now, another one each time.
 func freePort(host string) (string, error) {
-	l, err := net.Listen("tcp", net.JoinHostPort(host, "0"))
-	if err != nil {
-		return "", err
+	var err error
+	for range lastPort - firstPort + 1 {
+		n := int64(os.Getpid()) + freePorts.Add(1)
+		port := strconv.FormatInt(firstPort+n%(lastPort-firstPort+1), 10)
+		var l net.Listener
+		if l, err = net.Listen("tcp", net.JoinHostPort(host, port)); err == nil {
+			return port, l.Close()
+		}
 	}
-	defer l.Close()
-	_, port, err := net.SplitHostPort(l.Addr().String())
-	return port, err
+	return "", fmt.Errorf("no port from %d to %d is free: %w", firstPort, lastPort, err)
 }
 
 // start starts the gateway and waits until it is ready.

@@ -9,7 +9,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -18,19 +20,41 @@ import (
 	"google.golang.org/protobuf/types/known/emptypb"
 )
 
-// freePort is a TCP and UDP port that nobody uses now.
+// The ports from which freePort takes its own. The host gives them to nobody who
+// does not ask for them, so that they stay free until a process is started with
+// one, and while it is down. internal/chaos runs beside these tests and has the
+// ones behind them.
+const firstPort, lastPort = 20000, 25999
+
+// freePorts counts the ports that freePort has tried.
+var freePorts atomic.Int64
+
+// freePort is a TCP and UDP port that nobody uses now, another one each time.
 func freePort(t testing.TB) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	for range lastPort - firstPort + 1 {
+		n := int64(os.Getpid()) + freePorts.Add(1)
+		port := strconv.FormatInt(firstPort+n%(lastPort-firstPort+1), 10)
+		if portIsFree(port) {
+			return port
+		}
+	}
+	t.Fatalf("no port from %d to %d is free", firstPort, lastPort)
+	return ""
+}
+
+func portIsFree(port string) bool {
+	l, err := net.Listen("tcp", ":"+port)
 	if err != nil {
-		t.Fatal(err)
+		return false
 	}
 	defer l.Close()
-	_, port, err := net.SplitHostPort(l.Addr().String())
+	c, err := net.ListenPacket("udp", ":"+port)
 	if err != nil {
-		t.Fatal(err)
+		return false
 	}
-	return port
+	_ = c.Close()
+	return true
 }
 
 // mesh is what must survive: every node with key and addresses.
