@@ -178,7 +178,7 @@ func TestTwoHundredPeerConnections_OpenAndLeaveNothing(t *testing.T) {
 	if err := g.Wait(); err != nil {
 		t.Error(err)
 	}
-	eventually(t, 10*time.Second, func() (bool, string) {
+	eventually(t, patience, func() (bool, string) {
 		api.Close() // ends connections without calls, more of them each time
 		// A client that ends while it allocates leaves a TURN allocation, which
 		// its user's quota and its lifetime bound: a socket and two goroutines.

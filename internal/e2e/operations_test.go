@@ -5,6 +5,7 @@
 package e2e
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -154,10 +155,11 @@ func TestOperations_CommandsOfTheDocument(t *testing.T) {
 	}
 	gates := []*clustered{gw1.clustered, l["gw2"].clustered, l["gw3"].clustered}
 	leader := lead(t, gates)
-	out, err := others(gates, leader)[0].run("cluster", "status")
-	if err != nil || strings.Count(out, "voter") != 2 || strings.Count(out, "leader") != 1 || strings.Contains(out, "out of reach") {
-		t.Errorf("at the end: %v\n%s", err, out)
-	}
+	eventually(t, patience, func() (bool, string) { // one that just came back is not heard of at once
+		out, err := others(gates, leader)[0].run("cluster", "status")
+		good := err == nil && strings.Count(out, "voter") == 2 && strings.Count(out, "leader") == 1 && !strings.Contains(out, "out of reach")
+		return good, fmt.Sprintf("at the end: %v\n%s", err, out)
+	})
 	info, err := os.Stat(l["gw2"].path("mesh.backup"))
 	if err != nil || info.Mode().Perm() != 0o600 {
 		t.Errorf("the backup: %v, %v", info, err)
