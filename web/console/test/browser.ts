@@ -10,6 +10,7 @@ import { type Browser, type BrowserContextOptions, chromium, type Page } from "p
 export function launch(): Promise<Browser> {
   return chromium.launch({
     executablePath: process.env.CHROMIUM ?? "/usr/bin/chromium",
+    timeout: 60_000,
     args: [
       "--headless",
       "--no-sandbox",
@@ -40,7 +41,7 @@ export async function openPage(
   options: BrowserContextOptions = {},
 ): Promise<{ page: Page; offences: Offences }> {
   const context = await browser.newContext({ viewport: { width: 1280, height: 800 }, ...options });
-  context.setDefaultTimeout(30_000);
+  context.setDefaultTimeout(60_000);
   const offences: Offences = { errors: [], dialogs: [] };
   const page = await context.newPage();
   page.on("console", (message) => {

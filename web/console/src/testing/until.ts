@@ -7,7 +7,7 @@ export function until<T>(
   store: Readable<T>,
   what: string,
   condition: (value: T) => boolean,
-  deadlineMs = 5000,
+  deadlineMs = 30_000,
 ): Promise<T> {
   return new Promise((resolve, reject) => {
     let last: T | undefined;
