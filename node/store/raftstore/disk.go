@@ -38,6 +38,7 @@ type disk struct {
 	cache     raft.LogStore
 	stable    raft.StableStore
 	snapshots raft.SnapshotStore
+	mark      *mark // nil in memory, and when it cannot be kept
 	// files are what close closes, in order.
 	files []io.Closer
 	// free returns the free space of a directory's file system in bytes.
@@ -98,6 +99,11 @@ func openDisk(dir string, logger hclog.Logger, m *metrics, f *failure) (_ *disk,
 		return nil, err
 	}
 	d.stable = guardedVotes{votes, f}
+	if d.mark, err = openMark(dir); err != nil { // such as a full disk, on which the rest works
+		logger.Warn("a start without a leader will know less of the state", "error", err)
+	} else {
+		d.files = append(d.files, d.mark)
+	}
 	if d.cache, err = raft.NewLogCache(logCache, d.logs); err != nil {
 		return nil, err
 	}

@@ -8,6 +8,7 @@ import (
 	"io"
 	"io/fs"
 	"log/slog"
+	"math"
 	"os"
 	"path/filepath"
 
@@ -52,12 +53,12 @@ func readDir(dir string) (_ *kv.State, err error) {
 	case !used:
 		return nil, fmt.Errorf("%w: the gateway has not got a copy of the state yet", fs.ErrNotExist)
 	}
-	return s.state, d.replay(&fsm{s.state, s.failure, s.members})
+	return s.state, d.replay(&fsm{s.state, s.failure, s.members}, math.MaxUint64)
 }
 
 // replay makes the state of what the disk holds: the newest snapshot that is
-// whole, and the log behind it to its end.
-func (d *disk) replay(f *fsm) error {
+// whole, and the log behind it up to an index, or to its end.
+func (d *disk) replay(f *fsm, until uint64) error {
 	base, err := d.newestSnapshot()
 	if err != nil {
 		return err
@@ -74,7 +75,7 @@ func (d *disk) replay(f *fsm) error {
 		return err
 	}
 	var log raft.Log
-	for i := max(first, base+1); i <= last; i++ {
+	for i := max(first, base+1); i <= min(last, until); i++ {
 		if err := d.logs.GetLog(i, &log); err != nil {
 			return err
 		}

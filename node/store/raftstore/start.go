@@ -70,7 +70,7 @@ func (s *Store) start(config Config) (err error) {
 	close(s.started)
 	s.streams.run()
 	var wg sync.WaitGroup
-	for _, loop := range []func(){s.run, s.upkeep, s.guard} {
+	for _, loop := range []func(){s.run, s.upkeep, s.guard, s.noteCommitted} {
 		wg.Go(loop)
 	}
 	go func() {
