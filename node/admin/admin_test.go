@@ -243,6 +243,9 @@ func TestChange_Refuses(t *testing.T) {
 		{"route to nowhere", to(), mesh.ErrInvalid, "destination_cidrs: name one"},
 		{"route to everything", to("0.0.0.0/0"), mesh.ErrInvalid, "all traffic"},
 		{"route to all of IPv6", to("::/0"), mesh.ErrInvalid, "all traffic"},
+		{"route to half of everything", to("128.0.0.0/1"), mesh.ErrInvalid, "all traffic"},
+		{"route to the Internet of IPv6", to("2000::/3"), mesh.ErrInvalid, "all traffic"},
+		{"route to much in parts", to(networks8(17)...), mesh.ErrInvalid, "too many addresses"},
 		{"route into the mesh", to("172.16.5.0/24"), mesh.ErrInvalid, "the mesh itself"},
 		{"route around the mesh", to("172.0.0.0/8"), mesh.ErrInvalid, "the mesh itself"},
 		{"route to loopback", to("127.0.0.0/8"), mesh.ErrInvalid, "loopback"},
@@ -308,4 +311,13 @@ func TestChange_ErrorsOfTheStore(t *testing.T) {
 	if _, err := New(nil, nil); err == nil {
 		t.Error("made without a registry")
 	}
+}
+
+// networks8 are n networks of /8.
+func networks8(n int) []string {
+	var list []string
+	for i := range n {
+		list = append(list, fmt.Sprintf("%d.0.0.0/8", 20+i))
+	}
+	return list
 }

@@ -9,6 +9,7 @@ import (
 	"slices"
 
 	"github.com/meshgate/meshgate/node/mesh"
+	"github.com/meshgate/meshgate/node/policy"
 	v1 "github.com/meshgate/meshgate/proto/v1"
 )
 
@@ -225,13 +226,16 @@ func checkRoute(s *mesh.Snapshot, r *mesh.Route) error {
 			return err
 		}
 	}
+	if err := policy.CheckSpan(s, *r); err != nil {
+		return fmt.Errorf("destination_cidrs: %w", err)
+	}
 	return nil
 }
 
 func checkDestination(s *mesh.Snapshot, r *mesh.Route, i int, p netip.Prefix) error {
 	switch {
-	case p.Bits() == 0:
-		return fmt.Errorf("%w: destination_cidrs: %v would carry all traffic of the mesh's nodes; name the networks behind the node instead", mesh.ErrInvalid, p)
+	case mesh.TooWide(p):
+		return fmt.Errorf("destination_cidrs: %w", mesh.CheckWidth(p))
 	case slices.ContainsFunc(s.Networks(), p.Overlaps):
 		return fmt.Errorf("%w: destination_cidrs: %v touches a network of the mesh itself; leave it out", mesh.ErrInvalid, p)
 	case !s.Routable(p):

@@ -12,6 +12,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/meshgate/meshgate/node/mesh"
 )
 
 // routeProtocol marks our routes in the kernel's tables, where "ip route" shows it.
@@ -167,7 +169,7 @@ func (h *Host) setRoutes(nl *netlink.Handle, link netlink.Link, c *Config) error
 		if slices.Contains(present, p) {
 			continue
 		}
-		if p.Bits() == 0 || slices.Contains(elsewhere, p) {
+		if mesh.TooWide(p) || slices.Contains(elsewhere, p) {
 			h.refuse(p)
 			continue
 		}
@@ -194,7 +196,7 @@ func (h *Host) setRoutes(nl *netlink.Handle, link netlink.Link, c *Config) error
 func (h *Host) refuse(p netip.Prefix) {
 	if !slices.Contains(h.done.refused, p) {
 		h.done.refused = append(h.done.refused, p)
-		h.logger.Warn("route left out: it is a default route, or the host has another", "addr", p)
+		h.logger.Warn("route left out: it leads to everything, or to much of it, or the host has another", "addr", p)
 	}
 }
 

@@ -9,6 +9,8 @@ import (
 	"strings"
 
 	"github.com/meshgate/meshgate/node/mesh"
+	"github.com/meshgate/meshgate/node/policy"
+	"github.com/meshgate/meshgate/node/registry"
 )
 
 // Limits of what one node says of itself. They bound a record, which every
@@ -156,14 +158,15 @@ func checkName(name string) error {
 
 // checkRoutes refuses networks that would take traffic from somebody else:
 // those that touch the mesh's own, other nodes' addresses and routes, the
-// default route, and networks that mean something else on every host.
+// default route, whole or in parts, and networks that mean something else on
+// every host.
 func checkRoutes(s *mesh.Snapshot, id mesh.NodeID, routes []netip.Prefix) error {
 	for _, p := range routes {
 		switch {
 		case !p.IsValid() || p != p.Masked():
 			return fmt.Errorf("%w: routes: %v has bits set behind its length; want %v", mesh.ErrInvalid, p, p.Masked())
-		case p.Bits() == 0:
-			return fmt.Errorf("%w: routes: %v would carry all traffic of the mesh's nodes; name the networks behind this node instead", mesh.ErrInvalid, p)
+		case mesh.TooWide(p):
+			return fmt.Errorf("routes: %w", mesh.CheckWidth(p))
 		case touchesMesh(s, p):
 			return fmt.Errorf("%w: routes: %v touches a network of the mesh itself; leave it out", mesh.ErrInvalid, p)
 		case !s.Routable(p):
@@ -173,14 +176,17 @@ func checkRoutes(s *mesh.Snapshot, id mesh.NodeID, routes []netip.Prefix) error 
 			return fmt.Errorf("%w: routes: %v holds an address of node %q", mesh.ErrInvalid, p, n.ID)
 		}
 	}
+	if len(routes) == 0 {
+		return nil
+	}
+	if err := policy.CheckSpan(s, mesh.Route{Name: registry.AutoRoute(id), Node: string(id), Destinations: routes}); err != nil {
+		return fmt.Errorf("routes: %w", err)
+	}
 	return checkOwners(s, id, routes)
 }
 
 // checkOwners refuses networks that overlap, or that somebody else has some of.
 func checkOwners(s *mesh.Snapshot, id mesh.NodeID, routes []netip.Prefix) error {
-	if len(routes) == 0 {
-		return nil
-	}
 	routes = slices.SortedFunc(slices.Values(routes), netip.Prefix.Compare)
 	for i, p := range routes[1:] {
 		if p.Overlaps(routes[i]) {

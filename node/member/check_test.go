@@ -119,6 +119,36 @@ func peers(ids ...mesh.NodeID) map[mesh.NodeID]v1.ConnectProtocol {
 	return m
 }
 
+// wide are n networks of /8.
+func wide(n int) string {
+	var list []string
+	for i := range n {
+		list = append(list, fmt.Sprintf("%d.0.0.0/8", 20+i))
+	}
+	return strings.Join(list, " ")
+}
+
+// The routes of a join, and those that somebody puts for the node, are what it
+// stands for.
+func TestRoutes_CountTogether(t *testing.T) {
+	f := newFixture(t)
+	me := request(t, "me")
+	me.Routes = prefixes(strings.Fields(wide(10))...)
+	f.join(me)
+	if _, err := f.registry.Update(t.Context(), func(tx *registry.Tx) error {
+		return tx.PutRoute(mesh.Route{Name: "more", Node: "me", Destinations: prefixes("50.0.0.0/8", "51.0.0.0/8")})
+	}); err != nil {
+		t.Fatal(err)
+	}
+	put := func(n int) error {
+		return f.Update(t.Context(), mesh.UpdateRequest{ID: "me", Routes: prefixes(strings.Fields(wide(n))...)})
+	}
+	if err := put(14); err != nil {
+		t.Errorf("sixteen altogether: %v", err)
+	}
+	f.wantRefused(put(15), mesh.ErrInvalid, "routes")
+}
+
 func TestRoutes(t *testing.T) {
 	f := newFixtureOf(t, registry.Bootstrap{IPv6: netip.MustParsePrefix("fd9f:86d0:8188::/32")})
 	other := request(t, "other")
@@ -138,7 +168,11 @@ func TestRoutes(t *testing.T) {
 		{"172.16.0.0/12", mesh.ErrInvalid},
 		{"172.16.5.0/24", mesh.ErrInvalid}, // inside the mesh
 		{"172.0.0.0/8", mesh.ErrInvalid},   // around the mesh
+		{"0.0.0.0/1", mesh.ErrInvalid},     // half of everything
 		{"128.0.0.0/1", mesh.ErrInvalid},
+		{"2000::/3", mesh.ErrInvalid},
+		{wide(16), nil},
+		{wide(17), mesh.ErrInvalid},
 		{"fd9f:86d0:8188::/48", mesh.ErrInvalid},
 		{"fd9f:86d0:8188:1::/64", mesh.ErrInvalid},
 		{"fc00::/7", mesh.ErrInvalid},
