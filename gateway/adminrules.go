@@ -39,8 +39,8 @@ func adminRules() map[string]rule {
 	} {
 		rules[o.put] = rule{access: identified, fresh: always, writes: true, needs: object(o.resource, v1.RuleVerb_VERB_PUT)}
 		rules[o.remove] = rule{access: identified, fresh: always, writes: true, needs: object(o.resource, v1.RuleVerb_VERB_DELETE)}
-		rules[o.get] = rule{access: identified, fresh: unlessStale, needs: object(o.resource, v1.RuleVerb_VERB_GET)}
-		rules[o.list] = rule{access: identified, fresh: unlessStale, needs: every(o.resource), blind: true}
+		rules[o.get] = rule{access: identified, fresh: unlessStale, early: true, needs: object(o.resource, v1.RuleVerb_VERB_GET)}
+		rules[o.list] = rule{access: identified, fresh: unlessStale, early: true, needs: every(o.resource), blind: true}
 	}
 	return rules
 }

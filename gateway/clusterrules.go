@@ -21,7 +21,7 @@ func clusterRules() map[string]rule {
 	give := change(put(votes, ""))
 	take := mesh.Action{Resource: votes, Verb: v1.RuleVerb_VERB_DELETE}
 	return map[string]rule{
-		meshgatev1connect.ClusterStatusProcedure:             {access: identified, needs: readMesh, blind: true},
+		meshgatev1connect.ClusterStatusProcedure:             {access: identified, needs: readMesh, blind: true, early: true},
 		meshgatev1connect.ClusterPromoteProcedure:            give,
 		meshgatev1connect.ClusterTransferLeadershipProcedure: give,
 		meshgatev1connect.ClusterDemoteProcedure:             change(take),

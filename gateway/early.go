@@ -4,18 +4,16 @@ package gateway
 
 import (
 	"context"
-	"errors"
-	"fmt"
+	"io/fs"
 	"log/slog"
 	"net"
-	"net/http"
 	"sync"
 	"time"
 
-	"connectrpc.com/connect"
-	"github.com/go-chi/chi/v5"
 	"github.com/prometheus/client_golang/prometheus"
-	"golang.org/x/sync/errgroup"
+
+	"github.com/meshgate/meshgate/gateway/api"
+	"github.com/meshgate/meshgate/node/mesh"
 )
 
 const (
@@ -28,99 +26,73 @@ const (
 
 // Early answers on the ports of a gateway that does not serve yet, because it
 // waits for others: who probes it hears that it lives, operators why it waits,
-// and callers that they had better ask another one. Run it until the Gateway is
-// made. It answers no calls: there is no state that it could answer them from.
+// and callers that they had better ask another one. With Known it answers the
+// calls whose rules are early, too. Run it until the Gateway is made.
 type Early struct {
 	// Public and Metrics are those of Config, on loan; either may be nil.
 	Public, Metrics net.Listener
 	// TLS secures Public, as in Config.
 	TLS *TLS
+	// Self is the id of the gateway.
+	Self mesh.NodeID
 	// Reason is what the gateway waits for. It may not block. Required.
 	Reason func() error
+	// Known is what it knows meanwhile; nil: nothing that it could answer from.
+	Known *Known
 	// Gatherer is what /metrics shows. Required with Metrics.
 	Gatherer prometheus.Gatherer
 	// Logger may be nil: discard logs.
 	Logger *slog.Logger
 }
 
-// earlyNode is the node of a gateway that is not ready. Only Healthy is called.
-type earlyNode struct {
-	Node
-	reason func() error
+// Known is what a gateway knows before it serves. State, Keys and what the
+// Authenticators of Access take from the state have to be of the same moment:
+// that is why nobody is shown what was kept from them.
+type Known struct {
+	// State is the mesh as it was, Keys the same key by key. Required.
+	State *mesh.Snapshot
+	Keys  KnownKeys
+	// Replicas and Cluster are as in Config.
+	Replicas api.Replicas
+	Cluster  api.Cluster
+	// Access says who may come in, besides members by their keys. Changed is not
+	// called.
+	Access Access
+	// Build and Console are as in Config.
+	Build   api.Build
+	Console fs.FS
 }
-
-// Healthy implements Node.
-func (n earlyNode) Healthy() error { return n.reason() }
 
 // Run answers until ctx ends, closes the listeners, and returns nil. It returns
 // an error when it cannot answer.
 func (e *Early) Run(ctx context.Context) error {
-	log := e.Logger
-	if log == nil {
-		log = slog.New(slog.DiscardHandler)
+	node := earlyNode{self: e.Self, reason: e.Reason}
+	cfg := Config{
+		Signaling: earlySignaling{}, Public: e.Public,
+		Limits: Limits{Connections: earlyConnections},
+		Logger: e.Logger, Gatherer: e.Gatherer,
 	}
-	m, err := newMetrics(nil)
+	if e.Public != nil {
+		cfg.TLS = e.TLS
+	}
+	if e.Metrics != nil {
+		cfg.Metrics = limitListener(e.Metrics, earlyConnections)
+	}
+	if k := e.Known; k != nil {
+		node.state, node.keys = k.State, k.Keys
+		cfg.Replicas, cfg.Cluster, cfg.Access = k.Replicas, k.Cluster, k.Access
+		cfg.Build, cfg.Console = k.Build, k.Console
+		cfg.Access.Changed = nil
+		cfg.Access.Authenticators = append([]Authenticator{NewNodeKeys(node)}, k.Access.Authenticators...)
+	}
+	cfg.Node = node
+	g, err := New(cfg)
 	if err != nil {
 		return err
 	}
-	g := &Gateway{
-		cfg: Config{Node: earlyNode{reason: e.Reason}, Gatherer: e.Gatherer},
-		log: log.With("component", "gateway"), metrics: m, errors: connect.NewErrorWriter(),
-	}
-	group, ctx := errgroup.WithContext(ctx)
-	serve := func(l net.Listener, h http.Handler) {
-		s := newServer(context.WithoutCancel(ctx), h, g.log)
-		group.Go(func() error {
-			if err := s.Serve(l); !errors.Is(err, http.ErrServerClosed) {
-				return fmt.Errorf("answer on %s: %w", l.Addr(), err)
-			}
-			return nil
-		})
-		group.Go(func() error {
-			<-ctx.Done()
-			ending, cancel := context.WithTimeout(context.WithoutCancel(ctx), earlyDrain)
-			defer cancel()
-			if s.Shutdown(ending) != nil {
-				_ = s.Close() // whoever is cut off asks again
-			}
-			return nil
-		})
-	}
-	if e.Public != nil {
-		l := limitListener(e.Public, earlyConnections)
-		if e.TLS != nil {
-			c, err := openCertificates(*e.TLS, g.log)
-			if err != nil {
-				return err
-			}
-			l = newTLSListener(ctx, l, c.config(false), nil)
-		}
-		serve(l, g.earlyHandler(ctx))
-	}
-	if e.Metrics != nil {
-		serve(limitListener(e.Metrics, earlyConnections), g.metricsHandler(ctx))
-	}
-	group.Go(func() error { <-ctx.Done(); return nil })
-	return group.Wait()
+	g.waits, g.drain = e.Reason, earlyDrain
+	return g.Run(ctx)
 }
-
-// earlyHandler serves everybody, before there is anything to serve.
-func (g *Gateway) earlyHandler(draining context.Context) http.Handler {
-	r := chi.NewRouter()
-	r.Use(begin(draining, false, nil), g.recoverHTTP, securityHeaders)
-	g.healthRoutes(r, false)
-	r.HandleFunc("/*", func(w http.ResponseWriter, r *http.Request) {
-		if r.Method == http.MethodPost && g.errors.IsSupported(r) {
-			g.writeError(w, r, connect.NewError(connect.CodeUnavailable, errEarly))
-			return
-		}
-		http.Error(w, errEarly.Error(), http.StatusServiceUnavailable)
-	})
-	return r
-}
-
-// errEarly is what callers are told. Who the others are is for operators.
-var errEarly = errors.New("this gateway has just started and waits for the other gateways: ask one of them, or try again")
 
 // Loan returns a listener that accepts from l until it is closed; l, whose
 // deadline it uses for that, stays open. Nobody else may accept from l until then.

@@ -41,6 +41,9 @@ func (g *Gateway) admit(ctx context.Context, q *request, procedure string, h htt
 	if rule.access == anyone {
 		return caller, nil
 	}
+	if g.waits != nil && (!rule.early || g.cfg.Node.Snapshot() == nil) {
+		return caller, errEarly
+	}
 	var err error
 	if caller, err = g.identify(ctx, q, h); err != nil {
 		return caller, err

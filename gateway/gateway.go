@@ -216,6 +216,12 @@ type Gateway struct {
 	strangers *rate.Limiter
 
 	rpc http.Handler // every RPC service, behind gate and interceptor
+
+	// waits is why the gateway answers reads of what it knew only; nil: it
+	// serves. See Early.
+	waits func() error
+	// drain is how long calls under way may go on at the end.
+	drain time.Duration
 }
 
 // New makes a gateway. It opens nothing; the listeners of cfg are closed by Run.
@@ -247,6 +253,7 @@ func New(cfg Config) (*Gateway, error) {
 		sockets:   newSlots(cfg.Limits.Sockets),
 		open:      newTracker(),
 		grants:    newGrants(),
+		drain:     drainTimeout,
 	}
 	if cfg.Limits.ChannelRate > 0 {
 		g.channels = newBuckets(cfg.Limits.ChannelRate, cfg.Limits.ChannelBurst)
@@ -336,9 +343,9 @@ func (g *Gateway) Run(ctx context.Context) error {
 	return group.Wait()
 }
 
-// shutdown ends the servers: in peace within drainTimeout, then by stop.
+// shutdown ends the servers: in peace within g.drain, then by stop.
 func (g *Gateway) shutdown(ctx context.Context, stop context.CancelCauseFunc, servers []*http.Server) {
-	ctx, cancel := context.WithTimeout(ctx, drainTimeout)
+	ctx, cancel := context.WithTimeout(ctx, g.drain)
 	defer cancel()
 	var wg sync.WaitGroup
 	for _, s := range servers {

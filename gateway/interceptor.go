@@ -199,6 +199,8 @@ func (g *Gateway) level(procedure string, err *connect.Error) slog.Level {
 	switch {
 	case err != nil && err.Code() == connect.CodeInternal:
 		return slog.LevelError
+	case err != nil && g.waits != nil && err.Code() == connect.CodeUnavailable:
+		return slog.LevelDebug // strangers, too, are told that it does not serve yet
 	case err != nil && g.rules[procedure].writes && degraded(err.Code()):
 		return slog.LevelWarn
 	case err != nil && err.Code() == connect.CodePermissionDenied, err == nil && g.rules[procedure].writes:

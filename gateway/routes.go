@@ -96,6 +96,11 @@ func (g *Gateway) publicHandler(draining context.Context) http.Handler {
 	r := chi.NewRouter()
 	r.Use(begin(draining, false, g.cfg.Access.TrustedProxies), g.recoverHTTP, securityHeaders, g.knownHost, g.corsHandler(), g.crossOrigin(), g.webSockets)
 	g.healthRoutes(r, false)
+	if g.waits != nil && g.cfg.Console == nil {
+		r.Get("/*", func(w http.ResponseWriter, _ *http.Request) {
+			http.Error(w, errEarly.Error(), http.StatusServiceUnavailable)
+		})
+	}
 	if g.cfg.Console != nil {
 		console := newConsole(g.cfg.Console)
 		r.Get("/*", console.ServeHTTP)

@@ -46,6 +46,11 @@ type rule struct {
 	seated bool
 	// fresh says by which state the call is decided and answered.
 	fresh freshness
+	// early marks a read that a gateway answers which has not entered the mesh
+	// since its start. Caller, rights and answer are then of one moment of the
+	// past: nobody is shown more than they might see at that moment. What opens
+	// a way, or goes on afterwards, is never early.
+	early bool
 }
 
 // freshness is how much of what was acknowledged before a call counts for it.
@@ -62,7 +67,7 @@ const (
 // not implemented are added by Gateway.services.
 func newRules(openReflection bool) map[string]rule {
 	reader := rule{access: identified, needs: readMesh, blind: true}
-	freshReader := rule{access: identified, needs: readMesh, blind: true, fresh: unlessStale}
+	freshReader := rule{access: identified, needs: readMesh, blind: true, fresh: unlessStale, early: true}
 	rules := map[string]rule{
 		v1connect.NodeGetStatusProcedure:            reader,
 		v1connect.NodeNegotiateDataChannelProcedure: {access: gateways},
@@ -72,11 +77,11 @@ func newRules(openReflection bool) map[string]rule {
 		v1connect.MeshListNodesProcedure:    freshReader,
 		v1connect.MeshGetMeshGraphProcedure: freshReader,
 
-		v1connect.StorageQueryServiceQueryProcedure:     {access: identified, needs: of(api.QueryActions), fresh: unlessStale},
+		v1connect.StorageQueryServiceQueryProcedure:     {access: identified, needs: of(api.QueryActions), fresh: unlessStale, early: true},
 		v1connect.StorageQueryServiceSubscribeProcedure: {access: identified, needs: of(subscribe), fresh: unlessStale},
 		v1connect.StorageQueryServicePublishProcedure:   {access: identified, needs: of(publish), fresh: always},
 
-		meshgatev1connect.WatchWatchMeshProcedure:        reader,
+		meshgatev1connect.WatchWatchMeshProcedure:        {access: identified, needs: readMesh, blind: true, early: true},
 		meshgatev1connect.EnrolmentGetChallengeProcedure: {access: identified, needs: of(challenge)},
 		meshgatev1connect.EnrolmentAdoptProcedure:        {access: identified, writes: true, needs: of(adopt), fresh: always},
 

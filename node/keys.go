@@ -23,7 +23,24 @@ func (n *Node) Key(ctx context.Context, key string) (mesh.Item, error) {
 	if n.store == nil {
 		return mesh.Item{}, errNoState
 	}
-	e, err := n.store.Get(ctx, key)
+	return StoredKeys{n.store}.Key(ctx, key)
+}
+
+// Keys returns, in byte order, the first items, limit of them or fewer, whose
+// keys start with prefix and come after the key after; see store.Store.Page.
+func (n *Node) Keys(ctx context.Context, prefix, after string, limit int) ([]mesh.Item, error) {
+	if n.store == nil {
+		return nil, errNoState
+	}
+	return StoredKeys{n.store}.Keys(ctx, prefix, after, limit)
+}
+
+// StoredKeys reads the keys of a store as a Node does.
+type StoredKeys struct{ Store store.Store }
+
+// Key is Node.Key.
+func (k StoredKeys) Key(ctx context.Context, key string) (mesh.Item, error) {
+	e, err := k.Store.Get(ctx, key)
 	if errors.Is(err, store.ErrNotFound) {
 		return mesh.Item{}, fmt.Errorf("%w: no key %q", mesh.ErrNotFound, key)
 	}
@@ -33,13 +50,9 @@ func (n *Node) Key(ctx context.Context, key string) (mesh.Item, error) {
 	return itemOf(e), nil
 }
 
-// Keys returns, in byte order, the first items, limit of them or fewer, whose
-// keys start with prefix and come after the key after; see store.Store.Page.
-func (n *Node) Keys(ctx context.Context, prefix, after string, limit int) ([]mesh.Item, error) {
-	if n.store == nil {
-		return nil, errNoState
-	}
-	entries, _, err := n.store.Page(ctx, prefix, after, limit)
+// Keys is Node.Keys.
+func (k StoredKeys) Keys(ctx context.Context, prefix, after string, limit int) ([]mesh.Item, error) {
+	entries, _, err := k.Store.Page(ctx, prefix, after, limit)
 	if err != nil {
 		return nil, registry.Translate(err)
 	}

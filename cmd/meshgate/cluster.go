@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"connectrpc.com/connect"
@@ -103,6 +104,8 @@ type cluster struct {
 	keys     *gatewayKeys
 	replicas *peer.Replicas
 	front    *gateway.Front
+	// lacks is what a gateway without a seat waits for; nil once it has one.
+	lacks atomic.Pointer[string]
 
 	keeping sync.Mutex // guards the fields below, and is held while they are written
 	record  clusterRecord
@@ -223,6 +226,7 @@ func (p *gatewayProcess) handOver(ctx context.Context) {
 
 // joiner asks a gateway for membership and a seat.
 type joiner struct {
+	public  *peer.Public
 	member  *peer.Member
 	request *v1.JoinRequest
 	key     mesh.PrivateKey
@@ -230,7 +234,11 @@ type joiner struct {
 
 // newJoiner makes the request of a gateway that joins. It names no services:
 // they are declared once the gateway can serve them.
-func (p *gatewayProcess) newJoiner(public *peer.Public, id mesh.NodeID, key mesh.PrivateKey, features []mesh.Feature) *joiner {
+func (p *gatewayProcess) newJoiner(id mesh.NodeID, key mesh.PrivateKey, features []mesh.Feature) (*joiner, error) {
+	public, err := p.cfg.cluster.gateway.connect()
+	if err != nil {
+		return nil, fmt.Errorf("--cluster.join: %w", err)
+	}
 	var keeps []mesh.Feature
 	for _, f := range features {
 		if f.Kind == v1.Feature_NODES || f.Kind == v1.Feature_STORAGE_PROVIDER {
@@ -238,12 +246,12 @@ func (p *gatewayProcess) newJoiner(public *peer.Public, id mesh.NodeID, key mesh
 		}
 	}
 	return &joiner{
-		member: public.Member(), key: key,
+		public: public, member: public.Member(), key: key,
 		request: &v1.JoinRequest{
 			Id: string(id), PublicKey: key.Public().Encode(), AssignIpv4: true,
 			PrimaryEndpoint: p.address.String(), Features: mesh.FeaturesToProto(keeps),
 		},
-	}
+	}, nil
 }
 
 // join makes the node a member, as which it learns the keys of the gateways.
@@ -278,29 +286,29 @@ func (j *joiner) seat(ctx context.Context, role string) error {
 }
 
 // takeSeat joins the mesh of another gateway and waits until the state is kept
-// here, too. The store is open.
-func (p *gatewayProcess) takeSeat(ctx context.Context, id mesh.NodeID, key mesh.PrivateKey, features []mesh.Feature) error {
-	l := p.cluster
-	if !l.seatless() {
+// here, too, unless that is so already. It is part of run, so that who asks
+// hears meanwhile what the gateway waits for.
+func (p *gatewayProcess) takeSeat(ctx context.Context) error {
+	l, j, at := p.cluster, p.joiner, &p.cfg.cluster.gateway
+	if j == nil {
 		return nil
 	}
-	at := &p.cfg.cluster.gateway
-	public, err := at.connect()
-	if err != nil {
-		return fmt.Errorf("--cluster.join: %w", err)
-	}
-	defer public.Close()
-	j := p.newJoiner(public, id, key, features)
+	outer := ctx
 	ctx, cancel := context.WithTimeout(ctx, joinPatience)
 	defer cancel()
-	if err := l.insist(ctx, at, "join", func(ctx context.Context) error { return j.join(ctx, l.keys) }); err != nil {
+	err := l.insist(ctx, at, "join", func(ctx context.Context) error { return j.join(ctx, l.keys) })
+	if err == nil {
+		err = l.insist(ctx, at, "take a seat in the cluster", func(ctx context.Context) error { return j.seat(ctx, p.cfg.cluster.role) })
+	}
+	if err != nil {
+		if outer.Err() != nil {
+			return context.Cause(outer) // it was told to end
+		}
 		return err
 	}
-	if err := l.insist(ctx, at, "take a seat in the cluster", func(ctx context.Context) error { return j.seat(ctx, p.cfg.cluster.role) }); err != nil {
-		return err
-	}
-	p.log.Info("joined the cluster", "node", string(id), "gateway", p.cfg.cluster.gateway.URL)
+	p.log.Info("joined the cluster", "node", string(p.node.Self()), "gateway", at.URL)
 	logVoters(ctx, p.log, p.store.Members(ctx))
+	l.lacks.Store(nil)
 	return l.change(func(r *clusterRecord) { r.Admitted = true })
 }
 
@@ -324,6 +332,7 @@ func logVoters(ctx context.Context, log *slog.Logger, replicas []raftstore.Repli
 // good, or ctx ends. A gateway that is not the one to believe is no gateway: it
 // is not asked again.
 func (l *cluster) insist(ctx context.Context, at *access, what string, try func(context.Context) error) error {
+	l.lack(at, what, nil)
 	for wait := joinPause; ; wait = min(2*wait, maxJoinPause) {
 		attempt, cancel := context.WithTimeout(ctx, attemptTimeout)
 		err := try(attempt)
@@ -334,12 +343,22 @@ func (l *cluster) insist(ctx context.Context, at *access, what string, try func(
 		err = at.advise(err)
 		final := peer.Refused(err) || peer.Distrusted(err) || errors.Is(err, mesh.ErrPrecondition) || connect.CodeOf(err) == connect.CodeFailedPrecondition
 		if !final {
+			l.lack(at, what, err)
 			l.log.Warn("not in the cluster yet, trying again", "gateway", at.URL, "err", explain(err), "dur", wait)
 		}
 		if final || pause(ctx, wait) != nil {
 			return fmt.Errorf("--cluster.join %s: %s: %w", at.URL, what, err)
 		}
 	}
+}
+
+// lack notes what the gateway wants of another one, and why it has not got it.
+func (l *cluster) lack(at *access, what string, err error) {
+	text := fmt.Sprintf("waits for gateway %s, to %s", at.URL, what)
+	if err != nil {
+		text += ": " + explain(err)
+	}
+	l.lacks.Store(&text)
 }
 
 // remember keeps the keys of the gateways for a start at which the state cannot

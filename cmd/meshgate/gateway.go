@@ -63,6 +63,7 @@ type gatewayProcess struct {
 	store     *raftstore.Store
 	shared    *secrets.Secrets // of the mesh
 	cluster   *cluster         // nil for a gateway that is alone
+	joiner    *joiner          // nil for a gateway that has its seat
 	node      *node.Node
 	signaling *signaling.Service
 	icePort   uint16     // of DataChannels that end here
@@ -179,8 +180,11 @@ func (p *gatewayProcess) run(ctx context.Context, onReady func() error) error {
 	}()
 	defer func() { cancel(nil); <-watched }()
 	p.stopEarly = p.answerEarly(ctx, earlyAfter)
-	err := runNode(ctx, p.node, p.signaling, func(ctx context.Context) error { return p.serve(ctx, onReady) })
-	p.signaling = nil // runNode has closed it
+	err := p.takeSeat(ctx)
+	if err == nil {
+		err = runNode(ctx, p.node, p.signaling, func(ctx context.Context) error { return p.serve(ctx, onReady) })
+		p.signaling = nil // runNode has closed it
+	}
 	cancel(nil)
 	p.stopEarly()
 	<-handedOver
@@ -242,21 +246,16 @@ func (p *gatewayProcess) newGateway(ctx context.Context) (*gateway.Gateway, erro
 	if err != nil {
 		return nil, err
 	}
-	authenticators, err := p.authenticators()
+	access, err := p.accessIn(p.node.Snapshot(), p.shared)
 	if err != nil {
 		return nil, err
 	}
-	trusted, err := networks("--trusted-proxies", c.trustedProxies)
-	if err != nil {
-		return nil, err
-	}
+	access.Authenticators = append([]gateway.Authenticator{gateway.NewNodeKeys(p.node)}, access.Authenticators...)
+	access.Changed, access.OpenReflection = p.rightsChanged, c.dev
 	cfg := gateway.Config{
 		Node: p.node, Signaling: p.signaling, Build: build(),
 		Public: p.listener(), TLS: p.tls, Mesh: listeners, Metrics: p.metrics, Console: console,
-		Access: gateway.Access{
-			Authenticators: authenticators, Changed: p.rightsChanged,
-			Origins: c.origins, TrustedProxies: trusted, OpenReflection: c.dev,
-		},
+		Access: access,
 		Limits: gateway.Limits{ChannelRate: channelRate, ChannelBurst: channelBurst},
 		Logger: p.log, Registerer: p.registry, Gatherer: p.registry,
 	}
@@ -283,6 +282,9 @@ func (p *gatewayProcess) close() error {
 	}
 	if p.node != nil {
 		errs = append(errs, p.node.Close())
+	}
+	if p.joiner != nil {
+		p.joiner.public.Close()
 	}
 	if p.cluster != nil { // the node has closed the state
 		errs = append(errs, p.cluster.close())

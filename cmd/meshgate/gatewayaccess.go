@@ -7,7 +7,9 @@ import (
 	"path/filepath"
 
 	"github.com/meshgate/meshgate/gateway"
+	"github.com/meshgate/meshgate/node/mesh"
 	"github.com/meshgate/meshgate/node/registry"
+	"github.com/meshgate/meshgate/node/secrets"
 )
 
 // loadAccess reads the certificate and who may come in, before anything serves:
@@ -53,21 +55,32 @@ func (p *gatewayProcess) certificate() (*gateway.TLS, error) {
 	return t, nil
 }
 
-// authenticators are the ways to come in.
-func (p *gatewayProcess) authenticators() ([]gateway.Authenticator, error) {
+// authenticators are the ways to come in besides keys of members, in the state
+// s with the tokens of shared.
+func (p *gatewayProcess) authenticators(s *mesh.Snapshot, shared *secrets.Secrets) ([]gateway.Authenticator, error) {
 	fixed := map[string]string{}
 	if p.token != "" {
-		fixed[p.token] = registry.Admin(p.node.Snapshot())
+		fixed[p.token] = registry.Admin(s)
 	}
 	tokens, err := p.tokens(fixed)
 	if err != nil {
 		return nil, err
 	}
-	list := []gateway.Authenticator{gateway.NewNodeKeys(p.node), gateway.NewSharedTokens(p.shared), tokens}
+	list := []gateway.Authenticator{gateway.NewSharedTokens(shared), tokens}
 	if p.passwords != nil {
 		list = append(list, p.passwords)
 	}
 	return list, nil
+}
+
+// accessIn says who may come in, in the state s with the tokens of shared.
+func (p *gatewayProcess) accessIn(s *mesh.Snapshot, shared *secrets.Secrets) (gateway.Access, error) {
+	authenticators, err := p.authenticators(s, shared)
+	if err != nil {
+		return gateway.Access{}, err
+	}
+	trusted, err := networks("--trusted-proxies", p.cfg.trustedProxies)
+	return gateway.Access{Authenticators: authenticators, Origins: p.cfg.origins, TrustedProxies: trusted}, err
 }
 
 // tokens are those of the token file, and fixed ones.

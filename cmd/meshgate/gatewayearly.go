@@ -4,7 +4,9 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"slices"
 	"strings"
@@ -12,8 +14,12 @@ import (
 	"time"
 
 	"github.com/meshgate/meshgate/gateway"
+	"github.com/meshgate/meshgate/node"
 	"github.com/meshgate/meshgate/node/mesh"
+	"github.com/meshgate/meshgate/node/registry"
+	"github.com/meshgate/meshgate/node/secrets"
 	"github.com/meshgate/meshgate/node/store/raftstore"
+	"github.com/meshgate/meshgate/web"
 )
 
 // earlyAfter is how long a start may take before the gateway says, on its ports
@@ -32,9 +38,10 @@ func (p *gatewayProcess) answerEarly(ctx context.Context, after time.Duration) (
 			return
 		}
 		p.log.Warn("not serving yet", "err", p.waitsFor())
-		early := &gateway.Early{Reason: p.waitsFor, Gatherer: p.registry, Logger: p.log}
+		early := &gateway.Early{Self: p.node.Self(), Reason: p.waitsFor, Gatherer: p.registry, Logger: p.log}
 		if p.cluster != nil {
 			early.Public, early.TLS = p.cluster.front.Loan(), p.tls
+			early.Known = p.known(ctx, &running)
 		}
 		if l, ok := p.metrics.(*net.TCPListener); ok {
 			early.Metrics = gateway.Loan(l)
@@ -46,8 +53,52 @@ func (p *gatewayProcess) answerEarly(ctx context.Context, after time.Duration) (
 	return func() { cancel(); running.Wait() }
 }
 
+// known is what the gateway may answer without the others; nil: nothing. State,
+// tokens and roles in it are of one moment, until ctx ends.
+func (p *gatewayProcess) known(ctx context.Context, running *sync.WaitGroup) *gateway.Known {
+	held, err := p.store.Held()
+	if err != nil {
+		if !errors.Is(err, fs.ErrNotExist) {
+			p.log.Warn("nothing is answered from the state until the gateway serves", "err", err)
+		}
+		return nil
+	}
+	entries, version, err := held.List(ctx, "")
+	if err != nil {
+		return nil // it cannot fail
+	}
+	s := registry.SnapshotOf(entries, version)
+	if !s.Node(p.node.Self()).HoldsState() {
+		return nil // it was no gateway of this mesh yet
+	}
+	shared := secrets.New(held, p.log)
+	running.Go(func() { _ = shared.Run(ctx) }) // it ends with ctx only
+	select {
+	case <-shared.Ready():
+	case <-ctx.Done():
+		return nil
+	}
+	access, err := p.accessIn(s, shared)
+	if err != nil {
+		p.log.Warn("nobody can sign in until the gateway serves", "err", err)
+		return nil
+	}
+	console, _ := web.Console()
+	keeps := storage{p.store, p.node}
+	p.log.Info("answering from the state of the last time until a majority of the gateways is there", "n", version)
+	return &gateway.Known{
+		State: s, Keys: node.StoredKeys{Store: held}, Replicas: keeps, Cluster: keeps,
+		Access: access, Build: build(), Console: console,
+	}
+}
+
 // waitsFor is why the gateway does not serve yet.
 func (p *gatewayProcess) waitsFor() error {
+	if p.cluster != nil {
+		if lacks := p.cluster.lacks.Load(); lacks != nil {
+			return fmt.Errorf("%w: %s", mesh.ErrUnavailable, *lacks)
+		}
+	}
 	if leader, _ := p.store.Leader(); leader != "" {
 		return fmt.Errorf("%w: the gateway has not entered the mesh yet; gateway %s leads it", mesh.ErrUnavailable, leader)
 	}

@@ -87,7 +87,10 @@ func (p *gatewayProcess) openNode(ctx context.Context) error {
 		return nil
 	}
 	p.cluster.keys.from(p.node.Snapshot, p.store.Seats)
-	return p.takeSeat(ctx, id, key, features)
+	if p.cluster.seatless() {
+		p.joiner, err = p.newJoiner(id, key, features)
+	}
+	return err
 }
 
 // announced returns once the mesh knows this node for a gateway: one that has
