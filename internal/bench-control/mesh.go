@@ -122,10 +122,19 @@ func (w *world) measureAt(ctx context.Context, o options, size int, r *report) e
 		return err
 	}
 	defer d.close()
+	before, err := w.gateway.CPU()
+	if err != nil {
+		return err
+	}
 	one, err := w.timed(ctx, o.joins, 1, d.sync)
 	if err != nil {
 		return err
 	}
+	after, err := w.gateway.CPU()
+	if err != nil {
+		return err
+	}
+	j.CPU = (after - before).Seconds() * milliseconds / float64(o.joins)
 	many, err := w.timed(ctx, o.joins, together, d.sync)
 	if err != nil {
 		return err

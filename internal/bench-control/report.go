@@ -62,6 +62,8 @@ type joins struct {
 	P99       float64 `json:"p99"`
 	PerSecond float64 `json:"per_second"`
 	ManyP99   float64 `json:"many_p99"`
+	// CPU is that of the gateway for one that joins and leaves again, in ms.
+	CPU float64 `json:"cpu"`
 	// SyncP50 and SyncP99 are those of a write and a sync of the disk, as one
 	// join takes, measured in between.
 	SyncP50 float64 `json:"sync_p50"`
@@ -86,8 +88,9 @@ type read struct {
 	Bytes int     `json:"bytes"`
 }
 
-// fanOut is the time until the last subscriber has a change, in ms, and what
-// the gateway holds resident with all of them, in bytes.
+// fanOut is the time until the last subscriber has a change and the CPU time that
+// the gateway takes for one, in ms, and what it holds resident with all of them,
+// in bytes.
 type fanOut struct {
 	Shape       shape   `json:"shape"`
 	Change      string  `json:"change"`
@@ -95,6 +98,7 @@ type fanOut struct {
 	Subscribers int     `json:"subscribers"`
 	P50         float64 `json:"p50"`
 	Most        float64 `json:"most"`
+	CPU         float64 `json:"cpu"`
 	RSS         int64   `json:"rss"`
 }
 
@@ -237,18 +241,18 @@ func (r *report) missed() error {
 func (r *report) print(out io.Writer) error {
 	t := tabwriter.NewWriter(out, 0, 0, 2, ' ', tabwriter.AlignRight)
 	row := func(format string, cells ...any) {
-		const columns = 8
+		const columns = 9
 		line := fmt.Sprintf(format, cells...)
 		fmt.Fprintln(t, line+strings.Repeat("\t", columns-strings.Count(line, "\t")))
 	}
 	row("%s, %d CPUs, load %s before and %s after", r.Go, r.CPUs, r.Load[0], r.Load[1])
 	if len(r.Joins) > 0 {
 		row("")
-		row("joins, ms\tp50\tp99\tper second\tp99 of %d at a time\tfilling, per second\tsync p50\tp99", together)
+		row("joins, ms\tp50\tp99\tper second\tp99 of %d at a time\tfilling, per second\tsync p50\tp99\tCPU ms each", together)
 	}
 	for _, j := range r.Joins {
-		row("%s, %d nodes\t%.1f\t%.1f\t%.0f\t%.1f\t%.0f\t%.1f\t%.1f",
-			j.Shape, j.Nodes, j.P50, j.P99, j.PerSecond, j.ManyP99, j.Fill, j.SyncP50, j.SyncP99)
+		row("%s, %d nodes\t%.1f\t%.1f\t%.0f\t%.1f\t%.0f\t%.1f\t%.1f\t%.1f",
+			j.Shape, j.Nodes, j.P50, j.P99, j.PerSecond, j.ManyP99, j.Fill, j.SyncP50, j.SyncP99, j.CPU)
 	}
 	if len(r.Reads) > 0 {
 		row("")
@@ -259,10 +263,10 @@ func (r *report) print(out io.Writer) error {
 	}
 	if len(r.FanOuts) > 0 {
 		row("")
-		row("until the last subscriber has a change, ms\tp50\tmost\tRSS, MB")
+		row("until the last subscriber has a change, ms\tp50\tmost\tCPU ms each\tRSS, MB")
 	}
 	for _, f := range r.FanOuts {
-		row("%s, %d of %d nodes, %s\t%.0f\t%.0f\t%.0f", f.Change, f.Subscribers, f.Nodes, f.Shape, f.P50, f.Most, float64(f.RSS)/bytesOfMB)
+		row("%s, %d of %d nodes, %s\t%.0f\t%.0f\t%.0f\t%.0f", f.Change, f.Subscribers, f.Nodes, f.Shape, f.P50, f.Most, f.CPU, float64(f.RSS)/bytesOfMB)
 	}
 	if len(r.Memory) > 0 {
 		row("")

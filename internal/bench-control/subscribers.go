@@ -67,6 +67,10 @@ func (w *world) subscribers(ctx context.Context, o options, r *report) error {
 		{changeServer, &have.servers, w.addServer}, {changeACL, &have.acls, w.addACL},
 	} {
 		f := fanOut{Shape: w.shape, Change: kind.name, Nodes: w.size + 1, Subscribers: n}
+		before, err := w.gateway.CPU()
+		if err != nil {
+			return err
+		}
 		var took []float64
 		if late != nil {
 			took = append(took, tooSlow.Seconds()*milliseconds)
@@ -83,7 +87,11 @@ func (w *world) subscribers(ctx context.Context, o options, r *report) error {
 			took = append(took, time.Since(start).Seconds()*milliseconds)
 		}
 		f.P50, f.Most = sample.Median(took), slices.Max(took)
-		var err error
+		after, err := w.gateway.CPU()
+		if err != nil {
+			return err
+		}
+		f.CPU = (after - before).Seconds() * milliseconds / float64(len(took))
 		if f.RSS, _, err = w.gateway.RSS(); err != nil {
 			return err
 		}
