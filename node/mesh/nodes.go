@@ -206,6 +206,29 @@ func (s Nodes) ByAddr(addr netip.Addr) (*Node, bool) {
 	return s.Overlapping(netip.PrefixFrom(addr, addr.BitLen()))
 }
 
+// Holders yields all nodes that hold addr, as ByAddr finds one, by their ids, each
+// with its network that addr is in. Several do when records contradict each other.
+func (s Nodes) Holders(addr netip.Addr) iter.Seq2[*Node, netip.Prefix] {
+	addr = addr.Unmap()
+	return func(yield func(*Node, netip.Prefix) bool) {
+		switch {
+		case addr.Is4():
+			for e := range s.get().byIPv4.from(atIPv4(addr, "")) {
+				if e.node.IPv4.Addr() != addr || !yield(e.node, e.node.IPv4) {
+					return
+				}
+			}
+		case addr.Is6():
+			block := blockOf(addr)
+			for e := range s.get().byIPv6.from(atBlock(block, "")) {
+				if e.block != block || e.node.IPv6.Contains(addr) && !yield(e.node, e.node.IPv6) {
+					return
+				}
+			}
+		}
+	}
+}
+
 // Overlapping returns a node that has an address in network.
 func (s Nodes) Overlapping(network netip.Prefix) (*Node, bool) {
 	network = network.Masked()

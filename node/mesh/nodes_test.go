@@ -86,6 +86,9 @@ func TestNodes_FindWhatALookAtAllFinds(t *testing.T) {
 			checkFound(t, naive, v4, holds(v4))(s.NodeByAddr(v4))
 			checkFound(t, naive, mapped, holds(v4))(s.NodeByAddr(mapped))
 			checkFound(t, naive, v6, holds(v6))(s.NodeByAddr(v6))
+			for _, addr := range []netip.Addr{v4, mapped, v6, v6.WithZone("eth0"), {}} {
+				checkHolders(t, naive, nodes, addr)
+			}
 			if n, ok := s.NodeByAddr(v6.WithZone("eth0")); ok {
 				t.Fatalf("an address with a zone belongs to %v", n)
 			}
@@ -114,6 +117,25 @@ func checkFound(t *rapid.T, all map[mesh.NodeID]*mesh.Node, what any, is func(*m
 		if ok != want || (ok && !is(all[got.ID])) {
 			t.Fatalf("%v: got %v, %v, want %v", what, got, ok, want)
 		}
+	}
+}
+
+// checkHolders checks that all nodes with an address are found, by their ids.
+func checkHolders(t *rapid.T, all map[mesh.NodeID]*mesh.Node, nodes mesh.Nodes, addr netip.Addr) {
+	var want, got []string
+	for _, n := range all {
+		for _, own := range n.Prefixes() {
+			if own.Contains(addr.Unmap()) {
+				want = append(want, fmt.Sprint(n.ID, " ", own))
+			}
+		}
+	}
+	slices.Sort(want)
+	for n, own := range nodes.Holders(addr) {
+		got = append(got, fmt.Sprint(n.ID, " ", own))
+	}
+	if !slices.Equal(want, got) {
+		t.Fatalf("holders of %v: %q, want %q", addr, got, want)
 	}
 }
 

@@ -60,8 +60,8 @@ func DeliveryFilter(s *mesh.Snapshot, p mesh.Plan, flows *Flows) *Filter {
 			continue
 		}
 		for _, network := range peer.AllowedIPs {
-			if _, known := o.nodes.ids[network]; !known {
-				o.nodes.add(network, string(peer.Node.ID))
+			if !o.own(network) {
+				o.more.add(network, string(peer.Node.ID))
 			}
 		}
 	}
