@@ -135,6 +135,8 @@ type Node struct {
 	current  atomic.Pointer[mesh.Plan]
 	inForce  inForce
 
+	// devicePeers belongs to reconcile.
+	devicePeers devicePeers
 	// flows outlive the packet filters of single snapshots.
 	flows *policy.Flows
 	// acls are those of the snapshot that Destination was last asked about.
@@ -182,6 +184,8 @@ func New(cfg Config) (_ *Node, err error) {
 		ready:  make(chan struct{}),
 		opened: time.Now(),
 		flows:  policy.NewFlows(),
+
+		devicePeers: devicePeers{calls: cfg.PrimaryEndpoint == ""},
 	}
 	n.device, err = wg.New(wg.Options{
 		Mode:          cfg.Mode,
@@ -345,18 +349,11 @@ func (n *Node) deviceConfig(s *mesh.Snapshot, plan mesh.Plan) wg.Config {
 		PrivateKey: n.cfg.Key.WireGuard(),
 		ListenPort: n.cfg.ListenPort,
 		Addresses:  addresses(plan.Self),
-		Peers:      make([]wg.Peer, 0, len(plan.Peers)),
+		Peers:      n.devicePeers.of(s, plan.Peers),
 		Networks:   s.Networks(),
 	}
 	if own, err := netip.ParseAddr(n.cfg.PrimaryEndpoint); err == nil {
 		cfg.OneMachine = own.IsLoopback()
-	}
-	for _, p := range plan.Peers {
-		peer := wg.Peer{Key: s.Nodes.WireGuardKey(p.Node), Name: string(p.Node.ID), Endpoint: p.Endpoint, AllowedIPs: p.AllowedIPs}
-		if n.cfg.PrimaryEndpoint == "" && p.Endpoint != "" {
-			peer.Keepalive = keepalive
-		}
-		cfg.Peers = append(cfg.Peers, peer)
 	}
 	// Only a node that holds state sees the rules between others, so only it
 	// forwards for them.

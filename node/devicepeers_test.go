@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package node
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+
+	"github.com/meshgate/meshgate/node/mesh"
+	"github.com/meshgate/meshgate/node/wg"
+)
+
+// Whatever comes, goes and changes: the peers are those that are made of nothing
+// else than the plan.
+func TestDevicePeers_AreThoseOfThePlan(t *testing.T) {
+	random := rand.New(rand.NewPCG(1, 2))
+	peer := func(i int) mesh.Peer {
+		key, err := mesh.GenerateKey()
+		if err != nil {
+			t.Fatal(err)
+		}
+		n := &mesh.Node{ID: mesh.NodeID(fmt.Sprintf("n%02d", i)), PublicKey: key.Public()}
+		return mesh.Peer{Node: n, AllowedIPs: []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 9, 0, byte(i)}), 32)}}
+	}
+	var peers []mesh.Peer
+	for i := range 20 {
+		peers = append(peers, peer(i))
+	}
+	incremental := devicePeers{calls: true}
+	for range 300 {
+		peers = slices.Clone(peers)
+		switch i := random.IntN(len(peers)); random.IntN(5) {
+		case 0:
+			if len(peers) > 1 {
+				peers = slices.Delete(peers, i, i+1)
+			}
+		case 1:
+			p := peer(random.IntN(20))
+			if at, ok := slices.BinarySearchFunc(peers, p, byID); ok {
+				peers[at] = p
+			} else {
+				peers = slices.Insert(peers, at, p)
+			}
+		case 2:
+			peers[i].Endpoint = []string{"", "192.0.2.1:1", "192.0.2.2:2"}[random.IntN(3)]
+		case 3:
+			peers[i].AllowedIPs = append(slices.Clip(peers[i].AllowedIPs), netip.MustParsePrefix("10.8.0.0/16"))[random.IntN(2):]
+		case 4: // nothing changes
+		}
+		var nodes []*mesh.Node
+		for _, p := range peers {
+			nodes = append(nodes, p.Node)
+		}
+		s := &mesh.Snapshot{Nodes: mesh.NodesOf(nodes...)}
+		anew := devicePeers{calls: true}
+		if diff := cmp.Diff(anew.of(s, peers), incremental.of(s, peers), cmpopts.EquateComparable(netip.Prefix{})); diff != "" {
+			t.Fatal(diff)
+		}
+	}
+}
+
+func byID(a, b mesh.Peer) int { return strings.Compare(string(a.Node.ID), string(b.Node.ID)) }
+
+// Only a node that nobody can call keeps its way open, and only to those that it
+// can call.
+func TestDevicePeers_Keepalive(t *testing.T) {
+	plan := []mesh.Peer{{Node: &mesh.Node{ID: "a"}, Endpoint: "192.0.2.1:1"}, {Node: &mesh.Node{ID: "b"}}}
+	for calls, want := range map[bool][]wg.Peer{
+		true:  {{Name: "a", Endpoint: "192.0.2.1:1", Keepalive: keepalive}, {Name: "b"}},
+		false: {{Name: "a", Endpoint: "192.0.2.1:1"}, {Name: "b"}},
+	} {
+		d := devicePeers{calls: calls}
+		got := d.of(&mesh.Snapshot{}, plan)
+		if diff := cmp.Diff(want, got, cmpopts.EquateComparable(netip.Prefix{})); diff != "" {
+			t.Error(diff)
+		}
+	}
+}
