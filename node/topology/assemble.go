@@ -62,7 +62,7 @@ func (p *pass) patchedPeers() []mesh.Peer {
 func (p *pass) peer(v *vertex) mesh.Peer {
 	l, _ := p.root.linkTo(v)
 	return mesh.Peer{
-		Node: v.node, AllowedIPs: p.lists[v], Endpoint: endpoint(p.root.node, v.node), Protocol: l.protocol,
+		Node: v.node, AllowedIPs: p.lists[v], Endpoint: v.endpointFor(p.root.node), Protocol: l.protocol,
 	}
 }
 
@@ -79,7 +79,7 @@ func (w *view) leafPlan(s *mesh.Snapshot, self *vertex) mesh.Plan {
 	if allowed = merge(allowed, routed); len(allowed) > 0 {
 		l, _ := self.linkTo(w.root)
 		plan.Peers = []mesh.Peer{{
-			Node: w.root.node, AllowedIPs: allowed, Endpoint: endpoint(self.node, w.root.node), Protocol: l.protocol,
+			Node: w.root.node, AllowedIPs: allowed, Endpoint: w.root.endpointFor(self.node), Protocol: l.protocol,
 		}}
 	}
 	return plan

@@ -39,6 +39,8 @@ type vertex struct {
 	gone bool
 	// links are the edges to other vertices, by their ids.
 	links []link
+	// facts are what plans of others say of node.
+	facts facts
 }
 
 // link is one end of an edge.
@@ -144,7 +146,7 @@ func (g *graph) replace(before, after *mesh.Node, d *delta) *vertex {
 		d.reset = append(d.reset, v)
 		return nil
 	}
-	v.node = after
+	v.node, v.facts = after, facts{}
 	k, forwards := g.rules.of(after), after.RunsMeshgate()
 	if k == v.class && forwards == v.forwards {
 		d.touched = append(d.touched, v)

@@ -127,26 +127,39 @@ func (w *work) makeNearRoom(last *vertex) {
 	}
 }
 
-// search finds the paths that are better than those through home.
+// search finds the paths that are better than those through home. Of the edges
+// that lead on from a neighbour, which are as many as neighbours squared, almost
+// none makes one: what is longer than the farthest way through home is not looked
+// at, where there is such a way to everywhere.
 func (n *near) search(g *graph) {
 	n.paths = map[*vertex]path{n.root: {}}
 	n.toHome, _ = n.root.linkTo(n.home)
+	all, farthest := n.base.known == len(g.vertices), n.throughHome(n.base.farthest)
 	layer := []*vertex{n.root}
-	for hops := 0; len(layer) > 0; hops++ {
+	for hops := 0; len(layer) > 0 && !(all && hops >= farthest.hops); hops++ {
 		var next []*vertex
 		for _, from := range layer {
 			if !from.forwards && from != n.root {
 				continue
 			}
 			p := n.paths[from]
-			for _, l := range from.links {
-				if n.relax(g, from, p.along(l), l.to) {
+			for i := range from.links {
+				l := &from.links[i]
+				if all && hops+1 == farthest.hops && p.weight+int64(l.weight) > farthest.weight {
+					continue
+				}
+				if n.relax(g, from, p.along(*l), l.to) {
 					next = append(next, l.to)
 				}
 			}
 		}
 		layer = next
 	}
+}
+
+// throughHome is the way from the root through home that goes on as p.
+func (n *near) throughHome(p path) path {
+	return path{first: n.home, hops: p.hops + 1, weight: p.weight + int64(n.toHome.weight), tie: p.tie + n.toHome.tie}
 }
 
 // relax takes a path to a vertex if it is the best one yet, and reports whether
@@ -165,27 +178,27 @@ func (n *near) relax(g *graph, from *vertex, p path, to *vertex) (first bool) {
 func (n *near) makePlan(g *graph) mesh.Plan {
 	self := n.root.node
 	own := self.Prefixes()
-	taken := make(map[netip.Prefix]bool, 4*len(n.paths))
+	taken := make(map[netip.Prefix]bool, 2*len(n.paths))
 	for _, o := range own {
 		taken[o.Masked()] = true
 	}
-	lists := make(map[*vertex][]netip.Prefix)
-	claim := func(p path, part netip.Prefix) {
-		if !taken[part] {
-			taken[part] = true
-			lists[p.first] = append(lists[p.first], part)
+	lists := make(map[*vertex][]netip.Prefix, len(n.root.links))
+	claim := func(p path, part netip.Prefix) bool {
+		if taken[part] {
+			return false
 		}
+		taken[part] = true
+		lists[p.first] = append(lists[p.first], part)
+		return true
 	}
 	nearest := n.nearest()
-	for _, v := range nearest {
-		for _, o := range v.node.Prefixes() {
-			claim(n.paths[v], o.Masked())
-		}
+	for _, at := range nearest {
+		n.claimOwn(at, lists, claim)
 	}
-	for _, v := range nearest {
-		for _, network := range g.offers[v.id] {
-			for _, part := range g.rules.grants(self, v.node, network) {
-				claim(n.paths[v], part)
+	for _, at := range nearest {
+		for _, network := range g.offers[at.vertex.id] {
+			for _, part := range g.rules.grants(self, at.node, network) {
+				claim(at.path, part)
 			}
 		}
 	}
@@ -193,28 +206,49 @@ func (n *near) makePlan(g *graph) mesh.Plan {
 		return slices.DeleteFunc(slices.Clone(without(list, own)), func(part netip.Prefix) bool { return taken[part] })
 	}
 	lists[n.home] = merge(merge(rest(n.list), g.at.Networks()), rest(n.routed))
-	plan := mesh.Plan{Self: self, Routes: routesOf(g.at, self, without(n.routed, own))}
+	plan := mesh.Plan{Self: self, Routes: routesOf(g.at, self, without(n.routed, own)), Peers: make([]mesh.Peer, 0, len(lists))}
 	for v, allowed := range lists {
 		l, _ := n.root.linkTo(v)
-		slices.SortFunc(allowed, netip.Prefix.Compare)
+		if !mesh.SameList(allowed, v.learned().own) {
+			slices.SortFunc(allowed, netip.Prefix.Compare)
+		}
 		plan.Peers = append(plan.Peers, mesh.Peer{
-			Node: v.node, AllowedIPs: allowed, Endpoint: endpoint(self, v.node), Protocol: l.protocol,
+			Node: v.node, AllowedIPs: allowed, Endpoint: v.endpointFor(self), Protocol: l.protocol,
 		})
 	}
 	slices.SortFunc(plan.Peers, func(a, b mesh.Peer) int { return cmp.Compare(a.Node.ID, b.Node.ID) })
 	return plan
 }
 
-// nearest returns the vertices of the paths but the root.
-func (n *near) nearest() []*vertex {
-	list := make([]*vertex, 0, len(n.paths))
-	for v := range n.paths {
+// claimOwn claims the own addresses of a vertex. Those of a neighbour are its
+// list, which all plans share, until it gets something else.
+func (n *near) claimOwn(at reached, lists map[*vertex][]netip.Prefix, claim func(path, netip.Prefix) bool) {
+	all := at.path.first == at.vertex && len(lists[at.vertex]) == 0
+	own := at.learned().own
+	for _, part := range own {
+		all = claim(at.path, part) && all
+	}
+	if all && len(own) > 0 {
+		lists[at.vertex] = slices.Clip(own)
+	}
+}
+
+// reached is a vertex and the path to it.
+type reached struct {
+	*vertex
+	path path
+}
+
+// nearest returns the vertices of the paths but the root, the nearest first.
+func (n *near) nearest() []reached {
+	list := make([]reached, 0, len(n.paths))
+	for v, p := range n.paths {
 		if v != n.root {
-			list = append(list, v)
+			list = append(list, reached{v, p})
 		}
 	}
-	slices.SortFunc(list, func(a, b *vertex) int {
-		return cmp.Or(n.paths[a].compare(n.paths[b]), cmp.Compare(a.id, b.id))
+	slices.SortFunc(list, func(a, b reached) int {
+		return cmp.Or(a.path.compare(b.path), cmp.Compare(a.id, b.id))
 	})
 	return list
 }
@@ -266,8 +300,7 @@ func (n *near) mindsEdge(from, to *vertex) bool {
 // better reports whether a path is better than the one known.
 func (n *near) better(p path, to *vertex) bool {
 	if b := n.base.notes[to]; b != nil && b.known {
-		home := path{first: n.home, hops: b.path.hops + 1, weight: b.path.weight + int64(n.toHome.weight), tie: b.path.tie + n.toHome.tie}
-		if p.compare(home) >= 0 {
+		if p.compare(n.throughHome(b.path)) >= 0 {
 			return false
 		}
 	}

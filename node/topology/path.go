@@ -31,6 +31,11 @@ func (p path) compare(q path) int {
 	return cmp.Compare(p.first.id, q.first.id)
 }
 
+// longer reports whether p is longer than q, whatever their edges hash to.
+func (p path) longer(q path) bool {
+	return p.hops > q.hops || p.hops == q.hops && p.weight > q.weight
+}
+
 // along returns the path that goes on over l. Weights are 32 bits wide and hops
 // fewer than nodes, so that no sum overflows.
 func (p path) along(l link) path {

@@ -20,6 +20,9 @@ type tree struct {
 	notes map[*vertex]*note
 	// known is how many vertices have a path.
 	known int
+	// farthest is no shorter than any path, in hops and then in weight. It may be
+	// that of a vertex which has come closer since, or gone.
+	farthest path
 
 	// layers are the notes that a search has yet to go on from, by hops.
 	layers [][]*note
@@ -163,6 +166,9 @@ func (t *tree) relax(from *note, l link) {
 	}
 	t.touch(to)
 	to.known, to.path = true, next
+	if next.longer(t.farthest) {
+		t.farthest = next
+	}
 	to.attach(from)
 	t.push(to)
 }
