@@ -150,13 +150,13 @@ func TestMembership_NoICEServersWithoutNeed(t *testing.T) {
 	f := testFake(t)
 	f.plan.Peers[0].Protocol = v1.ConnectProtocol_CONNECT_NATIVE
 	c, err := (&subscriber{service: &membershipService{state: f, members: f}, id: "phone"}).configuration(f.snap)
-	if err != nil || len(c.GetIceServers()) != 0 {
-		t.Errorf("%v, %v", c.GetIceServers(), err)
+	if err != nil || len(c.ice) != 0 {
+		t.Errorf("%v, %v", c.ice, err)
 	}
 	f.plan.Peers[0].Endpoint = ""
 	c, err = (&subscriber{service: &membershipService{state: f, members: f}, id: "phone"}).configuration(f.snap)
-	if err != nil || len(c.GetIceServers()) != 1 {
-		t.Errorf("%v, %v", c.GetIceServers(), err)
+	if err != nil || len(c.ice) != 1 {
+		t.Errorf("%v, %v", c.ice, err)
 	}
 }
 
@@ -170,8 +170,8 @@ func TestMembership_DNSServers(t *testing.T) {
 	m := &membershipService{state: f, members: f}
 	for id, want := range map[mesh.NodeID][]string{"phone": {"10.9.0.1:53"}, "gw-dns": {"10.9.0.1:53", "10.9.0.2:5353"}} {
 		c, err := (&subscriber{service: m, id: id}).configuration(f.snap)
-		if err != nil || !slices.Equal(c.GetDnsServers(), want) {
-			t.Errorf("%s: %v, %v", id, c.GetDnsServers(), err)
+		if err != nil || !slices.Equal(c.dns, want) {
+			t.Errorf("%s: %v, %v", id, c.dns, err)
 		}
 	}
 }

@@ -55,5 +55,5 @@ func (e *enrolmentService) Adopt(ctx context.Context, req *connect.Request[meshg
 	if err != nil {
 		return nil, err
 	}
-	return e.membership.answer(s, id)
+	return e.membership.answer(s, id, packs(req.Header()))
 }

@@ -19,8 +19,11 @@ type membershipService struct {
 	state   State
 	members Members
 	cluster Cluster // nil where the node keeps the state alone
-	// directory is shared by all subscribers.
+	// All subscribers share the following.
 	directory directory
+	peers     peerMessages
+	turns     turns
+	news      news
 }
 
 var _ v1connect.MembershipHandler = (*membershipService)(nil)
@@ -47,31 +50,37 @@ func (m *membershipService) Join(ctx context.Context, req *connect.Request[v1.Jo
 	if err := m.takeSeat(ctx, want, s.Node(r.Node.ID)); err != nil {
 		return nil, err
 	}
-	return m.answer(s, r.Node.ID)
+	return m.answer(s, r.Node.ID, packs(req.Header()))
 }
 
-// answer is all that member id needs to be one.
-func (m *membershipService) answer(s *mesh.Snapshot, id mesh.NodeID) (*connect.Response[v1.JoinResponse], error) {
-	peers, err := (&subscriber{service: m, id: id}).configuration(s)
+// answer is all that member id needs to be one. A packed one has its peers
+// encoded.
+func (m *membershipService) answer(s *mesh.Snapshot, id mesh.NodeID, packed bool) (*connect.Response[v1.JoinResponse], error) {
+	c, err := (&subscriber{service: m, id: id}).configuration(s)
 	if err != nil {
 		return nil, err
 	}
 	n := s.Node(id)
-	return connect.NewResponse(&v1.JoinResponse{
+	answer := &v1.JoinResponse{
 		AddressIpv4: mesh.PrefixString(n.IPv4),
 		AddressIpv6: mesh.PrefixString(n.IPv6),
 		NetworkIpv4: mesh.PrefixString(s.IPv4),
 		NetworkIpv6: mesh.PrefixString(s.IPv6),
 		MeshDomain:  s.Domain,
-		Peers:       peers.GetPeers(),
-		IceServers:  peers.GetIceServers(),
-		DnsServers:  peers.GetDnsServers(),
-		NetworkAcls: peers.GetNetworkAcls(),
-		GatewayId:   peers.GetGatewayId(),
-		Gateways:    peers.GetGateways(),
-		Revision:    peers.GetRevision(),
+		IceServers:  c.ice,
+		DnsServers:  c.dns,
+		NetworkAcls: c.acls,
+		GatewayId:   string(c.gateway),
+		Gateways:    c.gateways,
+		Revision:    c.revision,
 		Time:        timestamppb.Now(),
-	}), nil
+	}
+	if !packed {
+		answer.Peers = peersToProto(c.peers)
+	} else if err := m.peers.pack(answer, s, c.peers); err != nil {
+		return nil, err
+	}
+	return connect.NewResponse(answer), nil
 }
 
 // Update changes the fields of a member that are not empty in the request.

@@ -31,21 +31,44 @@ type Flow struct {
 func Accepts(s *mesh.Snapshot, f Flow) bool { return Compile(s).Accepts(f) }
 
 // Concerning returns the ACLs that can match traffic from or to node id, in
-// order, with all groups expanded, so that a node which does not hold the
-// groups decides as one that does. An ACL that names only empty groups matches
-// nothing and is left out: an empty list would match everyone.
+// order, expanded. To ask for many nodes, Expand once.
 func Concerning(s *mesh.Snapshot, id mesh.NodeID) []mesh.ACL {
-	groups := indexGroups(s.Groups)
 	var concerning []mesh.ACL
-	for _, acl := range s.ACLs {
-		src, dst := groups.nodes(acl.SourceNodes), groups.nodes(acl.DestinationNodes)
-		if !(src.has(string(id)) || dst.has(string(id))) || src.empty() || dst.empty() {
-			continue
+	for _, e := range Expand(s) {
+		if e.Concerns(id) {
+			concerning = append(concerning, e.ACL)
 		}
-		acl.SourceNodes, acl.DestinationNodes = src.list(), dst.list()
-		concerning = append(concerning, acl)
 	}
 	return concerning
+}
+
+// Expanded is a network ACL in which members stand for groups, so that a node
+// which does not hold the groups decides as one that does. It is immutable.
+type Expanded struct {
+	mesh.ACL
+	src, dst nodeSet
+}
+
+// Concerns reports whether the ACL can match traffic from or to node id.
+func (e *Expanded) Concerns(id mesh.NodeID) bool {
+	return e.src.has(string(id)) || e.dst.has(string(id))
+}
+
+// Expand returns the ACLs of s, in order, with all groups expanded. An ACL that
+// names only empty groups matches nothing and is left out: an empty list would
+// match everyone.
+func Expand(s *mesh.Snapshot) []Expanded {
+	groups := indexGroups(s.Groups)
+	var expanded []Expanded
+	for _, acl := range s.ACLs {
+		e := Expanded{ACL: acl, src: groups.nodes(acl.SourceNodes), dst: groups.nodes(acl.DestinationNodes)}
+		if e.src.empty() || e.dst.empty() {
+			continue
+		}
+		e.SourceNodes, e.DestinationNodes = e.src.list(), e.dst.list()
+		expanded = append(expanded, e)
+	}
+	return expanded
 }
 
 // Restricted reports whether an ACL of s speaks of protocols or ports, so that

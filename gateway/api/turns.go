@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package api
+
+import (
+	"context"
+	"runtime"
+	"sync"
+	"time"
+
+	"github.com/meshgate/meshgate/node/mesh"
+)
+
+// longestTurn is how long the others wait for a subscriber that does not take its
+// message. After that it does not hold up anybody, until it takes one in less.
+const longestTurn = 20 * time.Millisecond
+
+// turns bounds how many subscribers are told at a time. A change may concern
+// thousands of them: who waits for something else, such as a node that joins,
+// waits for a few of them and not for all. The zero value is ready for use.
+type turns struct {
+	once   sync.Once
+	places chan struct{}
+}
+
+// take waits for a turn, which lasts until end is called, once or more often.
+func (t *turns) take(ctx context.Context) (end func(), err error) {
+	// One processor is left for everything else, if there are two.
+	t.once.Do(func() { t.places = make(chan struct{}, max(1, runtime.GOMAXPROCS(0)-1)) })
+	select {
+	case t.places <- struct{}{}:
+		return sync.OnceFunc(func() { <-t.places }), nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+// news lets many wait for a change of the state as if they were one. A change
+// wakes those who wait for it in some order: first of all it is to wake the call
+// that made it, and not a thousand subscribers. The zero value is ready for use.
+type news struct {
+	mu sync.Mutex // guards the fields below
+	// known is the newest version that anybody here has seen.
+	known uint64
+	// waits is closed when the one that waits for all of them does so no more;
+	// nil while nobody does.
+	waits chan struct{}
+}
+
+// wait returns the latest snapshot with a Version above after; see State.Wait.
+func (n *news) wait(ctx context.Context, state State, after uint64) (*mesh.Snapshot, error) {
+	for {
+		n.mu.Lock()
+		if n.known > after {
+			n.mu.Unlock()
+			return state.Wait(ctx, after) // it is there
+		}
+		n.known = after
+		others := n.waits
+		if others == nil {
+			n.waits = make(chan struct{})
+			n.mu.Unlock()
+			return n.waitForAll(ctx, state, after)
+		}
+		n.mu.Unlock()
+		select {
+		case <-others:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+}
+
+// waitForAll waits in the name of all who have to.
+func (n *news) waitForAll(ctx context.Context, state State, after uint64) (*mesh.Snapshot, error) {
+	s, err := state.Wait(ctx, after)
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if err == nil {
+		n.known = max(n.known, s.Version)
+	}
+	close(n.waits)
+	n.waits = nil
+	return s, err
+}
