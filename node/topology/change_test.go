@@ -118,6 +118,9 @@ func checkPlans(t *rapid.T, p *topology.Planner, ids []mesh.NodeID) {
 				id, p.Snapshot().Version, cmp.Diff(want, got, samePlan))
 		}
 	}
+	if !p.Measured() {
+		t.Fatal("a view does not know its farthest paths")
+	}
 }
 
 // Whatever changes, in whatever order, and whoever is asked when, for the last

@@ -27,6 +27,28 @@ func (p *Planner) Near(id mesh.NodeID) bool {
 	return p.work.near[p.work.graph.vertices[id]] != nil
 }
 
+// Measured reports whether each view knows its farthest paths.
+func (p *Planner) Measured() bool {
+	p.work.mu.Lock()
+	defer p.work.mu.Unlock()
+	for _, v := range p.work.views {
+		var longest path
+		at := 0
+		for _, n := range v.notes {
+			switch c := n.path.length(longest); {
+			case c > 0:
+				longest, at = n.path, 1
+			case c == 0:
+				at++
+			}
+		}
+		if longest.length(v.farthest) != 0 || at != v.atFarthest {
+			return false
+		}
+	}
+	return true
+}
+
 // ByPaths plans from nothing, without what leaves share.
 func ByPaths(s *mesh.Snapshot, self mesh.NodeID) mesh.Plan {
 	g := newGraph(s, newRules(s))

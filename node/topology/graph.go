@@ -87,7 +87,7 @@ func newGraph(s *mesh.Snapshot, r *rules) *graph {
 // less.
 const maxMoved = 128
 
-// near reports whether a move to s, which the graph fits, is worth it.
+// near reports whether a move to s is worth it.
 func (g *graph) near(s *mesh.Snapshot) bool {
 	n := 0
 	for range s.Nodes.Changes(g.at.Nodes) {
@@ -98,7 +98,7 @@ func (g *graph) near(s *mesh.Snapshot) bool {
 	return true
 }
 
-// fits reports whether the graph can be moved to s.
+// fits reports whether the graph can be moved to s, and what was planned with it.
 func (g *graph) fits(s *mesh.Snapshot) bool {
 	return g.rules.fit(s) && g.at.IPv4 == s.IPv4 && g.at.IPv6 == s.IPv6
 }
@@ -127,6 +127,19 @@ func (g *graph) move(s *mesh.Snapshot) *delta {
 		g.setOffers(offersOf(s), d)
 	}
 	return d
+}
+
+// judge makes the rules of g those of its snapshot, which are others than before.
+// What hangs together does not depend on them; it is by far the most work.
+func (g *graph) judge() {
+	g.rules = newRules(g.at)
+	g.present = make(map[class]int)
+	g.kinds++
+	for _, v := range g.vertices {
+		v.class = g.rules.of(v.node)
+		g.count(v.class, 1)
+	}
+	g.offers = offersOf(g.at)
 }
 
 // replace takes over what became of a node. It returns a vertex that is new,

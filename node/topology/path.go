@@ -22,7 +22,7 @@ type path struct {
 // compare orders paths: the shortest first. The first node breaks a tie of
 // hashes, so that a plan never depends on the order of a search.
 func (p path) compare(q path) int {
-	if c := cmp.Or(cmp.Compare(p.hops, q.hops), cmp.Compare(p.weight, q.weight), cmp.Compare(p.tie, q.tie)); c != 0 {
+	if c := cmp.Or(p.length(q), cmp.Compare(p.tie, q.tie)); c != 0 {
 		return c
 	}
 	if p.first == q.first {
@@ -31,9 +31,10 @@ func (p path) compare(q path) int {
 	return cmp.Compare(p.first.id, q.first.id)
 }
 
-// longer reports whether p is longer than q, whatever their edges hash to.
-func (p path) longer(q path) bool {
-	return p.hops > q.hops || p.hops == q.hops && p.weight > q.weight
+// length compares the length of p with that of q, whatever their edges hash to:
+// it is positive when p is longer.
+func (p path) length(q path) int {
+	return cmp.Or(cmp.Compare(p.hops, q.hops), cmp.Compare(p.weight, q.weight))
 }
 
 // along returns the path that goes on over l. Weights are 32 bits wide and hops

@@ -20,9 +20,10 @@ type tree struct {
 	notes map[*vertex]*note
 	// known is how many vertices have a path.
 	known int
-	// farthest is no shorter than any path, in hops and then in weight. It may be
-	// that of a vertex which has come closer since, or gone.
-	farthest path
+	// farthest is the longest path, by hops and then by weight, to notes that are
+	// not dirty; there are atFarthest as long as that.
+	farthest   path
+	atFarthest int
 
 	// layers are the notes that a search has yet to go on from, by hops.
 	layers [][]*note
@@ -45,7 +46,7 @@ type note struct {
 // grow finds all paths of a new tree.
 func (t *tree) grow() {
 	t.notes = map[*vertex]*note{t.root: {at: t.root, known: true}}
-	t.known = 1
+	t.known, t.atFarthest = 1, 1
 	t.push(t.notes[t.root])
 	t.touch(t.notes[t.root])
 	t.search()
@@ -96,9 +97,9 @@ func (t *tree) lose(n *note) {
 		for c := n.child; c != nil; c = c.next {
 			lost = append(lost, c)
 		}
+		t.touch(n)
 		n.known, n.parent, n.child, n.next, n.prev = false, nil, nil, nil, nil
 		t.known--
-		t.touch(n)
 	}
 }
 
@@ -166,9 +167,6 @@ func (t *tree) relax(from *note, l link) {
 	}
 	t.touch(to)
 	to.known, to.path = true, next
-	if next.longer(t.farthest) {
-		t.farthest = next
-	}
 	to.attach(from)
 	t.push(to)
 }
@@ -180,10 +178,45 @@ func (t *tree) push(n *note) {
 	t.layers[n.path.hops] = append(t.layers[n.path.hops], n)
 }
 
+// touch notes that n is about to change, or has to be looked at.
 func (t *tree) touch(n *note) {
-	if !n.dirty {
-		n.dirty = true
-		t.dirty = append(t.dirty, n)
+	if n.dirty {
+		return
+	}
+	n.dirty = true
+	t.dirty = append(t.dirty, n)
+	if n.known && n.path.length(t.farthest) == 0 {
+		t.atFarthest--
+	}
+}
+
+// settle ends a change: no note is dirty any more, and those without a path are
+// forgotten.
+func (t *tree) settle() {
+	for _, n := range t.dirty {
+		if n.dirty = false; !n.known {
+			delete(t.notes, n.at)
+			continue
+		}
+		t.measure(n)
+	}
+	t.dirty = nil
+	if t.atFarthest > 0 {
+		return
+	}
+	t.farthest, t.atFarthest = path{}, 0
+	for _, n := range t.notes {
+		t.measure(n)
+	}
+}
+
+// measure counts a note with a path.
+func (t *tree) measure(n *note) {
+	switch c := n.path.length(t.farthest); {
+	case c > 0:
+		t.farthest, t.atFarthest = n.path, 1
+	case c == 0:
+		t.atFarthest++
 	}
 }
 

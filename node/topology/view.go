@@ -335,12 +335,7 @@ func (p *pass) finish() {
 	if !p.lone {
 		p.makePlan(changed)
 	}
-	for _, n := range p.dirty {
-		if n.dirty = false; !n.known {
-			delete(p.notes, n.at)
-		}
-	}
-	p.dirty = nil
+	p.settle()
 }
 
 // apply returns the list with the edits in it. It is the same memory as before

@@ -100,12 +100,18 @@ func (w *work) adopt(s *mesh.Snapshot) {
 // moveTo makes the graph that of s.
 func (w *work) moveTo(s *mesh.Snapshot) {
 	w.adopt(s)
-	if w.graph == nil || !w.graph.fits(s) || !w.graph.near(s) {
+	switch {
+	case w.graph == nil || !w.graph.near(s):
 		r := newRules(s)
 		if w.graph != nil && w.graph.rules.fit(s) {
 			r = w.graph.rules
 		}
 		w.graph = newGraph(s, r)
+		w.clear()
+		return
+	case !w.graph.fits(s):
+		w.graph.move(s)
+		w.graph.judge()
 		w.clear()
 		return
 	}
