@@ -4,6 +4,7 @@ package wg
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -12,15 +13,17 @@ import (
 	"github.com/meshgate/meshgate/node/mesh"
 )
 
-// applied is what the library was told last, so that a Set costs what it
-// changes and not as much as there are peers. It is right as long as nothing
-// went wrong; see Device.resync.
+// applied is what was put in force last, so that a Set costs what it changes
+// and not as much as there are peers. It is right as long as nothing went
+// wrong; see Device.resync.
 type applied struct {
 	privateKey mesh.WireGuardPrivateKey
 	listenPort uint16
 	peers      map[mesh.WireGuardKey]*appliedPeer
 	// owner says behind which peer each prefix is.
 	owner map[netip.Prefix]mesh.WireGuardKey
+	// stray are prefixes that nobody has in the library, but none of the peers.
+	stray []netip.Prefix
 	// round counts comparisons.
 	round uint64
 }
@@ -32,6 +35,7 @@ type appliedPeer struct {
 	allowed   []netip.Prefix // not the caller's memory
 	keepalive time.Duration  // whole seconds
 	endpoint  peerEndpoint
+	contact   *contact
 	// lost is true when packets for the peer went nowhere at the last resync:
 	// it had no endpoint, or one that was an attached connection and is gone.
 	lost bool
@@ -53,6 +57,9 @@ type changedPeer struct {
 	was *appliedPeer
 	// endpoint is the wanted one.
 	endpoint peerEndpoint
+	contact  *contact
+	// stays is true when the library is to have the peer.
+	stays bool
 }
 
 // compare finds what c changes, and what no device could be. It changes nothing
@@ -134,17 +141,53 @@ func (a *applied) validate(ch *changes) error {
 	return nil
 }
 
+// contacts gives those that are new a contact. Known is whether no initiation of
+// theirs can be known to anybody but the doorman.
+func (ch *changes) contacts(known bool) {
+	for i := range ch.peers {
+		p := &ch.peers[i]
+		if p.was != nil {
+			p.contact = p.was.contact
+			continue
+		}
+		p.contact = &contact{key: p.Key}
+		p.contact.state.Store(uint32(stateIdle)) // packets wait until it is in force
+		p.contact.covered.Store(known)
+	}
+}
+
 // routes returns which prefixes come and go with the changes.
-func (ch *changes) routes(a *applied) (added, removed []netip.Prefix) {
+func (ch *changes) routes(a *applied) (added []route, removed []netip.Prefix) {
 	for _, key := range ch.removed {
 		removed = append(removed, a.peers[key].allowed...)
 	}
 	for i := range ch.peers {
 		p := &ch.peers[i]
 		removed = append(removed, without(p.had(), p.AllowedIPs)...)
-		added = append(added, without(p.AllowedIPs, p.had())...)
+		for _, prefix := range without(p.AllowedIPs, p.had()) {
+			added = append(added, route{prefix, p.contact})
+		}
 	}
 	return added, removed
+}
+
+// allRoutes returns the prefixes of all peers of c, of which ch are the changes.
+func (ch *changes) allRoutes(a *applied, c *Config) []route {
+	fresh := make(map[mesh.WireGuardKey]*contact, len(ch.peers))
+	for i := range ch.peers {
+		fresh[ch.peers[i].Key] = ch.peers[i].contact
+	}
+	var all []route
+	for i := range c.Peers {
+		to := fresh[c.Peers[i].Key]
+		if to == nil {
+			to = a.peers[c.Peers[i].Key].contact
+		}
+		for _, prefix := range c.Peers[i].AllowedIPs {
+			all = append(all, route{prefix, to})
+		}
+	}
+	return all
 }
 
 // had returns what was behind the peer.
@@ -178,7 +221,9 @@ func (a *applied) take(ch *changes) {
 			a.owner[prefix] = p.Key
 		}
 		a.peers[p.Key] = &appliedPeer{
-			name: p.Name, allowed: allowed, keepalive: p.Keepalive.Truncate(time.Second), endpoint: p.endpoint, round: a.round,
+			name: p.Name, allowed: allowed,
+			keepalive: p.Keepalive.Truncate(time.Second), endpoint: p.endpoint, round: a.round,
+			contact: p.contact,
 		}
 	}
 }
@@ -197,24 +242,77 @@ func (d *Device) resync() error {
 	}
 	for key, p := range s.peers {
 		slices.SortFunc(p.AllowedIPs, netip.Prefix.Compare)
-		is := &appliedPeer{
-			allowed: p.AllowedIPs, keepalive: p.Keepalive,
-			lost: p.Endpoint == "" || strings.HasPrefix(p.Endpoint, attachedPrefix) && d.bind.lookup(p.Endpoint) == nil,
-		}
+		is := &appliedPeer{allowed: p.AllowedIPs, keepalive: p.Keepalive, lost: d.nowhere(p.Endpoint)}
 		if was := d.applied.peers[key]; was != nil {
-			is.name, is.endpoint = was.name, was.endpoint
-			is.lost = is.lost && was.endpoint.addr.IsValid()
-			if slices.Equal(sorted(was.allowed), p.AllowedIPs) {
-				is.allowed = was.allowed
-			}
+			is.follow(was)
+		} else {
+			is.contact = &contact{key: key}
 		}
-		for _, prefix := range p.AllowedIPs {
-			next.owner[prefix] = key
+		if !is.contact.resident() {
+			d.enter(is.contact)
 		}
-		next.peers[key] = is
+		next.add(key, is)
 	}
+	d.resyncIdle(&next, s)
 	d.applied = next
 	return nil
+}
+
+// resyncIdle adds the peers to next that are configured, but not in the library.
+func (d *Device) resyncIdle(next *applied, s *uapiState) {
+	if !d.lazy {
+		next.stray = s.unclaimed
+		return
+	}
+	unclaimed := make(map[netip.Prefix]struct{}, len(s.unclaimed))
+	for _, prefix := range s.unclaimed {
+		unclaimed[prefix] = struct{}{}
+	}
+	for key, was := range d.applied.peers {
+		if next.peers[key] != nil {
+			continue
+		}
+		is := &appliedPeer{keepalive: was.keepalive, lost: d.nowhere(was.contact.endpoint)}
+		for _, prefix := range was.allowed {
+			if _, ok := unclaimed[prefix]; ok {
+				is.allowed = append(is.allowed, prefix)
+				delete(unclaimed, prefix)
+			}
+		}
+		is.follow(was)
+		d.rest(is.contact)
+		next.add(key, is)
+	}
+	next.stray = slices.Collect(maps.Keys(unclaimed))
+}
+
+// add notes a peer.
+func (a *applied) add(key mesh.WireGuardKey, p *appliedPeer) {
+	for _, prefix := range p.allowed {
+		a.owner[prefix] = key
+	}
+	a.peers[key] = p
+}
+
+// label is how the logs call the peer.
+func (is *appliedPeer) label(key mesh.WireGuardKey) string {
+	p := Peer{Name: is.name, Key: key}
+	return p.label()
+}
+
+// follow takes from was what the library does not know.
+func (is *appliedPeer) follow(was *appliedPeer) {
+	is.name, is.endpoint, is.contact = was.name, was.endpoint, was.contact
+	is.lost = is.lost && was.endpoint.addr.IsValid()
+	if slices.Equal(sorted(was.allowed), sorted(is.allowed)) {
+		is.allowed = was.allowed
+	}
+}
+
+// nowhere reports whether an endpoint, as the library writes it, is none, or an
+// attached connection that is gone.
+func (d *Device) nowhere(endpoint string) bool {
+	return endpoint == "" || strings.HasPrefix(endpoint, attachedPrefix) && d.bind.lookup(endpoint) == nil
 }
 
 // sorted returns a sorted copy.

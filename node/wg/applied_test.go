@@ -80,7 +80,7 @@ func check(t *rapid.T, d *Device, peers []Peer, endpoints map[mesh.WireGuardKey]
 		t.Fatalf("the log knows %d names of %d peers", len(d.peerLog.names), len(peers))
 	}
 	for _, p := range prefixes("10.1.0.0/16", "10.1.1.0/24", "10.2.0.0/16", "10.2.0.7/32", "fd00::1:0/112", "fd00::2:0/112", "::/0") {
-		if got := d.filter.load().routes.has(p); got != routes[p] {
+		if got := d.filter.load().routes.to(p) != nil; got != routes[p] {
 			t.Fatalf("the filter has %v: %v", p, got)
 		}
 	}
@@ -187,16 +187,17 @@ func TestPrefixSet_WithIsANewSet(t *testing.T) {
 	}
 	rapid.Check(t, func(t *rapid.T) {
 		var s *prefixSet
-		in := make(map[netip.Prefix]bool)
+		in := make(map[netip.Prefix]*contact)
 		for range rapid.IntRange(1, 8).Draw(t, "changes") {
 			first := rapid.IntRange(0, len(pool)-1).Draw(t, "first")
 			some := pool[first:min(len(pool), first+rapid.IntRange(0, 300).Draw(t, "count"))]
 			before := maps.Clone(in)
 			was := s
 			if rapid.Bool().Draw(t, "add") {
-				s = s.with(some, nil)
+				to := new(contact)
+				s = s.with(routesTo(to, some...), nil)
 				for _, p := range some {
-					in[p] = true
+					in[p] = to
 				}
 			} else {
 				s = s.with(nil, some)
@@ -207,15 +208,19 @@ func TestPrefixSet_WithIsANewSet(t *testing.T) {
 			if len(s.recent) > maxRecent {
 				t.Fatalf("%d recent prefixes", len(s.recent))
 			}
-			naive := newPrefixSet(slices.Collect(maps.Keys(in)))
+			var routes []route
+			for p, to := range in {
+				routes = append(routes, route{p, to})
+			}
+			naive := newPrefixSet(routes)
 			for _, p := range pool {
-				if s.has(p) != in[p] || was != nil && was.has(p) != before[p] {
-					t.Fatalf("%v: %v, want %v; before %v", p, s.has(p), in[p], before[p])
+				if s.to(p) != in[p] || was != nil && was.to(p) != before[p] {
+					t.Fatalf("%v: %p, want %p; before %p", p, s.to(p), in[p], before[p])
 				}
-				got, ok := s.match(p.Addr())
-				want, found := naive.match(p.Addr())
-				if got != want || ok != found {
-					t.Fatalf("match %v: %d, want %d", p.Addr(), got, want)
+				got, to := s.find(p.Addr())
+				want, owner := naive.find(p.Addr())
+				if got != want || to != owner {
+					t.Fatalf("find %v: %d, want %d", p.Addr(), got, want)
 				}
 			}
 		}

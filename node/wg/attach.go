@@ -104,6 +104,16 @@ func (a *attachment) close() {
 	})
 }
 
+// open reports whether the attachment has not ended.
+func (a *attachment) open() bool {
+	select {
+	case <-a.done:
+		return false
+	default:
+		return true
+	}
+}
+
 // receiveLoop moves datagrams from the connection to the device.
 func (a *attachment) receiveLoop() {
 	for {
@@ -119,6 +129,11 @@ func (a *attachment) receiveLoop() {
 		} else {
 			f.data = f.data[:n]
 			reason = a.admit(f.data)
+		}
+		if door := a.bind.door.Load(); door != nil && reason == "" && isHandshake(f.data) {
+			door.offer(f.data, a)
+			a.bind.frames.put(f)
+			continue
 		}
 		if reason == "" && !a.enqueue(f) {
 			reason = reasonAttachReceive
@@ -152,7 +167,7 @@ func (a *attachment) admit(b []byte) dropReason {
 func (a *attachment) enqueue(f *frame) bool {
 	if a.receiving.Add(1) <= attachQueue {
 		select {
-		case a.bind.receive <- received{frame: f, from: a}:
+		case a.bind.receive <- received{frame: f, from: a, counted: a}:
 			return true
 		default:
 		}
@@ -179,10 +194,8 @@ func (a *attachment) sendLoop() {
 
 // send queues datagrams for the connection and drops those without room.
 func (a *attachment) send(packets [][]byte) error {
-	select {
-	case <-a.done:
+	if !a.open() {
 		return net.ErrClosed
-	default:
 	}
 	for _, p := range packets {
 		f := a.bind.frames.copyOf(p)

@@ -38,6 +38,10 @@ type bind struct {
 	port    atomic.Uint32
 	// lost is set when an attached connection has ended.
 	lost atomic.Bool
+	// door takes the handshake messages, unless it is nil.
+	door atomic.Pointer[doorman]
+	// ended is closed by shutdown.
+	ended chan struct{}
 
 	mu         sync.Mutex // guards the fields below
 	generation chan struct{}
@@ -50,7 +54,9 @@ type bind struct {
 // received is a datagram that waits for the device.
 type received struct {
 	frame *frame
-	from  *attachment
+	from  conn.Endpoint
+	// counted is the connection in whose count the datagram is, if any.
+	counted *attachment
 }
 
 // newBind wraps udp. Frames bound the size of a datagram on attached connections.
@@ -58,6 +64,7 @@ func newBind(udp conn.Bind, frames *framePool, m *metrics) *bind {
 	return &bind{
 		udp: udp, frames: frames, metrics: m,
 		receive:  make(chan received, receiveQueue),
+		ended:    make(chan struct{}),
 		attached: make(map[uint64]*attachment),
 	}
 }
@@ -90,7 +97,21 @@ func (b *bind) Open(port uint16) ([]conn.ReceiveFunc, uint16, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.generation = make(chan struct{})
+	for i, fn := range fns {
+		fns[i] = b.guarded(fn)
+	}
 	return append(fns, b.receiveAttached(b.generation)), actual, nil
+}
+
+// guarded returns a receive function without what the doorman takes.
+func (b *bind) guarded(receive conn.ReceiveFunc) conn.ReceiveFunc {
+	return func(packets [][]byte, sizes []int, eps []conn.Endpoint) (int, error) {
+		n, err := receive(packets, sizes, eps)
+		if door := b.door.Load(); door != nil {
+			door.sift(packets, sizes[:n], eps)
+		}
+		return n, err
+	}
 }
 
 // Close implements conn.Bind. Attached connections outlive it.
@@ -104,7 +125,8 @@ func (b *bind) Close() error {
 	return b.udp.Close()
 }
 
-// receiveAttached returns the receive function for all attached connections.
+// receiveAttached returns the receive function for all attached connections,
+// and for what the doorman lets in.
 func (b *bind) receiveAttached(closed <-chan struct{}) conn.ReceiveFunc {
 	return func(packets [][]byte, sizes []int, eps []conn.Endpoint) (int, error) {
 		var r received
@@ -116,7 +138,9 @@ func (b *bind) receiveAttached(closed <-chan struct{}) conn.ReceiveFunc {
 		for n := 0; ; {
 			sizes[n], eps[n] = copy(packets[n], r.frame.data), r.from
 			b.frames.put(r.frame)
-			r.from.receiving.Add(-1)
+			if r.counted != nil {
+				r.counted.receiving.Add(-1)
+			}
 			if n++; n == len(packets) {
 				return n, nil
 			}
@@ -182,6 +206,9 @@ func (b *bind) BatchSize() int { return b.udp.BatchSize() }
 // shutdown detaches everything for good and waits for all goroutines.
 func (b *bind) shutdown() {
 	b.mu.Lock()
+	if !b.shut {
+		close(b.ended)
+	}
 	b.shut = true
 	open := make([]*attachment, 0, len(b.attached))
 	for _, a := range b.attached {
@@ -192,4 +219,13 @@ func (b *bind) shutdown() {
 		a.close()
 	}
 	b.running.Wait()
+}
+
+// spawn runs a goroutine that ends with ended, unless that is closed.
+func (b *bind) spawn(run func(ended <-chan struct{})) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if !b.shut {
+		b.running.Go(func() { run(b.ended) })
+	}
 }

@@ -61,6 +61,8 @@ type rules struct {
 	networks []netip.Prefix
 	// routes are the allowed IPs of all peers.
 	routes *prefixSet
+	// lazy is true when some of the peers may be idle.
+	lazy bool
 	// allow, accept and sent are those of Config.
 	allow, accept func(mesh.Packet) bool
 	sent          func(mesh.Packet)

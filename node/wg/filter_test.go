@@ -40,7 +40,22 @@ func prefixes(texts ...string) []netip.Prefix {
 	return ps
 }
 
-func rulesOf(c *Config) *rules { return newRules(c, newPrefixSet(c.allowed())) }
+func rulesOf(c *Config) *rules {
+	var routes []route
+	for i := range c.Peers {
+		routes = append(routes, routesTo(new(contact), c.Peers[i].AllowedIPs...)...)
+	}
+	return newRules(c, newPrefixSet(routes))
+}
+
+// routesTo are routes to one peer.
+func routesTo(to *contact, prefixes ...netip.Prefix) []route {
+	routes := make([]route, 0, len(prefixes))
+	for _, p := range prefixes {
+		routes = append(routes, route{p, to})
+	}
+	return routes
+}
 
 func TestRules_Judge(t *testing.T) {
 	denied := netip.MustParseAddr("10.0.0.66")
@@ -122,7 +137,7 @@ func TestDecrementTTL_KeepsChecksumValid(t *testing.T) {
 }
 
 func TestPrefixSet_FindsTheLongestMatch(t *testing.T) {
-	s := newPrefixSet(prefixes("0.0.0.0/0", "10.0.0.0/8", "10.1.0.0/16", "10.1.1.1/32", "fd00::/8", "fd00::1/128"))
+	s := newPrefixSet(routesTo(new(contact), prefixes("0.0.0.0/0", "10.0.0.0/8", "10.1.0.0/16", "10.1.1.1/32", "fd00::/8", "fd00::1/128")...))
 	for addr, want := range map[string]int{
 		"192.0.2.1": 0, "10.2.0.1": 8, "10.1.0.1": 16, "10.1.1.1": 32, "fd00::2": 8, "fd00::1": 128,
 	} {

@@ -30,6 +30,9 @@ type peerLog struct {
 	logger  *slog.Logger
 	warn    *rate.Limiter
 	verbose *rate.Limiter
+	// nobody is what the library calls the peer that is none; its troubles are
+	// not told.
+	nobody string
 
 	mu sync.Mutex // guards the fields below
 	// names holds the names of the configured peers by what the library calls
@@ -94,6 +97,9 @@ func (p *Peer) label() string {
 }
 
 func (l *peerLog) errorf(format string, args ...any) {
+	if l.nobody != "" && about(args) == l.nobody {
+		return
+	}
 	peer, name := l.peer(args)
 	if name != "" && !l.news(peer, trouble(format, args)) {
 		l.debugf(format, args...)
@@ -122,15 +128,20 @@ func heard(format string) bool {
 	return strings.HasSuffix(format, "Received handshake response") || strings.HasSuffix(format, "Received handshake initiation")
 }
 
+// about returns what the library calls the peer that a message is about, or "".
+func about(args []any) string {
+	for _, a := range args {
+		if p, ok := a.(*device.Peer); ok {
+			return p.String()
+		}
+	}
+	return ""
+}
+
 // peer finds the peer that a message is about: what the library calls it, and
 // its name. Both are empty for a message about no peer or an unknown one.
 func (l *peerLog) peer(args []any) (peer, name string) {
-	for _, a := range args {
-		if p, ok := a.(*device.Peer); ok {
-			peer = p.String()
-			break
-		}
-	}
+	peer = about(args)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if name = l.names[peer]; name == "" {

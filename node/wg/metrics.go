@@ -19,12 +19,21 @@ const (
 	reasonNoRoute   dropReason = "no_route"
 	reasonTTL       dropReason = "ttl_expired"
 	reasonQueueFull dropReason = "queue_full"
+	reasonLost      dropReason = "no_endpoint"
 	// Datagrams on attached connections.
 	reasonAttachGarbage   dropReason = "attached_garbage"
 	reasonAttachOversize  dropReason = "attached_oversize"
 	reasonAttachHandshake dropReason = "attached_handshake_rate"
 	reasonAttachReceive   dropReason = "attached_receive_queue_full"
 	reasonAttachSend      dropReason = "attached_send_queue_full"
+	// Handshake messages, while peers are idle.
+	reasonHandshakeQueue    dropReason = "handshake_queue_full"
+	reasonHandshakeGarbage  dropReason = "handshake_garbage"
+	reasonHandshakeCookie   dropReason = "handshake_without_cookie"
+	reasonHandshakeRate     dropReason = "handshake_rate"
+	reasonHandshakeStranger dropReason = "handshake_stranger"
+	reasonHandshakeForged   dropReason = "handshake_forged"
+	reasonHandshakeReplay   dropReason = "handshake_replay"
 )
 
 // metrics are the counters of one Device.
@@ -32,6 +41,7 @@ type metrics struct {
 	dropped   map[dropReason]prometheus.Counter
 	forwarded prometheus.Counter
 	peers     prometheus.Gauge
+	active    prometheus.Gauge
 	attached  prometheus.Gauge
 
 	registerer prometheus.Registerer
@@ -54,6 +64,10 @@ func newMetrics(r prometheus.Registerer) (*metrics, error) {
 			Name: "meshgate_wg_peers",
 			Help: "Configured WireGuard peers.",
 		}),
+		active: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "meshgate_wg_active_peers",
+			Help: "Configured WireGuard peers that are ready to send and receive. The rest costs less memory, and joins them when there is a packet.",
+		}),
 		attached: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "meshgate_wg_attached_conns",
 			Help: "Packet connections that carry WireGuard besides UDP.",
@@ -61,12 +75,14 @@ func newMetrics(r prometheus.Registerer) (*metrics, error) {
 		registerer: r,
 	}
 	for _, reason := range []dropReason{
-		reasonMalformed, reasonMartian, reasonDenied, reasonNoRoute, reasonTTL, reasonQueueFull,
+		reasonMalformed, reasonMartian, reasonDenied, reasonNoRoute, reasonTTL, reasonQueueFull, reasonLost,
 		reasonAttachGarbage, reasonAttachOversize, reasonAttachHandshake, reasonAttachReceive, reasonAttachSend,
+		reasonHandshakeQueue, reasonHandshakeGarbage, reasonHandshakeCookie, reasonHandshakeRate,
+		reasonHandshakeStranger, reasonHandshakeForged, reasonHandshakeReplay,
 	} {
 		m.dropped[reason] = dropped.WithLabelValues(string(reason))
 	}
-	m.collectors = []prometheus.Collector{dropped, m.forwarded, m.peers, m.attached}
+	m.collectors = []prometheus.Collector{dropped, m.forwarded, m.peers, m.active, m.attached}
 	if r == nil {
 		return m, nil
 	}

@@ -12,30 +12,36 @@ import (
 // with the set before. Copying them is what a small change costs.
 const maxRecent = 256
 
-// prefixSet finds the longest prefix that holds an address. It is immutable;
-// nil is the empty set.
+// route is a prefix and the peer that is behind it.
+type route struct {
+	prefix netip.Prefix
+	to     *contact
+}
+
+// prefixSet finds the longest prefix that holds an address, and the peer behind
+// it. It is immutable; nil is the empty set.
 type prefixSet struct {
-	members map[netip.Prefix]struct{}
-	// recent are prefixes that are in the set (true) or not (false), whatever
+	members map[netip.Prefix]*contact
+	// recent are prefixes that are in the set, or not in it (nil), whatever
 	// members says.
-	recent map[netip.Prefix]bool
+	recent map[netip.Prefix]*contact
 	// bits4 and bits6 are the prefix lengths in use, longest first. A mesh
 	// has a handful of them, so one map look-up per length beats a trie.
 	bits4, bits6 []int
 }
 
 // newPrefixSet builds a set of masked prefixes.
-func newPrefixSet(prefixes []netip.Prefix) *prefixSet {
-	s := &prefixSet{members: make(map[netip.Prefix]struct{}, len(prefixes))}
-	for _, p := range prefixes {
-		s.members[p] = struct{}{}
-		s.noteLength(p)
+func newPrefixSet(routes []route) *prefixSet {
+	s := &prefixSet{members: make(map[netip.Prefix]*contact, len(routes))}
+	for _, r := range routes {
+		s.members[r.prefix] = r.to
+		s.noteLength(r.prefix)
 	}
 	return s
 }
 
 // with returns the set with some masked prefixes more, and some less.
-func (s *prefixSet) with(added, removed []netip.Prefix) *prefixSet {
+func (s *prefixSet) with(added []route, removed []netip.Prefix) *prefixSet {
 	if len(added) == 0 && len(removed) == 0 && s != nil {
 		return s
 	}
@@ -46,38 +52,38 @@ func (s *prefixSet) with(added, removed []netip.Prefix) *prefixSet {
 		return newPrefixSet(s.list(added, removed))
 	}
 	next := &prefixSet{
-		members: s.members, recent: make(map[netip.Prefix]bool, len(s.recent)+len(added)+len(removed)),
+		members: s.members, recent: make(map[netip.Prefix]*contact, len(s.recent)+len(added)+len(removed)),
 		bits4: slices.Clone(s.bits4), bits6: slices.Clone(s.bits6),
 	}
 	maps.Copy(next.recent, s.recent)
 	for _, p := range removed {
-		next.recent[p] = false
+		next.recent[p] = nil
 	}
-	for _, p := range added {
-		next.recent[p] = true
-		next.noteLength(p)
+	for _, r := range added {
+		next.recent[r.prefix] = r.to
+		next.noteLength(r.prefix)
 	}
 	return next
 }
 
 // list returns all prefixes of the set with some more and some less.
-func (s *prefixSet) list(added, removed []netip.Prefix) []netip.Prefix {
-	all := make(map[netip.Prefix]struct{}, len(s.members)+len(added))
+func (s *prefixSet) list(added []route, removed []netip.Prefix) []route {
+	all := make(map[netip.Prefix]*contact, len(s.members)+len(added))
 	maps.Copy(all, s.members)
-	for p, in := range s.recent {
-		if in {
-			all[p] = struct{}{}
-		} else {
-			delete(all, p)
+	maps.Copy(all, s.recent)
+	for _, p := range removed {
+		all[p] = nil
+	}
+	for _, r := range added {
+		all[r.prefix] = r.to
+	}
+	routes := make([]route, 0, len(all))
+	for p, to := range all {
+		if to != nil {
+			routes = append(routes, route{p, to})
 		}
 	}
-	for _, p := range removed {
-		delete(all, p)
-	}
-	for _, p := range added {
-		all[p] = struct{}{}
-	}
-	return slices.Collect(maps.Keys(all))
+	return routes
 }
 
 // noteLength adds the length of a prefix to those in use.
@@ -92,21 +98,27 @@ func (s *prefixSet) noteLength(p netip.Prefix) {
 	}
 }
 
-// has reports whether p is in the set.
-func (s *prefixSet) has(p netip.Prefix) bool {
+// to returns the peer behind p itself, or nil.
+func (s *prefixSet) to(p netip.Prefix) *contact {
 	if len(s.recent) > 0 {
-		if in, known := s.recent[p]; known {
-			return in
+		if to, known := s.recent[p]; known {
+			return to
 		}
 	}
-	_, in := s.members[p]
-	return in
+	return s.members[p]
 }
 
 // match returns the length of the longest prefix that holds a, or false.
 func (s *prefixSet) match(a netip.Addr) (int, bool) {
+	bits, to := s.find(a)
+	return bits, to != nil
+}
+
+// find returns the length of the longest prefix that holds a, and the peer
+// behind it, or nil.
+func (s *prefixSet) find(a netip.Addr) (int, *contact) {
 	if s == nil {
-		return 0, false
+		return 0, nil
 	}
 	lengths := s.bits6
 	if a.Is4() {
@@ -115,11 +127,11 @@ func (s *prefixSet) match(a netip.Addr) (int, bool) {
 	for _, bits := range lengths {
 		p, err := a.Prefix(bits)
 		if err != nil {
-			return 0, false
+			return 0, nil
 		}
-		if s.has(p) {
-			return bits, true
+		if to := s.to(p); to != nil {
+			return bits, to
 		}
 	}
-	return 0, false
+	return 0, nil
 }

@@ -62,7 +62,10 @@ func (d *Device) set(ctx context.Context, c *Config) error {
 	// Who sat at a connection that is gone has to be told anew where to go.
 	if d.bind.lost.Swap(false) || d.unsure {
 		d.unsure = true
-		if err := d.resync(); err != nil {
+		d.changing.Lock()
+		err := d.resync()
+		d.changing.Unlock()
+		if err != nil {
 			return err
 		}
 	}
@@ -73,8 +76,13 @@ func (d *Device) set(ctx context.Context, c *Config) error {
 	if err := d.resolve(ctx, c, ch); err != nil {
 		return err
 	}
+	lazy := len(c.Peers) > d.resident
+	if lazy {
+		d.beLazy(c.PrivateKey)
+	}
+	ch.contacts(lazy)
 	if d.unsure {
-		d.routes = newPrefixSet(c.allowed())
+		d.routes = newPrefixSet(ch.allRoutes(&d.applied, c))
 		d.peerLog.setPeers(c.Peers)
 	} else {
 		d.routes = d.routes.with(ch.routes(&d.applied))
@@ -82,19 +90,15 @@ func (d *Device) set(ctx context.Context, c *Config) error {
 	}
 	d.unsure = true // until all of it is done
 	// Policy first: a peer that lost a right loses it before it gains another.
-	if err := d.setAddresses(c); err != nil {
+	if err := d.setAddresses(c, lazy || d.lazy); err != nil {
 		return err
 	}
 	if err := d.setPort(c); err != nil {
 		return err
 	}
-	if text := d.diff(c, ch); text != "" {
-		if err := d.wg.IpcSet(text); err != nil {
-			return fmt.Errorf("apply: %w", err)
-		}
+	if err := d.setPeers(c, ch, lazy); err != nil {
+		return fmt.Errorf("apply: %w", err)
 	}
-	d.applied.take(ch)
-	d.applied.privateKey = c.PrivateKey
 	d.metrics.peers.Set(float64(len(c.Peers)))
 	if !d.up {
 		if err := d.wg.Up(); err != nil {
@@ -107,9 +111,50 @@ func (d *Device) set(ctx context.Context, c *Config) error {
 	return nil
 }
 
-// setAddresses puts the addresses and rules of c in force.
-func (d *Device) setAddresses(c *Config) error {
+// setPeers makes the changes. Lazy says whether peers may be idle from now on.
+func (d *Device) setPeers(c *Config, ch *changes, lazy bool) error {
+	d.changing.Lock()
+	defer d.changing.Unlock()
+	home := d.settle(ch, lazy)
+	if text := d.diff(c, ch) + d.homeward(home, lazy); text != "" {
+		if err := d.wg.IpcSet(text); err != nil {
+			return err
+		}
+	}
+	for _, key := range ch.removed {
+		gone := d.applied.peers[key].contact
+		gone.endpoint = ""
+		d.rest(gone)
+	}
+	for i := range ch.peers {
+		p := &ch.peers[i]
+		if line := p.endpointTo(); line != "" {
+			p.contact.endpoint = line
+		}
+		if p.stays {
+			d.enter(p.contact)
+		} else {
+			d.rest(p.contact)
+		}
+	}
+	for _, p := range home {
+		d.enter(p.contact)
+	}
+	d.applied.take(ch)
+	d.roster.take(ch)
+	d.applied.privateKey, d.applied.stray = c.PrivateKey, nil
+	if d.lazy && !lazy {
+		d.beEager()
+	}
+	d.lazy = lazy
+	return nil
+}
+
+// setAddresses puts the addresses and rules of c in force. Lazy says whether
+// peers may be idle.
+func (d *Device) setAddresses(c *Config, lazy bool) error {
 	rules := newRules(c, d.routes)
+	rules.lazy = lazy
 	d.filter.current.Store(rules)
 	return d.plane.setAddresses(rules.own)
 }
@@ -133,50 +178,65 @@ func (d *Device) setPort(c *Config) error {
 }
 
 // diff returns the instructions that make the changes; "" if there is nothing
-// to do. What is taken away comes first.
+// to do. What is taken away comes first. What is behind idle peers is nobody's.
 func (d *Device) diff(c *Config, ch *changes) string {
-	var device, removed, changed strings.Builder
+	var device, removed, changed, unclaimed, claimed strings.Builder
 	if c.PrivateKey != d.applied.privateKey {
 		fmt.Fprintf(&device, "private_key=%s\n", hex.EncodeToString(c.PrivateKey[:]))
 	}
+	withdraw(&unclaimed, d.applied.stray)
 	for _, key := range ch.removed {
-		fmt.Fprintf(&removed, "public_key=%s\nremove=true\n", hex.EncodeToString(key[:]))
+		if was := d.applied.peers[key]; was.contact.resident() {
+			fmt.Fprintf(&removed, "%sremove=true\n", selects(key))
+		} else {
+			withdraw(&unclaimed, was.allowed)
+		}
 	}
 	for i := range ch.peers {
 		peer := &ch.peers[i]
-		selects := fmt.Sprintf("public_key=%s\n", hex.EncodeToString(peer.Key[:]))
-		if lines := peer.withdrawn(); lines != "" {
-			removed.WriteString(selects + lines)
-		}
-		if lines := peer.granted() + peer.endpointLine(); lines != "" || peer.was == nil {
-			changed.WriteString(selects + lines)
+		lost, gained := without(peer.had(), peer.AllowedIPs), without(peer.AllowedIPs, peer.had())
+		switch {
+		case !peer.stays:
+			withdraw(&unclaimed, lost)
+			grant(&claimed, gained)
+		case peer.was != nil && !peer.contact.resident():
+			withdraw(&unclaimed, lost)
+			changed.WriteString(d.whole(peer))
+		default:
+			if len(lost) > 0 {
+				removed.WriteString(selects(peer.Key))
+				withdraw(&removed, lost)
+			}
+			if lines := peer.changed(gained); lines != "" || peer.was == nil {
+				changed.WriteString(selects(peer.Key) + lines)
+			}
 		}
 	}
-	return device.String() + removed.String() + changed.String()
+	return device.String() + d.ofNobody(&unclaimed) + removed.String() + d.ofNobody(&claimed) + changed.String()
 }
 
-// withdrawn returns the instructions that take away what the peer should not
-// have.
-func (p *changedPeer) withdrawn() string {
-	var b strings.Builder
-	for _, prefix := range without(p.had(), p.AllowedIPs) {
-		fmt.Fprintf(&b, "allowed_ip=-%s\n", prefix)
+// ofNobody returns the instructions about prefixes of idle peers.
+func (d *Device) ofNobody(lines *strings.Builder) string {
+	if lines.Len() == 0 {
+		return ""
 	}
-	return b.String()
+	return selects(d.nobody) + lines.String()
 }
 
-// granted returns the instructions that give the peer what it lacks.
-func (p *changedPeer) granted() string {
+// changed returns the instructions for a peer that the library has, or that is
+// new.
+func (p *changedPeer) changed(gained []netip.Prefix) string {
 	var b strings.Builder
-	for _, prefix := range without(p.AllowedIPs, p.had()) {
-		fmt.Fprintf(&b, "allowed_ip=%s\n", prefix)
-	}
+	grant(&b, gained)
 	was := time.Duration(0)
 	if p.was != nil {
 		was = p.was.keepalive
 	}
 	if seconds := p.Keepalive.Truncate(time.Second); seconds != was {
 		fmt.Fprintf(&b, "persistent_keepalive_interval=%d\n", seconds/time.Second)
+	}
+	if to := p.endpointTo(); to != "" {
+		fmt.Fprintf(&b, "endpoint=%s\n", to)
 	}
 	return b.String()
 }
@@ -197,22 +257,34 @@ func without(a, b []netip.Prefix) []netip.Prefix {
 	return rest
 }
 
-// endpointLine returns the instruction that sends the peer's packets to where it
-// was configured to be; "" when that has not changed, unless the peer has
+// endpointTo returns the endpoint that the peer's packets are to be sent to from
+// now on; "" when it was configured to be there before, unless the peer has
 // nowhere else to be: no endpoint, or an attached connection that is gone.
-func (p *changedPeer) endpointLine() string {
-	if !p.endpoint.addr.IsValid() || p.was != nil && p.endpoint.addr == p.was.endpoint.addr && !p.was.lost {
+func (p *changedPeer) endpointTo() string {
+	if p.was != nil && p.endpoint.addr == p.was.endpoint.addr && !p.was.lost {
 		return ""
 	}
-	return fmt.Sprintf("endpoint=%s\n", p.endpoint.addr)
+	return p.endpoint.literal()
 }
 
-// pointPeer sends the packets of a configured peer to an endpoint.
-func (d *Device) pointPeer(key mesh.WireGuardKey, endpoint string) error {
-	d.setting <- struct{}{} // never held for longer than resolveTimeout
-	defer func() { <-d.setting }()
-	if _, ok := d.applied.peers[key]; !ok {
+// pointPeer sends the packets of a configured peer to an attached connection.
+func (d *Device) pointPeer(key mesh.WireGuardKey, a *attachment) error {
+	d.changing.Lock()
+	defer d.changing.Unlock()
+	p := d.applied.peers[key]
+	if p == nil {
 		return fmt.Errorf("no such peer: %w", mesh.ErrNotFound)
 	}
-	return d.wg.IpcSet(fmt.Sprintf("public_key=%s\nupdate_only=true\nendpoint=%s\n", hex.EncodeToString(key[:]), endpoint))
+	c, to := p.contact, a.DstToString()
+	if c.resident() {
+		if err := d.wg.IpcSet(selects(key) + "update_only=true\nendpoint=" + to + "\n"); err != nil {
+			return err
+		}
+	} else if err := d.bring(p, to); err != nil {
+		d.bind.lost.Store(true) // nobody knows how much of it was done
+		return err
+	}
+	c.attached = a
+	d.enter(c)
+	return nil
 }

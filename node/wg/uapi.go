@@ -25,6 +25,8 @@ type uapiState struct {
 	privateKey mesh.WireGuardPrivateKey
 	listenPort uint16
 	peers      map[mesh.WireGuardKey]*mesh.PeerStats
+	// unclaimed are the prefixes of idle peers; see Device.nobody.
+	unclaimed []netip.Prefix
 }
 
 // state asks the library.
@@ -36,6 +38,10 @@ func (d *Device) state() (*uapiState, error) {
 	s, err := parseUAPI(text)
 	if err != nil {
 		return nil, fmt.Errorf("read interface state: %w", err)
+	}
+	if nobody := s.peers[d.nobody]; nobody != nil {
+		s.unclaimed = nobody.AllowedIPs
+		delete(s.peers, d.nobody)
 	}
 	return s, nil
 }

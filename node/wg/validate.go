@@ -5,7 +5,6 @@ package wg
 import (
 	"fmt"
 	"net"
-	"net/netip"
 	"strconv"
 	"time"
 
@@ -50,15 +49,6 @@ func (p *Peer) validate() error {
 		}
 	}
 	return nil
-}
-
-// allowed returns the allowed IPs of all peers.
-func (c *Config) allowed() []netip.Prefix {
-	var all []netip.Prefix
-	for i := range c.Peers {
-		all = append(all, c.Peers[i].AllowedIPs...)
-	}
-	return all
 }
 
 // splitEndpoint takes "host:port" apart.

@@ -26,6 +26,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -81,6 +82,12 @@ type Options struct {
 	Logger *slog.Logger
 	// Registerer takes the metrics; nil leaves them unregistered.
 	Registerer prometheus.Registerer
+	// Resident is up to how many peers are always ready to send and receive, at
+	// some 35 KB each; 0 means 512, negative none. When there are more, a peer is
+	// made ready when it calls or there is a packet for it, and no longer when it
+	// has been quiet for ten minutes. Always ready are those with a keepalive and
+	// an endpoint, and those of AttachPeer.
+	Resident int
 }
 
 // Config is the wanted state of a Device.
@@ -136,12 +143,29 @@ type Device struct {
 	bind    *bind
 	wg      *device.Device
 	closed  atomic.Bool
+	// resident is Options.Resident, but 0 means none.
+	resident int
+	// nobody is the key of a peer that does not exist. In the library it has
+	// what is behind idle peers: else the library would take packets from there
+	// of any peer with a larger network around it, and send them there.
+	nobody mesh.WireGuardKey
+	// roster finds contacts for the doorman.
+	roster roster
+	// wakes are what Read asks keep for.
+	wakes  chan wakeRequest
+	attend sync.Once // starts doorman and keep
 
+	// changing guards what the library is told about peers, and the fields of
+	// contacts that say so. It is held for no longer than the library takes.
+	changing sync.Mutex
 	// setting is the right to change the fields below; a channel, for a wait
-	// that a context ends.
+	// that a context ends. Whoever changes applied or lazy holds changing, too.
 	setting chan struct{}
 	up      bool
 	applied applied
+	// lazy is true when peers may be idle.
+	lazy    bool
+	doorman *doorman // nil before the first peers were idle
 	// unsure is true when applied may be wrong, since a Set did not end well.
 	unsure bool
 	// routes are the allowed IPs of all peers.
@@ -172,11 +196,23 @@ func New(o Options) (*Device, error) {
 	}
 	d := &Device{
 		mode: o.Mode, name: o.InterfaceName, metrics: m, filter: new(filter),
-		logger:  o.Logger.With("component", "wg"),
-		setting: make(chan struct{}, 1),
-		unsure:  true, // the library has not been asked yet
+		logger:   o.Logger.With("component", "wg"),
+		resident: o.Resident,
+		wakes:    make(chan wakeRequest),
+		setting:  make(chan struct{}, 1),
+		unsure:   true, // the library has not been asked yet
 	}
+	if o.Resident == 0 {
+		d.resident = defaultResident
+	}
+	nobody, err := mesh.GenerateKey()
+	if err != nil {
+		m.unregister()
+		return nil, err
+	}
+	d.nobody = nobody.WireGuard().Public()
 	d.peerLog = newPeerLog(d.logger)
+	d.peerLog.nobody = libraryName(d.nobody)
 	frames := newFramePool(max(minFrame, o.MTU+frameOverhead))
 	if o.Mode == ModeTUN {
 		d.plane, err = newHostTUN(o.InterfaceName, o.MTU, d.filter, m)
@@ -188,11 +224,11 @@ func New(o Options) (*Device, error) {
 		return nil, err
 	}
 	d.bind = newBind(conn.NewDefaultBind(), frames, m)
-	d.wg = device.NewDevice(d.plane, d.bind.extended(), d.peerLog.library())
+	d.wg = device.NewDevice(&gate{plane: d.plane, filter: d.filter, metrics: m, wake: d.wake}, d.bind.extended(), d.peerLog.library())
 	if name, err := d.plane.Name(); err == nil {
 		d.name = name // the system may have chosen another
 	}
-	if err := d.setAddresses(&initial); err != nil {
+	if err := d.setAddresses(&initial, false); err != nil {
 		return nil, errors.Join(err, d.Close())
 	}
 	return d, nil
@@ -239,7 +275,7 @@ func (d *Device) AttachPeer(key mesh.WireGuardKey, conn PacketConn) (detach func
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("attach to peer %v: %w", key, err), conn.Close())
 	}
-	if err := d.pointPeer(key, a.DstToString()); err != nil {
+	if err := d.pointPeer(key, a); err != nil {
 		a.detach()
 		return nil, fmt.Errorf("attach to peer %v: %w", key, err)
 	}
@@ -250,6 +286,9 @@ func (d *Device) AttachPeer(key mesh.WireGuardKey, conn PacketConn) (detach func
 // caller that knows better than WireGuard's timers, which take 15 s to notice,
 // that the peer has started anew. An unknown key is no error.
 func (d *Device) Handshake(key mesh.WireGuardKey) {
+	if c := d.roster.find(key); c != nil && !c.resident() {
+		d.fetch([]*contact{c})
+	}
 	peer := d.wg.LookupPeer(device.NoisePublicKey(key))
 	if peer == nil || d.closed.Load() {
 		return
@@ -258,12 +297,13 @@ func (d *Device) Handshake(key mesh.WireGuardKey) {
 	_ = peer.SendHandshakeInitiation(false) // it is logged, and tried again by the timers
 }
 
-// Stats returns the state of the interface and its peers, sorted by key.
+// Stats returns the state of the interface and of all configured peers, sorted
+// by key. It waits while a Set puts changes in force.
 func (d *Device) Stats() (mesh.InterfaceStats, error) {
 	if d.closed.Load() {
 		return mesh.InterfaceStats{}, fmt.Errorf("read interface state: %w", net.ErrClosed)
 	}
-	s, err := d.state()
+	s, err := d.wholeState()
 	if err != nil {
 		return mesh.InterfaceStats{}, err
 	}
@@ -271,4 +311,28 @@ func (d *Device) Stats() (mesh.InterfaceStats, error) {
 		Name: d.name, Type: d.mode.String(), ListenPort: s.listenPort,
 		PublicKey: s.privateKey.Public(), Addresses: slices.Clone(d.filter.load().prefixes), Peers: s.sortedPeers(),
 	}, nil
+}
+
+// wholeState is the library's state with what it does not know: idle peers, and
+// the traffic of peers before they came back.
+func (d *Device) wholeState() (*uapiState, error) {
+	d.changing.Lock()
+	defer d.changing.Unlock()
+	s, err := d.state()
+	if err != nil {
+		return nil, err
+	}
+	for key, p := range d.applied.peers {
+		c, is := p.contact, s.peers[key]
+		if is == nil && c.resident() {
+			continue // a Set failed after it had removed the peer
+		}
+		if is == nil {
+			is = &mesh.PeerStats{PublicKey: key, Endpoint: c.endpoint, Keepalive: p.keepalive, AllowedIPs: slices.Clone(p.allowed)}
+			s.peers[key] = is
+		}
+		sum := c.before.plus(trafficOf(is))
+		is.ReceiveBytes, is.TransmitBytes, is.LastHandshake = sum.rx, sum.tx, sum.handshake
+	}
+	return s, nil
 }

@@ -7,6 +7,7 @@ package wgtest
 import (
 	"context"
 	"net/netip"
+	"os"
 	"testing"
 	"time"
 
@@ -24,9 +25,22 @@ type Node struct {
 	tb     testing.TB
 }
 
+// lazyEnv is set while nodes are to have idle peers only.
+const lazyEnv = "MESHGATE_WGTEST_LAZY"
+
+// Lazy makes all nodes of a test and its subtests from now on keep no more peers
+// ready than they must, unless their options say how many.
+func Lazy(tb testing.TB) {
+	tb.Helper()
+	tb.Setenv(lazyEnv, "1")
+}
+
 // New makes a node without peers. Numbers tell nodes of one test apart.
 func New(tb testing.TB, number byte, o wg.Options) *Node {
 	tb.Helper()
+	if o.Resident == 0 && os.Getenv(lazyEnv) != "" {
+		o.Resident = -1
+	}
 	key, err := mesh.GenerateKey()
 	if err != nil {
 		tb.Fatalf("generate key: %v", err)
