@@ -53,9 +53,10 @@ func valid(peers []Peer) bool {
 	return true
 }
 
-// check compares what the library and the filter do with a configuration.
+// check compares what the device and the filter do with a configuration.
 func check(t *rapid.T, d *Device, peers []Peer, endpoints map[mesh.WireGuardKey]string) {
-	s, err := d.state()
+	checkLibrary(t, d, peers)
+	s, err := d.wholeState()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -86,8 +87,49 @@ func check(t *rapid.T, d *Device, peers []Peer, endpoints map[mesh.WireGuardKey]
 	}
 }
 
-// Whatever is set after what, with errors in between: the device is what the
-// last valid configuration says.
+// checkLibrary compares what the library has with which peers are active.
+func checkLibrary(t *rapid.T, d *Device, peers []Peer) {
+	s, err := d.state()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var unclaimed []netip.Prefix
+	for _, p := range peers {
+		c := d.roster.find(p.Key)
+		if c.resident() != (s.peers[p.Key] != nil) || !c.resident() && len(peers) <= d.resident {
+			t.Fatalf("%d peers, peer %v: active %t, in the library %t", len(peers), p.Key, c.resident(), s.peers[p.Key] != nil)
+		}
+		if !c.resident() {
+			unclaimed = append(unclaimed, p.AllowedIPs...)
+		}
+		delete(s.peers, p.Key)
+	}
+	if len(s.peers) > 0 || !slices.Equal(sorted(unclaimed), sorted(s.unclaimed)) {
+		t.Fatalf("the library has %d peers too many, and nobody has %v, want %v", len(s.peers), s.unclaimed, unclaimed)
+	}
+	if len(d.roster.contacts) != len(peers) {
+		t.Fatalf("the doorman knows %d of %d peers", len(d.roster.contacts), len(peers))
+	}
+}
+
+// live lets some peers call, and some time pass.
+func live(t *rapid.T, d *Device, peers []Peer, now time.Time) time.Time {
+	for _, p := range peers {
+		if rapid.IntRange(0, 2).Draw(t, "calls") == 0 {
+			if !d.letIn(d.roster.find(p.Key)) {
+				t.Fatal("a configured peer was not let in")
+			}
+		}
+	}
+	for range rapid.IntRange(0, 4).Draw(t, "sweeps") {
+		now = now.Add(quietTime)
+		d.sweep(now)
+	}
+	return now
+}
+
+// Whatever is set after what, with errors in between, peers that call and peers
+// that leave: the device is what the last valid configuration says.
 func TestSet_AnySequenceEndsWithTheLastConfiguration(t *testing.T) {
 	taken, err := net.ListenPacket("udp4", "0.0.0.0:0")
 	if err != nil {
@@ -96,7 +138,7 @@ func TestSet_AnySequenceEndsWithTheLastConfiguration(t *testing.T) {
 	defer func() { _ = taken.Close() }()
 	port := uint16(taken.LocalAddr().(*net.UDPAddr).Port)
 	rapid.Check(t, func(t *rapid.T) {
-		d, err := New(Options{})
+		d, err := New(Options{Resident: rapid.SampledFrom([]int{-1, 0, 2}).Draw(t, "resident")})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -105,7 +147,7 @@ func TestSet_AnySequenceEndsWithTheLastConfiguration(t *testing.T) {
 				t.Error(err)
 			}
 		}()
-		ctx := context.Background()
+		now, ctx := time.Now(), context.Background()
 		if err := d.Set(ctx, Config{PrivateKey: mesh.WireGuardPrivateKey{1}}); err != nil {
 			t.Fatal(err) // up, so that a port which is taken stops a Set half-way
 		}
@@ -138,6 +180,8 @@ func TestSet_AnySequenceEndsWithTheLastConfiguration(t *testing.T) {
 				}
 			}
 			endpoints = next
+			check(t, d, c.Peers, endpoints)
+			now = live(t, d, c.Peers, now)
 			check(t, d, c.Peers, endpoints)
 			// The caller's memory is the caller's.
 			for i := range c.Peers {
