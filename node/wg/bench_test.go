@@ -8,8 +8,10 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"slices"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/meshgate/meshgate/node/mesh"
 	"github.com/meshgate/meshgate/node/wg"
@@ -135,4 +137,49 @@ func BenchmarkSet(b *testing.B) {
 			}
 		})
 	}
+}
+
+// BenchmarkLazy_ThroughHub compares a hub with idle peers with one without, by
+// one stream through each in turns.
+func BenchmarkLazy_ThroughHub(b *testing.B) {
+	const chunk = 8 << 20
+	var clients, servers [2]net.Conn
+	for i, resident := range []int{-1, 20_000} {
+		hub, x, y := wgtest.New(b, 1, wg.Options{Resident: resident}), wgtest.New(b, 2, wg.Options{}), wgtest.New(b, 3, wg.Options{})
+		hub.SetPeers(append(crowd(500), x.Peer(), y.Peer())...)
+		x.SetPeers(hub.Peer(netip.MustParsePrefix("10.99.0.0/16")))
+		y.SetPeers(hub.Peer(netip.MustParsePrefix("10.99.0.0/16")))
+		clients[i], servers[i] = connect(b, x, y, y.IPv4)
+		if err := errors.Join(clients[i].SetDeadline(time.Time{}), servers[i].SetDeadline(time.Time{})); err != nil {
+			b.Fatal(err)
+		}
+	}
+	buf := make([]byte, 1<<20)
+	once := func(i int) float64 {
+		start, done := time.Now(), make(chan error, 1)
+		go func() {
+			_, err := io.CopyN(io.Discard, servers[i], chunk)
+			done <- err
+		}()
+		for range chunk / len(buf) {
+			if _, err := clients[i].Write(buf); err != nil {
+				b.Fatal(err)
+			}
+		}
+		if err := <-done; err != nil {
+			b.Fatal(err)
+		}
+		return chunk / 1e6 / time.Since(start).Seconds()
+	}
+	var ratios, rates []float64
+	for b.Loop() {
+		lazy, eager := once(0), once(1)
+		again, lazier := once(1), once(0)
+		ratios = append(ratios, (lazy+lazier)/(eager+again))
+		rates = append(rates, (lazy+lazier)/2)
+	}
+	slices.Sort(ratios)
+	slices.Sort(rates)
+	b.ReportMetric(ratios[len(ratios)/2], "of-eager")
+	b.ReportMetric(rates[len(rates)/2], "MB/s")
 }

@@ -3,6 +3,7 @@
 package wg
 
 import (
+	"encoding/binary"
 	"net/netip"
 	"slices"
 )
@@ -17,14 +18,18 @@ type gate struct {
 	// there is no hope.
 	wake func([]*contact)
 
-	// last is where the last packet went, which is where the next one most
-	// likely goes. It belongs to Read.
-	last struct {
-		routes *prefixSet
-		dst    netip.Addr
-		to     *contact
+	// recent are destinations of the last packets, which are those of the next
+	// ones most likely, and who was behind them according to known. They belong
+	// to Read.
+	recent [1 << recentBits]struct {
+		dst netip.Addr
+		to  *contact
 	}
+	known *prefixSet
 }
+
+// recentBits says how many destinations a gate remembers: 2 KB of them.
+const recentBits = 6
 
 // Read implements tun.Device. Packets for peers that nobody knows how to reach
 // are left out, as a size of 0, which the library ignores.
@@ -66,9 +71,16 @@ func (g *gate) wait(routes *prefixSet, bufs [][]byte, sizes []int, offset int) {
 
 // to returns the peer behind an address, or nil.
 func (g *gate) to(routes *prefixSet, dst netip.Addr) *contact {
-	if g.last.routes != routes || g.last.dst != dst {
-		_, to := routes.find(dst)
-		g.last.routes, g.last.dst, g.last.to = routes, dst, to
+	if g.known != routes {
+		clear(g.recent[:])
+		g.known = routes
 	}
-	return g.last.to
+	b := dst.As16()
+	mixed := (binary.BigEndian.Uint64(b[:]) ^ binary.BigEndian.Uint64(b[8:])) * 0x9e3779b97f4a7c15 // spreads what is near
+	last := &g.recent[mixed>>(64-recentBits)]
+	if last.dst != dst {
+		last.dst = dst
+		_, last.to = routes.find(dst)
+	}
+	return last.to
 }
