@@ -11,12 +11,14 @@
 // A Device may be a hub: packets of one peer for another are sent on if
 // Config.Allow agrees to each of them.
 //
-// Memory: the library takes 64 KiB of address space for each datagram in
-// flight and has no limit that could be set from outside; what bounds it is
-// its queues (1024 batches per peer and direction) and the speed of the
-// decryption that empties them. Queues of this package are bounded to 1024
-// packets towards WireGuard, and to 256 datagrams per attached connection and
-// direction.
+// Memory: a peer takes 36 KB in the library. Of more than Options.Resident
+// peers only those are there that send or receive, and the others take 2 KB; see
+// docs/adr/0016-idle-peers.md. The library takes 64 KiB of address space for
+// each datagram in flight and has no limit that could be set from outside; what
+// bounds it is its queues (1024 batches per peer and direction) and the speed of
+// the decryption that empties them. Queues of this package are bounded to 1024
+// packets towards WireGuard, to 256 datagrams per attached connection and
+// direction, and to 512 handshake messages that wait for the doorman.
 package wg
 
 import (
@@ -83,10 +85,10 @@ type Options struct {
 	// Registerer takes the metrics; nil leaves them unregistered.
 	Registerer prometheus.Registerer
 	// Resident is up to how many peers are always ready to send and receive, at
-	// some 35 KB each; 0 means 512, negative none. When there are more, a peer is
-	// made ready when it calls or there is a packet for it, and no longer when it
-	// has been quiet for ten minutes. Always ready are those with a keepalive and
-	// an endpoint, and those of AttachPeer.
+	// 36 KB each; 0 means 512, negative none. When there are more, a peer is made
+	// ready when it calls or there is a packet for it, and until it has been quiet
+	// for ten minutes. Always ready are those with a keepalive and an endpoint,
+	// and those of AttachPeer.
 	Resident int
 }
 
