@@ -74,24 +74,24 @@ func (d *Device) keep(ended <-chan struct{}) {
 
 // wake makes the library have idle peers, for packets that wait for it. Read
 // must not do that itself: the library waits for Read while it closes, with
-// its configuration locked.
+// its configuration locked. Packets that waited too long go to nobody.
 func (d *Device) wake(idle []*contact) {
 	patience := time.NewTimer(wakePatience)
 	defer patience.Stop()
 	r := wakeRequest{idle: idle, done: make(chan struct{})}
-	select {
-	case d.wakes <- r:
-	case <-d.bind.ended:
-		return
-	case <-patience.C:
-		d.logger.Warn("packets for peers did not wait any longer", "n", len(idle))
-		return
-	}
-	select {
-	case <-r.done:
-	case <-d.bind.ended:
-	case <-patience.C:
-		d.logger.Warn("packets for peers did not wait any longer", "n", len(idle))
+	wakes := d.wakes
+	for {
+		select {
+		case wakes <- r:
+			wakes = nil
+		case <-r.done:
+			return
+		case <-d.bind.ended:
+			return
+		case <-patience.C:
+			d.logger.Warn("packets are dropped: their peers were not made ready in time", "n", len(idle))
+			return
+		}
 	}
 }
 
@@ -302,6 +302,9 @@ func (d *Device) evict(batch []*contact) {
 		return
 	}
 	if err := d.wg.IpcSet(selects(d.nobody) + claims.String() + removed.String()); err != nil {
+		if d.closed.Load() {
+			return
+		}
 		d.bind.lost.Store(true)
 		d.logger.Warn("idle peers stay; the next change of the configuration tries again", "n", len(leave), "err", err)
 		return

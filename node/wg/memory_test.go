@@ -24,19 +24,21 @@ func crowd(n int) []wg.Peer {
 	return peers
 }
 
+// used is how much memory is in use.
+func used() int {
+	runtime.GC()
+	runtime.GC() // what the first one only finalized
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return int(m.HeapAlloc + m.StackInuse)
+}
+
 // perPeer returns what each of some peers costs a device, in bytes.
 func perPeer(tb testing.TB, n, resident int) int {
 	tb.Helper()
 	node, peers := wgtest.New(tb, 1, wg.Options{Resident: resident}), crowd(n)
 	// What all peers share: queues, nobody, the doorman.
 	node.SetPeers(peers[:1]...)
-	used := func() int {
-		runtime.GC()
-		runtime.GC() // what the first one only finalized
-		var m runtime.MemStats
-		runtime.ReadMemStats(&m)
-		return int(m.HeapAlloc + m.StackInuse)
-	}
 	before := used()
 	node.SetPeers(peers...)
 	cost := (used() - before) / n
@@ -51,4 +53,28 @@ func TestLazy_IdlePeersAreSmall(t *testing.T) {
 	if idle <= 0 || idle*8 > ready || !raceEnabled && idle > 4096 {
 		t.Errorf("an idle peer takes %d bytes, one that is ready %d", idle, ready)
 	}
+}
+
+// A peer that leaves the library gives back what it took there.
+func TestLazy_EvictionGivesMemoryBack(t *testing.T) {
+	const count = 500
+	hub, reg := lazyHub(t)
+	peers := crowd(count)
+	for i := range peers {
+		peers[i].Endpoint = "127.0.0.1:9"
+	}
+	hub.SetPeers(peers...)
+	before := used()
+	for i := range peers {
+		hub.Handshake(peers[i].Key)
+	}
+	if got := metric(t, reg, "meshgate_wg_active_peers", ""); got != count {
+		t.Fatalf("%v peers active, want %d", got, count)
+	}
+	most := used() - before
+	eventually(t, "all peers to leave", func() bool {
+		evict(hub)
+		return metric(t, reg, "meshgate_wg_active_peers", "") == 0
+	})
+	eventually(t, "memory to be free", func() bool { return used()-before < most/4 })
 }
