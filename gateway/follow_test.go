@@ -104,6 +104,43 @@ func TestSubscribePeers_SendsChangesOfTheNodesPlanOnly(t *testing.T) {
 	})
 }
 
+// Peers are in the message whatever the encoding, though they are encoded once for
+// all that are binary.
+func TestMembership_EveryEncodingHasThePeers(t *testing.T) {
+	bubble(t, nil, func(t *testing.T, s *served, p *pipes) {
+		for name, options := range map[string][]connect.ClientOption{
+			"Connect": nil, "Connect, JSON": {connect.WithProtoJSON()},
+			"gRPC": {connect.WithGRPC()}, "gRPC, JSON": {connect.WithGRPC(), connect.WithProtoJSON()},
+			"gRPC-web": {connect.WithGRPCWeb()}, "gRPC-web, JSON": {connect.WithGRPCWeb(), connect.WithProtoJSON()},
+		} {
+			ctx, cancel := context.WithCancel(context.Background())
+			c := v1connect.NewMembershipClient(bearer(p.client(t, true), "admin"), "http://gate", options...)
+			stream, err := c.SubscribePeers(ctx, connect.NewRequest(&v1.SubscribePeersRequest{Id: "laptop"}))
+			if err != nil {
+				t.Fatal(err)
+			}
+			got := receive(t, stream)
+			first := got.now()
+			if len(first) != 1 || len(first[0].GetPeers()) != 1 || first[0].GetPeers()[0].GetNode().GetId() != "gw-1" || len(first[0].GetPeers()[0].GetAllowedIps()) == 0 {
+				t.Errorf("%s: subscribed to %v", name, first)
+			}
+			cancel()
+			<-got.end
+			key, err := mesh.GenerateKey()
+			if err != nil {
+				t.Fatal(err)
+			}
+			answer, err := c.Join(context.Background(), connect.NewRequest(&v1.JoinRequest{Id: "laptop", PublicKey: key.Public().Encode()}))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if peers := answer.Msg.GetPeers(); len(peers) != 1 || peers[0].GetNode().GetId() != "gw-1" || len(answer.Msg.ProtoReflect().GetUnknown()) != 0 {
+				t.Errorf("%s: joined with %v", name, peers)
+			}
+		}
+	})
+}
+
 // anyReplicas is embedded where its own name is that of a method.
 type anyReplicas = api.Replicas
 
