@@ -13,6 +13,7 @@ import (
 	"context"
 	"fmt"
 	"iter"
+	"math"
 	"strings"
 	"sync"
 	"time"
@@ -35,8 +36,9 @@ type State struct {
 	version uint64
 	history history
 	closed  bool
-	// changed is closed and replaced with each new version, and at the end.
+	// changed is closed and replaced when there are new versions, and at the end.
 	changed chan struct{}
+	waits   waits
 	// expiry is closed and replaced when the earliest lease may be another one.
 	expiry chan struct{}
 }
@@ -71,6 +73,54 @@ func (s *State) clearLocked() {
 func (s *State) Apply(version uint64, now time.Time, b store.Batch) (uint64, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	defer s.tellLocked(s.version)
+	return s.applyLocked(version, now, b)
+}
+
+// Expire removes every entry whose time to live has passed at now, as one
+// change at the given version, and returns the version of the state after it.
+func (s *State) Expire(version uint64, now time.Time) uint64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	defer s.tellLocked(s.version)
+	return s.expireLocked(version, now)
+}
+
+// Command is an Apply, or an Expire, at a version and time.
+type Command struct {
+	Version uint64
+	At      time.Time
+	Batch   store.Batch
+	// Expire makes it an Expire; Batch is not looked at.
+	Expire bool
+}
+
+// Result is what a command returned.
+type Result struct {
+	Version uint64
+	Err     error
+}
+
+// Do makes commands happen, one after the other, and wakes readers and watchers
+// once, after the last: they see all of them or none. It appends what each
+// returned to results, in the same order.
+func (s *State) Do(commands []Command, results []Result) []Result {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	defer s.tellLocked(s.version)
+	for _, c := range commands {
+		var r Result
+		if c.Expire {
+			r.Version = s.expireLocked(c.Version, c.At)
+		} else {
+			r.Version, r.Err = s.applyLocked(c.Version, c.At, c.Batch)
+		}
+		results = append(results, r)
+	}
+	return results
+}
+
+func (s *State) applyLocked(version uint64, now time.Time, b store.Batch) (uint64, error) {
 	for _, c := range b.If {
 		if e, _ := s.entries.Get(store.Entry{Key: c.Key}); e.Version != c.Version {
 			return s.version, fmt.Errorf("%w: key %q has version %d, not %d", store.ErrConflict, c.Key, e.Version, c.Version)
@@ -88,11 +138,7 @@ func (s *State) Apply(version uint64, now time.Time, b store.Batch) (uint64, err
 	return s.version, nil
 }
 
-// Expire removes every entry whose time to live has passed at now, as one
-// change at the given version, and returns the version of the state after it.
-func (s *State) Expire(version uint64, now time.Time) uint64 {
-	s.mu.Lock()
-	defer s.mu.Unlock()
+func (s *State) expireLocked(version uint64, now time.Time) uint64 {
 	var keys []string
 	s.leases.Ascend(func(l lease) bool {
 		if l.at.After(now) {
@@ -154,7 +200,15 @@ func (s *State) publishLocked(version uint64, events []store.Event) {
 	}
 	s.version = version
 	s.history.add(store.Change{Version: version, Events: events})
+}
+
+// tellLocked wakes who waits, if there is another version than before.
+func (s *State) tellLocked(before uint64) {
+	if s.version == before {
+		return
+	}
 	s.changed = renew(s.changed)
+	s.waits.wake(s.version)
 }
 
 // renew wakes whoever waits for c and returns a channel for the next time.
@@ -241,26 +295,43 @@ func (s *State) since(after uint64) ([]store.Change, <-chan struct{}, error) {
 // Wait returns once the state holds every change up to a version, or ctx's
 // error, or store.ErrClosed.
 func (s *State) Wait(ctx context.Context, version uint64) error {
-	for {
-		reached, changed, err := s.reached(version)
-		if reached || err != nil {
-			return err
-		}
-		select {
-		case <-changed:
-		case <-ctx.Done():
-			return ctx.Err()
-		}
+	reached, stop := s.Reached(version)
+	defer stop()
+	select {
+	case <-reached:
+		return s.Err()
+	case <-ctx.Done():
+		return ctx.Err()
 	}
 }
 
-func (s *State) reached(version uint64) (bool, <-chan struct{}, error) {
+// Reached returns a channel that is closed once the state holds every change up
+// to a version, or when it is closed itself: Err tells. Call stop when nobody
+// waits any more.
+func (s *State) Reached(version uint64) (reached <-chan struct{}, stop func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	w := &wait{version: version, reached: make(chan struct{})}
+	if s.closed || s.version >= version {
+		close(w.reached)
+		return w.reached, func() {}
+	}
+	s.waits.add(w)
+	return w.reached, func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.waits.remove(w)
+	}
+}
+
+// Err returns store.ErrClosed after Close, else nil.
+func (s *State) Err() error {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	if s.closed {
-		return false, nil, store.ErrClosed
+		return store.ErrClosed
 	}
-	return s.version >= version, s.changed, nil
+	return nil
 }
 
 // touching returns the change with only the events of keys under prefix.
@@ -324,6 +395,7 @@ func (s *State) Restore(version uint64, entries iter.Seq[store.Entry]) {
 	s.version = version
 	s.history = history{floor: version}
 	s.changed = renew(s.changed)
+	s.waits.wake(version)
 	s.expiry = renew(s.expiry)
 }
 
@@ -334,4 +406,5 @@ func (s *State) Close() {
 	defer s.mu.Unlock()
 	s.closed = true
 	s.changed = renew(s.changed)
+	s.waits.wake(math.MaxUint64)
 }

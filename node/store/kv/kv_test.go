@@ -71,14 +71,6 @@ func TestExpire_RemovesWhatHasPassedAsOneChange(t *testing.T) {
 
 func TestNextExpiry_WakesWhenAnEarlierEndAppears(t *testing.T) {
 	s := kv.New()
-	woken := func(c <-chan struct{}) bool {
-		select {
-		case <-c:
-			return true
-		default:
-			return false
-		}
-	}
 	at, wake := s.NextExpiry()
 	if !at.IsZero() {
 		t.Fatalf("an empty state has the end %v", at)
@@ -250,5 +242,112 @@ func applyToModel(t *rapid.T, a, b *kv.State, model map[string]store.Entry, vers
 			e.ExpiresAt = now.Add(op.TTL)
 		}
 		model[op.Key] = e
+	}
+}
+
+func TestDo_IsTheSameAsOneCommandAfterTheOther(t *testing.T) {
+	commands := []kv.Command{
+		{Version: 3, At: epoch, Batch: put("a", "1", time.Second)},
+		{Version: 5, At: epoch, Batch: store.Batch{If: []store.Condition{{Key: "a", Version: 3}}, Ops: []store.Op{{Key: "b"}}}},
+		{Version: 6, At: epoch, Batch: store.Batch{If: []store.Condition{{Key: "a", Version: 5}}, Ops: []store.Op{{Key: "c"}}}},
+		{Version: 7, At: epoch, Batch: store.Batch{Ops: []store.Op{{Key: "c", Delete: true}}}},
+		{Version: 8, At: epoch.Add(time.Second), Expire: true},
+		{Version: 9, At: epoch, Batch: put("a", "2", 0)},
+	}
+	together, one := kv.New(), kv.New()
+	var want []kv.Result
+	for _, c := range commands {
+		var r kv.Result
+		if c.Expire {
+			r.Version = one.Expire(c.Version, c.At)
+		} else {
+			r.Version, r.Err = one.Apply(c.Version, c.At, c.Batch)
+		}
+		want = append(want, r)
+	}
+	got := together.Do(commands, nil)
+	for i, r := range got {
+		if r.Version != want[i].Version || errors.Is(r.Err, store.ErrConflict) != errors.Is(want[i].Err, store.ErrConflict) {
+			t.Errorf("command %d: got %+v, want %+v", i, r, want[i])
+		}
+	}
+	if len(got) != len(want) || !errors.Is(got[2].Err, store.ErrConflict) {
+		t.Errorf("got %d results: %+v", len(got), got)
+	}
+	if diff := cmp.Diff(all(t, one), all(t, together)); diff != "" {
+		t.Errorf("the states differ (-one by one +together):\n%s", diff)
+	}
+	var versions []uint64
+	for c, err := range together.Watch(t.Context(), "", 0) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		if versions = append(versions, c.Version); c.Version == 9 {
+			break
+		}
+	}
+	if want := []uint64{3, 5, 8, 9}; !slices.Equal(versions, want) {
+		t.Errorf("a watcher saw the versions %v, want %v", versions, want)
+	}
+}
+
+// woken says whether a channel is closed.
+func woken(c <-chan struct{}) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false
+	}
+}
+
+func TestReached_WakesEachAtItsVersion(t *testing.T) {
+	s := kv.New()
+	var waits []<-chan struct{}
+	for _, version := range []uint64{4, 2, 9, 2, 3} {
+		reached, stop := s.Reached(version)
+		defer stop()
+		waits = append(waits, reached)
+	}
+	given, stop := s.Reached(2)
+	stop()
+	stop()
+	seen := func() (list []bool) {
+		for _, c := range waits {
+			list = append(list, woken(c))
+		}
+		return list
+	}
+	for _, step := range []struct {
+		do   func()
+		want []bool
+	}{
+		{func() { _, _ = s.Apply(1, epoch, put("k", "1", time.Second)) }, []bool{false, false, false, false, false}},
+		{func() { _, _ = s.Apply(2, epoch, put("k", "2", time.Second)) }, []bool{false, true, false, true, false}},
+		{func() { s.Expire(5, epoch.Add(time.Second)) }, []bool{true, true, false, true, true}},
+		{func() { _, _ = s.Apply(8, epoch, store.Batch{Ops: []store.Op{{Key: "k", Delete: true}}}) }, []bool{true, true, false, true, true}},
+		{func() { s.Restore(9, slices.Values([]store.Entry(nil))) }, []bool{true, true, true, true, true}},
+	} {
+		step.do()
+		if got := seen(); !slices.Equal(got, step.want) {
+			t.Errorf("at version %d woken are %v, want %v", s.Version(), got, step.want)
+		}
+	}
+	if woken(given) {
+		t.Error("who gave up was woken")
+	}
+	if reached, stop := s.Reached(9); !woken(reached) {
+		t.Error("a version that is there is waited for")
+	} else {
+		stop()
+	}
+	if s.Err() != nil {
+		t.Errorf("an open state says %v", s.Err())
+	}
+	reached, stop := s.Reached(10)
+	defer stop()
+	s.Close()
+	if !woken(reached) || !errors.Is(s.Err(), store.ErrClosed) {
+		t.Errorf("after Close: woken is %v, the error %v", woken(reached), s.Err())
 	}
 }

@@ -3,6 +3,7 @@
 package raftstore
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -39,7 +40,7 @@ var errNotSent = errors.New("not sent")
 type callStream struct {
 	id, address string
 	conn        net.Conn
-	writing     chan struct{} // holds one token while somebody writes
+	out         *frameWriter
 	slots       chan struct{} // holds one token for each call
 	done        chan struct{} // closed when the stream ended
 	wg          sync.WaitGroup
@@ -54,12 +55,13 @@ type callStream struct {
 func newCallStream(conn net.Conn, id, address string) *callStream {
 	c := &callStream{
 		id: id, address: address, conn: conn,
-		writing: make(chan struct{}, 1),
+		out:     newFrameWriter(conn, maxFrame),
 		slots:   make(chan struct{}, maxPending),
 		done:    make(chan struct{}),
 		pending: map[uint64]chan *pb.ReplicaResponse{},
 	}
 	c.wg.Go(c.read)
+	c.wg.Go(c.write)
 	c.wg.Go(c.keep)
 	return c
 }
@@ -94,9 +96,9 @@ func (c *callStream) end() {
 // read hands responses to those who wait for them.
 func (c *callStream) read() {
 	defer c.end()
-	for {
+	for in := newFrameReader(c.conn); ; {
 		var resp pb.ReplicaResponse
-		if _, err := readFrame(c.conn, &resp, maxFrame); err != nil {
+		if _, err := readFrame(in, &resp, maxFrame); err != nil {
 			return
 		}
 		c.mu.Lock()
@@ -139,24 +141,15 @@ func (c *callStream) ping() bool {
 		return false
 	}
 	defer c.unregister(id)
-	timer := time.NewTimer(pingTimeout)
-	defer timer.Stop()
-	select {
-	case c.writing <- struct{}{}:
-	case <-timer.C:
-		return false
-	case <-c.done:
-		return false
-	}
-	err = c.write(&pb.ReplicaRequest{Id: id, Call: &pb.ReplicaRequest_Ping{Ping: &pb.ReplicaPing{}}})
-	<-c.writing
-	if err != nil {
+	expired := make(chan struct{})
+	defer time.AfterFunc(pingTimeout, func() { close(expired) }).Stop()
+	if c.out.put(expired, &pb.ReplicaRequest{Id: id, Call: &pb.ReplicaRequest_Ping{Ping: &pb.ReplicaPing{}}}) != nil {
 		return false
 	}
 	select {
 	case <-answer:
 		return true
-	case <-timer.C:
+	case <-expired:
 		return false
 	case <-c.done:
 		return false
@@ -181,11 +174,10 @@ func (c *callStream) unregister(id uint64) {
 	delete(c.pending, id)
 }
 
-func (c *callStream) write(req *pb.ReplicaRequest) error {
-	if err := c.conn.SetWriteDeadline(time.Now().Add(callWrite)); err != nil {
-		return err
-	}
-	return writeFrame(c.conn, req, maxFrame)
+// write writes requests.
+func (c *callStream) write() {
+	defer c.end() // half a message may be on its way
+	_ = c.out.run(c.done)
 }
 
 // call sends a request and waits for its response. The error wraps errNotSent
@@ -206,21 +198,14 @@ func (c *callStream) call(ctx context.Context, over <-chan struct{}, req *pb.Rep
 		return nil, fmt.Errorf("%w: %w", errNotSent, err)
 	}
 	defer c.unregister(id)
-	select {
-	case c.writing <- struct{}{}:
-	case <-ctx.Done():
-		return nil, fmt.Errorf("%w: %w", errNotSent, ctx.Err())
-	case <-c.done:
-		return nil, fmt.Errorf("%w: %w", errNotSent, net.ErrClosed)
-	}
 	req.Id = id
 	if deadline, ok := ctx.Deadline(); ok {
 		req.TimeoutMs = uint64(max(time.Until(deadline).Milliseconds(), 1))
 	}
-	err = c.write(req)
-	<-c.writing
-	if err != nil {
-		c.end() // half a message may be on its way
+	switch err := c.out.put(ctx.Done(), req); {
+	case errors.Is(err, errNotQueued):
+		return nil, fmt.Errorf("%w: %w", errNotSent, cmp.Or(ctx.Err(), err))
+	case err != nil: // it would fail again
 		return nil, fmt.Errorf("call replica %q: %w", c.id, err)
 	}
 	for expired := (<-chan time.Time)(nil); ; {

@@ -180,27 +180,21 @@ func (s *Store) applyThere(ctx context.Context, stream leaderStream, batch store
 
 // reach waits until this replica holds a version.
 func (s *Store) reach(ctx context.Context, version uint64) error {
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	stop := make(chan struct{})
-	defer close(stop)
 	if s.state.Version() >= version {
 		return nil
 	}
-	go func() {
-		select {
-		case <-s.failure.failed:
-			cancel(s.failure.err)
-		case <-s.closing:
-			cancel(store.ErrClosed)
-		case <-stop:
-		}
-	}()
-	err := s.state.Wait(ctx, version)
-	if err != nil && ctx.Err() != nil {
+	reached, stop := s.state.Reached(version)
+	defer stop()
+	select {
+	case <-reached:
+		return s.state.Err()
+	case <-ctx.Done():
 		return context.Cause(ctx)
+	case <-s.failure.failed:
+		return s.failure.err
+	case <-s.closing:
+		return store.ErrClosed
 	}
-	return err
 }
 
 // Sync implements store.Store.

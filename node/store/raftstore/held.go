@@ -21,7 +21,7 @@ import (
 // The error wraps fs.ErrNotExist when no state is known.
 func (s *Store) Held() (store.Store, error) {
 	state := kv.New()
-	f := &fsm{state, newFailure(slog.New(slog.DiscardHandler)), newMembers()}
+	f := &fsm{state: state, failure: newFailure(slog.New(slog.DiscardHandler)), members: newMembers()}
 	if err := s.disk.replay(f, s.disk.mark.at()); err != nil {
 		return nil, fmt.Errorf("read the state on disk: %w", err)
 	}

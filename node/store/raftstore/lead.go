@@ -128,10 +128,7 @@ func (s *Store) nextExpiry(earliest time.Time) (moved <-chan struct{}, expired <
 func (s *Store) expire() time.Duration {
 	entry, err := encodeExpire(time.Now())
 	if err == nil {
-		future := s.raft.Apply(entry, enqueueTimeout)
-		if err = s.unlessStopped(future.Error); err == nil {
-			s.announce(future)
-		}
+		err = s.unlessStopped(s.raft.Apply(entry, enqueueTimeout).Error)
 	}
 	if err != nil {
 		s.logger.Warn("remove expired keys", "err", err)

@@ -53,7 +53,7 @@ func readDir(dir string) (_ *kv.State, err error) {
 	case !used:
 		return nil, fmt.Errorf("%w: the gateway has not got a copy of the state yet", fs.ErrNotExist)
 	}
-	return s.state, d.replay(&fsm{s.state, s.failure, s.members}, math.MaxUint64)
+	return s.state, d.replay(&fsm{state: s.state, failure: s.failure, members: s.members}, math.MaxUint64)
 }
 
 // replay makes the state of what the disk holds: the newest snapshot that is

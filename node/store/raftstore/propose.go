@@ -16,8 +16,6 @@ import (
 type outcome struct {
 	version uint64
 	err     error
-	// term is that of the entry.
-	term uint64
 }
 
 // propose appends an entry to the log and returns its outcome.
@@ -29,7 +27,6 @@ func (s *Store) propose(ctx context.Context, entry []byte) (uint64, error) {
 			return err
 		}
 		result = future.Response().(outcome)
-		s.announce(future)
 		return nil
 	})
 	if err != nil {
@@ -38,11 +35,11 @@ func (s *Store) propose(ctx context.Context, entry []byte) (uint64, error) {
 	return result.version, result.err
 }
 
-// announce has the followers hear of an entry that this replica proposed and
-// that was committed.
-func (s *Store) announce(future raft.ApplyFuture) {
-	if result, ok := future.Response().(outcome); ok {
-		s.transport.committed(result.term, future.Index())
+// announce has the followers hear that an entry was committed, if this replica
+// proposed it: it did when it leads in the term of the entry.
+func (s *Store) announce(term, index uint64) {
+	if s.leads() && s.raft.CurrentTerm() == term { // in this order: terms only grow
+		s.transport.committed(term, index)
 	}
 }
 

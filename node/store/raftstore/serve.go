@@ -33,13 +33,18 @@ func (s *Store) serveCalls(conn net.Conn, peer string) {
 	defer wg.Wait()
 	defer cancel()
 	budget := semaphore.NewWeighted(maxCallBytes)
-	writing := make(chan struct{}, 1)
-	for {
+	out := newFrameWriter(conn, maxFrame)
+	wg.Go(func() {
+		if out.run(ctx.Done()) != nil {
+			_ = conn.Close() // half a message may be on its way
+		}
+	})
+	for in := newFrameReader(conn); ; {
 		if err := conn.SetReadDeadline(time.Now().Add(callIdle)); err != nil {
 			return
 		}
 		var req pb.ReplicaRequest
-		n, err := readFrame(conn, &req, maxFrame)
+		n, err := readFrame(in, &req, maxFrame)
 		if err != nil {
 			s.logger.Debug("stream of calls ended", "peer", peer, "err", err)
 			return
@@ -52,14 +57,8 @@ func (s *Store) serveCalls(conn net.Conn, peer string) {
 			defer budget.Release(weight)
 			resp := s.answer(ctx, &req, peer)
 			resp.Id = req.GetId()
-			writing <- struct{}{}
-			defer func() { <-writing }()
-			err := conn.SetWriteDeadline(time.Now().Add(callWrite))
-			if err == nil {
-				err = writeFrame(conn, resp, maxFrame)
-			}
-			if err != nil {
-				_ = conn.Close() // half a message may be on its way
+			if err := out.put(ctx.Done(), resp); err != nil && ctx.Err() == nil {
+				_ = conn.Close() // the caller would wait for it
 			}
 		})
 	}

@@ -60,7 +60,7 @@ func (s *Store) start(config Config) (err error) {
 			return err
 		}
 	}
-	f := &fsm{s.state, s.failure, s.members}
+	f := &fsm{state: s.state, failure: s.failure, members: s.members, applied: s.announce}
 	if s.raft, err = raft.NewRaft(cfg, f, logs, s.disk.stable, s.disk.snapshots, s.transport); err != nil {
 		return err
 	}

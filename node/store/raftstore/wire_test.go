@@ -81,7 +81,11 @@ func FuzzReadFrame(f *testing.F) {
 			_ = store.BatchFromProto(req.GetApply()).Validate()
 		}
 		var resp pb.ReplicaResponse
-		if _, err := readFrame(bytes.NewReader(data), &resp, maxFrame); err == nil {
+		n, err := readFrame(bytes.NewReader(data), &resp, maxFrame)
+		if again, err2 := readFrame(newFrameReader(bytes.NewReader(data)), &pb.ReplicaResponse{}, maxFrame); (err == nil) != (err2 == nil) || err == nil && n != again {
+			t.Errorf("at once: %d bytes, %v; piece by piece: %d bytes, %v", again, err2, n, err)
+		}
+		if err == nil {
 			if err := errorOf(resp.GetStatus()); err != nil {
 				_ = err.Error()
 				_ = errors.Is(err, store.ErrFull)
