@@ -29,6 +29,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"github.com/meshgate/meshgate/gateway/api"
+	"github.com/meshgate/meshgate/gateway/gather"
 )
 
 // drainTimeout is how long calls under way may go on after Run was told to end.
@@ -309,9 +310,9 @@ func (g *Gateway) Run(ctx context.Context) error {
 		})
 	}
 	if g.cfg.Public != nil {
-		l := limitListener(networkListener{
+		l := gather.Listener(limitListener(networkListener{
 			g.cfg.Public, newSlots(g.cfg.Limits.NetworkConnections), g.publicKey, g.metrics.refused.WithLabelValues(listenerPublic),
-		}, g.cfg.Limits.Connections)
+		}, g.cfg.Limits.Connections))
 		if g.tls != nil {
 			l = newTLSListener(base, l, g.tls.config(g.cfg.TURN != nil), g.cfg.TURN)
 		}
@@ -319,9 +320,9 @@ func (g *Gateway) Run(ctx context.Context) error {
 	}
 	members := newSlots(g.cfg.Limits.MemberConnections) // of all mesh listeners together
 	for _, l := range g.cfg.Mesh {
-		l = limitListener(networkListener{
+		l = gather.Listener(limitListener(networkListener{
 			l, members, g.memberKey, g.metrics.refused.WithLabelValues(listenerMesh),
-		}, g.cfg.Limits.Connections)
+		}, g.cfg.Limits.Connections))
 		serve(l, g.meshHandler(draining), meshIdleTimeout)
 	}
 	if g.cfg.Metrics != nil {

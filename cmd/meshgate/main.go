@@ -14,6 +14,8 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
+
+	"github.com/meshgate/meshgate/node/heap"
 )
 
 // Exit codes that scripts may rely on.
@@ -28,6 +30,18 @@ const (
 // cost a collection nothing, but would let as much garbage pile up beside them.
 // GOGC overrides it.
 const gcPercent = 50
+
+// gcLeast is how much the heap of a gateway grows at least, in bytes: the garbage
+// of several thousand calls.
+const gcLeast = 32 << 20
+
+// collectSeldom makes a gateway leave its garbage alone while it is little.
+func collectSeldom() (stop func()) {
+	if os.Getenv("GOGC") != "" {
+		return func() {}
+	}
+	return heap.Keep(gcPercent, gcLeast)
+}
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)

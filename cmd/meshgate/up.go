@@ -160,6 +160,7 @@ func (a *app) upCommand() *cobra.Command {
 		Short: "run a gateway",
 		Args:  args(cobra.NoArgs, "no arguments"),
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			defer collectSeldom()()
 			if err := c.load(cmd.Flags()); err != nil {
 				return err
 			}

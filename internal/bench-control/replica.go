@@ -14,6 +14,8 @@ import (
 
 	"connectrpc.com/connect"
 
+	"github.com/meshgate/meshgate/gateway/gather"
+	"github.com/meshgate/meshgate/node/heap"
 	"github.com/meshgate/meshgate/node/mesh"
 	"github.com/meshgate/meshgate/node/peer"
 	"github.com/meshgate/meshgate/node/store"
@@ -32,6 +34,13 @@ type replicaConfig struct {
 	Join bool
 }
 
+// gcPercent and gcLeast are by how much the heap of a gateway grows between two
+// collections, in percent and in bytes.
+const (
+	gcPercent = 50
+	gcLeast   = 32 << 20
+)
+
 // minCompress is the size from which gateways compress answers, in bytes.
 const minCompress = 1 << 10
 
@@ -42,6 +51,7 @@ type replicaReady struct{ ID, Raft, API string }
 // gateways have between them, and serves nothing but writes of keys. For each
 // other replica that comes as a line of JSON it makes it a voter.
 func runReplica(c replicaConfig) error {
+	defer heap.Keep(gcPercent, gcLeast)()
 	network, raft, err := openNetwork(c)
 	if err != nil {
 		return err
@@ -64,10 +74,13 @@ func runReplica(c replicaConfig) error {
 	// Answers are empty: to compress them, as the library does, costs and gains
 	// nothing. Gateways do not do it either.
 	mux.Handle(v1connect.NewStorageQueryServiceHandler(replicaKeys{store: s}, connect.WithCompressMinBytes(minCompress)))
-	server := &http.Server{Handler: mux, Protocols: new(http.Protocols)}
+	server := &http.Server{Handler: mux, Protocols: new(http.Protocols), ConnContext: func(ctx context.Context, c net.Conn) context.Context {
+		gather.Start(c)
+		return ctx
+	}}
 	server.Protocols.SetUnencryptedHTTP2(true)
 	defer server.Close()
-	go func() { _ = server.Serve(l) }()
+	go func() { _ = server.Serve(gather.Listener(l)) }()
 	if err := say(replicaReady{ID: c.ID, Raft: raft.Addr().String(), API: "http://" + l.Addr().String()}); err != nil {
 		return err
 	}

@@ -26,6 +26,7 @@ func allowed() map[string][]string {
 		"gateway": {"signaling", "turn", "node", "web", "proto"},
 		// Of the store it knows the contract and none that keeps it.
 		"gateway/api":      {"signaling", "node/policy", "node/mesh", "node/store/.", "proto"},
+		"gateway/gather":   {},
 		"signaling":        {"node/mesh", "proto"},
 		"signaling/rtc":    {},
 		"signaling/bridge": {},
@@ -40,6 +41,7 @@ func allowed() map[string][]string {
 		"node/secrets":  {"node/store", "node/mesh"},
 		"node/store":    {"node/durable", "proto"},
 		"node/durable":  {},
+		"node/heap":     {},
 		"node/peer":     {"node/mesh", "proto"},
 		// A plan holds what the ACLs grant: there is one evaluator of them.
 		"node/topology": {"node/policy", "node/mesh", "proto"},
