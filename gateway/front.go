@@ -62,16 +62,19 @@ type Front struct {
 // with the whole TLS handshake still to come, and its own goroutine. It returns
 // once it knows who is there and has handed the connection on, or has closed it:
 // until then that is one of few strangers, and its context ends when others want
-// the place, or with Close. Values of ctx are kept, its end is ignored.
-func NewFront(ctx context.Context, l net.Listener, streams map[string]func(context.Context, net.Conn)) *Front {
-	return newFront(ctx, l, streams, newWaiting(maxSorted, maxSortedAll), newWaiting(maxGreeted, maxGreetedAll))
+// the place, or with Close. Values of ctx are kept, its end is ignored. However
+// many connections the gateway holds and its queue has, the streams have places of
+// their own, in share.
+func NewFront(ctx context.Context, l net.Listener, share Share, streams map[string]func(context.Context, net.Conn)) *Front {
+	return newFront(ctx, l, streams, newWaiting(min(maxSorted, share.sorted), share.sorted),
+		newWaiting(min(maxGreeted, share.greeted), share.greeted), share.queued)
 }
 
-func newFront(ctx context.Context, l net.Listener, streams map[string]func(context.Context, net.Conn), sorted, greeted *waiting) *Front {
+func newFront(ctx context.Context, l net.Listener, streams map[string]func(context.Context, net.Conn), sorted, greeted *waiting, queued int) *Front {
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	f := &Front{
 		listener: l, streams: streams, cancel: cancel,
-		sorted: sorted, greeted: greeted, queued: make(chan struct{}, maxQueued),
+		sorted: sorted, greeted: greeted, queued: make(chan struct{}, queued),
 		queue: make(chan net.Conn), done: make(chan struct{}), quiet: make(chan struct{}),
 	}
 	f.wg.Go(func() { f.run(ctx) })

@@ -22,11 +22,11 @@ const testStream = "test-stream/1"
 // front opens a Front on this machine whose one stream echoes over TLS.
 func front(t *testing.T) *Front {
 	t.Helper()
-	return frontOf(t, newWaiting(maxSorted, maxSortedAll), newWaiting(maxGreeted, maxGreetedAll))
+	return frontOf(t, newWaiting(maxSorted, maxSortedAll), newWaiting(maxGreeted, maxGreetedAll), maxQueued)
 }
 
 // frontOf is front with other places.
-func frontOf(t *testing.T, sorted, greeted *waiting) *Front {
+func frontOf(t *testing.T, sorted, greeted *waiting, queued int) *Front {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -56,7 +56,7 @@ func frontOf(t *testing.T, sorted, greeted *waiting) *Front {
 				_, _ = io.Copy(conn, conn)
 			})
 		},
-	}, sorted, greeted)
+	}, sorted, greeted, queued)
 	t.Cleanup(func() {
 		_ = f.Close()
 		echoes.Wait() // their clients are gone
@@ -115,7 +115,7 @@ func TestFront_StreamsNeedNoGateway(t *testing.T) {
 // A gateway behind a front serves as one without, TURN and all.
 func TestFront_GatewayServesBehindIt(t *testing.T) {
 	s, cfg := serveTLSWith(t, func(c *Config) {
-		f := NewFront(t.Context(), c.Public, nil)
+		f := NewFront(t.Context(), c.Public, ShareOf(0), nil)
 		t.Cleanup(func() { _ = f.Close() })
 		c.Public = f.Listener()
 	})
@@ -214,7 +214,7 @@ func closed(t *testing.T, conn net.Conn) {
 func TestFront_SilentConnectionsMakeWay(t *testing.T) {
 	for name, places := range map[string]*waiting{"of one network": newWaiting(3, 4), "of all": newWaiting(9, 3)} {
 		t.Run(name, func(t *testing.T) {
-			f := frontOf(t, places, newWaiting(maxGreeted, maxGreetedAll))
+			f := frontOf(t, places, newWaiting(maxGreeted, maxGreetedAll), maxQueued)
 			silent := strangers(t, f, places, 3, []byte{22})
 			echoes(t, f)
 			closed(t, silent[0])
@@ -247,7 +247,7 @@ func TestFront_StreamsKeepStrangersFew(t *testing.T) {
 		t.Fatal(err)
 	}
 	places := newWaiting(9, 2)
-	f := frontOf(t, newWaiting(maxSorted, maxSortedAll), places)
+	f := frontOf(t, newWaiting(maxSorted, maxSortedAll), places, maxQueued)
 	open := strangers(t, f, places, 2, hello[:n])
 	echoes(t, f)
 	closed(t, open[0])

@@ -151,7 +151,7 @@ type Limits struct {
 // setDefaults replaces zero fields.
 func (l *Limits) setDefaults() {
 	for field, value := range map[*int]int{
-		&l.Streams: 256, &l.Sockets: 64, &l.Connections: 16384, &l.NetworkConnections: 2048,
+		&l.Streams: 256, &l.Sockets: 64, &l.Connections: maxConnections, &l.NetworkConnections: 2048,
 		&l.MemberConnections: 64,
 	} {
 		if *field == 0 {

@@ -54,6 +54,7 @@ type gatewayProcess struct {
 	token     string     // of the admin; empty when the operator gave tokens
 	pin       string     // of a self-signed certificate
 	public    net.Listener
+	share     gateway.Share // that public has of the open files
 	metrics   net.Listener
 	registry  *prometheus.Registry
 	tls       *gateway.TLS       // nil without
@@ -79,7 +80,7 @@ type gatewayProcess struct {
 // configuration is told before anything serves. run closes it.
 func newGatewayProcess(ctx context.Context, c *upConfig, log *slog.Logger) (_ *gatewayProcess, err error) {
 	p := &gatewayProcess{
-		cfg: c, log: log, registry: newRegistry(),
+		cfg: c, log: log, registry: newRegistry(), share: shareOf(openFiles(), log),
 	}
 	p.relayUsers = gateway.NewRelayUsers(relayLife, p.relayStranger)
 	defer func() {
@@ -256,7 +257,7 @@ func (p *gatewayProcess) newGateway(ctx context.Context) (*gateway.Gateway, erro
 		Node: p.node, Signaling: p.signaling, Build: build(),
 		Public: p.listener(), TLS: p.tls, Mesh: listeners, Metrics: p.metrics, Console: console,
 		Access: access,
-		Limits: gateway.Limits{ChannelRate: channelRate, ChannelBurst: channelBurst},
+		Limits: gateway.Limits{ChannelRate: channelRate, ChannelBurst: channelBurst, Connections: p.share.Connections},
 		Logger: p.log, Registerer: p.registry, Gatherer: p.registry,
 	}
 	keeps := storage{p.store, p.node}
