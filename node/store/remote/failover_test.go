@@ -28,7 +28,8 @@ func TestWatch_SeesEveryVersionOnceWhileGatewaysDie(t *testing.T) {
 	m := newMemory(t)
 	gateways := []*server{newServer(t, m, nil), newServer(t, m, nil), newServer(t, m, nil)}
 	c := newClient(t, nil, gateways[0].addr, gateways[1].addr, gateways[2].addr)
-	ctx := testContext(t)
+	ctx, cancel := context.WithTimeout(t.Context(), 6*patience)
+	defer cancel()
 	all, some := follow(ctx, c, "", rounds*perRound), follow(ctx, c, "b/", rounds*perRound/5)
 
 	var want, wantSome []string

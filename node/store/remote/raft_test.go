@@ -3,6 +3,7 @@
 package remote_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -23,7 +24,7 @@ func raftCluster(t *testing.T) (*raftstoretest.Hub, map[string]*raftstore.Store)
 	for _, id := range []string{"gw-1", "gw-2", "gw-3"} {
 		address := id + ":1"
 		s, err := raftstore.Open(raftstore.Config{
-			ID: id, Address: address, Network: hub.Endpoint(id, address), Join: len(replicas) > 0, ElectionTimeout: 300 * time.Millisecond,
+			ID: id, Address: address, Network: hub.Endpoint(id, address), Join: len(replicas) > 0, ElectionTimeout: time.Second,
 		})
 		if err != nil {
 			t.Fatal(err)
@@ -57,10 +58,12 @@ func TestStore_OverARaftCluster(t *testing.T) {
 		addrs = append(addrs, gateways[id].addr)
 	}
 	c := newClient(t, func(cfg *remote.Config) { cfg.Timeout = time.Second }, addrs...)
+	ctx, cancel := context.WithTimeout(t.Context(), 6*patience)
+	defer cancel()
 	watched := make(chan []string, 1)
 	go func() {
 		var lines []string
-		for change, err := range c.Watch(testContext(t), "", 0) {
+		for change, err := range c.Watch(ctx, "", 0) {
 			if err != nil {
 				lines = append(lines, err.Error())
 				break
