@@ -18,9 +18,9 @@ PKG ?= ./...
 BENCH ?= .
 FUZZTIME ?= 10s
 
-# When the tests of a package are given up: a slow machine may take longer than Go's ten
+# When the tests of a package are given up: a busy machine may take longer than Go's ten
 # minutes for what a fast one does in one.
-LATE := -timeout 40m
+LATE := -timeout 20m
 
 TOOL := go tool -modfile=internal/tools/go.mod
 # npm writes this file last: it is there and new when the modules are. It is install
