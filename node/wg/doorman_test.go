@@ -104,11 +104,15 @@ func TestDoorman_LetsInWhoProvesAKey(t *testing.T) {
 			t.Fatalf("%s made a peer active", try.reason)
 		}
 	}
-	// Two at once of one peer: the library would take the first one only.
+	// Many at once of one peer: the library would take the first one only.
 	now := time.Now()
-	send(t, c, member.Initiation(t, now))
-	send(t, c, member.Initiation(t, now.Add(time.Second)))
-	eventually(t, "the second one to be dropped", func() bool { return dropped(t, reg, "handshake_rate") > 0 })
+	eventually(t, "one to be dropped", func() bool {
+		for range 10 {
+			now = now.Add(time.Second)
+			send(t, c, member.Initiation(t, now))
+		}
+		return dropped(t, reg, "handshake_rate") > 0
+	})
 	if got := answer(t, c, patience); len(got) != device.MessageResponseSize {
 		t.Errorf("answer of %d bytes, want a response", len(got))
 	}
@@ -131,13 +135,13 @@ func leafOf(tb testing.TB, hub *wgtest.Node) *wgtest.Node {
 	return n
 }
 
-// Strangers who know the hub's key send more than it can read; the peer that
-// shows that it gets answers comes in all the same.
+// Strangers who know the hub's key keep it busy; the peer that shows that it
+// gets answers comes in all the same.
 func TestDoorman_UnderLoadAsksForACookie(t *testing.T) {
 	hub, reg := lazyHub(t)
 	member := memberOf(t, hub)
 	var messages [][]byte
-	for range 2 * wg.DoorQueue {
+	for range 2 * wg.DoorLoad {
 		messages = append(messages, wg.NewInitiator(t, hub.Key()).Garbage())
 	}
 	done := make(chan struct{})
@@ -159,9 +163,7 @@ func TestDoorman_UnderLoadAsksForACookie(t *testing.T) {
 			}
 		}
 	})
-	eventually(t, "load", func() bool {
-		return dropped(t, reg, "handshake_without_cookie") > 0 && dropped(t, reg, "handshake_queue_full") > 0
-	})
+	eventually(t, "load", func() bool { return dropped(t, reg, "handshake_without_cookie") > 0 })
 	c, cookies := dialHub(t, hub), 0
 	eventually(t, "the peer to be let in with a cookie", func() bool {
 		send(t, c, member.Initiation(t, time.Now()))

@@ -15,10 +15,10 @@ import (
 	"golang.zx2c4.com/wireguard/device"
 )
 
-// QuietTime, HandBurst and DoorQueue are the limits that tests go beyond.
+// QuietTime and DoorLoad are the limits that tests go beyond.
 const (
 	QuietTime = quietTime
-	DoorQueue = doorQueue
+	DoorLoad  = doorLoad
 )
 
 // Sweep takes peers out that are quiet, as happens by itself each minute.

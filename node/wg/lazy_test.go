@@ -213,6 +213,9 @@ func TestLazy_TrafficKeepsAPeer(t *testing.T) {
 		hub.Sweep(now)
 		now = now.Add(wg.QuietTime)
 		hub.Sweep(now) // it is about to leave, unless a keepalive came in
+		if !hub.Active(a.Key()) {
+			t.Fatal("a peer was evicted at the first sight of its silence")
+		}
 		datagram(t, hub, a)
 		now = now.Add(time.Minute)
 		hub.Sweep(now)

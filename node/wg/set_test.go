@@ -85,6 +85,7 @@ func TestSet_KeepsALearnedEndpoint(t *testing.T) {
 	}
 	// What the peer sends from now on would be learned from again.
 	b.SetPeers()
+	settled(t, a)
 	nowhere.Endpoint = "127.0.0.1:2"
 	a.SetPeers(nowhere)
 	if got := only(t, a).Endpoint; got != "127.0.0.1:2" {
@@ -94,6 +95,19 @@ func TestSet_KeepsALearnedEndpoint(t *testing.T) {
 	a.SetPeers(nowhere)
 	if got := only(t, a).Endpoint; got != "127.0.0.1:2" {
 		t.Errorf("endpoint %q, want the last one when none is configured", got)
+	}
+}
+
+// settled waits until nothing of its only peer is on the way to a node any more.
+func settled(tb testing.TB, n *wgtest.Node) {
+	tb.Helper()
+	for last := uint64(0); ; {
+		now := only(tb, n).ReceiveBytes
+		if now == last {
+			return
+		}
+		last = now
+		<-time.After(100 * time.Millisecond)
 	}
 }
 
