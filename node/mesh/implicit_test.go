@@ -230,7 +230,7 @@ func TestRelinked_TellsEveryEdgeThatDiffers(t *testing.T) {
 	was := implicit(&before)
 	rapid.Check(t, func(t *rapid.T) {
 		after := before
-		for range rapid.IntRange(1, 4).Draw(t, "changes") {
+		for range rapid.SampledFrom([]int{1, 2, 3, 4, 30, 140}).Draw(t, "changes") {
 			i := rapid.IntRange(0, size+3).Draw(t, "node")
 			n := publicNode(i, rapid.SampledFrom([]string{"", "y", "z"}).Draw(t, "zone"))
 			switch rapid.SampledFrom([]string{"gone", "public", "gateway", "private", "keyless"}).Draw(t, "is") {
@@ -293,5 +293,36 @@ func TestRelinked_IsBounded(t *testing.T) {
 		if n != 128+64 {
 			t.Errorf("a node more or less relinks %d pairs, want 128 with it and 64 around it", n)
 		}
+	}
+}
+
+// Many that come and go at once relink those around them, and of all others the
+// pairs that differ.
+func TestRelinked_OfManyIsWhatDiffers(t *testing.T) {
+	var before mesh.Snapshot
+	for i := range 400 {
+		before.Nodes = before.Nodes.With(publicNode(i, ""))
+	}
+	after := before
+	for i := range 25 {
+		after.Nodes = after.Nodes.Without(publicNode(7*i, "").ID).With(publicNode(400+i, ""))
+	}
+	edges := func(s *mesh.Snapshot) map[[2]mesh.NodeID]bool {
+		all := make(map[[2]mesh.NodeID]bool)
+		for _, e := range s.AllEdges() {
+			all[[2]mesh.NodeID{e.Source, e.Target}] = true
+		}
+		return all
+	}
+	was, is := edges(&before), edges(&after)
+	told := 0
+	for a, b := range after.Relinked(&before) {
+		told++
+		if was[[2]mesh.NodeID{a, b}] == is[[2]mesh.NodeID{a, b}] {
+			t.Errorf("%s and %s are told, whose edge is as before", a, b)
+		}
+	}
+	if told < 50*64 {
+		t.Errorf("only %d pairs are told", told)
 	}
 }

@@ -35,8 +35,9 @@ type vertex struct {
 	class class
 	// forwards is true for a node that runs Meshgate.
 	forwards bool
-	// gone is true when the node is no vertex any more.
-	gone bool
+	// gone is true when the node is no vertex any more, fresh while its links were
+	// made by the move that is under way.
+	gone, fresh bool
 	// links are the edges to other vertices, by their ids.
 	links []link
 	// facts are what plans of others say of node.
@@ -115,6 +116,7 @@ func (g *graph) move(s *mesh.Snapshot) *delta {
 	}
 	for _, v := range added {
 		g.link(v, d)
+		v.fresh = true
 	}
 	for a, b := range s.Relinked(old) {
 		g.setLink(g.vertices[a], g.vertices[b], d)
@@ -125,6 +127,9 @@ func (g *graph) move(s *mesh.Snapshot) *delta {
 	}
 	if !mesh.SameList(old.Routes, s.Routes) {
 		g.setOffers(offersOf(s), d)
+	}
+	for _, v := range added {
+		v.fresh = false
 	}
 	return d
 }
@@ -233,7 +238,7 @@ func (g *graph) link(v *vertex, d *delta) {
 // setLink makes the edge between two vertices, which may be nil, what the
 // snapshot has.
 func (g *graph) setLink(a, b *vertex, d *delta) {
-	if a == nil || b == nil {
+	if a == nil || b == nil || a.fresh || b.fresh {
 		return
 	}
 	was, had := a.linkTo(b)
