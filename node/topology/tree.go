@@ -119,6 +119,9 @@ func (t *tree) reach(v *vertex) {
 // cross looks for a path to another vertex over the edge from v.
 func (t *tree) cross(v, to *vertex) {
 	if from := t.notes[v]; from != nil && from.known {
+		if n := t.notes[to]; n != nil && n.known && n.path.hops <= from.path.hops {
+			return // no way over v is as short
+		}
 		if l, ok := v.linkTo(to); ok {
 			t.relax(from, l)
 		}
