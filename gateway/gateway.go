@@ -146,6 +146,10 @@ type Limits struct {
 	// MemberConnections is how many connections to the mesh listeners a node
 	// may hold; 0 means 64. Nodes speak HTTP/2, and need one or two.
 	MemberConnections int
+	// Intake is how many bytes of messages may be unpacked and decoded at a time,
+	// of all calls together; 0 means 64 MiB. More wait, for a moment, or are
+	// refused.
+	Intake int64
 }
 
 // setDefaults replaces zero fields.
@@ -157,6 +161,9 @@ func (l *Limits) setDefaults() {
 		if *field == 0 {
 			*field = value
 		}
+	}
+	if l.Intake == 0 {
+		l.Intake = defaultIntake
 	}
 }
 
@@ -171,7 +178,7 @@ func (c *Config) Validate() error {
 		return errors.New("gateway: Config.TLS and Config.TURN need Config.Public")
 	case c.TURN != nil && c.TLS == nil:
 		return errors.New("gateway: Config.TURN shares the port of Config.TLS, which is nil")
-	case c.Limits.ChannelRate < 0 || min(c.Limits.ChannelBurst, c.Limits.Streams, c.Limits.Sockets, c.Limits.Connections, c.Limits.NetworkConnections, c.Limits.MemberConnections) < 0:
+	case c.Limits.ChannelRate < 0 || min(c.Limits.ChannelBurst, c.Limits.Streams, c.Limits.Sockets, c.Limits.Connections, c.Limits.NetworkConnections, c.Limits.MemberConnections) < 0, c.Limits.Intake < 0:
 		return errors.New("gateway: a field of Config.Limits is negative")
 	case c.Limits.ChannelRate > 0 && c.Limits.ChannelBurst == 0:
 		return errors.New("gateway: Config.Limits.ChannelRate without ChannelBurst lets nobody in")
@@ -216,6 +223,8 @@ type Gateway struct {
 	// strangers bounds the records of callers without a right to be here.
 	strangers *rate.Limiter
 
+	intake *intake // of all calls
+
 	rpc http.Handler // every RPC service, behind gate and interceptor
 
 	// waits is why the gateway answers reads of what it knew only; nil: it
@@ -254,6 +263,7 @@ func New(cfg Config) (*Gateway, error) {
 		sockets:   newSlots(cfg.Limits.Sockets),
 		open:      newTracker(),
 		grants:    newGrants(),
+		intake:    newIntake(cfg.Limits.Intake, m),
 		drain:     drainTimeout,
 	}
 	if cfg.Limits.ChannelRate > 0 {

@@ -32,6 +32,7 @@ func (g interceptor) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc {
 	return func(ctx context.Context, req connect.AnyRequest) (res connect.AnyResponse, err error) {
 		started := g.began(req.Spec())
 		defer func() { err = g.ended(ctx, req.Spec(), started, err); g.metrics.inFlight.Dec() }()
+		requestFrom(ctx).hasDecoded()
 		requestFrom(ctx).deadlines.read(time.Time{}) // the message is here
 		ctx, cancel := context.WithTimeout(ctx, unaryTimeout)
 		defer cancel()
@@ -76,6 +77,7 @@ func (g interceptor) WrapStreamingHandler(next connect.StreamingHandlerFunc) con
 		caller.Allowed = right.check
 		guarded := &guardedStream{
 			StreamingHandlerConn: conn,
+			decoded:              q.hasDecoded,
 			deadlines:            q.deadlines,
 			right:                right,
 			admit: func(msg any) error {
@@ -236,6 +238,7 @@ func (g *Gateway) recovered(ctx context.Context, spec connect.Spec, _ http.Heade
 // is what roles are checked against; each message sent has to be taken in time.
 type guardedStream struct {
 	connect.StreamingHandlerConn
+	decoded   func() // a message was received
 	deadlines *deadlines
 	right     *grant
 	admit     func(first any) error
@@ -251,6 +254,7 @@ type guardedStream struct {
 // Receive implements connect.StreamingHandlerConn.
 func (s *guardedStream) Receive(msg any) error {
 	err := s.StreamingHandlerConn.Receive(msg)
+	s.decoded()
 	if connect.CodeOf(err) == connect.CodeInternal {
 		err = connect.NewError(connect.CodeInvalidArgument, err) // it is the client that broke the protocol
 	}

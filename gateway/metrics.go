@@ -37,6 +37,8 @@ type metrics struct {
 	displaced    prometheus.Counter
 	refused      *prometheus.CounterVec // connections, by listener
 	revoked      prometheus.Counter
+	decoding     prometheus.Gauge   // bytes
+	overfed      prometheus.Counter // messages
 	authFailures *prometheus.CounterVec
 }
 
@@ -80,6 +82,14 @@ func newMetrics(r prometheus.Registerer) (*metrics, error) {
 			Name: "meshgate_gateway_calls_revoked_total",
 			Help: "Calls ended because their credentials, membership or roles were gone.",
 		}),
+		decoding: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "meshgate_gateway_intake_bytes",
+			Help: "What messages that are being decoded count.",
+		}),
+		overfed: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "meshgate_gateway_intake_refused_total",
+			Help: "Messages refused because too many bytes were being decoded.",
+		}),
 		authFailures: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "meshgate_gateway_auth_failures_total",
 			Help: "Callers that could not be authenticated, by reason.",
@@ -89,7 +99,7 @@ func newMetrics(r prometheus.Registerer) (*metrics, error) {
 		return m, nil
 	}
 	var errs []error
-	for _, c := range []prometheus.Collector{m.started, m.handled, m.seconds, m.inFlight, m.panics, m.sockets, m.displaced, m.refused, m.revoked, m.authFailures} {
+	for _, c := range []prometheus.Collector{m.started, m.handled, m.seconds, m.inFlight, m.panics, m.sockets, m.displaced, m.refused, m.revoked, m.decoding, m.overfed, m.authFailures} {
 		errs = append(errs, r.Register(c))
 	}
 	return m, errors.Join(errs...)

@@ -41,6 +41,9 @@ type request struct {
 	stands func() bool
 	// socket is set for a call in a WebSocket.
 	socket *socket
+	// decoded is called when the message that was read last is decoded; nil for
+	// calls whose messages are not measured.
+	decoded func()
 	// onDrain calls f in its own goroutine once no new work should be begun, as
 	// context.AfterFunc does.
 	onDrain func(f func()) (stop func() bool)
@@ -54,6 +57,13 @@ type requestKey struct{}
 func requestFrom(ctx context.Context) *request {
 	r, _ := ctx.Value(requestKey{}).(*request)
 	return r
+}
+
+// hasDecoded calls decoded. q may be nil.
+func (q *request) hasDecoded() {
+	if q != nil && q.decoded != nil {
+		q.decoded()
+	}
 }
 
 // begin is the outermost middleware: it finds out where the request came from,

@@ -68,7 +68,7 @@ func (g *Gateway) services() (http.Handler, error) {
 	path, h = grpcreflect.NewHandlerV1Alpha(reflector, opts...)
 	r.Handle(path+"*", h)
 	r.NotFound(g.notFound)
-	return r, nil
+	return g.measured(r), nil
 }
 
 // withMaxMessage bounds a message from a client, in bytes, packed or not, and in

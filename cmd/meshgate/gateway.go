@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"strconv"
 	"time"
 
@@ -257,7 +258,7 @@ func (p *gatewayProcess) newGateway(ctx context.Context) (*gateway.Gateway, erro
 		Node: p.node, Signaling: p.signaling, Build: build(),
 		Public: p.listener(), TLS: p.tls, Mesh: listeners, Metrics: p.metrics, Console: console,
 		Access: access,
-		Limits: gateway.Limits{ChannelRate: channelRate, ChannelBurst: channelBurst, Connections: p.share.Connections},
+		Limits: gateway.Limits{ChannelRate: channelRate, ChannelBurst: channelBurst, Connections: p.share.Connections, Intake: intakeOf(debug.SetMemoryLimit(-1))},
 		Logger: p.log, Registerer: p.registry, Gatherer: p.registry,
 	}
 	keeps := storage{p.store, p.node}

@@ -22,3 +22,16 @@ func shareOf(files uint64, log *slog.Logger) gateway.Share {
 	}
 	return share
 }
+
+const (
+	// intakeShare is the part of the memory limit that messages may take while
+	// they are decoded, and leastIntake what they may in any case, in bytes.
+	intakeShare = 8
+	leastIntake = 16 << 20
+	// mostIntake is enough: decoding more at a time is no faster.
+	mostIntake = 64 << 20
+)
+
+// intakeOf is what messages that are being decoded may take of a memory limit in
+// bytes, such as that of GOMEMLIMIT.
+func intakeOf(limit int64) int64 { return min(max(limit/intakeShare, leastIntake), mostIntake) }
