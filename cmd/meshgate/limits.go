@@ -17,7 +17,7 @@ const enoughFiles = 65536
 func shareOf(files uint64, log *slog.Logger) gateway.Share {
 	share := gateway.ShareOf(files)
 	if files != 0 && files < enoughFiles {
-		log.Warn("few files may be open: the public port takes fewer connections, so that the rest goes on; raise the limit (LimitNOFILE, ulimit -n)",
+		log.Info("few files may be open: the public port takes fewer connections, so that the rest goes on; raise the limit (LimitNOFILE, ulimit -n)",
 			"files", files, "enough", enoughFiles, "connections", share.Connections)
 	}
 	return share
