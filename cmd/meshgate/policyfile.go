@@ -25,6 +25,16 @@ type policyFile struct {
 	// snapshot is nil when the file has tests only.
 	snapshot *mesh.Snapshot
 	tests    []expectation
+	// lists are the keys that the file has, of an empty list, too.
+	lists map[string]bool
+}
+
+// policy is what the file holds of a policy, perhaps nothing.
+func (f policyFile) policy() *mesh.Snapshot {
+	if f.snapshot == nil {
+		return &mesh.Snapshot{}
+	}
+	return f.snapshot
 }
 
 // readPolicyFile reads the file at path; "-" is standard input.
@@ -60,6 +70,7 @@ func parsePolicy(raw []byte) (policyFile, error) {
 		return policyFile{}, fmt.Errorf("line %d: want a list of tests, or the keys %s", root.Line, policyKeys)
 	}
 	seen := make(map[string]bool)
+	p.file.lists = seen
 	for i := 0; i+1 < len(root.Content); i += 2 {
 		key, value := resolve(root.Content[i]), resolve(root.Content[i+1])
 		if seen[key.Value] {

@@ -3,9 +3,11 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/spf13/cobra"
 	"google.golang.org/protobuf/encoding/protojson"
@@ -43,38 +45,40 @@ with --output json, as policy test --snapshot and policy put take it:
 	return cmd
 }
 
+// policyPutOptions are what the flags of policy put say.
+type policyPutOptions struct{ prune, dryRun bool }
+
 func (a *app) policyPutCommand() *cobra.Command {
 	var to access
+	var o policyPutOptions
 	cmd := &cobra.Command{
 		Use:   "put FILE",
 		Short: "create or replace the objects of a policy file",
 		Long: `Puts the groups, roles, rolebindings, networkacls and routes of FILE (YAML or
 JSON; - is standard input), one after another in this order. The file is read
 whole before; nothing is put when it has a mistake. What is in the mesh and not
-in the file stays: remove it with meshgate delete. What the file says of nodes,
-rbac and tests is not used.`,
+in the file stays, unless --prune is given: then it is removed, after all else,
+where the file has a list of its kind, an empty one included. What the mesh was
+made with and the routes that nodes offer themselves stay in any case. --dry-run
+says what would be done, and does nothing. What the file says of nodes, rbac and
+tests is not used.`,
 		Args: args(cobra.ExactArgs(1), "one policy file"),
-		RunE: func(cmd *cobra.Command, given []string) error { return a.putPolicy(cmd, &to, given[0]) },
+		RunE: func(cmd *cobra.Command, given []string) error { return a.putPolicy(cmd, &to, o, given[0]) },
 	}
 	to.registerServer(cmd.Flags())
+	cmd.Flags().BoolVar(&o.prune, "prune", false, "remove what is in the mesh and not in the file's lists; see --dry-run")
+	cmd.Flags().BoolVar(&o.dryRun, "dry-run", false, "only print what would be created, replaced and removed")
 	return cmd
 }
 
-// putPolicy puts the objects of a policy file.
-func (a *app) putPolicy(cmd *cobra.Command, to *access, path string) error {
+// putPolicy puts the objects of a policy file, and removes others if it is told to.
+func (a *app) putPolicy(cmd *cobra.Command, to *access, o policyPutOptions, path string) error {
 	file, err := readPolicyFile(path, cmd.InOrStdin())
 	if err != nil {
 		return err
 	}
-	var kinds []policyKind
-	n := 0
-	if file.snapshot != nil {
-		kinds = policyKinds(file.snapshot)
-	}
-	for _, k := range kinds {
-		n += len(k.objects)
-	}
-	if n == 0 {
+	kinds := policyKinds(file.policy())
+	if !slices.ContainsFunc(kinds, func(k policyKind) bool { return len(k.objects) > 0 || o.prune && file.lists[k.key] }) {
 		return usagef("%s holds nothing to put; want groups, roles, rolebindings, networkacls or routes", path)
 	}
 	var c calls
@@ -82,10 +86,26 @@ func (a *app) putPolicy(cmd *cobra.Command, to *access, path string) error {
 		return err
 	}
 	defer c.Close()
+	var steps []policyStep
+	if o.prune || o.dryRun {
+		ctx, cancel := context.WithTimeout(cmd.Context(), policyTimeout)
+		defer cancel()
+		live, err := fetchPolicy(ctx, c.Public)
+		if err != nil {
+			return err
+		}
+		steps = policySteps(file, live, o.prune)
+	}
+	if o.dryRun {
+		return a.printSteps(steps)
+	}
 	for _, k := range kinds {
 		if err := a.putAll(cmd.Context(), c, k.key, k.objects); err != nil {
 			return fmt.Errorf("%w; what was told before is put, the rest of %s is not", err, path)
 		}
+	}
+	if err := a.removeSteps(cmd.Context(), c, steps); err != nil {
+		return fmt.Errorf("%w; all of %s is put, what was told before is removed, the rest is not", err, path)
 	}
 	return nil
 }

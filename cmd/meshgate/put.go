@@ -28,7 +28,7 @@ func (a *app) putCommand() *cobra.Command {
 			if file == "" {
 				return usagef("want %s", want)
 			}
-			return a.putPolicy(cmd, &to, file)
+			return a.putPolicy(cmd, &to, policyPutOptions{}, file)
 		},
 	}
 	to.registerServer(cmd.Flags())

@@ -5,6 +5,7 @@
 package e2e
 
 import (
+	"bytes"
 	"fmt"
 	"os"
 	"os/exec"
@@ -18,6 +19,7 @@ import (
 type host struct {
 	*clustered
 	home string
+	said string // by the last command of meshgate
 	pin  string // of the gateway
 }
 
@@ -51,11 +53,23 @@ func (l lan) step(t *testing.T, h *host, line string) {
 	case words[0] == "meshgate" && words[1] == "up":
 		h.up(t, l["gw1"], words[2:])
 	case words[0] == "meshgate":
+		into := ""
+		if n := len(words); words[n-2] == ">" {
+			into, words = h.path(words[n-1]), words[:n-2]
+		}
 		cmd := exec.Command(program, append(words[1:], "--data-dir", h.dir)...)
 		cmd.Dir = h.home
-		if out, err := cmd.CombinedOutput(); err != nil {
-			t.Fatalf("on %s: %s: %v\n%s", h.id, line, err, out)
+		var out, said bytes.Buffer
+		cmd.Stdout, cmd.Stderr = &out, &said
+		if err := cmd.Run(); err != nil {
+			t.Fatalf("on %s: %s: %v\n%s%s", h.id, line, err, out.Bytes(), said.Bytes())
 		}
+		if into != "" {
+			if err := os.WriteFile(into, out.Bytes(), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		h.said = out.String() + said.String()
 	default:
 		t.Fatalf("nobody knows how to run %q", line)
 	}
@@ -129,6 +143,14 @@ func commands(t *testing.T) (list [][2]string) {
 	return list
 }
 
+// tells is what commands say that the document tells of.
+func tells() map[string]string {
+	return map[string]string{
+		"meshgate policy put policy.yaml --prune --dry-run": "remove   groups   old-team",
+		"meshgate policy put policy.yaml --prune":           "groups old-team: removed",
+	}
+}
+
 // Every command of docs/operations.md does what the document says: what was in
 // the mesh before is there after each start, at each gateway.
 func TestOperations_CommandsOfTheDocument(t *testing.T) {
@@ -146,6 +168,9 @@ func TestOperations_CommandsOfTheDocument(t *testing.T) {
 		}
 		l.step(t, h, c[1])
 		t.Logf("%s: %s", c[0], c[1])
+		if want, ok := tells()[c[1]]; ok && !strings.Contains(h.said, want) {
+			t.Errorf("%s said %q, want %q in it", c[1], h.said, want)
+		}
 		if strings.HasPrefix(c[1], "meshgate cluster remove ") {
 			l[strings.Fields(c[1])[3]].ends(t)
 		}
