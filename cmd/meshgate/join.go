@@ -76,7 +76,7 @@ func (a *app) joinCommand() *cobra.Command {
 			if err := c.place(cmd.Flags()); err != nil {
 				return err
 			}
-			return a.join(cmd.Context(), c)
+			return flagged("join", a.join(cmd.Context(), c))
 		},
 	}
 	c.register(cmd.Flags())

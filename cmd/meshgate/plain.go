@@ -37,19 +37,3 @@ func plain(text string) string {
 	}
 	return strings.Join(kept, ": ")
 }
-
-// renamed is an error whose text names flags in the place of fields. It has
-// values, so that their place in a list is left out.
-type renamed struct {
-	error
-	flags *strings.Replacer
-}
-
-// flagPlace is the place of a value in the list of a flag.
-var flagPlace = regexp.MustCompile(`(--[a-z-]+: )\[[0-9]+\]: `)
-
-func (e renamed) Error() string {
-	return flagPlace.ReplaceAllString(e.flags.Replace(e.error.Error()), "$1")
-}
-
-func (e renamed) Unwrap() error { return e.error }

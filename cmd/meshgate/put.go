@@ -50,8 +50,6 @@ type putter[M proto.Message] struct {
 	named bool
 	// fill completes the object from the flags.
 	fill func(name string) error
-	// flags are the names of fields, and the flags that set them.
-	flags []string
 	// prepare, when set, changes what was filled before it is put.
 	prepare func(ctx context.Context, c calls) error
 }
@@ -94,7 +92,7 @@ func (p putter[M]) command(a *app) *cobra.Command {
 			}
 			err = a.putAll(cmd.Context(), c, p.kind, objects)
 			if err != nil && file == "" {
-				return renamed{err, strings.NewReplacer(p.flags...)}
+				return flagged("put "+p.kind, err)
 			}
 			return err
 		},
@@ -151,7 +149,6 @@ func (a *app) putRoleCommand() *cobra.Command {
 	r := &v1.Role{}
 	cmd := putter[*v1.Role]{
 		kind: "roles", alias: []string{"role"}, empty: r, named: true,
-		flags: []string{"rules: [0]: resource_names: ", "--resource-name: ", "rules: [0]: verbs: ", "--verb: ", "rules: [0]: resources: ", "--resource: "},
 		fill: func(name string) error {
 			rule := &v1.Rule{ResourceNames: names}
 			for _, text := range verbs {
@@ -228,7 +225,6 @@ func (a *app) putBindingCommand() *cobra.Command {
 	b := &v1.RoleBinding{}
 	cmd := putter[*v1.RoleBinding]{
 		kind: "rolebindings", alias: []string{"rolebinding", "rb"}, empty: b, named: true,
-		flags: []string{": role: ", ": --role: "},
 		fill: func(name string) (err error) {
 			if role == "" {
 				return usagef("which role? Give --role")
@@ -301,10 +297,6 @@ func (a *app) putACLCommand() *cobra.Command {
 	acl := &v1.NetworkACL{}
 	cmd := putter[*v1.NetworkACL]{
 		kind: "networkacls", alias: []string{"networkacl", "nacls", "nacl", "acls", "acl"}, empty: acl, named: true,
-		flags: []string{
-			"source_nodes", "--src-node", "destination_nodes", "--dst-node", "source_cidrs", "--src-cidr", "destination_cidrs", "--dst-cidr",
-			": protocols: ", ": --protocol: ", ": ports: ", ": --port: ", "protocols and ports are", "--protocol and --port are",
-		},
 		fill: func(name string) error {
 			acl.Name, acl.Action = name, v1.ACLAction_ACTION_ACCEPT
 			if deny || !accept {
@@ -337,7 +329,6 @@ func (a *app) putRouteCommand() *cobra.Command {
 	r := &v1.Route{}
 	cmd := putter[*v1.Route]{
 		kind: "routes", alias: []string{"route", "rt"}, empty: r, named: true,
-		flags: []string{"destination_cidrs: ", "--cidr: ", "next_hop_node: ", "--next-hop: ", ": node: ", ": --node: "},
 		fill: func(name string) error {
 			if r.Name = name; r.GetNode() == "" || len(r.GetDestinationCidrs()) == 0 {
 				return usagef("a route leads by a node to networks: give --node and --cidr, or --file")
@@ -357,7 +348,6 @@ func (a *app) putEdgeCommand() *cobra.Command {
 	e := &v1.MeshEdge{}
 	cmd := putter[*v1.MeshEdge]{
 		kind: "edges", alias: []string{"edge"}, empty: e,
-		flags: []string{": source: ", ": --from or --to: ", ": target: ", ": --from or --to: ", ": weight: ", ": --weight: "}, // an edge has no direction
 		fill: func(string) error {
 			if e.GetSource() == "" || e.GetTarget() == "" {
 				return usagef("which edge? Give --from and --to")

@@ -164,7 +164,7 @@ func (a *app) upCommand() *cobra.Command {
 			if err := c.load(cmd.Flags()); err != nil {
 				return err
 			}
-			return a.up(cmd.Context(), c)
+			return flagged("up", a.up(cmd.Context(), c))
 		},
 	}
 	c.register(cmd.Flags())
