@@ -61,7 +61,7 @@ export function explainSignIn(error: unknown): Problem {
       return problem(
         error,
         "The gateway does not accept this token.",
-        "It may be mistyped or no longer valid. The administrator's token is in this file on the gateway.",
+        "It may be mistyped or no longer valid. The administrator's token is in admin.token in the gateway's --data-dir, by default in this file.",
         showToken,
       );
     case "permission_denied":
