@@ -19,6 +19,9 @@ export interface Placement {
   readonly anchor: "start" | "middle" | "end";
 }
 
+/** The other ends of the lines that a node has, by the id of the node. */
+export type LineEnds = ReadonlyMap<string, readonly Point[]>;
+
 /** Average advance of a 12 px system font, rounded up: a label too many is worse than one too few. */
 const charWidth = 7;
 const lineHeight = 15;
@@ -39,7 +42,9 @@ export function shorten(text: string): string {
 /**
  * Places as many labels as fit without covering each other or a node, greedily
  * by priority: below the node, else above, right or left of it, and never cut
- * off at the side of the picture. Near O(n) through a grid. The same input gives the same output, so that labels do not
+ * off at the side of the picture. The first of these places that none of the
+ * node's own lines crosses is taken; where each is crossed, the first. Near O(n)
+ * through a grid. The same input gives the same output, so that labels do not
  * jump while the nodes rest.
  */
 export function placeLabels(
@@ -47,6 +52,7 @@ export function placeLabels(
   view: Viewport,
   radius: number,
   size: Size,
+  ends: LineEnds = new Map(),
 ): Map<string, Placement> {
   const grid = new Map<string, Box[]>();
   const put = (box: Box): void => {
@@ -79,21 +85,24 @@ export function placeLabels(
     const at = toScreen(view, wish.point);
     const inside = at.x > 0 && at.x < size.width;
     const width = Math.min([...wish.text].length, maxLabelLength) * charWidth;
-    for (const { placement, left } of candidates(radius, width)) {
-      const top = at.y + placement.y - ascent;
-      const box = {
-        owner: wish.id,
-        left: at.x + left,
-        right: at.x + left + width,
-        top,
-        bottom: top + lineHeight,
-      };
-      const whole = !inside || (box.left >= 0 && box.right <= size.width);
-      if (whole && free(box)) {
-        placed.set(wish.id, placement);
-        put(box);
-        break;
-      }
+    const fitting = candidates(radius, width)
+      .map(({ placement, left }) => {
+        const top = at.y + placement.y - ascent;
+        const box = {
+          owner: wish.id,
+          left: at.x + left,
+          right: at.x + left + width,
+          top,
+          bottom: top + lineHeight,
+        };
+        return { placement, box };
+      })
+      .filter(({ box }) => (!inside || (box.left >= 0 && box.right <= size.width)) && free(box));
+    const lines = (ends.get(wish.id) ?? []).map((end) => toScreen(view, end));
+    const best = fitting.find(({ box }) => !lines.some((end) => crosses(at, end, box))) ?? fitting[0];
+    if (best !== undefined) {
+      placed.set(wish.id, best.placement);
+      put(best.box);
     }
   }
   return placed;
@@ -119,6 +128,28 @@ interface Box {
 
 function overlap(a: Box, b: Box): boolean {
   return a.left < b.right && b.left < a.right && a.top < b.bottom && b.top < a.bottom;
+}
+
+/** Whether the line from a to b has a point inside of the box: it is cut off at each of its sides in turn. */
+function crosses(a: Point, b: Point, box: Box): boolean {
+  let [from, to] = [0, 1];
+  const sides = [
+    [a.x - b.x, a.x - box.left],
+    [b.x - a.x, box.right - a.x],
+    [a.y - b.y, a.y - box.top],
+    [b.y - a.y, box.bottom - a.y],
+  ] as const;
+  for (const [outwards, room] of sides) {
+    if (outwards === 0 && room <= 0) {
+      return false;
+    }
+    if (outwards < 0) {
+      from = Math.max(from, room / outwards);
+    } else if (outwards > 0) {
+      to = Math.min(to, room / outwards);
+    }
+  }
+  return from < to;
 }
 
 function cellsOf(box: Box): string[] {

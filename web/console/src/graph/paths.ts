@@ -56,6 +56,31 @@ export function edgePaths(
   };
 }
 
+/** The other ends of the lines of each node that has any. */
+export function lineEnds(
+  edges: readonly EdgeModel[],
+  positions: ReadonlyMap<string, Point>,
+): ReadonlyMap<string, readonly Point[]> {
+  const ends = new Map<string, Point[]>();
+  for (const { source, target } of edges) {
+    for (const [one, other] of [
+      [source, target],
+      [target, source],
+    ] as const) {
+      const end = positions.get(other);
+      if (end !== undefined && positions.has(one)) {
+        const list = ends.get(one);
+        if (list === undefined) {
+          ends.set(one, [end]);
+        } else {
+          list.push(end);
+        }
+      }
+    }
+  }
+  return ends;
+}
+
 function round(value: number): number {
   return Math.round(value * 10) / 10;
 }

@@ -7,7 +7,7 @@ import { test } from "node:test";
 import { type LabelWish, maxLabelLength, placeLabels, shorten } from "./labels.ts";
 import type { EdgeModel, EdgeState } from "./model.ts";
 import { arrowDirection, neighbourTowards } from "./navigate.ts";
-import { drawnEdges, edgePaths } from "./paths.ts";
+import { drawnEdges, edgePaths, lineEnds } from "./paths.ts";
 import { fit, type Point, pan, reveal, toPlane, toScreen, wheelFactor, zoomAt } from "./viewport.ts";
 
 const size = { width: 800, height: 600 };
@@ -131,6 +131,48 @@ test("a label gives way to a node below it", () => {
   const placed = placeLabels([wish("upper", 100, 100), wish("x", 100, 122, 0, false)], plain, 8, size);
   assert.ok((placed.get("upper")?.y ?? 99) < 0);
   assert.equal(placed.has("x"), false);
+});
+
+test("a label keeps clear of the lines of its node", () => {
+  const at = { x: 400, y: 300 };
+  const place = (...ends: Point[]) =>
+    placeLabels([wish("phone", at.x, at.y)], plain, 8, size, new Map([["phone", ends]])).get("phone");
+  const [up, down] = [
+    { x: 400, y: 100 },
+    { x: 400, y: 500 },
+  ];
+  const [left, right] = [
+    { x: 200, y: 300 },
+    { x: 600, y: 300 },
+  ];
+  assert.deepEqual(place(), { x: 0, y: 23, anchor: "middle" });
+  assert.deepEqual(place(up), { x: 0, y: 23, anchor: "middle" });
+  assert.deepEqual(place(left, right), { x: 0, y: 23, anchor: "middle" });
+  assert.ok((place(down)?.y ?? 99) < 0);
+  assert.ok((place({ x: 410, y: 500 })?.y ?? 99) < 0, "a line that is not quite straight");
+  assert.equal(place(up, down)?.anchor, "start");
+  assert.equal(place(up, down, right)?.anchor, "end");
+  assert.deepEqual(
+    place(up, down, left, right),
+    { x: 0, y: 23, anchor: "middle" },
+    "rather crossed than nowhere",
+  );
+  assert.deepEqual(place(at), { x: 0, y: 23, anchor: "middle" }, "a line of no length");
+});
+
+test("lineEnds has both ends of a line, and none of a node without a place", () => {
+  const positions = new Map<string, Point>([
+    ["a", { x: 0, y: 0 }],
+    ["b", { x: 9, y: 9 }],
+  ]);
+  const ends = lineEnds([line("a", "b", "online"), line("a", "ghost", "online")], positions);
+  assert.deepEqual(
+    [...ends],
+    [
+      ["a", [{ x: 9, y: 9 }]],
+      ["b", [{ x: 0, y: 0 }]],
+    ],
+  );
 });
 
 test("of two labels in one place the more important one is shown", () => {
