@@ -270,10 +270,7 @@ func TestReads_NeverGoBackInTime(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			c := newClient(t, func(cfg *remote.Config) {
-				inTurn(cfg)
-				cfg.Timeout = 4 * time.Second // more than the gateway that lags waits
-			}, newServer(t, r, nil).addr, newServer(t, m, nil).addr)
+			c := newClient(t, inTurn, newServer(t, r, nil).addr, newServer(t, m, nil).addr)
 			version := put(t, m, "k", "new")
 			// Whoever watches sees it first.
 			for change, err := range c.Watch(testContext(t), "", version-1) {

@@ -329,7 +329,7 @@ type client struct {
 func newClient(t testing.TB, change func(*remote.Config), addrs ...netip.AddrPort) *client {
 	t.Helper()
 	c := &client{registry: prometheus.NewRegistry()}
-	cfg := remote.Config{Timeout: 2 * time.Second, Silence: 1500 * time.Millisecond, Registerer: c.registry}
+	cfg := remote.Config{Timeout: 5 * time.Second, Silence: 1500 * time.Millisecond, Registerer: c.registry}
 	for i, addr := range addrs {
 		peers, err := peer.New(peer.Config{Dial: (&net.Dialer{}).DialContext})
 		if err != nil {

@@ -407,7 +407,7 @@ func TestStore_LeavesAGatewayThatMakesNoSense(t *testing.T) {
 // A list of many parts is of one version, whatever is written meanwhile.
 func TestList_OfManyParts(t *testing.T) {
 	m := newMemory(t)
-	c := newClient(t, nil, newServer(t, m, nil).addr)
+	c := newClient(t, func(cfg *remote.Config) { cfg.Timeout = patience }, newServer(t, m, nil).addr)
 	const n = 60
 	value := make([]byte, 50<<10)
 	for i := range n {
