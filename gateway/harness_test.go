@@ -19,7 +19,7 @@ import (
 )
 
 // patience bounds every wait of a test; nothing should come near it.
-const patience = 20 * time.Second
+const patience = time.Minute
 
 // served is a running gateway.
 type served struct {

@@ -36,7 +36,7 @@ func request(t testing.TB, proto, address string) *v1.StartDataChannelRequest {
 
 func dialV1(t testing.TB, s *signaling.Service, cfg v1client.Config) *v1client.Client {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	c, err := v1client.Dial(ctx, start(t, s, "alice"), cfg)
 	if err != nil {
@@ -193,7 +193,7 @@ func TestV1_ClosedChannelEndsConnection(t *testing.T) {
 		if got != "the end" {
 			t.Fatalf("got %q", got)
 		}
-	case <-time.After(20 * time.Second):
+	case <-time.After(time.Minute):
 		t.Fatal("the connection was not ended")
 	}
 }

@@ -288,7 +288,7 @@ func tryDial(t testing.TB, s *signaling.Service, node mesh.NodeID, change ...fun
 	for _, f := range change {
 		f(&opts)
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	c, err := client.Dial(ctx, start(t, s, "alice"), opts)
 	if err != nil {
@@ -334,7 +334,7 @@ func echo(c *net.TCPConn) {
 // eventually polls cond until it holds.
 func eventually(t testing.TB, what string, cond func() bool) {
 	t.Helper()
-	deadline := time.NewTimer(20 * time.Second)
+	deadline := time.NewTimer(time.Minute)
 	defer deadline.Stop()
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()

@@ -25,7 +25,7 @@ import (
 
 func dialTCP(t testing.TB, c *client.Conn, address string) *bridge.Stream {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	conn, err := c.DialContext(ctx, "tcp", address)
 	if err != nil {
@@ -202,7 +202,7 @@ func TestInBand_UDPKeepsBorders(t *testing.T) {
 		if _, err := conn.Write(make([]byte, n)); err != nil {
 			t.Fatal(err)
 		}
-		_ = conn.SetReadDeadline(time.Now().Add(20 * time.Second))
+		_ = conn.SetReadDeadline(time.Now().Add(time.Minute))
 		if got, err := conn.Read(buf); err != nil || got != n {
 			t.Fatalf("a datagram of %d bytes came back with %d, %v", n, got, err)
 		}

@@ -48,7 +48,7 @@ func startWith(t testing.TB, s *signaling.Service, id string, r *right) clientEn
 // dialWith opens an in-band peer connection as somebody who holds r.
 func dialWith(t testing.TB, s *signaling.Service, id string, r *right) *client.Conn {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	c, err := client.Dial(ctx, startWith(t, s, id, r), clientOptions())
 	if err != nil {
@@ -68,7 +68,7 @@ func TestReview_EndsWhatIsNoLongerAllowed(t *testing.T) {
 		t.Fatalf("%d ended for nothing", n)
 	}
 	stolen.lost.Store(true)
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	// A new connection is refused before anybody reviews.
 	if _, err := thief.DialContext(ctx, "tcp", address); err == nil || !strings.Contains(err.Error(), "permission_denied") || !strings.Contains(err.Error(), "the token is gone") {
@@ -89,7 +89,7 @@ func TestReview_LostDuringNegotiation(t *testing.T) {
 	w := &world{}
 	s := newService(t, w, self)
 	var r right
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	call := startWith(t, s, "alice", &r)
 	r.lost.Store(true)
@@ -110,7 +110,7 @@ func TestReview_PortForwardingOfV1(t *testing.T) {
 	s := newService(t, &world{}, self)
 	var r right
 	call := startWith(t, s, "alice", &r)
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	c, err := v1client.Dial(ctx, call, v1client.Config{Request: request(t, "tcp", listen(t, echo))})
 	if err != nil {

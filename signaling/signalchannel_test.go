@@ -97,7 +97,7 @@ func offerTo(t testing.TB, call signals, node mesh.NodeID) *rtc.Peer {
 	case <-p.Connected():
 	case <-p.Closing():
 		t.Fatal(p.Err())
-	case <-time.After(20 * time.Second):
+	case <-time.After(time.Minute):
 		t.Fatal("not connected")
 	}
 	return p

@@ -38,7 +38,7 @@ import (
 // mesh in which the tokens "current" and "revoked" were made for its admin.
 func stateOfTwo(t *testing.T, dir string) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	hub := raftstoretest.NewHub()
 	open := func(id, dir string, join bool) *raftstore.Store {
@@ -120,7 +120,7 @@ func startAlone(t *testing.T, dir string, more ...string) (public, operators str
 			if err != nil && !errors.Is(err, context.Canceled) {
 				t.Error(err)
 			}
-		case <-time.After(20 * time.Second):
+		case <-time.After(time.Minute):
 			t.Error("it does not end")
 		}
 	})
@@ -237,7 +237,7 @@ func probe(t *testing.T, url string) (status int, body string) {
 
 func request(t *testing.T, method, url string, headers map[string]string) (status int, body string) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	r, err := http.NewRequestWithContext(ctx, method, url, strings.NewReader("{}"))
 	if err != nil {

@@ -56,7 +56,7 @@ func follow(t testing.TB, g *secrets.Secrets) {
 // within waits for the changes that make done true.
 func within(t testing.TB, g *secrets.Secrets, what string, done func() bool) {
 	t.Helper()
-	deadline := time.After(20 * time.Second)
+	deadline := time.After(time.Minute)
 	for {
 		_, changed := g.TURN()
 		if done() {

@@ -15,7 +15,7 @@ import (
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // patience bounds every wait of a test; nothing should come near it.
-const patience = 20 * time.Second
+const patience = time.Minute
 
 func newEngine(t testing.TB, cfg Config) *Engine {
 	t.Helper()

@@ -67,7 +67,7 @@ func mustOpen(t testing.TB, cfg raftstore.Config) *raftstore.Store {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	if err := s.Sync(ctx); err != nil {
 		t.Fatalf("sync: %v", err)

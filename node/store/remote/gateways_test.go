@@ -31,7 +31,7 @@ import (
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // patience bounds every wait of a test; nothing should come near it.
-const patience = 20 * time.Second
+const patience = time.Minute
 
 // replica is a copy of a leader's state, at the same versions. It follows as long
 // as it is not cut off.
