@@ -7,7 +7,7 @@ package wgtest
 import (
 	"context"
 	"net/netip"
-	"os"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -25,20 +25,22 @@ type Node struct {
 	tb     testing.TB
 }
 
-// lazyEnv is set while nodes are to have idle peers only.
-const lazyEnv = "MESHGATE_WGTEST_LAZY"
+// lazy is true while nodes are to have idle peers only.
+var lazy atomic.Bool
 
 // Lazy makes all nodes of a test and its subtests from now on keep no more peers
-// ready than they must, unless their options say how many.
+// ready than they must, unless their options say how many. No other test may run
+// beside it.
 func Lazy(tb testing.TB) {
 	tb.Helper()
-	tb.Setenv(lazyEnv, "1")
+	lazy.Store(true)
+	tb.Cleanup(func() { lazy.Store(false) })
 }
 
 // New makes a node without peers. Numbers tell nodes of one test apart.
 func New(tb testing.TB, number byte, o wg.Options) *Node {
 	tb.Helper()
-	if o.Resident == 0 && os.Getenv(lazyEnv) != "" {
+	if o.Resident == 0 && lazy.Load() {
 		o.Resident = -1
 	}
 	key, err := mesh.GenerateKey()
