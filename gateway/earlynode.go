@@ -97,7 +97,9 @@ func (n earlyNode) Keys(ctx context.Context, prefix, after string, limit int) ([
 }
 
 // Publish implements api.Keys.
-func (earlyNode) Publish(context.Context, string, []byte, time.Duration) error { return errEarly }
+func (earlyNode) Publish(context.Context, string, []byte, time.Duration, *mesh.Snapshot) error {
+	return errEarly
+}
 
 // WatchKeys implements api.Keys.
 func (earlyNode) WatchKeys(context.Context, string) (iter.Seq2[mesh.Item, error], error) {

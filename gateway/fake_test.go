@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/meshgate/meshgate/node/mesh"
+	"github.com/meshgate/meshgate/node/registry"
 	"github.com/meshgate/meshgate/node/store"
 	"github.com/meshgate/meshgate/node/store/storetest"
 	v1 "github.com/meshgate/meshgate/proto/v1"
@@ -126,15 +127,24 @@ func (n *fakeNode) Keys(ctx context.Context, prefix, after string, limit int) ([
 	return items, err
 }
 
-func (n *fakeNode) Publish(ctx context.Context, key string, value []byte, ttl time.Duration) error {
+func (n *fakeNode) Publish(ctx context.Context, key string, value []byte, ttl time.Duration, guard *mesh.Snapshot) error {
 	n.mu.Lock()
 	err := n.changeErr
-	n.published++
+	if err == nil && n.syncErr != nil { // there is no leader
+		err = n.syncErr
+	}
+	if err == nil {
+		n.published++
+	}
 	n.mu.Unlock()
 	if err != nil {
 		return err
 	}
-	_, err = n.keys.Apply(ctx, store.Batch{Ops: []store.Op{{Key: key, Value: value, TTL: ttl}}})
+	b := store.Batch{Ops: []store.Op{{Key: key, Value: value, TTL: ttl}}}
+	if guard != nil {
+		b.If = []store.Condition{registry.Unchanged(guard)}
+	}
+	_, err = n.keys.Apply(ctx, b)
 	return err
 }
 

@@ -21,6 +21,7 @@ import (
 	"net/url"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"connectrpc.com/connect"
@@ -219,6 +220,8 @@ type Gateway struct {
 	sockets  *slots   // WebSockets by identity
 	open     *tracker // WebSockets that are served
 	grants   *grants  // of streaming calls
+	// quiet is until when guarded calls are not tried, in Unix nanoseconds.
+	quiet atomic.Int64
 
 	// strangers bounds the records of callers without a right to be here.
 	strangers *rate.Limiter

@@ -4,6 +4,7 @@ package gateway
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/http"
@@ -15,6 +16,7 @@ import (
 
 	"github.com/meshgate/meshgate/gateway/api"
 	"github.com/meshgate/meshgate/node/mesh"
+	"github.com/meshgate/meshgate/node/store"
 	"github.com/meshgate/meshgate/proto/v1/v1connect"
 )
 
@@ -36,6 +38,9 @@ func (g interceptor) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc {
 		requestFrom(ctx).deadlines.read(time.Time{}) // the message is here
 		ctx, cancel := context.WithTimeout(ctx, unaryTimeout)
 		defer cancel()
+		if res, err, done := g.guarded(ctx, req, next); done {
+			return res, err
+		}
 		s, err := g.state(ctx, req.Spec(), req.Header())
 		if err != nil {
 			return nil, err
@@ -45,6 +50,32 @@ func (g interceptor) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc {
 		}
 		return next(api.WithState(ctx, s), req)
 	}
+}
+
+// contended is how long guarded calls are not tried after one of them was
+// refused because the mesh had changed: it may be changing all the time.
+const contended = time.Second
+
+// guarded makes a call whose rule is guarded by what this gateway knows. It is
+// not done when that does not allow it, or nothing was changed.
+func (g *Gateway) guarded(ctx context.Context, req connect.AnyRequest, next connect.UnaryFunc) (res connect.AnyResponse, err error, done bool) {
+	spec := req.Spec()
+	if !g.rules[spec.Procedure].guarded || g.cfg.Node.Snapshot() == nil || time.Now().UnixNano() < g.quiet.Load() {
+		return nil, nil, false
+	}
+	s, err := g.latest(ctx)
+	if err != nil || g.authorize(ctx, s, spec, req.Any()) != nil {
+		return nil, nil, false
+	}
+	res, err = next(api.WithGuard(ctx, s), req)
+	switch {
+	case errors.Is(err, store.ErrConflict):
+		g.quiet.Store(time.Now().Add(contended).UnixNano())
+		return nil, nil, false
+	case err == nil, ctx.Err() != nil, errors.Is(err, mesh.ErrUnavailable):
+		return res, err, true // it is done, or nobody knows, or there is no leader to be asked
+	}
+	return nil, nil, false
 }
 
 // WrapStreamingHandler implements connect.Interceptor.

@@ -46,6 +46,10 @@ type rule struct {
 	seated bool
 	// fresh says by which state the call is decided and answered.
 	fresh freshness
+	// guarded marks a call whose handler keeps to api.Guard: what this gateway
+	// knows is enough to allow it, since its change is refused when that is no
+	// longer so. Only what is not allowed, or not changed, asks for the rest.
+	guarded bool
 	// early marks a read that a gateway answers which has not entered the mesh
 	// since its start. Caller, rights and answer are then of one moment of the
 	// past: nobody is shown more than they might see at that moment. What opens
@@ -79,7 +83,7 @@ func newRules(openReflection bool) map[string]rule {
 
 		v1connect.StorageQueryServiceQueryProcedure:     {access: identified, needs: of(api.QueryActions), fresh: unlessStale, early: true},
 		v1connect.StorageQueryServiceSubscribeProcedure: {access: identified, needs: of(subscribe), fresh: unlessStale},
-		v1connect.StorageQueryServicePublishProcedure:   {access: identified, needs: of(publish), fresh: always},
+		v1connect.StorageQueryServicePublishProcedure:   {access: identified, needs: of(publish), fresh: always, guarded: true},
 
 		meshgatev1connect.WatchWatchMeshProcedure:        {access: identified, needs: readMesh, blind: true, early: true},
 		meshgatev1connect.EnrolmentGetChallengeProcedure: {access: identified, needs: of(challenge)},

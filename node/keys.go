@@ -63,13 +63,25 @@ func (k StoredKeys) Keys(ctx context.Context, prefix, after string, limit int) (
 	return items, nil
 }
 
-// Publish writes a key. A ttl of 0 is for ever.
-func (n *Node) Publish(ctx context.Context, key string, value []byte, ttl time.Duration) error {
+// Publish writes a key. A ttl of 0 is for ever. If guard is not nil, and the
+// registry is not as in guard any more, nothing is written and the error wraps
+// store.ErrConflict; and without a leader it waits no longer than Sync.
+func (n *Node) Publish(ctx context.Context, key string, value []byte, ttl time.Duration, guard *mesh.Snapshot) error {
 	if n.store == nil {
 		return errNoState
 	}
-	_, err := n.store.Apply(ctx, store.Batch{Ops: []store.Op{{Key: key, Value: value, TTL: ttl}}})
+	b := store.Batch{Ops: []store.Op{{Key: key, Value: value, TTL: ttl}}}
+	if guard != nil {
+		var cancel func()
+		ctx, cancel = context.WithTimeoutCause(ctx, syncTimeout, errNoLeader)
+		defer cancel()
+		b.If = []store.Condition{registry.Unchanged(guard)}
+	}
+	_, err := n.store.Apply(ctx, b)
 	if err != nil {
+		if errors.Is(context.Cause(ctx), errNoLeader) && !errors.Is(err, store.ErrUncertain) {
+			return errNoLeader
+		}
 		return fmt.Errorf("publish %q: %w", key, registry.Translate(err))
 	}
 	return nil

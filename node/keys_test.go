@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/meshgate/meshgate/node/mesh"
+	"github.com/meshgate/meshgate/node/registry"
 	"github.com/meshgate/meshgate/node/store"
 	"github.com/meshgate/meshgate/node/store/storetest"
 )
@@ -22,7 +23,7 @@ func TestKeys_WriteReadAndFollow(t *testing.T) {
 		n := &Node{store: storetest.New()}
 		publish := func(key, value string, ttl time.Duration) {
 			t.Helper()
-			if err := n.Publish(t.Context(), key, []byte(value), ttl); err != nil {
+			if err := n.Publish(t.Context(), key, []byte(value), ttl, nil); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -66,6 +67,59 @@ func TestKeys_WriteReadAndFollow(t *testing.T) {
 	})
 }
 
+// leaderless waits for a leader until the context ends.
+type leaderless struct {
+	store.Store
+	sent bool // the change is on its way
+}
+
+func (s leaderless) Apply(ctx context.Context, _ store.Batch) (uint64, error) {
+	<-ctx.Done()
+	if s.sent {
+		return 0, fmt.Errorf("%w: %w", ctx.Err(), store.ErrUncertain)
+	}
+	return 0, ctx.Err()
+}
+
+func TestPublish_KeepsToItsGuard(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := &Node{store: storetest.New()}
+		r := registry.New(n.store, nil)
+		ctx, stop := context.WithCancel(t.Context())
+		ended := make(chan error, 1)
+		go func() { ended <- r.Run(ctx) }()
+		defer func() { stop(); <-ended }()
+		<-r.Ready()
+		guard := r.Snapshot()
+		publish := func(value string) error { return n.Publish(t.Context(), "app", []byte(value), 0, guard) }
+		if err := errors.Join(publish("1"), publish("2")); err != nil {
+			t.Fatalf("while nothing changes: %v", err)
+		}
+		if _, err := r.Update(t.Context(), func(tx *registry.Tx) error { return tx.PutGroup(mesh.Group{Name: "g"}) }); err != nil {
+			t.Fatal(err)
+		}
+		if err := publish("3"); !errors.Is(err, store.ErrConflict) {
+			t.Errorf("after a change: %v, want ErrConflict", err)
+		}
+		if item, err := n.Key(t.Context(), "app"); err != nil || string(item.Value) != "2" {
+			t.Errorf("the key is %q, %v, want 2", item.Value, err)
+		}
+		guard = r.Snapshot()
+		if err := publish("4"); err != nil {
+			t.Errorf("with the new state: %v", err)
+		}
+		start := time.Now()
+		n.store = leaderless{}
+		if err := publish("5"); err != errNoLeader || time.Since(start) != syncTimeout {
+			t.Errorf("without a leader: %v after %v", err, time.Since(start))
+		}
+		n.store = leaderless{sent: true}
+		if err := publish("6"); !errors.Is(err, context.DeadlineExceeded) || errors.Is(err, errNoLeader) {
+			t.Errorf("an answer that does not come: %v, want an open outcome", err)
+		}
+	})
+}
+
 // broken answers everything with an error.
 type broken struct {
 	store.Store
@@ -92,7 +146,7 @@ func TestKeys_ErrorsOfTheStore(t *testing.T) {
 		_, key := n.Key(t.Context(), "a")
 		_, keys := n.Keys(t.Context(), "a", "", 1)
 		_, watch := n.WatchKeys(t.Context(), "a")
-		for _, err := range []error{key, keys, watch, n.Publish(t.Context(), "a", nil, 0), watchError(tt.store)} {
+		for _, err := range []error{key, keys, watch, n.Publish(t.Context(), "a", nil, 0, nil), watchError(tt.store)} {
 			if !errors.Is(err, tt.want) {
 				t.Errorf("%v: got %v, want %v", tt.store, err, tt.want)
 			}
@@ -105,7 +159,7 @@ func TestKeys_ErrorsOfTheStore(t *testing.T) {
 	_, key := n.Key(t.Context(), "a")
 	_, keys := n.Keys(t.Context(), "a", "", 1)
 	_, watch := n.WatchKeys(t.Context(), "a")
-	for _, err := range []error{key, keys, watch, n.Publish(t.Context(), "a", nil, 0)} {
+	for _, err := range []error{key, keys, watch, n.Publish(t.Context(), "a", nil, 0, nil)} {
 		if !errors.Is(err, mesh.ErrUnsupported) {
 			t.Errorf("a node without state: %v", err)
 		}

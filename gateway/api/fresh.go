@@ -32,6 +32,21 @@ func WithState(ctx context.Context, s *mesh.Snapshot) context.Context {
 	return context.WithValue(ctx, stateKey{}, s)
 }
 
+type guardKey struct{}
+
+// WithGuard is WithState for a state that need not be the newest: a change that
+// the call makes is refused, with an error that wraps store.ErrConflict, unless
+// it is the newest when the change is written.
+func WithGuard(ctx context.Context, s *mesh.Snapshot) context.Context {
+	return context.WithValue(WithState(ctx, s), guardKey{}, s)
+}
+
+// guard is the state of WithGuard; nil without one.
+func guard(ctx context.Context) *mesh.Snapshot {
+	s, _ := ctx.Value(guardKey{}).(*mesh.Snapshot)
+	return s
+}
+
 // current returns the state that a read is answered from: that of WithState,
 // else one that has all that was acknowledged before.
 func current(ctx context.Context, state State) (*mesh.Snapshot, error) {

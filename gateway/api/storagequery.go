@@ -47,8 +47,10 @@ type Keys interface {
 	// Keys returns the first items, limit of them or fewer, whose keys start
 	// with prefix and come after the key after.
 	Keys(ctx context.Context, prefix, after string, limit int) ([]mesh.Item, error)
-	// Publish writes a key. A ttl of 0 is for ever.
-	Publish(ctx context.Context, key string, value []byte, ttl time.Duration) error
+	// Publish writes a key. A ttl of 0 is for ever. If guard is not nil, and what
+	// the mesh is, is not as in guard any more, nothing is written and the error
+	// wraps store.ErrConflict.
+	Publish(ctx context.Context, key string, value []byte, ttl time.Duration, guard *mesh.Snapshot) error
 	// WatchKeys yields every change to keys that start with prefix, from the
 	// call on, and ends with an error.
 	WatchKeys(ctx context.Context, prefix string) (iter.Seq2[mesh.Item, error], error)
@@ -194,7 +196,7 @@ func (q *queryService) Publish(ctx context.Context, req *connect.Request[v1.Publ
 	if err != nil {
 		return nil, err
 	}
-	if err := q.keys.Publish(ctx, m.GetKey(), []byte(m.GetValue()), ttl); err != nil {
+	if err := q.keys.Publish(ctx, m.GetKey(), []byte(m.GetValue()), ttl, guard(ctx)); err != nil {
 		return nil, err
 	}
 	return connect.NewResponse(&v1.PublishResponse{}), nil

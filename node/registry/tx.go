@@ -253,11 +253,17 @@ func (tx *Tx) delete(key string) {
 	tx.ops = append(tx.ops, store.Op{Key: key, Delete: true})
 }
 
+// Unchanged is the condition that nobody has changed the registry after a
+// snapshot.
+func Unchanged(s *mesh.Snapshot) store.Condition {
+	return store.Condition{Key: keyRevision, Version: s.Revision}
+}
+
 // batch returns the change with its condition: that nobody else changed the
 // registry after the snapshot.
 func (tx *Tx) batch() store.Batch {
 	return store.Batch{
-		If:  []store.Condition{{Key: keyRevision, Version: tx.view.revision}},
+		If:  []store.Condition{Unchanged(tx.view.snapshot)},
 		Ops: append(slices.Clip(tx.ops), store.Op{Key: keyRevision}),
 	}
 }

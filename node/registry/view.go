@@ -18,8 +18,6 @@ import (
 // It is immutable.
 type view struct {
 	snapshot *mesh.Snapshot
-	// revision is the version of keyRevision; 0 before the first change.
-	revision uint64
 	// unreadable holds the keys whose values make no sense.
 	unreadable map[string]bool
 	// bound are the keys of purged nodes.
@@ -220,7 +218,6 @@ func (b *builder) view(version uint64) *view {
 			Groups:       b.groups.sorted(),
 			ACLs:         b.acls.sorted(),
 		},
-		revision:   b.revision,
 		unreadable: b.published,
 		bound:      b.bound.set,
 		superseded: make(chan struct{}),
