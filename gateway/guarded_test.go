@@ -5,8 +5,10 @@ package gateway
 import (
 	"context"
 	"errors"
+	"fmt"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"connectrpc.com/connect"
 
@@ -116,5 +118,29 @@ func TestPublish_AsksAtOnceAfterAConflict(t *testing.T) {
 	publish()
 	if got := n.asked.Load(); got != 2 {
 		t.Errorf("after the pause: the others were asked %d times, want 2", got)
+	}
+}
+
+// vagueNode writes, but does not know it.
+type vagueNode struct {
+	*stateNode
+	published atomic.Int32
+}
+
+func (n *vagueNode) Publish(context.Context, string, []byte, time.Duration, *mesh.Snapshot) error {
+	n.published.Add(1)
+	return fmt.Errorf("publish: %w: %w", store.ErrUncertain, context.DeadlineExceeded)
+}
+
+// What may have been written is not written again: others may have changed it
+// meanwhile.
+func TestPublish_IsNotRepeatedWhenNobodyKnows(t *testing.T) {
+	n := &vagueNode{stateNode: newStateNode(t)}
+	s := serve(t, func(c *Config) { c.Node = n })
+	if err := s.as(t, "admin", v1connect.StorageQueryServicePublishProcedure, &v1.PublishRequest{Key: "app", Value: "x"}); err == nil {
+		t.Error("no error")
+	}
+	if got := n.published.Load(); got != 1 {
+		t.Errorf("published %d times", got)
 	}
 }

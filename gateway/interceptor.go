@@ -57,7 +57,7 @@ func (g interceptor) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc {
 const contended = time.Second
 
 // guarded makes a call whose rule is guarded by what this gateway knows. It is
-// not done when that does not allow it, or nothing was changed.
+// not done when that does not allow it, or is not the newest.
 func (g *Gateway) guarded(ctx context.Context, req connect.AnyRequest, next connect.UnaryFunc) (res connect.AnyResponse, err error, done bool) {
 	spec := req.Spec()
 	if !g.rules[spec.Procedure].guarded || g.cfg.Node.Snapshot() == nil || time.Now().UnixNano() < g.quiet.Load() {
@@ -68,14 +68,11 @@ func (g *Gateway) guarded(ctx context.Context, req connect.AnyRequest, next conn
 		return nil, nil, false
 	}
 	res, err = next(api.WithGuard(ctx, s), req)
-	switch {
-	case errors.Is(err, store.ErrConflict):
+	if errors.Is(err, store.ErrConflict) { // nothing was written
 		g.quiet.Store(time.Now().Add(contended).UnixNano())
 		return nil, nil, false
-	case err == nil, ctx.Err() != nil, errors.Is(err, mesh.ErrUnavailable):
-		return res, err, true // it is done, or nobody knows, or there is no leader to be asked
 	}
-	return nil, nil, false
+	return res, err, true // also when nobody knows whether it was written: not twice
 }
 
 // WrapStreamingHandler implements connect.Interceptor.
