@@ -77,6 +77,17 @@ func (tr *traced) last(t *testing.T) (int, string) {
 	return len(lines) - 1, lines[len(lines)-1] // but for the one that says that they count
 }
 
+// outcomes is how often a node was there as a whole after a kill, and how often
+// not at all.
+type outcomes struct{ whole, none int }
+
+// both says whether kills came before the node was kept, and after.
+func (o outcomes) both() bool { return o.whole > 0 && o.none > 0 }
+
+// mostSurvivors is how many joins may come to their end before all kinds of kills
+// were seen.
+const mostSurvivors = 10
+
 // part is what there is of a node that joins with a route.
 type part struct{ node, edge, route bool }
 
@@ -126,8 +137,9 @@ func TestGatewayKilledAtEveryStepOfAJoin_WholeNodeOrNone(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { g.kill() })
-	outcomes := map[string]int{}
-	for step := 1; ; step++ {
+	var seen outcomes
+	survivors := 0
+	for step, try := 1, 1; ; step, try = step+1, try+1 {
 		g.kill()
 		tr := trace(t, g.dir, step, false, g.args...)
 		if err := g.run(ctx, tr.cmd); err != nil {
@@ -137,20 +149,24 @@ func TestGatewayKilledAtEveryStepOfAJoin_WholeNodeOrNone(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		id := fmt.Sprintf("node-%d", step)
+		id := fmt.Sprintf("node-%d", try)
 		p, err := g.public()
 		if err != nil {
 			t.Fatal(err)
 		}
 		tr.count(t)
-		request := &v1.JoinRequest{Id: id, PublicKey: key.Public().Encode(), AssignIpv4: true, Routes: []string{fmt.Sprintf("10.201.%d.0/24", step)}}
+		request := &v1.JoinRequest{Id: id, PublicKey: key.Public().Encode(), AssignIpv4: true, Routes: []string{fmt.Sprintf("10.201.%d.0/24", try)}}
 		limited, cancel := context.WithTimeout(ctx, readiness)
 		_, joined := p.Member().Join(limited, request, key)
 		cancel()
 		n, what := tr.last(t)
 		if joined == nil && n < step {
-			t.Logf("a join has %d steps; %v", n, outcomes)
-			break
+			t.Logf("a join has %d steps; %+v", n, seen)
+			if survivors++; seen.both() || survivors > mostSurvivors {
+				break
+			}
+			step = n - 1 // what is sent together is one step, and another time several
+			continue
 		}
 		if n < step {
 			t.Fatalf("a join failed at step %d, %s, although nobody was killed: %v", n, what, joined)
@@ -167,15 +183,15 @@ func TestGatewayKilledAtEveryStepOfAJoin_WholeNodeOrNone(t *testing.T) {
 		case err != nil:
 			t.Fatal(err)
 		case have.whole():
-			outcomes["whole"]++
+			seen.whole++
 		case have.none() && joined != nil:
-			outcomes["none"]++
+			seen.none++
 		default:
 			t.Errorf("killed at step %d, %s: there is %+v; the join said: %v", step, what, have, joined)
 		}
 	}
-	if outcomes["whole"] == 0 || outcomes["none"] == 0 {
-		t.Errorf("%v: it was never killed before the node was kept, or never after", outcomes)
+	if !seen.both() {
+		t.Errorf("%+v: it was never killed before the node was kept, or never after", seen)
 	}
 }
 
@@ -195,11 +211,12 @@ func TestNodeKilledAtEveryStepOfItsJoin_WholeNodeOrNone(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	outcomes := map[string]int{}
-	for step := 1; ; step++ {
-		id, dir := fmt.Sprintf("node-%d", step), t.TempDir()
+	var seen outcomes
+	survivors := 0
+	for step, try := 1, 1; ; step, try = step+1, try+1 {
+		id, dir := fmt.Sprintf("node-%d", try), t.TempDir()
 		args := []string{"join", l.URL, "--pin", l.Pin, "--token", l.Token, "--data-dir", dir, "--id", id,
-			"--routes", fmt.Sprintf("10.202.%d.0/24", step), "--wireguard.mode", "netstack", "--ice.listen", "127.0.0.1:0", "--output", "json"}
+			"--routes", fmt.Sprintf("10.202.%d.0/24", try), "--wireguard.mode", "netstack", "--ice.listen", "127.0.0.1:0", "--output", "json"}
 		tr := trace(t, dir, step, true, args...)
 		p, err := launch(tr.cmd)
 		if err != nil {
@@ -209,8 +226,12 @@ func TestNodeKilledAtEveryStepOfItsJoin_WholeNodeOrNone(t *testing.T) {
 		n, what := tr.last(t)
 		if err == nil && n < step {
 			p.kill()
-			t.Logf("a start has %d steps; %v", n, outcomes)
-			break
+			t.Logf("a start has %d steps; %+v", n, seen)
+			if survivors++; seen.both() || survivors > mostSurvivors {
+				break
+			}
+			step = n - 1 // what is sent together is one step, and another time several
+			continue
 		}
 		if n < step {
 			t.Fatalf("a start failed at step %d, %s, although nobody was killed: %v", n, what, err)
@@ -224,9 +245,9 @@ func TestNodeKilledAtEveryStepOfItsJoin_WholeNodeOrNone(t *testing.T) {
 		case err != nil:
 			t.Fatal(err)
 		case have.whole():
-			outcomes["whole"]++
+			seen.whole++
 		case have.none():
-			outcomes["none"]++
+			seen.none++
 		default:
 			t.Errorf("killed at step %d, %s: there is %+v", step, what, have)
 		}
@@ -242,7 +263,7 @@ func TestNodeKilledAtEveryStepOfItsJoin_WholeNodeOrNone(t *testing.T) {
 		}
 		again.kill()
 	}
-	if outcomes["whole"] == 0 || outcomes["none"] == 0 {
-		t.Errorf("%v: it was never killed before the node was kept, or never after", outcomes)
+	if !seen.both() {
+		t.Errorf("%+v: it was never killed before the node was kept, or never after", seen)
 	}
 }
