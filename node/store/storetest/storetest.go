@@ -19,7 +19,7 @@ import (
 )
 
 // patience ends a test that waits for something that does not come.
-const patience = 20 * time.Second
+const patience = 2 * time.Minute
 
 // Run checks that the stores made by open keep the contract of store.Store.
 // Each call of open returns a store without a key, closed when the test ends.
