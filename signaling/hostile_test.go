@@ -126,9 +126,9 @@ func TestInBand_HostileClientCostsBoundedMemory(t *testing.T) {
 	if n, least := left(), 8<<20-limit-64*bridge.MessageSize-2<<20; n < least {
 		t.Errorf("only %d bytes are left at the client, at least %d have no place", n, least)
 	}
-	if grown := heap() - before; grown > 24<<20 { // both ends are in this process
-		t.Errorf("the heap grew by %d bytes", grown)
-	}
+	// Both ends are in this process, and on a busy machine packets are on their way
+	// for a while.
+	eventually(t, "the heap has grown by no more than 24 MiB", func() bool { return heap()-before <= 24<<20 })
 	_ = p.Close() // and all of it goes
 	eventually(t, "the session is gone", func() bool { return len(s.Sessions()) == 0 })
 }
