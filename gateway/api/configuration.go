@@ -74,6 +74,19 @@ type peerMessages struct {
 	mu    sync.Mutex // guards the fields below
 	nodes mesh.Nodes // that were asked about last
 	forms map[mesh.NodeID][]form
+
+	// spare are buffers, *[]byte, for what is written before the next message is
+	// made.
+	spare sync.Pool
+}
+
+// buffer returns a buffer, empty, for the peers of a message. Whoever has sent the
+// message puts it back into spare.
+func (m *peerMessages) buffer() *[]byte {
+	if b, ok := m.spare.Get().(*[]byte); ok {
+		return b
+	}
+	return new([]byte)
 }
 
 // form is a peer and its message, encoded as one field of a list of peers.
@@ -82,8 +95,9 @@ type form struct {
 	raw  []byte
 }
 
-// message is the message of c, which follows s. A packed one has its peers encoded.
-func (m *peerMessages) message(s *mesh.Snapshot, c *configuration, packed bool) (*v1.PeerConfigurations, error) {
+// message is the message of c, which follows s. If buffer is not nil, the message
+// is packed: its peers are encoded there.
+func (m *peerMessages) message(s *mesh.Snapshot, c *configuration, buffer *[]byte) (*v1.PeerConfigurations, error) {
 	p := &v1.PeerConfigurations{
 		GatewayId:   string(c.gateway),
 		NetworkAcls: c.acls,
@@ -92,8 +106,8 @@ func (m *peerMessages) message(s *mesh.Snapshot, c *configuration, packed bool) 
 		Gateways:    c.gateways,
 		Revision:    c.revision,
 	}
-	if packed {
-		return p, m.pack(p, s, c.peers)
+	if buffer != nil {
+		return p, m.pack(p, s, c.peers, buffer)
 	}
 	p.Peers = peersToProto(c.peers)
 	return p, nil
@@ -102,22 +116,21 @@ func (m *peerMessages) message(s *mesh.Snapshot, c *configuration, packed bool) 
 // pack puts the peers of a plan for s into a message with a field "peers",
 // encoded. The message has them as if it did not know the field, and is written
 // with them as they are: its reader finds nothing unusual. It is for binary
-// encodings only.
-func (m *peerMessages) pack(into proto.Message, s *mesh.Snapshot, peers []mesh.Peer) error {
-	raw, err := m.encode(s, peers)
-	if err != nil {
+// encodings only. The message needs what is in buffer until it is written.
+func (m *peerMessages) pack(into proto.Message, s *mesh.Snapshot, peers []mesh.Peer, buffer *[]byte) (err error) {
+	if *buffer, err = m.encode((*buffer)[:0], s, peers); err != nil {
 		return err
 	}
-	into.ProtoReflect().SetUnknown(raw)
+	into.ProtoReflect().SetUnknown(*buffer)
 	return nil
 }
 
-// encode returns the fields of peers.
-func (m *peerMessages) encode(s *mesh.Snapshot, peers []mesh.Peer) ([]byte, error) {
+// encode appends the fields of peers to raw.
+func (m *peerMessages) encode(raw []byte, s *mesh.Snapshot, peers []mesh.Peer) ([]byte, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.followLocked(s)
-	raw := make([]byte, 0, sizeHint*len(peers))
+	raw = slices.Grow(raw, sizeHint*len(peers))
 	for i := range peers {
 		one, err := m.formLocked(&peers[i])
 		if err != nil {

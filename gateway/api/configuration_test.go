@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/netip"
 	"slices"
+	"sync"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -65,12 +66,13 @@ func TestPeerMessages_ReadAsTheyAre(t *testing.T) {
 	s, peers := wirePeers(t, 12)
 	c := &configuration{gateway: "gw", revision: 7, peers: peers, dns: []string{"10.9.0.1:53"}, acls: []*v1.NetworkACL{{Name: "all"}}}
 	var m peerMessages
+	buffer := m.buffer()
 	for range 2 { // the second time they are known
-		plain, err := m.message(s, c, false)
+		plain, err := m.message(s, c, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
-		packed, err := m.message(s, c, true)
+		packed, err := m.message(s, c, buffer)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -82,7 +84,7 @@ func TestPeerMessages_ReadAsTheyAre(t *testing.T) {
 			t.Errorf("%s%d unknown bytes", diff, len(got.ProtoReflect().GetUnknown()))
 		}
 		answer := &v1.JoinResponse{GatewayId: "gw"}
-		if err := m.pack(answer, s, peers); err != nil {
+		if err := m.pack(answer, s, peers, new([]byte)); err != nil {
 			t.Fatal(err)
 		}
 		want := &v1.JoinResponse{GatewayId: "gw", Peers: plain.GetPeers()}
@@ -124,7 +126,7 @@ func TestPeerMessages_FollowEachPartOfAPeer(t *testing.T) {
 	for _, from := range forms { // forth and back between any two
 		for _, to := range forms {
 			for _, p := range []mesh.Peer{from, to} {
-				packed, err := m.message(s, &configuration{peers: []mesh.Peer{p}}, true)
+				packed, err := m.message(s, &configuration{peers: []mesh.Peer{p}}, m.buffer())
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -143,7 +145,7 @@ func TestPeerMessages_FollowEachPartOfAPeer(t *testing.T) {
 func TestPeerMessages_KeepLittle(t *testing.T) {
 	s, peers := wirePeers(t, 8)
 	var m peerMessages
-	if _, err := m.encode(s, peers); err != nil {
+	if _, err := m.encode(nil, s, peers); err != nil {
 		t.Fatal(err)
 	}
 	if len(m.forms) != 6 { // two of the eight have long lists
@@ -151,7 +153,7 @@ func TestPeerMessages_KeepLittle(t *testing.T) {
 	}
 	fewer := *s
 	fewer.Nodes = s.Nodes.Without("n000").Without("n001")
-	if _, err := m.encode(&fewer, peers[2:3]); err != nil {
+	if _, err := m.encode(nil, &fewer, peers[2:3]); err != nil {
 		t.Fatal(err)
 	}
 	if len(m.forms) != 4 || m.forms["n000"] != nil {
@@ -218,4 +220,45 @@ func TestPacks(t *testing.T) {
 	if packs(nil) {
 		t.Error("a request without a header")
 	}
+}
+
+// planned is a State with a plan of its own for each node.
+type planned struct {
+	*fake
+	peers map[mesh.NodeID][]mesh.Peer
+}
+
+func (p *planned) Plan(s *mesh.Snapshot, id mesh.NodeID) (mesh.Plan, error) {
+	return mesh.Plan{Self: s.Node(id), Peers: p.peers[id]}, nil
+}
+
+// Subscribers share messages and buffers, and each gets its own peers.
+func TestSubscriber_EachGetsItsOwnPeers(t *testing.T) {
+	s, peers := wirePeers(t, 24)
+	f := testFake(t)
+	f.snap = s
+	p := &planned{fake: f, peers: map[mesh.NodeID][]mesh.Peer{}}
+	for i := range peers {
+		p.peers[peers[i].Node.ID] = append(slices.Clone(peers[:i]), peers[i+1:]...)[i%3 : 12+i%9]
+	}
+	m := &membershipService{state: p, members: f}
+	var wg sync.WaitGroup
+	for id := range p.peers {
+		wg.Go(func() {
+			want := &v1.PeerConfigurations{GatewayId: "gw", Peers: peersToProto(p.peers[id])}
+			for range 5 {
+				b := &subscriber{service: m, id: id, packed: true}
+				err := b.tell(t.Context(), s, func(c *v1.PeerConfigurations) error {
+					if got := read(t, c); !proto.Equal(&v1.PeerConfigurations{GatewayId: "gw", Peers: got.GetPeers()}, want) {
+						t.Errorf("%s got %v, want %v", id, got.GetPeers(), want.GetPeers())
+					}
+					return nil
+				})
+				if err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	wg.Wait()
 }

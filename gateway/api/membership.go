@@ -77,7 +77,7 @@ func (m *membershipService) answer(s *mesh.Snapshot, id mesh.NodeID, packed bool
 	}
 	if !packed {
 		answer.Peers = peersToProto(c.peers)
-	} else if err := m.peers.pack(answer, s, c.peers); err != nil {
+	} else if err := m.peers.pack(answer, s, c.peers, new([]byte)); err != nil {
 		return nil, err
 	}
 	return connect.NewResponse(answer), nil

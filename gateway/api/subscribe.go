@@ -115,7 +115,12 @@ func (b *subscriber) tell(ctx context.Context, s *mesh.Snapshot, send func(*v1.P
 	if err != nil || c.same(b.sent) {
 		return err
 	}
-	m, err := b.service.peers.message(s, c, b.packed)
+	var buffer *[]byte
+	if b.packed {
+		buffer = b.service.peers.buffer()
+		defer b.service.peers.spare.Put(buffer)
+	}
+	m, err := b.service.peers.message(s, c, buffer)
 	if err != nil {
 		return err
 	}
