@@ -57,7 +57,8 @@ func (g interceptor) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc {
 const contended = time.Second
 
 // guarded makes a call whose rule is guarded by what this gateway knows. It is
-// not done when that does not allow it, or is not the newest.
+// not done, and nothing was written, when that does not allow it, or is not the
+// newest, or when the call makes no sense.
 func (g *Gateway) guarded(ctx context.Context, req connect.AnyRequest, next connect.UnaryFunc) (res connect.AnyResponse, err error, done bool) {
 	spec := req.Spec()
 	if !g.rules[spec.Procedure].guarded || g.cfg.Node.Snapshot() == nil || time.Now().UnixNano() < g.quiet.Load() {
@@ -68,11 +69,16 @@ func (g *Gateway) guarded(ctx context.Context, req connect.AnyRequest, next conn
 		return nil, nil, false
 	}
 	res, err = next(api.WithGuard(ctx, s), req)
-	if errors.Is(err, store.ErrConflict) { // nothing was written
+	switch {
+	case errors.Is(err, store.ErrUncertain):
+		return res, err, true // it may be written: not twice
+	case errors.Is(err, store.ErrConflict):
 		g.quiet.Store(time.Now().Add(contended).UnixNano())
 		return nil, nil, false
+	case errors.Is(err, mesh.ErrInvalid):
+		return nil, nil, false // nothing was written, and without a leader that is what counts
 	}
-	return res, err, true // also when nobody knows whether it was written: not twice
+	return res, err, true
 }
 
 // WrapStreamingHandler implements connect.Interceptor.
