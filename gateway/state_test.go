@@ -61,7 +61,7 @@ func newStateNode(t testing.TB) *stateNode {
 		n.keys.Close()
 	})
 	var err error
-	if n.objects, err = admin.New(n.registry, nil); err != nil {
+	if n.objects, err = admin.New(n.registry, nil, nil); err != nil {
 		t.Fatal(err)
 	}
 	if err := n.registry.Bootstrap(t.Context(), registry.Bootstrap{Self: mesh.Node{

@@ -52,6 +52,10 @@ type Hold struct {
 	// never makes it: it waits until the store holds its record, however long
 	// that takes.
 	Joined bool
+	// Replicas returns the addresses, "host:port", at which the gateways keep the
+	// state together: no route may lead there. Names are not looked up. Nil: this
+	// node keeps it alone.
+	Replicas func() []string
 	// Purge says which members are removed because they are gone.
 	Purge Purge
 	// StaticIPv4 are the addresses of nodes that must have a certain one.
@@ -74,12 +78,13 @@ type holder struct {
 func newHolder(n *Node, cfg Hold) (*holder, error) {
 	r := registry.New(cfg.Store, n.cfg.Logger)
 	members, err := member.New(member.Config{
-		Registry: r, Self: n.cfg.ID, StaticIPv4: cfg.StaticIPv4, AllowUnproven: cfg.AllowUnprovenJoins, Logger: n.cfg.Logger,
+		Registry: r, Self: n.cfg.ID, StaticIPv4: cfg.StaticIPv4, AllowUnproven: cfg.AllowUnprovenJoins,
+		Replicas: cfg.replicas, Logger: n.cfg.Logger,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("make membership: %w", err)
 	}
-	objects, err := admin.New(r, n.cfg.Logger)
+	objects, err := admin.New(r, cfg.replicas, n.cfg.Logger)
 	if err != nil {
 		return nil, fmt.Errorf("make objects: %w", err)
 	}

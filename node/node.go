@@ -205,6 +205,9 @@ func New(cfg Config) (_ *Node, err error) {
 	if cfg.Mode == wg.ModeTUN {
 		n.host = hostnet.New(cfg.Logger)
 	}
+	if err := n.registerLeftOut(); err != nil {
+		return nil, err
+	}
 	if n.peers, err = peer.New(peer.Config{Dial: n.DialContext}); err != nil {
 		return nil, err
 	}
@@ -306,7 +309,7 @@ func (n *Node) apply(ctx context.Context, s *mesh.Snapshot) error {
 func (n *Node) setHost(ctx context.Context, plan *mesh.Plan) error {
 	err := n.host.Set(ctx, hostnet.Config{
 		Interface: n.device.Name(), MTU: cmp.Or(n.cfg.MTU, defaultMTU),
-		Addresses: addresses(plan.Self), Routes: plan.Routes, Forward: n.members != nil,
+		Addresses: addresses(plan.Self), Routes: plan.Routes, Outside: n.outside(plan), Forward: n.members != nil,
 	})
 	if err != nil {
 		return fmt.Errorf("set host network: %w", err)

@@ -73,7 +73,7 @@ func (p *gatewayProcess) openNode(ctx context.Context) error {
 		ID: id, Key: key, Mode: mode, InterfaceName: c.wgInterface, ListenPort: c.wgPort, MTU: c.wgMTU,
 		PrimaryEndpoint: p.address.String(), API: api, Features: features, Expose: exposed, Routes: routes,
 		Hold: &node.Hold{
-			Store: p.store, CloseStore: p.store.Close, Admin: c.admin,
+			Store: p.store, CloseStore: p.store.Close, Replicas: p.store.Addresses, Admin: c.admin,
 			Domain: strings.TrimSuffix(c.meshDomain, ".") + ".", IPv4: netip.MustParsePrefix(c.meshIPv4),
 			AcceptByDefault: c.policy == "accept", AllowUnprovenJoins: c.allowUnproven, StaticIPv4: static,
 			Joined: p.cluster.joined(), Purge: p.purge(),

@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 
 	"github.com/meshgate/meshgate/node/mesh"
 	"github.com/meshgate/meshgate/node/registry"
@@ -25,18 +26,24 @@ import (
 // what others depend on, and for a change that would lock everybody out.
 type Objects struct {
 	registry *registry.Registry
+	replicas func() []netip.Addr
 	log      *slog.Logger
 }
 
-// New makes Objects over r, which is required. A nil logger discards logs.
-func New(r *registry.Registry, logger *slog.Logger) (*Objects, error) {
+// New makes Objects over r, which is required. The addresses of replicas, at
+// which gateways keep the state together, are in no route; nil: there is one
+// gateway only. A nil logger discards logs.
+func New(r *registry.Registry, replicas func() []netip.Addr, logger *slog.Logger) (*Objects, error) {
 	if r == nil {
 		return nil, errors.New("admin: the registry is required")
 	}
 	if logger == nil {
 		logger = slog.New(slog.DiscardHandler)
 	}
-	return &Objects{registry: r, log: logger.With("component", "admin")}, nil
+	if replicas == nil {
+		replicas = func() []netip.Addr { return nil }
+	}
+	return &Objects{registry: r, replicas: replicas, log: logger.With("component", "admin")}, nil
 }
 
 // Change makes c happen and returns a snapshot that has it. An object that is
@@ -47,6 +54,11 @@ func (o *Objects) Change(ctx context.Context, c mesh.Change) (*mesh.Snapshot, er
 		before = tx.Snapshot().Version
 		if err := check(tx.Snapshot(), c); err != nil {
 			return err
+		}
+		if c.Route != nil && !c.Delete {
+			if err := checkOutside(tx.Snapshot(), c.Route, o.replicas()); err != nil {
+				return err
+			}
 		}
 		return write(tx, c)
 	})

@@ -45,11 +45,12 @@ func worldOver(t testing.TB, s store.Store) world {
 			t.Error(err)
 		}
 	})
-	o, err := New(r, nil)
+	replicas := func() []netip.Addr { return []netip.Addr{netip.MustParseAddr("10.64.0.5")} }
+	o, err := New(r, replicas, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := r.Bootstrap(t.Context(), registry.Bootstrap{Self: mesh.Node{ID: "gw", PublicKey: key(t)}}); err != nil {
+	if err := r.Bootstrap(t.Context(), registry.Bootstrap{Self: mesh.Node{ID: "gw", PublicKey: key(t), PrimaryEndpoint: "198.18.77.1"}}); err != nil {
 		t.Fatal(err)
 	}
 	w := world{Objects: o, registry: r, t: t}
@@ -251,6 +252,9 @@ func TestChange_Refuses(t *testing.T) {
 		{"route to loopback", to("127.0.0.0/8"), mesh.ErrInvalid, "loopback"},
 		{"route to metadata", to("169.254.169.254/32"), mesh.ErrInvalid, "link-local"},
 		{"route to itself twice", to("10.1.0.0/16", "10.1.2.0/24"), mesh.ErrInvalid, "overlap"},
+		{"route to a gateway", to("198.18.77.1/32"), mesh.ErrInvalid, `198.18.77.1/32 holds 198.18.77.1, at which node "gw"`},
+		{"route around a gateway", to("198.18.0.0/16"), mesh.ErrInvalid, "into the tunnel"},
+		{"route around a replica", to("10.64.0.0/10"), mesh.ErrInvalid, "10.64.0.0/10 holds 10.64.0.5"},
 		{"route of somebody else", to("10.9.1.0/24"), mesh.ErrExists, `route "lab", which "b" offers`},
 
 		{"edge to an absent node", mesh.Change{Edge: &mesh.Edge{Source: "a", Target: "zz"}}, mesh.ErrPrecondition, `target: there is no node "zz"`},
@@ -308,7 +312,7 @@ func TestChange_ErrorsOfTheStore(t *testing.T) {
 	if _, err := w.Change(ctx, mesh.Change{Role: reader()}); !errors.Is(err, context.Canceled) {
 		t.Errorf("cancelled: %v", err)
 	}
-	if _, err := New(nil, nil); err == nil {
+	if _, err := New(nil, nil, nil); err == nil {
 		t.Error("made without a registry")
 	}
 }

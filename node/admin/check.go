@@ -232,6 +232,16 @@ func checkRoute(s *mesh.Snapshot, r *mesh.Route) error {
 	return nil
 }
 
+// checkOutside refuses a route that holds an address on which the mesh runs.
+func checkOutside(s *mesh.Snapshot, r *mesh.Route, replicas []netip.Addr) error {
+	for _, p := range r.Destinations {
+		if err := s.CheckOutside(p, nil, replicas); err != nil {
+			return fmt.Errorf("destination_cidrs: %w", err)
+		}
+	}
+	return nil
+}
+
 func checkDestination(s *mesh.Snapshot, r *mesh.Route, i int, p netip.Prefix) error {
 	switch {
 	case mesh.TooWide(p):

@@ -25,10 +25,14 @@ type Config struct {
 	MTU int
 	// Addresses with the length of the network that is on the link.
 	Addresses []netip.Prefix
-	// Routes are networks to reach through the interface. Default routes are
-	// left out, since the packets of the tunnel itself would follow them; so
-	// are networks that the host already reaches in another way. Both are logged.
+	// Routes are networks to reach through the interface. Default routes and
+	// networks that hold an address of Outside are left out, since the packets of
+	// the tunnel itself would follow them; so are networks that the host already
+	// reaches in another way. They are logged, and counted by LeftOut.
 	Routes []netip.Prefix
+	// Outside are addresses that must stay outside of the tunnel, without zones:
+	// the tunnel runs on them.
+	Outside []netip.Addr
 	// Forward lets the host send packets that came in through the interface on
 	// to others, as a hub does. Kernels before Linux 6.17 can allow that for
 	// IPv6 only on all interfaces at once.

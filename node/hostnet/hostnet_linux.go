@@ -30,7 +30,7 @@ type record struct {
 	mtu               int
 	addresses, routes []netip.Prefix
 	settings          []setting
-	// refused are routes that were left out, so that each is logged once.
+	// refused are the routes that are left out, each logged once.
 	refused []netip.Prefix
 }
 
@@ -165,12 +165,20 @@ func (h *Host) setRoutes(nl *netlink.Handle, link netlink.Link, c *Config) error
 	if err != nil {
 		return err
 	}
+	refused := h.done.refused
+	h.done.refused = nil
+	wanted := make(map[netip.Prefix]bool, len(c.Routes))
 	for _, p := range c.Routes {
-		if slices.Contains(present, p) {
+		has := slices.Contains(present, p)
+		why := c.danger(p)
+		if why == "" && !has && slices.Contains(elsewhere, p) {
+			why = "the host has another"
+		}
+		if why != "" {
+			h.refuse(p, why, slices.Contains(refused, p))
 			continue
 		}
-		if mesh.TooWide(p) || slices.Contains(elsewhere, p) {
-			h.refuse(p)
+		if wanted[p] = true; has {
 			continue
 		}
 		if err := nl.RouteAdd(route(link, p)); err != nil {
@@ -178,10 +186,9 @@ func (h *Host) setRoutes(nl *netlink.Handle, link netlink.Link, c *Config) error
 		}
 		h.told(slices.Contains(h.done.routes, p), "route", p)
 		h.done.routes = with(h.done.routes, p)
-		h.done.refused = less(h.done.refused, p)
 	}
 	for _, p := range slices.Clone(h.done.routes) {
-		if slices.Contains(c.Routes, p) {
+		if wanted[p] {
 			continue
 		}
 		if err := gone(nl.RouteDel(route(link, p))); err != nil {
@@ -192,11 +199,30 @@ func (h *Host) setRoutes(nl *netlink.Handle, link netlink.Link, c *Config) error
 	return nil
 }
 
-// refuse logs, once, that a route is left out.
-func (h *Host) refuse(p netip.Prefix) {
-	if !slices.Contains(h.done.refused, p) {
-		h.done.refused = append(h.done.refused, p)
-		h.logger.Warn("route left out: it leads to everything, or to much of it, or the host has another", "addr", p)
+// danger says why a route must not be there, whatever else the host has; empty
+// if it may.
+func (c *Config) danger(p netip.Prefix) string {
+	if mesh.TooWide(p) {
+		return "it leads to everything, or to much of it"
+	}
+	if i := slices.IndexFunc(c.Outside, p.Contains); i >= 0 {
+		return "it holds " + c.Outside[i].String() + ", on which the tunnel itself runs"
+	}
+	return ""
+}
+
+// LeftOut is how many routes of the latest Config were left out.
+func (h *Host) LeftOut() int {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return len(h.done.refused)
+}
+
+// refuse notes that a route is left out, and logs it unless that was said before.
+func (h *Host) refuse(p netip.Prefix, why string, said bool) {
+	h.done.refused = with(h.done.refused, p)
+	if !said {
+		h.logger.Warn("route left out", "addr", p, "reason", why)
 	}
 }
 

@@ -252,6 +252,32 @@ func TestSet_LeavesOutDangerousRoutes(t *testing.T) {
 	}
 }
 
+// A route that was put before the tunnel ran on an address in it gives way, and
+// comes back.
+func TestSet_KeepsTheTunnelOutOfItself(t *testing.T) {
+	k := newHost(t)
+	var log bytes.Buffer
+	h := New(slog.New(slog.NewTextHandler(&log, nil)))
+	c := Config{Routes: prefixes("10.0.0.0/8", "198.18.77.1/32", "fd77::/64", "172.16.0.0/12")}
+	set(t, h, c)
+	if n := h.LeftOut(); n != 0 {
+		t.Errorf("%d left out of harmless routes", n)
+	}
+	c.Outside = []netip.Addr{netip.MustParseAddr("198.18.77.1"), netip.MustParseAddr("10.2.3.4"), netip.MustParseAddr("fd77::9"), netip.MustParseAddr("203.0.113.1")}
+	set(t, h, c)
+	set(t, h, c)
+	k.want("interface", state{Up: true, MTU: 1500, Addresses: []string{}, Routes: []string{"172.16.0.0/12"}})
+	if n := h.LeftOut(); n != 3 || strings.Count(log.String(), "on which the tunnel itself runs") != 3 {
+		t.Errorf("%d left out, want 3, each logged once:\n%s", n, &log)
+	}
+	c.Outside = nil
+	set(t, h, c)
+	k.want("without", state{Up: true, MTU: 1500, Addresses: []string{}, Routes: []string{"10.0.0.0/8", "172.16.0.0/12", "198.18.77.1/32", "fd77::/64"}})
+	if n := h.LeftOut(); n != 0 {
+		t.Errorf("%d left out afterwards", n)
+	}
+}
+
 func TestSet_Forwarding(t *testing.T) {
 	k, h := newHost(t), New(nil)
 	const v4 = "ipv4/conf/mesh0/forwarding"

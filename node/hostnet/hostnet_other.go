@@ -21,6 +21,9 @@ func (*Host) Set(_ context.Context, c Config) error {
 	return mesh.ErrUnsupported
 }
 
+// LeftOut is 0.
+func (*Host) LeftOut() int { return 0 }
+
 // Changes returns an error that wraps mesh.ErrUnsupported.
 func (*Host) Changes(context.Context) (<-chan struct{}, error) { return nil, mesh.ErrUnsupported }
 

@@ -33,6 +33,9 @@ func (m *Members) Declare(ctx context.Context, n mesh.Node, routes []netip.Prefi
 		if err := checkRoutes(s, n.ID, routes); err != nil {
 			return err
 		}
+		if err := m.checkOutside(s, &n, routes, true); err != nil {
+			return err
+		}
 		now := n
 		now.PublicKey, now.IPv4, now.IPv6, now.JoinedAt = old.PublicKey, old.IPv4, old.IPv6, old.JoinedAt
 		if err := tx.PutNode(&now); err != nil {

@@ -41,6 +41,9 @@ type Config struct {
 	// AllowUnproven lets nodes join that do not prove that they hold their key,
 	// as v1 nodes do not.
 	AllowUnproven bool
+	// Replicas returns the addresses at which gateways keep the state together,
+	// which no route may hold; nil: there is one gateway only.
+	Replicas func() []netip.Addr
 	// Logger is told who joins and leaves; nil discards.
 	Logger *slog.Logger
 }
@@ -57,6 +60,7 @@ type Members struct {
 	self     mesh.NodeID
 	pool     *ipam.Pool
 	unproven bool
+	replicas func() []netip.Addr
 	log      *slog.Logger
 }
 
@@ -68,11 +72,17 @@ func New(cfg Config) (*Members, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
+	if cfg.Replicas == nil {
+		cfg.Replicas = func() []netip.Addr { return nil }
+	}
 	pool, err := ipam.New(cfg.StaticIPv4)
 	if err != nil {
 		return nil, fmt.Errorf("member: %w", err)
 	}
-	return &Members{registry: cfg.Registry, self: cfg.Self, pool: pool, unproven: cfg.AllowUnproven, log: cfg.Logger.With("component", "member")}, nil
+	return &Members{
+		registry: cfg.Registry, self: cfg.Self, pool: pool, unproven: cfg.AllowUnproven, replicas: cfg.Replicas,
+		log: cfg.Logger.With("component", "member"),
+	}, nil
 }
 
 // Join makes a node a member: its record, addresses, edges and routes are one
@@ -118,6 +128,9 @@ func (m *Members) join(tx *registry.Tx, r mesh.JoinRequest) error {
 		return err
 	}
 	if err := checkRoutes(s, r.Node.ID, r.Routes); err != nil {
+		return err
+	}
+	if err := m.checkOutside(s, &r.Node, r.Routes, true); err != nil {
 		return err
 	}
 	n := r.Node
@@ -269,6 +282,9 @@ func (m *Members) Update(ctx context.Context, r mesh.UpdateRequest) error {
 			return err
 		}
 		n := updated(*old, r)
+		if err := m.checkOutside(s, &n, r.Routes, len(r.Routes) > 0); err != nil {
+			return err
+		}
 		if err := tx.PutNode(&n); err != nil {
 			return err
 		}

@@ -192,6 +192,17 @@ func (s *Store) Seats() []string {
 	return ids
 }
 
+// Addresses are where those that have a part in the storage dial each other, as
+// "host:port", by the latest configuration. It does not wait.
+func (s *Store) Addresses() []string {
+	servers := s.servers()
+	list := make([]string, len(servers))
+	for i, server := range servers {
+		list[i] = string(server.Address)
+	}
+	return list
+}
+
 // servers returns the latest configuration, which may not be committed yet;
 // empty while there is none.
 func (s *Store) servers() []raft.Server {

@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package node
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/meshgate/meshgate/node/mesh"
+)
+
+// replicas are the addresses of Replicas that are no names.
+func (h *Hold) replicas() []netip.Addr {
+	if h == nil || h.Replicas == nil {
+		return nil
+	}
+	var list []netip.Addr
+	for _, at := range h.Replicas() {
+		if addr, ok := addrOf(at); ok {
+			list = append(list, addr)
+		}
+	}
+	return list
+}
+
+// addrOf returns the address of a "host:port" whose host is one.
+func addrOf(at string) (netip.Addr, bool) {
+	host, _, err := net.SplitHostPort(at)
+	if err != nil {
+		return netip.Addr{}, false
+	}
+	addr, err := netip.ParseAddr(host)
+	return addr.Unmap().WithZone(""), err == nil
+}
+
+// registerLeftOut registers the metric about routes that the host does not get.
+func (n *Node) registerLeftOut() error {
+	if n.cfg.Registerer == nil {
+		return nil
+	}
+	err := n.cfg.Registerer.Register(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "meshgate_host_routes_left_out",
+		Help: "Routes of the mesh that the host's routing table does not get, since the tunnel itself runs on an address in them, they are too wide, or the host has another route there.",
+	}, func() float64 {
+		if n.host == nil {
+			return 0
+		}
+		return float64(n.host.LeftOut())
+	}))
+	if err != nil {
+		return fmt.Errorf("register metrics: %w", err)
+	}
+	return nil
+}
+
+// outside are the addresses on which the tunnel and the state of the mesh run:
+// of the replicas, of the gateways, and those at which plan has peers.
+func (n *Node) outside(plan *mesh.Plan) []netip.Addr {
+	list := append(n.cfg.Hold.replicas(), plan.Self.Outside()...)
+	for _, p := range plan.Peers {
+		if addr, ok := addrOf(p.Endpoint); ok {
+			list = append(list, addr)
+		}
+		if p.Node.HoldsState() {
+			list = append(list, p.Node.Outside()...)
+		}
+	}
+	return list
+}

@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package node
+
+import (
+	"net/netip"
+	"slices"
+	"testing"
+
+	"github.com/meshgate/meshgate/node/mesh"
+	v1 "github.com/meshgate/meshgate/proto/v1"
+)
+
+// What the tunnel and the replicas run on is told to the host, and nothing that a
+// peer only says of itself.
+func TestOutside(t *testing.T) {
+	at := func(list ...string) []netip.AddrPort {
+		var out []netip.AddrPort
+		for _, e := range list {
+			out = append(out, netip.MustParseAddrPort(e))
+		}
+		return out
+	}
+	n := &Node{cfg: Config{Hold: &Hold{Replicas: func() []string { return []string{"10.0.0.5:7000", "gw2.example.com:7000", "[::ffff:10.0.1.5]:7000"} }}}}
+	plan := &mesh.Plan{
+		Self: &mesh.Node{PrimaryEndpoint: "198.18.77.1", WireGuardEndpoints: at("198.18.77.1:51820")},
+		Peers: []mesh.Peer{
+			{Endpoint: "198.18.80.1:51820", Node: &mesh.Node{WireGuardEndpoints: at("198.18.80.1:51820", "10.9.0.1:51820")}},
+			{Endpoint: "name.example.com:51820", Node: &mesh.Node{PrimaryEndpoint: "name.example.com"}},
+			{Node: &mesh.Node{PrimaryEndpoint: "198.18.77.2", Features: []mesh.Feature{{Kind: v1.Feature_MEMBERSHIP, Port: 443}}}},
+			{Node: &mesh.Node{}},
+		},
+	}
+	var got []string
+	for _, addr := range n.outside(plan) {
+		got = append(got, addr.String())
+	}
+	slices.Sort(got)
+	want := []string{"10.0.0.5", "10.0.1.5", "198.18.77.1", "198.18.77.2", "198.18.80.1"}
+	if got = slices.Compact(got); !slices.Equal(got, want) {
+		t.Errorf("got %v, want %v", got, want)
+	}
+	n.cfg.Hold = nil // a node behind a gateway
+	if len(n.outside(&mesh.Plan{Self: &mesh.Node{}})) != 0 {
+		t.Error("a node behind a gateway has replicas")
+	}
+}
