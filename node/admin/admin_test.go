@@ -224,6 +224,7 @@ func TestChange_Refuses(t *testing.T) {
 		{"group of an absent group", mesh.Change{Group: &mesh.Group{Name: "g", Subjects: []mesh.Subject{inGroup("absent")}}}, mesh.ErrPrecondition, "absent"},
 		{"group of itself", mesh.Change{Group: &mesh.Group{Name: "g", Subjects: []mesh.Subject{inGroup("g")}}}, mesh.ErrInvalid, "hold itself"},
 		{"group of itself, in a circle", mesh.Change{Group: &mesh.Group{Name: "staff", Subjects: []mesh.Subject{user("x"), inGroup("outer")}}}, mesh.ErrInvalid, "hold itself"},
+		{"group of a node that would stand for much", mesh.Change{Group: &mesh.Group{Name: "wide", Subjects: []mesh.Subject{inGroup("staff"), {Type: v1.SubjectType_SUBJECT_NODE, Name: "b"}}}}, mesh.ErrInvalid, `subjects: node "b": `},
 		{"group that an ACL names", mesh.Change{Group: &mesh.Group{Name: "outer"}, Delete: true}, mesh.ErrPrecondition, `network ACL "block"`},
 		{"voters gone", mesh.Change{Group: &mesh.Group{Name: "voters"}, Delete: true}, mesh.ErrPrecondition, "voters"},
 
@@ -246,7 +247,7 @@ func TestChange_Refuses(t *testing.T) {
 		{"route to all of IPv6", to("::/0"), mesh.ErrInvalid, "all traffic"},
 		{"route to half of everything", to("128.0.0.0/1"), mesh.ErrInvalid, "all traffic"},
 		{"route to the Internet of IPv6", to("2000::/3"), mesh.ErrInvalid, "all traffic"},
-		{"route to much in parts", to(networks8(17)...), mesh.ErrInvalid, "too many addresses"},
+		{"route to much in parts", to(networks8(20, 17)...), mesh.ErrInvalid, "too many addresses"},
 		{"route into the mesh", to("172.16.5.0/24"), mesh.ErrInvalid, "the mesh itself"},
 		{"route around the mesh", to("172.0.0.0/8"), mesh.ErrInvalid, "the mesh itself"},
 		{"route to loopback", to("127.0.0.0/8"), mesh.ErrInvalid, "loopback"},
@@ -266,6 +267,8 @@ func TestChange_Refuses(t *testing.T) {
 			w := newWorld(t)
 			w.must(mesh.Change{Group: &mesh.Group{Name: "outer", Subjects: []mesh.Subject{inGroup("staff")}}})
 			w.must(mesh.Change{ACL: &mesh.ACL{Name: "block", SourceNodes: []string{"group:outer"}}})
+			w.must(mesh.Change{Group: &mesh.Group{Name: "wide", Subjects: []mesh.Subject{user("x")}}})
+			w.must(mesh.Change{Route: &mesh.Route{Name: "wide", Node: "group:wide", Destinations: prefixes(networks8(60, 16)...)}})
 			w.must(mesh.Change{Route: &mesh.Route{Name: "lab", Node: "b", Destinations: prefixes("10.9.0.0/16")}})
 			before := w.registry.Snapshot().Version
 			_, err := w.Change(t.Context(), tt.c)
@@ -318,10 +321,10 @@ func TestChange_ErrorsOfTheStore(t *testing.T) {
 }
 
 // networks8 are n networks of /8.
-func networks8(n int) []string {
+func networks8(from, n int) []string {
 	var list []string
 	for i := range n {
-		list = append(list, fmt.Sprintf("%d.0.0.0/8", 20+i))
+		list = append(list, fmt.Sprintf("%d.0.0.0/8", from+i))
 	}
 	return list
 }

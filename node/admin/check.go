@@ -116,7 +116,8 @@ func checkBinding(s *mesh.Snapshot, b *mesh.RoleBinding) error {
 	return nil
 }
 
-// checkGroup refuses a group that would hold itself.
+// checkGroup refuses a group that would hold itself, and one that would have a
+// node stand for more than one may.
 func checkGroup(s *mesh.Snapshot, g *mesh.Group) error {
 	seen := map[string]bool{}
 	var reaches func(list []mesh.Subject) bool
@@ -132,7 +133,13 @@ func checkGroup(s *mesh.Snapshot, g *mesh.Group) error {
 	if reaches(g.Subjects) {
 		return fmt.Errorf("%w: subjects: the group %q would hold itself", mesh.ErrInvalid, g.Name)
 	}
-	return checkSubjects(s, g.Subjects)
+	if err := checkSubjects(s, g.Subjects); err != nil {
+		return err
+	}
+	if err := policy.CheckGroupSpan(s, *g); err != nil {
+		return fmt.Errorf("subjects: %w", err)
+	}
+	return nil
 }
 
 // checkSubjects wants one or more, and groups that are there.

@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
+	"slices"
+	"strings"
 	"testing"
 
 	"github.com/meshgate/meshgate/node/mesh"
@@ -77,4 +79,35 @@ func singles(n int) []netip.Prefix {
 		list = append(list, netip.MustParsePrefix(fmt.Sprintf("2001:db8:%x::/128", i)))
 	}
 	return list
+}
+
+// WithinSpan changes nothing that is fine, and cuts down anything else.
+func TestWithinSpan(t *testing.T) {
+	sorted := func(lists ...[]netip.Prefix) []netip.Prefix {
+		return slices.SortedFunc(slices.Values(slices.Concat(lists...)), netip.Prefix.Compare)
+	}
+	small := []netip.Prefix{netip.MustParsePrefix("10.1.0.0/16"), netip.MustParsePrefix("2001:db8::/32"), netip.MustParsePrefix("203.0.113.7/32")}
+	some := parts("0.0.0.0/0", 8)[16:32]
+	for name, tt := range map[string]struct {
+		list []netip.Prefix
+		want int
+	}{
+		"none":                  {nil, 0},
+		"usual":                 {sorted(small), 3},
+		"as many as there may":  {sorted(some), 16},
+		"overlapping ones":      {sorted(some, []netip.Prefix{netip.MustParsePrefix("16.1.0.0/16"), netip.MustParsePrefix("16.1.2.0/24")}), 18},
+		"default routes":        {sorted(small, parts("0.0.0.0/0", 0), parts("::/0", 0)), 3},
+		"halves":                {sorted(small, parts("0.0.0.0/0", 1), parts("::/0", 1)), 3},
+		"256 parts":             {sorted(small, parts("0.0.0.0/0", 8)), 3 + 15},
+		"256 parts of IPv6":     {sorted(parts("::/0", 8)), 0},
+		"many single addresses": {sorted(singles(10_000)), 10_000},
+	} {
+		got := mesh.WithinSpan(tt.list)
+		if len(got) != tt.want || mesh.CheckSpan(got) != nil || !slices.IsSortedFunc(got, netip.Prefix.Compare) {
+			t.Errorf("%s: %d networks, want %d, sorted and within what there may be: %v", name, len(got), tt.want, mesh.CheckSpan(got))
+		}
+		if tt.want >= 3 && strings.Contains(name, "parts") && slices.Contains(tt.list, small[0]) && !slices.Contains(got, small[0]) {
+			t.Errorf("%s: the small ones gave way", name)
+		}
+	}
 }

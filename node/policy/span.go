@@ -4,7 +4,9 @@ package policy
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
+	"slices"
 
 	"github.com/meshgate/meshgate/node/mesh"
 )
@@ -40,6 +42,46 @@ func CheckSpan(s *mesh.Snapshot, r mesh.Route) error {
 		}
 	}
 	return nil
+}
+
+// CheckGroupSpan refuses g if a node that it makes a member, by way of other
+// groups too, would stand for more than one may, by the routes of s that such
+// groups offer and by its own. Nodes that stand for no more than before pass. The
+// error wraps mesh.ErrInvalid.
+func CheckGroupSpan(s *mesh.Snapshot, g mesh.Group) error {
+	if !slices.ContainsFunc(s.Routes, func(r mesh.Route) bool { _, ok := mesh.ParseGroupRef(r.Node); return ok }) {
+		return nil
+	}
+	after := with(s.Groups, g, func(old mesh.Group) bool { return old.Name == g.Name })
+	before, now := borne(s.Routes, indexGroups(s.Groups)), borne(s.Routes, indexGroups(after))
+	checked := map[string]bool{} // members of a group mostly bear the same
+	for _, name := range slices.Sorted(maps.Keys(now)) {
+		routes := now[name]
+		key := fmt.Sprint(routes)
+		if len(routes) <= len(before[name]) || checked[key] {
+			continue
+		}
+		checked[key] = true
+		var networks []netip.Prefix
+		for _, i := range routes {
+			networks = append(networks, s.Routes[i].Destinations...)
+		}
+		if err := mesh.CheckSpan(networks); err != nil {
+			return fmt.Errorf("node %q: %w", name, err)
+		}
+	}
+	return nil
+}
+
+// borne returns the indices of the routes that each name stands for.
+func borne(routes []mesh.Route, g *groups) map[string][]int {
+	all := map[string][]int{}
+	for i, r := range routes {
+		for name := range bearers(g, r) {
+			all[name] = append(all[name], i)
+		}
+	}
+	return all
 }
 
 // bearers yields who offers a route, and who forwards for it.

@@ -54,7 +54,7 @@ func changeMesh(t *rapid.T, s *mesh.Snapshot, names []mesh.NodeID) *mesh.Snapsho
 			Node:    rapid.SampledFrom([]string{string(name("router")), "group:g"}).Draw(t, "of"),
 			NextHop: mesh.NodeID(rapid.SampledFrom([]string{"", "", string(name("hop"))}).Draw(t, "next hop")),
 			Destinations: prefixes(rapid.SampledFrom([]string{
-				"10.0.0.0/8", "10.1.0.0/16", "0.0.0.0/0", "2001:db8::/32", "192.0.2.9/32",
+				"10.0.0.0/8", "10.1.0.0/16", "11.0.0.0/8", "2001:db8::/32", "192.0.2.9/32",
 			}).Draw(t, "network")),
 		})
 	case "no route":

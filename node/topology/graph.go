@@ -285,8 +285,10 @@ func offersOf(s *mesh.Snapshot) map[mesh.NodeID][]netip.Prefix {
 			}
 		}
 	}
-	for _, networks := range offers {
+	for id, networks := range offers {
 		slices.SortFunc(networks, netip.Prefix.Compare)
+		// What is put is checked; a state of before, or of a v1 leader, was not.
+		offers[id] = mesh.WithinSpan(networks)
 	}
 	return offers
 }

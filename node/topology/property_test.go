@@ -51,7 +51,7 @@ func drawACLs(t *rapid.T, b builder) []mesh.ACL {
 		acl := between(rapid.Bool().Draw(t, "accept"), name("source"), name("destination"))
 		if rapid.Bool().Draw(t, "narrow") {
 			acl.DestinationCIDRs = prefixes(rapid.SampledFrom([]string{
-				"172.16.0.0/12", "172.16.0.2/32", "fd00::/48", "fd00:0:0:2::/112", "fd00:0:0:2::/113", "10.1.0.0/16", "0.0.0.0/0",
+				"172.16.0.0/12", "172.16.0.2/32", "fd00::/48", "fd00:0:0:2::/112", "fd00:0:0:2::/113", "10.1.0.0/16", "11.0.0.0/8",
 			}).Draw(t, "cidr"))
 		}
 		return acl

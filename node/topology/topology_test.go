@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -135,7 +136,7 @@ func group(name string, nodes ...string) mesh.Group {
 func scenarios() map[string]builder {
 	exits := newMesh("hub", "leaf", "exit1", "exit2").
 		link("hub", "leaf", 1).link("hub", "exit1", 5).link("hub", "exit2", 1).
-		route("exit", "group:exits", "10.0.0.0/8", "0.0.0.0/0")
+		route("exit", "group:exits", "10.0.0.0/8", "11.0.0.0/8")
 	exits.Groups = []mesh.Group{group("exits", "exit1", "exit2", "gone")}
 
 	nextHop := newMesh("hub", "leaf", "site", "router").
@@ -152,12 +153,12 @@ func scenarios() map[string]builder {
 
 	denied := newMesh("hub", "leaf", "exit1", "exit2").
 		link("hub", "leaf", 1).link("hub", "exit1", 5).link("hub", "exit2", 1).
-		route("exit", "group:exits", "10.0.0.0/8", "0.0.0.0/0").
+		route("exit", "group:exits", "10.0.0.0/8", "11.0.0.0/8").
 		acls(between(false, "leaf", "exit2", "10.0.0.0/8"), between(false, "leaf", "exit2", "172.16.0.4/32"), between(true, "*", "*"))
 	denied.Groups = exits.Groups
 
 	gone := newMesh("hub", "leaf", "exit1").link("hub", "leaf", 1).link("hub", "exit1", 5).link("hub", "exit2", 1).
-		route("exit", "group:exits", "10.0.0.0/8", "0.0.0.0/0")
+		route("exit", "group:exits", "10.0.0.0/8", "11.0.0.0/8")
 	gone.Groups = exits.Groups
 
 	return map[string]builder{
@@ -413,5 +414,33 @@ func BenchmarkFor(b *testing.B) {
 				}
 			}
 		})
+	}
+}
+
+// A state of before may have a node stand for everything: nobody's plan does.
+func TestFor_NobodyStandsForEverything(t *testing.T) {
+	b := newMesh("hub", "leaf", "mallory").link("hub", "leaf", 1).link("hub", "mallory", 1)
+	b.Groups = []mesh.Group{group("g", "mallory")}
+	for i := range 40 {
+		b.route(fmt.Sprint("r", i), "group:g", fmt.Sprintf("%d.0.0.0/8", 20+i))
+	}
+	b.route("all", "mallory", "0.0.0.0/0", "0.0.0.0/1", "128.0.0.0/1", "::/0").route("small", "mallory", "192.168.7.0/24")
+	for _, id := range []mesh.NodeID{"hub", "leaf"} {
+		plan, err := topology.For(b.Snapshot, id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		wide := 0
+		for _, p := range plan.Routes {
+			if mesh.TooWide(p) {
+				t.Errorf("%s: a route to %v", id, p)
+			}
+			if p.Bits() == 8 {
+				wide++
+			}
+		}
+		if wide != 15 || !slices.Contains(plan.Routes, netip.MustParsePrefix("192.168.7.0/24")) {
+			t.Errorf("%s: %d networks of /8 and routes %v, want 15 and the small one", id, wide, plan.Routes)
+		}
 	}
 }
