@@ -98,8 +98,10 @@ func (d *demux) sort(ctx context.Context, raw net.Conn) {
 	switch {
 	case err != nil:
 		_ = raw.Close() // who is not understood gets no answer
-	case isTURN:
+	case isTURN && placeOf(raw).lend():
 		d.turn(conn)
+	case isTURN:
+		_ = raw.Close() // others keep what is left of the port
 	default:
 		select {
 		case d.accepted <- conn:

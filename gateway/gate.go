@@ -118,6 +118,9 @@ func (g *Gateway) identify(ctx context.Context, q *request, h http.Header) (api.
 	if !q.mesh {
 		id, err := g.authenticate(ctx, h, q.from.Addr())
 		caller.ID, caller.Keyed, q.stands = id.ID, id.Keyed, id.Stands
+		if err == nil {
+			q.place.recognise()
+		}
 		return caller, err
 	}
 	s := g.cfg.Node.Snapshot()

@@ -139,10 +139,12 @@ type Limits struct {
 	// Sockets is how many of them may be in WebSockets; 0 means 64.
 	Sockets int
 	// Connections is how many TCP connections the public listener keeps, and
-	// each mesh listener; 0 means 16384.
+	// each mesh listener; 0 means 16384. When the public ones are taken, those on
+	// which nobody has shown credentials make room for new ones.
 	Connections int
 	// NetworkConnections is how many of the public ones may come from one IPv4
-	// address or IPv6 /64; 0 means 2048. Trusted proxies are not counted.
+	// address or IPv6 /64; 0 means a sixteenth of Connections, and at least 64.
+	// Trusted proxies are not counted.
 	NetworkConnections int
 	// MemberConnections is how many connections to the mesh listeners a node
 	// may hold; 0 means 64. Nodes speak HTTP/2, and need one or two.
@@ -156,12 +158,14 @@ type Limits struct {
 // setDefaults replaces zero fields.
 func (l *Limits) setDefaults() {
 	for field, value := range map[*int]int{
-		&l.Streams: 256, &l.Sockets: 64, &l.Connections: maxConnections, &l.NetworkConnections: 2048,
-		&l.MemberConnections: 64,
+		&l.Streams: 256, &l.Sockets: 64, &l.Connections: maxConnections, &l.MemberConnections: 64,
 	} {
 		if *field == 0 {
 			*field = value
 		}
+	}
+	if l.NetworkConnections == 0 {
+		l.NetworkConnections = networkShare(l.Connections)
 	}
 	if l.Intake == 0 {
 		l.Intake = defaultIntake
@@ -323,9 +327,7 @@ func (g *Gateway) Run(ctx context.Context) error {
 		})
 	}
 	if g.cfg.Public != nil {
-		l := gather.Listener(limitListener(networkListener{
-			g.cfg.Public, newSlots(g.cfg.Limits.NetworkConnections), g.publicKey, g.metrics.refused.WithLabelValues(listenerPublic),
-		}, g.cfg.Limits.Connections))
+		l := gather.Listener(g.publicListener())
 		if g.tls != nil {
 			l = newTLSListener(base, l, g.tls.config(g.cfg.TURN != nil), g.cfg.TURN)
 		}

@@ -5,7 +5,6 @@ package gateway
 import (
 	"context"
 	"fmt"
-	"io"
 	"net"
 	"net/http"
 	"net/netip"
@@ -109,39 +108,6 @@ func TestNetwork(t *testing.T) {
 		}
 	}
 	_ = network(netip.Addr{}) // an unknown address is one network
-}
-
-func TestConnections_PerNetwork(t *testing.T) {
-	s := serve(t, func(c *Config) { c.Limits.NetworkConnections = 3 })
-	probe := func(from string) (*http.Client, error) {
-		c := httpClient(t, false, from, nil)
-		req, err := http.NewRequestWithContext(testContext(t), http.MethodGet, "http://"+s.public+"/livez", nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		res, err := c.Do(req)
-		if err != nil {
-			return nil, err
-		}
-		_, err = io.Copy(io.Discard, res.Body)
-		return c, err // keeps its connection
-	}
-	var first *http.Client
-	for range 3 {
-		c, err := probe("127.0.0.5")
-		if err != nil {
-			t.Fatal(err)
-		}
-		first = c
-	}
-	if _, err := probe("127.0.0.5"); err == nil {
-		t.Error("one connection too many")
-	}
-	if _, err := probe("127.0.0.6"); err != nil {
-		t.Errorf("another network suffers: %v", err)
-	}
-	first.CloseIdleConnections()
-	poll(t, func() bool { _, err := probe("127.0.0.5"); return err == nil })
 }
 
 // watchAs begins to watch the mesh and takes the first message.

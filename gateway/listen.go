@@ -13,6 +13,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/net/netutil"
+	"golang.org/x/time/rate"
 
 	"github.com/meshgate/meshgate/gateway/gather"
 )
@@ -51,7 +52,7 @@ func newServer(ctx context.Context, h http.Handler, log *slog.Logger) *http.Serv
 		BaseContext:       func(net.Listener) context.Context { return ctx },
 		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
 			gather.Start(c)
-			return ctx
+			return withPlace(ctx, c)
 		},
 		// What net/http has to say is about clients, not about this program.
 		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug),
@@ -71,15 +72,26 @@ func newServer(ctx context.Context, h http.Handler, log *slog.Logger) *http.Serv
 func limitListener(l net.Listener, n int) net.Listener { return netutil.LimitListener(l, n) }
 
 // networkListener keeps at most the limit of held connections open for each
-// key, so that one client cannot take the places of all. More are closed at
+// key, so that one member cannot take the places of all. More are closed at
 // once.
 type networkListener struct {
 	net.Listener
 	held *slots
-	// key is whose places a connection from an address takes; "" takes none.
+	// key is whose places a connection from an address takes.
 	key func(netip.Addr) string
 	// refused counts the connections that are one too many.
 	refused prometheus.Counter
+}
+
+// publicListener is the public listener with its bounds.
+func (g *Gateway) publicListener() net.Listener {
+	return &placesListener{
+		Listener: g.cfg.Public,
+		total:    g.cfg.Limits.Connections, share: g.cfg.Limits.NetworkConnections,
+		key: g.publicKey, log: g.log, says: rate.NewLimiter(rate.Every(fullEvery), 1),
+		displaced: g.metrics.madeRoom, refused: g.metrics.refused.WithLabelValues(listenerPublic),
+		all: newHolders(), byKey: make(map[string]*holders),
+	}
 }
 
 // publicKey counts strangers by network. A proxy brings everybody's connections.
@@ -114,11 +126,7 @@ func (l networkListener) Accept() (net.Conn, error) {
 			return nil, err
 		}
 		from, _ := netip.ParseAddrPort(conn.RemoteAddr().String())
-		key := l.key(from.Addr())
-		if key == "" {
-			return conn, nil
-		}
-		release, ok := l.held.acquire(key)
+		release, ok := l.held.acquire(l.key(from.Addr()))
 		if ok {
 			return &heldConn{Conn: conn, release: sync.OnceFunc(release)}, nil
 		}

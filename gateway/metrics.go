@@ -36,6 +36,7 @@ type metrics struct {
 	sockets      prometheus.Gauge
 	displaced    prometheus.Counter
 	refused      *prometheus.CounterVec // connections, by listener
+	madeRoom     *prometheus.CounterVec // public connections, by limit
 	revoked      prometheus.Counter
 	decoding     prometheus.Gauge   // bytes
 	overfed      prometheus.Counter // messages
@@ -76,8 +77,12 @@ func newMetrics(r prometheus.Registerer) (*metrics, error) {
 		}),
 		refused: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "meshgate_gateway_connections_refused_total",
-			Help: "Connections closed at once: their network or member held too many.",
+			Help: "Connections closed at once: their network or member held too many, or the listener was full and nobody could make room.",
 		}, []string{"listener"}),
+		madeRoom: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "meshgate_gateway_connections_displaced_total",
+			Help: "Public connections without a call by somebody known, closed to make room for newer ones, by the limit that was reached.",
+		}, []string{"limit"}),
 		revoked: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "meshgate_gateway_calls_revoked_total",
 			Help: "Calls ended because their credentials, membership or roles were gone.",
@@ -99,7 +104,7 @@ func newMetrics(r prometheus.Registerer) (*metrics, error) {
 		return m, nil
 	}
 	var errs []error
-	for _, c := range []prometheus.Collector{m.started, m.handled, m.seconds, m.inFlight, m.panics, m.sockets, m.displaced, m.refused, m.revoked, m.decoding, m.overfed, m.authFailures} {
+	for _, c := range []prometheus.Collector{m.started, m.handled, m.seconds, m.inFlight, m.panics, m.sockets, m.displaced, m.refused, m.madeRoom, m.revoked, m.decoding, m.overfed, m.authFailures} {
 		errs = append(errs, r.Register(c))
 	}
 	return m, errors.Join(errs...)

@@ -36,6 +36,8 @@ type request struct {
 	from netip.AddrPort
 	// mesh is true for requests on a mesh listener.
 	mesh bool
+	// place is that of the connection; nil where there is no such thing.
+	place *place
 	// stands says whether the credentials of the request are good still; nil
 	// when they always are. Set by the gate.
 	stands func() bool
@@ -82,6 +84,8 @@ func begin(draining context.Context, onMesh bool, trusted proxies) func(http.Han
 				deadlines: newDeadlines(w),
 			}
 			defer q.deadlines.over()
+			q.place = placeFrom(r.Context())
+			defer q.place.begin()()
 			q.deadlines.read(time.Now().Add(requestTimeout))
 			q.deadlines.write(time.Now().Add(answerTimeout))
 			w.Header().Set(headerRequestID, q.id)

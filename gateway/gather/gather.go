@@ -87,6 +87,9 @@ type conn struct {
 	moved chan struct{}
 }
 
+// NetConn is the connection of the listener below, as of tls.Conn.
+func (c *conn) NetConn() net.Conn { return c.Conn }
+
 // Write implements net.Conn.
 func (c *conn) Write(p []byte) (int, error) {
 	if !c.gathers.Load() {
