@@ -5,6 +5,7 @@ package raftstore_test
 import (
 	"context"
 	"errors"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -181,6 +182,53 @@ func TestLeader_RunsAheadOfItsDisk(t *testing.T) {
 			t.Errorf("got %v", err)
 		}
 	})
+}
+
+// TestLeader_NeverRunsAheadToALoneVoter takes one of two votes while the disk of
+// the leader hangs. In the new configuration it asks nobody but itself, so it
+// would commit what is on no disk.
+func TestLeader_NeverRunsAheadToALoneVoter(t *testing.T) {
+	tests := []struct {
+		name string
+		take func(s *raftstore.Store, ctx context.Context, id string) error
+		left string
+	}{
+		{"demote", (*raftstore.Store).Demote, "a b-"},
+		{"remove", (*raftstore.Store).Remove, "a"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				c := newCluster(t, "", "a", "b")
+				if err := c.replicas["a"].Transfer(c.ctx(), "a"); err != nil {
+					t.Fatal(err)
+				}
+				id, s := c.leader()
+				if id != "a" {
+					t.Fatalf("%s leads, want a", id)
+				}
+				release := sync.OnceFunc(c.logs["a"].Hang())
+				defer release()
+				acknowledged := make(chan error, 1)
+				go func() { acknowledged <- tt.take(s, c.ctx(), "b") }()
+				for range 40 { // raft has time to count
+					c.pause(c.ctx())
+				}
+				select {
+				case err := <-acknowledged:
+					t.Fatalf("acknowledged (%v) before it was on a disk", err)
+				default:
+				}
+				release()
+				if err := <-acknowledged; err != nil {
+					t.Fatal(err)
+				}
+				if got := strings.ReplaceAll(describe(s.Members(c.ctx())), "*", ""); got != tt.left {
+					t.Errorf("the members are %q, want %q", got, tt.left)
+				}
+			})
+		})
+	}
 }
 
 // TestLeader_LosesWhatItsDiskHadNot cuts the power of a leader whose disk is
