@@ -3,15 +3,27 @@
 package raftstore
 
 import (
+	"context"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/raft"
+
+	pb "github.com/meshgate/meshgate/proto/meshgate/v1"
 )
 
 // Snapshot makes raft take a snapshot now.
 func (s *Store) Snapshot() error { return s.raft.Snapshot().Error() }
+
+// LastIndex is that of the last entry in the log.
+func (s *Store) LastIndex() uint64 { return s.raft.LastIndex() }
+
+// TellRemoved tells another replica that it was removed, as of an index.
+func (s *Store) TellRemoved(ctx context.Context, id, address string, index uint64) error {
+	_, err := s.streams.ask(ctx, id, address, &pb.ReplicaRequest{Call: &pb.ReplicaRequest_Removed{Removed: &pb.ReplicaRemoved{Index: index}}})
+	return err
+}
 
 // Reserve is the free space below which changes are refused.
 const Reserve = reserve

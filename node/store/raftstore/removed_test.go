@@ -12,6 +12,7 @@ import (
 
 	"github.com/hashicorp/raft"
 
+	"github.com/meshgate/meshgate/node/store"
 	"github.com/meshgate/meshgate/node/store/raftstore"
 	"github.com/meshgate/meshgate/node/store/raftstore/wal"
 )
@@ -88,6 +89,39 @@ func TestRemove_TellsTheReplica(t *testing.T) {
 			delete(c.replicas, id)
 		}
 		c.put(leader, "k")
+	})
+}
+
+// TestRemoved_NotByAWordFromBefore has the word of a removal arrive when the
+// replica was added again: it counts only as long as it is news.
+func TestRemoved_NotByAWordFromBefore(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, "", "a", "b", "c")
+		id, _ := c.follower()
+		_, leader := c.leader()
+		if err := leader.Remove(c.ctx(), id); err != nil {
+			t.Fatal(err)
+		}
+		removal := leader.LastIndex()
+		c.wantFailure(c.replicas[id])
+		again := c.open(id, true)
+		if err := leader.AddVoter(c.ctx(), id, address(id)); err != nil {
+			t.Fatal(err)
+		}
+		c.sync(again)
+		err := leader.TellRemoved(c.ctx(), id, address(id), removal)
+		if !errors.Is(err, store.ErrInvalid) || !strings.Contains(err.Error(), `replica "`+id+`" was added again since`) {
+			t.Errorf("a word from before: got %v, want ErrInvalid that it was added again", err)
+		}
+		if err := again.Err(); err != nil {
+			t.Fatalf("it failed with %v", err)
+		}
+		c.put(again, "k")
+		_ = leader.TellRemoved(c.ctx(), id, address(id), again.LastIndex()+1) // news: it may end before it has answered
+		c.wantFailure(again)
+		if err := again.Err(); !errors.Is(err, raftstore.ErrRemoved) {
+			t.Errorf("it failed with %v, want ErrRemoved", err)
+		}
 	})
 }
 
