@@ -23,8 +23,11 @@ type fsm struct {
 	failure *failure
 	// members hears that the cluster changed.
 	members *members
-	// applied hears of the last entry of each batch; nil: nobody does.
+	// applied hears of the last entry of each batch that was applied; nil:
+	// nobody does.
 	applied func(term, index uint64)
+	// halted is why nothing is applied any more: an entry is not understood.
+	halted error
 }
 
 var _ raft.BatchingFSM = (*fsm)(nil)
@@ -33,31 +36,47 @@ var _ raft.BatchingFSM = (*fsm)(nil)
 func (f *fsm) Apply(log *raft.Log) any { return f.ApplyBatch([]*raft.Log{log})[0] }
 
 // ApplyBatch implements raft.BatchingFSM; the answer to a command is an outcome.
-// An entry that this program does not understand ends the store: to skip it
-// would make this replica differ from the others.
+// An entry that this program does not understand ends the store, and what comes
+// after it is not applied: to skip it would make this replica differ from the
+// others.
 func (f *fsm) ApplyBatch(logs []*raft.Log) []any {
 	answers := make([]any, len(logs))
 	commands, places := make([]kv.Command, 0, len(logs)), make([]int, 0, len(logs))
+	applied := 0
 	for i, log := range logs {
-		if log.Type == raft.LogConfiguration {
+		if log.Type == raft.LogConfiguration { // raft goes by it in any case
 			f.members.reconfigured()
-			continue
+		} else if c, ok := f.command(log); ok {
+			commands, places = append(commands, c), append(places, i)
+		} else {
+			answers[i] = outcome{err: f.halted}
 		}
-		c, err := commandOf(log)
-		if err != nil {
-			f.failure.fail(err)
-			answers[i] = outcome{err: err}
-			continue
+		if f.halted == nil {
+			applied = i + 1
 		}
-		commands, places = append(commands, c), append(places, i)
 	}
 	for n, r := range f.state.Do(commands, make([]kv.Result, 0, len(commands))) {
 		answers[places[n]] = outcome{r.Version, r.Err}
 	}
-	if last := logs[len(logs)-1]; f.applied != nil {
+	if f.applied != nil && applied > 0 {
+		last := logs[applied-1]
 		f.applied(last.Term, last.Index)
 	}
 	return answers
+}
+
+// command reads a log entry. It returns false, and halts, at the first one that
+// is not understood, and for all that come after it.
+func (f *fsm) command(log *raft.Log) (kv.Command, bool) {
+	if f.halted != nil {
+		return kv.Command{}, false
+	}
+	c, err := commandOf(log)
+	if err != nil {
+		f.halted = err
+		f.failure.fail(err)
+	}
+	return c, err == nil
 }
 
 // commandOf reads a log entry as the state takes it.
@@ -76,8 +95,12 @@ func commandOf(log *raft.Log) (kv.Command, error) {
 	return kv.Command{Version: log.Index, At: at, Batch: c.batch, Expire: c.expire}, nil
 }
 
-// Snapshot implements raft.FSM at a cost that does not grow with the state.
+// Snapshot implements raft.FSM at a cost that does not grow with the state. There
+// is none once entries were left out: raft would take them for part of it.
 func (f *fsm) Snapshot() (raft.FSMSnapshot, error) {
+	if f.halted != nil {
+		return nil, fmt.Errorf("the state ends before what raft has applied: %w", f.halted)
+	}
 	entries, version := f.state.Freeze()
 	return &snapshot{entries, version}, nil
 }
@@ -92,6 +115,7 @@ func (f *fsm) Restore(source io.ReadCloser) error {
 		return err
 	}
 	f.state.Restore(version, slices.Values(entries))
+	f.halted = nil // it has what was not understood
 	return nil
 }
 
