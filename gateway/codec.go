@@ -3,16 +3,12 @@
 package gateway
 
 import (
-	"errors"
 	"fmt"
 
 	"connectrpc.com/connect"
-	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
-
-	"github.com/meshgate/meshgate/gateway/api"
 )
 
 // maxNesting bounds how deep messages may be in one another.
@@ -25,15 +21,25 @@ const (
 	codecJSONUTF8 = "json; charset=utf-8"
 )
 
-// withBoundedFields makes handlers refuse messages of more than limit fields,
-// before one is decoded: an empty field takes two bytes on the wire, and a
-// hundred in memory, so that the size of a message says little of its cost.
-func withBoundedFields(limit int) connect.HandlerOption {
+// maxFields bounds the fields of a message from a client, with those of the
+// messages in it. No request that is of use comes near.
+const maxFields = 1 << 16
+
+// withCodecs makes handlers refuse messages of more than limit fields, before one
+// is decoded: an empty field takes two bytes on the wire, and a hundred in memory,
+// so that the size of a message says little of its cost. lenient is that of
+// jsonCodec.
+func withCodecs(limit int, lenient bool) connect.HandlerOption {
 	return connect.WithHandlerOptions(
 		connect.WithCodec(boundedProto{limit}),
-		connect.WithCodec(boundedJSON{codecJSON, limit}),
-		connect.WithCodec(boundedJSON{codecJSONUTF8, limit}),
+		connect.WithCodec(jsonCodec{name: codecJSON, limit: limit, lenient: lenient}),
+		connect.WithCodec(jsonCodec{name: codecJSONUTF8, limit: limit, lenient: lenient}),
 	)
+}
+
+// tooManyFields says that a message has more fields than limit.
+func tooManyFields(limit int) error {
+	return fmt.Errorf("it has more than %d fields; split it", limit)
 }
 
 // boundedProto is connect's codec "proto" with a bound.
@@ -63,7 +69,7 @@ func (c boundedProto) Unmarshal(raw []byte, msg any) error {
 	if left, err := spend(raw, m.ProtoReflect().Descriptor(), c.limit, maxNesting); err != nil {
 		return err
 	} else if left < 0 {
-		return api.TooManyFields(c.limit)
+		return tooManyFields(c.limit)
 	}
 	return proto.Unmarshal(raw, m)
 }
@@ -99,43 +105,6 @@ func spend(raw []byte, d protoreflect.MessageDescriptor, budget, depth int) (lef
 		}
 	}
 	return budget, nil
-}
-
-// boundedJSON is connect's codec of one of its names for JSON, with a bound.
-type boundedJSON struct {
-	name  string
-	limit int
-}
-
-// Name implements connect.Codec.
-func (c boundedJSON) Name() string { return c.name }
-
-// Marshal implements connect.Codec.
-func (c boundedJSON) Marshal(msg any) ([]byte, error) { return c.MarshalAppend(nil, msg) }
-
-// MarshalAppend spares connect a copy.
-func (boundedJSON) MarshalAppend(to []byte, msg any) ([]byte, error) {
-	m, err := protoOf(msg)
-	if err != nil {
-		return nil, err
-	}
-	return protojson.MarshalOptions{}.MarshalAppend(to, m)
-}
-
-// Unmarshal implements connect.Codec. Fields that are not known are dropped, as
-// from a client of another version.
-func (c boundedJSON) Unmarshal(raw []byte, msg any) error {
-	m, err := protoOf(msg)
-	if err != nil {
-		return err
-	}
-	if len(raw) == 0 {
-		return errors.New("it is empty, which is no JSON object")
-	}
-	if err := api.CheckJSONFields(raw, c.limit); err != nil {
-		return err
-	}
-	return protojson.UnmarshalOptions{DiscardUnknown: true}.Unmarshal(raw, m)
 }
 
 func protoOf(msg any) (proto.Message, error) {

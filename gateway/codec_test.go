@@ -159,13 +159,18 @@ func FuzzBoundedProto(f *testing.F) {
 func FuzzBoundedJSON(f *testing.F) {
 	f.Add([]byte(`{"id":"a\",{[\\","features":[{},{}]}`))
 	f.Add([]byte(`{"features":[` + strings.Repeat(`{},`, 30) + `{}]}`))
+	f.Add([]byte(`{"idd":"a"}`))
 	f.Add([]byte(``))
 	f.Fuzz(func(t *testing.T, raw []byte) {
 		const limit = 20
 		got, want := &v1.JoinRequest{}, &v1.JoinRequest{}
-		err, plain := (boundedJSON{codecJSON, limit}).Unmarshal(raw, got), protojson.UnmarshalOptions{DiscardUnknown: true}.Unmarshal(raw, want)
+		err, plain := (jsonCodec{name: codecJSON, limit: limit, lenient: true}).Unmarshal(raw, got), protojson.UnmarshalOptions{DiscardUnknown: true}.Unmarshal(raw, want)
 		if err == nil && (plain != nil || !cmp.Equal(want, got, protocmp.Transform())) {
 			t.Errorf("%v, protojson says %v, %v", got, want, plain)
+		}
+		same, known := &v1.JoinRequest{}, protojson.Unmarshal(raw, &v1.JoinRequest{})
+		if strict := (jsonCodec{name: codecJSON, limit: limit}).Unmarshal(raw, same); (strict == nil) != (err == nil && known == nil) {
+			t.Errorf("strictly %v, leniently %v, protojson says %v", strict, err, known)
 		}
 		if n := len(want.GetFeatures()) + len(want.GetRoutes()) + len(want.GetDirectPeers()); err == nil && n > limit {
 			t.Errorf("%d elements pass", n)
@@ -177,7 +182,7 @@ func TestBoundedCodecs_RefuseOtherTypes(t *testing.T) {
 	for _, c := range []interface {
 		Marshal(any) ([]byte, error)
 		Unmarshal([]byte, any) error
-	}{boundedProto{1}, boundedJSON{codecJSON, 1}} {
+	}{boundedProto{1}, jsonCodec{name: codecJSON, limit: 1}} {
 		_, err := c.Marshal("text")
 		if err = errors.Join(err, c.Unmarshal([]byte("{}"), "text")); err == nil || strings.Count(err.Error(), "string is no protobuf message") != 2 {
 			t.Errorf("%T: %v", c, err)

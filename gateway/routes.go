@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"strings"
 
 	"connectrpc.com/connect"
 	"connectrpc.com/grpcreflect"
@@ -17,6 +18,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"github.com/meshgate/meshgate/gateway/api"
+	"github.com/meshgate/meshgate/proto/meshgate/v1/meshgatev1connect"
 )
 
 const (
@@ -30,7 +32,7 @@ const (
 // services builds the handler of every RPC service and completes the rules.
 func (g *Gateway) services() (http.Handler, error) {
 	opts := []connect.HandlerOption{
-		withMaxMessage(maxMessage, api.MaxFields),
+		connect.WithConditionalHandlerOptions(bounds),
 		connect.WithCompressMinBytes(minCompress),
 		connect.WithRequestGate(g.gate),
 		connect.WithInterceptors(interceptor{g}),
@@ -39,7 +41,7 @@ func (g *Gateway) services() (http.Handler, error) {
 	services, err := api.Services(api.Config{
 		State: g.cfg.Node, Members: g.cfg.Node, Objects: g.cfg.Node, Keys: g.cfg.Node,
 		Links: g.cfg.Node, Remote: g.cfg.Node, Signaling: g.cfg.Signaling, Cluster: g.cfg.Cluster, Replicas: g.cfg.Replicas,
-		Store: g.cfg.Store, Tokens: g.cfg.Tokens, StoreOptions: []connect.HandlerOption{withMaxMessage(api.MaxStoreMessage, api.MaxStoreFields)}, Build: g.cfg.Build,
+		Store: g.cfg.Store, Tokens: g.cfg.Tokens, Build: g.cfg.Build,
 	}, opts...)
 	if err != nil {
 		return nil, err
@@ -71,10 +73,15 @@ func (g *Gateway) services() (http.Handler, error) {
 	return g.measured(r), nil
 }
 
-// withMaxMessage bounds a message from a client, in bytes, packed or not, and in
-// fields.
-func withMaxMessage(n, fields int) connect.HandlerOption {
-	return connect.WithHandlerOptions(connect.WithReadMaxBytes(n), withBoundedGzip(n), withBoundedFields(fields))
+// bounds are what a procedure takes of a message from a client: its bytes, packed
+// or not, its fields, and which of them.
+func bounds(spec connect.Spec) []connect.HandlerOption {
+	service, _, _ := strings.Cut(strings.TrimPrefix(spec.Procedure, "/"), "/")
+	size, fields := maxMessage, maxFields
+	if service == meshgatev1connect.StoreName {
+		size, fields = api.MaxStoreMessage, api.MaxStoreFields
+	}
+	return []connect.HandlerOption{connect.WithReadMaxBytes(size), withBoundedGzip(size), withCodecs(fields, changesNothing(service))}
 }
 
 // proceduresOf lists the procedures of a service by its full name.

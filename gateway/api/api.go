@@ -81,11 +81,9 @@ type Config struct {
 	Cluster Cluster
 	// Replicas changes which they are; nil where no state is kept.
 	Replicas Replicas
-	// Store is the state itself; nil where none is kept.
-	Store Store
-	// StoreOptions are added to those of the Store service, whose requests may have
+	// Store is the state itself; nil where none is kept. Requests to it may have
 	// MaxStoreMessage bytes.
-	StoreOptions []connect.HandlerOption
+	Store Store
 	// Tokens are those of the mesh; nil where no state is kept.
 	Tokens Tokens
 	// Build is shown by Node.GetStatus; empty fields stay empty.
@@ -125,27 +123,26 @@ type Service struct {
 	Unimplemented bool
 }
 
-// Services makes the handlers of every service of the API, each built with opts.
+// Services makes the handlers of every service of the API, each built with opts,
+// which bound what clients send.
 func Services(cfg Config, opts ...connect.HandlerOption) ([]Service, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
 	links := &links{source: cfg.Links}
 	services := unimplemented(opts)
-	// Of services that change the mesh.
-	strict := append(opts[:len(opts):len(opts)], withStrictJSON())
 	add := func(path string, h http.Handler) { services = append(services, newService(path, h)) }
 	add(v1connect.NewNodeHandler(&nodeService{Config: cfg, links: links, started: time.Now()}, opts...))
 	add(v1connect.NewMeshHandler(&meshService{state: cfg.State}, opts...))
-	add(v1connect.NewAdminHandler(&adminService{state: cfg.State, objects: cfg.Objects}, strict...))
+	add(v1connect.NewAdminHandler(&adminService{state: cfg.State, objects: cfg.Objects}, opts...))
 	add(v1connect.NewStorageQueryServiceHandler(&queryService{state: cfg.State, keys: cfg.Keys}, opts...))
 	membership := &membershipService{state: cfg.State, members: cfg.Members, cluster: cfg.Cluster}
-	add(v1connect.NewMembershipHandler(membership, strict...))
+	add(v1connect.NewMembershipHandler(membership, opts...))
 	add(v1connect.NewWebRTCHandler(&webRTCService{signaling: cfg.Signaling}, opts...))
-	add(meshgatev1connect.NewClusterHandler(&clusterService{state: cfg.State, replicas: cfg.Replicas}, strict...))
+	add(meshgatev1connect.NewClusterHandler(&clusterService{state: cfg.State, replicas: cfg.Replicas}, opts...))
 	add(meshgatev1connect.NewEnrolmentHandler(&enrolmentService{state: cfg.State, membership: membership}, opts...))
-	services = append(services, NewStoreHandler(cfg.Store, append(opts[:len(opts):len(opts)], cfg.StoreOptions...)...))
-	add(meshgatev1connect.NewTokensHandler(&tokensService{tokens: cfg.Tokens}, strict...))
+	services = append(services, NewStoreHandler(cfg.Store, opts...))
+	add(meshgatev1connect.NewTokensHandler(&tokensService{tokens: cfg.Tokens}, opts...))
 	add(meshgatev1connect.NewWatchHandler(&watchService{state: cfg.State, links: links, replicas: cfg.Replicas}, opts...))
 	return services, nil
 }
