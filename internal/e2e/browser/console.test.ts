@@ -8,9 +8,9 @@ import { type Browser, chromium, type Page } from "playwright-core";
 import { Demo } from "./harness.js";
 
 const nodes = ["phone", "firewalled"];
-const patienceMs = 60_000;
+const patienceMs = 180_000;
 
-suite("the console", { timeout: 300_000 }, () => {
+suite("the console", { timeout: 900_000 }, () => {
   let demo: Demo;
   let browser: Browser;
   let page: Page;

@@ -13,7 +13,7 @@ import { type Browser, chromium, type Page } from "playwright-core";
 import type * as scenarios from "./scenarios.js";
 
 /** How long anything may take that takes seconds on an idle machine. */
-const patienceMs = 60_000;
+const patienceMs = 180_000;
 /** How long a process may take to end in peace. */
 const endMs = 20_000;
 

@@ -76,7 +76,7 @@ export function watch(access: Access): Promise<{ gateway: string; nodes: string[
   return withClient(access, async (client) => {
     const states: string[] = [];
     client.addEventListener("state", ({ detail }) => states.push(`${detail.scope} ${detail.state}`));
-    for await (const { gatewayId, nodes } of client.watch({ signal: AbortSignal.timeout(20_000) })) {
+    for await (const { gatewayId, nodes } of client.watch({ signal: AbortSignal.timeout(60_000) })) {
       return { gateway: gatewayId, nodes: nodes.map(({ id }) => id).sort(), states };
     }
     throw new Error("the watch ended");

@@ -45,7 +45,7 @@ const service: RequestListener = (request, response) => {
   }
 };
 
-suite("a page in Chromium", { timeout: 300_000 }, () => {
+suite("a page in Chromium", { timeout: 900_000 }, () => {
   const server = createServer(service);
   let demo: Demo;
   let tab: Tab;
@@ -232,7 +232,7 @@ suite("a page in Chromium", { timeout: 300_000 }, () => {
   });
 });
 
-suite("a page behind a firewall that lets only the relay through", { timeout: 120_000 }, () => {
+suite("a page behind a firewall that lets only the relay through", { timeout: 600_000 }, () => {
   let demo: Demo;
   let tab: Tab;
 
@@ -260,7 +260,7 @@ suite("a page behind a firewall that lets only the relay through", { timeout: 12
   }
 });
 
-suite("a page of another origin", { timeout: 120_000 }, () => {
+suite("a page of another origin", { timeout: 600_000 }, () => {
   test("may use the gateway if its operator says so", async () => {
     const server = createServer(service);
     await once(server.listen(0, "127.0.0.1"), "listening");
@@ -299,7 +299,7 @@ suite("a page of another origin", { timeout: 120_000 }, () => {
   });
 });
 
-suite("a page whose gateway goes away", { timeout: 120_000 }, () => {
+suite("a page whose gateway goes away", { timeout: 600_000 }, () => {
   test("is told, and its connections reject", async () => {
     const demo = await Demo.start();
     const tab = await Tab.open(demo.page);
