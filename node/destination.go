@@ -210,9 +210,10 @@ func notExposed(id mesh.NodeID, network string, port uint16) error {
 }
 
 // routable reports whether a routed network may hold addr: no address that
-// means "this machine" or "this link" wherever it is used.
+// means "this machine" or "this link" wherever it is used. Those that stand for
+// an IPv4 address are refused elsewhere, which says so.
 func routable(a netip.Addr) bool {
-	return a.IsGlobalUnicast() && !a.IsLinkLocalUnicast() && !a.IsLoopback() && !a.IsMulticast()
+	return a.IsGlobalUnicast() && (mesh.EmbedsIPv4(a) || !mesh.IsSpecial(a))
 }
 
 // controlPort refuses the ports on which a node serves the mesh itself.

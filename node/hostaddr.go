@@ -95,36 +95,6 @@ func isEdge(p netip.Prefix, addr netip.Addr) bool {
 	return addr.Is4() && !p.Contains(addr.Next())
 }
 
-// embedded reports whether addr is an IPv6 address that stands for an IPv4 one
-// which a translator or tunnel takes out of it. What the IPv4 address would
-// have been refused for, the IPv6 one hides.
-func embedded(addr netip.Addr) bool {
-	if !addr.Is6() {
-		return false
-	}
-	if addr.Is4In6() {
-		return true
-	}
-	b := addr.As16()
-	for _, form := range [...]struct {
-		bytes int
-		start [16]byte
-	}{
-		{2, [16]byte{0x20, 0x02}},                         // 6to4, RFC 3056
-		{4, [16]byte{0x20, 0x01}},                         // Teredo, RFC 4380
-		{12, [16]byte{0x00, 0x64, 0xff, 0x9b}},            // NAT64, RFC 6052
-		{6, [16]byte{0x00, 0x64, 0xff, 0x9b, 0x00, 0x01}}, // NAT64 of one network, RFC 8215
-		{12, [16]byte{8: 0xff, 9: 0xff}},                  // IPv4-translated, RFC 2765
-		{12, [16]byte{}},                                  // IPv4-compatible, RFC 4291
-	} {
-		if [16]byte(append(b[:form.bytes:form.bytes], make([]byte, 16-form.bytes)...)) == form.start {
-			return true
-		}
-	}
-	// ISATAP, RFC 5214, says it in the interface identifier.
-	return b[9] == 0 && b[10] == 0x5e && b[11] == 0xfe && b[8]&^2 == 0
-}
-
 // isHere reports whether addr is an address of this host, or the public one
 // behind which it stands.
 func (n *Node) isHere(s *mesh.Snapshot, v *hostView, addr netip.Addr) bool {
@@ -155,7 +125,7 @@ func (n *Node) checkRouted(s *mesh.Snapshot, p netip.Prefix, addr netip.Addr, vi
 	switch {
 	case !routable(addr):
 		return false, fmt.Errorf("%w: %s means another machine on each host", mesh.ErrDenied, addr)
-	case embedded(addr):
+	case mesh.EmbedsIPv4(addr):
 		return false, fmt.Errorf("%w: %s stands for an IPv4 address; name that one", mesh.ErrDenied, addr)
 	case isEdge(p, addr):
 		return false, fmt.Errorf("%w: %s is the network or broadcast address of the route %s; name one machine", mesh.ErrDenied, addr, p)

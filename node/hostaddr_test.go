@@ -265,7 +265,7 @@ func FuzzEmbeddedAndEdges(f *testing.F) {
 		if !ok {
 			return
 		}
-		if embedded(addr) && addr.Is4() {
+		if mesh.EmbedsIPv4(addr) && addr.Is4() {
 			t.Errorf("%v is IPv4 and embeds an address", addr)
 		}
 		p, err := addr.Prefix(int(bits))

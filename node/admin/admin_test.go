@@ -252,6 +252,8 @@ func TestChange_Refuses(t *testing.T) {
 		{"route around the mesh", to("172.0.0.0/8"), mesh.ErrInvalid, "the mesh itself"},
 		{"route to loopback", to("127.0.0.0/8"), mesh.ErrInvalid, "loopback"},
 		{"route to metadata", to("169.254.169.254/32"), mesh.ErrInvalid, "link-local"},
+		{"route around metadata", to("169.0.0.0/8"), mesh.ErrInvalid, "169.0.0.0/8 touches 169.254.0.0/16 (link-local)"},
+		{"route to IPv4 in IPv6", to("64:ff9b::/96"), mesh.ErrInvalid, "NAT64"},
 		{"route to itself twice", to("10.1.0.0/16", "10.1.2.0/24"), mesh.ErrInvalid, "overlap"},
 		{"route to a gateway", to("198.18.77.1/32"), mesh.ErrInvalid, `198.18.77.1/32 holds 198.18.77.1, at which node "gw"`},
 		{"route around a gateway", to("198.18.0.0/16"), mesh.ErrInvalid, "into the tunnel"},

@@ -255,8 +255,9 @@ func checkDestination(s *mesh.Snapshot, r *mesh.Route, i int, p netip.Prefix) er
 		return fmt.Errorf("destination_cidrs: %w", mesh.CheckWidth(p))
 	case slices.ContainsFunc(s.Networks(), p.Overlaps):
 		return fmt.Errorf("%w: destination_cidrs: %v touches a network of the mesh itself; leave it out", mesh.ErrInvalid, p)
-	case !s.Routable(p):
-		return fmt.Errorf("%w: destination_cidrs: %v is loopback, link-local or multicast, which no node can stand for; leave it out", mesh.ErrInvalid, p)
+	}
+	if err := mesh.CheckSpecial(p); err != nil {
+		return fmt.Errorf("destination_cidrs: %w", err)
 	}
 	for _, q := range r.Destinations[:i] {
 		if p.Overlaps(q) {

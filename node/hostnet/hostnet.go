@@ -27,8 +27,9 @@ type Config struct {
 	Addresses []netip.Prefix
 	// Routes are networks to reach through the interface. Default routes and
 	// networks that hold an address of Outside are left out, since the packets of
-	// the tunnel itself would follow them; so are networks that the host already
-	// reaches in another way. They are logged, and counted by LeftOut.
+	// the tunnel itself would follow them; so are networks that touch special ones
+	// (mesh.CheckSpecial), and those that the host already reaches in another way.
+	// They are logged, and counted by LeftOut.
 	Routes []netip.Prefix
 	// Outside are addresses that must stay outside of the tunnel, without zones:
 	// the tunnel runs on them.

@@ -205,6 +205,9 @@ func (c *Config) danger(p netip.Prefix) string {
 	if mesh.TooWide(p) {
 		return "it leads to everything, or to much of it"
 	}
+	if mesh.CheckSpecial(p) != nil {
+		return "it holds addresses that mean something else on each host"
+	}
 	if i := slices.IndexFunc(c.Outside, p.Contains); i >= 0 {
 		return "it holds " + c.Outside[i].String() + ", on which the tunnel itself runs"
 	}

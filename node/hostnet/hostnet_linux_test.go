@@ -229,11 +229,11 @@ func TestSet_LeavesOutDangerousRoutes(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	c := Config{Routes: prefixes("0.0.0.0/0", "::/0", "128.0.0.0/1", "192.0.2.0/24", "198.51.100.0/24", "fd77::/64", "172.16.0.0/12")}
+	c := Config{Routes: prefixes("0.0.0.0/0", "::/0", "128.0.0.0/1", "192.0.2.0/24", "198.51.100.0/24", "fd77::/64", "172.16.0.0/12", "169.0.0.0/8", "64:ff9b::/96")}
 	set(t, h, c)
 	set(t, h, c)
 	k.want("interface", state{Up: true, MTU: 1500, Addresses: []string{}, Routes: []string{"172.16.0.0/12"}})
-	for _, p := range []string{"0.0.0.0/0", "::/0", "128.0.0.0/1", "192.0.2.0/24", "198.51.100.0/24", "fd77::/64"} {
+	for _, p := range []string{"169.0.0.0/8", "64:ff9b::/96", "0.0.0.0/0", "::/0", "128.0.0.0/1", "192.0.2.0/24", "198.51.100.0/24", "fd77::/64"} {
 		if n := strings.Count(log.String(), "addr="+p); n != 1 {
 			t.Errorf("%s logged %d times, want once", p, n)
 		}

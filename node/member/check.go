@@ -169,8 +169,9 @@ func checkRoutes(s *mesh.Snapshot, id mesh.NodeID, routes []netip.Prefix) error 
 			return fmt.Errorf("routes: %w", mesh.CheckWidth(p))
 		case touchesMesh(s, p):
 			return fmt.Errorf("%w: routes: %v touches a network of the mesh itself; leave it out", mesh.ErrInvalid, p)
-		case !s.Routable(p):
-			return fmt.Errorf("%w: routes: %v is loopback, link-local or multicast, which no node can stand for; leave it out", mesh.ErrInvalid, p)
+		}
+		if err := mesh.CheckSpecial(p); err != nil {
+			return fmt.Errorf("routes: %w", err)
 		}
 		if n, ok := s.Nodes.Overlapping(p); ok {
 			return fmt.Errorf("%w: routes: %v holds an address of node %q", mesh.ErrInvalid, p, n.ID)

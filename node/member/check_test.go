@@ -182,6 +182,12 @@ func TestRoutes(t *testing.T) {
 		{"::1/128", mesh.ErrInvalid},
 		{"fe80::/64", mesh.ErrInvalid},
 		{"ff00::/8", mesh.ErrInvalid},
+		{"169.0.0.0/8", mesh.ErrInvalid}, // around link-local
+		{"0.0.0.0/8", mesh.ErrInvalid},
+		{"255.0.0.0/8", mesh.ErrInvalid},
+		{"::/16", mesh.ErrInvalid},
+		{"64:ff9b::/96", mesh.ErrInvalid}, // stands for IPv4
+		{"2002::/16", mesh.ErrInvalid},
 		{"10.6.0.1/16", mesh.ErrInvalid}, // host bits
 		{"10.6.0.0/16 10.6.0.0/16", mesh.ErrInvalid},
 		{"10.0.0.0/15 10.1.0.0/16", mesh.ErrInvalid},

@@ -73,12 +73,12 @@ func (s *Snapshot) Contains(addr netip.Addr) bool {
 }
 
 // Routable reports whether a route may lead to network. Networks inside the
-// mesh belong to their nodes, and loopback, link-local and multicast ones mean
-// something else on every node. A network that is wider than the mesh is
-// routable: the nodes' own addresses are more specific.
+// mesh belong to their nodes, and those that CheckSpecial refuses mean something
+// else on every node, of which a default route holds some. A network that is
+// wider than the mesh is routable: the nodes' own addresses are more specific.
 func (s *Snapshot) Routable(network netip.Prefix) bool {
 	addr := network.Addr()
-	if !network.IsValid() || addr.Is4In6() {
+	if !network.IsValid() {
 		return false
 	}
 	for _, own := range s.Networks() {
@@ -86,7 +86,7 @@ func (s *Snapshot) Routable(network netip.Prefix) bool {
 			return false
 		}
 	}
-	return !addr.IsLoopback() && !addr.IsLinkLocalUnicast() && !addr.IsMulticast()
+	return CheckSpecial(network) == nil
 }
 
 // NodeByAddr returns the node that holds addr: its IPv4 address, or any address

@@ -153,8 +153,10 @@ func TestSnapshot_Routable(t *testing.T) {
 	s := testSnapshot(t)
 	for network, want := range map[string]bool{
 		"10.0.0.0/8":            true,
-		"0.0.0.0/0":             true,
-		"::/0":                  true,
+		"0.0.0.0/0":             false,
+		"::/0":                  false,
+		"169.0.0.0/8":           false,
+		"64:ff9b::/96":          false,
 		"172.0.0.0/8":           true,
 		"172.16.0.0/12":         false,
 		"172.16.5.0/24":         false,
@@ -170,6 +172,7 @@ func TestSnapshot_Routable(t *testing.T) {
 		"::ffff:10.0.0.0/104":   false,
 		"2001:db8::/32":         true,
 		"fd9f::/16":             true,
+		"2600::/16":             true,
 	} {
 		if got := s.Routable(netip.MustParsePrefix(network)); got != want {
 			t.Errorf("Routable(%s) = %v", network, got)

@@ -26,7 +26,7 @@ func filterSnapshot(list ...mesh.ACL) *mesh.Snapshot {
 	}
 	s.Routes = []mesh.Route{
 		{Name: "c", Node: "c", Destinations: prefixes("10.0.0.0/8", "172.16.9.0/24", "fd00:1:0:1::/120", "127.0.0.0/8")},
-		{Name: "wide", Node: "b", Destinations: prefixes("0.0.0.0/0")},
+		{Name: "wide", Node: "b", Destinations: prefixes("10.0.0.0/7", "192.0.2.0/24")},
 	}
 	return s
 }
@@ -62,7 +62,7 @@ func TestFilter(t *testing.T) {
 		{"route", []mesh.ACL{aToC}, "172.16.0.1", "10.1.2.3", true},
 		{"route, reply", []mesh.ACL{aToC}, "10.1.2.3", "172.16.0.1", true},
 		{"route of another node", []mesh.ACL{aToB}, "172.16.0.1", "10.1.2.3", false},
-		{"the wider route is b's", []mesh.ACL{aToB}, "172.16.0.1", "192.0.2.1", true},
+		{"the wider route is b's", []mesh.ACL{aToB}, "172.16.0.1", "11.1.2.3", true},
 		{"no route takes a node's address", []mesh.ACL{aToC}, "fd00:1:0:1::1", "fd00:1:0:2::", false},
 		{"loopback is never routed to c", []mesh.ACL{aToC}, "172.16.0.1", "127.0.0.1", false},
 	}
