@@ -28,6 +28,18 @@ func enrolment() *mesh.Snapshot {
 	}
 }
 
+// What a node may say of itself without a role is a list; all else, and what is
+// new, is denied.
+func TestClaims_DenyByDefault(t *testing.T) {
+	for number, name := range v1.Feature_name {
+		f := v1.Feature(number)
+		free := f == v1.Feature_NODES || f == v1.Feature_METRICS || f == v1.Feature_LEADER_PROXY
+		if got := claims([]*v1.FeaturePort{{Feature: v1.Feature_NODES}, {Feature: f}}); (len(got) == 0) != free {
+			t.Errorf("%s takes %v, want nothing: %v", name, got, free)
+		}
+	}
+}
+
 func TestRules_NobodyBecomesWhatOthersBelieveWithoutARole(t *testing.T) {
 	rules := newRules(false)
 	feature := func(f v1.Feature) []*v1.FeaturePort { return []*v1.FeaturePort{{Feature: f, Port: 8443}} }
@@ -47,6 +59,12 @@ func TestRules_NobodyBecomesWhatOthersBelieveWithoutARole(t *testing.T) {
 		{"a member calls itself a gateway", v1connect.MembershipUpdateProcedure, member, &v1.UpdateRequest{Id: "nas", Features: feature(v1.Feature_ICE_NEGOTIATION)}, true},
 		{"a member calls itself a TURN server", v1connect.MembershipUpdateProcedure, member, &v1.UpdateRequest{Id: "nas", Features: feature(v1.Feature_TURN_SERVER)}, true},
 		{"a member says that it runs", v1connect.MembershipUpdateProcedure, member, &v1.UpdateRequest{Id: "nas", Features: feature(v1.Feature_NODES)}, false},
+		{"a v1 node says what all of them do", v1connect.MembershipUpdateProcedure, member, &v1.UpdateRequest{Id: "nas",
+			Features: append(feature(v1.Feature_NODES), append(feature(v1.Feature_LEADER_PROXY), feature(v1.Feature_METRICS)...)...)}, false},
+		{"a member calls itself nothing that is known", v1connect.MembershipUpdateProcedure, member, &v1.UpdateRequest{Id: "nas", Features: feature(99)}, true},
+		{"a user is its DNS server", v1connect.MembershipUpdateProcedure, api.Caller{ID: "nas"}, &v1.UpdateRequest{Id: "nas", Features: feature(v1.Feature_MESH_DNS)}, true},
+		{"a user joins as one, behind the usual", v1connect.MembershipJoinProcedure, api.Caller{ID: "nas"}, &v1.JoinRequest{Id: "nas",
+			Features: append(feature(v1.Feature_NODES), feature(v1.Feature_MESH_DNS)...)}, true},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			err := rules[tc.procedure].authorize(enrolment(), tc.caller, tc.msg)

@@ -195,14 +195,16 @@ func publish(_ api.Caller, m *v1.PublishRequest) ([]mesh.Action, error) {
 	return []mesh.Action{put(v1.RuleResource_RESOURCE_PUBSUB, m.GetKey())}, nil
 }
 
-// claims: other nodes believe one that says it serves one of these, as a
-// gateway or as a TURN server, so that saying it takes a seat's grant.
+// claims: other nodes believe one that says it serves something for the mesh, as
+// a gateway, a TURN server or a DNS server, so that saying it takes a seat's
+// grant: also of what is not known here. The rest is what a plain node says of
+// itself, v1 nodes with LEADER_PROXY: nobody is sent to it for that.
 func claims(list []*v1.FeaturePort) []mesh.Action {
 	for _, f := range list {
 		switch f.GetFeature() {
-		case v1.Feature_MEMBERSHIP, v1.Feature_ICE_NEGOTIATION, v1.Feature_STORAGE_PROVIDER, v1.Feature_TURN_SERVER:
-			return []mesh.Action{put(v1.RuleResource_RESOURCE_VOTES, "")}
+		case v1.Feature_NODES, v1.Feature_METRICS, v1.Feature_LEADER_PROXY:
 		default:
+			return []mesh.Action{put(v1.RuleResource_RESOURCE_VOTES, "")}
 		}
 	}
 	return nil
