@@ -156,6 +156,22 @@ func TestChange_EdgesHaveNoDirection(t *testing.T) {
 	}
 }
 
+// Names of nodes' own routes are theirs, and those that somebody has since before.
+func TestChange_NamesOfNodesOwnRoutes(t *testing.T) {
+	w := newWorld(t)
+	if _, err := w.registry.Update(t.Context(), func(tx *registry.Tx) error {
+		return tx.PutRoute(mesh.Route{Name: "site-auto", Node: "a", Destinations: prefixes("10.1.0.0/16")})
+	}); err != nil {
+		t.Fatal(err)
+	}
+	w.must(mesh.Change{Route: &mesh.Route{Name: "site-auto", Node: "a", Destinations: prefixes("10.2.0.0/16")}})
+	w.must(mesh.Change{Route: &mesh.Route{Name: "b-auto", Node: "b", Destinations: prefixes("10.3.0.0/16")}})
+	_, err := w.Change(t.Context(), mesh.Change{Route: &mesh.Route{Name: "site-auto", Node: "b", Destinations: prefixes("10.4.0.0/16")}})
+	if !errors.Is(err, mesh.ErrInvalid) {
+		t.Errorf("moved to another node: %v", err)
+	}
+}
+
 // A route may move to another node, and grow.
 func TestChange_RouteReplacesItself(t *testing.T) {
 	w := newWorld(t)
@@ -242,6 +258,8 @@ func TestChange_Refuses(t *testing.T) {
 		{"route of an absent node", route(func(r *mesh.Route) { r.Node = "absent" }), mesh.ErrPrecondition, `node: there is no node "absent"`},
 		{"route of an absent group", route(func(r *mesh.Route) { r.Node = "group:absent" }), mesh.ErrPrecondition, `node: there is no group "absent"`},
 		{"route by an absent node", route(func(r *mesh.Route) { r.NextHop = "absent" }), mesh.ErrPrecondition, `next_hop_node: there is no node "absent"`},
+		{"route by the name of another's own", route(func(r *mesh.Route) { r.Name = "b-auto" }), mesh.ErrInvalid, `name: "b-auto" is the name of what node "b" offers`},
+		{"route of a group by such a name", route(func(r *mesh.Route) { r.Name, r.Node = "staff-auto", "group:staff" }), mesh.ErrInvalid, "name:"},
 		{"route to nowhere", to(), mesh.ErrInvalid, "destination_cidrs: name one"},
 		{"route to everything", to("0.0.0.0/0"), mesh.ErrInvalid, "all traffic"},
 		{"route to all of IPv6", to("::/0"), mesh.ErrInvalid, "all traffic"},

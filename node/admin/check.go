@@ -10,6 +10,7 @@ import (
 
 	"github.com/meshgate/meshgate/node/mesh"
 	"github.com/meshgate/meshgate/node/policy"
+	"github.com/meshgate/meshgate/node/registry"
 	v1 "github.com/meshgate/meshgate/proto/v1"
 )
 
@@ -222,6 +223,9 @@ func checkRoute(s *mesh.Snapshot, r *mesh.Route) error {
 			return err
 		}
 	}
+	if err := checkAuto(s, r); err != nil {
+		return err
+	}
 	if len(r.Destinations) == 0 {
 		return fmt.Errorf("%w: destination_cidrs: name one or more networks", mesh.ErrInvalid)
 	}
@@ -237,6 +241,20 @@ func checkRoute(s *mesh.Snapshot, r *mesh.Route) error {
 		return fmt.Errorf("destination_cidrs: %w", err)
 	}
 	return nil
+}
+
+// checkAuto keeps the names of the routes that nodes offer themselves for them:
+// a node that joins writes the one that is its own. Names of before stay.
+func checkAuto(s *mesh.Snapshot, r *mesh.Route) error {
+	id, ok := registry.AutoRouteOf(r.Name)
+	if !ok || r.Node == string(id) {
+		return nil
+	}
+	if slices.ContainsFunc(s.Routes, func(old mesh.Route) bool { return old.Name == r.Name && old.Node == r.Node }) {
+		return nil
+	}
+	return fmt.Errorf("%w: name: %q is the name of what node %q offers itself; choose one that does not end in %q",
+		mesh.ErrInvalid, r.Name, id, registry.AutoSuffix)
 }
 
 // checkOutside refuses a route that holds an address on which the mesh runs.

@@ -42,9 +42,9 @@ func (m *Members) Declare(ctx context.Context, n mesh.Node, routes []netip.Prefi
 			return err
 		}
 		if len(routes) == 0 {
-			tx.DeleteRoute(registry.AutoRoute(n.ID))
+			deleteRoutes(tx, n.ID)
 		}
-		return putRoutes(tx, n.ID, routes)
+		return m.putRoutes(tx, n.ID, routes)
 	})
 	if err != nil {
 		return fmt.Errorf("declare node %q: %w", n.ID, err)

@@ -89,3 +89,45 @@ func TestJoin_OfARemovedMemberIsNotFound(t *testing.T) {
 		t.Errorf("a member of another mesh: %v", err)
 	}
 }
+
+// A route that has the name of a node's own may be somebody else's: a node
+// neither deletes it, nor takes its place.
+func TestRoutes_OfOthersStay(t *testing.T) {
+	f := newFixture(t)
+	f.join(request(t, "gw3"))
+	f.join(request(t, "fresh"))
+	foreign := mesh.Route{Name: registry.AutoRoute("fresh"), Node: "gw3", Destinations: prefixes("10.5.0.0/16")}
+	put := func(r mesh.Route) {
+		t.Helper()
+		if _, err := f.registry.Update(t.Context(), func(tx *registry.Tx) error { return tx.PutRoute(r) }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	put(foreign)
+	again := mesh.JoinRequest{Node: *f.registry.Snapshot().Node("fresh")}
+	routes := prefixes("10.6.0.0/16")
+	for name, call := range map[string]func(routes []netip.Prefix) error{
+		"join": func(routes []netip.Prefix) error {
+			again.Routes = routes
+			_, err := f.Join(t.Context(), again)
+			return err
+		},
+		"update": func(routes []netip.Prefix) error {
+			return f.Update(t.Context(), mesh.UpdateRequest{ID: "fresh", Routes: routes})
+		},
+		"declare": func(routes []netip.Prefix) error { return f.Declare(t.Context(), again.Node, routes) },
+	} {
+		if err := call(nil); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		f.wantRefused(call(routes), mesh.ErrExists, `routes: there is a route "fresh-auto" of "gw3"`)
+		if diff := cmp.Diff([]mesh.Route{foreign}, f.registry.Snapshot().Routes, equal); diff != "" {
+			t.Errorf("%s: routes (-want +got):\n%s", name, diff)
+		}
+	}
+	// The gateway itself starts whatever there is.
+	put(mesh.Route{Name: registry.AutoRoute("gw"), Node: "gw3", Destinations: prefixes("10.7.0.0/16")})
+	if err := f.Declare(t.Context(), *f.registry.Snapshot().Node("gw"), prefixes("10.8.0.0/16")); err != nil {
+		t.Errorf("of the gateway itself: %v", err)
+	}
+}

@@ -143,9 +143,9 @@ func (m *Members) join(tx *registry.Tx, r mesh.JoinRequest) error {
 	tx.UnbindKey(n.ID) // the record says it from now on
 	tx.ClearSilent(n.ID)
 	if len(r.Routes) == 0 {
-		tx.DeleteRoute(registry.AutoRoute(n.ID))
+		deleteRoutes(tx, n.ID)
 	}
-	if err := putRoutes(tx, n.ID, r.Routes); err != nil {
+	if err := m.putRoutes(tx, n.ID, r.Routes); err != nil {
 		return err
 	}
 	return m.putEdges(tx, &n, r)
@@ -288,7 +288,7 @@ func (m *Members) Update(ctx context.Context, r mesh.UpdateRequest) error {
 		if err := tx.PutNode(&n); err != nil {
 			return err
 		}
-		return putRoutes(tx, r.ID, r.Routes)
+		return m.putRoutes(tx, r.ID, r.Routes)
 	})
 	if err != nil {
 		return fmt.Errorf("update of node %q: %w", r.ID, err)
@@ -369,13 +369,37 @@ func remove(tx *registry.Tx, id mesh.NodeID) {
 }
 
 // putRoutes makes the routes that a node offers itself exactly list. An empty
-// list changes nothing.
-func putRoutes(tx *registry.Tx, id mesh.NodeID, list []netip.Prefix) error {
+// list changes nothing. A route of that name that is somebody else's stays as it
+// is, but for the gateway's own, which has to start.
+func (m *Members) putRoutes(tx *registry.Tx, id mesh.NodeID, list []netip.Prefix) error {
 	if len(list) == 0 {
 		return nil
+	}
+	if r, ok := autoRoute(tx.Snapshot(), id); ok && r.Node != string(id) {
+		if id != m.self {
+			return fmt.Errorf("%w: routes: there is a route %q of %q already, which has the name of its own; have an admin put it under another name and delete it", mesh.ErrExists, r.Name, r.Node)
+		}
+		m.log.Warn("replaced a route that has the name of this node's own", "peer", r.Node)
 	}
 	if err := tx.PutRoute(mesh.Route{Name: registry.AutoRoute(id), Node: string(id), Destinations: list}); err != nil {
 		return fmt.Errorf("routes: %w", err)
 	}
 	return nil
+}
+
+// deleteRoutes withdraws what a node offers itself.
+func deleteRoutes(tx *registry.Tx, id mesh.NodeID) {
+	if r, ok := autoRoute(tx.Snapshot(), id); ok && r.Node == string(id) {
+		tx.DeleteRoute(r.Name)
+	}
+}
+
+// autoRoute returns the route that has the name of those that a node offers
+// itself. It may be somebody else's: names were free once.
+func autoRoute(s *mesh.Snapshot, id mesh.NodeID) (mesh.Route, bool) {
+	name := registry.AutoRoute(id)
+	if i := slices.IndexFunc(s.Routes, func(r mesh.Route) bool { return r.Name == name }); i >= 0 {
+		return s.Routes[i], true
+	}
+	return mesh.Route{}, false
 }

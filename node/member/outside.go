@@ -8,7 +8,6 @@ import (
 	"slices"
 
 	"github.com/meshgate/meshgate/node/mesh"
-	"github.com/meshgate/meshgate/node/registry"
 )
 
 // checkOutside refuses networks that hold an address on which the mesh itself
@@ -18,17 +17,16 @@ import (
 // What n has offered or said before passes: a gateway that a route was put
 // around has to start all the same. Hosts leave such routes out (node/hostnet).
 func (m *Members) checkOutside(s *mesh.Snapshot, n *mesh.Node, routes []netip.Prefix, replaced bool) error {
-	auto := registry.AutoRoute(n.ID)
-	var offered []netip.Prefix
-	if i := slices.IndexFunc(s.Routes, func(r mesh.Route) bool { return r.Name == auto && r.Node == string(n.ID) }); i >= 0 {
-		offered = s.Routes[i].Destinations
+	own, ok := autoRoute(s, n.ID)
+	if !ok || own.Node != string(n.ID) {
+		own = mesh.Route{}
 	}
 	var replicas []netip.Addr
 	if len(routes) > 0 {
 		replicas = m.replicas()
 	}
 	for _, p := range routes {
-		if slices.Contains(offered, p) {
+		if slices.Contains(own.Destinations, p) {
 			continue
 		}
 		if err := s.CheckOutside(p, n, replicas); err != nil {
@@ -44,7 +42,7 @@ func (m *Members) checkOutside(s *mesh.Snapshot, n *mesh.Node, routes []netip.Pr
 			continue
 		}
 		for _, r := range s.Routes {
-			if replaced && r.Name == auto {
+			if replaced && r.Name == own.Name {
 				continue
 			}
 			if i := slices.IndexFunc(r.Destinations, func(p netip.Prefix) bool { return p.Contains(addr) }); i >= 0 {

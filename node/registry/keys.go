@@ -3,6 +3,8 @@
 package registry
 
 import (
+	"strings"
+
 	"github.com/meshgate/meshgate/node/mesh"
 )
 
@@ -60,4 +62,14 @@ const (
 
 // AutoRoute is the name of the route object with the networks that a node
 // offered when it joined.
-func AutoRoute(id mesh.NodeID) string { return string(id) + "-auto" }
+func AutoRoute(id mesh.NodeID) string { return string(id) + AutoSuffix }
+
+// AutoSuffix ends the names of the routes that nodes offer themselves.
+const AutoSuffix = "-auto"
+
+// AutoRouteOf returns the node for whose own routes a name is kept; false if it
+// is free.
+func AutoRouteOf(name string) (mesh.NodeID, bool) {
+	id, ok := strings.CutSuffix(name, AutoSuffix)
+	return mesh.NodeID(id), ok
+}
