@@ -111,8 +111,10 @@ func checkEndpoints(s *mesh.Snapshot, n *mesh.Node, self mesh.NodeID) error {
 		local = err == nil && addr.IsLoopback()
 	}
 	check := func(field string, addr netip.Addr) error {
+		zoned := addr.Zone() != ""
+		addr = addr.Unmap()
 		switch {
-		case !addr.IsValid() || addr.IsUnspecified() || addr.IsMulticast() || addr.IsLinkLocalUnicast() || addr.Zone() != "":
+		case !addr.IsValid() || zoned || !addr.IsLoopback() && (mesh.IsSpecial(addr) || mesh.EmbedsIPv4(addr)):
 			return fmt.Errorf("%w: %s: %v is no address at which others can reach the node", mesh.ErrInvalid, field, addr)
 		case addr.IsLoopback() && !local:
 			return fmt.Errorf("%w: %s: %v means another machine on each node; leave it out if the node has no public address", mesh.ErrInvalid, field, addr)

@@ -417,9 +417,11 @@ func TestJoin_WhenAddressesAreUsedUp(t *testing.T) {
 
 func TestJoin_Edges(t *testing.T) {
 	f := newFixture(t)
+	hosts := 0
 	public := func(id mesh.NodeID, zone string) mesh.JoinRequest {
 		r := request(t, id)
-		r.Node.PrimaryEndpoint, r.Node.Zone = "192.0.2.1", zone
+		hosts++
+		r.Node.PrimaryEndpoint, r.Node.Zone = fmt.Sprintf("192.0.2.%d", hosts), zone
 		r.Node.Features = []mesh.Feature{{Kind: v1.Feature_NODES, Port: 8443}}
 		return r
 	}

@@ -5,6 +5,7 @@ package member_test
 import (
 	"net/netip"
 	"testing"
+	"time"
 
 	"github.com/meshgate/meshgate/node/member"
 	"github.com/meshgate/meshgate/node/mesh"
@@ -102,4 +103,69 @@ func TestEndpoints_StayOutOfRoutes(t *testing.T) {
 	if err := f.Update(t.Context(), moved); err != nil {
 		t.Errorf("endpoint and route moved together: %v", err)
 	}
+}
+
+// An endpoint is judged by what it stands for, however it is spelled.
+func TestEndpoints_InEverySpelling(t *testing.T) {
+	f := outsideFixture(t)
+	for _, addr := range []string{
+		"64:ff9b::7f00:1", "64:ff9b::a9fe:a9fe", "64:ff9b:1::1", "::127.0.0.1", "2002:7f00:1::", "2001:0:7f00:1::", "::ffff:0:127.0.0.1",
+		"2001:db8::5efe:127.0.0.1", "::ffff:127.0.0.1", "::ffff:0.0.0.1", "0.0.0.1", "255.255.255.255", "240.0.0.1", "169.254.169.254",
+		"192.0.0.192", "168.63.129.16", "fd00:ec2::254", "fec0::1", "ff02::1", "fe80::1",
+	} {
+		at := []netip.AddrPort{netip.AddrPortFrom(netip.MustParseAddr(addr), 9)}
+		f.wantRefused(f.Update(t.Context(), mesh.UpdateRequest{ID: "me", WireGuardEndpoints: at}), mesh.ErrInvalid, "wireguard_endpoints: ")
+		f.wantRefused(f.Update(t.Context(), mesh.UpdateRequest{ID: "me", PrimaryEndpoint: addr}), mesh.ErrInvalid, "primary_endpoint: ")
+	}
+	for _, addr := range []string{"203.0.113.4", "100.64.0.1", "192.168.1.2", "2001:db8::4", "fd00:1::4", "::ffff:203.0.113.4"} {
+		at := []netip.AddrPort{netip.AddrPortFrom(netip.MustParseAddr(addr), 9)}
+		if err := f.Update(t.Context(), mesh.UpdateRequest{ID: "me", WireGuardEndpoints: at}); err != nil {
+			t.Errorf("%s: %v", addr, err)
+		}
+	}
+}
+
+// Nobody says that it is where another member is.
+func TestEndpoints_OfOthers(t *testing.T) {
+	f := outsideFixture(t)
+	if err := f.Update(t.Context(), mesh.UpdateRequest{ID: "gw", WireGuardEndpoints: []netip.AddrPort{netip.MustParseAddrPort("198.18.77.1:4000")}}); err != nil {
+		t.Fatal(err)
+	}
+	at := func(list ...string) (out []netip.AddrPort) {
+		for _, e := range list {
+			out = append(out, netip.MustParseAddrPort(e))
+		}
+		return out
+	}
+	for name, u := range map[string]mesh.UpdateRequest{
+		"the gateway's":          {WireGuardEndpoints: at("203.0.113.4:1", "198.18.77.1:4000")},
+		"mapped":                 {WireGuardEndpoints: at("[::ffff:198.18.77.1]:4000")},
+		"by the primary one":     {PrimaryEndpoint: "198.18.77.1", WireGuardEndpoints: at("203.0.113.4:4000")},
+		"of a node":              {WireGuardEndpoints: at("198.18.80.1:51820")},
+		"with the port left out": {PrimaryEndpoint: "198.18.80.1"},
+	} {
+		u.ID = "me"
+		err := f.Update(t.Context(), u)
+		f.wantRefused(err, mesh.ErrExists, "primary_endpoint or wireguard_endpoints: ")
+		join := request(t, "new")
+		join.Node.PrimaryEndpoint, join.Node.WireGuardEndpoints = u.PrimaryEndpoint, u.WireGuardEndpoints
+		if _, joined := f.Join(t.Context(), join); joined == nil {
+			t.Errorf("%s: a join with it", name)
+		}
+	}
+	fine := func(name string, u mesh.UpdateRequest) {
+		t.Helper()
+		if err := f.Update(t.Context(), u); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	fine("another port behind the same address", mesh.UpdateRequest{ID: "me", PrimaryEndpoint: "198.18.77.1", WireGuardEndpoints: at("198.18.77.1:4001")})
+	fine("a private address", mesh.UpdateRequest{ID: "far", WireGuardEndpoints: at("198.18.80.1:51820", "192.168.1.2:51820")})
+	fine("the same private address elsewhere", mesh.UpdateRequest{ID: "me", WireGuardEndpoints: at("198.18.77.1:4001", "192.168.1.2:51820")})
+	fine("the gateway's own", mesh.UpdateRequest{ID: "gw", WireGuardEndpoints: at("198.18.77.1:4001")})
+	fine("what it said before", mesh.UpdateRequest{ID: "me", WireGuardEndpoints: at("198.18.77.1:4001")})
+	if err := f.Note(t.Context(), map[mesh.NodeID]time.Time{"far": time.Now()}, nil); err != nil {
+		t.Fatal(err)
+	}
+	fine("that of a node which is gone", mesh.UpdateRequest{ID: "me", WireGuardEndpoints: at("198.18.80.1:51820")})
 }
