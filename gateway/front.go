@@ -15,8 +15,12 @@ import (
 )
 
 const (
-	// maxHello bounds what is read of a client before it is known what it wants.
-	maxHello = 64 << 10
+	// maxHello bounds what is read of a client before it is known what it wants,
+	// in bytes. Browsers say less than 4 KiB, even with post-quantum keys.
+	maxHello = 16 << 10
+	// maxHellos bounds that of all clients together, whatever they have sent of
+	// it: 2 KiB of as many as may be sorted. To read TLS takes some more.
+	maxHellos = maxSortedAll * 2 << 10
 	// maxSorted is how many connections of one network may be sorted at a time,
 	// and maxSortedAll how many of all. For each one more, the one whose hello is
 	// awaited longest is closed.
@@ -66,7 +70,9 @@ type Front struct {
 // many connections the gateway holds and its queue has, the streams have places of
 // their own, in share.
 func NewFront(ctx context.Context, l net.Listener, share Share, streams map[string]func(context.Context, net.Conn)) *Front {
-	return newFront(ctx, l, streams, newWaiting(min(maxSorted, share.sorted), share.sorted),
+	sorted := newWaiting(min(maxSorted, share.sorted), share.sorted)
+	sorted.room = maxHellos
+	return newFront(ctx, l, streams, sorted,
 		newWaiting(min(maxGreeted, share.greeted), share.greeted), share.queued)
 }
 
@@ -109,8 +115,14 @@ func (f *Front) run(ctx context.Context) {
 		case err == nil:
 			remote, _ := netip.ParseAddrPort(conn.RemoteAddr().String())
 			from := network(remote.Addr())
-			awaited, heard := f.sorted.enter(ctx, from) // here, so that places are in order
-			f.wg.Go(func() { f.sort(ctx, awaited, heard, from, conn) })
+			awaited, heard, hold := f.sorted.enter(ctx, from) // here, so that places are in order
+			f.wg.Go(func() {
+				wanted, conn, err := f.hear(awaited, hold, conn)
+				heard()
+				if err == nil {
+					f.sort(ctx, from, wanted, conn)
+				}
+			})
 		case ctx.Err() != nil || errors.Is(err, net.ErrClosed):
 			return
 		default: // such as too many open files, which passes
@@ -124,16 +136,18 @@ func (f *Front) run(ctx context.Context) {
 	}
 }
 
-// sort finds out what a connection wants and hands it over. awaited ends when
-// the connection loses its place among those whose hello is awaited, which heard
-// gives back.
-func (f *Front) sort(ctx, awaited context.Context, heard func(), from string, raw net.Conn) {
-	wanted, conn, err := sniff(awaited, raw)
-	heard()
-	if err != nil {
+// hear finds out what a connection wants, or closes it. awaited ends when the
+// connection loses its place among those whose hello is awaited; hold is told
+// what is kept of it.
+func (f *Front) hear(awaited context.Context, hold func(bytes int), raw net.Conn) (wanted []string, conn net.Conn, err error) {
+	if wanted, conn, err = sniff(awaited, hold, raw); err != nil {
 		f.refuse(raw)
-		return
 	}
+	return wanted, conn, err
+}
+
+// sort hands over a connection that wants one of some protocols.
+func (f *Front) sort(ctx context.Context, from string, wanted []string, conn net.Conn) {
 	for name, stream := range f.streams {
 		if slices.Contains(wanted, name) {
 			f.greet(ctx, from, conn, stream)
@@ -145,7 +159,7 @@ func (f *Front) sort(ctx, awaited context.Context, heard func(), from string, ra
 
 // greet hands a connection to a stream, for as long as nobody knows who it is.
 func (f *Front) greet(ctx context.Context, from string, conn net.Conn, stream func(context.Context, net.Conn)) {
-	wait, known := f.greeted.enter(ctx, from)
+	wait, known, _ := f.greeted.enter(ctx, from)
 	defer known()
 	stream(wait, conn)
 	if wait.Err() != nil && ctx.Err() == nil { // it lost its place
@@ -179,12 +193,12 @@ func (f *Front) enqueue(conn net.Conn) {
 
 // sniff reads the ClientHello of a connection and returns the protocols that it
 // names, and a connection that yields all that was read once more. What is no
-// TLS names none.
-func sniff(ctx context.Context, raw net.Conn) (protocols []string, again net.Conn, err error) {
+// TLS names none. hold is told of bytes before they are kept.
+func sniff(ctx context.Context, hold func(bytes int), raw net.Conn) (protocols []string, again net.Conn, err error) {
 	if err := raw.SetDeadline(time.Now().Add(headerTimeout)); err != nil {
 		return nil, nil, err
 	}
-	r := &recorder{Conn: raw}
+	r := &recorder{Conn: raw, hold: hold}
 	_ = tls.Server(r, &tls.Config{ // it always fails, on purpose
 		GetConfigForClient: func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
 			protocols = slices.Clone(hello.SupportedProtos)
@@ -210,6 +224,7 @@ var (
 // answered by whom it wants.
 type recorder struct {
 	net.Conn
+	hold func(bytes int)
 	read []byte
 	err  error // of reading
 }
@@ -222,6 +237,7 @@ func (r *recorder) Read(p []byte) (int, error) {
 		return 0, r.err
 	}
 	n, err := r.Conn.Read(p[:min(len(p), room)])
+	r.hold(n)
 	r.read = append(r.read, p[:n]...)
 	r.err = err
 	return n, err

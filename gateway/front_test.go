@@ -137,7 +137,7 @@ func TestFront_TooLargeHelloIsRefused(t *testing.T) {
 	// Records of a handshake message that is announced as longer than any.
 	record := append([]byte{22, 3, 1, 0x40, 0}, make([]byte, 0x4000)...)
 	copy(record[5:], []byte{1, 0, 0xff, 0xff})
-	for range 5 {
+	for range 2 {
 		if _, err := conn.Write(record); err != nil {
 			break // it was closed meanwhile
 		}
@@ -151,6 +151,44 @@ func TestFront_TooLargeHelloIsRefused(t *testing.T) {
 	}
 	if n := f.refused.Load(); n != 1 {
 		t.Errorf("%d connections were counted as refused, want 1", n)
+	}
+}
+
+// Who begins long hellos and ends none gets the memory of few, and keeps nobody
+// out: the room is of all, and the one that has waited longest makes way.
+func TestFront_LongHellosShareTheirRoom(t *testing.T) {
+	places := newWaiting(maxSorted, maxSortedAll)
+	places.room = 45 << 10
+	f := frontOf(t, places, newWaiting(maxGreeted, maxGreetedAll), maxQueued)
+	long := append([]byte{22, 3, 1, 0x3f, 0}, make([]byte, 15000)...) // of one record of 16128 bytes
+	copy(long[5:], []byte{1, 0, 0x3e, 0xf0})
+	fit := places.room / len(long)
+	var open []net.Conn
+	for i := range 2 * fit {
+		conn, err := net.Dial("tcp", f.Listener().Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = conn.Close() })
+		if _, err := conn.Write(long); err != nil {
+			t.Fatal(err)
+		}
+		open = append(open, conn)
+		poll(t, func() bool {
+			places.mu.Lock()
+			defer places.mu.Unlock()
+			return places.held == min(i+1, fit)*len(long)
+		})
+		if i >= fit {
+			closed(t, open[i-fit])
+		}
+	}
+	echoes(t, f) // its hello needs some, too
+	closed(t, open[fit])
+	places.mu.Lock()
+	defer places.mu.Unlock()
+	if places.held > places.room {
+		t.Errorf("%d bytes are held, at most %d may be", places.held, places.room)
 	}
 }
 
@@ -292,7 +330,7 @@ func FuzzSniff(f *testing.F) {
 			_, _ = client.Write(said)
 			_ = client.Close()
 		}()
-		_, again, err := sniff(t.Context(), server)
+		_, again, err := sniff(t.Context(), func(int) {}, server)
 		if err != nil {
 			_ = server.Close()
 			return

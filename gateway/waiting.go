@@ -14,10 +14,13 @@ import (
 // is safe for concurrent use.
 type waiting struct {
 	limit, total int // total 0: as many as there are keys for
+	// room is how many bytes they may hold together; 0: as many as they like.
+	room int
 
 	mu    sync.Mutex // guards the fields below
 	byKey map[string]*list.List
 	all   *list.List // of *waiter, the one that has waited longest in front
+	held  int        // bytes
 }
 
 // waiter is one that holds a place.
@@ -25,6 +28,7 @@ type waiter struct {
 	key       string
 	lose      context.CancelFunc
 	ofKey, in *list.Element // its places in the list of its key, and in that of all
+	held      int           // bytes
 	gone      bool          // it is in neither any more
 }
 
@@ -33,8 +37,10 @@ func newWaiting(limit, total int) *waiting {
 }
 
 // enter takes a place for key. The returned context ends with ctx, or when the
-// place is lost. The caller calls leave once, when it waits no longer.
-func (w *waiting) enter(ctx context.Context, key string) (_ context.Context, leave func()) {
+// place is lost. The caller calls leave once, when it waits no longer, and hold
+// for the bytes that it keeps until then: when there is no room for them, those
+// that have waited longest lose their places, maybe itself.
+func (w *waiting) enter(ctx context.Context, key string) (_ context.Context, leave func(), hold func(bytes int)) {
 	ctx, cancel := context.WithCancel(ctx)
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -54,6 +60,20 @@ func (w *waiting) enter(ctx context.Context, key string) (_ context.Context, lea
 		w.mu.Lock()
 		defer w.mu.Unlock()
 		w.removeLocked(e)
+	}, func(bytes int) { w.hold(e, bytes) }
+}
+
+// hold counts bytes that e keeps.
+func (w *waiting) hold(e *waiter, bytes int) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if e.gone {
+		return
+	}
+	e.held += bytes
+	w.held += bytes
+	for w.room > 0 && w.held > w.room {
+		w.removeLocked(w.all.Front().Value.(*waiter))
 	}
 }
 
@@ -64,6 +84,7 @@ func (w *waiting) removeLocked(e *waiter) {
 	}
 	e.gone = true
 	e.lose()
+	w.held -= e.held
 	w.all.Remove(e.in)
 	l := w.byKey[e.key]
 	if l.Remove(e.ofKey); l.Len() == 0 {

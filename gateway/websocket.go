@@ -93,7 +93,7 @@ func (g *Gateway) webSockets(next http.Handler) http.Handler {
 			return
 		}
 		defer g.open.leave()
-		wait, begun := g.pending.enter(r.Context(), network(q.from.Addr()))
+		wait, begun, _ := g.pending.enter(r.Context(), network(q.from.Addr()))
 		defer begun()
 		conn, err := websocket.Accept(w, r, &websocket.AcceptOptions{
 			Subprotocols:       []string{subprotocol},
