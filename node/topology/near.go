@@ -195,10 +195,13 @@ func (n *near) makePlan(g *graph) mesh.Plan {
 	for _, at := range nearest {
 		n.claimOwn(at, lists, claim)
 	}
+	var routed []netip.Prefix // home has no path to all who offer them
 	for _, at := range nearest {
 		for _, network := range g.offers[at.vertex.id] {
 			for _, part := range g.rules.grants(self, at.node, network) {
-				claim(at.path, part)
+				if claim(at.path, part) {
+					routed = append(routed, part)
+				}
 			}
 		}
 	}
@@ -206,7 +209,7 @@ func (n *near) makePlan(g *graph) mesh.Plan {
 		return slices.DeleteFunc(slices.Clone(without(list, own)), func(part netip.Prefix) bool { return taken[part] })
 	}
 	lists[n.home] = merge(merge(rest(n.list), g.at.Networks()), rest(n.routed))
-	plan := mesh.Plan{Self: self, Routes: routesOf(g.at, self, without(n.routed, own)), Peers: make([]mesh.Peer, 0, len(lists))}
+	plan := mesh.Plan{Self: self, Routes: routesOf(g.at, self, without(merge(n.routed, routed), own)), Peers: make([]mesh.Peer, 0, len(lists))}
 	for v, allowed := range lists {
 		l, _ := n.root.linkTo(v)
 		if !mesh.SameList(allowed, v.learned().own) {
