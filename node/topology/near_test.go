@@ -181,3 +181,55 @@ func TestPlanner_GroupsThatOfferRoutes(t *testing.T) {
 		t.Errorf("routes %v, want that of the group", got.Routes)
 	}
 }
+
+// A near plan is kept as long as nothing changes that it looks at. These changes
+// are far from it, and make a difference all the same.
+func TestPlanner_NearPlansNoticeWhatChangesFarAway(t *testing.T) {
+	const root, beside, x, y, alone mesh.NodeID = "n0000", "n0100", "n0210", "n0211", "n0212"
+	network := netip.MustParsePrefix("10.7.0.0/16")
+	inX := func(s *mesh.Snapshot) netip.Addr { return s.Node(x).IPv4.Addr() }
+	inNetwork := func(*mesh.Snapshot) netip.Addr { return network.Addr() }
+	tests := []struct {
+		name       string
+		plain      bool // the root is a plain WireGuard peer
+		change     func(b builder)
+		to         func(s *mesh.Snapshot) netip.Addr
+		was, wants mesh.NodeID // behind whom the address is
+	}{
+		{"the way behind home gets longer", false, func(b builder) { b.link(x, publicGateway, 5000) }, inX, publicGateway, beside},
+		{"the way behind home goes", false, func(b builder) { b.Edges = b.Edges.Without(publicGateway, x) }, inX, publicGateway, beside},
+		{"the way behind home stays the better one", false, func(b builder) { b.link(x, publicGateway, 100) }, inX, publicGateway, publicGateway},
+		{"a network moves here from there", false, func(b builder) { b.Routes[0].Node = string(beside) }, inNetwork, publicGateway, beside},
+		{"a network moves to whom only the root has", true, func(b builder) { b.Routes[0].Node = string(alone) }, inNetwork, publicGateway, alone},
+		{"a network comes to whom only the root has", true, func(b builder) { b.route("new", string(alone), "10.9.0.0/16") },
+			func(*mesh.Snapshot) netip.Addr { return netip.MustParseAddr("10.9.0.1") }, "", alone},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			b := publicMesh(topology.SummarizeFrom+20).link(root, beside, 1).link(beside, x, 200).link(x, publicGateway, 1)
+			b.link(y, publicGateway, 1).link(alone, root, 1).route("far", string(y), network.String())
+			for _, id := range []mesh.NodeID{x, y, alone} {
+				b.change(id, func(n *mesh.Node) { n.PrimaryEndpoint = "" })
+			}
+			if tt.plain {
+				b.stock(root).link(root, publicGateway, 1)
+			}
+			p := topology.New(b.Snapshot, nil)
+			if got := behind(planned(t, p, root), tt.to(b.Snapshot)); got != tt.was || !p.Near(root) {
+				t.Fatalf("at first it is behind %q, want %q; near: %v", got, tt.was, p.Near(root))
+			}
+			next := *b.Snapshot
+			next.Version++
+			next.Routes = slices.Clone(next.Routes)
+			tt.change(builder{&next})
+			p = topology.New(&next, p)
+			plan := planned(t, p, root)
+			if got := behind(plan, tt.to(&next)); got != tt.wants || !p.Near(root) {
+				t.Errorf("it is behind %q, want %q; near: %v", got, tt.wants, p.Near(root))
+			}
+			if want := topology.ByPaths(&next, root).Routes; !slices.Equal(want, plan.Routes) {
+				t.Errorf("routes %v, want %v", plan.Routes, want)
+			}
+		})
+	}
+}
