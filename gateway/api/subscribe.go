@@ -34,7 +34,7 @@ func (m *membershipService) SubscribePeers(ctx context.Context, req *connect.Req
 	if err != nil {
 		return err
 	}
-	sub := &subscriber{service: m, id: id, packed: packs(req.Header())}
+	sub := &subscriber{service: m, id: id, packed: packs(req.Header()), answer: answerFrom(ctx)}
 	for {
 		looked := time.Now()
 		if err := sub.tell(ctx, s, stream.Send); err != nil {
@@ -94,8 +94,8 @@ type subscriber struct {
 	packed  bool // messages may hold encoded peers
 	// sent is the last configuration that was sent; nil before the first.
 	sent *configuration
-	// slow is true when it took long to send it.
-	slow bool
+	// answer is what messages are written to; nil when that is not known.
+	answer *turnWriter
 
 	// acls are those that concern the node, of the lists told and groups.
 	acls   []*v1.NetworkACL
@@ -104,7 +104,8 @@ type subscriber struct {
 }
 
 // tell sends the configuration of s unless it is as the last one. It takes turns
-// with other subscribers, whom a slow one does not hold up.
+// with other subscribers to make the message; one that does not take its message
+// holds up nobody.
 func (b *subscriber) tell(ctx context.Context, s *mesh.Snapshot, send func(*v1.PeerConfigurations) error) error {
 	end, err := b.service.turns.take(ctx)
 	if err != nil {
@@ -124,14 +125,9 @@ func (b *subscriber) tell(ctx context.Context, s *mesh.Snapshot, send func(*v1.P
 	if err != nil {
 		return err
 	}
-	if b.slow {
-		end()
-	}
-	turn := time.AfterFunc(longestTurn, end)
-	err = send(m)
-	b.slow = !turn.Stop()
+	b.answer.endsTurn(end)
 	b.sent = c
-	return err
+	return send(m)
 }
 
 // configuration is what the node needs to follow s.

@@ -4,20 +4,17 @@ package api
 
 import (
 	"context"
+	"net/http"
 	"runtime"
 	"sync"
-	"time"
 
 	"github.com/meshgate/meshgate/node/mesh"
 )
 
-// longestTurn is how long the others wait for a subscriber that does not take its
-// message. After that it does not hold up anybody, until it takes one in less.
-const longestTurn = 20 * time.Millisecond
-
 // turns bounds how many subscribers are told at a time. A change may concern
 // thousands of them: who waits for something else, such as a node that joins,
-// waits for a few of them and not for all. The zero value is ready for use.
+// waits for a few of them and not for all. A turn is for work of this gateway: it
+// ends before anything waits for a client. The zero value is ready for use.
 type turns struct {
 	once   sync.Once
 	places chan struct{}
@@ -32,6 +29,60 @@ func (t *turns) take(ctx context.Context) (end func(), err error) {
 		return sync.OnceFunc(func() { <-t.places }), nil
 	case <-ctx.Done():
 		return nil, ctx.Err()
+	}
+}
+
+// turnWriter is an answer whose messages are made in turns. It gives the turn back
+// when a message is ready to be written, packed if the client wants it so: from
+// then on it takes as long as the client likes. One goroutine uses it.
+type turnWriter struct {
+	http.ResponseWriter
+	end func() // of the turn; nil before the first
+}
+
+type answerKey struct{}
+
+// endTurns makes the answers of h turnWriters, for answerFrom.
+func endTurns(h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		answer := &turnWriter{ResponseWriter: w}
+		h.ServeHTTP(answer, r.WithContext(context.WithValue(r.Context(), answerKey{}, answer)))
+	})
+}
+
+// answerFrom is what a call is answered with; nil outside of endTurns.
+func answerFrom(ctx context.Context) *turnWriter {
+	w, _ := ctx.Value(answerKey{}).(*turnWriter)
+	return w
+}
+
+// endsTurn makes what is written next end a turn; a nil writer ends it at once.
+func (w *turnWriter) endsTurn(end func()) {
+	if w == nil {
+		end()
+		return
+	}
+	w.end = end
+}
+
+// Write implements http.ResponseWriter.
+func (w *turnWriter) Write(p []byte) (int, error) {
+	w.giveBack()
+	return w.ResponseWriter.Write(p)
+}
+
+// Flush implements http.Flusher.
+func (w *turnWriter) Flush() {
+	w.giveBack()
+	_ = http.NewResponseController(w.ResponseWriter).Flush() // what is written next says why not
+}
+
+// Unwrap is for http.ResponseController.
+func (w *turnWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+
+func (w *turnWriter) giveBack() {
+	if w.end != nil {
+		w.end()
 	}
 }
 

@@ -3,74 +3,151 @@
 package api
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"io"
+	"net/http"
+	"net/http/httptest"
 	"runtime"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"connectrpc.com/connect"
+	"google.golang.org/protobuf/proto"
+
 	"github.com/meshgate/meshgate/node/mesh"
 	v1 "github.com/meshgate/meshgate/proto/v1"
+	"github.com/meshgate/meshgate/proto/v1/v1connect"
 )
 
-// Subscribers are told a few at a time, and one that does not take its message
-// holds up the others once, and not for long.
-func TestSubscriber_SlowOnesHoldUpNobody(t *testing.T) {
+// stuckWriter is the answer to a client that takes nothing: its window is closed,
+// or its socket is full.
+type stuckWriter struct {
+	*httptest.ResponseRecorder
+	taken chan struct{} // closed when it takes everything at last
+	stuck *atomic.Int32
+}
+
+func (w *stuckWriter) Write(p []byte) (int, error) {
+	w.stuck.Add(1)
+	<-w.taken
+	w.stuck.Add(-1)
+	return len(p), nil
+}
+
+// noKeys is an interface whose methods are not called.
+type noKeys = Keys
+
+// seesAnswer counts streams whose answer is known to their handler.
+type seesAnswer struct {
+	refusal
+	known *atomic.Int32
+}
+
+func (s seesAnswer) WrapStreamingHandler(next connect.StreamingHandlerFunc) connect.StreamingHandlerFunc {
+	return func(ctx context.Context, conn connect.StreamingHandlerConn) error {
+		if answerFrom(ctx) != nil {
+			s.known.Add(1)
+		}
+		return next(ctx, conn)
+	}
+}
+
+// firstWriter ends its call when the first message is written.
+type firstWriter struct {
+	*httptest.ResponseRecorder
+	done func()
+}
+
+func (w *firstWriter) Flush() { w.done() }
+
+// However many subscribers do not take their messages, one that does gets its own
+// at once: they are those that hold streams open, and those that open new ones.
+func TestSubscribePeers_SlowOnesHoldUpNobody(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		f := testFake(t)
-		m := &membershipService{state: f, members: f}
-		places := max(1, runtime.GOMAXPROCS(0)-1)
+		v := newVersions(t, 3)
+		v.latest = v.snap
+		var known atomic.Int32
+		services, err := Services(Config{State: v, Members: v, Objects: v, Keys: struct{ noKeys }{}, Links: v, Remote: v, Signaling: struct{ Signaling }{}},
+			connect.WithInterceptors(seesAnswer{known: &known}))
+		if err != nil {
+			t.Fatal(err)
+		}
+		at := slices.IndexFunc(services, func(s Service) bool { return s.Name == v1connect.MembershipName })
+		subscribe := func(ctx context.Context, w http.ResponseWriter) {
+			raw, err := proto.Marshal(&v1.SubscribePeersRequest{Id: "phone"})
+			if err != nil {
+				t.Error(err)
+			}
+			body := append([]byte{0, 0, 0, 0, byte(len(raw))}, raw...)
+			r := httptest.NewRequestWithContext(ctx, http.MethodPost, v1connect.MembershipSubscribePeersProcedure, bytes.NewReader(body))
+			r.Header.Set("Content-Type", "application/connect+proto")
+			services[at].Handler.ServeHTTP(w, r)
+		}
+		stay, leave := context.WithCancel(t.Context())
 		taken := make(chan struct{})
-		stuck := func(*v1.PeerConfigurations) error { <-taken; return nil }
-		var slow []*subscriber
-		for range places {
-			slow = append(slow, &subscriber{service: m, id: "phone"})
+		var slow sync.WaitGroup
+		var stuck atomic.Int32
+		const many = 200
+		for range many {
+			slow.Go(func() { subscribe(stay, &stuckWriter{httptest.NewRecorder(), taken, &stuck}) })
 		}
-		told := func(change string) {
-			var wg sync.WaitGroup
-			for _, b := range slow {
-				wg.Go(func() {
-					if err := b.tell(t.Context(), f.snap, stuck); err != nil {
-						t.Error(err)
-					}
-				})
-			}
-			synctest.Wait()
-			start := time.Now()
-			quick := &subscriber{service: m, id: "phone"}
-			if err := quick.tell(t.Context(), f.snap, func(*v1.PeerConfigurations) error { return nil }); err != nil {
-				t.Fatal(err)
-			}
-			want := longestTurn
-			if change == "second" {
-				want = 0
-			}
-			if waited := time.Since(start); waited != want {
-				t.Errorf("%s change: another subscriber waited %v for slow ones, want %v", change, waited, want)
-			}
-			close(taken)
-			wg.Wait()
-			taken = make(chan struct{})
+		synctest.Wait()
+		if n := stuck.Load(); n != many {
+			t.Errorf("%d of %d wait for their clients, the others for a turn", n, many)
 		}
-		told("first")
-		next := *f.snap
-		next.ACLs = append([]mesh.ACL{{Name: "more", Accept: true}}, next.ACLs...)
-		f.snap = &next
-		told("second")
-		// What they took late is taken in time again.
-		for _, b := range slow {
-			b.sent = nil
-			if err := b.tell(t.Context(), f.snap, func(*v1.PeerConfigurations) error { return nil }); err != nil || b.slow {
-				t.Errorf("still slow: %v, %v", b.slow, err)
+		if n := known.Load(); n != many {
+			t.Errorf("%d of %d are known to write to their client", n, many)
+		}
+		start := time.Now()
+		ctx, done := context.WithTimeout(t.Context(), time.Minute)
+		quick := &firstWriter{httptest.NewRecorder(), done}
+		subscribe(ctx, quick)
+		if waited := time.Since(start); waited != 0 || quick.Body.Len() == 0 {
+			t.Errorf("another subscriber waited %v for slow ones, and got %d bytes", waited, quick.Body.Len())
+		}
+		leave()
+		close(taken)
+		slow.Wait()
+	})
+}
+
+// A subscriber has its turn until its message is ready, and not any longer.
+func TestSubscriber_ItsTurnEndsWithTheMessage(t *testing.T) {
+	f := testFake(t)
+	m := &membershipService{state: f, members: f}
+	quiet := func(*v1.PeerConfigurations) error { return nil }
+	for name, b := range map[string]*subscriber{"written": {answer: &turnWriter{ResponseWriter: httptest.NewRecorder()}}, "unknown": {}} {
+		b.service, b.id = m, "phone"
+		if err := b.tell(t.Context(), f.snap, func(*v1.PeerConfigurations) error {
+			if n := len(m.turns.places); (n == 1) != (b.answer != nil) {
+				t.Errorf("%s: %d turns while its message is packed", name, n)
 			}
+			if b.answer != nil {
+				if _, err := b.answer.Write(nil); err != nil {
+					t.Error(err)
+				}
+			}
+			if n := len(m.turns.places); n != 0 {
+				t.Errorf("%s: %d turns while its message is sent", name, n)
+			}
+			return nil
+		}); err != nil {
+			t.Error(err)
+		}
+		b.sent = nil
+		for _, send := range []func(*v1.PeerConfigurations) error{quiet, quiet, func(*v1.PeerConfigurations) error { return io.ErrClosedPipe }} {
+			_ = b.tell(t.Context(), f.snap, send)
 		}
 		if n := len(m.turns.places); n != 0 {
-			t.Errorf("%d turns did not end", n)
+			t.Errorf("%s: %d turns did not end", name, n)
 		}
-	})
+	}
 }
 
 func TestTurns_EndWithTheContext(t *testing.T) {
