@@ -157,7 +157,7 @@ func TestEarly_TellsWhatItKnows(t *testing.T) {
 	}{
 		{v1connect.MeshListNodesProcedure, map[string]string{api.HeaderStale: "true"}, http.StatusOK, "web-1"},
 		{v1connect.MeshListNodesProcedure, nil, http.StatusServiceUnavailable, "meshgate get --stale"},
-		{meshgatev1connect.ClusterStatusProcedure, nil, http.StatusOK, "start gw-2, or restore a backup"},
+		{meshgatev1connect.ClusterStatusProcedure, nil, http.StatusOK, "start gw-2, or, once that is gone for good, "},
 		{v1connect.MembershipJoinProcedure, nil, http.StatusServiceUnavailable, "waits for a majority"},
 	} {
 		if status, body := ask(tt.procedure, tt.headers); status != tt.status || !strings.Contains(body, tt.says) {

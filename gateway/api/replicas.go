@@ -112,7 +112,8 @@ func trouble(replicas []Replica) string {
 	if live >= need {
 		return fmt.Sprintf("no leader yet: %d of %d voters answer, which are enough to choose one; ask again in a few seconds", live, voters)
 	}
-	return fmt.Sprintf("no leader: %d of %d voters answer, %d are needed, and nothing can be changed; start %s, or restore a backup",
+	return fmt.Sprintf("no leader: %d of %d voters answer, %d are needed, and nothing can be changed; start %s, or, once that is gone for good, "+
+		"begin anew from what this gateway holds: meshgate backup FILE --stale, then stop all gateways, and meshgate restore FILE here",
 		live, voters, need, strings.Join(away, " or "))
 }
 

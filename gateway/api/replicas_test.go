@@ -154,6 +154,7 @@ func TestCluster_StatusTellsWhoIsInReach(t *testing.T) {
 
 func TestCluster_TroubleSaysWhatToDo(t *testing.T) {
 	voter := func(id mesh.NodeID, answers bool) Replica { return Replica{ID: id, Voter: true, Answers: answers} }
+	const gone = ", or, once that is gone for good, begin anew from what this gateway holds: meshgate backup FILE --stale, then stop all gateways, and meshgate restore FILE here"
 	for name, tt := range map[string]struct {
 		replicas []Replica
 		want     string
@@ -161,11 +162,11 @@ func TestCluster_TroubleSaysWhatToDo(t *testing.T) {
 		"a leader": {[]Replica{{ID: "a", Voter: true, Leader: true, Known: true}, voter("b", false)}, ""},
 		"one of three": {
 			[]Replica{voter("gw1", true), voter("gw2", false), voter("gw3", false), {ID: "o", Answers: true}},
-			"no leader: 1 of 3 voters answer, 2 are needed, and nothing can be changed; start gw2 or gw3, or restore a backup",
+			"no leader: 1 of 3 voters answer, 2 are needed, and nothing can be changed; start gw2 or gw3" + gone,
 		},
 		"an old leader that is silent": {
 			[]Replica{voter("gw1", true), {ID: "gw2", Voter: true, Leader: true}},
-			"no leader: 1 of 2 voters answer, 2 are needed, and nothing can be changed; start gw2, or restore a backup",
+			"no leader: 1 of 2 voters answer, 2 are needed, and nothing can be changed; start gw2" + gone,
 		},
 		"an election": {
 			[]Replica{voter("gw1", true), voter("gw2", true), voter("gw3", false)},
