@@ -35,7 +35,9 @@ type rule struct {
 	// the call's first message, or denies at once. Nil: none.
 	needs func(c api.Caller, msg any) ([]mesh.Action, error)
 	// blind marks needs that do not look at the message, so that the gate asks
-	// before one is read: who is refused costs nothing.
+	// before one is read: who is refused costs no message. For a call that needs
+	// a fresh state it costs the leader one question all the same, since what
+	// this gateway knows may lack a role that was granted a moment ago.
 	blind bool
 	// channel counts the call against Limits.ChannelRate.
 	channel bool
