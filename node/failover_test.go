@@ -142,6 +142,21 @@ func TestFollower_PrefersItsOwnGateway(t *testing.T) {
 	}
 }
 
+// A node that ACLs keep away from all gateways stays with its own: each move
+// would be a change of the mesh.
+func TestFollower_StaysWhereItIsCutOff(t *testing.T) {
+	l := newGates(t, 3, 5)
+	for _, g := range l {
+		g.answer.Peers = nil
+	}
+	n := l.follow(t, "")
+	poll(t, func() bool { return l["gw1"].adopted() >= 3 })
+	n.end()
+	if moves := l["gw2"].adopted() + l["gw3"].adopted(); moves != 0 {
+		t.Errorf("adopted by others %d times", moves)
+	}
+}
+
 // The nodes of a gateway that is gone do not all go to the same one.
 func TestFollower_SpreadsOverTheOthers(t *testing.T) {
 	l := newGates(t, 3, 5)

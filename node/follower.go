@@ -161,7 +161,9 @@ func (f *follower) follow(ctx context.Context) (alive bool, err error) {
 				return false, err
 			}
 		}
-		if alive, err = f.enter(ctx, gate, asked); alive || ctx.Err() != nil || f.final(err) != nil {
+		// One that took the node and may not be reached is the one to stay with:
+		// to move is a change of the mesh, and the others keep to the same rules.
+		if alive, err = f.enter(ctx, gate, asked); alive || ctx.Err() != nil || errors.Is(err, errCutOff) || f.final(err) != nil {
 			return alive, err
 		}
 		errs = append(errs, err)

@@ -25,6 +25,10 @@ const (
 	spread = 500 * time.Millisecond
 )
 
+// errCutOff says that the mesh's rules keep the node away from all gateways. It
+// is so at each of them, and another one would change nothing.
+var errCutOff = fmt.Errorf("%w: no gateway among this node's peers: the mesh's network ACLs do not let it reach one", mesh.ErrUnavailable)
+
 // candidates are the gateways that the node can ask to be adopted by: first the
 // one that it follows, which may be back, then the others in an order of the
 // node's own, so that the nodes of a gateway that is gone spread over the rest.
@@ -52,7 +56,7 @@ func (f *follower) candidates() []*mesh.Node {
 // follows it.
 func (f *follower) enter(ctx context.Context, gate *mesh.Node, asked *v1.JoinRequest) (alive bool, err error) {
 	f.mu.Lock()
-	network := f.joined.GetNetworkIpv6()
+	network, home := f.joined.GetNetworkIpv6(), f.joined.GetGatewayId()
 	f.mu.Unlock()
 	client, err := f.cfg.Other(network, gate)
 	if err != nil {
@@ -65,7 +69,9 @@ func (f *follower) enter(ctx context.Context, gate *mesh.Node, asked *v1.JoinReq
 	if err := f.take(asked, r); err != nil {
 		return false, fmt.Errorf("gateway %s: %w", gate.ID, err)
 	}
-	f.node.log.Info("gateway takes this node", "gateway", string(gate.ID), "url", gate.API.URL)
+	if string(gate.ID) != home {
+		f.node.log.Info("gateway takes this node", "gateway", string(gate.ID), "url", gate.API.URL)
+	}
 	return f.subscribe(ctx)
 }
 
@@ -95,7 +101,7 @@ func (f *follower) gateway() (*mesh.Node, netip.AddrPort, error) {
 		found, at = p.Node, netip.AddrPortFrom(addrs[0], port)
 	}
 	if found == nil {
-		return nil, at, fmt.Errorf("%w: no gateway among this node's peers: the mesh's network ACLs do not let it reach one", mesh.ErrUnavailable)
+		return nil, at, errCutOff
 	}
 	return found, at, nil
 }
