@@ -294,7 +294,7 @@ func TestV1Client_VanishedLeavesNothing(t *testing.T) {
 		t.Errorf("%d connections were made, want %d", total, 2*len(nodes)+6)
 	}
 	began := time.Now()
-	eventually(t, 60*time.Second, func() (bool, string) {
+	eventually(t, 2*patience, func() (bool, string) {
 		open, _ := books.counts()
 		after, good := count(), open == 0
 		for p, b := range before {
