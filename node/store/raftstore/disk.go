@@ -22,8 +22,6 @@ import (
 const (
 	logDir    = "log"
 	votesFile = "votes.db"
-	// logCache is how many of the latest entries are read from memory.
-	logCache = 512
 	// reserve is the space that is left alone, so that raft can still write
 	// its votes and snapshots when the disk is full, in bytes.
 	reserve = 16 << 20
@@ -104,9 +102,7 @@ func openDisk(dir string, logger hclog.Logger, m *metrics, f *failure) (_ *disk,
 	} else {
 		d.files = append(d.files, d.mark)
 	}
-	if d.cache, err = raft.NewLogCache(logCache, d.logs); err != nil {
-		return nil, err
-	}
+	d.cache = &logCache{LogStore: d.logs}
 	if err := durable.SyncDir(dir); err != nil { // the names of new files last, too
 		return nil, err
 	}
