@@ -99,6 +99,12 @@ func (g *Gateway) foresee(ctx context.Context, spec connect.Spec, caller api.Cal
 // synced to disk. An operator who enrols a rack of machines stays below.
 const writeRate, writeBurst = 20, 200
 
+// publishRate and publishBurst bound what one identity publishes at a gateway, in
+// bytes per second and at once: every replica keeps it on disk, and the latest in
+// memory. A small value counts as minPublished, so that there is room for some
+// 16 000 of them per second.
+const publishRate, publishBurst, minPublished = 4 << 20, 32 << 20, 256
+
 // believes reports whether n is a gateway whose word on its clients counts.
 // What a node says of itself was granted when it joined; where the roles are
 // known they have to grant it still.

@@ -219,6 +219,7 @@ type Gateway struct {
 
 	channels *buckets // one per identity; nil: no limit
 	writes   *buckets // one per identity
+	volumes  *buckets // likewise, of bytes
 	streams  *slots   // streaming calls by identity
 	pending  *waiting // WebSockets without an identity yet, by network
 	sockets  *slots   // WebSockets by identity
@@ -265,6 +266,7 @@ func New(cfg Config) (*Gateway, error) {
 		errors:    connect.NewErrorWriter(),
 		streams:   newSlots(cfg.Limits.Streams),
 		writes:    newBuckets(writeRate, writeBurst),
+		volumes:   newBuckets(publishRate, publishBurst),
 		strangers: rate.NewLimiter(strangersRate, strangersBurst),
 		pending:   newWaiting(maxPendingSockets, 0),
 		sockets:   newSlots(cfg.Limits.Sockets),

@@ -38,6 +38,9 @@ func (g interceptor) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc {
 		requestFrom(ctx).deadlines.read(time.Time{}) // the message is here
 		ctx, cancel := context.WithTimeout(ctx, unaryTimeout)
 		defer cancel()
+		if err := g.measure(ctx, req); err != nil {
+			return nil, err
+		}
 		if res, err, done := g.guarded(ctx, req, next); done {
 			return res, err
 		}
@@ -50,6 +53,18 @@ func (g interceptor) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc {
 		}
 		return next(api.WithState(ctx, s), req)
 	}
+}
+
+// measure counts what a call writes against its caller's share.
+func (g *Gateway) measure(ctx context.Context, req connect.AnyRequest) error {
+	volume := g.rules[req.Spec().Procedure].volume
+	if volume == nil {
+		return nil
+	}
+	if caller := api.CallerFrom(ctx).ID; !g.volumes.takeN(caller, volume(req.Any())) {
+		return fmt.Errorf("%w: %q publishes more than %d bytes per second; wait a second", mesh.ErrExhausted, caller, publishRate)
+	}
+	return nil
 }
 
 // contended is how long guarded calls are not tried after one of them was

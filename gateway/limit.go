@@ -35,14 +35,17 @@ func newBuckets(perSecond float64, burst int) *buckets {
 }
 
 // take takes a token from key's bucket; false when it is empty.
-func (b *buckets) take(key string) bool {
+func (b *buckets) take(key string) bool { return b.takeN(key, 1) }
+
+// takeN takes n tokens from key's bucket, or none; false when it has fewer.
+func (b *buckets) takeN(key string, n int) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	k := b.getLocked(key)
-	if k.tokens < 1 {
+	if k.tokens < float64(n) {
 		return false
 	}
-	k.tokens--
+	k.tokens -= float64(n)
 	return true
 }
 

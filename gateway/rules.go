@@ -41,8 +41,12 @@ type rule struct {
 	blind bool
 	// channel counts the call against Limits.ChannelRate.
 	channel bool
-	// writes marks a call that changes the mesh, for the audit log.
+	// writes marks a call that changes the mesh: it is counted against writeRate,
+	// and told to the audit log.
 	writes bool
+	// volume is what a call that writes without changing the mesh counts against
+	// publishRate, in bytes; nil: nothing.
+	volume func(msg any) int
 	// seated lets a member in without needs whose roles allow it a seat among the
 	// gateways: such a one could have a copy of the state of its own.
 	seated bool
@@ -85,7 +89,7 @@ func newRules(openReflection bool) map[string]rule {
 
 		v1connect.StorageQueryServiceQueryProcedure:     {access: identified, needs: of(api.QueryActions), fresh: unlessStale, early: true},
 		v1connect.StorageQueryServiceSubscribeProcedure: {access: identified, needs: of(subscribe), fresh: unlessStale},
-		v1connect.StorageQueryServicePublishProcedure:   {access: identified, needs: of(publish), fresh: always, guarded: true},
+		v1connect.StorageQueryServicePublishProcedure:   {access: identified, needs: of(publish), volume: published, fresh: always, guarded: true},
 
 		meshgatev1connect.WatchWatchMeshProcedure:        {access: identified, needs: readMesh, blind: true, early: true},
 		meshgatev1connect.EnrolmentGetChallengeProcedure: {access: identified, needs: of(challenge)},
@@ -195,6 +199,15 @@ func subscribe(c api.Caller, m *v1.SubscribeRequest) ([]mesh.Action, error) {
 // publish: PUT on the key. It counts as no change of the mesh.
 func publish(_ api.Caller, m *v1.PublishRequest) ([]mesh.Action, error) {
 	return []mesh.Action{put(v1.RuleResource_RESOURCE_PUBSUB, m.GetKey())}, nil
+}
+
+// published: what a key takes of the log, in bytes, of which each has some.
+func published(msg any) int {
+	m, ok := msg.(*v1.PublishRequest)
+	if !ok {
+		return 0
+	}
+	return max(len(m.GetKey())+len(m.GetValue()), minPublished)
 }
 
 // claims: other nodes believe one that says it serves something for the mesh, as
