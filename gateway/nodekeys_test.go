@@ -3,8 +3,10 @@
 package gateway
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -47,9 +49,9 @@ func TestNodeKeys_KnowMembersByTheirKeys(t *testing.T) {
 		want  error // nil: it is the laptop
 	}{
 		"the node":         {sign(key, "laptop", "gw-1", now), nil},
-		"another key":      {sign(other, "laptop", "gw-1", now), mesh.ErrUnauthenticated},
-		"another's id":     {sign(key, "web-1", "gw-1", now), mesh.ErrUnauthenticated},
-		"no member":        {sign(key, "tablet", "gw-1", now), mesh.ErrNotFound},
+		"another key":      {sign(other, "laptop", "gw-1", now), mesh.ErrRemoved},
+		"another's id":     {sign(key, "web-1", "gw-1", now), mesh.ErrRemoved},
+		"no member":        {sign(key, "tablet", "gw-1", now), mesh.ErrRemoved},
 		"another gateway":  {sign(key, "laptop", "gw-2", now), mesh.ErrUnauthenticated},
 		"old":              {sign(key, "laptop", "gw-1", now.Add(-mesh.ProofWindow-time.Minute)), mesh.ErrUnauthenticated},
 		"another mesh":     {mesh.SignCredential(key, "fd00::/32", "laptop", "gw-1", now), mesh.ErrUnauthenticated},
@@ -80,16 +82,26 @@ func TestNodeKeys_AskTheMeshBeforeTheySayNo(t *testing.T) {
 	token := mesh.SignCredential(key, s.IPv6.String(), "laptop", "gw-1", time.Now())
 	without := *s
 	without.Nodes = s.Nodes.Without("laptop")
+	changed := *s // the laptop had another key before
+	laptop := *s.Node("laptop")
+	before, err := mesh.GenerateKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	laptop.PublicKey = before.Public()
+	changed.Nodes = s.Nodes.With(&laptop)
 	for name, tt := range map[string]struct {
+		known   *mesh.Snapshot // nil: without
 		behind  *mesh.Snapshot
 		syncErr error
 		want    error // nil: it is the laptop
 	}{
 		"it joined elsewhere": {behind: s},
+		"its key changed":     {known: &changed, behind: s},
 		"it was removed":      {want: mesh.ErrRemoved},
 		"nobody leads":        {behind: s, syncErr: fmt.Errorf("%w: no leader", mesh.ErrUnavailable), want: mesh.ErrUnavailable},
 	} {
-		node := newFakeNode(&without)
+		node := newFakeNode(cmp.Or(tt.known, &without))
 		node.behind, node.syncErr = tt.behind, tt.syncErr
 		id, err := NewNodeKeys(node).Authenticate(t.Context(), Credentials{Token: token})
 		if tt.want == nil && (err != nil || id.ID != "laptop") || !errors.Is(err, tt.want) {
@@ -134,4 +146,43 @@ func TestNodeKeys_LetANodeBeAdopted(t *testing.T) {
 	if err := adopt(token, "laptop"); connect.CodeOf(err) != connect.CodeNotFound || !peer.Removed(err) {
 		t.Errorf("after it was removed: %v", err)
 	}
+}
+
+// Who has a key of its own and knows the mesh, and no more, learns by it neither
+// which ids there are, nor may it keep the gateways busy.
+func TestNodeKeys_TellStrangersNothing(t *testing.T) {
+	s := serve(t, func(c *Config) {
+		c.Access.Authenticators = append([]Authenticator{NewNodeKeys(c.Node)}, c.Access.Authenticators...)
+	})
+	snap, key := keyed(t)
+	s.node.set(snap)
+	fresh, err := mesh.GenerateKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	adopt := func(key mesh.PrivateKey, id mesh.NodeID, from string) error {
+		token := mesh.SignCredential(key, snap.IPv6.String(), id, "gw-1", time.Now())
+		c := withHeader(httpClient(t, true, from, nil), "Authorization", "Bearer "+token)
+		_, err := meshgatev1connect.NewEnrolmentClient(c, "http://"+s.public).
+			Adopt(testContext(t), connect.NewRequest(&meshgatev1.AdoptRequest{Id: string(id)}))
+		return err
+	}
+	there, missing := adopt(fresh, "laptop", "127.0.0.5"), adopt(fresh, "tablet", "127.0.0.5")
+	if a, b := strings.ReplaceAll(there.Error(), "laptop", "ID"), strings.ReplaceAll(missing.Error(), "tablet", "ID"); a != b || peer.Removed(there) != peer.Removed(missing) {
+		t.Errorf("of an id that is there: %s; of one that is not: %s", a, b)
+	}
+	before := s.node.synced()
+	const tries = 5 * unknownBurst
+	var last error
+	for range tries {
+		last = adopt(fresh, "laptop", "127.0.0.5")
+	}
+	wantCode(t, last, connect.CodeResourceExhausted, "try again in a few seconds")
+	if n := s.node.synced() - before; n > tries/2 {
+		t.Errorf("%d tries of a stranger asked the mesh %d times", tries, n)
+	}
+	if err := adopt(key, "laptop", "127.0.0.5"); err != nil {
+		t.Errorf("a member beside it: %v", err)
+	}
+	wantCode(t, adopt(fresh, "laptop", "127.0.0.6"), connect.CodeNotFound, "")
 }
