@@ -102,10 +102,8 @@ func (p *gatewayProcess) waitsFor() error {
 	if leader, _ := p.store.Leader(); leader != "" {
 		return fmt.Errorf("%w: the gateway has not entered the mesh yet; gateway %s leads it", mesh.ErrUnavailable, leader)
 	}
-	now, cancel := context.WithCancel(context.Background()) //nolint:forbidigo // has ended: what others know is not waited for
-	cancel()
 	self := string(p.node.Self())
-	others := slices.DeleteFunc(p.store.Members(now), func(r raftstore.Replica) bool { return !r.Voter || r.ID == self })
+	others := slices.DeleteFunc(p.store.Configured(), func(r raftstore.Replica) bool { return !r.Voter || r.ID == self })
 	if len(others) == 0 {
 		return fmt.Errorf("%w: waits for the state", mesh.ErrUnavailable)
 	}

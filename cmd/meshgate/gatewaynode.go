@@ -86,7 +86,7 @@ func (p *gatewayProcess) openNode(ctx context.Context) error {
 	if p.cluster == nil {
 		return nil
 	}
-	p.cluster.keys.from(p.node.Snapshot, p.store.Seats)
+	p.cluster.keys.from(p.node.Snapshot, storage{p.store, p.node}.seats)
 	if p.cluster.seatless() {
 		p.joiner, err = p.newJoiner(id, key, features)
 	}

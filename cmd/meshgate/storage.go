@@ -38,10 +38,10 @@ func (s storage) AddObserver(ctx context.Context, id mesh.NodeID, address string
 	return storageError(s.store.AddObserver(ctx, string(id), address))
 }
 
-// Servers implements api.Cluster.
+// Servers implements api.Cluster. It asks nobody, so it never waits.
 func (s storage) Servers() []api.StorageServer {
 	var list []api.StorageServer
-	for _, r := range s.store.Members(context.Background()) { // waits for a second at most
+	for _, r := range s.store.Configured() {
 		server := api.StorageServer{ID: mesh.NodeID(r.ID), Address: r.Address, Status: v1.ClusterStatus_CLUSTER_OBSERVER}
 		switch {
 		case r.Leader:
@@ -52,6 +52,15 @@ func (s storage) Servers() []api.StorageServer {
 		list = append(list, server)
 	}
 	return list
+}
+
+// seats are the ids of the gateways in the storage, sorted, as Servers.
+func (s storage) seats() []string {
+	var ids []string
+	for _, r := range s.store.Configured() {
+		ids = append(ids, r.ID)
+	}
+	return ids
 }
 
 // Replicas implements api.Replicas.

@@ -21,7 +21,8 @@ type Cluster interface {
 	AddVoter(ctx context.Context, id mesh.NodeID, address string) error
 	// AddObserver makes a member keep the state without a vote.
 	AddObserver(ctx context.Context, id mesh.NodeID, address string) error
-	// Servers are the nodes that keep the state, this one included.
+	// Servers are the nodes that keep the state, this one included, as far as
+	// this one knows. It does not wait.
 	Servers() []StorageServer
 }
 

@@ -14,6 +14,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/meshgate/meshgate/node/store"
@@ -199,6 +200,45 @@ func TestMembers_WithoutAMajority(t *testing.T) {
 		if leader, _ := c.replicas["a"].Leader(); leader != "" {
 			t.Errorf("%q leads without a majority", leader)
 		}
+	})
+}
+
+// TestConfigured_AsksNobody has it answer at once, with a leader and on a replica
+// that is cut off.
+func TestConfigured_AsksNobody(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, "", "a", "b", "c")
+		if err := c.replicas["a"].Demote(c.ctx(), "c"); err != nil {
+			t.Fatal(err)
+		}
+		if err := c.replicas["a"].Transfer(c.ctx(), "a"); err != nil {
+			t.Fatal(err)
+		}
+		for _, s := range c.replicas {
+			c.sync(s)
+		}
+		want := func(when, leader string) {
+			t.Helper()
+			start := time.Now()
+			for id, s := range c.replicas {
+				var members []raftstore.Replica
+				for _, of := range []string{"a", "b", "c"} {
+					members = append(members, raftstore.Replica{ID: of, Address: address(of), Voter: of != "c", Leader: of == leader})
+				}
+				if diff := cmp.Diff(members, s.Configured()); diff != "" {
+					t.Errorf("%s, on %s (-want +got):\n%s", when, id, diff)
+				}
+			}
+			if took := time.Since(start); took != 0 {
+				t.Errorf("%s it took %v, want no time", when, took)
+			}
+		}
+		want("with a leader", "a")
+		c.hub.Part([]string{"b"}, []string{"a", "c"})
+		c.until("nobody leads", func() bool {
+			return !slices.ContainsFunc([]string{"a", "b", "c"}, func(id string) bool { leader, _ := c.replicas[id].Leader(); return leader != "" })
+		})
+		want("without a leader", "")
 	})
 }
 

@@ -3,6 +3,7 @@
 package raftstore
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"slices"
@@ -81,13 +82,12 @@ func (s *Store) Changed() <-chan struct{} {
 
 // Members returns the replicas of the cluster in the order of their ids. What
 // is known of each comes from the leader; when it does not answer within a
-// second or before ctx ends, the list is that of this replica, which says only
-// who answers it within another second.
+// second or before ctx ends, the list is that of Configured, and says besides
+// who answers this replica within another second.
 func (s *Store) Members(ctx context.Context) []Replica {
 	leading, cancel := context.WithTimeout(ctx, membersTimeout)
 	defer cancel()
 	var list []*pb.ReplicaMember
-	var answers map[string]bool
 	err := s.route(leading, 0, true, func(context.Context) (err error) {
 		list, err = s.membersHere()
 		return err
@@ -97,55 +97,58 @@ func (s *Store) Members(ctx context.Context) []Replica {
 		return err
 	})
 	if err != nil {
-		leader := s.role.Load().leader
-		list = nil
-		servers := s.servers()
-		for _, server := range servers {
-			list = append(list, memberOf(server, leader))
-		}
-		answers = s.answering(ctx, servers)
+		replicas := s.Configured()
+		s.askAll(ctx, replicas)
+		return replicas
 	}
+	return replicasOf(list)
+}
+
+// Configured returns the replicas of the cluster in the order of their ids, by
+// the latest configuration that this replica has, which may not be committed
+// yet: ID, Address, Voter, and Leader as far as it knows. It does not wait, and
+// asks nobody.
+func (s *Store) Configured() []Replica {
+	leader := s.role.Load().leader
+	var list []*pb.ReplicaMember
+	for _, server := range s.servers() {
+		list = append(list, memberOf(server, leader))
+	}
+	return replicasOf(list)
+}
+
+// replicasOf returns members in the order of their ids.
+func replicasOf(list []*pb.ReplicaMember) []Replica {
 	replicas := make([]Replica, 0, len(list))
 	for _, m := range list {
 		replicas = append(replicas, Replica{
 			ID: m.GetId(), Address: m.GetAddress(), Voter: m.GetVoter(), Leader: m.GetLeader(),
-			Answers:     answers[m.GetId()],
 			Known:       m.GetContactKnown(),
 			LastContact: time.Duration(m.GetContactMs()) * time.Millisecond,
 			Stored:      m.GetStored(), Lag: m.GetLag(),
 		})
 	}
-	slices.SortFunc(replicas, func(a, b Replica) int {
-		if a.ID < b.ID {
-			return -1
-		}
-		return 1
-	})
+	slices.SortFunc(replicas, func(a, b Replica) int { return cmp.Compare(a.ID, b.ID) })
 	return replicas
 }
 
-// answering asks all servers at once which of them are there.
-func (s *Store) answering(ctx context.Context, servers []raft.Server) map[string]bool {
+// askAll asks all replicas at once which of them are there.
+func (s *Store) askAll(ctx context.Context, replicas []Replica) {
 	ctx, cancel := context.WithTimeout(ctx, membersTimeout)
 	defer cancel()
-	there := make([]bool, len(servers))
 	var asked sync.WaitGroup
-	for i, server := range servers {
-		if string(server.ID) == s.id {
-			there[i] = true
+	for i := range replicas {
+		r := &replicas[i]
+		if r.ID == s.id {
+			r.Answers = true
 			continue
 		}
 		asked.Go(func() {
-			_, err := s.streams.ask(ctx, string(server.ID), string(server.Address), &pb.ReplicaRequest{Call: &pb.ReplicaRequest_Probe{Probe: &pb.ReplicaProbe{}}})
-			there[i] = err == nil
+			_, err := s.streams.ask(ctx, r.ID, r.Address, &pb.ReplicaRequest{Call: &pb.ReplicaRequest_Probe{Probe: &pb.ReplicaProbe{}}})
+			r.Answers = err == nil
 		})
 	}
 	asked.Wait()
-	answers := make(map[string]bool, len(servers))
-	for i, server := range servers {
-		answers[string(server.ID)] = there[i]
-	}
-	return answers
 }
 
 func memberOf(server raft.Server, leader string) *pb.ReplicaMember {
@@ -178,18 +181,6 @@ func (s *Store) membersHere() ([]*pb.ReplicaMember, error) {
 		list = append(list, m)
 	}
 	return list, nil
-}
-
-// Seats are the ids of those that have a part in the storage, sorted, by the
-// latest configuration, which may not be committed yet. It does not wait.
-func (s *Store) Seats() []string {
-	servers := s.servers()
-	ids := make([]string, len(servers))
-	for i, server := range servers {
-		ids[i] = string(server.ID)
-	}
-	slices.Sort(ids)
-	return ids
 }
 
 // Addresses are where those that have a part in the storage dial each other, as
