@@ -172,14 +172,14 @@ func (s *Store) applyThere(ctx context.Context, stream leaderStream, batch store
 	if err != nil && !errors.Is(err, store.ErrConflict) {
 		return 0, fmt.Errorf("apply: %w", err)
 	}
-	if err := s.reach(ctx, resp.GetVersion()); err != nil {
+	if err := s.awaitVersion(ctx, resp.GetVersion()); err != nil {
 		return 0, fmt.Errorf("apply: %w: %w", err, store.ErrUncertain)
 	}
 	return resp.GetVersion(), err
 }
 
-// reach waits until this replica holds a version.
-func (s *Store) reach(ctx context.Context, version uint64) error {
+// awaitVersion waits until this replica holds a version.
+func (s *Store) awaitVersion(ctx context.Context, version uint64) error {
 	if s.state.Version() >= version {
 		return nil
 	}
@@ -207,6 +207,6 @@ func (s *Store) Sync(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		return s.reach(ctx, resp.GetVersion())
+		return s.awaitVersion(ctx, resp.GetVersion())
 	})
 }
