@@ -17,7 +17,9 @@ import (
 const (
 	// dialTimeout bounds the way to another replica.
 	dialTimeout = 2 * time.Second
-	// callWrite bounds the write of one request or response.
+	// callWrite bounds one write to a stream of calls: all requests, or all
+	// responses, that were queued when it began, maxQueued and one more message
+	// at most.
 	callWrite = 5 * time.Second
 	// maxPending is how many calls may wait for their answers on one stream;
 	// the next one waits for its turn.
@@ -26,11 +28,12 @@ const (
 	// still there, and given pingTimeout to answer.
 	pingEvery   = time.Second
 	pingTimeout = 3 * time.Second
+	// pingIdle is how often the other end is asked the same on a stream on which
+	// no calls wait.
+	pingIdle = 30 * time.Second
 	// answerGrace is how long an answer is waited for from a leader that was
 	// replaced meanwhile: it may be on its way.
 	answerGrace = 100 * time.Millisecond
-	// pingIdle is how often that is done on a stream that nobody uses.
-	pingIdle = 30 * time.Second
 )
 
 // errNotSent says that a call surely did not reach the other replica.

@@ -165,8 +165,8 @@ func (w *frameWriter) take(buf []byte) []byte {
 	return data
 }
 
-// run writes until stop is closed, or something cannot be written. It is called
-// once.
+// run writes until stop is closed, or something cannot be written within
+// callWrite: all that is queued at a time, in one Write. It is called once.
 func (w *frameWriter) run(stop <-chan struct{}) error {
 	defer func() {
 		w.mu.Lock()
