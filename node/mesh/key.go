@@ -161,21 +161,7 @@ func (k PrivateKey) LogValue() slog.Value { return slog.StringValue(redacted) }
 // zero value is no key.
 type WireGuardKey [32]byte
 
-// ParseWireGuardKey decodes the form that WireGuard tools use: base64 of 32
-// bytes. It refuses the zero key. Errors wrap ErrInvalid.
-func ParseWireGuardKey(s string) (WireGuardKey, error) {
-	raw, err := decodeKey(s, "", len(WireGuardKey{}))
-	if err != nil {
-		return WireGuardKey{}, fmt.Errorf("wireguard key: %w", err)
-	}
-	key := WireGuardKey(raw)
-	if key.IsZero() {
-		return WireGuardKey{}, fmt.Errorf("wireguard key: all zero: %w", ErrInvalid)
-	}
-	return key, nil
-}
-
-// String returns the base64 form, which ParseWireGuardKey reads.
+// String returns the form that WireGuard tools use: base64 of 32 bytes.
 func (k WireGuardKey) String() string { return encodeKey("", k[:]) }
 
 // IsZero reports whether k is no key.

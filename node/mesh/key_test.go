@@ -59,10 +59,6 @@ func TestKeys_MatchTheVectorOfV1Nodes(t *testing.T) {
 	if err != nil || parsed != public {
 		t.Errorf("ParsePublicKey = %v, %v, want %v", parsed, err, public)
 	}
-	wg, err := mesh.ParseWireGuardKey(vectorWGPublic)
-	if err != nil || wg != public.WireGuard() {
-		t.Errorf("ParseWireGuardKey = %v, %v", wg, err)
-	}
 }
 
 // encodePublic gives raw the public key header.
@@ -133,14 +129,6 @@ func TestParsePrivateKey_RefusesWhatIsNoKey(t *testing.T) {
 				t.Errorf("the error gives the key away: %v", err)
 			}
 		})
-	}
-}
-
-func TestParseWireGuardKey_RefusesWhatIsNoKey(t *testing.T) {
-	for _, s := range []string{"", "x", vectorPublic, vectorWGPublic[:43] + "\n", strings.Repeat("A", 43) + "="} {
-		if key, err := mesh.ParseWireGuardKey(s); !errors.Is(err, mesh.ErrInvalid) {
-			t.Errorf("ParseWireGuardKey(%q) = %v, %v, want ErrInvalid", s, key, err)
-		}
 	}
 }
 

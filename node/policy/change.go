@@ -98,12 +98,6 @@ func DeleteGroup(name string) Change {
 	}
 }
 
-// SwitchRBAC proposes to switch RBAC on or off.
-func SwitchRBAC(on bool) Change {
-	state := map[bool]string{true: "on", false: "off"}[on]
-	return Change{kind: "RBAC", name: state, apply: func(s *mesh.Snapshot) { s.RBACDisabled = !on }}
-}
-
 // CheckChange reports whether s may be changed by c: not when that would change
 // or remove a system object, not when a gateway would drop out of the voters, and
 // not when somebody has full rights before and nobody afterwards. A change that writes a system object as it is passes.

@@ -22,6 +22,24 @@ const (
 	FlowRegion  = flowRegion
 )
 
+// Concerning returns the ACLs that can match traffic from or to node id, in
+// order, expanded. To ask for many nodes, Expand once.
+func Concerning(s *mesh.Snapshot, id mesh.NodeID) []mesh.ACL {
+	var concerning []mesh.ACL
+	for _, e := range Expand(s) {
+		if e.Concerns(id) {
+			concerning = append(concerning, e.ACL)
+		}
+	}
+	return concerning
+}
+
+// SwitchRBAC proposes to switch RBAC on or off, which no procedure does.
+func SwitchRBAC(on bool) Change {
+	state := map[bool]string{true: "on", false: "off"}[on]
+	return Change{kind: "RBAC", name: state, apply: func(s *mesh.Snapshot) { s.RBACDisabled = !on }}
+}
+
 // Remembered counts the conversations in f.
 func Remembered(f *Flows) int {
 	n := 0

@@ -30,18 +30,6 @@ type Flow struct {
 // snapshot, Compile it once.
 func Accepts(s *mesh.Snapshot, f Flow) bool { return Compile(s).Accepts(f) }
 
-// Concerning returns the ACLs that can match traffic from or to node id, in
-// order, expanded. To ask for many nodes, Expand once.
-func Concerning(s *mesh.Snapshot, id mesh.NodeID) []mesh.ACL {
-	var concerning []mesh.ACL
-	for _, e := range Expand(s) {
-		if e.Concerns(id) {
-			concerning = append(concerning, e.ACL)
-		}
-	}
-	return concerning
-}
-
 // Expanded is a network ACL in which members stand for groups, so that a node
 // which does not hold the groups decides as one that does. It is immutable.
 type Expanded struct {
