@@ -15,7 +15,6 @@ import (
 
 	"github.com/meshgate/meshgate/node/durable"
 	"github.com/meshgate/meshgate/node/mesh"
-	v1 "github.com/meshgate/meshgate/proto/v1"
 )
 
 // clusterFile keeps, inside a data directory, what a gateway of several has to
@@ -161,7 +160,7 @@ func (k *gatewayKeys) refreshLocked() {
 	}
 	found := map[mesh.NodeID]mesh.PublicKey{}
 	for id, n := range s.Nodes.All() {
-		if n.HasFeature(v1.Feature_STORAGE_PROVIDER) && !n.PublicKey.IsZero() {
+		if n.KeepsLog() && !n.PublicKey.IsZero() {
 			found[id] = n.PublicKey
 		}
 	}

@@ -55,17 +55,23 @@ func (n *Node) FeaturePort(f v1.Feature) (uint16, bool) {
 // peer does not: it has a key, and nothing else.
 func (n *Node) RunsMeshgate() bool { return n.HasFeature(v1.Feature_NODES) }
 
+// Three ideas are behind "a gateway": it serves the state (HoldsState), it has a
+// place among the replicas of the log, or is about to (KeepsLog), and it is in the
+// group of gateways that the ACLs of the mesh itself name (registry.IsGateway). A
+// gateway that joins has them one after the other, and one of a mesh without a
+// cluster keeps no log that others reach. What a node says of itself takes a role.
+
 // HoldsState reports whether the node takes members and has the whole state of
-// the mesh, so that it forwards for others. To say so of itself takes a role. A
-// nil node does not.
+// the mesh, so that it forwards for others. A nil node does not.
 func (n *Node) HoldsState() bool { return n != nil && n.HasFeature(v1.Feature_MEMBERSHIP) }
 
-// FollowsNone reports whether the node holds the state, or says that it stores
-// it, as one does that is about to hold it: no gateway adopts it, or takes it for
-// gone. A nil node does not.
-func (n *Node) FollowsNone() bool {
-	return n.HoldsState() || n != nil && n.HasFeature(v1.Feature_STORAGE_PROVIDER)
-}
+// KeepsLog reports whether the node takes part in the log of several gateways, or
+// is about to. A nil node does not.
+func (n *Node) KeepsLog() bool { return n != nil && n.HasFeature(v1.Feature_STORAGE_PROVIDER) }
+
+// FollowsNone reports whether the node holds the state or keeps the log, as one
+// does that is about to hold it: no gateway adopts it, or takes it for gone.
+func (n *Node) FollowsNone() bool { return n.HoldsState() || n.KeepsLog() }
 
 // Negotiates reports whether the node relays negotiations for clients, as each
 // does that holds the state, and a v1 node that does not may. A nil node does

@@ -138,8 +138,7 @@ func gatewaysLost(before, after *mesh.Snapshot) []string {
 	was, is := indexGroups(before.Groups).group(GroupVoters), indexGroups(after.Groups).group(GroupVoters)
 	var lost []string
 	for name := range was.names {
-		n := before.Node(mesh.NodeID(name))
-		if n != nil && (n.HasFeature(v1.Feature_MEMBERSHIP) || n.HasFeature(v1.Feature_STORAGE_PROVIDER)) && !is.has(name) {
+		if before.Node(mesh.NodeID(name)).FollowsNone() && !is.has(name) {
 			lost = append(lost, name)
 		}
 	}

@@ -98,7 +98,8 @@ func (r *Registry) RemoveGateway(ctx context.Context, id mesh.NodeID) error {
 	return err
 }
 
-// IsGateway reports whether AddGateway made the node a gateway of s.
+// IsGateway reports whether AddGateway made the node a gateway of s: that ACLs take
+// it for one, whether it serves (mesh.Node.HoldsState) or not.
 func IsGateway(s *mesh.Snapshot, id mesh.NodeID) bool {
 	self := mesh.Subject{Type: v1.SubjectType_SUBJECT_NODE, Name: string(id)}
 	return slices.ContainsFunc(s.Groups, func(g mesh.Group) bool { return g.Name == GroupVoters && slices.Contains(g.Subjects, self) })
