@@ -34,6 +34,8 @@ func TestParsePolicy_NamesLineAndField(t *testing.T) {
 		{"unknown verb", "roles: [{name: a, rules: [{verbs: [see], resources: [routes]}]}]", `invalid value for enum field verbs: "see"`},
 		{"a name", "groups: [{name: a/b}]", "line 1: groups[0]: name: "},
 		{"a subject", "groups: [{name: a, subjects: [{name: x}]}]", "groups[0]: subjects: [0]: type: "},
+		{"a voter", "voters:\n- {name: x}", "line 2: voters[0]: subjects: [0]: type: "},
+		{"the voters twice", "voters: [{name: x, type: node}]\ngroups: [{name: voters}]", `groups: name "voters" appears twice`},
 		{"a role", "rolebindings: [{name: a}]", "rolebindings[0]: role: "},
 		{"a node", "nodes: [{id: self}]", "nodes[0]: id: "},
 		{"a node's address", "nodes: [{id: a, private_ipv4: 10.0.0.1}]", "nodes[0]: private_ipv4: "},

@@ -13,6 +13,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/meshgate/meshgate/node/mesh"
+	"github.com/meshgate/meshgate/node/registry"
 	v1 "github.com/meshgate/meshgate/proto/v1"
 )
 
@@ -90,7 +91,7 @@ func parsePolicy(raw []byte) (policyFile, error) {
 }
 
 // policyKeys are what a file may hold, for messages.
-const policyKeys = "nodes, groups, roles, rolebindings, networkacls, routes, rbac, tests"
+const policyKeys = "nodes, voters, groups, roles, rolebindings, networkacls, routes, rbac, tests"
 
 // policyParser collects a file.
 type policyParser struct{ file policyFile }
@@ -127,6 +128,13 @@ func (p *policyParser) list(key string, value *yaml.Node) error {
 			s.Nodes = s.Nodes.With(n)
 			return nil
 		})
+	case "voters":
+		g := mesh.Group{Name: registry.GroupVoters}
+		if err := objects(key, value, &g.Subjects, func() *v1.Subject { return new(v1.Subject) }, subjectFromProto); err != nil {
+			return err
+		}
+		s.Groups = append(s.Groups, g)
+		return nil
 	case "groups":
 		return objects(key, value, &s.Groups, func() *v1.Group { return new(v1.Group) }, mesh.GroupFromProto)
 	case "roles":
@@ -139,6 +147,15 @@ func (p *policyParser) list(key string, value *yaml.Node) error {
 		return objects(key, value, &s.Routes, func() *v1.Route { return new(v1.Route) }, mesh.RouteFromProto)
 	}
 	return fmt.Errorf("line %d: unknown key %q; want %s", value.Line, key, policyKeys)
+}
+
+// subjectFromProto reads a member of a group.
+func subjectFromProto(p *v1.Subject) (mesh.Subject, error) {
+	g, err := mesh.GroupFromProto(&v1.Group{Name: registry.GroupVoters, Subjects: []*v1.Subject{p}})
+	if err != nil {
+		return mesh.Subject{}, err
+	}
+	return g.Subjects[0], nil
 }
 
 // each calls f for the items of a list, and says where an error is. A null is

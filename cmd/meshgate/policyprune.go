@@ -33,7 +33,7 @@ type policyStep struct {
 // file has a list are pruned, so that a file of ACLs costs no role.
 func policySteps(file policyFile, live *mesh.Snapshot, prune bool) []policyStep {
 	var steps []policyStep
-	want, have := policyKinds(file.policy()), policyKinds(live)
+	want, have := putKinds(file), policyKinds(live)
 	for i, k := range want {
 		there := byName(have[i].objects)
 		for _, m := range membersFirst(k.objects) {

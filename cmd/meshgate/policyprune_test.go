@@ -61,6 +61,11 @@ func TestPolicySteps(t *testing.T) {
 			"roles: [{name: ops, rules: [{verbs: [get], resources: [routes]}]}]\nnetworkacls: [{name: new, action: accept}]", true,
 			[]policyStep{{stepReplace, "roles", "ops"}, {stepCreate, "networkacls", "new"}, removals[2], removals[3]},
 		},
+		"voters, who are no policy": {
+			"groups: [{name: voters, subjects: [{type: node, name: gone}]}, {name: new, subjects: [{type: user, name: bob}]}]", false,
+			[]policyStep{{stepCreate, "groups", "new"}},
+		},
+		"voters, for tests only":  {"voters: [{type: node, name: gone}]", true, nil},
 		"names that are built in": {"roles: [{name: voters, rules: [{verbs: [get], resources: [routes]}]}]", false, []policyStep{{stepReplace, "roles", "voters"}}},
 	} {
 		file, err := parsePolicy([]byte(tt.file))

@@ -14,6 +14,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/meshgate/meshgate/node/mesh"
+	"github.com/meshgate/meshgate/node/registry"
 	v1 "github.com/meshgate/meshgate/proto/v1"
 )
 
@@ -23,8 +24,9 @@ func (a *app) policyGetCommand() *cobra.Command {
 		Use:   "get",
 		Short: "print the policy of a mesh as a file that test and put take",
 		Long: `Prints all that decides who may do what in a mesh: groups, roles, rolebindings,
-networkacls and routes, and the nodes with their addresses. It is YAML, or JSON
-with --output json, as policy test --snapshot and policy put take it:
+networkacls and routes, and, for tests only, the nodes with their addresses and
+the voters, who are the gateways. It is YAML, or JSON with --output json, as
+policy test --snapshot and policy put take it:
 
   meshgate policy get > policy.yaml`,
 		Args: args(cobra.NoArgs, "no arguments; it prints to standard output"),
@@ -60,8 +62,9 @@ whole before; nothing is put when it has a mistake. What is in the mesh and not
 in the file stays, unless --prune is given: then it is removed, after all else,
 where the file has a list of its kind, an empty one included. What the mesh was
 made with and the routes that nodes offer themselves stay in any case. --dry-run
-says what would be done, and does nothing. What the file says of nodes, rbac and
-tests is not used.`,
+says what would be done, and does nothing. What the file says of nodes, voters,
+rbac and tests is not used: gateways come and go with meshgate put groups voters
+--add and meshgate cluster remove, and no file brings a removed one back.`,
 		Args: args(cobra.ExactArgs(1), "one policy file"),
 		RunE: func(cmd *cobra.Command, given []string) error { return a.putPolicy(cmd, &to, o, given[0]) },
 	}
@@ -77,7 +80,11 @@ func (a *app) putPolicy(cmd *cobra.Command, to *access, o policyPutOptions, path
 	if err != nil {
 		return err
 	}
-	kinds := policyKinds(file.policy())
+	kinds := putKinds(file)
+	if slices.ContainsFunc(file.policy().Groups, isVoters) && !file.lists["voters"] {
+		fmt.Fprintf(a.stderr, "groups %s: left as it is; meshgate put groups %s --add --node ID adds a gateway, meshgate cluster remove ID takes one out\n",
+			registry.GroupVoters, registry.GroupVoters)
+	}
 	if !slices.ContainsFunc(kinds, func(k policyKind) bool { return len(k.objects) > 0 || o.prune && file.lists[k.key] }) {
 		return usagef("%s holds nothing to put; want groups, roles, rolebindings, networkacls or routes", path)
 	}
@@ -110,6 +117,18 @@ func (a *app) putPolicy(cmd *cobra.Command, to *access, o policyPutOptions, path
 	return nil
 }
 
+// putKinds are the objects of a file that policy put may put. The group of the
+// voters is not among them: a file that is older than the removal of a gateway
+// would give its name the rights of a gateway again, to whoever takes it, and one
+// that is older than a new gateway would take them from it.
+func putKinds(file policyFile) []policyKind {
+	s := *file.policy()
+	s.Groups = slices.DeleteFunc(slices.Clone(s.Groups), isVoters)
+	return policyKinds(&s)
+}
+
+func isVoters(g mesh.Group) bool { return g.Name == registry.GroupVoters }
+
 // policyKind is the objects of one kind, under their key in a policy file.
 type policyKind struct {
 	key     string
@@ -140,6 +159,7 @@ func messages[V any, P proto.Message](list []V, to func(V) P) []proto.Message {
 type policyText struct {
 	RBAC         string            `json:"rbac,omitempty"`
 	Nodes        []json.RawMessage `json:"nodes"`
+	Voters       []json.RawMessage `json:"voters"`
 	Groups       []json.RawMessage `json:"groups"`
 	Roles        []json.RawMessage `json:"roles"`
 	RoleBindings []json.RawMessage `json:"rolebindings"`
@@ -148,6 +168,8 @@ type policyText struct {
 }
 
 // policyDocument is the policy file of s. Of nodes it has what policy is about.
+// The group of the voters stands apart, with the nodes: tests need it, and it is
+// not put.
 func policyDocument(s *mesh.Snapshot) (policyText, error) {
 	var out policyText
 	if s.RBACDisabled {
@@ -164,8 +186,14 @@ func policyDocument(s *mesh.Snapshot) (policyText, error) {
 		}
 		nodes = append(nodes, p)
 	}
-	lists := append([]policyKind{{"nodes", nodes}}, policyKinds(s)...)
-	for i, into := range []*[]json.RawMessage{&out.Nodes, &out.Groups, &out.Roles, &out.RoleBindings, &out.NetworkACLs, &out.Routes} {
+	var voters []proto.Message
+	for _, g := range s.Groups {
+		if isVoters(g) {
+			voters = messages(mesh.GroupToProto(g).GetSubjects(), func(x *v1.Subject) *v1.Subject { return x })
+		}
+	}
+	lists := append([]policyKind{{"nodes", nodes}, {"voters", voters}}, putKinds(policyFile{snapshot: s})...)
+	for i, into := range []*[]json.RawMessage{&out.Nodes, &out.Voters, &out.Groups, &out.Roles, &out.RoleBindings, &out.NetworkACLs, &out.Routes} {
 		*into = make([]json.RawMessage, 0, len(lists[i].objects))
 		for _, m := range lists[i].objects {
 			raw, err := protojson.Marshal(m)
