@@ -4,6 +4,7 @@ package main
 
 import (
 	"net/netip"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -74,6 +75,40 @@ func TestPolicySteps(t *testing.T) {
 		}
 		if diff := cmp.Diff(tt.want, policySteps(file, livePolicyOf(), tt.prune)); diff != "" {
 			t.Errorf("%s (-want +got):\n%s", name, diff)
+		}
+	}
+}
+
+// What the mesh would refuse is found before anything is done, upon what comes
+// before it in the file.
+func TestPolicyRefused_ByWhatTheFileDoes(t *testing.T) {
+	const routes = "routes:\n- {name: low, node: web-1, destination_cidrs: [0.0.0.0/2]}\n- {name: middle, node: web-1, destination_cidrs: [64.0.0.0/2]}\n" +
+		"- {name: high, node: web-1, destination_cidrs: [128.0.0.0/2]}"
+	for name, tt := range map[string]struct {
+		file  string
+		prune bool
+		want  string // "" when it is taken
+	}{
+		"all in its order": {
+			"groups: [{name: new, subjects: [{type: user, name: bob}]}]\nroles: [{name: new, rules: [{verbs: [get], resources: [routes]}]}]\n" +
+				"rolebindings: [{name: new, role: new, subjects: [{type: group, name: new}]}]\nnetworkacls: [{name: new, source_nodes: ['group:new']}]", true, "",
+		},
+		"half of everything, twice": {routes, false, "put route"},
+		"a group that an ACL names": {"groups: []", true, `delete group "inner"`},
+		"a role that is not there":  {"rolebindings: [{name: new, role: absent, subjects: [{type: user, name: bob}]}]", false, `there is no role "absent"`},
+		"the admin's role":          {"roles: [{name: mesh-admin, rules: [{verbs: [get], resources: [routes]}]}]", false, `"mesh-admin" is part of the mesh itself`},
+	} {
+		file, err := parsePolicy([]byte(tt.file))
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		live := livePolicyOf()
+		live.Nodes = mesh.NodesOf(&mesh.Node{ID: "web-1"})
+		live.Routes = nil
+		live.ACLs = append(live.ACLs, mesh.ACL{Name: "no-inner", SourceNodes: []string{"group:inner"}})
+		err = policyRefused(file, live, policySteps(file, live, tt.prune))
+		if (err == nil) != (tt.want == "") || err != nil && !strings.Contains(err.Error(), tt.want) {
+			t.Errorf("%s: got %v, want %q", name, err, tt.want)
 		}
 	}
 }

@@ -3,7 +3,6 @@
 package main
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -58,11 +57,12 @@ func (a *app) policyPutCommand() *cobra.Command {
 		Short: "create or replace the objects of a policy file",
 		Long: `Puts the groups, roles, rolebindings, networkacls and routes of FILE (YAML or
 JSON; - is standard input), one after another in this order. The file is read
-whole before; nothing is put when it has a mistake. What is in the mesh and not
+whole and held against the mesh before; nothing is put when it has a mistake or
+the mesh would not take all of it. What is in the mesh and not
 in the file stays, unless --prune is given: then it is removed, after all else,
 where the file has a list of its kind, an empty one included. What the mesh was
 made with and the routes that nodes offer themselves stay in any case. --dry-run
-says what would be done, and does nothing. What the file says of nodes, voters,
+says what would be done, and what the mesh would refuse, and does nothing. What the file says of nodes, voters,
 rbac and tests is not used: gateways come and go with meshgate put groups voters
 --add and meshgate cluster remove, and no file brings a removed one back.`,
 		Args: args(cobra.ExactArgs(1), "one policy file"),
@@ -93,18 +93,15 @@ func (a *app) putPolicy(cmd *cobra.Command, to *access, o policyPutOptions, path
 		return err
 	}
 	defer c.Close()
-	var steps []policyStep
-	if o.prune || o.dryRun {
-		ctx, cancel := context.WithTimeout(cmd.Context(), policyTimeout)
-		defer cancel()
-		live, err := fetchPolicy(ctx, c.Public)
-		if err != nil {
-			return err
-		}
-		steps = policySteps(file, live, o.prune)
+	steps, refused, err := foresee(cmd.Context(), c, file, o)
+	if err != nil {
+		return err
 	}
 	if o.dryRun {
-		return a.printSteps(steps)
+		return errors.Join(a.printSteps(steps), refused)
+	}
+	if refused != nil {
+		return fmt.Errorf("%w; nothing of %s is put", refused, path)
 	}
 	for _, k := range kinds {
 		if err := a.putAll(cmd.Context(), c, k.key, k.objects); err != nil {
