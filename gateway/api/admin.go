@@ -92,7 +92,7 @@ func (a *adminService) PutRole(ctx context.Context, req *connect.Request[v1.Role
 	return a.change(ctx, mesh.Change{Role: &r}, err)
 }
 
-// DeleteRole removes a role. Bindings to it grant nothing from then on.
+// DeleteRole removes a role to which nothing is bound.
 func (a *adminService) DeleteRole(ctx context.Context, req *connect.Request[v1.Role]) (*empty, error) {
 	name := req.Msg.GetName()
 	return a.change(ctx, mesh.Change{Role: &mesh.Role{Name: name}, Delete: true}, objectName(name))
@@ -138,7 +138,8 @@ func (a *adminService) PutGroup(ctx context.Context, req *connect.Request[v1.Gro
 	return a.change(ctx, mesh.Change{Group: &g}, err)
 }
 
-// DeleteGroup removes a group that no network ACL names.
+// DeleteGroup removes a group that no network ACL, role binding, route or other
+// group names.
 func (a *adminService) DeleteGroup(ctx context.Context, req *connect.Request[v1.Group]) (*empty, error) {
 	name := req.Msg.GetName()
 	return a.change(ctx, mesh.Change{Group: &mesh.Group{Name: name}, Delete: true}, objectName(name))

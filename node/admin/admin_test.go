@@ -132,8 +132,7 @@ func TestChange_PutsAndDeletesEveryKind(t *testing.T) {
 			t.Errorf("%v again made version %d after %d", c, again.Version, s.Version)
 		}
 	}
-	for _, c := range good() {
-		c.Delete = true
+	for _, c := range removals() {
 		s := w.must(c)
 		if again := w.must(c); again.Version != s.Version {
 			t.Errorf("%v again made version %d after %d", c, again.Version, s.Version)
@@ -242,6 +241,10 @@ func TestChange_Refuses(t *testing.T) {
 		{"group of itself, in a circle", mesh.Change{Group: &mesh.Group{Name: "staff", Subjects: []mesh.Subject{user("x"), inGroup("outer")}}}, mesh.ErrInvalid, "hold itself"},
 		{"group of a node that would stand for much", mesh.Change{Group: &mesh.Group{Name: "wide", Subjects: []mesh.Subject{inGroup("staff"), {Type: v1.SubjectType_SUBJECT_NODE, Name: "b"}}}}, mesh.ErrInvalid, `subjects: node "b": `},
 		{"group that an ACL names", mesh.Change{Group: &mesh.Group{Name: "outer"}, Delete: true}, mesh.ErrPrecondition, `network ACL "block"`},
+		{"group in a binding", mesh.Change{Group: &mesh.Group{Name: "bound"}, Delete: true}, mesh.ErrPrecondition, `name: the role binding "bound" names this group; change or delete it first`},
+		{"group in a group", mesh.Change{Group: &mesh.Group{Name: "staff"}, Delete: true}, mesh.ErrPrecondition, `name: the group "outer" names this group`},
+		{"group that offers a route", mesh.Change{Group: &mesh.Group{Name: "wide"}, Delete: true}, mesh.ErrPrecondition, `name: the route "wide" names this group`},
+		{"role in a binding", mesh.Change{Role: reader(), Delete: true}, mesh.ErrPrecondition, `name: the role binding "bound" names this role; change or delete it first`},
 		{"voters gone", mesh.Change{Group: &mesh.Group{Name: "voters"}, Delete: true}, mesh.ErrPrecondition, "voters"},
 
 		{"ACL of nothing", mesh.Change{ACL: &mesh.ACL{Name: "x", Accept: true}}, mesh.ErrInvalid, "source_nodes"},
@@ -289,6 +292,9 @@ func TestChange_Refuses(t *testing.T) {
 			w.must(mesh.Change{ACL: &mesh.ACL{Name: "block", SourceNodes: []string{"group:outer"}}})
 			w.must(mesh.Change{Group: &mesh.Group{Name: "wide", Subjects: []mesh.Subject{user("x")}}})
 			w.must(mesh.Change{Route: &mesh.Route{Name: "wide", Node: "group:wide", Destinations: prefixes(networks8(60, 16)...)}})
+			w.must(mesh.Change{Group: &mesh.Group{Name: "bound", Subjects: []mesh.Subject{user("x")}}})
+			w.must(mesh.Change{Role: reader()})
+			w.must(mesh.Change{Binding: &mesh.RoleBinding{Name: "bound", Role: "reader", Subjects: []mesh.Subject{inGroup("bound")}}})
 			w.must(mesh.Change{Route: &mesh.Route{Name: "lab", Node: "b", Destinations: prefixes("10.9.0.0/16")}})
 			before := w.registry.Snapshot().Version
 			_, err := w.Change(t.Context(), tt.c)

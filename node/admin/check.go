@@ -33,14 +33,14 @@ func check(s *mesh.Snapshot, c mesh.Change) error {
 	if err := one(c); err != nil {
 		return err
 	}
-	if !c.Delete {
-		if err := checkPut(s, c); err != nil {
+	if c.Delete {
+		if err := checkLockOut(s, c); err != nil {
 			return err
 		}
-	} else if c.Group != nil {
-		if err := checkUnused(s, c.Group.Name); err != nil {
-			return err
-		}
+		return checkUnused(s, c)
+	}
+	if err := checkPut(s, c); err != nil {
+		return err
 	}
 	return checkLockOut(s, c)
 }
@@ -294,16 +294,60 @@ func checkDestination(s *mesh.Snapshot, r *mesh.Route, i int, p netip.Prefix) er
 	return nil
 }
 
-// checkUnused refuses to remove a group that a network ACL names: a rule that
-// denies would then deny nobody.
-func checkUnused(s *mesh.Snapshot, name string) error {
-	ref := mesh.GroupRef(name)
-	for _, a := range s.ACLs {
-		if slices.Contains(a.SourceNodes, ref) || slices.Contains(a.DestinationNodes, ref) {
-			return fmt.Errorf("%w: name: the network ACL %q names this group; change or delete it first", mesh.ErrPrecondition, a.Name)
+// checkUnused refuses to remove a role or a group that others name: who makes one
+// of its name later would give what it grants to subjects of before, unseen, and
+// an ACL that denies a group would deny nobody until then.
+func checkUnused(s *mesh.Snapshot, c mesh.Change) error {
+	kind, user, name := "", "", ""
+	switch {
+	case c.Role != nil:
+		kind = "role"
+		user, name = roleUser(s, c.Role.Name)
+	case c.Group != nil:
+		kind = "group"
+		user, name = groupUser(s, c.Group.Name)
+	}
+	if user == "" {
+		return nil
+	}
+	return fmt.Errorf("%w: name: the %s %q names this %s; change or delete it first", mesh.ErrPrecondition, user, name, kind)
+}
+
+// roleUser is the kind and name of an object that names a role; "" for none.
+func roleUser(s *mesh.Snapshot, role string) (kind, name string) {
+	for _, b := range s.Bindings {
+		if b.Role == role {
+			return "role binding", b.Name
 		}
 	}
-	return nil
+	return "", ""
+}
+
+// groupUser is the kind and name of an object that names a group; "" for none.
+func groupUser(s *mesh.Snapshot, group string) (kind, name string) {
+	ref := mesh.GroupRef(group)
+	for _, a := range s.ACLs {
+		if slices.Contains(a.SourceNodes, ref) || slices.Contains(a.DestinationNodes, ref) {
+			return "network ACL", a.Name
+		}
+	}
+	in := mesh.Subject{Type: v1.SubjectType_SUBJECT_GROUP, Name: group}
+	for _, b := range s.Bindings {
+		if slices.Contains(b.Subjects, in) {
+			return "role binding", b.Name
+		}
+	}
+	for _, g := range s.Groups {
+		if slices.Contains(g.Subjects, in) {
+			return "group", g.Name
+		}
+	}
+	for _, r := range s.Routes {
+		if r.Node == ref {
+			return "route", r.Name
+		}
+	}
+	return "", ""
 }
 
 func checkNode(s *mesh.Snapshot, field string, id mesh.NodeID) error {
