@@ -257,6 +257,7 @@ func TestLogger_KeepsOrdinaryThingsFromOperators(t *testing.T) {
 		{"no known peers, aborting election", nil, "DEBUG"},
 		{"rejecting pre-vote request since node is not in configuration", nil, "DEBUG"},
 		{"failed to decode incoming command", []any{"error", closed}, "DEBUG"},
+		{"failed to decode incoming command", []any{"error", raft.ErrTransportShutdown}, "DEBUG"},
 		{"failed to flush response", []any{"error", reset}, "DEBUG"},
 		{"failed to decode incoming command", []any{"error", errors.New("unknown rpc type 200")}, "WARN"},
 		{"failed to decode incoming command", nil, "WARN"},

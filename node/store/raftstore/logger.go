@@ -12,6 +12,7 @@ import (
 	"syscall"
 
 	"github.com/hashicorp/go-hclog"
+	"github.com/hashicorp/raft"
 )
 
 // newRaftLogger returns the logger that raft wants. What raft calls
@@ -70,12 +71,13 @@ func ordinary(msg string, args []any) bool {
 	return false
 }
 
-// hungUp says whether a value of a message is that a connection ended. What
-// arrives and makes no sense is something else.
+// hungUp says whether a value of a message is that a connection ended, or that
+// this replica takes no more of them. What arrives and makes no sense is
+// something else.
 func hungUp(arg any) bool {
 	err, _ := arg.(error)
 	return errors.Is(err, net.ErrClosed) || errors.Is(err, io.ErrClosedPipe) ||
-		errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)
+		errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) || errors.Is(err, raft.ErrTransportShutdown)
 }
 
 // lateFormat is formatted only if it is logged.
