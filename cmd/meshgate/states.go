@@ -11,7 +11,7 @@ import (
 	v1 "github.com/meshgate/meshgate/proto/v1"
 )
 
-// The states of nodes, in the words of the console.
+// The states of nodes, in the words of the console and one more.
 const (
 	stateSelf    = "this gateway"
 	stateOnline  = "online"
@@ -19,6 +19,9 @@ const (
 	stateDown    = "down"
 	stateWaiting = "waiting"
 	stateUnknown = "not connected"
+	// stateHeard is a gateway that the cluster hears and no tunnel has led to yet:
+	// that its port of the API is reached says nothing about that of WireGuard.
+	stateHeard = "no tunnel yet"
 )
 
 // statesOf is how each node is, by its id, as the gateway that answered sees it.
@@ -38,6 +41,8 @@ func statesOf(m *meshgatev1.WatchMeshResponse, alive map[string]bool) map[string
 			states[id] = stateSelf
 		case gateway && !up:
 			states[id] = stateDown
+		case gateway && link.GetLastHandshake() == nil:
+			states[id] = stateHeard
 		case gateway:
 			states[id] = stateOnline
 		case link != nil:

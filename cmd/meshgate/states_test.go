@@ -60,9 +60,13 @@ func TestStatesOf_SpeaksAsTheConsole(t *testing.T) {
 	if diff := cmp.Diff(want, statesOf(watched(), nil)); diff != "" {
 		t.Errorf("of the links alone (-want +got):\n%s", diff)
 	}
-	want["gw1"], want["gw2"] = "online", "down"
+	want["gw1"], want["gw2"] = "no tunnel yet", "down"
 	if diff := cmp.Diff(want, statesOf(watched(), map[string]bool{"gw1": true, "gw2": false, "gw3": true})); diff != "" {
 		t.Errorf("with the cluster (-want +got):\n%s", diff)
+	}
+	want["gw2"] = "online"
+	if diff := cmp.Diff(want, statesOf(watched(), map[string]bool{"gw1": true, "gw2": true, "gw3": true})); diff != "" {
+		t.Errorf("with a tunnel (-want +got):\n%s", diff)
 	}
 }
 
@@ -102,7 +106,7 @@ func TestStatus_TakesTheLifeOfGatewaysFromTheCluster(t *testing.T) {
 		code := run(t.Context(), []string{"status", "--server", s.URL, "--token", "x"}, &stdout, &stderr)
 		s.Close()
 		text := strings.Join(strings.Fields(stdout.String()), " ")
-		gw1, gw2, trouble := "gw1 172.16.0.1 online never", "gw2 172.16.0.1 down 192.0.2.2:51820", "no leader: start gw2\n"
+		gw1, gw2, trouble := "gw1 172.16.0.1 no tunnel yet never", "gw2 172.16.0.1 down 192.0.2.2:51820", "no leader: start gw2\n"
 		if refuses {
 			gw1, gw2, trouble = "gw1 172.16.0.1 waiting never", "gw2 172.16.0.1 online 192.0.2.2:51820", ""
 		}
