@@ -114,6 +114,11 @@ func newFollower(n *Node, cfg Follow) (*follower, error) {
 // run joins, subscribes, and does both again whenever the gateway is lost, at
 // that one or at another. The data plane keeps its last plan meanwhile.
 func (f *follower) run(ctx context.Context) error {
+	if f.node.cfg.PrimaryEndpoint != "" {
+		if err := f.node.openPort(ctx); err != nil {
+			return err
+		}
+	}
 	if err := f.load(); err != nil {
 		return err
 	}

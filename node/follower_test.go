@@ -224,6 +224,19 @@ func TestFollower_RestartNeedsNoJoin(t *testing.T) {
 	}
 }
 
+// The first join tells where the node is reached, before there is a plan.
+func TestFollower_TellsItsPortAtTheFirstJoin(t *testing.T) {
+	g := newFakeGateway(t)
+	n := follow(t, g, "", func(c *Config) { c.PrimaryEndpoint = "127.0.0.1" })
+	hears(t, g)
+	port := n.node.device.ListenPort()
+	n.end()
+	told, err := mesh.ParseAddrPorts(g.requests()[0].GetWireguardEndpoints())
+	if err != nil || len(told) != 1 || told[0] != netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), port) {
+		t.Errorf("told %v, %v; want port %d", g.requests()[0].GetWireguardEndpoints(), err, port)
+	}
+}
+
 func TestFollower_ChangedSettingsAreTold(t *testing.T) {
 	g, dir := newFakeGateway(t), t.TempDir()
 	n := follow(t, g, dir, nil)

@@ -98,10 +98,8 @@ func (h *holder) Sync(ctx context.Context) (*mesh.Snapshot, error) { return h.re
 // follows the registry.
 func (h *holder) run(ctx context.Context) error {
 	n := h.node
-	// The port has to be known before the node's record is written.
-	open := wg.Config{PrivateKey: n.cfg.Key.WireGuard(), ListenPort: n.cfg.ListenPort}
-	if err := n.device.Set(ctx, open); err != nil {
-		return fmt.Errorf("open wireguard port %d: %w", n.cfg.ListenPort, err)
+	if err := n.openPort(ctx); err != nil {
+		return err
 	}
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return h.registry.Run(ctx) })
@@ -112,6 +110,16 @@ func (h *holder) run(ctx context.Context) error {
 		return h.purge(ctx)
 	})
 	return g.Wait()
+}
+
+// openPort opens the port of WireGuard before there is a plan: it has to be known
+// before the mesh is told where the node is reached.
+func (n *Node) openPort(ctx context.Context) error {
+	open := wg.Config{PrivateKey: n.cfg.Key.WireGuard(), ListenPort: n.cfg.ListenPort}
+	if err := n.device.Set(ctx, open); err != nil {
+		return fmt.Errorf("open wireguard port %d: %w", n.cfg.ListenPort, err)
+	}
+	return nil
 }
 
 // announce bootstraps a new mesh, or brings the node's own record up to date.

@@ -49,7 +49,7 @@ func (c *joinConfig) register(f *pflag.FlagSet) {
 	f.StringArrayVar(&c.expose, "expose", nil, "make a service of this host reachable on the mesh: tcp:8080=127.0.0.1:3000 (repeat for more)")
 	f.StringSliceVar(&c.routes, "routes", nil, "networks that this node offers to reach")
 	f.StringVar(&c.wgMode, "wireguard.mode", "auto", "tun, netstack (no root), or auto: tun where the host allows it")
-	f.Uint16Var(&c.wgPort, "wireguard.listen-port", 0, "UDP port of WireGuard; 0 lets the host pick")
+	f.Uint16Var(&c.wgPort, "wireguard.listen-port", 0, "UDP port of WireGuard; 0 lets the host pick, which does not go with --public-address")
 	f.StringVar(&c.wgInterface, "wireguard.interface", "meshgate0", "name of the interface in tun mode")
 	f.IntVar(&c.wgMTU, "wireguard.mtu", 1420, "MTU of the mesh, 1280 to 65535")
 	f.StringVar(&c.iceListen, "ice.listen", ":0", "UDP address for DataChannels that end at this node")
@@ -171,6 +171,10 @@ func (c *joinConfig) options(log *slog.Logger) (nodeOptions, error) {
 	if c.publicAddress != "" {
 		if _, err := netip.ParseAddr(c.publicAddress); err != nil {
 			return o, usagef("--public-address %q: want an IP address", c.publicAddress)
+		}
+		// Each start would pick another one, and only a token could tell the mesh.
+		if c.wgPort == 0 {
+			return o, usagef("--public-address %s: others have to know the port there, too; give --wireguard.listen-port, such as 51820", c.publicAddress)
 		}
 	}
 	cfg := node.Config{
