@@ -11,7 +11,8 @@ import (
 
 // clusterRules are the rows of meshgate.v1.Cluster: a vote, or a copy, is given
 // by PUT and taken by DELETE on its resource, without a name, as in a join. A
-// backup has all that there is.
+// backup has all that there is; one that is taken early has no more than who may
+// take it could have had when the gateway ended.
 func clusterRules() map[string]rule {
 	const votes, observers = v1.RuleResource_RESOURCE_VOTES, v1.RuleResource_RESOURCE_OBSERVERS
 	change := func(needs ...mesh.Action) rule {
@@ -26,6 +27,6 @@ func clusterRules() map[string]rule {
 		meshgatev1connect.ClusterTransferLeadershipProcedure: give,
 		meshgatev1connect.ClusterDemoteProcedure:             change(take),
 		meshgatev1connect.ClusterRemoveProcedure:             change(take, mesh.Action{Resource: observers, Verb: v1.RuleVerb_VERB_DELETE}),
-		meshgatev1connect.ClusterBackupProcedure:             {access: identified, needs: everything, blind: true, fresh: unlessStale},
+		meshgatev1connect.ClusterBackupProcedure:             {access: identified, needs: everything, blind: true, fresh: unlessStale, early: true},
 	}
 }

@@ -24,7 +24,7 @@ import (
 
 // earlyProcedures are those that a gateway answers before it has entered the mesh
 // since its start. Each shows the mesh as it was to who might see it then; none
-// opens a way in, hands out credentials or goes on when its right has ended.
+// opens a way in, makes credentials or goes on when its right has ended.
 func earlyProcedures() []string {
 	return []string{
 		v1connect.AdminGetEdgeProcedure, v1connect.AdminListEdgesProcedure,
@@ -36,6 +36,7 @@ func earlyProcedures() []string {
 		v1connect.MembershipGetStorageConfigurationProcedure,
 		v1connect.MeshGetMeshGraphProcedure, v1connect.MeshGetNodeProcedure, v1connect.MeshListNodesProcedure,
 		v1connect.StorageQueryServiceQueryProcedure,
+		meshgatev1connect.ClusterBackupProcedure,
 		meshgatev1connect.ClusterStatusProcedure,
 		meshgatev1connect.WatchWatchMeshProcedure,
 	}
@@ -68,6 +69,12 @@ func (oneReplica) Replicas(context.Context) []api.Replica {
 
 // Leads implements api.Replicas.
 func (oneReplica) Leads() bool { return false }
+
+// BackupStale implements api.Replicas.
+func (oneReplica) BackupStale(w io.Writer) error {
+	_, err := io.WriteString(w, "what is held")
+	return err
+}
 
 // serveEarly answers from s until the test ends and returns where.
 func serveEarly(t *testing.T, s *mesh.Snapshot) (url string) {

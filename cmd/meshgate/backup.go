@@ -92,13 +92,18 @@ func (a *app) backup(ctx context.Context, c *peer.Public, o backupOptions, file 
 	return a.printBackup("backed up to", file, info)
 }
 
-// staleAdvice adds to an error of a backup that wants a majority what to do
-// without one.
+// staleAdvice adds to an error of a backup which way is left to what the gateway
+// holds.
 func staleAdvice(o backupOptions, err error) error {
-	if !o.stale && connect.CodeOf(err) == connect.CodeUnavailable {
-		return fmt.Errorf("%w; if the majority is gone for good, take what this gateway holds with --stale, or --offline while it does not run", err)
+	switch {
+	case connect.CodeOf(err) != connect.CodeUnavailable:
+		return err
+	case strings.Contains(err.Error(), "connection refused"):
+		return fmt.Errorf("%w; if that gateway does not start, take what it holds with --offline and its --data-dir, on its host", err)
+	case o.stale:
+		return fmt.Errorf("%w; to take what this gateway holds all the same, stop it, and use --offline with its --data-dir, on its host", err)
 	}
-	return err
+	return fmt.Errorf("%w; if the majority is gone for good, take what this gateway holds with --stale, or --offline while it does not run", err)
 }
 
 // backupOffline takes a backup of a directory that no gateway uses.
@@ -118,7 +123,7 @@ func (a *app) backupOffline(f *pflag.FlagSet, from *access, o backupOptions, fil
 	info, err := writeBackup(file, func(w io.Writer) error {
 		_, err := raftstore.BackupDir(state, w)
 		if errors.Is(err, raftstore.ErrInUse) {
-			return fmt.Errorf("%w: stop the gateway first, or ask it with --stale instead of --offline", err)
+			return fmt.Errorf("%w: ask the gateway with --stale instead of --offline, or stop it first", err)
 		}
 		return err
 	})

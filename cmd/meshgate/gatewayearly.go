@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net"
 	"slices"
@@ -84,12 +85,25 @@ func (p *gatewayProcess) known(ctx context.Context, running *sync.WaitGroup) *ga
 		return nil
 	}
 	console, _ := web.Console()
-	keeps := storage{p.store, p.node}
+	keeps := heldStorage{storage{p.store, p.node}, held}
 	p.log.Info("answering from the state of the last time until a majority of the gateways is there", "n", version)
 	return &gateway.Known{
 		State: s, Keys: node.StoredKeys{Store: held}, Replicas: keeps, Cluster: keeps,
 		Access: access, Build: build(), Console: console,
 	}
+}
+
+// heldStorage is the cluster of a gateway that shows one moment: a backup is of
+// that one, too, as are the rights by which it may be taken.
+type heldStorage struct {
+	storage
+	held *raftstore.Held
+}
+
+// BackupStale implements api.Replicas.
+func (s heldStorage) BackupStale(w io.Writer) error {
+	_, err := s.held.Backup(w)
+	return storageError(err)
 }
 
 // waitsFor is why the gateway does not serve yet.

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"crypto/tls"
@@ -20,11 +21,13 @@ import (
 	"testing"
 	"time"
 
+	"connectrpc.com/connect"
 	"github.com/spf13/pflag"
 
 	"github.com/meshgate/meshgate/gateway/api"
 	"github.com/meshgate/meshgate/node"
 	"github.com/meshgate/meshgate/node/mesh"
+	"github.com/meshgate/meshgate/node/peer"
 	"github.com/meshgate/meshgate/node/registry"
 	"github.com/meshgate/meshgate/node/secrets"
 	"github.com/meshgate/meshgate/node/store/raftstore"
@@ -198,6 +201,74 @@ func TestUp_AnswersStaleReadsWithoutAMajority(t *testing.T) {
 		maps.Copy(headers, tt.headers)
 		if status, body := request(t, http.MethodPost, public+tt.procedure, headers); status != tt.status || !strings.Contains(body, tt.says) {
 			t.Errorf("%s: %d %q, want %d that says %q", name, status, body, tt.status, tt.says)
+		}
+	}
+}
+
+// What it holds can be taken from it, by who could have taken it when it ended,
+// and nobody is sent elsewhere for it.
+func TestUp_IsBackedUpWithoutAMajority(t *testing.T) {
+	dir := t.TempDir()
+	stateOfTwo(t, dir)
+	public, _, _ := startAlone(t, dir, "--cluster.address", "gw1.example.org:8443")
+	probe(t, public+"/livez") // it answers
+	conn, err := tls.Dial("tcp", strings.TrimPrefix(public, "https://"), &tls.Config{InsecureSkipVerify: true}) //nolint:gosec // its key is what is asked for
+	if err != nil {
+		t.Fatal(err)
+	}
+	pin := peer.PinOf(conn.ConnectionState().PeerCertificates[0])
+	if err := conn.Close(); err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(t.TempDir(), "mesh.backup")
+	at := []string{"--server", public, "--pin", fmt.Sprintf("sha256:%x", pin)}
+	for _, tt := range []struct {
+		args []string
+		code int
+		want string
+	}{
+		{append(at, "backup", file, "--token", "current"), exitFailed, "take what this gateway holds with --stale"},
+		{append(at, "backup", file, "--token", "revoked", "--stale"), exitFailed, "unknown or no longer valid"},
+		{[]string{"backup", file, "--data-dir", dir, "--offline"}, exitFailed, "ask the gateway with --stale"},
+		{append(at, "backup", file, "--token", "current", "--stale"), exitOK, "this is what the gateway held"},
+	} {
+		var stdout, stderr bytes.Buffer
+		if code := run(t.Context(), tt.args, &stdout, &stderr); code != tt.code || !strings.Contains(stderr.String(), tt.want) {
+			t.Errorf("%v: exit code %d, %s, want %d with %q", tt.args, code, &stderr, tt.code, tt.want)
+		}
+	}
+	f, err := os.Open(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	info, entries, err := raftstore.ReadBackup(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s := registry.SnapshotOf(entries, info.Version); !s.Node("gw1").HoldsState() {
+		t.Errorf("the backup has no gateway gw1 in %d keys", info.Keys)
+	}
+}
+
+// A backup that cannot be had says which way is left.
+func TestStaleAdvice_NamesTheWayThatIsLeft(t *testing.T) {
+	silent := connect.NewError(connect.CodeUnavailable, errors.New("dial tcp 192.0.2.1:8443: connect: connection refused"))
+	waits := connect.NewError(connect.CodeUnavailable, errors.New("this gateway has just started"))
+	for _, tt := range []struct {
+		err   error
+		stale bool
+		want  string
+	}{
+		{silent, false, "if that gateway does not start, take what it holds with --offline"},
+		{silent, true, "if that gateway does not start, take what it holds with --offline"},
+		{waits, false, "with --stale, or --offline while it does not run"},
+		{waits, true, "stop it, and use --offline"},
+		{connect.NewError(connect.CodePermissionDenied, errors.New("no role")), true, ""},
+	} {
+		got := strings.TrimPrefix(staleAdvice(backupOptions{stale: tt.stale}, tt.err).Error(), tt.err.Error())
+		if !strings.Contains(got, tt.want) || tt.want == "" && got != "" {
+			t.Errorf("%v, stale %v: %q, want %q", tt.err, tt.stale, got, tt.want)
 		}
 	}
 }

@@ -5,6 +5,7 @@ package raftstore
 import (
 	"context"
 	"fmt"
+	"io"
 	"io/fs"
 	"iter"
 	"log/slog"
@@ -19,7 +20,7 @@ import (
 // behind its last snapshot. What is returned is a copy that never changes: its
 // Apply and Sync return store.ErrNotLeader, and its Watch ends with the context.
 // The error wraps fs.ErrNotExist when no state is known.
-func (s *Store) Held() (store.Store, error) {
+func (s *Store) Held() (*Held, error) {
 	state := kv.New()
 	f := &fsm{state: state, failure: newFailure(slog.New(slog.DiscardHandler)), members: newMembers()}
 	if err := s.disk.replay(f, s.disk.mark.at()); err != nil {
@@ -32,32 +33,37 @@ func (s *Store) Held() (store.Store, error) {
 	if state.Version() == 0 {
 		return nil, fmt.Errorf("%w: this gateway has not got a copy of the state yet", fs.ErrNotExist)
 	}
-	return held{state}, nil
+	return &Held{state}, nil
 }
 
-// held is a state that nobody changes.
-type held struct{ state *kv.State }
+// Held is a state that nobody changes.
+type Held struct{ state *kv.State }
+
+var _ store.Store = (*Held)(nil)
+
+// Backup writes the whole state to w, as Store.Backup does.
+func (h *Held) Backup(w io.Writer) (BackupInfo, error) { return writeBackup(w, h.state) }
 
 // Get implements store.Store.
-func (h held) Get(_ context.Context, key string) (store.Entry, error) { return h.state.Get(key) }
+func (h *Held) Get(_ context.Context, key string) (store.Entry, error) { return h.state.Get(key) }
 
 // List implements store.Store.
-func (h held) List(_ context.Context, prefix string) ([]store.Entry, uint64, error) {
+func (h *Held) List(_ context.Context, prefix string) ([]store.Entry, uint64, error) {
 	return h.state.List(prefix)
 }
 
 // Page implements store.Store.
-func (h held) Page(_ context.Context, prefix, after string, limit int) ([]store.Entry, uint64, error) {
+func (h *Held) Page(_ context.Context, prefix, after string, limit int) ([]store.Entry, uint64, error) {
 	return h.state.Page(prefix, after, limit)
 }
 
 // Watch implements store.Store.
-func (h held) Watch(ctx context.Context, prefix string, after uint64) iter.Seq2[store.Change, error] {
+func (h *Held) Watch(ctx context.Context, prefix string, after uint64) iter.Seq2[store.Change, error] {
 	return h.state.Watch(ctx, prefix, after)
 }
 
 // Apply implements store.Store.
-func (held) Apply(context.Context, store.Batch) (uint64, error) { return 0, &store.NotLeaderError{} }
+func (*Held) Apply(context.Context, store.Batch) (uint64, error) { return 0, &store.NotLeaderError{} }
 
 // Sync implements store.Store.
-func (held) Sync(context.Context) error { return &store.NotLeaderError{} }
+func (*Held) Sync(context.Context) error { return &store.NotLeaderError{} }
