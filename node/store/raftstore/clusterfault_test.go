@@ -5,6 +5,7 @@ package raftstore_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strings"
 	"sync"
 	"syscall"
@@ -63,6 +64,9 @@ func TestLeader_FullDisk(t *testing.T) {
 				_, err := s.Apply(c.ctx(), store.Batch{Ops: []store.Op{{Key: "k"}}})
 				if !errors.Is(err, store.ErrFull) || errors.Is(err, store.ErrUncertain) {
 					t.Fatalf("got %v, want ErrFull and nothing left open", err)
+				}
+				if want := fmt.Sprintf("replica %q: ", id); !strings.Contains(err.Error(), want) {
+					t.Errorf("%q does not say whose disk is full", err)
 				}
 				c.until("another one leads", func() bool { now, _ := c.leader(); return now != id })
 				for other, r := range c.replicas {

@@ -152,7 +152,7 @@ func (s *Store) applyHere(ctx context.Context, batch store.Batch) (uint64, error
 	if err := batch.Validate(); err != nil { // it may come from another replica
 		return 0, err
 	}
-	err := s.disk.room()
+	err := s.room()
 	s.tellRoom(err)
 	if err != nil {
 		s.makeRoom()

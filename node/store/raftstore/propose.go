@@ -92,7 +92,7 @@ func (s *Store) translate(err error) error {
 	case errors.Is(err, raft.ErrRaftShutdown):
 		return fmt.Errorf("%w: %w", store.ErrClosed, store.ErrUncertain)
 	case errors.Is(err, store.ErrFull) && !errors.Is(err, ErrDisk):
-		return err // the log refused it before anything was written or sent
+		return fmt.Errorf("replica %q: %w", s.id, err) // the log refused it before anything was written or sent
 	case errors.Is(err, raft.ErrEnqueueTimeout):
 		return fmt.Errorf("leader is overloaded: %w", err) // nothing was appended
 	default: // leadership lost, log write failed

@@ -64,7 +64,7 @@ func (s *Store) upkeep() {
 			s.members.notify()
 		}
 		role := s.role.Load()
-		s.tellRoom(s.disk.room()) // only a leader is asked for changes
+		s.tellRoom(s.room()) // only a leader is asked for changes
 		s.tellAbsent(&told, role, servers)
 		s.tellLeader(&told, role, servers)
 		switch {
@@ -173,8 +173,16 @@ func (s *Store) askOne(ctx context.Context, id, address string) (*pb.ReplicaStat
 	return nil, err
 }
 
+// room is disk.room, which says whose disk it is: others pass the error on.
+func (s *Store) room() error {
+	if err := s.disk.room(); err != nil {
+		return fmt.Errorf("replica %q: %w", s.id, err)
+	}
+	return nil
+}
+
 // tellRoom says in the log when the disk becomes full, and when it is not any
-// more; err is what disk.room said.
+// more; err is what room said.
 func (s *Store) tellRoom(err error) {
 	switch full := errors.Is(err, store.ErrFull); {
 	case full && !s.full.Swap(true):
@@ -204,7 +212,7 @@ func (s *Store) makeRoom() {
 		return
 	}
 	s.proposals.Go(func() {
-		s.logger.Warn("disk is full, hand over the leadership", "err", s.disk.room())
+		s.logger.Warn("disk is full, hand over the leadership", "err", s.room())
 		if err := s.raft.LeadershipTransfer().Error(); err != nil {
 			s.logger.Warn("hand over the leadership", "err", err)
 		}
