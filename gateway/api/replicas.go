@@ -144,7 +144,11 @@ func (c *clusterService) Remove(ctx context.Context, req *connect.Request[meshga
 	if id == c.state.Self() {
 		return nil, fmt.Errorf("%w: %q is the gateway that was asked; have another gateway remove it", mesh.ErrPrecondition, id)
 	}
-	return connect.NewResponse(&meshgatev1.RemoveResponse{}), c.orAbsent(id, c.replicas.Remove(ctx, id))
+	err = c.orAbsent(id, c.replicas.Remove(ctx, id))
+	if s := c.state.Snapshot(); errors.Is(err, mesh.ErrNotFound) && s != nil && s.Node(id) != nil {
+		err = fmt.Errorf("%w; to take it out of the mesh use meshgate delete nodes %s", err, id)
+	}
+	return connect.NewResponse(&meshgatev1.RemoveResponse{}), err
 }
 
 // TransferLeadership makes another voter lead.
@@ -226,7 +230,7 @@ func (c *clusterService) orAbsent(id mesh.NodeID, err error) error {
 		return err
 	}
 	if s := c.state.Snapshot(); s != nil && s.Node(id) != nil {
-		return fmt.Errorf("%w: node %q keeps no state of the mesh; to take it out of the mesh use meshgate delete nodes %s", mesh.ErrNotFound, id, id)
+		return fmt.Errorf("%w: node %q keeps no state of the mesh; meshgate cluster status lists the gateways that do", mesh.ErrNotFound, id)
 	}
 	return fmt.Errorf("%w: no gateway %q keeps the state of the mesh; meshgate cluster status lists those that do", mesh.ErrNotFound, id)
 }
