@@ -102,6 +102,14 @@ test("describeMesh prefers a way through a node that answers", () => {
   assert.equal(mesh.byId.get("far")?.via, "b-alive");
 });
 
+test("describeMesh knows no way through a node that does not answer, nor without links", () => {
+  const nodes = ["gw", "dead", "far"].map((id) => node(id));
+  const edges = [edge("dead", "far"), edge("gw", "dead")];
+  for (const links of [[link("dead", { online: false })], []]) {
+    assert.equal(describeMesh(snapshot({ nodes, edges, links })).byId.get("far")?.reach, "unknown");
+  }
+});
+
 test("describeMesh unites both directions and drops edges without ends", () => {
   const mesh = describeMesh(
     snapshot({

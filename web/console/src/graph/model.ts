@@ -190,7 +190,10 @@ function neighbourhood(edges: readonly EdgeModel[]): Neighbours {
   return all;
 }
 
-/** For each node that is reached through others: the neighbour of the gateway on the shortest way. */
+/**
+ * For each node that is reached through others: the neighbour of the gateway on the shortest way.
+ * A neighbour that does not answer is no way to anybody.
+ */
 function findWays(
   gateway: string,
   neighbours: Neighbours,
@@ -198,22 +201,18 @@ function findWays(
 ): Map<string, string> {
   const ways = new Map<string, string>();
   const first = [...(neighbours.get(gateway)?.keys() ?? [])].sort(compareText);
-  // A way through a node that answers is better than one through a node that does not.
-  const alive = first.filter((id) => links.get(id)?.online === true);
-  for (const starts of [alive, first]) {
-    let border: [string, string][] = starts.map((id) => [id, id]);
-    while (border.length > 0) {
-      const next: [string, string][] = [];
-      for (const [at, via] of border) {
-        for (const id of neighbours.get(at)?.keys() ?? []) {
-          if (id !== gateway && !links.has(id) && !ways.has(id)) {
-            ways.set(id, via);
-            next.push([id, via]);
-          }
+  let border: [string, string][] = first.filter((id) => links.get(id)?.online === true).map((id) => [id, id]);
+  while (border.length > 0) {
+    const next: [string, string][] = [];
+    for (const [at, via] of border) {
+      for (const id of neighbours.get(at)?.keys() ?? []) {
+        if (id !== gateway && !links.has(id) && !ways.has(id)) {
+          ways.set(id, via);
+          next.push([id, via]);
         }
       }
-      border = next;
     }
+    border = next;
   }
   return ways;
 }
