@@ -207,9 +207,24 @@ func ParsePrefix(s string) (netip.Prefix, error) {
 	}
 	p, err := netip.ParsePrefix(s)
 	if err != nil || p.Addr().Is4In6() {
-		return netip.Prefix{}, fmt.Errorf("%q is no network: %w", s, ErrInvalid)
+		return netip.Prefix{}, noNetwork(s)
 	}
 	return p, nil
+}
+
+// noNetwork is the error of a text that should be a network, and says what a
+// single address lacks.
+func noNetwork(s string) error {
+	a, err := netip.ParseAddr(s)
+	if err != nil || a.Zone() != "" || a.Is4In6() {
+		return fmt.Errorf("%q is no network: %w", s, ErrInvalid)
+	}
+	some := 16
+	if a.Is6() {
+		some = 64
+	}
+	network := netip.PrefixFrom(a, some).Masked()
+	return fmt.Errorf("%q is no network: write a length behind it, such as %s, or /%d for one address: %w", s, network, a.BitLen(), ErrInvalid)
 }
 
 // parseNodePrefix reads a node's own addresses: an IPv4 /32, or an IPv6 /112 or

@@ -50,7 +50,7 @@ func ParseRoutes(ss []string) ([]netip.Prefix, error) {
 	return parse(ss, func(s string) (netip.Prefix, error) {
 		p, err := netip.ParsePrefix(s)
 		if err != nil || p.Addr().Is4In6() {
-			return netip.Prefix{}, fmt.Errorf("%q is no network: %w", s, ErrInvalid)
+			return netip.Prefix{}, noNetwork(s)
 		}
 		return p.Masked(), nil
 	})
@@ -155,7 +155,7 @@ func cidrsFromProto(ss []string) ([]netip.Prefix, error) {
 		}
 		p, err := netip.ParsePrefix(s)
 		if err != nil || p.Addr().Is4In6() {
-			return netip.Prefix{}, fmt.Errorf("%q is no network: %w", s, ErrInvalid)
+			return netip.Prefix{}, noNetwork(s)
 		}
 		return p.Masked(), nil
 	})
