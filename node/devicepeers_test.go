@@ -60,11 +60,57 @@ func TestDevicePeers_AreThoseOfThePlan(t *testing.T) {
 		}
 		s := &mesh.Snapshot{Nodes: mesh.NodesOf(nodes...)}
 		anew := devicePeers{calls: true}
-		if diff := cmp.Diff(anew.of(s, peers), incremental.of(s, peers), cmpopts.EquateComparable(netip.Prefix{})); diff != "" {
+		if diff := cmp.Diff(flat(anew.of(s, peers)), flat(incremental.of(s, peers)), cmpopts.EquateComparable(netip.Prefix{})); diff != "" {
 			t.Fatal(diff)
 		}
 	}
 }
+
+// One that joins, changes or leaves among ten thousand makes one list anew, or
+// two of it when it is full.
+func TestDevicePeers_ShareLists(t *testing.T) {
+	peer := func(i int) mesh.Peer { return mesh.Peer{Node: &mesh.Node{ID: mesh.NodeID(fmt.Sprintf("n%05d", i))}} }
+	var peers []mesh.Peer
+	for i := range 10_000 {
+		peers = append(peers, peer(2*i))
+	}
+	var d devicePeers
+	before := d.of(&mesh.Snapshot{}, peers)
+	random := rand.New(rand.NewPCG(1, 2))
+	for range 1000 {
+		peers = slices.Clone(peers)
+		p := peer(random.IntN(20_010))
+		switch at, ok := slices.BinarySearchFunc(peers, p, byID); {
+		case ok && random.IntN(2) == 0:
+			peers = slices.Delete(peers, at, at+1)
+		case ok:
+			peers[at] = p
+		default:
+			peers = slices.Insert(peers, at, p)
+		}
+		lists := d.of(&mesh.Snapshot{}, peers)
+		was := make(map[*wg.Peer]int)
+		for _, list := range before {
+			was[&list[0]] = len(list)
+		}
+		fresh := 0
+		for _, list := range lists {
+			if len(list) > listLen {
+				t.Fatalf("a list of %d peers", len(list))
+			}
+			if was[&list[0]] != len(list) {
+				fresh++
+			}
+		}
+		if fresh > 2 {
+			t.Fatalf("%d lists of %d made anew", fresh, len(lists))
+		}
+		before = lists
+	}
+}
+
+// flat is what lists hold.
+func flat(lists [][]wg.Peer) []wg.Peer { return slices.Concat(lists...) }
 
 func byID(a, b mesh.Peer) int { return strings.Compare(string(a.Node.ID), string(b.Node.ID)) }
 
@@ -77,7 +123,7 @@ func TestDevicePeers_Keepalive(t *testing.T) {
 		false: {{Name: "a", Endpoint: "192.0.2.1:1"}, {Name: "b"}},
 	} {
 		d := devicePeers{calls: calls}
-		got := d.of(&mesh.Snapshot{}, plan)
+		got := flat(d.of(&mesh.Snapshot{}, plan))
 		if diff := cmp.Diff(want, got, cmpopts.EquateComparable(netip.Prefix{})); diff != "" {
 			t.Error(diff)
 		}

@@ -352,7 +352,7 @@ func (n *Node) deviceConfig(s *mesh.Snapshot, plan mesh.Plan) wg.Config {
 		PrivateKey: n.cfg.Key.WireGuard(),
 		ListenPort: n.cfg.ListenPort,
 		Addresses:  addresses(plan.Self),
-		Peers:      n.devicePeers.of(s, plan.Peers),
+		Lists:      n.devicePeers.of(s, plan.Peers),
 		Networks:   s.Networks(),
 	}
 	if own, err := netip.ParseAddr(n.cfg.PrimaryEndpoint); err == nil {

@@ -24,8 +24,18 @@ type applied struct {
 	owner map[netip.Prefix]mesh.WireGuardKey
 	// stray are prefixes that nobody has in the library, but none of the peers.
 	stray []netip.Prefix
+	// lists are those of the configuration; nil when all peers have to be looked
+	// at the next time.
+	lists []appliedList
 	// round counts comparisons.
 	round uint64
+}
+
+// appliedList is one of Config.Lists.
+type appliedList struct {
+	peers []Peer
+	// open is true when something is left to do for one of the peers.
+	open bool
 }
 
 // appliedPeer is a configured peer. Its fields but round are replaced, never
@@ -39,7 +49,8 @@ type appliedPeer struct {
 	// lost is true when packets for the peer went nowhere at the last resync:
 	// it had no endpoint, or one that was an attached connection and is gone.
 	lost bool
-	// round is that of the comparison that saw the peer last.
+	// round is that of the last comparison that had to find the peer, until it
+	// does.
 	round uint64
 }
 
@@ -58,6 +69,9 @@ type changedPeer struct {
 	// endpoint is the wanted one.
 	endpoint peerEndpoint
 	contact  *contact
+	// list is the index of the one of Config.Lists that the peer is in; negative
+	// when it is in none.
+	list int
 	// stays is true when the library is to have the peer.
 	stays bool
 }
@@ -65,38 +79,118 @@ type changedPeer struct {
 // compare finds what c changes, and what no device could be. It changes nothing
 // that the next comparison could see.
 func (a *applied) compare(c *Config) (*changes, error) {
-	a.round++
+	kept, gone := a.keep(c)
+	left := a.expect(gone)
 	var (
 		ch    changes
 		own   = c.PrivateKey.Public()
 		added = make(map[mesh.WireGuardKey]bool)
-		stay  int
 	)
-	for i := range c.Peers {
-		p := &c.Peers[i]
-		was := a.peers[p.Key]
-		if p.Key == own || added[p.Key] || was != nil && was.round == a.round {
-			return nil, fmt.Errorf("peer %v: the key is taken: %w", p.Key, mesh.ErrInvalid)
-		}
-		if was == nil {
-			added[p.Key] = true
-		} else {
-			was.round = a.round
-			stay++
-			if was.is(p) {
-				continue
+	look := func(peers []Peer, list int) error {
+		for i := range peers {
+			p := &peers[i]
+			was := a.peers[p.Key]
+			if p.Key == own || added[p.Key] || was != nil && was.round != a.round {
+				return fmt.Errorf("peer %v: the key is taken: %w", p.Key, mesh.ErrInvalid)
 			}
+			if was == nil {
+				added[p.Key] = true
+			} else {
+				was.round = 0
+				left--
+				if was.is(p) {
+					continue
+				}
+			}
+			ch.peers = append(ch.peers, changedPeer{Peer: p, was: was, list: list})
 		}
-		ch.peers = append(ch.peers, changedPeer{Peer: p, was: was})
+		return nil
 	}
-	if stay < len(a.peers) {
-		for key, was := range a.peers {
-			if was.round != a.round {
-				ch.removed = append(ch.removed, key)
-			}
+	if err := look(c.Peers, -1); err != nil {
+		return nil, err
+	}
+	for i, list := range c.Lists {
+		if kept[i] {
+			continue
 		}
+		if err := look(list, i); err != nil {
+			return nil, err
+		}
+	}
+	if left > 0 {
+		ch.removed = a.missing(gone)
 	}
 	return &ch, a.validate(&ch)
+}
+
+// keep finds which lists of c are as they were, and returns those that c has no
+// more. Without lists that were, all peers are to be looked at.
+func (a *applied) keep(c *Config) (kept []bool, gone []appliedList) {
+	kept = make([]bool, len(c.Lists))
+	if a.lists == nil || c.PrivateKey != a.privateKey {
+		return kept, nil
+	}
+	was := make(map[*Peer]int, len(a.lists))
+	for i, list := range a.lists {
+		if !list.open && len(list.peers) > 0 {
+			was[&list.peers[0]] = i
+		}
+	}
+	still := make([]bool, len(a.lists))
+	for i, list := range c.Lists {
+		if len(list) == 0 {
+			continue
+		}
+		// One that is there twice is kept once: its peers have their keys twice.
+		if at, ok := was[&list[0]]; ok && !still[at] && len(list) == len(a.lists[at].peers) {
+			kept[i], still[at] = true, true
+		}
+	}
+	gone = make([]appliedList, 0, len(a.lists))
+	for i, list := range a.lists {
+		if !still[i] {
+			gone = append(gone, list)
+		}
+	}
+	return kept, gone
+}
+
+// expect begins a comparison that has to find the peers of some lists, or all
+// if that is nil, and returns how many these are.
+func (a *applied) expect(gone []appliedList) (n int) {
+	a.round++
+	if gone == nil {
+		for _, was := range a.peers {
+			was.round = a.round
+		}
+		return len(a.peers)
+	}
+	for _, list := range gone {
+		for i := range list.peers {
+			a.peers[list.peers[i].Key].round = a.round
+		}
+		n += len(list.peers)
+	}
+	return n
+}
+
+// missing returns which of the expected peers the comparison has not found.
+func (a *applied) missing(gone []appliedList) (keys []mesh.WireGuardKey) {
+	if gone == nil {
+		for key, was := range a.peers {
+			if was.round == a.round {
+				keys = append(keys, key)
+			}
+		}
+	}
+	for _, list := range gone {
+		for i := range list.peers {
+			if key := list.peers[i].Key; a.peers[key].round == a.round {
+				keys = append(keys, key)
+			}
+		}
+	}
+	return keys
 }
 
 // is reports whether there is nothing to do about p.
@@ -178,13 +272,16 @@ func (ch *changes) allRoutes(a *applied, c *Config) []route {
 		fresh[ch.peers[i].Key] = ch.peers[i].contact
 	}
 	var all []route
-	for i := range c.Peers {
-		to := fresh[c.Peers[i].Key]
-		if to == nil {
-			to = a.peers[c.Peers[i].Key].contact
-		}
-		for _, prefix := range c.Peers[i].AllowedIPs {
-			all = append(all, route{prefix, to})
+	for _, list := range c.lists() {
+		for i := range list {
+			p := &list[i]
+			to := fresh[p.Key]
+			if to == nil {
+				to = a.peers[p.Key].contact
+			}
+			for _, prefix := range p.AllowedIPs {
+				all = append(all, route{prefix, to})
+			}
 		}
 	}
 	return all
@@ -198,8 +295,8 @@ func (p *changedPeer) had() []netip.Prefix {
 	return p.was.allowed
 }
 
-// take notes that the changes were made.
-func (a *applied) take(ch *changes) {
+// take notes that the changes, which are those of c, were made.
+func (a *applied) take(c *Config, ch *changes) {
 	for _, key := range ch.removed {
 		for _, prefix := range a.peers[key].allowed {
 			delete(a.owner, prefix)
@@ -222,10 +319,39 @@ func (a *applied) take(ch *changes) {
 		}
 		a.peers[p.Key] = &appliedPeer{
 			name: p.Name, allowed: allowed,
-			keepalive: p.Keepalive.Truncate(time.Second), endpoint: p.endpoint, round: a.round,
+			keepalive: p.Keepalive.Truncate(time.Second), endpoint: p.endpoint,
 			contact: p.contact,
 		}
 	}
+	a.takeLists(c, ch)
+}
+
+// takeLists notes what the next comparison need not look at.
+func (a *applied) takeLists(c *Config, ch *changes) {
+	a.lists = nil
+	if len(c.Peers) > 0 {
+		return // the memory of Peers is the caller's
+	}
+	a.lists = make([]appliedList, len(c.Lists))
+	for i, list := range c.Lists {
+		a.lists[i].peers = list
+	}
+	for i := range ch.peers {
+		if p := &ch.peers[i]; p.Endpoint != "" && !p.endpoint.addr.IsValid() {
+			a.lists[p.list].open = true // a name to be looked up again
+		}
+	}
+}
+
+// lists returns all peers.
+func (c *Config) lists() [][]Peer { return append([][]Peer{c.Peers}, c.Lists...) }
+
+// count returns the number of peers.
+func (c *Config) count() (n int) {
+	for _, list := range c.lists() {
+		n += len(list)
+	}
+	return n
 }
 
 // resync asks the library for its state. What it does not know, such as where

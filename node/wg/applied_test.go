@@ -39,10 +39,39 @@ func drawPeers(t *rapid.T) []Peer {
 	return peers
 }
 
-// valid reports whether no prefix is there twice.
+// drawConfig draws a configuration with some of the lists that were there before,
+// which may hold a peer once more, and new peers in lists and beside them.
+func drawConfig(t *rapid.T, before [][]Peer) Config {
+	c := Config{PrivateKey: mesh.WireGuardPrivateKey{1}}
+	taken := make(map[mesh.WireGuardKey]bool)
+	for _, list := range before {
+		if rapid.IntRange(0, 3).Draw(t, "list goes") == 0 {
+			continue
+		}
+		c.Lists = append(c.Lists, list)
+		for _, p := range list {
+			taken[p.Key] = true
+		}
+	}
+	twice := rapid.IntRange(0, 9).Draw(t, "twice") == 0
+	fresh := slices.DeleteFunc(drawPeers(t), func(p Peer) bool { return taken[p.Key] && !twice })
+	for len(fresh) > 0 && rapid.Bool().Draw(t, "in a list") {
+		n := rapid.IntRange(1, len(fresh)).Draw(t, "list")
+		c.Lists = slices.Insert(c.Lists, rapid.IntRange(0, len(c.Lists)).Draw(t, "at"), slices.Clone(fresh[:n]))
+		fresh = fresh[n:]
+	}
+	c.Peers = fresh
+	return c
+}
+
+// valid reports whether no peer and no prefix is there twice.
 func valid(peers []Peer) bool {
-	seen := make(map[netip.Prefix]bool)
+	seen, keys := make(map[netip.Prefix]bool), make(map[mesh.WireGuardKey]bool)
 	for _, p := range peers {
+		if keys[p.Key] {
+			return false
+		}
+		keys[p.Key] = true
 		for _, prefix := range p.AllowedIPs {
 			if seen[prefix] {
 				return false
@@ -152,14 +181,17 @@ func TestSet_AnySequenceEndsWithTheLastConfiguration(t *testing.T) {
 			t.Fatal(err) // up, so that a port which is taken stops a Set half-way
 		}
 		endpoints := make(map[mesh.WireGuardKey]string)
+		var lists [][]Peer
 		for range rapid.IntRange(1, 12).Draw(t, "sets") {
-			c := Config{PrivateKey: mesh.WireGuardPrivateKey{1}, Peers: drawPeers(t)}
+			c := drawConfig(t, lists)
+			lists = c.Lists
+			all := slices.Concat(c.lists()...)
 			broken := rapid.IntRange(0, 4).Draw(t, "port is taken") == 0
 			if broken {
 				c.ListenPort = port
 			}
 			switch err := d.Set(ctx, c); {
-			case !valid(c.Peers):
+			case !valid(all):
 				if !errors.Is(err, mesh.ErrInvalid) {
 					t.Fatalf("Set = %v, want ErrInvalid", err)
 				}
@@ -173,16 +205,16 @@ func TestSet_AnySequenceEndsWithTheLastConfiguration(t *testing.T) {
 				t.Fatal(err)
 			}
 			next := make(map[mesh.WireGuardKey]string)
-			for _, p := range c.Peers {
+			for _, p := range all {
 				next[p.Key] = endpoints[p.Key] // stays when none is configured
 				if p.Endpoint != "" {
 					next[p.Key] = p.Endpoint
 				}
 			}
 			endpoints = next
-			check(t, d, c.Peers, endpoints)
-			now = live(t, d, c.Peers, now)
-			check(t, d, c.Peers, endpoints)
+			check(t, d, all, endpoints)
+			now = live(t, d, all, now)
+			check(t, d, all, endpoints)
 			// The caller's memory is the caller's.
 			for i := range c.Peers {
 				if rapid.IntRange(0, 9).Draw(t, "scribbles") == 0 && len(c.Peers[i].AllowedIPs) > 0 {

@@ -104,7 +104,8 @@ func BenchmarkDatagrams_Direct(b *testing.B) {
 	b.ReportMetric(float64(received.Load())/b.Elapsed().Seconds(), "received/s")
 }
 
-// BenchmarkSet changes one of ten thousand peers, or adds and removes one.
+// BenchmarkSet changes one of ten thousand peers, or adds and removes one. All
+// are in lists of 128.
 func BenchmarkSet(b *testing.B) {
 	const count = 10_000
 	for _, change := range []string{"nothing", "one moves", "one more and one less"} {
@@ -122,17 +123,25 @@ func BenchmarkSet(b *testing.B) {
 					},
 				}
 			}
-			n.SetPeers(peers[:count]...)
+			lists := slices.Collect(slices.Chunk(peers[:count], 128))
+			set := func(change int, list []wg.Peer) {
+				n.Config.Lists = slices.Clone(lists)
+				n.Config.Lists[change] = list
+				n.Apply()
+			}
+			set(0, lists[0])
 			b.ReportAllocs()
 			for i := 0; b.Loop(); i++ {
 				switch change {
 				case "one moves":
-					peers[count/2].Endpoint = fmt.Sprint("127.0.0.1:", 1000+i%1000)
-					n.SetPeers(peers[:count]...)
+					list := slices.Clone(lists[7])
+					list[7].Endpoint = fmt.Sprint("127.0.0.1:", 1000+i%1000)
+					set(7, list)
 				case "one more and one less":
-					n.SetPeers(peers[:count+i%2]...)
+					last := len(lists) - 1
+					set(last, append(slices.Clone(lists[last]), peers[count:count+i%2]...))
 				default:
-					n.SetPeers(peers[:count]...)
+					set(0, lists[0])
 				}
 			}
 		})

@@ -53,10 +53,12 @@ func (l *peerLog) library() *device.Logger {
 }
 
 // setPeers names the peers and forgets what was told of others.
-func (l *peerLog) setPeers(peers []Peer) {
-	names := make(map[string]string, len(peers))
-	for i := range peers {
-		names[libraryName(peers[i].Key)] = peers[i].label()
+func (l *peerLog) setPeers(lists ...[]Peer) {
+	names := make(map[string]string)
+	for _, peers := range lists {
+		for i := range peers {
+			names[libraryName(peers[i].Key)] = peers[i].label()
+		}
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -36,8 +36,9 @@ type peerEndpoint struct {
 // next Set tries again. Errors that wrap mesh.ErrInvalid changed nothing;
 // after another error the next Set carries on from where this one stopped.
 //
-// A Set costs what it changes, and a look at each peer. Only after an error, or
-// when an attached connection has ended, it reads the state of the device.
+// A Set costs what it changes, and a look at each peer of Config.Peers and of
+// those Config.Lists that are new. Only after an error, or when an attached
+// connection has ended, it reads the state of the device.
 func (d *Device) Set(ctx context.Context, c Config) error {
 	if err := c.validate(); err != nil {
 		return fmt.Errorf("configure %s: %w", d.name, err)
@@ -76,14 +77,14 @@ func (d *Device) set(ctx context.Context, c *Config) error {
 	if err := d.resolve(ctx, c, ch); err != nil {
 		return err
 	}
-	lazy := len(c.Peers) > d.resident
+	lazy := c.count() > d.resident
 	if lazy {
 		d.beLazy(c.PrivateKey)
 	}
 	ch.contacts(lazy)
 	if d.unsure {
 		d.routes = newPrefixSet(ch.allRoutes(&d.applied, c))
-		d.peerLog.setPeers(c.Peers)
+		d.peerLog.setPeers(c.lists()...)
 	} else {
 		d.routes = d.routes.with(ch.routes(&d.applied))
 		d.peerLog.follow(ch)
@@ -99,7 +100,7 @@ func (d *Device) set(ctx context.Context, c *Config) error {
 	if err := d.setPeers(c, ch, lazy); err != nil {
 		return fmt.Errorf("apply: %w", err)
 	}
-	d.metrics.peers.Set(float64(len(c.Peers)))
+	d.metrics.peers.Set(float64(c.count()))
 	if !d.up {
 		if err := d.wg.Up(); err != nil {
 			return fmt.Errorf("listen on udp port %d: %w", c.ListenPort, err)
@@ -140,7 +141,7 @@ func (d *Device) setPeers(c *Config, ch *changes, lazy bool) error {
 	for _, p := range home {
 		d.enter(p.contact)
 	}
-	d.applied.take(ch)
+	d.applied.take(c, ch)
 	d.roster.take(ch)
 	d.applied.privateKey, d.applied.stray = c.PrivateKey, nil
 	if d.lazy && !lazy {

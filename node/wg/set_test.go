@@ -417,6 +417,42 @@ func TestSet_ResolvesNames(t *testing.T) {
 	}
 }
 
+// A list that was there before is looked at again as long as a name of its peers
+// does not resolve.
+func TestSet_ResolvesNamesOfLists(t *testing.T) {
+	var known atomic.Bool
+	fakeDNS(t, func(string) (netip.Addr, bool) { return netip.AddrFrom4([4]byte{192, 0, 2, 7}), known.Load() })
+	n := wgtest.New(t, 1, wg.Options{})
+	n.Config.Lists = [][]wg.Peer{{{Key: mesh.WireGuardKey{1}, Endpoint: "gateway.example.com:51820"}}}
+	for range 2 {
+		n.Apply()
+		if got := only(t, n).Endpoint; got != "" {
+			t.Errorf("endpoint %q of a name that does not resolve", got)
+		}
+	}
+	known.Store(true)
+	n.Apply()
+	if got := only(t, n).Endpoint; got != "192.0.2.7:51820" {
+		t.Errorf("endpoint %q after the name resolved", got)
+	}
+}
+
+// What is in a list as before may be there once more, or be our own key by now.
+func TestSet_RefusesKeysOfListsThatStay(t *testing.T) {
+	n, other := wgtest.New(t, 1, wg.Options{}), wgtest.New(t, 2, wg.Options{})
+	n.Config.Lists = [][]wg.Peer{{other.Peer()}}
+	n.Apply()
+	twice := n.Config
+	twice.Lists = [][]wg.Peer{n.Config.Lists[0], n.Config.Lists[0]}
+	if err := n.Set(t.Context(), twice); !errors.Is(err, mesh.ErrInvalid) {
+		t.Errorf("Set of a list that is there twice = %v, want ErrInvalid", err)
+	}
+	n.Config.PrivateKey = other.Config.PrivateKey
+	if err := n.Set(t.Context(), n.Config); !errors.Is(err, mesh.ErrInvalid) {
+		t.Errorf("Set = %v, want ErrInvalid", err)
+	}
+}
+
 func TestSet_EndsWithItsContext(t *testing.T) {
 	asked := make(chan struct{}, 100)
 	release := make(chan struct{})

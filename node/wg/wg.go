@@ -101,7 +101,11 @@ type Config struct {
 	// Packets for the rest of the network of a prefix go to the peer that has
 	// a more specific allowed prefix, or nowhere.
 	Addresses []netip.Prefix
-	Peers     []Peer
+	// Peers are looked at by each Set. Lists are more peers, in lists that nobody
+	// changes after: one that the Set before was given too, as the same memory,
+	// is not looked at again.
+	Peers []Peer
+	Lists [][]Peer
 	// Allow decides about each packet from a peer that is for another address
 	// than ours; nil allows all. Accept decides about those for our own
 	// addresses; nil accepts all. Sent is told of each packet that we send
