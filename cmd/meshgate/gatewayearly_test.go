@@ -211,7 +211,7 @@ func TestUp_IsBackedUpWithoutAMajority(t *testing.T) {
 	dir := t.TempDir()
 	stateOfTwo(t, dir)
 	public, _, _ := startAlone(t, dir, "--cluster.address", "gw1.example.org:8443")
-	probe(t, public+"/livez") // it answers
+	probe(t, public+"/livez")                                                                                   // it answers
 	conn, err := tls.Dial("tcp", strings.TrimPrefix(public, "https://"), &tls.Config{InsecureSkipVerify: true}) //nolint:gosec // its key is what is asked for
 	if err != nil {
 		t.Fatal(err)
