@@ -84,6 +84,40 @@ func TestLeader_FullDisk(t *testing.T) {
 	}
 }
 
+// TestLeader_FullDiskThatNobodyAsks shows that a leader without room makes way
+// before a change has to be refused, also when it is made the leader again, and
+// that the leadership does not go round for ever when nobody has room.
+func TestLeader_FullDiskThatNobodyAsks(t *testing.T) {
+	dir := t.TempDir()
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, dir, "a", "b", "c")
+		full := func(string) (uint64, error) { return raftstore.Reserve - 1, nil }
+		id, s := c.leader()
+		c.logs[id].SetFree(full)
+		moved := func() bool { now, _ := c.leader(); return now != id }
+		c.until("another one leads", moved)
+		elapse(t, time.Minute)
+		if err := s.Transfer(c.ctx(), id); err != nil {
+			t.Fatal(err)
+		}
+		c.until("another one leads again", moved)
+		for _, log := range c.logs {
+			log.SetFree(full)
+		}
+		elapse(t, 5*time.Minute)
+		moves, last := -1, ""
+		for range 100 {
+			if now, _ := c.leader(); now != last {
+				moves, last = moves+1, now
+			}
+			elapse(t, time.Second)
+		}
+		if moves > len(c.replicas) {
+			t.Errorf("the leadership moved %d times within 100 seconds, want once from each at most", moves)
+		}
+	})
+}
+
 // TestDisk_OfOneReplica breaks the disk of the leader or of a follower: it is
 // out, the others go on, and nothing that it did not keep is acknowledged.
 func TestDisk_OfOneReplica(t *testing.T) {

@@ -21,6 +21,9 @@ const (
 	// roomPause is the least time between two attempts of a leader with a full
 	// disk to find another one.
 	roomPause = 10 * time.Second
+	// roomPauseMax bounds the pause of one whom nobody has asked to change
+	// anything, which doubles: the others may have no room, either.
+	roomPauseMax = 10 * time.Minute
 )
 
 // upkeep looks after the cluster, from time to time and when it changed, until
@@ -43,6 +46,7 @@ func (s *Store) upkeep() {
 	defer ticker.Stop()
 	var last []raft.Server
 	var told reach
+	var cramped spareRoom
 	lost := 0           // ticks without a leader
 	var since time.Time // of the first of them
 	orphan := false     // looked for since then whether it has a seat
@@ -64,7 +68,11 @@ func (s *Store) upkeep() {
 			s.members.notify()
 		}
 		role := s.role.Load()
-		s.tellRoom(s.room()) // only a leader is asked for changes
+		full := s.room() // only a leader is asked for changes
+		s.tellRoom(full)
+		if cramped.due(full, role.ready, time.Now()) {
+			s.makeRoom()
+		}
 		s.tellAbsent(&told, role, servers)
 		s.tellLeader(&told, role, servers)
 		switch {
@@ -194,6 +202,27 @@ func (s *Store) tellRoom(err error) {
 	case err == nil && s.full.Load() && s.full.Swap(false):
 		s.logger.Info("there is room on the disk again")
 	}
+}
+
+// spareRoom is when upkeep next lets a leader with a full disk look for one with
+// more room, before a change has to be refused. Only upkeep uses it.
+type spareRoom struct {
+	at    time.Time
+	pause time.Duration
+}
+
+// due reports whether it is time for that; full is what room said.
+func (r *spareRoom) due(full error, leads bool, now time.Time) bool {
+	if !errors.Is(full, store.ErrFull) {
+		*r = spareRoom{}
+		return false
+	}
+	if !leads || now.Before(r.at) {
+		return false
+	}
+	r.pause = min(max(2*r.pause, roomPause), roomPauseMax)
+	r.at = now.Add(r.pause)
+	return true
 }
 
 // makeRoom lets a leader whose disk is full look for one with more room.
