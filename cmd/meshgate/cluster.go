@@ -255,6 +255,7 @@ func (p *gatewayProcess) newJoiner(id mesh.NodeID, key mesh.PrivateKey, features
 }
 
 // join makes the node a member, as which it learns the keys of the gateways.
+// Where there are none to join, it is no member afterwards.
 func (j *joiner) join(ctx context.Context, keys *gatewayKeys) error {
 	answer, err := j.member.Join(ctx, proto.CloneOf(j.request), j.key)
 	if err != nil {
@@ -271,10 +272,24 @@ func (j *joiner) join(ctx context.Context, keys *gatewayKeys) error {
 		}
 	}
 	if len(found) == 0 {
-		return fmt.Errorf("%w: that gateway is alone: start it with --cluster.address first", mesh.ErrPrecondition)
+		err := fmt.Errorf("%w: that gateway is alone: start it with --cluster.address first", mesh.ErrPrecondition)
+		return j.leave(ctx, err)
 	}
 	keys.pin(found)
 	return nil
+}
+
+// leave takes the node out again after a join that is of no use, because of err:
+// a node that does not run is in the way of the right attempt. The error is err,
+// with what to do about a node that stays.
+func (j *joiner) leave(ctx context.Context, err error) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), attemptTimeout)
+	defer cancel()
+	id := j.request.GetId()
+	if failed := j.member.Leave(ctx, id); failed != nil {
+		return fmt.Errorf("%w (node %q stays in that mesh; try again with the same --data-dir, or remove it with meshgate delete nodes %s: %v)", err, id, id, failed)
+	}
+	return err
 }
 
 // seat asks for the seat. The storage of this gateway is asked back meanwhile.

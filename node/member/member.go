@@ -174,10 +174,10 @@ func checkFree(tx *registry.Tx, id mesh.NodeID, key mesh.PublicKey) error {
 	}
 	old := tx.Snapshot().Node(id)
 	if old != nil && !old.PublicKey.IsZero() && old.PublicKey != key {
-		return fmt.Errorf("%w: public_key: the id is bound to another key; choose another id, or remove the old node first", mesh.ErrExists)
+		return fmt.Errorf("%w: public_key: the id is bound to another key; choose another id, or have an admin remove the old node (meshgate delete nodes %s)", mesh.ErrExists, id)
 	}
 	if bound, ok := tx.BoundKey(id); ok && bound != key {
-		return fmt.Errorf("%w: public_key: the id is bound to the key of a node that left or was purged; choose another id, or have an admin free it (meshgate delete nodes)", mesh.ErrExists)
+		return fmt.Errorf("%w: public_key: the id is bound to the key of a node that left or was purged; choose another id, or have an admin free it (meshgate delete nodes %s)", mesh.ErrExists, id)
 	}
 	if other, ok := tx.Snapshot().NodeByKey(key.WireGuard()); ok && other.ID != id {
 		return fmt.Errorf("%w: public_key: another node has this key; each node needs a key of its own", mesh.ErrExists)

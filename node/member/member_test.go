@@ -357,6 +357,7 @@ func TestJoin_Takeover(t *testing.T) {
 	version := f.version()
 	_, err := f.Join(t.Context(), request(t, "a"))
 	f.wantRefused(err, mesh.ErrExists, "public_key")
+	f.wantRefused(err, mesh.ErrExists, "meshgate delete nodes a")
 	_, err = f.Join(t.Context(), request(t, "gw"))
 	f.wantRefused(err, mesh.ErrExists, "public_key")
 	_, err = f.Join(t.Context(), mesh.JoinRequest{Node: mesh.Node{ID: "b", PublicKey: a.Node.PublicKey}})
