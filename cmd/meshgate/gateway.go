@@ -234,7 +234,7 @@ func (p *gatewayProcess) watchState(ctx context.Context, end context.CancelCause
 	select {
 	case <-ctx.Done():
 	case <-p.store.Failed():
-		end(damageAdvice(fmt.Errorf("the state cannot be kept: %w", p.store.Err()), filepath.Join(p.cfg.dataDir, stateDir)))
+		end(stateAdvice(p.store.Err(), filepath.Join(p.cfg.dataDir, stateDir)))
 	}
 }
 

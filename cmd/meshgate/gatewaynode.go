@@ -142,6 +142,16 @@ func damageAdvice(err error, dir string) error {
 		"or, if this is the only one, restore a backup with meshgate restore", err, nodeKeyFile, dir)
 }
 
+// stateAdvice says why the gateway, whose state in dir failed with err, ends,
+// and what to do about it. One that was removed keeps its key: its id is bound
+// to it.
+func stateAdvice(err error, dir string) error {
+	if errors.Is(err, raftstore.ErrRemoved) {
+		return fmt.Errorf("%w; to let it in again, remove %s, leave %s where it is, and start with --cluster.join and --cluster.token-file", err, dir, nodeKeyFile)
+	}
+	return damageAdvice(fmt.Errorf("the state cannot be kept: %w", err), dir)
+}
+
 // features are what the gateway advertises to the mesh.
 func (p *gatewayProcess) features(mode wg.Mode) []mesh.Feature {
 	port := uint16(meshRPCPort)

@@ -16,6 +16,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/meshgate/meshgate/node/heap"
+	"github.com/meshgate/meshgate/node/store/raftstore"
 )
 
 // Exit codes that scripts may rely on.
@@ -23,6 +24,9 @@ const (
 	exitOK     = 0
 	exitFailed = 1
 	exitUsage  = 2
+	// exitRemoved is that of a gateway that was removed from its cluster: to start
+	// it again as it is changes nothing. deploy/systemd knows it.
+	exitRemoved = 3
 )
 
 // gcPercent is how much the heap may grow between two collections: half of the
@@ -73,12 +77,24 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		return exitOK
 	}
 	fmt.Fprintf(stderr, "meshgate: %s\n", explain(err))
-	var usage usageError
-	if errors.As(err, &usage) {
+	code := exitCode(err)
+	if code == exitUsage {
 		fmt.Fprintln(stderr, `Run "meshgate help" for the commands, or "meshgate COMMAND --help" for one of them.`)
-		return exitUsage
 	}
-	return exitFailed
+	return code
+}
+
+// exitCode is that of a command that fails with err.
+func exitCode(err error) int {
+	var usage usageError
+	switch {
+	case errors.As(err, &usage):
+		return exitUsage
+	case errors.Is(err, raftstore.ErrRemoved):
+		return exitRemoved
+	default:
+		return exitFailed
+	}
 }
 
 // usageText is what meshgate prints without a command.

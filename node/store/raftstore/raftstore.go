@@ -42,9 +42,9 @@ var (
 	// the next start takes over.
 	ErrDisk = errors.New("disk does not keep what is written")
 	// ErrRemoved says that this replica was taken out of its cluster. Reads
-	// show what it had by then. To come back it has to join again, with an
-	// empty directory.
-	ErrRemoved = errors.New("replica was removed from its cluster: join again with an empty data directory")
+	// show what it had by then. To come back it has to join again, without
+	// the state that it has.
+	ErrRemoved = errors.New("replica was removed from its cluster")
 )
 
 // Errors of changes to the cluster, and of replicas that do not belong to it.
