@@ -110,29 +110,26 @@ func neighbours(m *meshgatev1.WatchMeshResponse) map[string]map[string]bool {
 }
 
 // waysFrom is, for each node without a link, the neighbour of the gateway on the
-// shortest way to it: through neighbours that answer, where there is such a way.
+// shortest way to it. A neighbour that does not answer is no way to anybody.
 func waysFrom(gateway string, near map[string]map[string]bool, links map[string]*meshgatev1.Link) map[string]string {
 	ways := map[string]string{}
-	all := slices.Sorted(maps.Keys(near[gateway]))
-	alive := slices.DeleteFunc(slices.Clone(all), func(id string) bool { return !links[id].GetOnline() })
-	for _, starts := range [][]string{alive, all} {
-		via := map[string]string{} // of those to go on from
-		for _, id := range starts {
-			via[id] = id
-		}
-		for border := starts; len(border) > 0; {
-			var next []string
-			for _, at := range border {
-				for _, id := range slices.Sorted(maps.Keys(near[at])) {
-					if id == gateway || links[id] != nil || ways[id] != "" {
-						continue
-					}
-					ways[id], via[id] = via[at], via[at]
-					next = append(next, id)
+	border := slices.DeleteFunc(slices.Sorted(maps.Keys(near[gateway])), func(id string) bool { return !links[id].GetOnline() })
+	via := map[string]string{} // of those to go on from
+	for _, id := range border {
+		via[id] = id
+	}
+	for len(border) > 0 {
+		var next []string
+		for _, at := range border {
+			for _, id := range slices.Sorted(maps.Keys(near[at])) {
+				if id == gateway || links[id] != nil || ways[id] != "" {
+					continue
 				}
+				ways[id], via[id] = via[at], via[at]
+				next = append(next, id)
 			}
-			border = next
 		}
+		border = next
 	}
 	return ways
 }

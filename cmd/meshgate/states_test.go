@@ -70,6 +70,23 @@ func TestStatesOf_SpeaksAsTheConsole(t *testing.T) {
 	}
 }
 
+// Nobody is reached through a node that does not answer, nor without any link.
+func TestStatesOf_NoWayThroughTheDead(t *testing.T) {
+	m := watched()
+	for _, l := range m.GetLinks() {
+		l.Online = false
+	}
+	if states := statesOf(m, nil); states["nas"] != stateUnknown || states["behind"] != stateUnknown {
+		t.Errorf("no neighbour answers, but nas is %s and behind is %s", states["nas"], states["behind"])
+	}
+	m.Links = nil
+	for id, state := range statesOf(m, nil) {
+		if id != "gw3" && state != stateUnknown {
+			t.Errorf("without links %s is %s", id, state)
+		}
+	}
+}
+
 // watchedGateway answers what status asks for.
 type watchedGateway struct {
 	meshgatev1connect.UnimplementedClusterHandler
