@@ -291,6 +291,9 @@ func (a *app) contextSetCommand() *cobra.Command {
 				if err := to.saveTo(&saved); err != nil {
 					return err
 				}
+				if err := readableFile(saved.TokenFile); err != nil {
+					fmt.Fprintf(a.stderr, "meshgate: warning: --token-file: %v; the context is kept, but of no use until that file can be read\n", err)
+				}
 				all.Contexts[args[0]] = saved
 				if all.Current == "" {
 					all.Current = args[0]
@@ -303,6 +306,18 @@ func (a *app) contextSetCommand() *cobra.Command {
 	to.registerTrust(cmd.Flags())
 	contextsFlag(cmd)
 	return cmd
+}
+
+// readableFile says why a file cannot be read; the empty path names none.
+func readableFile(path string) error {
+	if path == "" {
+		return nil
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	return f.Close()
 }
 
 // saveTo puts what the flags say into saved. Paths become absolute, as the next
