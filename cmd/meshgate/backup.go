@@ -138,9 +138,13 @@ func (a *app) backupOffline(f *pflag.FlagSet, from *access, o backupOptions, fil
 // writeBackup writes beside the file first, so that a backup that breaks off
 // does not cost the last good one, and checks what fetch wrote.
 func writeBackup(file string, fetch func(io.Writer) error) (_ raftstore.BackupInfo, err error) {
-	f, err := os.CreateTemp(filepath.Dir(file), ".backup-*") // with mode 0600
+	dir := filepath.Dir(file)
+	f, err := os.CreateTemp(dir, ".backup-*") // with mode 0600
 	if err != nil {
-		return raftstore.BackupInfo{}, err
+		if wrong := (*os.PathError)(nil); errors.As(err, &wrong) {
+			err = wrong.Err // the name of the file says nothing to anybody
+		}
+		return raftstore.BackupInfo{}, fmt.Errorf("make a file in the folder %s: %w", dir, err)
 	}
 	defer func() {
 		if err != nil {

@@ -252,6 +252,8 @@ var hints = []struct{ cause, advice string }{ //nolint:gochecknoglobals // a con
 	{"no credentials", "Give --token-file, --token or MESHGATE_TOKEN"},
 	{"no route to host", "Is this the gateway's address, and can this machine reach it?"},
 	{"i/o timeout", "Is this the gateway's address, and does a firewall let its port through?"},
+	{`unknown unit "d" in duration`, "Write days as hours: 2160h are 90 days"},
+	{"no answer on any path", "meshgate status NODE says whether the node is up"},
 	{"no such host", "Is the name spelled right?"},
 	{localFile + ": permission denied", "It holds the admin token of this host's gateway: use sudo, or give --server and --token-file"},
 	{"put on edges", "A token lets its holder join under its own name and no other: join as that name (--id of meshgate join and up), or use the admin's token"},

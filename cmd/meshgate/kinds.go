@@ -3,7 +3,6 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -215,7 +214,13 @@ func aclKind() kind {
 			return none(c.Admin().DeleteNetworkACL(ctx, connect.NewRequest(&v1.NetworkACL{Name: want.name})))
 		},
 		rows: rowsOf((*v1.NetworkACLs).GetItems, func(a *v1.NetworkACL) [][]string {
-			side := func(lists ...[]string) string { return cmp.Or(strings.Join(slices.Concat(lists...), ","), "*") }
+			side := func(lists ...[]string) string {
+				all := slices.Concat(lists...)
+				if !slices.ContainsFunc(all, func(s string) bool { return s != "*" }) {
+					return "*"
+				}
+				return strings.Join(all, ",")
+			}
 			var ports []string
 			for _, p := range a.GetPorts() {
 				ports = append(ports, strconv.Itoa(int(p)))

@@ -1,0 +1,54 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	v1 "github.com/meshgate/meshgate/proto/v1"
+)
+
+// Days are no unit of a duration, which people do not expect.
+func TestUp_SaysHowToWriteDays(t *testing.T) {
+	var stdout, stderr bytes.Buffer
+	code := run(t.Context(), []string{"up", "--mesh.purge-after", "90d"}, &stdout, &stderr)
+	if code != exitUsage || !strings.Contains(stderr.String(), "2160h") {
+		t.Errorf("exit code %d, %s", code, &stderr)
+	}
+}
+
+// A node that does not answer is looked at next.
+func TestExplain_NoAnswerOnAnyPath(t *testing.T) {
+	if text := explain(errors.New("phone: no answer on any path")); !strings.Contains(text, "meshgate status NODE") {
+		t.Error(text)
+	}
+}
+
+// A folder that is not there is named, not the file that would have been in it.
+func TestWriteBackup_NamesTheFolder(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "absent")
+	_, err := writeBackup(filepath.Join(dir, "x"), func(io.Writer) error { return nil })
+	if err == nil || !strings.Contains(err.Error(), "folder "+dir+":") || strings.Contains(err.Error(), ".backup-") {
+		t.Error(err)
+	}
+}
+
+// Any node and any network are anybody, once.
+func TestNetworkACLs_AnybodyIsShownOnce(t *testing.T) {
+	k, err := findKind("networkacls")
+	if err != nil {
+		t.Fatal(err)
+	}
+	everybody := []string{"*"}
+	row := k.rows(&v1.NetworkACLs{Items: []*v1.NetworkACL{{
+		Name: "all", SourceNodes: everybody, SourceCidrs: everybody, DestinationNodes: []string{"nas"}, DestinationCidrs: everybody,
+	}}})[0]
+	if row[3] != "*" || row[4] != "nas,*" || row[5] != "*" {
+		t.Errorf("%q", row)
+	}
+}
