@@ -18,6 +18,7 @@ import (
 
 	"github.com/meshgate/meshgate/gateway/api"
 	"github.com/meshgate/meshgate/node/mesh"
+	meshgatev1 "github.com/meshgate/meshgate/proto/meshgate/v1"
 	"github.com/meshgate/meshgate/proto/meshgate/v1/meshgatev1connect"
 	"github.com/meshgate/meshgate/proto/v1/v1connect"
 )
@@ -199,4 +200,20 @@ func postJSON(t *testing.T, url string, headers map[string]string) (status int, 
 		t.Fatal(err)
 	}
 	return resp.StatusCode, string(raw)
+}
+
+// Who watches a gateway that waits for a majority is told so at once, before it
+// takes what it is shown for the present.
+func TestEarly_WatchersKnowAtOnceThatNobodyLeads(t *testing.T) {
+	s, _ := keyed(t)
+	url := serveEarly(t, s)
+	client := withHeader(bearer(httpClient(t, true, "", nil), "admin"), api.HeaderStale, "true")
+	stream, err := meshgatev1connect.NewWatchClient(client, url).WatchMesh(testContext(t), connect.NewRequest(&meshgatev1.WatchMeshRequest{}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = stream.Close() }()
+	if !stream.Receive() || !stream.Msg().GetLeaderless() {
+		t.Errorf("the first message is %v, %v", stream.Msg(), stream.Err())
+	}
 }

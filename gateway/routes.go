@@ -38,9 +38,10 @@ func (g *Gateway) services() (http.Handler, error) {
 		connect.WithInterceptors(interceptor{g}),
 		connect.WithRecover(g.recovered),
 	}
+	_, early := g.cfg.Node.(earlyNode)
 	services, err := api.Services(api.Config{
 		State: g.cfg.Node, Members: g.cfg.Node, Objects: g.cfg.Node, Keys: g.cfg.Node,
-		Links: g.cfg.Node, Remote: g.cfg.Node, Signaling: g.cfg.Signaling, Cluster: g.cfg.Cluster, Replicas: g.cfg.Replicas,
+		Links: g.cfg.Node, Remote: g.cfg.Node, Signaling: g.cfg.Signaling, Cluster: g.cfg.Cluster, Replicas: g.cfg.Replicas, Early: early,
 		Store: g.cfg.Store, Tokens: g.cfg.Tokens, Build: g.cfg.Build,
 	}, opts...)
 	if err != nil {

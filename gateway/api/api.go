@@ -81,6 +81,9 @@ type Config struct {
 	Cluster Cluster
 	// Replicas changes which they are; nil where no state is kept.
 	Replicas Replicas
+	// Early says that the gateway does not serve yet: nobody leads as long as
+	// Replicas does not say so.
+	Early bool
 	// Store is the state itself; nil where none is kept. Requests to it may have
 	// MaxStoreMessage bytes.
 	Store Store
@@ -144,7 +147,7 @@ func Services(cfg Config, opts ...connect.HandlerOption) ([]Service, error) {
 	add(meshgatev1connect.NewEnrolmentHandler(&enrolmentService{state: cfg.State, membership: membership}, opts...))
 	services = append(services, NewStoreHandler(cfg.Store, opts...))
 	add(meshgatev1connect.NewTokensHandler(&tokensService{tokens: cfg.Tokens}, opts...))
-	add(meshgatev1connect.NewWatchHandler(&watchService{state: cfg.State, links: links, replicas: cfg.Replicas}, opts...))
+	add(meshgatev1connect.NewWatchHandler(&watchService{state: cfg.State, links: links, replicas: cfg.Replicas, early: cfg.Early}, opts...))
 	return services, nil
 }
 

@@ -35,6 +35,7 @@ type watchService struct {
 	links *links
 	// replicas is nil on a node that keeps no state.
 	replicas Replicas
+	early    bool
 }
 
 var _ meshgatev1connect.WatchHandler = (*watchService)(nil)
@@ -58,7 +59,10 @@ func (w *watchService) WatchMesh(ctx context.Context, _ *connect.Request[meshgat
 	defer ticker.Stop()
 	var sent *meshgatev1.WatchMeshResponse
 	var sentAt time.Time
-	led := time.Now()
+	var led time.Time
+	if !w.early { // one that is has waited before somebody watched
+		led = time.Now()
+	}
 	for {
 		links, err := w.linksOf(s)
 		if err != nil {
