@@ -22,7 +22,8 @@ import (
 //
 // Put methods refuse, with an error that wraps mesh.ErrInvalid and names the
 // field, what could not be read back; a Put of what is there already and a
-// Delete of what is not are no changes.
+// Delete of what is not are no changes. Of several writes of one object the last
+// one counts.
 type Tx struct {
 	view *view
 	ops  []store.Op
@@ -44,19 +45,27 @@ func (tx *Tx) PutNode(n *mesh.Node) error {
 
 // DeleteNode removes the record of a node and all edges to it.
 func (tx *Tx) DeleteNode(id mesh.NodeID) {
-	if tx.Snapshot().Node(id) != nil || tx.Unreadable(id) {
-		tx.delete(prefixNodes + string(id))
-	}
+	tx.deleteIf(tx.Snapshot().Node(id) != nil, prefixNodes+string(id))
 	for e := range tx.Snapshot().Edges.Of(id) {
 		tx.DeleteEdge(e.Source, e.Target)
 	}
 	for key := range tx.view.unreadable {
-		if name, ok := strings.CutPrefix(key, prefixEdges); ok {
-			if source, target, _ := strings.Cut(name, "/"); source == string(id) || target == string(id) {
-				tx.delete(key)
-			}
+		if isEdgeOf(key, id) {
+			tx.delete(key)
 		}
 	}
+	for _, op := range slices.Clone(tx.ops) {
+		if !op.Delete && isEdgeOf(op.Key, id) {
+			tx.delete(op.Key)
+		}
+	}
+}
+
+// isEdgeOf reports whether a key is that of an edge to a node.
+func isEdgeOf(key string, id mesh.NodeID) bool {
+	name, ok := strings.CutPrefix(key, prefixEdges)
+	source, target, _ := strings.Cut(name, "/")
+	return ok && (source == string(id) || target == string(id))
 }
 
 // BoundKey returns the key to which the id of a purged node is bound.
@@ -67,9 +76,8 @@ func (tx *Tx) BoundKey(id mesh.NodeID) (mesh.PublicKey, bool) {
 
 // BindKey binds an id to a key.
 func (tx *Tx) BindKey(id mesh.NodeID, key mesh.PublicKey) {
-	if old, ok := tx.BoundKey(id); !ok || old != key {
-		tx.setText(prefixBound+string(id), key.Encode())
-	}
+	old, ok := tx.BoundKey(id)
+	tx.setIf(!ok || old != key, prefixBound+string(id), key.Encode())
 }
 
 // UnbindKey frees an id for any key.
@@ -81,9 +89,8 @@ func (tx *Tx) UnbindKey(id mesh.NodeID) {
 // SetSilent notes since when a member has not been heard.
 func (tx *Tx) SetSilent(id mesh.NodeID, since time.Time) {
 	since = since.UTC().Truncate(time.Second)
-	if old, ok := tx.Snapshot().Silent[id]; !ok || !old.Equal(since) {
-		tx.setText(prefixSilent+string(id), since.Format(time.RFC3339))
-	}
+	old, ok := tx.Snapshot().Silent[id]
+	tx.setIf(!ok || !old.Equal(since), prefixSilent+string(id), since.Format(time.RFC3339))
 }
 
 // ClearSilent notes that a member was heard, or is gone.
@@ -94,9 +101,7 @@ func (tx *Tx) ClearSilent(id mesh.NodeID) {
 
 // SetLastIPv4 notes which IPv4 address was handed out last.
 func (tx *Tx) SetLastIPv4(addr netip.Addr) {
-	if addr != tx.Snapshot().LastIPv4 {
-		tx.setText(keyLastIPv4, addr.String())
-	}
+	tx.setIf(addr != tx.Snapshot().LastIPv4, keyLastIPv4, addr.String())
 }
 
 // Edge returns the stored edge between two nodes.
@@ -118,9 +123,11 @@ func (tx *Tx) PutEdge(e mesh.Edge) error {
 
 // DeleteEdge removes the edge between two nodes.
 func (tx *Tx) DeleteEdge(a, b mesh.NodeID) {
-	if _, ok := tx.Edge(a, b); ok {
-		tx.delete(prefixEdges + edgeName(a, b))
-		tx.delete(prefixEdges + edgeName(b, a))
+	_, ok := tx.Edge(a, b)
+	for _, key := range []string{prefixEdges + edgeName(a, b), prefixEdges + edgeName(b, a)} {
+		if ok || tx.wrote(key) {
+			tx.delete(key)
+		}
 	}
 }
 
@@ -223,7 +230,7 @@ func put[T any, M proto.Message](tx *Tx, key string, item, old T, exists bool, t
 	if _, err := from(message); err != nil {
 		return err
 	}
-	if exists && proto.Equal(message, to(old)) {
+	if exists && !tx.wrote(key) && proto.Equal(message, to(old)) {
 		return nil
 	}
 	return tx.set(key, message)
@@ -242,9 +249,22 @@ func (tx *Tx) setText(key, value string) {
 	tx.ops = append(tx.ops, store.Op{Key: key, Value: []byte(value)})
 }
 
+// setIf writes a text that differs from what is there.
+func (tx *Tx) setIf(differs bool, key, value string) {
+	if differs || tx.wrote(key) {
+		tx.setText(key, value)
+	}
+}
+
+// wrote reports whether the change has written or removed a key before: then
+// the snapshot does not tell what is there.
+func (tx *Tx) wrote(key string) bool {
+	return slices.ContainsFunc(tx.ops, func(op store.Op) bool { return op.Key == key })
+}
+
 // deleteIf removes a key that holds an object or something unreadable.
 func (tx *Tx) deleteIf(exists bool, key string) {
-	if exists || tx.view.unreadable[key] {
+	if exists || tx.view.unreadable[key] || tx.wrote(key) {
 		tx.delete(key)
 	}
 }

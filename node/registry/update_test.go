@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"pgregory.net/rapid"
@@ -299,6 +300,50 @@ func TestFollow_EqualsReadingAgain(t *testing.T) {
 		cancel()
 		if err := <-done; err != nil {
 			rt.Error(err)
+		}
+	})
+}
+
+// TestUpdate_SeveralWritesOfOneObject makes random writes in one change, and one
+// after the other: the registries are equal.
+func TestUpdate_SeveralWritesOfOneObject(t *testing.T) {
+	writes := map[string]func(tx *registry.Tx) error{
+		"put node a":    func(tx *registry.Tx) error { return tx.PutNode(&mesh.Node{ID: "a"}) },
+		"change node a": func(tx *registry.Tx) error { return tx.PutNode(&mesh.Node{ID: "a", Zone: "z"}) },
+		"delete node a": func(tx *registry.Tx) error { tx.DeleteNode("a"); return nil },
+		"put node b":    func(tx *registry.Tx) error { return tx.PutNode(&mesh.Node{ID: "b"}) },
+		"delete node b": func(tx *registry.Tx) error { tx.DeleteNode("b"); return nil },
+		"put edge":      func(tx *registry.Tx) error { return tx.PutEdge(mesh.Edge{Source: "a", Target: "b"}) },
+		"delete edge":   func(tx *registry.Tx) error { tx.DeleteEdge("b", "a"); return nil },
+		"put group":     func(tx *registry.Tx) error { return tx.PutGroup(mesh.Group{Name: "g"}) },
+		"delete group":  func(tx *registry.Tx) error { tx.DeleteGroup("g"); return nil },
+		"silent":        func(tx *registry.Tx) error { tx.SetSilent("a", time.Unix(1, 0)); return nil },
+		"longer silent": func(tx *registry.Tx) error { tx.SetSilent("a", time.Unix(0, 0)); return nil },
+		"heard":         func(tx *registry.Tx) error { tx.ClearSilent("a"); return nil },
+		"address":       func(tx *registry.Tx) error { tx.SetLastIPv4(netip.MustParseAddr("10.0.0.1")); return nil },
+		"next address":  func(tx *registry.Tx) error { tx.SetLastIPv4(netip.MustParseAddr("10.0.0.2")); return nil },
+	}
+	names := rapid.SampledFrom(slices.Sorted(maps.Keys(writes)))
+	rapid.Check(t, func(rt *rapid.T) {
+		together, apart := start(t, storetest.New()), start(t, storetest.New())
+		for range rapid.IntRange(1, 3).Draw(rt, "changes") {
+			list := rapid.SliceOfN(names, 1, 6).Draw(rt, "writes")
+			update(t, together, func(tx *registry.Tx) error {
+				for _, name := range list {
+					if err := writes[name](tx); err != nil {
+						return err
+					}
+				}
+				return nil
+			})
+			for _, name := range list {
+				update(t, apart, writes[name])
+			}
+		}
+		want, got := *apart.Snapshot(), *together.Snapshot()
+		got.Version, got.Revision = want.Version, want.Revision
+		if diff := cmp.Diff(&want, &got, equal); diff != "" {
+			rt.Errorf("the registries differ (-one by one +together):\n%s", diff)
 		}
 	})
 }
