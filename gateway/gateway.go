@@ -143,7 +143,7 @@ type Limits struct {
 	// which nobody has shown credentials make room for new ones.
 	Connections int
 	// NetworkConnections is how many of the public ones may come from one IPv4
-	// address or IPv6 /64; 0 means a sixteenth of Connections, and at least 64.
+	// address or IPv6 /64; 0 means a quarter of Connections, and at least 64.
 	// Trusted proxies are not counted.
 	NetworkConnections int
 	// MemberConnections is how many connections to the mesh listeners a node

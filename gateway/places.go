@@ -32,9 +32,10 @@ const (
 	limitAll     = "all"
 )
 
-// networkShare is how many of n places one network may hold: from one it takes
-// sixteen to hold them all.
-func networkShare(n int) int { return max(n/16, minShare) }
+// networkShare is how many of n places one network may hold. A site with a
+// thousand people behind one address is one network; strangers who fill it keep
+// nobody out, because they are the first to make room.
+func networkShare(n int) int { return max(n/4, minShare) }
 
 // placesListener keeps at most total connections of a listener open, and at most
 // share of each key. Where they are taken, a newcomer gets the place of the
