@@ -84,6 +84,10 @@ bench: build ## measure the whole product beside a raw data channel
 bench-control: ## measure the control plane, its writes beside an embedded etcd
 	go run ./internal/bench-control
 
+.PHONY: bench-data
+bench-data: ## measure the data plane beside plain wireguard-go; needs root
+	go run ./internal/bench-data
+
 .PHONY: microbench
 microbench: ## run the benchmarks of PKG that match BENCH
 	go test -run '^$$' -bench '$(BENCH)' -benchmem $(PKG)

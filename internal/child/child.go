@@ -88,9 +88,15 @@ func (p *Process) Send(v any) error { return json.NewEncoder(p.stdin).Encode(v) 
 // ticks are the unit of CPU time in /proc, in a second (proc_pid_stat(5)).
 const ticks = 100
 
+// PID is the child's.
+func (p *Process) PID() int { return p.cmd.Process.Pid }
+
 // CPU is the CPU time that the child has used.
-func (p *Process) CPU() (time.Duration, error) {
-	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.cmd.Process.Pid))
+func (p *Process) CPU() (time.Duration, error) { return CPU(p.PID()) }
+
+// CPU is the CPU time that a process has used.
+func CPU(pid int) (time.Duration, error) {
+	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
 		return 0, err
 	}
@@ -112,9 +118,13 @@ func (p *Process) CPU() (time.Duration, error) {
 }
 
 // RSS is the memory of the child that is resident now, and the most that ever
+// was, in bytes.
+func (p *Process) RSS() (now, most int64, err error) { return RSS(p.PID()) }
+
+// RSS is the memory of a process that is resident now, and the most that ever
 // was, in bytes (proc_pid_status(5)).
-func (p *Process) RSS() (now, most int64, err error) {
-	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.cmd.Process.Pid))
+func RSS(pid int) (now, most int64, err error) {
+	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
 		return 0, 0, err
 	}
