@@ -288,15 +288,18 @@ func (r ring) walk(self *entry, way [2]iter.Seq[*entry], yield func(*entry) bool
 
 // near reports whether two nodes of the ring are within ringReach of each other.
 func (r ring) near(a, b *entry) bool {
-	first := r.list.rank(r.from)
+	apart := r.list.rank(r.at(a)) - r.list.rank(r.at(b))
+	apart = max(apart, -apart)
+	return apart <= ringReach || r.size()-apart <= ringReach
+}
+
+// size is the number of nodes on the ring.
+func (r ring) size() int {
 	// All behind the last one of the ring is negative for neither.
-	size := r.list.rank(func(e *entry) int {
+	return r.list.rank(func(e *entry) int {
 		if r.behind(e) < 0 {
 			return -1
 		}
 		return 1
-	}) - first
-	apart := r.list.rank(r.at(a)) - r.list.rank(r.at(b))
-	apart = max(apart, -apart)
-	return min(apart, size-apart) <= ringReach
+	}) - r.list.rank(r.from)
 }

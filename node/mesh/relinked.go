@@ -3,8 +3,8 @@
 package mesh
 
 import (
-	"cmp"
 	"iter"
+	"maps"
 )
 
 // Relinked yields pairs of nodes, among them every pair of which the implicit
@@ -96,14 +96,8 @@ func (r *relinking) gateway(before, after *Node) {
 	}
 }
 
-// shifted adds the pairs of a ring on which nodes came and left. Two others have
-// become neighbours where one in between left, and are none any more where one
-// came in between.
+// shifted adds the pairs of a ring on which nodes came and left.
 func (r *relinking) shifted(m *shifts, on func(*nodeIndex) ring) {
-	most := len(m.came) + len(m.left)
-	if most == 0 {
-		return
-	}
 	was, is := on(r.was), on(r.is)
 	for _, n := range m.came {
 		r.around(n.ID, r.is, is)
@@ -111,13 +105,8 @@ func (r *relinking) shifted(m *shifts, on func(*nodeIndex) ring) {
 	for _, n := range m.left {
 		r.around(n.ID, r.was, was)
 	}
-	switch {
-	case most > 1:
-		r.slid(was, is)
-	case len(m.came) > 0:
-		r.across(was, m.came[0].ID)
-	default:
-		r.across(is, m.left[0].ID)
+	for pair := range was.parted(m) {
+		r.add(pair[0].node.ID, pair[1].node.ID)
 	}
 }
 
@@ -136,102 +125,63 @@ func (r *relinking) around(id NodeID, x *nodeIndex, on ring) {
 	}
 }
 
-// across adds the pairs that the only node which came or left separates, as the
-// ring without it has them: they stand on either side of its place, ringReach
-// steps from each other.
-func (r *relinking) across(on ring, id NodeID) {
-	behind, before := on.sides(&entry{node: &Node{ID: id}, place: placeOf(id)})
-	for i, a := range before { // i+1 steps before the place
-		if j := ringReach - i - 1; j < len(behind) {
-			r.add(a.node.ID, behind[j].node.ID)
+// parted returns the pairs of nodes that stay on the ring of which the edge differs
+// once others came and left. It lets them go and come one after the other: two have
+// become neighbours where one in between left, and are none any more where one came
+// in between; what happened to a pair twice did not happen.
+func (r ring) parted(m *shifts) map[[2]*entry]bool {
+	pairs := make(map[[2]*entry]bool)
+	moved := make(map[*entry]bool, len(m.came)+len(m.left))
+	flip := func(place *entry) {
+		for a, b := range r.across(place) {
+			pair := [2]*entry{a, b}
+			if b.node.ID < a.node.ID {
+				pair = [2]*entry{b, a}
+			}
+			if pairs[pair] {
+				delete(pairs, pair)
+			} else {
+				pairs[pair] = true
+			}
 		}
 	}
-}
-
-// slid adds the pairs of which the distance changed when several nodes came and
-// left. Of those that were and are on the ring, a node had so many behind it
-// within reach as did not leave, and has so many as did not come: the difference
-// are those whom it gained or lost.
-func (r *relinking) slid(was, is ring) {
-	stay, came, left := align(was, is)
-	due := 0 // for how many more the next gap is within reach
-	// The second time around; the first one finds what lies behind the last.
-	for i := 2*len(stay) - 1; i >= 0; i-- {
-		at := i % len(stay)
-		if came[at]+left[at] > 0 {
-			due = ringReach
-		}
-		if due--; due < 0 || i >= len(stay) {
+	for _, n := range m.left {
+		e, ok := r.list.get(r.at(placed(n)))
+		if !ok {
 			continue
 		}
-		had, has := left.within(at, ringReach), came.within(at, ringReach)
-		for n := min(had, has) + 1; n <= min(max(had, has), len(stay)-1); n++ {
-			r.add(stay[at], stay[(at+n)%len(stay)])
-		}
+		moved[e] = true
+		r.list = r.list.without(r.at(e))
+		flip(e)
 	}
+	for _, n := range m.came {
+		e := placed(n)
+		moved[e] = true
+		flip(e)
+		r.list = r.list.with(e, r.at(e))
+	}
+	maps.DeleteFunc(pairs, func(pair [2]*entry, _ bool) bool { return moved[pair[0]] || moved[pair[1]] })
+	return pairs
 }
 
-// gaps counts, for each node that stays on a ring, those right behind it that do
-// not.
-type gaps []int
+// placed is an entry that stands where that of a node does.
+func placed(n *Node) *entry { return &entry{node: n, place: placeOf(n.ID)} }
 
-// within returns how many of those who stay are up to reach steps behind the i-th,
-// with the others in between.
-func (g gaps) within(i, reach int) (n int) {
-	for n < len(g) {
-		if reach -= g[(i+n)%len(g)] + 1; reach < 0 {
-			return n
-		}
-		n++
-	}
-	return n
-}
-
-// align returns the nodes that are on both rings, and where between them others
-// are that came or left.
-func align(was, is ring) (stay []NodeID, came, left gaps) {
-	order := func(a, b *entry) int {
-		return cmp.Or(cmp.Compare(a.place, b.place), cmp.Compare(a.node.ID, b.node.ID))
-	}
-	var before [2]int // that came and left before the first who stays
-	count := func(list gaps, first *int) {
-		if len(list) == 0 {
-			*first++
+// across yields the pairs that are neighbours on the ring, and would not be if
+// somebody stood at a place that nobody holds: they are on either side of it,
+// ringReach steps from each other. On a short ring all are neighbours anyway.
+func (r ring) across(place *entry) iter.Seq2[*entry, *entry] {
+	return func(yield func(a, b *entry) bool) {
+		if r.size() <= 2*ringReach {
 			return
 		}
-		list[len(list)-1]++
-	}
-	old, next := was.entries(), is.entries()
-	for len(old) > 0 || len(next) > 0 {
-		switch {
-		case len(next) == 0 || len(old) > 0 && order(old[0], next[0]) < 0:
-			count(left, &before[1])
-			old = old[1:]
-		case len(old) == 0 || order(old[0], next[0]) > 0:
-			count(came, &before[0])
-			next = next[1:]
-		default:
-			stay, came, left = append(stay, next[0].node.ID), append(came, 0), append(left, 0)
-			old, next = old[1:], next[1:]
+		behind, before := r.sides(place)
+		for i, a := range before { // i+1 steps before the place
+			if j := ringReach - i - 1; j < len(behind) && !yield(a, behind[j]) {
+				return
+			}
 		}
 	}
-	if len(stay) > 0 { // the ring is closed
-		came[len(came)-1] += before[0]
-		left[len(left)-1] += before[1]
-	}
-	return stay, came, left
-}
-
-// entries returns all of the ring in order.
-func (r ring) entries() []*entry {
-	var list []*entry
-	for e := range r.list.from(r.from) {
-		if !r.has(e) {
-			break
-		}
-		list = append(list, e)
-	}
-	return list
 }
 
 // sides returns the nodes up to ringReach places behind and before a place that
