@@ -21,45 +21,56 @@ import (
 	v1 "github.com/meshgate/meshgate/proto/v1"
 )
 
-// BenchmarkJoin_Hub lets a node join and leave again at the only gateway of a
-// mesh of a size, over a store in memory, and waits until the gateway's
-// WireGuard device follows. Beside the time, in which the gateway rests between
-// plans, it reports the CPU time.
-func BenchmarkJoin_Hub(b *testing.B) {
+// BenchmarkJoin lets a node join, gives it its plan, and lets it leave again at
+// the only gateway of a mesh of a size, over a store in memory, and waits until
+// the gateway's WireGuard device follows. Beside the time, in which the gateway
+// rests between plans, it reports the CPU time, and the time until the plan.
+func BenchmarkJoin(b *testing.B) {
 	for _, size := range []int{100, 10_000} {
-		b.Run(fmt.Sprint(size), func(b *testing.B) {
-			n := benchHub(b, size)
-			key, err := mesh.GenerateKey()
-			if err != nil {
-				b.Fatal(err)
-			}
-			b.ReportAllocs()
-			before := cpuTime(b)
-			for b.Loop() {
-				s, err := n.Join(b.Context(), mesh.JoinRequest{Node: benchLeaf("guest", key), AssignIPv4: true})
+		for _, public := range []bool{false, true} {
+			b.Run(fmt.Sprintf("public=%t/%d", public, size), func(b *testing.B) {
+				n := benchMesh(b, size, public)
+				key, err := mesh.GenerateKey()
 				if err != nil {
 					b.Fatal(err)
 				}
-				if err := n.Applied(b.Context(), s.Version); err != nil {
-					b.Fatal(err)
+				guest := benchNode("guest", key, benchEndpoint(size, public))
+				var planned time.Duration
+				b.ReportAllocs()
+				before := cpuTime(b)
+				for b.Loop() {
+					began := time.Now()
+					s, err := n.Join(b.Context(), mesh.JoinRequest{Node: guest, AssignIPv4: true})
+					if err != nil {
+						b.Fatal(err)
+					}
+					if _, err := n.Plan(s, "guest"); err != nil {
+						b.Fatal(err)
+					}
+					planned += time.Since(began)
+					if err := n.Applied(b.Context(), s.Version); err != nil {
+						b.Fatal(err)
+					}
+					if err := n.Leave(b.Context(), "guest"); err != nil {
+						b.Fatal(err)
+					}
+					if s, err = n.Sync(b.Context()); err != nil {
+						b.Fatal(err)
+					}
+					if err := n.Applied(b.Context(), s.Version); err != nil {
+						b.Fatal(err)
+					}
 				}
-				if err := n.Leave(b.Context(), "guest"); err != nil {
-					b.Fatal(err)
-				}
-				if s, err = n.Sync(b.Context()); err != nil {
-					b.Fatal(err)
-				}
-				if err := n.Applied(b.Context(), s.Version); err != nil {
-					b.Fatal(err)
-				}
-			}
-			b.ReportMetric(float64((cpuTime(b)-before).Nanoseconds())/float64(b.N), "cpu-ns/op")
-		})
+				b.ReportMetric(float64((cpuTime(b)-before).Nanoseconds())/float64(b.N), "cpu-ns/op")
+				b.ReportMetric(float64(planned.Nanoseconds())/float64(b.N), "plan-ns/op")
+			})
+		}
 	}
 }
 
-// benchHub is the gateway of a mesh of size nodes, of which it is one.
-func benchHub(b *testing.B, size int) *Node {
+// benchMesh is the gateway of a mesh of size nodes, of which it is one. The
+// others are all public, or none is.
+func benchMesh(b *testing.B, size int, public bool) *Node {
 	b.Helper()
 	key, err := mesh.GenerateKey()
 	if err != nil {
@@ -92,7 +103,7 @@ func benchHub(b *testing.B, size int) *Node {
 		if key, err = mesh.GenerateKey(); err != nil {
 			b.Fatal(err)
 		}
-		leaf := benchLeaf(mesh.NodeID(fmt.Sprintf("leaf-%05d", i)), key)
+		leaf := benchNode(mesh.NodeID(fmt.Sprintf("leaf-%05d", i)), key, benchEndpoint(i, public))
 		leaf.IPv4 = netip.PrefixFrom(netip.AddrFrom4([4]byte{172, 20, byte(i >> 8), byte(i)}), 32)
 		leaf.IPv6 = mesh.NodeIPv6(n.Snapshot().IPv6, leaf.PublicKey.WireGuard())
 		ops = append(ops,
@@ -115,8 +126,24 @@ func benchHub(b *testing.B, size int) *Node {
 	return n
 }
 
-func benchLeaf(id mesh.NodeID, key mesh.PrivateKey) mesh.Node {
-	return mesh.Node{ID: id, PublicKey: key.Public(), Features: []mesh.Feature{{Kind: v1.Feature_NODES, Port: 8443}}}
+// benchNode is a node that others can dial at an endpoint, or cannot dial if that
+// is zero.
+func benchNode(id mesh.NodeID, key mesh.PrivateKey, at netip.Addr) mesh.Node {
+	n := mesh.Node{ID: id, PublicKey: key.Public(), Features: []mesh.Feature{{Kind: v1.Feature_NODES, Port: 8443}}}
+	if at.IsValid() {
+		n.PrimaryEndpoint = at.String()
+		n.WireGuardEndpoints = []netip.AddrPort{netip.AddrPortFrom(at, 9)}
+	}
+	return n
+}
+
+// benchEndpoint is where the i-th node of a mesh of public ones is; zero in
+// another mesh.
+func benchEndpoint(i int, public bool) netip.Addr {
+	if !public {
+		return netip.Addr{}
+	}
+	return netip.AddrFrom4([4]byte{127, 1, byte(i >> 8), byte(i)})
 }
 
 func benchJSON(b *testing.B, m proto.Message) []byte {
