@@ -172,7 +172,7 @@ func (n *fakeNode) Plan(s *mesh.Snapshot, id mesh.NodeID) (mesh.Plan, error) {
 	plan := mesh.Plan{Self: s.Node(id)}
 	for _, other := range s.Nodes.All() {
 		if other.ID == "gw-1" && id != "gw-1" {
-			plan.Peers = append(plan.Peers, mesh.Peer{Node: other, Endpoint: "192.0.2.1:51820", AllowedIPs: other.Prefixes()})
+			plan.Peers = plan.Peers.With(mesh.Peer{Node: other, Endpoint: "192.0.2.1:51820", AllowedIPs: other.Prefixes()})
 		}
 	}
 	return plan, nil

@@ -125,6 +125,7 @@ func (f *follower) build(r *v1.JoinResponse) (*mesh.Snapshot, mesh.Plan, error) 
 			plan.Routes = append(plan.Routes, p.Masked())
 		}
 	}
+	var peers []mesh.Peer
 	for _, w := range r.GetPeers() {
 		peer, err := peerFromProto(w)
 		if err != nil {
@@ -133,8 +134,9 @@ func (f *follower) build(r *v1.JoinResponse) (*mesh.Snapshot, mesh.Plan, error) 
 			continue
 		}
 		s.Nodes = s.Nodes.With(peer.Node)
-		plan.Peers = append(plan.Peers, peer)
+		peers = append(peers, peer)
 	}
+	plan.Peers = mesh.PeersOf(peers...)
 	for _, w := range r.GetNetworkAcls() {
 		acl, err := mesh.ACLFromProto(w)
 		if err != nil {

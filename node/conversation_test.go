@@ -337,9 +337,9 @@ func TestServeTCP_OneMemberShutsNobodyOut(t *testing.T) {
 func TestOrigin(t *testing.T) {
 	s := world(t)
 	n := self(t, s, "nas", false)
-	n.current.Store(&mesh.Plan{Self: s.Node("nas"), Peers: []mesh.Peer{
-		{Node: s.Node("gate"), AllowedIPs: append(s.Node("gate").Prefixes(), netip.MustParsePrefix("10.7.0.0/16"))},
-	}})
+	n.current.Store(&mesh.Plan{Self: s.Node("nas"), Peers: mesh.PeersOf(
+		mesh.Peer{Node: s.Node("gate"), AllowedIPs: append(s.Node("gate").Prefixes(), netip.MustParsePrefix("10.7.0.0/16"))},
+	)})
 	inPhone := s.Node("phone").IPv6.Addr().Next().String()
 	for addr, want := range map[string]string{
 		"172.16.0.2":        "phone",

@@ -161,7 +161,7 @@ func TestDeviceConfig_FiltersWhatPortsDecide(t *testing.T) {
 	} {
 		n := self(t, c.s, "nas", c.holds)
 		n.flows = policy.NewFlows()
-		cfg := n.deviceConfig(c.s, mesh.Plan{Self: s.Node("nas"), Peers: []mesh.Peer{{Node: s.Node("phone")}}})
+		cfg := n.deviceConfig(c.s, mesh.Plan{Self: s.Node("nas"), Peers: mesh.PeersOf(mesh.Peer{Node: s.Node("phone")})})
 		if cfg.Allow(packet) != c.holds {
 			t.Errorf("%s: forwards %v", c.name, !c.holds)
 		}

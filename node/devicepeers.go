@@ -3,9 +3,6 @@
 package node
 
 import (
-	"cmp"
-	"slices"
-
 	"github.com/meshgate/meshgate/node/mesh"
 	"github.com/meshgate/meshgate/node/wg"
 )
@@ -19,70 +16,76 @@ type devicePeers struct {
 	// its way to them open.
 	calls bool
 
-	from []mesh.Peer // of the last plan, by their ids
-	made [][]wg.Peer // of all of from in order, in lists of at most listLen
+	from  mesh.Peers // of the last plan
+	lists [][]wg.Peer
+	// made tells by the memory of each list of from what was made of it.
+	made map[*mesh.Peer]deviceList
 }
 
-// listLen is the most peers of a list: what the device looks at for one that
-// changes.
-const listLen = 128
-
-// of returns what the device is told of peers, which are sorted by id and of a
-// plan for s. Nobody changes it. A list of which no peer has changed is the
-// memory of the last call.
-func (d *devicePeers) of(s *mesh.Snapshot, peers []mesh.Peer) [][]wg.Peer {
-	if mesh.SameList(d.from, peers) {
-		return d.made
-	}
-	made, rest, from := make([][]wg.Peer, 0, len(d.made)+1), peers, d.from
-	for i, list := range d.made {
-		was := from[:len(list)]
-		from = from[len(list):]
-		n := len(rest)
-		if i < len(d.made)-1 {
-			n, _ = slices.BinarySearchFunc(rest, from[0].Node.ID, func(p mesh.Peer, id mesh.NodeID) int { return cmp.Compare(p.Node.ID, id) })
-		}
-		made = d.renew(made, s, list, was, rest[:n])
-		rest = rest[n:]
-	}
-	made = d.renew(made, s, nil, nil, rest) // all, the first time
-	d.from, d.made = peers, made
-	return made
+// deviceList is a list of peers of a plan, and what the device is told of them.
+type deviceList struct {
+	from []mesh.Peer
+	made []wg.Peer
 }
 
-// renew appends to made what the device is told of peers: list, which is made of
-// was, or what is left of it and new.
-func (d *devicePeers) renew(made [][]wg.Peer, s *mesh.Snapshot, list []wg.Peer, was, peers []mesh.Peer) [][]wg.Peer {
-	if len(peers) == 0 {
-		return made
+// devicePeer is one of a deviceList.
+type devicePeer struct {
+	from mesh.Peer
+	made wg.Peer
+}
+
+// of returns what the device is told of the peers of a plan for s, in lists that
+// are those of mesh.Peers.Chunks. Nobody changes it. A list of which no peer has
+// changed is the memory of the last call.
+func (d *devicePeers) of(s *mesh.Snapshot, peers mesh.Peers) [][]wg.Peer {
+	if peers.Same(d.from) {
+		return d.lists
 	}
-	if len(was) == len(peers) && slices.EqualFunc(was, peers, samePeer) {
-		return append(made, list)
-	}
-	next := make([]wg.Peer, len(peers))
-	before := 0
-	for i := range peers {
-		p := &peers[i]
-		for before < len(was) && was[before].Node.ID < p.Node.ID {
-			before++
+	made := make(map[*mesh.Peer]deviceList, len(d.made)+1)
+	lists := make([][]wg.Peer, 0, len(d.made)+1)
+	for list := range peers.Chunks() {
+		if known := d.made[&list[0]]; mesh.SameList(known.from, list) {
+			made[&list[0]] = known
 		}
-		if before < len(was) && samePeer(was[before], *p) {
-			next[i] = list[before]
+	}
+	replaced := d.without(made)
+	for list := range peers.Chunks() {
+		known, ok := made[&list[0]]
+		if !ok {
+			known = d.renew(s, list, replaced)
+			made[&list[0]] = known
+		}
+		lists = append(lists, known.made)
+	}
+	d.from, d.lists, d.made = peers, lists, made
+	return lists
+}
+
+// without returns what is known of the peers in lists that are not kept.
+func (d *devicePeers) without(kept map[*mesh.Peer]deviceList) map[mesh.NodeID]devicePeer {
+	rest := make(map[mesh.NodeID]devicePeer)
+	for first, list := range d.made {
+		if _, ok := kept[first]; ok {
 			continue
 		}
-		next[i] = d.peer(s, p)
+		for i, p := range list.from {
+			rest[p.Node.ID] = devicePeer{p, list.made[i]}
+		}
 	}
-	if len(next) > listLen && len(next) <= 2*listLen {
-		half := len(next) / 2
-		return append(made, next[:half:half], next[half:])
-	}
-	return slices.AppendSeq(made, slices.Chunk(next, listLen))
+	return rest
 }
 
-// samePeer reports whether the device is told the same of two peers. It may miss
-// that they are equal: what plans share, they share as memory.
-func samePeer(a, b mesh.Peer) bool {
-	return a.Node == b.Node && a.Endpoint == b.Endpoint && mesh.SameList(a.AllowedIPs, b.AllowedIPs)
+// renew makes what the device is told of peers, of which known are not new.
+func (d *devicePeers) renew(s *mesh.Snapshot, peers []mesh.Peer, known map[mesh.NodeID]devicePeer) deviceList {
+	made := make([]wg.Peer, len(peers))
+	for i, p := range peers {
+		if was, ok := known[p.Node.ID]; ok && was.from.Shares(p) {
+			made[i] = was.made
+			continue
+		}
+		made[i] = d.peer(s, &p)
+	}
+	return deviceList{peers, made}
 }
 
 func (d *devicePeers) peer(s *mesh.Snapshot, p *mesh.Peer) wg.Peer {

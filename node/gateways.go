@@ -92,7 +92,7 @@ func (f *follower) gateway() (*mesh.Node, netip.AddrPort, error) {
 	f.mu.Unlock()
 	var found *mesh.Node
 	var at netip.AddrPort
-	for _, p := range peers {
+	for p := range peers.All() {
 		port, ok := p.Node.FeaturePort(v1.Feature_MEMBERSHIP)
 		addrs := p.Node.Addrs()
 		if !ok || len(addrs) == 0 || found != nil && p.Node.ID != preferred {

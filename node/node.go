@@ -300,7 +300,7 @@ func (n *Node) apply(ctx context.Context, s *mesh.Snapshot) error {
 	first := n.current.Swap(&plan) == nil
 	if first {
 		close(n.ready)
-		n.log.Info("node is up", "addr", plan.Self.Addrs(), "n", len(plan.Peers))
+		n.log.Info("node is up", "addr", plan.Self.Addrs(), "n", plan.Peers.Len())
 	}
 	return nil
 }

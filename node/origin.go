@@ -55,7 +55,7 @@ func newOriginIndex(s *mesh.Snapshot, p *mesh.Plan) *originIndex {
 	}
 	if p != nil {
 		// A node that holds no state does not know who is behind its peers.
-		for _, peer := range p.Peers {
+		for peer := range p.Peers.All() {
 			for _, network := range peer.AllowedIPs {
 				x.add(network.Masked(), network.Masked().String())
 			}

@@ -60,7 +60,7 @@ func (n *Node) registerLeftOut() error {
 // of the replicas, of the gateways, and those at which plan has peers.
 func (n *Node) outside(plan *mesh.Plan) []netip.Addr {
 	list := append(n.cfg.Hold.replicas(), plan.Self.Outside()...)
-	for _, p := range plan.Peers {
+	for p := range plan.Peers.All() {
 		if addr, ok := addrOf(p.Endpoint); ok {
 			list = append(list, addr)
 		}

@@ -24,12 +24,12 @@ func TestOutside(t *testing.T) {
 	n := &Node{cfg: Config{Hold: &Hold{Replicas: func() []string { return []string{"10.0.0.5:7000", "gw2.example.com:7000", "[::ffff:10.0.1.5]:7000"} }}}}
 	plan := &mesh.Plan{
 		Self: &mesh.Node{PrimaryEndpoint: "198.18.77.1", WireGuardEndpoints: at("198.18.77.1:51820")},
-		Peers: []mesh.Peer{
-			{Endpoint: "198.18.80.1:51820", Node: &mesh.Node{WireGuardEndpoints: at("198.18.80.1:51820", "10.9.0.1:51820")}},
-			{Endpoint: "name.example.com:51820", Node: &mesh.Node{PrimaryEndpoint: "name.example.com"}},
-			{Node: &mesh.Node{PrimaryEndpoint: "198.18.77.2", Features: []mesh.Feature{{Kind: v1.Feature_MEMBERSHIP, Port: 443}}}},
-			{Node: &mesh.Node{}},
-		},
+		Peers: mesh.PeersOf(
+			mesh.Peer{Endpoint: "198.18.80.1:51820", Node: &mesh.Node{ID: "a", WireGuardEndpoints: at("198.18.80.1:51820", "10.9.0.1:51820")}},
+			mesh.Peer{Endpoint: "name.example.com:51820", Node: &mesh.Node{ID: "b", PrimaryEndpoint: "name.example.com"}},
+			mesh.Peer{Node: &mesh.Node{ID: "c", PrimaryEndpoint: "198.18.77.2", Features: []mesh.Feature{{Kind: v1.Feature_MEMBERSHIP, Port: 443}}}},
+			mesh.Peer{Node: &mesh.Node{ID: "d"}},
+		),
 	}
 	var got []string
 	for _, addr := range n.outside(plan) {

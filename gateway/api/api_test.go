@@ -102,9 +102,9 @@ func testFake(t testing.TB) *fake {
 			Edges: mesh.EdgesOf(mesh.Edge{Source: "gw", Target: "phone", Weight: 4}),
 			ACLs:  []mesh.ACL{{Name: "all", Accept: true}},
 		},
-		plan: mesh.Plan{Self: phone, Peers: []mesh.Peer{{
+		plan: mesh.Plan{Self: phone, Peers: mesh.PeersOf(mesh.Peer{
 			Node: gw, Endpoint: "192.0.2.1:51820", AllowedIPs: []netip.Prefix{netip.MustParsePrefix("10.9.0.1/32")}, Protocol: v1.ConnectProtocol_CONNECT_ICE,
-		}}},
+		})},
 	}
 }
 
@@ -148,12 +148,15 @@ func TestMembership_Join(t *testing.T) {
 
 func TestMembership_NoICEServersWithoutNeed(t *testing.T) {
 	f := testFake(t)
-	f.plan.Peers[0].Protocol = v1.ConnectProtocol_CONNECT_NATIVE
+	p, _ := f.plan.Peers.Get("gw")
+	p.Protocol = v1.ConnectProtocol_CONNECT_NATIVE
+	f.plan.Peers = mesh.PeersOf(p)
 	c, err := (&subscriber{service: &membershipService{state: f, members: f}, id: "phone"}).configuration(f.snap)
 	if err != nil || len(c.ice) != 0 {
 		t.Errorf("%v, %v", c.ice, err)
 	}
-	f.plan.Peers[0].Endpoint = ""
+	p.Endpoint = ""
+	f.plan.Peers = mesh.PeersOf(p)
 	c, err = (&subscriber{service: &membershipService{state: f, members: f}, id: "phone"}).configuration(f.snap)
 	if err != nil || len(c.ice) != 1 {
 		t.Errorf("%v, %v", c.ice, err)

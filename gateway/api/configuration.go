@@ -22,7 +22,7 @@ import (
 type configuration struct {
 	gateway  mesh.NodeID
 	revision uint64
-	peers    []mesh.Peer
+	peers    mesh.Peers
 	acls     []*v1.NetworkACL
 	ice, dns []string
 	gateways []*v1.MeshNode
@@ -45,12 +45,17 @@ func sameMessages[M any, P interface {
 
 // samePeers compares the peers of two plans, which are the same memory when
 // nothing has changed, and so are most of their peers' parts when something has.
-func samePeers(a, b []mesh.Peer) bool {
-	return mesh.SameList(a, b) || slices.EqualFunc(a, b, func(a, b mesh.Peer) bool {
-		return a.Endpoint == b.Endpoint && a.Protocol == b.Protocol &&
-			(mesh.SameList(a.AllowedIPs, b.AllowedIPs) || slices.Equal(a.AllowedIPs, b.AllowedIPs)) &&
-			(a.Node == b.Node || reflect.DeepEqual(a.Node, b.Node))
-	})
+func samePeers(a, b mesh.Peers) bool {
+	if a.Len() != b.Len() {
+		return false
+	}
+	for a, b := range a.Changes(b) {
+		if a.Node == nil || b.Node == nil || a.Endpoint != b.Endpoint || a.Protocol != b.Protocol ||
+			!slices.Equal(a.AllowedIPs, b.AllowedIPs) || a.Node != b.Node && !reflect.DeepEqual(a.Node, b.Node) {
+			return false
+		}
+	}
+	return true
 }
 
 const (
@@ -117,7 +122,7 @@ func (m *peerMessages) message(s *mesh.Snapshot, c *configuration, buffer *[]byt
 // encoded. The message has them as if it did not know the field, and is written
 // with them as they are: its reader finds nothing unusual. It is for binary
 // encodings only. The message needs what is in buffer until it is written.
-func (m *peerMessages) pack(into proto.Message, s *mesh.Snapshot, peers []mesh.Peer, buffer *[]byte) (err error) {
+func (m *peerMessages) pack(into proto.Message, s *mesh.Snapshot, peers mesh.Peers, buffer *[]byte) (err error) {
 	if *buffer, err = m.encode((*buffer)[:0], s, peers); err != nil {
 		return err
 	}
@@ -126,13 +131,13 @@ func (m *peerMessages) pack(into proto.Message, s *mesh.Snapshot, peers []mesh.P
 }
 
 // encode appends the fields of peers to raw.
-func (m *peerMessages) encode(raw []byte, s *mesh.Snapshot, peers []mesh.Peer) ([]byte, error) {
+func (m *peerMessages) encode(raw []byte, s *mesh.Snapshot, peers mesh.Peers) ([]byte, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.followLocked(s)
-	raw = slices.Grow(raw, sizeHint*len(peers))
-	for i := range peers {
-		one, err := m.formLocked(&peers[i])
+	raw = slices.Grow(raw, sizeHint*peers.Len())
+	for p := range peers.All() {
+		one, err := m.formLocked(&p)
 		if err != nil {
 			return nil, err
 		}
@@ -188,9 +193,9 @@ func (m *peerMessages) followLocked(s *mesh.Snapshot) {
 	m.nodes = s.Nodes
 }
 
-func peersToProto(peers []mesh.Peer) []*v1.WireGuardPeer {
+func peersToProto(peers mesh.Peers) []*v1.WireGuardPeer {
 	var list []*v1.WireGuardPeer
-	for _, p := range peers {
+	for p := range peers.All() {
 		list = append(list, peerToProto(p))
 	}
 	return list

@@ -47,6 +47,9 @@ func wirePeers(t testing.TB, n int) (*mesh.Snapshot, []mesh.Peer) {
 	return s, peers
 }
 
+// listOf is the list of peers, of which it takes a copy.
+func listOf(peers []mesh.Peer) mesh.Peers { return mesh.PeersOf(slices.Clone(peers)...) }
+
 // read is what a client reads of a message.
 func read[M proto.Message](t testing.TB, sent M) M {
 	t.Helper()
@@ -64,7 +67,7 @@ func read[M proto.Message](t testing.TB, sent M) M {
 // A client cannot tell a packed message from another one.
 func TestPeerMessages_ReadAsTheyAre(t *testing.T) {
 	s, peers := wirePeers(t, 12)
-	c := &configuration{gateway: "gw", revision: 7, peers: peers, dns: []string{"10.9.0.1:53"}, acls: []*v1.NetworkACL{{Name: "all"}}}
+	c := &configuration{gateway: "gw", revision: 7, peers: listOf(peers), dns: []string{"10.9.0.1:53"}, acls: []*v1.NetworkACL{{Name: "all"}}}
 	var m peerMessages
 	buffer := m.buffer()
 	for range 2 { // the second time they are known
@@ -84,7 +87,7 @@ func TestPeerMessages_ReadAsTheyAre(t *testing.T) {
 			t.Errorf("%s%d unknown bytes", diff, len(got.ProtoReflect().GetUnknown()))
 		}
 		answer := &v1.JoinResponse{GatewayId: "gw"}
-		if err := m.pack(answer, s, peers, new([]byte)); err != nil {
+		if err := m.pack(answer, s, listOf(peers), new([]byte)); err != nil {
 			t.Fatal(err)
 		}
 		want := &v1.JoinResponse{GatewayId: "gw", Peers: plain.GetPeers()}
@@ -126,7 +129,7 @@ func TestPeerMessages_FollowEachPartOfAPeer(t *testing.T) {
 	for _, from := range forms { // forth and back between any two
 		for _, to := range forms {
 			for _, p := range []mesh.Peer{from, to} {
-				packed, err := m.message(s, &configuration{peers: []mesh.Peer{p}}, m.buffer())
+				packed, err := m.message(s, &configuration{peers: mesh.PeersOf(p)}, m.buffer())
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -145,7 +148,7 @@ func TestPeerMessages_FollowEachPartOfAPeer(t *testing.T) {
 func TestPeerMessages_KeepLittle(t *testing.T) {
 	s, peers := wirePeers(t, 8)
 	var m peerMessages
-	if _, err := m.encode(nil, s, peers); err != nil {
+	if _, err := m.encode(nil, s, listOf(peers)); err != nil {
 		t.Fatal(err)
 	}
 	if len(m.forms) != 6 { // two of the eight have long lists
@@ -153,7 +156,7 @@ func TestPeerMessages_KeepLittle(t *testing.T) {
 	}
 	fewer := *s
 	fewer.Nodes = s.Nodes.Without("n000").Without("n001")
-	if _, err := m.encode(nil, &fewer, peers[2:3]); err != nil {
+	if _, err := m.encode(nil, &fewer, listOf(peers[2:3])); err != nil {
 		t.Fatal(err)
 	}
 	if len(m.forms) != 4 || m.forms["n000"] != nil {
@@ -169,9 +172,12 @@ func TestConfiguration_Same(t *testing.T) {
 		copied := slices.Clone(peers)
 		copied[0].Node, copied[1].AllowedIPs = &n, slices.Clone(copied[1].AllowedIPs)
 		return &configuration{
-			gateway: "gw", revision: 1, peers: copied, ice: []string{"a"}, dns: []string{"b"},
+			gateway: "gw", revision: 1, peers: mesh.PeersOf(copied...), ice: []string{"a"}, dns: []string{"b"},
 			acls: []*v1.NetworkACL{{Name: "all"}}, gateways: []*v1.MeshNode{{Id: "gw"}},
 		}
+	}
+	peersBut := func(change func(peers []mesh.Peer) []mesh.Peer) func(*configuration) {
+		return func(c *configuration) { c.peers = mesh.PeersOf(change(slices.Collect(c.peers.All()))...) }
 	}
 	c := make()
 	if c.same(nil) || !c.same(c) || !c.same(make()) {
@@ -179,14 +185,24 @@ func TestConfiguration_Same(t *testing.T) {
 	}
 	for name, change := range map[string]func(*configuration){
 		"gateway":     func(c *configuration) { c.gateway = "gw2" },
-		"fewer peers": func(c *configuration) { c.peers = c.peers[:2] },
-		"node":        func(c *configuration) { c.peers[0].Node.Multiaddrs = []string{"/ip4/192.0.2.1"} },
-		"endpoint":    func(c *configuration) { c.peers[2].Endpoint = "" },
-		"protocol":    func(c *configuration) { c.peers[2].Protocol++ },
-		"allowed":     func(c *configuration) { c.peers[1].AllowedIPs[0] = netip.MustParsePrefix("10.0.0.0/8") },
-		"more allowed": func(c *configuration) {
-			c.peers[1].AllowedIPs = append(c.peers[1].AllowedIPs, c.peers[1].AllowedIPs...)
-		},
+		"fewer peers": peersBut(func(list []mesh.Peer) []mesh.Peer { return list[:2] }),
+		"another peer": peersBut(func(list []mesh.Peer) []mesh.Peer {
+			n := *list[2].Node
+			n.ID = "other"
+			list[2].Node = &n
+			return list
+		}),
+		"node":     peersBut(func(list []mesh.Peer) []mesh.Peer { list[0].Node.Multiaddrs = []string{"/ip4/192.0.2.1"}; return list }),
+		"endpoint": peersBut(func(list []mesh.Peer) []mesh.Peer { list[2].Endpoint = ""; return list }),
+		"protocol": peersBut(func(list []mesh.Peer) []mesh.Peer { list[2].Protocol++; return list }),
+		"allowed": peersBut(func(list []mesh.Peer) []mesh.Peer {
+			list[1].AllowedIPs[0] = netip.MustParsePrefix("10.0.0.0/8")
+			return list
+		}),
+		"more allowed": peersBut(func(list []mesh.Peer) []mesh.Peer {
+			list[1].AllowedIPs = append(list[1].AllowedIPs, list[1].AllowedIPs...)
+			return list
+		}),
 		"ICE servers": func(c *configuration) { c.ice = nil },
 		"DNS servers": func(c *configuration) { c.dns = []string{"c"} },
 		"ACLs":        func(c *configuration) { c.acls = []*v1.NetworkACL{{Name: "all", Priority: 1}} },
@@ -225,7 +241,7 @@ func TestPacks(t *testing.T) {
 // planned is a State with a plan of its own for each node.
 type planned struct {
 	*fake
-	peers map[mesh.NodeID][]mesh.Peer
+	peers map[mesh.NodeID]mesh.Peers
 }
 
 func (p *planned) Plan(s *mesh.Snapshot, id mesh.NodeID) (mesh.Plan, error) {
@@ -237,9 +253,9 @@ func TestSubscriber_EachGetsItsOwnPeers(t *testing.T) {
 	s, peers := wirePeers(t, 24)
 	f := testFake(t)
 	f.snap = s
-	p := &planned{fake: f, peers: map[mesh.NodeID][]mesh.Peer{}}
+	p := &planned{fake: f, peers: map[mesh.NodeID]mesh.Peers{}}
 	for i := range peers {
-		p.peers[peers[i].Node.ID] = append(slices.Clone(peers[:i]), peers[i+1:]...)[i%3 : 12+i%9]
+		p.peers[peers[i].Node.ID] = mesh.PeersOf(append(slices.Clone(peers[:i]), peers[i+1:]...)[i%3 : 12+i%9]...)
 	}
 	m := &membershipService{state: p, members: f}
 	var wg sync.WaitGroup

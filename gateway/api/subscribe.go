@@ -148,8 +148,8 @@ func (b *subscriber) configuration(s *mesh.Snapshot) (*configuration, error) {
 		dns:      m.directory.dnsServers(s, b.id),
 		gateways: m.directory.gatewaysBut(s, b.id),
 	}
-	for i := range plan.Peers {
-		if p := &plan.Peers[i]; p.Endpoint == "" || p.Protocol == v1.ConnectProtocol_CONNECT_ICE {
+	for p := range plan.Peers.All() {
+		if p.Endpoint == "" || p.Protocol == v1.ConnectProtocol_CONNECT_ICE {
 			c.ice = m.directory.iceServers(s)
 			break
 		}

@@ -14,9 +14,9 @@ import (
 type Plan struct {
 	// Self is the node that the plan is for.
 	Self *Node
-	// Peers are sorted by node id. No prefix is in two peers' AllowedIPs; where
-	// one route lies within another, the longer prefix wins, as WireGuard has it.
-	Peers []Peer
+	// Peers are those of the node. No prefix is in two peers' AllowedIPs; where one
+	// route lies within another, the longer prefix wins, as WireGuard has it.
+	Peers Peers
 	// Routes are the networks that this node sends into the mesh.
 	Routes []netip.Prefix
 }

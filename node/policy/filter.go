@@ -54,7 +54,7 @@ func DeliveryFilter(s *mesh.Snapshot, p mesh.Plan, flows *Flows) *Filter {
 	o := IndexOwners(s)
 	f := newFilter(s, o, flows)
 	f.strangers, f.trusted = true, make(map[string]bool)
-	for _, peer := range p.Peers {
+	for peer := range p.Peers.All() {
 		if peer.Node.HoldsState() {
 			f.trusted[string(peer.Node.ID)] = true
 			continue

@@ -222,10 +222,10 @@ func TestDeliveryFilter(t *testing.T) {
 	)
 	s.Node("c").Features = []mesh.Feature{{Kind: v1.Feature_MEMBERSHIP, Port: 8443}}
 	s.Routes = nil
-	plan := mesh.Plan{Self: s.Node("a"), Peers: []mesh.Peer{
-		{Node: s.Node("b"), AllowedIPs: prefixes("172.16.0.2/32", "10.0.0.0/8")},
-		{Node: s.Node("c"), AllowedIPs: prefixes("172.16.0.3/32", "172.16.0.9/32", "192.0.2.0/24")},
-	}}
+	plan := mesh.Plan{Self: s.Node("a"), Peers: mesh.PeersOf(
+		mesh.Peer{Node: s.Node("b"), AllowedIPs: prefixes("172.16.0.2/32", "10.0.0.0/8")},
+		mesh.Peer{Node: s.Node("c"), AllowedIPs: prefixes("172.16.0.3/32", "172.16.0.9/32", "192.0.2.0/24")},
+	)}
 	fresh := func() *policy.Filter { return policy.DeliveryFilter(s, plan, policy.NewFlows()) }
 	from := func(src string, p mesh.Packet) mesh.Packet { p.Src = addr(src); return p }
 	for _, c := range []struct {

@@ -3,25 +3,23 @@
 package topology
 
 import (
-	"cmp"
 	"net/netip"
 	"slices"
 
 	"github.com/meshgate/meshgate/node/mesh"
 )
 
-// maxPatched is how many peers of a plan are replaced one by one; with more,
-// all are made anew.
-const maxPatched = 64
+// fewStale is of how many peers one may be stale for these to be replaced one by
+// one. With more, all are made anew.
+const fewStale = 8
 
 // makePlan makes the plan of a view's root. What did not change is the memory
 // of the plan before.
 func (p *pass) makePlan(rerouted bool) {
 	self := p.root.node
-	switch {
-	case p.all || len(p.stale) > maxPatched:
+	if p.all || len(p.stale) > len(p.lists)/fewStale {
 		p.plan.Peers = p.allPeers()
-	case len(p.stale) > 0:
+	} else {
 		p.plan.Peers = p.patchedPeers()
 	}
 	if rerouted || p.all {
@@ -31,29 +29,22 @@ func (p *pass) makePlan(rerouted bool) {
 }
 
 // allPeers returns the neighbours that something lies behind.
-func (p *pass) allPeers() []mesh.Peer {
+func (p *pass) allPeers() mesh.Peers {
 	peers := make([]mesh.Peer, 0, len(p.lists))
 	for behind := range p.lists {
 		peers = append(peers, p.peer(behind))
 	}
-	slices.SortFunc(peers, func(a, b mesh.Peer) int { return cmp.Compare(a.Node.ID, b.Node.ID) })
-	return peers
+	return mesh.PeersOf(peers...)
 }
 
 // patchedPeers returns the peers with those that are stale made anew.
-func (p *pass) patchedPeers() []mesh.Peer {
-	peers := slices.Grow(slices.Clone(p.plan.Peers), len(p.stale))
+func (p *pass) patchedPeers() mesh.Peers {
+	peers := p.plan.Peers
 	for id := range p.stale {
-		i, was := slices.BinarySearchFunc(peers, id, func(e mesh.Peer, id mesh.NodeID) int { return cmp.Compare(e.Node.ID, id) })
-		v := p.graph.vertices[id]
-		is := v != nil && len(p.lists[v]) > 0
-		switch {
-		case was && is:
-			peers[i] = p.peer(v)
-		case was:
-			peers = slices.Delete(peers, i, i+1)
-		case is:
-			peers = slices.Insert(peers, i, p.peer(v))
+		if v := p.graph.vertices[id]; v != nil && len(p.lists[v]) > 0 {
+			peers = peers.With(p.peer(v))
+		} else {
+			peers = peers.Without(id)
 		}
 	}
 	return peers
@@ -78,9 +69,9 @@ func (w *view) leafPlan(s *mesh.Snapshot, self *vertex) mesh.Plan {
 	}
 	if allowed = merge(allowed, routed); len(allowed) > 0 {
 		l, _ := self.linkTo(w.root)
-		plan.Peers = []mesh.Peer{{
+		plan.Peers = mesh.PeersOf(mesh.Peer{
 			Node: w.root.node, AllowedIPs: allowed, Endpoint: w.root.endpointFor(self.node), Protocol: l.protocol,
-		}}
+		})
 	}
 	return plan
 }

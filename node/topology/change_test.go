@@ -245,19 +245,19 @@ func TestPlanner_OwnMoveChangesEndpoints(t *testing.T) {
 		endpoints("a", "", "10.0.1.9:1").endpoints("b", "192.0.2.1", "192.0.2.1:1", "10.0.0.5:1", "10.0.1.5:1")
 	b.change("a", func(n *mesh.Node) { n.Zone = "z" }).change("b", func(n *mesh.Node) { n.Zone = "z" })
 	p := topology.New(b.Snapshot, nil)
-	if got := planned(t, p, "a").Peers[0].Endpoint; got != "10.0.1.5:1" {
+	if got := first(t, planned(t, p, "a")).Endpoint; got != "10.0.1.5:1" {
 		t.Errorf("endpoint %q beside the peer", got)
 	}
 	moved := *b.Snapshot
 	builder{&moved}.change("a", func(n *mesh.Node) { n.WireGuardEndpoints = []netip.AddrPort{netip.MustParseAddrPort("10.0.0.9:1")} })
 	p = topology.New(&moved, p)
-	if got := planned(t, p, "a").Peers[0].Endpoint; got != "10.0.0.5:1" {
+	if got := first(t, planned(t, p, "a")).Endpoint; got != "10.0.0.5:1" {
 		t.Errorf("endpoint %q after the move", got)
 	}
 	gone := moved
 	builder{&gone}.change("a", func(n *mesh.Node) { n.Zone = "" })
 	p = topology.New(&gone, p)
-	if got := planned(t, p, "a").Peers[0].Endpoint; got != "192.0.2.1:1" {
+	if got := first(t, planned(t, p, "a")).Endpoint; got != "192.0.2.1:1" {
 		t.Errorf("endpoint %q outside of the zone", got)
 	}
 }
@@ -268,11 +268,11 @@ func TestPlanner_SummaryEndsWithTheFirstForbiddenAddress(t *testing.T) {
 	large := star(topology.SummarizeFrom).acls(
 		mesh.ACL{DestinationCIDRs: prefixes("172.31.0.0/16"), SourceNodes: []string{"leaf0001"}}, between(true, "*", "*"))
 	p := topology.New(large.Snapshot, nil)
-	before := planned(t, p, "leaf0001").Peers[0].AllowedIPs
+	before := first(t, planned(t, p, "leaf0001")).AllowedIPs
 	p = topology.New(joins("hub")(large.Snapshot, 0), p) // with 172.31.0.1
-	during := planned(t, p, "leaf0001").Peers[0].AllowedIPs
+	during := first(t, planned(t, p, "leaf0001")).AllowedIPs
 	p = topology.New(joins("hub")(p.Snapshot(), 1), p)
-	after := planned(t, p, "leaf0001").Peers[0].AllowedIPs
+	after := first(t, planned(t, p, "leaf0001")).AllowedIPs
 	if len(before) != 2 || len(during) <= topology.SummarizeFrom || len(after) != 2 {
 		t.Errorf("%d, %d and %d prefixes", len(before), len(during), len(after))
 	}

@@ -21,11 +21,29 @@ import (
 var samePlan = cmp.Options{
 	cmpopts.EquateEmpty(), cmp.Comparer(func(a, b netip.Prefix) bool { return a == b }),
 	cmp.Comparer(func(a, b *mesh.Node) bool { return a == b }),
+	listed,
+}
+
+// listed compares lists of peers.
+var listed = cmp.Transformer("All", func(p mesh.Peers) []mesh.Peer { return slices.Collect(p.All()) })
+
+// first is the first peer of a plan.
+func first(t testing.TB, plan mesh.Plan) mesh.Peer {
+	t.Helper()
+	for peer := range plan.Peers.All() {
+		return peer
+	}
+	t.Fatal("no peers")
+	return mesh.Peer{}
 }
 
 // equalPlans reports what cmp.Equal with samePlan does, much faster.
 func equalPlans(a, b mesh.Plan) bool {
-	return a.Self == b.Self && slices.Equal(a.Routes, b.Routes) && slices.EqualFunc(a.Peers, b.Peers, func(a, b mesh.Peer) bool {
+	return a.Self == b.Self && slices.Equal(a.Routes, b.Routes) && samePeers(a.Peers, b.Peers)
+}
+
+func samePeers(a, b mesh.Peers) bool {
+	return slices.EqualFunc(slices.Collect(a.All()), slices.Collect(b.All()), func(a, b mesh.Peer) bool {
 		return a.Node == b.Node && a.Endpoint == b.Endpoint && a.Protocol == b.Protocol && slices.Equal(a.AllowedIPs, b.AllowedIPs)
 	})
 }
@@ -73,11 +91,11 @@ func TestPlanner_SummarizesForLeaves(t *testing.T) {
 	allowed := func(b builder) []string {
 		t.Helper()
 		plan, err := topology.For(b.Snapshot, "leaf0007")
-		if err != nil || len(plan.Peers) != 1 {
-			t.Fatalf("%d peers, %v", len(plan.Peers), err)
+		if err != nil || plan.Peers.Len() != 1 {
+			t.Fatalf("%d peers, %v", plan.Peers.Len(), err)
 		}
 		var list []string
-		for _, p := range plan.Peers[0].AllowedIPs {
+		for _, p := range first(t, plan).AllowedIPs {
 			list = append(list, p.String())
 		}
 		return list
@@ -163,11 +181,11 @@ func TestPlanner_LeafGoesThroughNobodyWhomItMayNotHave(t *testing.T) {
 		link("leaf", "gate", 1).link("gate", "near", 1).link("near", "far", 1).
 		acls(between(false, "leaf", "near"), between(true, "*", "*"))
 	plan, err := topology.For(b.Snapshot, "leaf")
-	if err != nil || len(plan.Peers) != 1 {
-		t.Fatalf("%d peers, %v", len(plan.Peers), err)
+	if err != nil || plan.Peers.Len() != 1 {
+		t.Fatalf("%d peers, %v", plan.Peers.Len(), err)
 	}
 	want := prefixes("172.16.0.2/32", "fd00:0:0:2::/112") // of gate
-	if diff := cmp.Diff(want, plan.Peers[0].AllowedIPs, samePlan); diff != "" {
+	if diff := cmp.Diff(want, first(t, plan).AllowedIPs, samePlan); diff != "" {
 		t.Errorf("AllowedIPs (-want +got):\n%s", diff)
 	}
 }

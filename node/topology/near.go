@@ -209,18 +209,17 @@ func (n *near) makePlan(g *graph) mesh.Plan {
 		return slices.DeleteFunc(slices.Clone(without(list, own)), func(part netip.Prefix) bool { return taken[part] })
 	}
 	lists[n.home] = merge(merge(rest(n.list), g.at.Networks()), rest(n.routed))
-	plan := mesh.Plan{Self: self, Routes: routesOf(g.at, self, without(merge(n.routed, routed), own)), Peers: make([]mesh.Peer, 0, len(lists))}
+	peers := make([]mesh.Peer, 0, len(lists))
 	for v, allowed := range lists {
 		l, _ := n.root.linkTo(v)
 		if !mesh.SameList(allowed, v.learned().own) {
 			slices.SortFunc(allowed, netip.Prefix.Compare)
 		}
-		plan.Peers = append(plan.Peers, mesh.Peer{
+		peers = append(peers, mesh.Peer{
 			Node: v.node, AllowedIPs: allowed, Endpoint: v.endpointFor(self), Protocol: l.protocol,
 		})
 	}
-	slices.SortFunc(plan.Peers, func(a, b mesh.Peer) int { return cmp.Compare(a.Node.ID, b.Node.ID) })
-	return plan
+	return mesh.Plan{Self: self, Peers: mesh.PeersOf(peers...), Routes: routesOf(g.at, self, without(merge(n.routed, routed), own))}
 }
 
 // claimOwn claims the own addresses of a vertex. Those of a neighbour are its

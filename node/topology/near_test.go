@@ -118,11 +118,11 @@ func TestPlanner_NearPlansAreShort(t *testing.T) {
 	p := topology.New(b.Snapshot, nil)
 	plan := planned(t, p, "n0007")
 	total := 0
-	for _, peer := range plan.Peers {
+	for peer := range plan.Peers.All() {
 		total += len(peer.AllowedIPs)
 	}
-	if !p.Near("n0007") || len(plan.Peers) != 129 || total != 2*128+2 {
-		t.Errorf("%d peers with %d prefixes, want 128 with 2 each and the gateway with the networks; near: %v", len(plan.Peers), total, p.Near("n0007"))
+	if !p.Near("n0007") || plan.Peers.Len() != 129 || total != 2*128+2 {
+		t.Errorf("%d peers with %d prefixes, want 128 with 2 each and the gateway with the networks; near: %v", plan.Peers.Len(), total, p.Near("n0007"))
 	}
 	if planned(t, p, publicGateway); p.Near(publicGateway) {
 		t.Error("the gateway has a near plan")
@@ -144,15 +144,15 @@ func TestPlanner_ACLsWithoutEffectKeepPlans(t *testing.T) {
 			next := *p.Snapshot()
 			next.ACLs = acls
 			p = topology.New(&next, p)
-			if after := planned(t, p, id); &after.Peers[0] != &before.Peers[0] {
+			if after := planned(t, p, id); !after.Peers.Same(before.Peers) {
 				t.Errorf("%s: the ACLs of case %d make the plan anew", name, i)
 			}
 		}
 		next := *p.Snapshot()
 		next.ACLs = []mesh.ACL{between(false, string(id), "*"), between(true, "*", "*")}
 		p = topology.New(&next, p)
-		if after := planned(t, p, id); len(after.Peers) != 0 {
-			t.Errorf("%s: %s has %d peers, and may speak with nobody", name, id, len(after.Peers))
+		if after := planned(t, p, id); after.Peers.Len() != 0 {
+			t.Errorf("%s: %s has %d peers, and may speak with nobody", name, id, after.Peers.Len())
 		}
 	}
 }

@@ -225,7 +225,7 @@ func scenarios() map[string]builder {
 func render(p mesh.Plan) string {
 	var out strings.Builder
 	fmt.Fprintf(&out, "%s\n", p.Self.ID)
-	for _, peer := range p.Peers {
+	for peer := range p.Peers.All() {
 		fmt.Fprintf(&out, "  peer %s %s endpoint %q\n", peer.Node.ID,
 			strings.ToLower(strings.TrimPrefix(peer.Protocol.String(), "CONNECT_")), peer.Endpoint)
 		for _, allowed := range peer.AllowedIPs {
@@ -358,7 +358,7 @@ func TestFor_ChoosesEndpoints(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if got := plan.Peers[0].Endpoint; got != c.want {
+			if got := first(t, plan).Endpoint; got != c.want {
 				t.Errorf("endpoint %q, want %q", got, c.want)
 			}
 		})
