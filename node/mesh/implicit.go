@@ -86,15 +86,16 @@ func (s *Snapshot) implicitOf(id NodeID) iter.Seq[Edge] {
 		if !ok || !self.node.linksItself() {
 			return
 		}
+		stored := make(map[NodeID]bool)
+		for e := range s.Edges.Of(id) {
+			stored[e.Source], stored[e.Target] = true, true
+		}
 		seen := make(map[*entry]bool, 4*ringReach)
 		link := func(to *entry, weight int32) bool {
-			if to == self || seen[to] {
+			if to == self || seen[to] || stored[to.node.ID] {
 				return true
 			}
 			seen[to] = true
-			if _, stored := s.Edges.Get(id, to.node.ID); stored {
-				return true
-			}
 			return yield(Edge{Source: min(id, to.node.ID), Target: max(id, to.node.ID), Weight: weight})
 		}
 		if zone := self.node.Zone; zone != "" {
@@ -117,23 +118,22 @@ func (s *Snapshot) implicitOf(id NodeID) iter.Seq[Edge] {
 	}
 }
 
-// EdgeBetween returns the edge between two nodes that EdgesOf yields for either.
-func (s *Snapshot) EdgeBetween(a, b NodeID) (Edge, bool) {
-	if e, stored := s.Edges.Get(a, b); stored || a == b {
+// EdgeBetween returns the edge between two nodes of s that EdgesOf yields for
+// either.
+func (s *Snapshot) EdgeBetween(a, b *Node) (Edge, bool) {
+	if e, stored := s.Edges.Get(a.ID, b.ID); stored || a.ID == b.ID {
 		return e, stored
 	}
-	index := s.Nodes.get()
-	x, okX := index.byID.get(atID(a))
-	y, okY := index.byID.get(atID(b))
-	if !okX || !okY || !x.node.linksItself() || !y.node.linksItself() {
+	if !a.linksItself() || !b.linksItself() {
 		return Edge{}, false
 	}
-	e := Edge{Source: min(a, b), Target: max(a, b), Weight: publicWeight}
-	if zone := x.node.Zone; zone != "" && zone == y.node.Zone && index.inZone(zone).near(x, y) {
+	index, x, y := s.Nodes.get(), placed(a), placed(b)
+	e := Edge{Source: min(a.ID, b.ID), Target: max(a.ID, b.ID), Weight: publicWeight}
+	if zone := a.Zone; zone != "" && zone == b.Zone && index.inZone(zone).near(x, y) {
 		e.Weight = zoneWeight
 		return e, true
 	}
-	return e, index.linksAll(x) || index.linksAll(y) || index.ofAll().near(x, y)
+	return e, index.ofAll().near(x, y) || index.linksAll(x) || index.linksAll(y)
 }
 
 // linksAll reports whether e is one of the gateways that every public node is

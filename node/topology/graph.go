@@ -38,7 +38,7 @@ type vertex struct {
 	// gone is true when the node is no vertex any more, fresh while its links were
 	// made by the move that is under way.
 	gone, fresh bool
-	// links are the edges to other vertices, by their ids.
+	// links are the edges to other vertices, in the order of link.compare.
 	links []link
 	// facts are what plans of others say of node.
 	facts facts
@@ -204,7 +204,7 @@ func (g *graph) count(k class, by int) {
 	}
 }
 
-// linksOf returns the edges of v to other vertices, by their ids.
+// linksOf returns the edges of v to other vertices, in order.
 func (g *graph) linksOf(v *vertex) []link {
 	var links []link
 	for e := range g.at.EdgesOf(v.id) {
@@ -216,12 +216,12 @@ func (g *graph) linksOf(v *vertex) []link {
 			links = append(links, linkBy(e, to))
 		}
 	}
-	slices.SortFunc(links, func(a, b link) int { return cmp.Compare(a.to.id, b.to.id) })
+	slices.SortFunc(links, link.compare)
 	return links
 }
 
 func linkBy(e mesh.Edge, to *vertex) link {
-	return link{to: to, weight: e.Weight, protocol: e.Protocol(), tie: tieOf(e)}
+	return link{to: to, weight: e.Weight, protocol: e.Protocol(), tie: tieOf(e.Source, e.Target)}
 }
 
 // link gives a new vertex its edges.
@@ -242,7 +242,7 @@ func (g *graph) setLink(a, b *vertex, d *delta) {
 		return
 	}
 	was, had := a.linkTo(b)
-	e, has := g.at.EdgeBetween(a.id, b.id)
+	e, has := g.at.EdgeBetween(a.node, b.node)
 	switch {
 	case has:
 		is := linkBy(e, b)
@@ -294,13 +294,23 @@ func offersOf(s *mesh.Snapshot) map[mesh.NodeID][]netip.Prefix {
 }
 
 // find returns where the link to a vertex is, or belongs.
-func (v *vertex) find(id mesh.NodeID) (int, bool) {
-	return slices.BinarySearchFunc(v.links, id, func(l link, id mesh.NodeID) int { return cmp.Compare(l.to.id, id) })
+func (v *vertex) find(to *vertex) (int, bool) {
+	wanted := link{to: to, tie: tieOf(v.id, to.id)}
+	return slices.BinarySearchFunc(v.links, wanted, link.compare)
+}
+
+// compare orders the links of one vertex: by what is in the link itself, since the
+// vertices at the other ends are anywhere in memory.
+func (l link) compare(other link) int {
+	if l.tie != other.tie {
+		return cmp.Compare(l.tie, other.tie)
+	}
+	return cmp.Compare(l.to.id, other.to.id)
 }
 
 // linkTo returns the link to another vertex.
 func (v *vertex) linkTo(to *vertex) (link, bool) {
-	if i, ok := v.find(to.id); ok {
+	if i, ok := v.find(to); ok {
 		return v.links[i], true
 	}
 	return link{}, false
@@ -308,7 +318,7 @@ func (v *vertex) linkTo(to *vertex) (link, bool) {
 
 // set puts a link in, in place of one to the same vertex.
 func (v *vertex) set(l link) {
-	i, ok := v.find(l.to.id)
+	i, ok := v.find(l.to)
 	if ok {
 		v.links[i] = l
 		return
@@ -318,7 +328,7 @@ func (v *vertex) set(l link) {
 
 // drop takes the link to another vertex out.
 func (v *vertex) drop(to *vertex) {
-	if i, ok := v.find(to.id); ok {
+	if i, ok := v.find(to); ok {
 		v.links = slices.Delete(v.links, i, i+1)
 	}
 }

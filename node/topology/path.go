@@ -47,14 +47,15 @@ func (p path) along(l link) path {
 	return next
 }
 
-// tieOf hashes an edge to 48 bits, so that sums over paths do not overflow.
+// tieOf hashes the edge between two nodes to 48 bits, so that sums over paths do not
+// overflow.
 // They break ties between paths of equal weight: the same way on every node, in
 // both directions, and for every part of a path as for the whole.
-func tieOf(e mesh.Edge) uint64 {
+func tieOf(a, b mesh.NodeID) uint64 {
 	h := fnv.New64a()
-	_, _ = h.Write([]byte(e.Source))
+	_, _ = h.Write([]byte(min(a, b)))
 	_, _ = h.Write([]byte{0})
-	_, _ = h.Write([]byte(e.Target))
+	_, _ = h.Write([]byte(max(a, b)))
 	// FNV alone maps similar names to hashes whose sums collide. The finalizer
 	// of MurmurHash3 lets every input bit change every output bit.
 	x := h.Sum64()

@@ -83,3 +83,27 @@ func BenchmarkPublic(b *testing.B) {
 		}
 	}
 }
+
+// BenchmarkPublic_Crowd plans for the gateway after fifty nodes came, and after
+// they left again.
+func BenchmarkPublic_Crowd(b *testing.B) {
+	for _, size := range []int{1000, 10_000} {
+		b.Run(fmt.Sprint(size), func(b *testing.B) {
+			without := publicJoined(size).Snapshot
+			with := without
+			for i := range 50 {
+				with = publicJoins(with, i)
+			}
+			p := topology.New(without, nil)
+			planAll(b, p, []mesh.NodeID{publicGateway, "n0001"})
+			for b.Loop() {
+				for _, s := range []*mesh.Snapshot{with, without} {
+					next := *s
+					next.Version = p.Snapshot().Version + 1
+					p = topology.New(&next, p)
+					planAll(b, p, []mesh.NodeID{publicGateway, "n0001"})
+				}
+			}
+		})
+	}
+}

@@ -11,9 +11,9 @@ import (
 const (
 	// maxNotes bounds the notes of all views that are kept: some 50 MB.
 	maxNotes = 1 << 17
-	// maxLog bounds how far behind a view may be, in changes of the graph. One
-	// that is further behind begins anew, which costs no more.
-	maxLog = 4096
+	// minLog is how far behind a view may be, in changes of the graph, which are
+	// more in a large one; see maxLog.
+	minLog = 4096
 	// maxIdle is after how many moves a view that nobody asks for gives way.
 	maxIdle = 16
 )
@@ -120,7 +120,7 @@ func (w *work) moveTo(s *mesh.Snapshot) {
 	}
 	d := w.graph.move(s)
 	w.log, w.logSize = append(w.log, d), w.logSize+d.size()
-	for len(w.log) > 0 && (w.logSize > maxLog || len(w.log) > maxLog) {
+	for most := w.maxLog(); len(w.log) > 0 && (w.logSize > most || len(w.log) > most); {
 		w.logSize -= w.log[0].size()
 		w.log[0] = nil
 		w.log = w.log[1:]
@@ -137,6 +137,10 @@ func (w *work) moveTo(s *mesh.Snapshot) {
 		}
 	}
 }
+
+// maxLog bounds how far behind a view may be. One that is further behind begins
+// anew: to find a path and what it leads to costs more than to follow two changes.
+func (w *work) maxLog() int { return max(minLog, 2*len(w.graph.vertices)) }
 
 // clear forgets everything but the graph.
 func (w *work) clear() {
