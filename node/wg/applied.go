@@ -18,6 +18,8 @@ import (
 // wrong; see Device.resync.
 type applied struct {
 	privateKey mesh.WireGuardPrivateKey
+	// publicKey is that of privateKey, which takes some 60 microseconds to find.
+	publicKey  mesh.WireGuardKey
 	listenPort uint16
 	peers      map[mesh.WireGuardKey]*appliedPeer
 	// owner says behind which peer each prefix is.
@@ -83,9 +85,12 @@ func (a *applied) compare(c *Config) (*changes, error) {
 	left := a.expect(gone)
 	var (
 		ch    changes
-		own   = c.PrivateKey.Public()
+		own   = a.publicKey
 		added = make(map[mesh.WireGuardKey]bool)
 	)
+	if c.PrivateKey != a.privateKey || own.IsZero() {
+		own = c.PrivateKey.Public()
+	}
 	look := func(peers []Peer, list int) error {
 		for i := range peers {
 			p := &peers[i]

@@ -143,6 +143,9 @@ func (d *Device) setPeers(c *Config, ch *changes, lazy bool) error {
 	}
 	d.applied.take(c, ch)
 	d.roster.take(ch)
+	if c.PrivateKey != d.applied.privateKey || d.applied.publicKey.IsZero() {
+		d.applied.publicKey = c.PrivateKey.Public()
+	}
 	d.applied.privateKey, d.applied.stray = c.PrivateKey, nil
 	if d.lazy && !lazy {
 		d.beEager()
