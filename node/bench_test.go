@@ -118,10 +118,12 @@ func benchMesh(b *testing.B, size int, public bool) *Node {
 		}
 		ops = nil
 	}
-	for n.Snapshot().Nodes.Len() < size {
-		if _, err := n.Wait(b.Context(), n.Snapshot().Version); err != nil {
-			b.Fatal(err)
-		}
+	all, err := n.Sync(b.Context())
+	if err != nil || all.Nodes.Len() != size {
+		b.Fatalf("%d nodes, %v", all.Nodes.Len(), err)
+	}
+	if err := n.Applied(b.Context(), all.Version); err != nil {
+		b.Fatal(err)
 	}
 	return n
 }
