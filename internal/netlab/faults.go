@@ -102,7 +102,7 @@ func (s *Side) move(from, to netip.Addr) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	home, ok := s.network(to)
-	if router := at(home, 1).Addr(); !ok || to == router || to == home.Masked().Addr() {
+	if !ok || to == at(home, 1).Addr() || to == home.Addr() {
 		return fmt.Errorf("address %s for %s: want one of %v that is not the router's", to, s.name, s.networks)
 	}
 	if from.IsValid() {
@@ -138,7 +138,7 @@ func (s *Side) network(addr netip.Addr) (netip.Prefix, bool) {
 			return n, true
 		}
 	}
-	return netip.PrefixFrom(addr, addr.BitLen()), false
+	return netip.Prefix{}, false
 }
 
 // fault changes what is wrong with the side and has the middle act on it.

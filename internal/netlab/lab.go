@@ -208,7 +208,7 @@ func at(network netip.Prefix, n byte) netip.Prefix {
 }
 
 // text returns rules of files, for a NAT whose outside address is wan and that
-// gives out ports from first on. nft takes no variables in all of the places.
+// begins to count ports with first. nft takes no variables in all of the places.
 func text(files []string, wan netip.Addr, first int) (string, error) {
 	var b strings.Builder
 	for _, name := range files {

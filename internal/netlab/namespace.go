@@ -65,6 +65,7 @@ func (n *namespace) settle() (err error) {
 		{"ipv6/conf/all/disable_ipv6", "0"},
 		{"ipv6/conf/default/disable_ipv6", "0"},
 		// An address that is set is used at once, without asking whether it is free.
+		{"ipv6/conf/all/accept_dad", "0"},
 		{"ipv6/conf/default/accept_dad", "0"},
 		{"ipv6/conf/default/accept_ra", "0"},
 	} {
@@ -170,7 +171,21 @@ func connect(a *namespace, ifA string, b *namespace, ifB string) error {
 	if err := a.nl.LinkAdd(veth); err != nil {
 		return fmt.Errorf("join %s and %s: %w", a.path, b.path, err)
 	}
-	return errors.Join(a.up(ifA), b.up(ifB))
+	return errors.Join(a.hasten(ifA), b.hasten(ifB), a.up(ifA), b.up(ifB))
+}
+
+// hasten makes a host ask soon again who has an address. IPv6 joins the group in
+// which it is asked some time after it got the address; who asked before waits
+// a second for the next chance otherwise.
+func (n *namespace) hasten(name string) error {
+	return n.enter(func() error {
+		var errs []error
+		for _, ip := range []string{"ipv4", "ipv6"} {
+			errs = append(errs, sysctl(ip+"/neigh/"+name+"/retrans_time_ms", "20"),
+				sysctl(ip+"/neigh/"+name+"/mcast_solicit", "20"))
+		}
+		return errors.Join(errs...)
+	})
 }
 
 func (n *namespace) link(name string) (netlink.Link, error) {

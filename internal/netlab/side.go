@@ -77,9 +77,10 @@ func (s *Side) build(server bool) (err error) {
 	return nil
 }
 
-// firstPort is where a NAT begins to give out ports: NATs behind each other
-// have different ones, so that they are not taken for each other.
-func firstPort(box int) int { return 20000 + 20000*box }
+// firstPort is where a NAT begins to count ports, whose bytes are swapped. NATs
+// behind each other begin with different ones, so that a port is not taken for
+// that of the other one.
+func firstPort(box int) int { return (1+box)<<8 | 0x10 }
 
 // wire connects the host, the boxes and the middle.
 func (s *Side) wire() error {
