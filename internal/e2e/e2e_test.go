@@ -103,9 +103,15 @@ func startEnv(t testing.TB, env []string, args ...string) *process {
 // launch runs meshgate with args and does not wait for its ready line.
 func launch(t testing.TB, env []string, args ...string) *process {
 	t.Helper()
-	p := &process{t: t, done: make(chan struct{}), line: make(chan []byte, 1), log: &syncBuffer{}}
-	p.cmd = exec.Command(program, append(args, "--output", "json")...)
-	p.cmd.Env = append(os.Environ(), env...)
+	cmd := exec.Command(program, append(args, "--output", "json")...)
+	cmd.Env = append(os.Environ(), env...)
+	return follow(t, cmd)
+}
+
+// follow is launch for a command that knows where it runs.
+func follow(t testing.TB, cmd *exec.Cmd) *process {
+	t.Helper()
+	p := &process{t: t, cmd: cmd, done: make(chan struct{}), line: make(chan []byte, 1), log: &syncBuffer{}}
 	p.cmd.Stderr = p.log
 	stdout, err := p.cmd.StdoutPipe()
 	if err != nil {

@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -274,9 +275,7 @@ func TestRun_EndsWithItsFunction(t *testing.T) {
 	if err := side.Run(func() error { return want }); err != want {
 		t.Errorf("got %v", err)
 	}
-	t.Run("inner", func(t *testing.T) {
-		if err := side.Run(func() error { t.SkipNow(); return nil }); err == nil {
-			t.Error("a function that did not return counts as done")
-		}
-	})
+	if err := side.Run(func() error { runtime.Goexit(); return nil }); err == nil {
+		t.Error("a function that did not return counts as done")
+	}
 }

@@ -1,0 +1,229 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build e2e && linux
+
+package e2e
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/net/icmp"
+	"golang.org/x/net/ipv4"
+
+	"github.com/meshgate/meshgate/internal/netlab"
+)
+
+const (
+	// pairWithin is how long after the second join two nodes may need for their
+	// first answer.
+	pairWithin = 3 * time.Second
+	// pairNever is how long two nodes are given that are expected to have no
+	// path.
+	pairNever = time.Second
+)
+
+// today reports whether nodes of a kind have a path to the gateway: they need
+// UDP, over the IP version of the one address that the gateway tells.
+func today(k netlab.Kind) bool { return k.IPv4() != (netlab.NAT{}) }
+
+// labNode is a node on a host of a lab.
+type labNode struct {
+	*process
+	id   string
+	side *netlab.Side
+	addr netip.Addr // in the mesh
+	kind netlab.Kind
+}
+
+// labMesh is a gateway in a lab, and how nodes join it.
+type labMesh struct {
+	lab     *netlab.TestLab
+	gate    *labNode
+	joining []string // the arguments of join but for the id and the directory
+}
+
+// newLabMesh starts the gateway, on the ports that it has in the world.
+func newLabMesh(t testing.TB) *labMesh {
+	t.Helper()
+	lab, dir := netlab.New(t), t.TempDir()
+	server := lab.Server("gate")
+	gate := &labNode{id: "gate", side: server, kind: server.Kind()}
+	gate.process = gate.run(t, "up", "--data-dir", dir, "--public-address", server.Addr4().String(), "--listen", ":443",
+		"--turn.listen", ":3478", "--wireguard.listen-port", "51820", "--metrics.listen", "127.0.0.1:9090",
+		"--mesh.default-network-policy", "accept")
+	gate.found(t)
+	raw, err := os.ReadFile(filepath.Join(dir, "local.json"))
+	var local struct{ Pin string }
+	if err := errors.Join(err, json.Unmarshal(raw, &local)); err != nil {
+		t.Fatal(err)
+	}
+	return &labMesh{lab: lab, gate: gate, joining: []string{"--pin", local.Pin, "--token-file", filepath.Join(dir, "admin.token")}}
+}
+
+// join starts a node behind the given kind of access and returns when it is up.
+func (m *labMesh) join(t testing.TB, kind netlab.Kind) *labNode {
+	t.Helper()
+	n := &labNode{id: kind.String(), side: m.lab.Side(kind.String(), kind), kind: kind}
+	host := m.gate.side.Addr4()
+	if !n.side.Addr4().IsValid() {
+		host = m.gate.side.Addr6()
+	}
+	url := "https://" + net.JoinHostPort(host.String(), "443")
+	n.process = n.run(t, append([]string{"join", url, "--data-dir", t.TempDir()}, m.joining...)...)
+	n.found(t)
+	return n
+}
+
+// run starts meshgate on the host of the node, with an interface of its own.
+func (n *labNode) run(t testing.TB, args ...string) *process {
+	t.Helper()
+	args = append(append([]string{program}, args...), "--id", n.id, "--wireguard.mode", "tun", "--output", "json")
+	p := follow(t, n.side.Exec(t.Context(), args...))
+	p.await()
+	return p
+}
+
+// found takes the node's IPv4 address from its ready line.
+func (n *labNode) found(t testing.TB) {
+	t.Helper()
+	for _, r := range n.ready.Nodes {
+		if a, err := netip.ParseAddr(r.Address); r.ID == n.id && err == nil && a.Is4() {
+			n.addr = a
+			return
+		}
+	}
+	t.Fatalf("%s has no IPv4 address: %+v", n.id, n.ready)
+}
+
+// ping asks for an echo every 20 ms, and returns when the first one came.
+func (n *labNode) ping(to netip.Addr, within time.Duration) error {
+	var c *icmp.PacketConn
+	err := n.side.Run(func() (err error) {
+		c, err = icmp.ListenPacket("ip4:icmp", n.addr.String())
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	// Other pings of the host are answered at this socket, too.
+	id := int(to.As4()[2])<<8 | int(to.As4()[3])
+	ask, err := (&icmp.Message{Type: ipv4.ICMPTypeEcho, Body: &icmp.Echo{ID: id}}).Marshal(nil)
+	if err != nil {
+		return err
+	}
+	b := make([]byte, 256)
+	for end := time.Now().Add(within); time.Now().Before(end); {
+		if _, err := c.WriteTo(ask, &net.IPAddr{IP: to.AsSlice()}); err != nil {
+			return err
+		}
+		if err := c.SetReadDeadline(time.Now().Add(20 * time.Millisecond)); err != nil {
+			return err
+		}
+		for {
+			size, from, err := c.ReadFrom(b)
+			if errors.Is(err, os.ErrDeadlineExceeded) {
+				break
+			}
+			if err != nil {
+				return err
+			}
+			m, err := icmp.ParseMessage(1, b[:size])
+			if echo, ok := bodyOf(m, err); ok && m.Type == ipv4.ICMPTypeEchoReply && echo.ID == id && from.String() == to.String() {
+				return nil
+			}
+		}
+	}
+	return errNoEcho
+}
+
+// errNoEcho is for pings that nobody answered.
+var errNoEcho = errors.New("no echo")
+
+func bodyOf(m *icmp.Message, err error) (*icmp.Echo, bool) {
+	if err != nil {
+		return nil, false
+	}
+	echo, ok := m.Body.(*icmp.Echo)
+	return echo, ok
+}
+
+// firstEcho is how long after the second join of two nodes the first answer
+// came.
+type firstEcho struct {
+	pair  string
+	after time.Duration
+}
+
+// Nodes behind all kinds of access join one after the other; each pings the
+// gateway and all that were there before at once.
+func TestPairs_AllKinds(t *testing.T) {
+	m := newLabMesh(t)
+	there := []*labNode{m.gate}
+	var echoes []firstEcho
+	for _, kind := range netlab.Kinds() {
+		n := m.join(t, kind)
+		echoes = append(echoes, n.pingAll(t, there)...)
+		there = append(there, n)
+	}
+	slices.SortFunc(echoes, func(a, b firstEcho) int { return int(a.after - b.after) })
+	if len(echoes) == 0 {
+		t.Fatal("no pair has a path")
+	}
+	var all strings.Builder
+	for _, e := range echoes {
+		fmt.Fprintf(&all, "\n%8s %s", e.after.Round(time.Millisecond), e.pair)
+	}
+	median, worst := echoes[len(echoes)/2].after, echoes[len(echoes)-1].after
+	t.Logf("%d nodes and pairs with a path; first echo after the second join: median %s, worst %s%s",
+		len(echoes), median.Round(time.Millisecond), worst.Round(time.Millisecond), &all)
+	if median > time.Second {
+		t.Errorf("the median of the first echoes is %s, want at most 1 s", median)
+	}
+}
+
+// pingAll pings all at once, and fails the test where a path is there that is
+// not expected or the other way round.
+func (n *labNode) pingAll(t *testing.T, all []*labNode) []firstEcho {
+	t.Helper()
+	joined := time.Now()
+	results := make([]error, len(all))
+	after := make([]time.Duration, len(all))
+	var wg sync.WaitGroup
+	for i, to := range all {
+		within := pairNever
+		if today(n.kind) && today(to.kind) {
+			within = pairWithin
+		}
+		wg.Go(func() {
+			results[i] = n.ping(to.addr, within)
+			after[i] = time.Since(joined)
+		})
+	}
+	wg.Wait()
+	var echoes []firstEcho
+	for i, to := range all {
+		pair := n.id + " to " + to.id
+		want := today(n.kind) && today(to.kind)
+		switch err := results[i]; {
+		case err == nil && want:
+			echoes = append(echoes, firstEcho{pair, after[i]})
+		case err == nil:
+			t.Errorf("%s: there is a path, and the table says that there is none", pair)
+		case want || !errors.Is(err, errNoEcho):
+			t.Errorf("%s: %v", pair, err)
+		}
+	}
+	return echoes
+}
