@@ -110,23 +110,25 @@ func (k Kind) IPv6() NAT {
 	return NAT{}
 }
 
-// Direct reports whether two hosts that know the address at which a third one
-// sees the other can get UDP to each other, when both keep sending there and
-// answer to where they hear from.
+// Direct reports whether hosts behind the two kinds can get UDP to each other
+// over one IP version at least.
 func Direct(a, b Kind) bool {
-	return direct(a.IPv4(), b.IPv4()) || direct(a.IPv6(), b.IPv6())
+	return a.IPv4().Meets(b.IPv4()) || a.IPv6().Meets(b.IPv6())
 }
 
-func direct(a, b NAT) bool {
+// Meets reports whether two hosts that know the address at which a third one
+// sees the other can get UDP to each other, when both keep sending there and
+// answer to where they hear from.
+func (n NAT) Meets(other NAT) bool {
 	switch {
-	case a.Mapping == NoUDP || b.Mapping == NoUDP:
+	case n.Mapping == NoUDP || other.Mapping == NoUDP:
 		return false
-	case a.Mapping == EndpointIndependent && b.Mapping == EndpointIndependent:
+	case n.Mapping == EndpointIndependent && other.Mapping == EndpointIndependent:
 		return true // each is where the other one sends to
-	case a.Mapping == EndpointIndependent:
-		return a.Filtering < AddressAndPortDependent // b comes from a port that a does not know
-	case b.Mapping == EndpointIndependent:
-		return b.Filtering < AddressAndPortDependent
+	case n.Mapping == EndpointIndependent:
+		return n.Filtering < AddressAndPortDependent // the other one comes from a port that nobody sent to
+	case other.Mapping == EndpointIndependent:
+		return other.Filtering < AddressAndPortDependent
 	default:
 		return false
 	}
