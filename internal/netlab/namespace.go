@@ -281,8 +281,14 @@ func shareNetnsDir() error {
 func discard(paths []string) error {
 	ids := map[string]bool{}
 	for _, path := range paths {
+		// While it is open, no other namespace gets its number.
+		file, err := os.Open(path)
+		if err != nil {
+			continue
+		}
+		defer file.Close()
 		var s unix.Stat_t
-		if unix.Stat(path, &s) == nil {
+		if unix.Fstat(int(file.Fd()), &s) == nil {
 			ids[fmt.Sprintf("net:[%d]", s.Ino)] = true
 		}
 	}
@@ -296,7 +302,8 @@ func discard(paths []string) error {
 			errs = append(errs, err)
 		}
 	}
-	return errors.Join(errs...)
+	// Some may have been on their way in when the name went.
+	return errors.Join(append(errs, killAll(ids))...)
 }
 
 // killAll kills the processes in namespaces, and those that they start
