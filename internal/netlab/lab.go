@@ -22,6 +22,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
 	"regexp"
 	"strconv"
 	"strings"
@@ -56,6 +57,9 @@ type Lab struct {
 func Start(prefix string) (*Lab, error) {
 	if !regexp.MustCompile(`^[a-z0-9]{1,16}$`).MatchString(prefix) {
 		return nil, fmt.Errorf("prefix %q: want 1 to 16 small letters and digits", prefix)
+	}
+	if os.Geteuid() != 0 {
+		return nil, errors.New("network namespaces need root: run this as root")
 	}
 	if err := errors.Join(shareNetnsDir(), sweep()); err != nil {
 		return nil, err

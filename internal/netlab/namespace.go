@@ -271,7 +271,7 @@ func shareNetnsDir() error {
 		}
 	}
 	if err != nil {
-		return fmt.Errorf("share %s (labs need root): %w", netnsDir, err)
+		return fmt.Errorf("share %s: %w", netnsDir, err)
 	}
 	return nil
 }
