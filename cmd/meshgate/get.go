@@ -149,7 +149,8 @@ func (a *app) deleteCommand() *cobra.Command {
 		Short: "remove objects of the mesh",
 		Long: "delete removes the named objects of a kind (" + kindsUsage + ").\n" +
 			"An edge is named by --from and --to. One that is not there is no error, and told; a node has\n" +
-			"to be there, and leaves the mesh.",
+			"to be there, and leaves the mesh. The id of one that went silent and was removed is freed for\n" +
+			"another key.",
 		Args: args(cobra.MinimumNArgs(1), "a kind ("+kindsUsage+") and names"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			k, err := findKind(args[0])
@@ -203,7 +204,7 @@ func (a *app) deleteOne(ctx context.Context, c calls, k kind, t target) error {
 		fmt.Fprintf(a.stderr, "%s %s: was not there\n", k.name, t)
 		return nil
 	case code == connect.CodeNotFound:
-		result = "was not there; any key may have its id now"
+		result = "was gone; any key may have its id now" // else its removal is refused
 	case code == connect.CodePermissionDenied && k.name != "nodes": // who may delete need not be one who may read
 		result = "deleted, if it was there"
 	default:

@@ -44,7 +44,8 @@ type Members interface {
 	// Adopt makes this gateway the one that a member is reached through; the
 	// returned snapshot has it.
 	Adopt(ctx context.Context, id mesh.NodeID) (*mesh.Snapshot, error)
-	// Leave removes a member. Removing one that is not there is no error.
+	// Leave removes a member, or frees the id of one that is gone. An id of which
+	// nothing is left is an error that wraps mesh.ErrNotFound.
 	Leave(ctx context.Context, id mesh.NodeID) error
 	// LeaveBound is Leave, but the id stays bound to its key.
 	LeaveBound(ctx context.Context, id mesh.NodeID) error

@@ -320,9 +320,10 @@ func updated(n mesh.Node, r mesh.UpdateRequest) mesh.Node {
 }
 
 // Leave removes a node with its edges and routes, and frees its id for another
-// key; ACLs, roles and groups that name it stay. Removing a node that is not
-// there is no error. The node that holds the state cannot be removed:
-// mesh.ErrPrecondition.
+// key; ACLs, roles and groups that name it stay. A node that is gone may still
+// have its id bound to its key, which is freed. An id of which nothing is left is
+// mesh.ErrNotFound: it may be mistyped. The node that holds the state cannot be
+// removed: mesh.ErrPrecondition.
 func (m *Members) Leave(ctx context.Context, id mesh.NodeID) error { return m.leave(ctx, id, false) }
 
 // LeaveBound is Leave for somebody who has shown neither the node's key nor a
@@ -339,7 +340,10 @@ func (m *Members) leave(ctx context.Context, id mesh.NodeID, bound bool) error {
 	_, err := m.registry.Update(ctx, func(tx *registry.Tx) error {
 		n := tx.Snapshot().Node(id)
 		was = n != nil
+		_, held := tx.BoundKey(id)
 		switch {
+		case !was && !held && !tx.Unreadable(id):
+			return fmt.Errorf("%w: no node of this id in the mesh, and no key that the id is bound to; v1.Mesh/ListNodes names those that are", mesh.ErrNotFound)
 		case !bound:
 			tx.UnbindKey(id)
 		case was && !n.PublicKey.IsZero():

@@ -514,10 +514,12 @@ func TestLeave(t *testing.T) {
 	if s.Node("a") != nil || len(s.Routes) != 0 || s.Edges.Len() != 1 {
 		t.Errorf("left: nodes %v, routes %v, edges %v", s.Nodes, s.Routes, s.Edges)
 	}
-	for _, id := range []mesh.NodeID{"b", "a", "a", "never"} {
-		if err := f.Leave(t.Context(), id); err != nil {
-			t.Fatal(err)
-		}
+	if err := f.Leave(t.Context(), "b"); err != nil {
+		t.Fatal(err)
+	}
+	for _, id := range []mesh.NodeID{"b", "a", "never"} {
+		f.wantRefused(f.Leave(t.Context(), id), mesh.ErrNotFound, fmt.Sprintf("leave of node %q: not found: no node of this id in the mesh", id))
+		f.wantRefused(f.LeaveBound(t.Context(), id), mesh.ErrNotFound, "no node of this id")
 	}
 	left := f.registry.Snapshot()
 	if diff := cmp.Diff(empty, left, equal, cmpopts.IgnoreFields(mesh.Snapshot{}, "Version", "Revision", "LastIPv4")); diff != "" {
