@@ -25,6 +25,9 @@ const (
 	// greeting is how long peers that call us may take to do so first, after
 	// they joined or this node started: a keepalive and some handshakes.
 	greeting = keepalive + 5*time.Second
+	// statusPatience is how long a node may take to say how it is. It is shorter
+	// than the patience of those who ask, so that they hear why there is no answer.
+	statusPatience = 5 * time.Second
 	// contactsAge is how long the device's answer is believed at most.
 	contactsAge = time.Second
 	// contactsShare bounds the time spent on asking to one part in so many.
@@ -151,9 +154,37 @@ func unheard(o *mesh.Node, p mesh.PeerStats, addr netip.Addr) error {
 	return fmt.Errorf("%w: %s was last heard %s ago; see that it is on and online", mesh.ErrUnavailable, name, brief(time.Since(p.LastHandshake)))
 }
 
-// brief writes a duration of minutes or more as people say it: 12m, 3h, 5d.
+// unanswered says what is known of node id, which is at addr and has not answered
+// within statusPatience. The error wraps mesh.ErrUnavailable.
+func (n *Node) unanswered(id mesh.NodeID, addr netip.Addr) error {
+	s := n.Snapshot()
+	if since, ok := s.Silent[id]; ok {
+		return fmt.Errorf("%w: %s has not been heard since %s, %s ago; see that it is on and online",
+			mesh.ErrUnavailable, id, since.UTC().Format(time.RFC3339), brief(time.Since(since)))
+	}
+	known := "see that it is on and online"
+	if stats, err := n.contacts.stats(n.device.Stats); err == nil {
+		peer, ok := carrier(stats, addr)
+		via, _ := s.NodeByKey(peer.PublicKey)
+		switch {
+		case !ok || via == nil:
+			known = "no tunnel of this node leads to it now; meshgate get edges shows its neighbours"
+		case via.ID != id:
+			known = fmt.Sprintf("it is reached through %s, which knows when it was last heard (meshgate status there)", via.ID)
+		case peer.LastHandshake.IsZero():
+			return unheard(via, peer, addr)
+		default:
+			known = fmt.Sprintf("it was last heard %s ago; see that it is on and online", brief(time.Since(peer.LastHandshake)))
+		}
+	}
+	return fmt.Errorf("%w: %s did not answer within %v; %s", mesh.ErrUnavailable, id, statusPatience, known)
+}
+
+// brief writes a duration as people say it: 40s, 12m, 3h, 5d.
 func brief(d time.Duration) string {
 	switch {
+	case d < time.Minute:
+		return d.Truncate(time.Second).String()
 	case d >= 48*time.Hour:
 		return fmt.Sprintf("%dd", d/(24*time.Hour))
 	case d >= 2*time.Hour:

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/meshgate/meshgate/node/mesh"
+	"github.com/meshgate/meshgate/node/peer"
 )
 
 // fakeTunnel is a device whose dials end when open is closed, or never.
@@ -141,6 +142,60 @@ func TestDialPeer_EndsWithItsContext(t *testing.T) {
 	})
 }
 
+// Who asks how a silent node is hears since when it is silent, before his own
+// patience ends, and not that some deadline was exceeded.
+func TestRemoteStatus_SaysSinceWhenTheNodeIsSilent(t *testing.T) {
+	for name, tc := range map[string]struct {
+		carrier mesh.NodeID
+		heard   time.Duration // before the answer; 0: never
+		silent  time.Duration // before the answer, as the mesh noted; 0: it has not
+		want    string
+	}{
+		"a while":           {"nas", 95 * time.Second, 0, "nas did not answer within 5s; it was last heard 1m ago; see that it is on"},
+		"a moment":          {"nas", 20 * time.Second, 0, "it was last heard 20s ago; see that it is on and online"},
+		"never":             {"nas", 0, 0, "nas has never shaken hands with this node; start Meshgate on it"},
+		"noted by the mesh": {"phone", time.Second, 3*time.Hour + time.Minute, "nas has not been heard since 1999-12-31T20:59:00Z, 3h ago; see that it is on"},
+		"through another":   {"phone", time.Second, 0, "it is reached through phone, which knows when it was last heard (meshgate status there)"},
+		"nowhere":           {"", time.Second, 0, "no tunnel of this node leads to it now"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := world(t)
+				n := self(t, s, "gate", true)
+				answered := time.Now().Add(statusPatience)
+				nas := s.Node("nas")
+				p := mesh.PeerStats{AllowedIPs: nas.Prefixes()}
+				if tc.heard != 0 {
+					p.LastHandshake = answered.Add(-tc.heard)
+				}
+				if tc.silent != 0 {
+					s.Silent = map[mesh.NodeID]time.Time{"nas": answered.Add(-tc.silent - statusPatience)}
+				}
+				if tc.carrier != "" {
+					p.PublicKey = s.Node(tc.carrier).PublicKey.WireGuard()
+				}
+				n.contacts.last.Store(&contactsView{mesh.InterfaceStats{Peers: []mesh.PeerStats{p}}, answered.Add(time.Second)})
+				var err error
+				n.peers, err = peer.New(peer.Config{Dial: func(ctx context.Context, _, _ string) (net.Conn, error) {
+					<-ctx.Done()
+					return nil, ctx.Err()
+				}})
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer n.peers.Close()
+				_, err = n.RemoteStatus(t.Context(), "nas")
+				if !errors.Is(err, mesh.ErrUnavailable) || !strings.Contains(err.Error(), tc.want) || strings.Contains(err.Error(), "deadline") {
+					t.Errorf("got %v, want that %s", err, tc.want)
+				}
+				if late := time.Since(answered); late != 0 {
+					t.Errorf("told %v late", late)
+				}
+			})
+		})
+	}
+}
+
 // TestContacts_BoundsWhatAskingCosts shows that a device with many peers is not
 // asked for every connection.
 func TestContacts_BoundsWhatAskingCosts(t *testing.T) {
@@ -172,7 +227,7 @@ func TestContacts_BoundsWhatAskingCosts(t *testing.T) {
 
 func TestBrief(t *testing.T) {
 	for d, want := range map[time.Duration]string{
-		3*time.Minute + 59*time.Second: "3m", time.Hour + 5*time.Minute: "1h5m", 47 * time.Hour: "47h", 49 * time.Hour: "2d",
+		59*time.Second + time.Second/2: "59s", 3*time.Minute + 59*time.Second: "3m", time.Hour + 5*time.Minute: "1h5m", 47 * time.Hour: "47h", 49 * time.Hour: "2d",
 	} {
 		if got := brief(d); got != want {
 			t.Errorf("brief(%v) = %q, want %q", d, got, want)

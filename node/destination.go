@@ -342,13 +342,20 @@ func (n *Node) RPCAddress(id mesh.NodeID) (netip.AddrPort, error) {
 	return netip.AddrPortFrom(addr, port), err
 }
 
-// RemoteStatus asks another node of the mesh how it is.
+// RemoteStatus asks another node of the mesh how it is. One that does not answer
+// within statusPatience is an error that wraps mesh.ErrUnavailable and says since
+// when it has not been heard.
 func (n *Node) RemoteStatus(ctx context.Context, id mesh.NodeID) (*v1.Status, error) {
 	at, err := n.RPCAddress(id)
 	if err != nil {
 		return nil, err
 	}
-	s, err := n.peers.Status(ctx, at)
+	asked, cancel := context.WithTimeout(ctx, statusPatience)
+	defer cancel()
+	s, err := n.peers.Status(asked, at)
+	if err != nil && asked.Err() != nil && ctx.Err() == nil {
+		return nil, n.unanswered(id, at.Addr())
+	}
 	if err != nil {
 		return nil, fmt.Errorf("ask node %q: %w", id, err)
 	}
