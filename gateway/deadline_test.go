@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"log/slog"
 	"net/http"
 	"strings"
 	"sync"
@@ -235,7 +236,8 @@ func TestDeadline_WebSocketPing(t *testing.T) {
 }
 
 func TestShutdown_DrainsAndTells(t *testing.T) {
-	bubble(t, nil, func(t *testing.T, s *served, p *pipes) {
+	var log lockedBuffer
+	bubble(t, func(c *Config) { c.Logger = slog.New(slog.NewTextHandler(&log, nil)) }, func(t *testing.T, s *served, p *pipes) {
 		client := bearer(p.client(t, true), "admin")
 		call := v1connect.NewWebRTCClient(client, "http://gate").StartDataChannel(context.Background())
 		defer call.CloseResponse()
@@ -285,6 +287,36 @@ func TestShutdown_DrainsAndTells(t *testing.T) {
 		}
 		if took := time.Since(started); took > drainTimeout+2*time.Second {
 			t.Errorf("took %s", took)
+		}
+		// The call and the socket.
+		if said := log.String(); !strings.Contains(said, `level=WARN msg="calls cut off at shutdown" component=gateway n=2`) {
+			t.Errorf("the log says %s", said)
+		}
+	})
+}
+
+// Connections that make no call keep nobody waiting who would have to be told.
+func TestShutdown_SaysNothingOfIdleConnections(t *testing.T) {
+	var log lockedBuffer
+	logger := slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	bubble(t, func(c *Config) { c.Logger = logger }, func(t *testing.T, s *served, p *pipes) {
+		silent, err := p.dial()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer silent.Close()
+		for _, http2 := range []bool{false, true} {
+			if resp, err := p.client(t, http2).Get("http://gate/livez"); err != nil || resp.Body.Close() != nil {
+				t.Fatal(err)
+			}
+		}
+		s.drain = earlyDrain
+		if err := s.stop(); err != nil {
+			t.Fatal(err)
+		}
+		said := log.String()
+		if strings.Contains(said, "level=WARN") || !strings.Contains(said, `level=DEBUG msg="connections without a call closed at shutdown"`) {
+			t.Errorf("the log says %s", said)
 		}
 	})
 }

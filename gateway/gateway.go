@@ -225,6 +225,8 @@ type Gateway struct {
 	sockets  *slots   // WebSockets by identity
 	open     *tracker // WebSockets that are served
 	grants   *grants  // of streaming calls
+	// calls is how many requests are being served, WebSockets among them.
+	calls atomic.Int64
 	// quiet is until when guarded calls are not tried, in Unix nanoseconds.
 	quiet atomic.Int64
 
@@ -318,7 +320,7 @@ func (g *Gateway) Run(ctx context.Context) error {
 	group, running := errgroup.WithContext(ctx)
 	var servers []*http.Server
 	serve := func(l net.Listener, h http.Handler, idle time.Duration) {
-		s := newServer(base, h, g.log)
+		s := newServer(base, g.counted(h), g.log)
 		s.IdleTimeout = idle
 		servers = append(servers, s)
 		group.Go(func() error {
@@ -361,15 +363,25 @@ func (g *Gateway) Run(ctx context.Context) error {
 	return group.Wait()
 }
 
+// counted counts the requests that h serves.
+func (g *Gateway) counted(h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		g.calls.Add(1)
+		defer g.calls.Add(-1)
+		h.ServeHTTP(w, r)
+	})
+}
+
 // shutdown ends the servers: in peace within g.drain, then by stop.
 func (g *Gateway) shutdown(ctx context.Context, stop context.CancelCauseFunc, servers []*http.Server) {
 	ctx, cancel := context.WithTimeout(ctx, g.drain)
 	defer cancel()
+	tell := sync.OnceFunc(g.tellCut) // before the first is cut off
 	var wg sync.WaitGroup
 	for _, s := range servers {
 		wg.Go(func() {
 			if err := s.Shutdown(ctx); err != nil {
-				g.log.Warn("calls cut off at shutdown", "err", err)
+				tell()
 				_ = s.Close() // nobody is left to be told
 			}
 		})
@@ -378,8 +390,19 @@ func (g *Gateway) shutdown(ctx context.Context, stop context.CancelCauseFunc, se
 	select {
 	case <-idle:
 	case <-ctx.Done():
+		tell()
 	}
 	wg.Wait()
 	stop(api.ErrClosing)
 	<-idle
+}
+
+// tellCut says what ends at shutdown because its time is over. Most often it is
+// connections on which nothing was asked yet: nobody loses an answer with them.
+func (g *Gateway) tellCut() {
+	if n := g.calls.Load(); n > 0 {
+		g.log.Warn("calls cut off at shutdown", "n", n, "dur", g.drain)
+		return
+	}
+	g.log.Debug("connections without a call closed at shutdown", "dur", g.drain)
 }
