@@ -3,10 +3,14 @@
 package node
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/netip"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -49,10 +53,13 @@ func newGates(t *testing.T, n int, revision uint64) gates {
 	return list
 }
 
-// follow runs a node that was told of gw1.
-func (l gates) follow(t *testing.T, dir string) *followed {
+// follow runs a node that was told of gw1; change may alter its configuration.
+func (l gates) follow(t *testing.T, dir string, change ...func(*Config)) *followed {
 	t.Helper()
 	return follow(t, l["gw1"], dir, func(c *Config) {
+		for _, f := range change {
+			f(c)
+		}
 		c.Follow.Mesh = func(at netip.AddrPort) Gateway {
 			return l[mesh.NodeID(fmt.Sprintf("gw%d", at.Addr().As4()[3]))]
 		}
@@ -216,4 +223,63 @@ func TestFollower_RemovedIsFinalAtAnyGateway(t *testing.T) {
 	if err := n.wait(); !errors.Is(err, mesh.ErrNotFound) || !strings.Contains(err.Error(), "--again") {
 		t.Errorf("a removed node ends with %v", err)
 	}
+}
+
+// The log names the gateway that was tried, which need not be the one that the node
+// was started with.
+func TestFollower_NamesTheGatewayThatItLost(t *testing.T) {
+	l := newGates(t, 2, 5)
+	var log lockedBuffer
+	n := l.follow(t, t.TempDir(), func(c *Config) {
+		c.Follow.Name, c.Logger = "https://start", slog.New(slog.NewTextHandler(&log, nil))
+	})
+	hears(t, l["gw1"])
+	l["gw1"].dies()
+	hears(t, l["gw2"])
+	l["gw2"].dies()
+	poll(t, func() bool { return strings.Contains(log.String(), "gw1, https://start") })
+	n.end()
+	var warned []string
+	for line := range strings.Lines(log.String()) {
+		if strings.Contains(line, "level=WARN") {
+			_, rest, _ := strings.Cut(line, " gateway=")
+			name, _, _ := strings.Cut(rest, " err=")
+			warned = append(warned, name)
+		}
+	}
+	if want := []string{"gw1", "gw2", `"gw2, gw1, https://start"`}; !slices.Equal(warned, want) {
+		t.Errorf("the log names %q, want %q:\n%s", warned, want, log.String())
+	}
+}
+
+// A node whose gateway stays away says so, and then says little.
+func TestFollower_RepeatsItselfRarely(t *testing.T) {
+	var log lockedBuffer
+	f := &follower{node: &Node{log: slog.New(slog.NewTextHandler(&log, nil))}, asks: []string{"gw1", "gw1", "gw2"}}
+	for i := range 10 {
+		f.complain(t.Context(), fmt.Errorf("read 127.0.0.1:%d: refused", 40000+i), time.Second)
+	}
+	f.complain(t.Context(), errors.New("something else"), time.Second)
+	if said := log.String(); strings.Count(said, "\n") != 2 || !strings.Contains(said, `gateway="gw1, gw2" err="read 127.0.0.1:40000: refused" n=1 dur=1s`) ||
+		!strings.Contains(said, `err="something else" n=11`) {
+		t.Errorf("the log says:\n%s", said)
+	}
+}
+
+// lockedBuffer is a buffer for several goroutines.
+type lockedBuffer struct {
+	mu  sync.Mutex // guards the field below
+	buf bytes.Buffer
+}
+
+func (b *lockedBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.Write(p)
+}
+
+func (b *lockedBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.String()
 }

@@ -6,8 +6,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"math/rand/v2"
 	"net/netip"
+	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -90,6 +93,10 @@ type follower struct {
 	// broke is true when a gateway that was heard has just been lost. Only run
 	// uses it.
 	broke bool
+	// asks are the names of the gateways that the present round has tried, and
+	// troubles what the log was told of those before. Only run uses them.
+	asks     []string
+	troubles repeats
 
 	mu      sync.Mutex // guards the fields below
 	latest  *mesh.Snapshot
@@ -134,15 +141,29 @@ func (f *follower) run(ctx context.Context) error {
 		}
 		if alive {
 			delay = backoffMin
+			f.troubles.over()
+			f.asks = f.asks[len(f.asks)-1:] // the one that was heard, and lost
 		}
 		f.broke = alive
 		dur := delay/2 + rand.N(delay/2)
-		f.node.log.Warn(f.trouble(err), "gateway", f.cfg.Name, "err", f.explain(err), "dur", dur)
+		f.complain(ctx, err, dur)
 		if err := pause(ctx, dur); err != nil {
 			return err
 		}
 		delay = min(2*delay, backoffMax)
 	}
+}
+
+// complain tells the log of a round that failed because of err; the next one is
+// after dur. What is not new is told now and then only.
+func (f *follower) complain(ctx context.Context, err error, dur time.Duration) {
+	trouble, why := f.trouble(err), f.explain(err)
+	level := slog.LevelDebug
+	n, due := f.troubles.failed(trouble+why, time.Now())
+	if due {
+		level = slog.LevelWarn
+	}
+	f.node.log.Log(ctx, level, trouble, "gateway", strings.Join(slices.Compact(f.asks), ", "), "err", why, "n", n, "dur", dur)
 }
 
 // follow runs one subscription to its end, after one round of attempts to get
@@ -152,6 +173,7 @@ func (f *follower) run(ctx context.Context) error {
 func (f *follower) follow(ctx context.Context) (alive bool, err error) {
 	asked := f.request()
 	others := f.candidates()
+	f.asks = nil
 	var errs []error
 	// One that was lost just now is not waited for while there are others.
 	if f.isMember() && f.known(asked) && !(f.broke && len(others) > 0) {
@@ -182,6 +204,7 @@ func (f *follower) follow(ctx context.Context) (alive bool, err error) {
 
 // join joins at the gateway that the node was started with, and follows it.
 func (f *follower) join(ctx context.Context, asked *v1.JoinRequest) (alive bool, err error) {
+	f.asks = append(f.asks, f.cfg.Name)
 	r, err := f.cfg.Public.Join(ctx, proto.CloneOf(asked), f.node.cfg.Key)
 	if err != nil {
 		return false, &joinError{error: err}

@@ -55,6 +55,7 @@ func (f *follower) candidates() []*mesh.Node {
 // enter has a gateway adopt the node, or tells it what the node now is, and
 // follows it.
 func (f *follower) enter(ctx context.Context, gate *mesh.Node, asked *v1.JoinRequest) (alive bool, err error) {
+	f.asks = append(f.asks, string(gate.ID))
 	f.mu.Lock()
 	network, home := f.joined.GetNetworkIpv6(), f.joined.GetGatewayId()
 	f.mu.Unlock()

@@ -65,6 +65,7 @@ func (f *follower) subscribe(ctx context.Context) (alive bool, err error) {
 	if err != nil {
 		return false, err
 	}
+	f.asks = append(f.asks, string(gate.ID))
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	// The gateway may have started anew since the session was made.
