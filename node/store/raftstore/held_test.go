@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -177,4 +178,36 @@ func flip(path string, at int64) error {
 	}
 	_, err = f.WriteAt([]byte{b[0] ^ 1}, at)
 	return errors.Join(err, f.Close())
+}
+
+// A replica that starts without a leader does not show an empty state: what it does
+// not know is left out.
+func TestMetrics_LeaveOutWhatIsNotKnown(t *testing.T) {
+	dir := t.TempDir()
+	synctest.Test(t, func(t *testing.T) {
+		o := newObserved()
+		c := newClusterOf(t, dir, o.configure, "a", "b", "c")
+		id, s := c.follower()
+		put(t, s, store.Op{Key: "k"})
+		version := s.Version()
+		c.leave(id)
+		alone := c.open(id, false)
+		elapse(t, 10*time.Second)
+		const keys, held, voters = "meshgate_store_keys", "meshgate_store_version", "meshgate_store_voters"
+		if names := o.names(t, id); slices.Contains(names, keys) || slices.Contains(names, held) {
+			t.Errorf("it is alone and shows %v", names)
+		}
+		if got := o.gauge(t, id, voters); got != 3 {
+			t.Errorf("it is alone and shows %v voters", got)
+		}
+		for _, other := range []string{"a", "b", "c"} {
+			if other != id {
+				c.open(other, false)
+			}
+		}
+		c.sync(alone)
+		if k, v := o.gauge(t, id, keys), o.gauge(t, id, held); k != 1 || v != float64(version) {
+			t.Errorf("with the others it shows %v keys at %v, want 1 at %d", k, v, version)
+		}
+	})
 }

@@ -56,12 +56,11 @@ func newMetrics(registerer prometheus.Registerer, s *Store) (*metrics, error) {
 	if registerer == nil {
 		return m, nil
 	}
-	keys := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-		Name: "meshgate_store_keys", Help: "Keys of the replicated state.",
-	}, func() float64 { return float64(s.state.Len()) })
-	version := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-		Name: "meshgate_store_version", Help: "Version of the last change that this replica holds.",
-	}, func() float64 { return float64(s.state.Version()) })
+	holds := func() bool { return s.state.Version() > 0 }
+	keys := newKnownGauge("meshgate_store_keys", "Keys of the replicated state; left out while this replica has none of it.",
+		holds, func() float64 { return float64(s.state.Len()) })
+	version := newKnownGauge("meshgate_store_version", "Version of the last change that this replica holds; left out while it has none of the state.",
+		holds, func() float64 { return float64(s.state.Version()) })
 	leader := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "meshgate_store_leader", Help: "1 while this replica leads.",
 	}, func() float64 {
@@ -83,9 +82,8 @@ func newMetrics(registerer prometheus.Registerer, s *Store) (*metrics, error) {
 		}
 		return float64(n)
 	})
-	term := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-		Name: "meshgate_store_term", Help: "Raft's term: it grows with every election.",
-	}, func() float64 { return s.watch(func() float64 { return float64(s.raft.CurrentTerm()) }) })
+	term := newKnownGauge("meshgate_store_term", "Raft's term: it grows with every election.",
+		s.runs, func() float64 { return float64(s.raft.CurrentTerm()) })
 	has := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "meshgate_store_has_leader",
 		Help: "1 while this replica knows who leads; without a leader changes and fresh reads wait.",
@@ -117,28 +115,56 @@ func newMetrics(registerer prometheus.Registerer, s *Store) (*metrics, error) {
 
 // memberGauge counts the replicas with or without a vote.
 func memberGauge(s *Store, name string, voters bool) prometheus.Collector {
-	return prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-		Name: "meshgate_store_" + name, Help: "Replicas of the cluster that are " + name + ".",
-	}, func() float64 {
-		return s.watch(func() float64 {
-			servers := s.servers()
-			n := len(votersOf(servers))
-			if !voters {
-				n = len(servers) - n
-			}
-			return float64(n)
-		})
+	return newKnownGauge("meshgate_store_"+name, "Replicas of the cluster that are "+name+".", s.runs, func() float64 {
+		servers := s.servers()
+		n := len(votersOf(servers))
+		if !voters {
+			n = len(servers) - n
+		}
+		return float64(n)
 	})
+}
+
+// knownGauge is a gauge that is left out while its value is not known: a 0 would
+// say that there is nothing, as of a mesh that was lost.
+type knownGauge struct {
+	desc  *prometheus.Desc
+	known func() bool
+	value func() float64
+}
+
+var _ prometheus.Collector = (*knownGauge)(nil)
+
+func newKnownGauge(name, help string, known func() bool, value func() float64) *knownGauge {
+	return &knownGauge{prometheus.NewDesc(name, help, nil, nil), known, value}
+}
+
+// Describe implements prometheus.Collector.
+func (g *knownGauge) Describe(to chan<- *prometheus.Desc) { to <- g.desc }
+
+// Collect implements prometheus.Collector.
+func (g *knownGauge) Collect(to chan<- prometheus.Metric) {
+	if g.known() {
+		to <- prometheus.MustNewConstMetric(g.desc, prometheus.GaugeValue, g.value())
+	}
+}
+
+// runs reports whether raft was started.
+func (s *Store) runs() bool {
+	select {
+	case <-s.started:
+		return true
+	default:
+		return false
+	}
 }
 
 // watch reads a number from raft, or 0 before it was started.
 func (s *Store) watch(read func() float64) float64 {
-	select {
-	case <-s.started:
-		return read()
-	default:
+	if !s.runs() {
 		return 0
 	}
+	return read()
 }
 
 // forwarded counts a call that was sent on to the leader.

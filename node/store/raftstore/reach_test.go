@@ -82,6 +82,20 @@ func (o *observed) gauge(t *testing.T, id, name string) float64 {
 	return 0
 }
 
+// names are the metrics that a replica shows.
+func (o *observed) names(t *testing.T, id string) []string {
+	t.Helper()
+	families, err := o.metrics[id].Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var list []string
+	for _, f := range families {
+		list = append(list, f.GetName())
+	}
+	return list
+}
+
 // elapse lets time pass in a bubble.
 func elapse(t *testing.T, d time.Duration) {
 	t.Helper()
