@@ -190,7 +190,7 @@ func (p *gatewayProcess) run(ctx context.Context, onReady func() error) error {
 	cancel(nil)
 	p.stopEarly()
 	<-handedOver
-	return errors.Join(err, p.close())
+	return errors.Join(p.whyEnded(err), p.close())
 }
 
 func (p *gatewayProcess) serve(ctx context.Context, onReady func() error) error {
@@ -234,7 +234,18 @@ func (p *gatewayProcess) watchState(ctx context.Context, end context.CancelCause
 	select {
 	case <-ctx.Done():
 	case <-p.store.Failed():
-		end(stateAdvice(p.store.Err(), filepath.Join(p.cfg.dataDir, stateDir)))
+		end(p.whyEnded(nil))
+	}
+}
+
+// whyEnded is why the process ends, which is err unless its state failed: all else
+// follows from that, and one reason is enough.
+func (p *gatewayProcess) whyEnded(err error) error {
+	select {
+	case <-p.store.Failed():
+		return stateAdvice(p.store.Err(), filepath.Join(p.cfg.dataDir, stateDir))
+	default:
+		return err
 	}
 }
 

@@ -147,7 +147,7 @@ func damageAdvice(err error, dir string) error {
 // to it.
 func stateAdvice(err error, dir string) error {
 	if errors.Is(err, raftstore.ErrRemoved) {
-		return fmt.Errorf("%w; to let it in again, remove %s, leave %s where it is, and start with --cluster.join and --cluster.token-file", err, dir, nodeKeyFile)
+		return fmt.Errorf("%w; it serves nothing any more; to let it in again, remove %s, leave %s where it is, and start with --cluster.join and --cluster.token-file", err, dir, nodeKeyFile)
 	}
 	return damageAdvice(fmt.Errorf("the state cannot be kept: %w", err), dir)
 }

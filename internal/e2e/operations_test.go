@@ -83,8 +83,9 @@ func (h *host) ends(t *testing.T) {
 	case <-time.After(patience):
 		t.Fatalf("%s goes on\n%s", h.id, h.log)
 	}
-	if text := h.log.String(); !strings.Contains(text, "removed from its cluster") {
-		t.Errorf("%s does not say why it ended:\n%s", h.id, text)
+	text := h.log.String()
+	if strings.Count(text, "removed from its cluster") != 1 || !strings.Contains(text, "to let it in again, remove ") || strings.Contains(text, "level=ERROR") {
+		t.Errorf("%s does not say once why it ended, and what to do:\n%s", h.id, text)
 	}
 }
 

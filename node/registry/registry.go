@@ -125,6 +125,9 @@ func (r *Registry) wait(ctx context.Context, will func(*mesh.Snapshot) bool) (*v
 		case <-ctx.Done():
 			return nil, ctx.Err()
 		case <-r.stopped:
+			if err := ctx.Err(); err != nil { // both end together; why says more
+				return nil, err
+			}
 			return nil, fmt.Errorf("%w: the registry has stopped", mesh.ErrUnavailable)
 		}
 	}

@@ -359,6 +359,11 @@ func TestWait(t *testing.T) {
 	if _, err := r.Wait(t.Context(), second.Version); !errors.Is(err, mesh.ErrUnavailable) {
 		t.Errorf("after the end of the store: got %v, want ErrUnavailable", err)
 	}
+	for range 100 { // the choice is random
+		if _, err := r.Wait(ctx, second.Version); !errors.Is(err, context.Canceled) {
+			t.Fatalf("ended together with the store: got %v, want context.Canceled", err)
+		}
+	}
 	if r.Snapshot() != second {
 		t.Error("the last snapshot is gone")
 	}

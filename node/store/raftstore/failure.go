@@ -3,6 +3,8 @@
 package raftstore
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"sync"
@@ -26,9 +28,16 @@ func newFailure(logger *slog.Logger) *failure {
 	return &failure{logger: logger, failed: make(chan struct{})}
 }
 
+// fail ends the promises of the store. A disk that fails may keep the process from
+// ending, so the log is told at once; a removal is no fault, and is told by whoever
+// ends because of it.
 func (f *failure) fail(err error) {
 	f.once.Do(func() {
-		f.logger.Error("store failed, the process should end", "err", err)
+		level := slog.LevelError
+		if errors.Is(err, ErrRemoved) {
+			level = slog.LevelDebug
+		}
+		f.logger.Log(context.Background(), level, "store failed, the process should end", "err", err)
 		f.err = err
 		close(f.failed)
 	})

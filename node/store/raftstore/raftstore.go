@@ -44,7 +44,7 @@ var (
 	// ErrRemoved says that this replica was taken out of its cluster. Reads
 	// show what it had by then. To come back it has to join again, without
 	// the state that it has.
-	ErrRemoved = errors.New("replica was removed from its cluster")
+	ErrRemoved = errors.New("this gateway was removed from its cluster")
 )
 
 // Errors of changes to the cluster, and of replicas that do not belong to it.

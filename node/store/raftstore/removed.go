@@ -47,7 +47,7 @@ func (s *Store) dismissed(r *pb.ReplicaRemoved, leader string) error {
 	case member && s.raft.LastIndex() >= r.GetIndex():
 		return fmt.Errorf("%w: replica %q was added again since", store.ErrInvalid, s.id)
 	}
-	s.failure.fail(fmt.Errorf("%w: says the leader, replica %q", ErrRemoved, leader))
+	s.failure.fail(fmt.Errorf("%w: gateway %q, which leads it, says so", ErrRemoved, leader))
 	return nil
 }
 
@@ -67,7 +67,7 @@ func (s *Store) orphaned(servers []raft.Server) {
 	case err != nil:
 		s.logger.Warn("look for an earlier seat in the cluster", "err", err)
 	case was:
-		s.failure.fail(fmt.Errorf("%w: the members are %q now, and none of them leads this one (if it was to stay, start it again when they are in reach)", ErrRemoved, ids(servers)))
+		s.failure.fail(fmt.Errorf("%w: its members are %q now, and none of them leads this one (if it was to stay, start it again when they are in reach)", ErrRemoved, ids(servers)))
 	}
 }
 

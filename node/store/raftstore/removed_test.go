@@ -64,7 +64,8 @@ func (c *cluster) wantFailure(s *raftstore.Store) {
 // as Remove returns: it knows by then, or never has a chance to ask.
 func TestRemove_TellsTheReplica(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		c := newCluster(t, "", "a", "b", "c", "d")
+		o := newObserved()
+		c := newClusterOf(t, "", o.configure, "a", "b", "c", "d")
 		leading, leader := c.leader()
 		for _, by := range []string{"a follower", "the leader"} {
 			id, _ := c.follower()
@@ -85,6 +86,9 @@ func TestRemove_TellsTheReplica(t *testing.T) {
 			}
 			if err := gone.Err(); !errors.Is(err, raftstore.ErrRemoved) || !strings.Contains(err.Error(), leading) {
 				t.Errorf("removed by %s, it has failed with %v, want ErrRemoved that names %s", by, err, leading)
+			}
+			if lines := o.journals[id].lines("level=ERROR"); len(lines) > 0 {
+				t.Errorf("whoever ends for it says so, but the log has %q, too", lines)
 			}
 			delete(c.replicas, id)
 		}

@@ -156,7 +156,7 @@ func (s *Store) askLeader(ctx context.Context, id, address string) bool {
 			return false
 		case status.GetCode() == pb.ReplicaCode_REPLICA_CODE_NOT_MEMBER && status.GetLeads():
 			if s.role.Load().leader == "" { // else another leader was heard from
-				s.failure.fail(fmt.Errorf("%w: says the leader, replica %q", ErrRemoved, id))
+				s.failure.fail(fmt.Errorf("%w: gateway %q, which leads it, says so", ErrRemoved, id))
 			}
 			return true
 		case status.GetLeader() == "" || status.GetLeader() == id || status.GetLeader() == s.id:
