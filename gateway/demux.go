@@ -15,10 +15,15 @@ import (
 const alpnTURN = "stun.turn"
 
 // newTLSListener puts TLS on l; ctx ends handshakes. With turn, connections that speak TURN go to
-// it; the others are accepted.
+// it; the others are accepted. A connection is accepted when its handshake is over, for
+// which it has headerTimeout and may say no more than two hellos.
 func newTLSListener(ctx context.Context, l net.Listener, cfg *tls.Config, turn func(net.Conn)) net.Listener {
-	if turn == nil {
-		return tls.NewListener(l, cfg)
+	cfg = cfg.Clone()
+	cfg.GetConfigForClient = func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
+		if s, ok := hello.Conn.(*shaking); ok {
+			s.left += maxHello // for the rest, which may be a second hello
+		}
+		return nil, nil // cfg it stays
 	}
 	d := &demux{
 		Listener: l, tls: cfg, turn: turn,
@@ -34,7 +39,7 @@ func newTLSListener(ctx context.Context, l net.Listener, cfg *tls.Config, turn f
 type demux struct {
 	net.Listener
 	tls  *tls.Config
-	turn func(net.Conn)
+	turn func(net.Conn) // nil: nobody wants what speaks TURN
 
 	accepted chan net.Conn // HTTP connections on their way to Accept; never closed
 	done     chan struct{} // closed when the listener has ended
@@ -93,7 +98,7 @@ func (d *demux) end(err error) {
 
 // sort ends the handshake and hands the connection to whom it is for.
 func (d *demux) sort(ctx context.Context, raw net.Conn) {
-	isTURN, conn, err := d.classify(ctx, tls.Server(raw, d.tls))
+	isTURN, conn, err := d.classify(ctx, raw)
 	d.letGo(raw)
 	switch {
 	case err != nil:
@@ -111,18 +116,22 @@ func (d *demux) sort(ctx context.Context, raw net.Conn) {
 	}
 }
 
-func (d *demux) classify(ctx context.Context, conn *tls.Conn) (isTURN bool, sorted net.Conn, err error) {
+func (d *demux) classify(ctx context.Context, raw net.Conn) (isTURN bool, sorted net.Conn, err error) {
+	said := &shaking{Conn: raw, left: maxHello}
+	conn := tls.Server(said, d.tls)
 	if err := conn.SetDeadline(time.Now().Add(headerTimeout)); err != nil {
 		return false, nil, err
 	}
 	if err := conn.HandshakeContext(ctx); err != nil {
 		return false, nil, err
 	}
+	said.over = true
 	sorted = conn
-	switch conn.ConnectionState().NegotiatedProtocol {
-	case alpnTURN:
+	switch protocol := conn.ConnectionState().NegotiatedProtocol; {
+	case d.turn == nil:
+	case protocol == alpnTURN:
 		isTURN = true
-	case "":
+	case protocol == "":
 		peeked := &peekedConn{Conn: conn, reader: bufio.NewReader(conn)}
 		first, err := peeked.reader.Peek(1)
 		if err != nil {
@@ -152,6 +161,33 @@ func (d *demux) Close() error {
 	d.wg.Wait()
 	return err
 }
+
+// shaking is a connection of which little is read until its handshake is over:
+// crypto/tls keeps what it reads of a message, up to 64 KiB, for as long as the
+// rest of it does not come.
+type shaking struct {
+	net.Conn
+	// left is how many more bytes are read. Only who shakes hands uses it, and
+	// sets over before anybody else has the connection.
+	left int
+	over bool
+}
+
+// Read implements net.Conn.
+func (s *shaking) Read(p []byte) (int, error) {
+	if s.over {
+		return s.Conn.Read(p)
+	}
+	if s.left <= 0 {
+		return 0, errTooLarge
+	}
+	n, err := s.Conn.Read(p[:min(len(p), s.left)])
+	s.left -= n
+	return n, err
+}
+
+// NetConn is the connection below.
+func (s *shaking) NetConn() net.Conn { return s.Conn }
 
 // peekedConn is a TLS connection whose first byte was looked at.
 type peekedConn struct {

@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"github.com/prometheus/client_golang/prometheus"
 	"io"
 	"log/slog"
@@ -69,6 +70,46 @@ func TestTLS_AllProtocols(t *testing.T) {
 				t.Errorf("bidi: %v", err)
 			}
 		})
+	}
+}
+
+// A gateway that is alone, which has no front, reads no longer hellos than one that
+// has: crypto/tls would keep four times as much of each.
+func TestTLS_TooLargeHelloIsRefused(t *testing.T) {
+	for name, turn := range map[string]func(net.Conn){"alone": nil, "beside TURN": func(c net.Conn) { _ = c.Close() }} {
+		s, cfg := serveTLS(t, turn)
+		for size, fits := range map[int]bool{maxHello - 2048: true, maxHello + 1: false} {
+			cfg := cfg.Clone()
+			cfg.NextProtos = []string{"http/1.1"}
+			for said := 0; said < size; said += 250 {
+				cfg.NextProtos = append(cfg.NextProtos, strings.Repeat("x", min(249, size-said)))
+			}
+			c, err := tls.DialWithDialer(&net.Dialer{Timeout: patience}, "tcp", s.public, cfg)
+			if (err == nil) != fits {
+				t.Errorf("%s: a hello of more than %d bytes: %v", name, size, err)
+			}
+			if err == nil {
+				_ = c.Close()
+			}
+		}
+	}
+}
+
+// What comes behind the hello is bounded as well, until the handshake is over.
+func TestShaking_ReadsSoMuch(t *testing.T) {
+	near, far := net.Pipe()
+	defer near.Close()
+	go func() {
+		defer far.Close()
+		_, _ = far.Write(make([]byte, 100))
+	}()
+	s := &shaking{Conn: near, left: 10}
+	if n, err := io.Copy(io.Discard, s); n != 10 || !errors.Is(err, errTooLarge) {
+		t.Errorf("read %d bytes, %v, want 10 and errTooLarge", n, err)
+	}
+	s.over = true
+	if n, err := io.Copy(io.Discard, s); n != 90 || err != nil {
+		t.Errorf("afterwards read %d bytes, %v, want the other 90", n, err)
 	}
 }
 
