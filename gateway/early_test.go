@@ -40,7 +40,7 @@ func askEarly(t testing.TB, method, url string) (status int, body string) {
 // A gateway that waits for others answers probes, says why to operators only, and
 // leaves its ports to the gateway that serves next.
 func TestEarly_AnswersUntilTheGatewayServes(t *testing.T) {
-	front := NewFront(t.Context(), listen(t), ShareOf(0), nil)
+	front := NewFront(t.Context(), listen(t), nil, ShareOf(0), nil)
 	t.Cleanup(func() {
 		if err := front.Close(); err != nil {
 			t.Errorf("close the port: %v", err)
@@ -89,7 +89,7 @@ func TestEarly_AnswersUntilTheGatewayServes(t *testing.T) {
 }
 
 func TestEarly_NamesACertificateThatIsMissing(t *testing.T) {
-	front := NewFront(t.Context(), listen(t), ShareOf(0), nil)
+	front := NewFront(t.Context(), listen(t), nil, ShareOf(0), nil)
 	t.Cleanup(func() {
 		if err := front.Close(); err != nil {
 			t.Errorf("close the port: %v", err)

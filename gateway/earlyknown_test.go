@@ -80,7 +80,7 @@ func (oneReplica) BackupStale(w io.Writer) error {
 // serveEarly answers from s until the test ends and returns where.
 func serveEarly(t *testing.T, s *mesh.Snapshot) (url string) {
 	t.Helper()
-	front := NewFront(t.Context(), listen(t), ShareOf(0), nil)
+	front := NewFront(t.Context(), listen(t), nil, ShareOf(0), nil)
 	early := &Early{
 		Public: front.Loan(), Self: "gw-1", Reason: func() error { return errors.New("waits for gw-2") },
 		Known: &Known{

@@ -6,6 +6,7 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"log/slog"
 	"net"
 	"net/netip"
 	"slices"
@@ -37,6 +38,13 @@ const (
 	acceptAgain = 50 * time.Millisecond
 )
 
+// Limits that the log names.
+const (
+	limitHellos  = "hellos"  // connections that have not said what they want
+	limitStreams = "streams" // connections that say they are gateways
+	limitQueue   = "queue"   // connections that wait to be accepted
+)
+
 // Front is the public port of a gateway that is one of several. It is open
 // before the gateway serves: the others have to be heard for there to be a state
 // that it could serve. What asks, by ALPN, for one of the streams goes there;
@@ -55,6 +63,8 @@ type Front struct {
 
 	// refused counts the connections that were closed instead of handed over.
 	refused atomic.Uint64
+	// flood tells of those that had to make room.
+	flood overflow
 
 	quiet     chan struct{} // closed when nobody accepts any more
 	quietOnce sync.Once
@@ -62,23 +72,30 @@ type Front struct {
 	err       error // of closing the port
 }
 
-// NewFront opens the front of l, which it owns. Each stream gets its connections
+// NewFront opens the front of l, which it owns; log may be nil: discard logs. Each stream gets its connections
 // with the whole TLS handshake still to come, and its own goroutine. It returns
 // once it knows who is there and has handed the connection on, or has closed it:
 // until then that is one of few strangers, and its context ends when others want
 // the place, or with Close. Values of ctx are kept, its end is ignored. However
 // many connections the gateway holds and its queue has, the streams have places of
 // their own, in share.
-func NewFront(ctx context.Context, l net.Listener, share Share, streams map[string]func(context.Context, net.Conn)) *Front {
+func NewFront(ctx context.Context, l net.Listener, log *slog.Logger, share Share, streams map[string]func(context.Context, net.Conn)) *Front {
 	sorted := newWaiting(min(maxSorted, share.sorted), share.sorted)
 	sorted.room = maxHellos
-	return newFront(ctx, l, streams, sorted,
+	return newFront(ctx, l, log, streams, sorted,
 		newWaiting(min(maxGreeted, share.greeted), share.greeted), share.queued)
 }
 
-func newFront(ctx context.Context, l net.Listener, streams map[string]func(context.Context, net.Conn), sorted, greeted *waiting, queued int) *Front {
+func newFront(ctx context.Context, l net.Listener, log *slog.Logger, streams map[string]func(context.Context, net.Conn), sorted, greeted *waiting, queued int) *Front {
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	f := &Front{
+		flood: overflow{
+			log: log.With("component", "gateway"),
+			msg: "the public port is flooded: connections are closed before it is known what they want, those that have waited longest first",
+		},
 		listener: l, streams: streams, cancel: cancel,
 		sorted: sorted, greeted: greeted, queued: make(chan struct{}, queued),
 		queue: make(chan net.Conn), done: make(chan struct{}), quiet: make(chan struct{}),
@@ -96,6 +113,7 @@ func (f *Front) Close() error {
 		f.err = f.listener.Close()
 	})
 	f.wg.Wait()
+	f.flood.end()
 	return f.err
 }
 
@@ -118,6 +136,9 @@ func (f *Front) run(ctx context.Context) {
 			awaited, heard, hold := f.sorted.enter(ctx, from) // here, so that places are in order
 			f.wg.Go(func() {
 				wanted, conn, err := f.hear(awaited, hold, conn)
+				if err != nil && awaited.Err() != nil && ctx.Err() == nil { // it lost its place
+					f.flood.closed(limitHellos, from)
+				}
 				heard()
 				if err == nil {
 					f.sort(ctx, from, wanted, conn)
@@ -154,7 +175,7 @@ func (f *Front) sort(ctx context.Context, from string, wanted []string, conn net
 			return
 		}
 	}
-	f.enqueue(conn)
+	f.enqueue(from, conn)
 }
 
 // greet hands a connection to a stream, for as long as nobody knows who it is.
@@ -164,6 +185,7 @@ func (f *Front) greet(ctx context.Context, from string, conn net.Conn, stream fu
 	stream(wait, conn)
 	if wait.Err() != nil && ctx.Err() == nil { // it lost its place
 		f.refused.Add(1)
+		f.flood.closed(limitStreams, from)
 	}
 }
 
@@ -174,11 +196,12 @@ func (f *Front) refuse(conn net.Conn) {
 }
 
 // enqueue waits for Accept, unless too many do.
-func (f *Front) enqueue(conn net.Conn) {
+func (f *Front) enqueue(from string, conn net.Conn) {
 	select {
 	case f.queued <- struct{}{}:
 		defer func() { <-f.queued }()
 	default:
+		f.flood.closed(limitQueue, from)
 		f.refuse(conn)
 		return
 	}

@@ -8,6 +8,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"os"
@@ -28,6 +29,12 @@ func front(t *testing.T) *Front {
 // frontOf is front with other places.
 func frontOf(t *testing.T, sorted, greeted *waiting, queued int) *Front {
 	t.Helper()
+	return frontLogging(t, nil, sorted, greeted, queued)
+}
+
+// frontLogging is frontOf with a log.
+func frontLogging(t *testing.T, log *slog.Logger, sorted, greeted *waiting, queued int) *Front {
+	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -44,7 +51,7 @@ func frontOf(t *testing.T, sorted, greeted *waiting, queued int) *Front {
 		t.Fatal(err)
 	}
 	var echoes sync.WaitGroup
-	f := newFront(t.Context(), l, map[string]func(context.Context, net.Conn){
+	f := newFront(t.Context(), l, log, map[string]func(context.Context, net.Conn){
 		testStream: func(ctx context.Context, raw net.Conn) {
 			conn := tls.Server(raw, &tls.Config{Certificates: []tls.Certificate{cert}, NextProtos: []string{testStream}})
 			if err := conn.HandshakeContext(ctx); err != nil {
@@ -115,7 +122,7 @@ func TestFront_StreamsNeedNoGateway(t *testing.T) {
 // A gateway behind a front serves as one without, TURN and all.
 func TestFront_GatewayServesBehindIt(t *testing.T) {
 	s, cfg := serveTLSWith(t, func(c *Config) {
-		f := NewFront(t.Context(), c.Public, ShareOf(0), nil)
+		f := NewFront(t.Context(), c.Public, nil, ShareOf(0), nil)
 		t.Cleanup(func() { _ = f.Close() })
 		c.Public = f.Listener()
 	})

@@ -13,7 +13,6 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/net/netutil"
-	"golang.org/x/time/rate"
 
 	"github.com/meshgate/meshgate/gateway/gather"
 )
@@ -88,7 +87,8 @@ func (g *Gateway) publicListener() net.Listener {
 	return &placesListener{
 		Listener: g.cfg.Public,
 		total:    g.cfg.Limits.Connections, share: g.cfg.Limits.NetworkConnections,
-		key: g.publicKey, log: g.log, says: rate.NewLimiter(rate.Every(fullEvery), 1),
+		key:       g.publicKey,
+		flood:     &overflow{log: g.log, msg: "the public port is full: connections that nobody has signed in on make room for new ones"},
 		displaced: g.metrics.madeRoom, refused: g.metrics.refused.WithLabelValues(listenerPublic),
 		all: newHolders(), byKey: make(map[string]*holders),
 	}

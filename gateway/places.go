@@ -5,22 +5,18 @@ package gateway
 import (
 	"container/list"
 	"context"
-	"log/slog"
 	"net"
 	"net/netip"
 	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"golang.org/x/time/rate"
 )
 
 const (
 	// strangerIdle is how long a connection may be without a call before anybody
 	// has shown credentials on it. Browsers open another one when they need it.
 	strangerIdle = 10 * time.Second
-	// fullEvery bounds how often the log says that the public port is full.
-	fullEvery = time.Minute
 	// minShare is the least that a network has of the places: as many connections
 	// as an office behind one address needs.
 	minShare = 64
@@ -48,9 +44,8 @@ type placesListener struct {
 	// key is whose places a connection from an address takes; "" takes its own
 	// alone, and is known.
 	key func(netip.Addr) string
-	log *slog.Logger
-	// says bounds the log records.
-	says *rate.Limiter
+	// flood tells of connections that make room, and of those that get none.
+	flood *overflow
 	// displaced counts the connections that made room, by the limit that was
 	// reached; refused those that got none.
 	displaced *prometheus.CounterVec
@@ -108,8 +103,8 @@ func (l *placesListener) Accept() (net.Conn, error) {
 		from, _ := netip.ParseAddrPort(conn.RemoteAddr().String())
 		p := &place{Conn: conn, of: l, key: l.key(from.Addr())}
 		limit, displaced, ok := l.enter(p)
-		if limit != "" && l.says.Allow() {
-			l.log.Warn("the public port is full: connections that nobody has signed in on make room for new ones", "limit", limit, "addr", from.String(), "n", l.total)
+		if limit != "" {
+			l.flood.closed(limit, network(from.Addr()))
 		}
 		switch {
 		case displaced != nil:
@@ -122,6 +117,12 @@ func (l *placesListener) Accept() (net.Conn, error) {
 		}
 		return p, nil
 	}
+}
+
+// Close implements net.Listener.
+func (l *placesListener) Close() error {
+	l.flood.end()
+	return l.Listener.Close()
 }
 
 // enter gives p a place, maybe that of another, which is to be closed then. limit

@@ -143,7 +143,7 @@ func (p *gatewayProcess) openCluster(ctx context.Context, id mesh.NodeID, key me
 	if err != nil {
 		return nil, err
 	}
-	l.front = gateway.NewFront(ctx, p.public, p.share, map[string]func(context.Context, net.Conn){peer.ReplicaProtocol: l.replicas.Serve})
+	l.front = gateway.NewFront(ctx, p.public, p.log, p.share, map[string]func(context.Context, net.Conn){peer.ReplicaProtocol: l.replicas.Serve})
 	if err := l.begin(); err != nil {
 		return nil, errors.Join(err, l.close())
 	}

@@ -71,7 +71,7 @@ func runReplica(cfg replicaConfig) error {
 	if err != nil {
 		return err
 	}
-	front := gateway.NewFront(context.Background(), public, gateway.ShareOf(0), map[string]func(context.Context, net.Conn){peer.ReplicaProtocol: replicas.Serve})
+	front := gateway.NewFront(context.Background(), public, nil, gateway.ShareOf(0), map[string]func(context.Context, net.Conn){peer.ReplicaProtocol: replicas.Serve})
 	if err := front.Listener().Close(); err != nil { // there is no API
 		return err
 	}
