@@ -325,18 +325,23 @@ func (n *Node) mend(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	tick := time.NewTicker(lookAtPeers)
+	defer tick.Stop()
 	for {
+		moved := false
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
+		case <-tick.C:
+			moved = true
 		case _, ok := <-changes:
 			if !ok && ctx.Err() == nil {
 				return fmt.Errorf("%w: the kernel tells no more of changes of the network", mesh.ErrUnavailable)
 			}
 		}
 		plan := n.current.Load()
-		if plan == nil {
-			continue // the first plan is being applied
+		if plan == nil || moved && !toOneAddress(plan.Routes) {
+			continue // the first plan is being applied, or peers may be anywhere
 		}
 		if err := n.setHost(ctx, plan); errors.Is(err, hostnet.ErrGone) {
 			return fmt.Errorf("interface %s: %w; start the node anew", n.device.Name(), err)

@@ -6,11 +6,17 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/meshgate/meshgate/node/mesh"
 )
+
+// lookAtPeers is how often routes to single addresses are compared with where
+// WireGuard finds peers, who move without a change of the mesh.
+const lookAtPeers = 30 * time.Second
 
 // replicas are the addresses of Replicas that are no names.
 func (h *Hold) replicas() []netip.Addr {
@@ -57,7 +63,8 @@ func (n *Node) registerLeftOut() error {
 }
 
 // outside are the addresses on which the tunnel and the state of the mesh run:
-// of the replicas, of the gateways, and those at which plan has peers.
+// of the replicas, of the gateways, and those at which plan has peers, or at which
+// WireGuard found them.
 func (n *Node) outside(plan *mesh.Plan) []netip.Addr {
 	list := append(n.cfg.Hold.replicas(), plan.Self.Outside()...)
 	for p := range plan.Peers.All() {
@@ -66,6 +73,40 @@ func (n *Node) outside(plan *mesh.Plan) []netip.Addr {
 		}
 		if p.Node.HoldsState() {
 			list = append(list, p.Node.Outside()...)
+		}
+	}
+	if !toOneAddress(plan.Routes) {
+		return list
+	}
+	stats, err := n.contacts.stats(n.device.Stats)
+	if err != nil {
+		n.log.Debug("routes are not compared with where peers are", "err", err)
+		return list
+	}
+	return append(list, found(plan.Routes, stats)...)
+}
+
+// toOneAddress reports whether a route is for a single address.
+func toOneAddress(routes []netip.Prefix) bool {
+	return slices.ContainsFunc(routes, netip.Prefix.IsSingleIP)
+}
+
+// found are the addresses at which WireGuard found peers, such as the outside one
+// of the NAT that a peer is behind, as far as one of routes is for such an address
+// alone. It would take the tunnel to that peer into the tunnel of another. A wider
+// route stays: where a packet says that it is from is no reason to take a whole
+// network away from everybody.
+func found(routes []netip.Prefix, stats mesh.InterfaceStats) []netip.Addr {
+	single := map[netip.Addr]bool{}
+	for _, p := range routes {
+		if p.IsSingleIP() {
+			single[p.Addr()] = true
+		}
+	}
+	var list []netip.Addr
+	for _, p := range stats.Peers {
+		if addr, ok := addrOf(p.Endpoint); ok && single[addr] {
+			list = append(list, addr)
 		}
 	}
 	return list

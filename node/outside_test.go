@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/meshgate/meshgate/node/mesh"
 	v1 "github.com/meshgate/meshgate/proto/v1"
@@ -39,6 +40,20 @@ func TestOutside(t *testing.T) {
 	want := []string{"10.0.0.5", "10.0.1.5", "198.18.77.1", "198.18.77.2", "198.18.80.1"}
 	if got = slices.Compact(got); !slices.Equal(got, want) {
 		t.Errorf("got %v, want %v", got, want)
+	}
+	plan.Routes = []netip.Prefix{netip.MustParsePrefix("203.0.113.9/32"), netip.MustParsePrefix("2001:db8::9/128"), netip.MustParsePrefix("198.51.100.0/24")}
+	n.contacts.last.Store(&contactsView{mesh.InterfaceStats{Peers: []mesh.PeerStats{
+		{Endpoint: "203.0.113.9:4500"}, {Endpoint: "[2001:db8::9]:4500"}, {Endpoint: "[::ffff:203.0.113.9]:1"}, // found there
+		{Endpoint: "198.51.100.7:4500"}, {Endpoint: "203.0.113.10:4500"}, {Endpoint: "datachannel 7"}, {}, // in no route of its own
+	}}, time.Now().Add(time.Hour)})
+	got = nil
+	for _, addr := range n.outside(plan) {
+		got = append(got, addr.String())
+	}
+	slices.Sort(got)
+	want = append(want, "2001:db8::9", "203.0.113.9")
+	if got = slices.Compact(got); !slices.Equal(got, want) {
+		t.Errorf("with peers in routes: got %v, want %v", got, want)
 	}
 	n.cfg.Hold = nil // a node behind a gateway
 	if len(n.outside(&mesh.Plan{Self: &mesh.Node{}})) != 0 {
