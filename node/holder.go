@@ -53,9 +53,12 @@ type Hold struct {
 	// that takes.
 	Joined bool
 	// Replicas returns the addresses, "host:port", at which the gateways keep the
-	// state together: no route may lead there. Names are not looked up. Nil: this
-	// node keeps it alone.
+	// state together: no route may lead there. Names are looked up again and again.
+	// It does not block. Nil: this node keeps it alone.
 	Replicas func() []string
+	// LookUp finds the addresses of a name in Replicas; nil: the host's resolver
+	// does.
+	LookUp func(ctx context.Context, name string) ([]netip.Addr, error)
 	// Purge says which members are removed because they are gone.
 	Purge Purge
 	// StaticIPv4 are the addresses of nodes that must have a certain one.
@@ -79,12 +82,12 @@ func newHolder(n *Node, cfg Hold) (*holder, error) {
 	r := registry.New(cfg.Store, n.cfg.Logger)
 	members, err := member.New(member.Config{
 		Registry: r, Self: n.cfg.ID, StaticIPv4: cfg.StaticIPv4, AllowUnproven: cfg.AllowUnprovenJoins,
-		Replicas: cfg.replicas, Logger: n.cfg.Logger,
+		Replicas: n.replicas.addrs, Logger: n.cfg.Logger,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("make membership: %w", err)
 	}
-	objects, err := admin.New(r, cfg.replicas, n.cfg.Logger)
+	objects, err := admin.New(r, n.replicas.addrs, n.cfg.Logger)
 	if err != nil {
 		return nil, fmt.Errorf("make objects: %w", err)
 	}
@@ -103,6 +106,9 @@ func (h *holder) run(ctx context.Context) error {
 	}
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return h.registry.Run(ctx) })
+	if n.replicas != nil {
+		g.Go(func() error { return n.replicas.run(ctx) })
+	}
 	g.Go(func() error {
 		if err := h.announce(ctx); err != nil {
 			return err

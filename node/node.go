@@ -112,12 +112,14 @@ type source interface {
 
 // Node is a running member of a mesh. Make one with New, run it with Run.
 type Node struct {
-	cfg     Config
-	log     *slog.Logger
-	device  *wg.Device
-	host    *hostnet.Host // nil without an interface on the host
-	source  source
-	members membership
+	cfg    Config
+	log    *slog.Logger
+	device *wg.Device
+	host   *hostnet.Host // nil without an interface on the host
+	// replicas are where gateways keep the state together; nil: nowhere.
+	replicas *lookups
+	source   source
+	members  membership
 	// objects and store are nil on a node that holds no state.
 	objects objects
 	store   store.Store
@@ -213,6 +215,7 @@ func New(cfg Config) (_ *Node, err error) {
 	}
 	n.exposed = newExposer(cfg.Expose, n.device, n.origin, cfg.Logger)
 	if cfg.Hold != nil {
+		n.replicas = newLookups(cfg.Hold.Replicas, cfg.Hold.LookUp, n.log)
 		h, err := newHolder(n, *cfg.Hold)
 		if err != nil {
 			return nil, err
@@ -340,8 +343,8 @@ func (n *Node) mend(ctx context.Context) error {
 			}
 		}
 		plan := n.current.Load()
-		if plan == nil || moved && !toOneAddress(plan.Routes) {
-			continue // the first plan is being applied, or peers may be anywhere
+		if plan == nil || moved && !toOneAddress(plan.Routes) && len(n.replicas.names()) == 0 {
+			continue // the first plan is being applied, or there is nothing to compare
 		}
 		if err := n.setHost(ctx, plan); errors.Is(err, hostnet.ErrGone) {
 			return fmt.Errorf("interface %s: %w; start the node anew", n.device.Name(), err)

@@ -14,23 +14,9 @@ import (
 	"github.com/meshgate/meshgate/node/mesh"
 )
 
-// lookAtPeers is how often routes to single addresses are compared with where
-// WireGuard finds peers, who move without a change of the mesh.
+// lookAtPeers is how often routes are compared with what changes without the mesh:
+// where WireGuard finds peers, and gateways that have names are.
 const lookAtPeers = 30 * time.Second
-
-// replicas are the addresses of Replicas that are no names.
-func (h *Hold) replicas() []netip.Addr {
-	if h == nil || h.Replicas == nil {
-		return nil
-	}
-	var list []netip.Addr
-	for _, at := range h.Replicas() {
-		if addr, ok := addrOf(at); ok {
-			list = append(list, addr)
-		}
-	}
-	return list
-}
 
 // addrOf returns the address of a "host:port" whose host is one.
 func addrOf(at string) (netip.Addr, bool) {
@@ -66,7 +52,7 @@ func (n *Node) registerLeftOut() error {
 // of the replicas, of the gateways, and those at which plan has peers, or at which
 // WireGuard found them.
 func (n *Node) outside(plan *mesh.Plan) []netip.Addr {
-	list := append(n.cfg.Hold.replicas(), plan.Self.Outside()...)
+	list := append(n.replicas.addrs(), plan.Self.Outside()...)
 	for p := range plan.Peers.All() {
 		if addr, ok := addrOf(p.Endpoint); ok {
 			list = append(list, addr)

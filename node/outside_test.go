@@ -3,6 +3,7 @@
 package node
 
 import (
+	"context"
 	"net/netip"
 	"slices"
 	"testing"
@@ -22,7 +23,12 @@ func TestOutside(t *testing.T) {
 		}
 		return out
 	}
-	n := &Node{cfg: Config{Hold: &Hold{Replicas: func() []string { return []string{"10.0.0.5:7000", "gw2.example.com:7000", "[::ffff:10.0.1.5]:7000"} }}}}
+	n := &Node{}
+	n.replicas = newLookups(func() []string { return []string{"10.0.0.5:7000", "gw2.example.com:7000", "[::ffff:10.0.1.5]:7000"} },
+		func(context.Context, string) ([]netip.Addr, error) {
+			return []netip.Addr{netip.MustParseAddr("10.0.2.5")}, nil
+		}, nil)
+	n.replicas.lookUp(t.Context())
 	plan := &mesh.Plan{
 		Self: &mesh.Node{PrimaryEndpoint: "198.18.77.1", WireGuardEndpoints: at("198.18.77.1:51820")},
 		Peers: mesh.PeersOf(
@@ -37,7 +43,7 @@ func TestOutside(t *testing.T) {
 		got = append(got, addr.String())
 	}
 	slices.Sort(got)
-	want := []string{"10.0.0.5", "10.0.1.5", "198.18.77.1", "198.18.77.2", "198.18.80.1"}
+	want := []string{"10.0.0.5", "10.0.1.5", "10.0.2.5", "198.18.77.1", "198.18.77.2", "198.18.80.1"}
 	if got = slices.Compact(got); !slices.Equal(got, want) {
 		t.Errorf("got %v, want %v", got, want)
 	}
@@ -55,7 +61,7 @@ func TestOutside(t *testing.T) {
 	if got = slices.Compact(got); !slices.Equal(got, want) {
 		t.Errorf("with peers in routes: got %v, want %v", got, want)
 	}
-	n.cfg.Hold = nil // a node behind a gateway
+	n.replicas = nil // a node behind a gateway
 	if len(n.outside(&mesh.Plan{Self: &mesh.Node{}})) != 0 {
 		t.Error("a node behind a gateway has replicas")
 	}
