@@ -5,7 +5,6 @@ package gateway
 import (
 	"context"
 	"errors"
-	"io"
 	"net"
 	"net/http"
 	"strings"
@@ -15,26 +14,11 @@ import (
 )
 
 // askEarly makes one request on a connection of its own.
-func askEarly(t testing.TB, method, url string) (status int, body string) {
+func askEarly(t *testing.T, method, url string) (status int, body string) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
-	defer cancel()
-	r, err := http.NewRequestWithContext(ctx, method, url, strings.NewReader("{}"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	r.Header.Set("Content-Type", "application/json")
-	c := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
-	resp, err := c.Do(r)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer resp.Body.Close()
-	raw, err := io.ReadAll(resp.Body)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return resp.StatusCode, string(raw)
+	alone := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+	a := ask(t, alone, method, url, "{}", "Content-Type", "application/json")
+	return a.StatusCode, a.text
 }
 
 // A gateway that waits for others answers probes, says why to operators only, and

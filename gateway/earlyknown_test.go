@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"io"
-	"maps"
 	"net/http"
 	"slices"
 	"strings"
@@ -151,25 +150,21 @@ func TestEarly_AnswersReadsOfOneMomentAndNothingElse(t *testing.T) {
 // The answers are those of the moment, and the console is there to show them.
 func TestEarly_TellsWhatItKnows(t *testing.T) {
 	url := serveEarly(t, testSnapshot())
-	ask := func(procedure string, headers map[string]string) (int, string) {
-		t.Helper()
-		all := map[string]string{"Authorization": "Bearer " + tokenOf("viewer"), "Content-Type": "application/json"}
-		maps.Copy(all, headers)
-		return postJSON(t, url+procedure, all)
-	}
+	viewer := bearer(httpClient(t, false, "", nil), "viewer")
 	for _, tt := range []struct {
 		procedure string
-		headers   map[string]string
+		headers   []string // and values
 		status    int
 		says      string
 	}{
-		{v1connect.MeshListNodesProcedure, map[string]string{api.HeaderStale: "true"}, http.StatusOK, "web-1"},
+		{v1connect.MeshListNodesProcedure, []string{api.HeaderStale, "true"}, http.StatusOK, "web-1"},
 		{v1connect.MeshListNodesProcedure, nil, http.StatusServiceUnavailable, "meshgate get --stale"},
 		{meshgatev1connect.ClusterStatusProcedure, nil, http.StatusOK, "start gw-2, or, once that is gone for good, "},
 		{v1connect.MembershipJoinProcedure, nil, http.StatusServiceUnavailable, "waits for a majority"},
 	} {
-		if status, body := ask(tt.procedure, tt.headers); status != tt.status || !strings.Contains(body, tt.says) {
-			t.Errorf("%s %v: %d %q, want %d that says %q", tt.procedure, tt.headers, status, body, tt.status, tt.says)
+		a := ask(t, viewer, http.MethodPost, url+tt.procedure, "{}", append(tt.headers, "Content-Type", "application/json")...)
+		if a.StatusCode != tt.status || !strings.Contains(a.text, tt.says) {
+			t.Errorf("%s %v: %d %q, want %d that says %q", tt.procedure, tt.headers, a.StatusCode, a.text, tt.status, tt.says)
 		}
 	}
 	if status, body := askEarly(t, http.MethodGet, url+"/"); status != http.StatusOK || !strings.Contains(body, "console") {
@@ -178,28 +173,6 @@ func TestEarly_TellsWhatItKnows(t *testing.T) {
 	if status, _ := askEarly(t, http.MethodGet, url+"/readyz"); status != http.StatusServiceUnavailable {
 		t.Errorf("it says that it is ready: %d", status)
 	}
-}
-
-// postJSON posts an empty message.
-func postJSON(t *testing.T, url string, headers map[string]string) (status int, body string) {
-	t.Helper()
-	r, err := http.NewRequestWithContext(testContext(t), http.MethodPost, url, strings.NewReader("{}"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	for key, value := range headers {
-		r.Header.Set(key, value)
-	}
-	resp, err := httpClient(t, false, "", nil).Do(r)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer resp.Body.Close()
-	raw, err := io.ReadAll(resp.Body)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return resp.StatusCode, string(raw)
 }
 
 // Who watches a gateway that waits for a majority is told so at once, before it

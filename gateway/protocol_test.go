@@ -239,21 +239,12 @@ func TestProtocols_AllKindsOfCalls(t *testing.T) {
 // The JSON form of Connect is what people try with curl.
 func TestProtocols_ConnectJSONByHand(t *testing.T) {
 	s := serve(t, nil)
-	req, err := http.NewRequestWithContext(testContext(t), http.MethodPost, "http://"+s.public+v1connect.MeshGetNodeProcedure, strings.NewReader(`{"id":"web-1"}`))
-	if err != nil {
-		t.Fatal(err)
+	c := bearer(httpClient(t, false, "", nil), "admin")
+	a := ask(t, c, http.MethodPost, "http://"+s.public+v1connect.MeshGetNodeProcedure, `{"id":"web-1"}`, "Content-Type", "application/json")
+	if a.StatusCode != http.StatusOK || !strings.Contains(a.text, `"id":"web-1"`) {
+		t.Errorf("%d %s", a.StatusCode, a.text)
 	}
-	req.Header.Set("Content-Type", "application/json")
-	res, err := bearer(httpClient(t, false, "", nil), "admin").Do(req)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer res.Body.Close()
-	body, err := io.ReadAll(res.Body)
-	if err != nil || res.StatusCode != http.StatusOK || !strings.Contains(string(body), `"id":"web-1"`) {
-		t.Errorf("%d %s, %v", res.StatusCode, body, err)
-	}
-	if len(res.Header.Get("X-Request-Id")) < 20 {
+	if len(a.Header.Get("X-Request-Id")) < 20 {
 		t.Error("no request id")
 	}
 }
