@@ -48,6 +48,7 @@ func allowed() map[string][]string {
 		"node/ipam":     {"node/mesh"},
 		"node/wg":       {"node/mesh"},
 		"node/hostnet":  {"node/mesh"},
+		"node/path":     {"node/mesh"},
 		"node/mesh":     {"proto"},
 		"turn":          {},
 		"web":           {},
