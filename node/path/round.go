@@ -70,7 +70,7 @@ func (s *ways) startRound(now time.Time) {
 	for _, w := range s.list {
 		if s.lacking(w) && w.tries >= w.limit {
 			w.tries, w.limit = 0, roundAsks
-			if w.learned || w.spent >= metSpent {
+			if w.spent >= metSpent {
 				w.limit = 1
 			}
 		}
@@ -90,9 +90,6 @@ func (s *ways) Restart(now time.Time) {
 	s.round.again(now)
 	for _, w := range s.list {
 		w.tries, w.limit, w.spent = 0, len(askGaps), 0
-		if w.learned {
-			w.limit = 1
-		}
 		w.soon = w.stands
 	}
 }

@@ -63,7 +63,6 @@ type ask struct {
 type way struct {
 	route         Route
 	local, remote Candidate // local says how it is relayed
-	learned       bool
 
 	stands   bool
 	verified time.Time // when an answer came last; zero: never
@@ -235,30 +234,47 @@ func (s *ways) rebuild(now time.Time) {
 	for _, w := range s.list {
 		old[w.route] = w
 	}
+	seen := make(map[Route]bool, len(s.list))
 	s.list = s.list[:0:0]
 	for i := range s.sockets {
 		k := &s.sockets[i]
 		for j := range s.remotes {
 			r := &s.remotes[j]
-			if r.learned && r.socket != k.number || !k.reaches(r.Addr.Addr()) {
+			route := Route{k.number, r.Addr}
+			if !r.from(k.number) || !k.reaches(r.Addr.Addr()) || seen[route] {
 				continue
 			}
-			route := Route{k.number, r.Addr}
+			seen[route] = true
 			w := old[route]
 			if w == nil {
-				w = &way{route: route, limit: len(askGaps)}
-				if r.learned {
-					// One check for one check: who says that it is elsewhere pays for it.
-					w.limit = 0
-				}
+				w = &way{route: route, limit: r.asks(k.number)}
 				s.round.again(now)
 			}
-			w.local, w.remote, w.learned = k.leg(), r.Candidate, r.learned
+			w.local, w.remote = k.leg(), r.Candidate
 			s.list = append(s.list, w)
 		}
 	}
 	slices.SortStableFunc(s.list, func(a, b *way) int { return a.rank() - b.rank() })
 	s.choose(now)
+}
+
+// from says whether an address is of use to a socket. What was learned is so to
+// the socket at which it was; and what a relay saw, the native socket may reach
+// as well: that is how both sides find each other again whose NATs forgot them.
+func (r *remote) from(number Socket) bool {
+	return !r.learned || r.socket == number || number == Native && r.Kind != Relayed
+}
+
+// asks is how many checks a new way to an address begins with. Who only says
+// that it is elsewhere pays for each check with one.
+func (r *remote) asks(number Socket) int {
+	switch {
+	case !r.learned:
+		return len(askGaps)
+	case r.socket != number:
+		return roundAsks
+	}
+	return 0
 }
 
 // learn takes the source of a check of the peer for one of its addresses.

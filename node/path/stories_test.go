@@ -1,0 +1,429 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package path_test
+
+import (
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/meshgate/meshgate/node/path"
+)
+
+// pair is two hosts behind port-restricted NATs, with a relay each on the same
+// server.
+type pair struct {
+	w          *world
+	s          *server
+	a, b       *host
+	natA, natB *nat
+}
+
+func newPair(t testing.TB, names ...string) *pair {
+	t.Helper()
+	p := &pair{w: newWorld(1)}
+	p.s = newServer(p.w, "203.0.113.1")
+	p.a, p.b = newHost(t, p.w, "alice", "bob"), newHost(t, p.w, "bob", "alice")
+	if len(names) == 0 {
+		names = []string{"natEP", "natEP"}
+	}
+	p.natA = placed(t, names[0]).settle(p.a, 1, p.s)
+	p.natB = placed(t, names[1]).settle(p.b, 2, p.s)
+	return p
+}
+
+func placed(t testing.TB, name string) place {
+	t.Helper()
+	i := slices.IndexFunc(places(), func(p place) bool { return p.name == name })
+	if i < 0 {
+		t.Fatalf("there is no place %q", name)
+	}
+	return places()[i]
+}
+
+func (p *pair) await(t testing.TB, d time.Duration, done func() bool) {
+	t.Helper()
+	if !p.w.run(d, done) {
+		t.Fatalf("not within %v: %+v, %+v", d, p.a.paths.State(), p.b.paths.State())
+	}
+}
+
+// streams lets both send.
+func (p *pair) streams() {
+	p.a.stream()
+	p.b.stream()
+}
+
+// stalled fails the test if data stood still for longer than most.
+func (p *pair) stalled(t testing.TB, since time.Time, most time.Duration) {
+	t.Helper()
+	for _, h := range []*host{p.a, p.b} {
+		if got := h.stall(since); got > most {
+			t.Errorf("%s had nothing for %v, more than %v", h.name, got, most)
+		} else {
+			t.Logf("%s had nothing for %v", h.name, got)
+		}
+	}
+}
+
+func TestAgent_MovesFromRelayToDirectWithoutLoss(t *testing.T) {
+	p := newPair(t, "natEP", "natPP")
+	meet(p.a, p.b)
+	p.await(t, time.Second, relayed(p.a, p.b))
+	p.streams()
+	start := p.w.now
+	p.w.run(20*time.Second, nil)
+	p.natB.mapping = independent // its owner got a better one
+	p.natB.forget()
+	p.await(t, 2*time.Minute, direct(p.a, p.b))
+	p.w.run(time.Second, nil)
+	p.stalled(t, start, 100*time.Millisecond)
+	if got := len(p.a.arrived); time.Duration(got+3)*50*time.Millisecond < p.w.now.Sub(start) {
+		t.Errorf("%d packets arrived in %v, one each 50 ms", got, p.w.now.Sub(start))
+	}
+}
+
+func TestAgent_LeavesADeadWay(t *testing.T) {
+	for name, streams := range map[string]func(*pair){
+		"both send":       (*pair).streams,
+		"one sends":       func(p *pair) { p.a.stream() },
+		"the other sends": func(p *pair) { p.b.stream() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := newPair(t)
+			meet(p.a, p.b)
+			p.await(t, 2*time.Second, direct(p.a, p.b))
+			streams(p)
+			p.w.run(10*time.Second, nil)
+			cut := p.w.now
+			p.natA.closed = true
+			p.natA.forget()
+			p.await(t, 5*time.Second, relayed(p.a, p.b))
+			t.Logf("relayed after %v", p.w.now.Sub(cut))
+			p.w.run(5*time.Second, nil)
+			for _, h := range []*host{p.a, p.b} {
+				if h.peer.streams && h.stall(cut) > 4500*time.Millisecond {
+					t.Errorf("%s had nothing for %v", h.name, h.stall(cut))
+				}
+			}
+		})
+	}
+}
+
+func TestAgent_DoesNotTakeForgedDataForALivingWay(t *testing.T) {
+	p := newPair(t)
+	meet(p.a, p.b)
+	p.await(t, 2*time.Second, direct(p.a, p.b))
+	p.a.stream()
+	p.w.run(5*time.Second, nil)
+	p.natA.closed = true
+	dead, _ := p.a.paths.Selected()
+	var forge func()
+	forge = func() {
+		p.a.paths.Heard(p.w.now, dead)
+		p.a.pump()
+		p.w.after(10*time.Millisecond, forge)
+	}
+	forge()
+	p.await(t, 5*time.Second, relayed(p.a))
+}
+
+func TestAgent_SurvivesRebinding(t *testing.T) {
+	p := newPair(t)
+	meet(p.a, p.b)
+	p.await(t, 2*time.Second, direct(p.a, p.b))
+	p.streams()
+	for range 5 {
+		p.w.run(20*time.Second, nil)
+		flushed := p.w.now
+		p.natA.forget()
+		p.natB.forget()
+		p.w.run(10*time.Second, nil)
+		p.stalled(t, flushed, 4*time.Second)
+	}
+	p.await(t, time.Minute, direct(p.a, p.b))
+}
+
+func TestAgent_SurvivesBlackout(t *testing.T) {
+	for name, place := range map[string]string{"direct": "natEP", "relayed": "natPP"} {
+		t.Run(name, func(t *testing.T) {
+			p := newPair(t, place, place)
+			meet(p.a, p.b)
+			p.await(t, 2*time.Second, standing(p.a, p.b))
+			p.streams()
+			p.w.run(20*time.Second, nil)
+			p.w.dark = true
+			p.w.run(10*time.Second, nil)
+			if standing(p.a)() || standing(p.b)() {
+				t.Errorf("there is a way in the dark: %+v, %+v", p.a.paths.State(), p.b.paths.State())
+			}
+			p.w.dark = false
+			back := p.w.now
+			p.await(t, 3*time.Second, standing(p.a, p.b))
+			p.w.run(time.Second, nil)
+			p.stalled(t, back, 3*time.Second)
+		})
+	}
+}
+
+func TestAgent_PrefersTheSameNetwork(t *testing.T) {
+	p := newPair(t)
+	p.b.detach()
+	p.b.attach(p.natA.inner, "192.168.1.11")
+	p.natA.hairpin = true
+	meet(p.a, p.b)
+	p.await(t, time.Second, direct(p.a, p.b))
+	p.w.run(5*time.Second, nil)
+	for _, h := range []*host{p.a, p.b} {
+		if r, _ := h.paths.Selected(); r.To != h.peer.addrs[0] {
+			t.Errorf("%s sends to %v, not %v", h.name, r.To, h.peer.addrs[0])
+		}
+	}
+}
+
+func TestAgent_BehindOneCarrierGoesByItsHairpin(t *testing.T) {
+	for name, hairpin := range map[string]bool{"hairpin": true, "none": false} {
+		t.Run(name, func(t *testing.T) {
+			p := newPair(t)
+			carrier := newNAT(p.w.internet, "198.51.100.9", independent, byPort)
+			carrier.hairpin = hairpin
+			for i, h := range []*host{p.a, p.b} {
+				h.detach()
+				home := newNAT(carrier.inner, []string{"100.64.0.1", "100.64.0.2"}[i], independent, byPort)
+				h.attach(home.inner, []string{"192.168.5.2", "192.168.6.2"}[i])
+			}
+			meet(p.a, p.b)
+			p.await(t, time.Second, standing(p.a, p.b))
+			if got := p.w.run(10*time.Second, direct(p.a, p.b)); got != hairpin {
+				t.Errorf("direct: %v", got)
+			}
+		})
+	}
+}
+
+func TestAgent_FollowsToAnotherNetwork(t *testing.T) {
+	p := newPair(t)
+	meet(p.a, p.b)
+	p.await(t, 2*time.Second, direct(p.a, p.b))
+	p.streams()
+	p.w.run(10*time.Second, nil)
+	left := p.w.now
+	p.a.detach()
+	other := newNAT(p.w.internet, "198.51.100.33", independent, byPort)
+	p.a.attach(other.inner, "10.3.3.3")
+	p.w.run(300*time.Millisecond, nil) // until the host has noticed
+	p.a.offer()
+	p.a.signal(1)
+	p.await(t, 5*time.Second, direct(p.a, p.b))
+	p.w.run(2*time.Second, nil)
+	p.stalled(t, left, 3*time.Second)
+}
+
+func TestAgent_ChangesRelayWhenOneIsGone(t *testing.T) {
+	p := newPair(t, "natPP", "natPP")
+	second := newServer(p.w, "203.0.113.2")
+	p.a.allocate(second, path.UDP, "gw-2")
+	p.b.allocate(second, path.UDP, "gw-2")
+	meet(p.a, p.b)
+	p.await(t, time.Second, relayed(p.a, p.b))
+	p.streams()
+	p.w.run(10*time.Second, nil)
+	gone := map[string]*server{"gw-1": p.s, "gw-2": second}[p.a.paths.State().Relay]
+	cut := p.w.now
+	gone.down = true
+	p.w.run(10*time.Second, nil)
+	p.stalled(t, cut, 4500*time.Millisecond)
+}
+
+func TestAgent_LeavesARelayThatItsOwnerTakesAwayAtOnce(t *testing.T) {
+	p := newPair(t, "natPP", "natPP")
+	second := newServer(p.w, "203.0.113.2")
+	p.a.allocate(second, path.TCP, "gw-2")
+	meet(p.a, p.b)
+	p.await(t, time.Second, relayed(p.a, p.b))
+	p.w.run(5*time.Second, nil)
+	if err := p.a.paths.SetLocal(p.w.now, 1, nil); err != nil {
+		t.Fatal(err)
+	}
+	if r, ok := p.a.paths.Selected(); !ok || r.Socket == 1 {
+		t.Errorf("data goes to %v, %v", r, ok)
+	}
+}
+
+func TestAgent_PrefersBetterRelays(t *testing.T) {
+	p := newPair(t, "natPP", "natPP")
+	second := newServer(p.w, "203.0.113.2")
+	p.a.relays[0].transport = path.TLS
+	p.a.allocate(second, path.TCP, "gw-2")
+	p.b.relays[0].transport = path.TLS
+	meet(p.a, p.b)
+	p.w.run(5*time.Second, nil)
+	for _, h := range []*host{p.a, p.b} {
+		if s := h.paths.State(); !s.Standing || s.Transport != path.TCP || s.Relay != "gw-2" {
+			t.Errorf("%s goes by %v of %q", h.name, s.Transport, s.Relay)
+		}
+	}
+}
+
+func TestAgent_SharesOneOfEqualWays(t *testing.T) {
+	// IPv4 and IPv6 are equally direct.
+	p := newPair(t, "dual-stack", "dual-stack")
+	p.w.jitter = 8 * time.Millisecond
+	meet(p.a, p.b)
+	p.await(t, 2*time.Second, direct(p.a, p.b))
+	p.streams()
+	p.w.run(20*time.Second, nil)
+	ra, _ := p.a.paths.Selected()
+	rb, _ := p.b.paths.Selected()
+	if ra.To.Addr().Is4() != rb.To.Addr().Is4() {
+		t.Errorf("one goes to %v, the other to %v", ra.To, rb.To)
+	}
+	changes := 0
+	for range 600 {
+		p.w.run(time.Second, nil)
+		now, _ := p.a.paths.Selected()
+		if now != ra {
+			changes++
+		}
+		ra = now
+	}
+	if changes > 1 {
+		t.Errorf("the way changed %d times in ten minutes, for the jitter of 8 ms alone", changes)
+	}
+}
+
+func TestAgent_LivesOnWhenIdle(t *testing.T) {
+	p := newPair(t)
+	meet(p.a, p.b)
+	p.await(t, 2*time.Second, direct(p.a, p.b))
+	p.w.run(10*time.Second, nil)
+	before := len(p.a.requests)
+	for range 600 {
+		p.w.run(time.Second, nil)
+		if !direct(p.a, p.b)() {
+			t.Fatalf("the way is gone: %+v", p.a.paths.State())
+		}
+	}
+	// One in 15 s on the way in use, one in 25 s on the spare, and what the peer's
+	// checks call for.
+	if n := len(p.a.requests) - before; n < 40 || n > 100 {
+		t.Errorf("%d checks in ten idle minutes", n)
+	}
+}
+
+func TestAgent_KeepsTryingForDirectLessAndLess(t *testing.T) {
+	p := newPair(t, "natEP", "natPP")
+	meet(p.a, p.b)
+	p.await(t, time.Second, relayed(p.a, p.b))
+	p.w.run(time.Minute, nil)
+	before := len(p.a.requests)
+	p.w.run(time.Hour, nil)
+	if n := len(p.a.requests) - before; n > 700 {
+		t.Errorf("%d checks in an hour", n)
+	}
+	p.natB.mapping = independent
+	p.natB.forget()
+	p.await(t, 6*time.Minute, direct(p.a, p.b))
+}
+
+func TestAgent_BeginsAnewWithAnotherSession(t *testing.T) {
+	p := newPair(t)
+	meet(p.a, p.b)
+	p.await(t, 2*time.Second, direct(p.a, p.b))
+	old, oldPeer := p.b.local, p.b
+	was, _ := p.a.paths.Selected()
+
+	fresh := newHost(t, p.w, "bob", "alice") // on the same machine
+	fresh.heir = true
+	fresh.attach(p.b.realms[0], "192.168.2.10")
+	fresh.allocate(p.s, path.UDP, "gw-1")
+	p.b = fresh
+	fresh.peer, p.a.peer = p.a, fresh
+	fresh.offer()
+	fresh.signal(2)
+	p.a.signal(1)
+	p.w.run(4*p.w.delay-time.Millisecond, nil)
+	if r, ok := p.a.paths.Selected(); !ok || r != was {
+		t.Errorf("data goes to %v, %v instead of %v, which may work still", r, ok, was)
+	}
+	p.await(t, 2*time.Second, direct(p.a, p.b))
+
+	if err := p.a.agent.SetRemote(p.w.now, old, 1); err != nil {
+		t.Errorf("a late signal: %v", err)
+	}
+	p.w.run(20*time.Second, nil)
+	if !direct(p.a, p.b)() {
+		t.Errorf("a late signal of %s ended the way: %+v", oldPeer.name, p.a.paths.State())
+	}
+	err := p.a.agent.SetRemote(p.w.now, path.NewCredentials(), 2)
+	if err == nil || !strings.Contains(err.Error(), "session") {
+		t.Errorf("other credentials in the same session: %v", err)
+	}
+}
+
+func TestAgent_AsksLittleOfOneThatNeverAnswers(t *testing.T) {
+	p := newPair(t)
+	p.a.peer, p.b.peer = p.b, p.a
+	p.a.offer()
+	p.b.signal(1) // and then it is gone
+	p.b.detach()
+	p.s.down = true
+	p.w.run(time.Hour, nil)
+	ways := p.a.paths.State().Ways
+	if n := len(p.a.requests); n == 0 || n > 7*ways {
+		t.Errorf("%d checks on %d ways", n, ways)
+	}
+	if s := p.a.paths.State(); s.Standing || !strings.Contains(s.Why, "not answered") {
+		t.Errorf("state: %+v", s)
+	}
+}
+
+func TestAgent_ThePeerThatVanishesLeavesNothing(t *testing.T) {
+	p := newPair(t)
+	meet(p.a, p.b)
+	p.await(t, 2*time.Second, direct(p.a, p.b))
+	p.b.detach()
+	p.s.down = true
+	p.w.run(20*time.Second, nil)
+	if standing(p.a)() {
+		t.Errorf("the way stands after 20 s: %+v", p.a.paths.State())
+	}
+	before := len(p.a.requests)
+	p.w.run(time.Hour, nil)
+	if n := len(p.a.requests) - before; n > 4000 {
+		t.Errorf("%d checks in the hour after", n)
+	}
+	p.w.run(time.Minute, nil)
+	if got := p.a.paths.Accepted(p.w.now); len(got) > 0 {
+		t.Errorf("packets are taken from %v", got)
+	}
+}
+
+func TestAgent_ListsWhatItTakesDataFrom(t *testing.T) {
+	p := newPair(t)
+	meet(p.a, p.b)
+	p.await(t, 2*time.Second, direct(p.a, p.b))
+	p.w.run(5*time.Second, nil)
+	sent, _ := p.b.paths.Selected()
+	list := p.a.paths.Accepted(p.w.now)
+	want := path.Route{To: reflexiveOf(t, p.b)}
+	if !slices.Contains(list, want) || sent.To != reflexiveOf(t, p.a) {
+		t.Errorf("%v is not in %v", want, list)
+	}
+	for _, r := range list {
+		if a := r.To.Addr(); a != p.natB.ext && a != p.s.addr {
+			t.Errorf("data is taken from %v", r)
+		}
+	}
+}
+
+func reflexiveOf(t *testing.T, h *host) netip.AddrPort {
+	t.Helper()
+	a, ok := reflexive(h.realms[0], h.addrs[0])
+	if !ok {
+		t.Fatal("no reflexive address")
+	}
+	return a
+}
