@@ -85,6 +85,7 @@ func (a *Agent) SetRemote(now time.Time, remote Credentials, session uint64) err
 	}
 	switch {
 	case a.signaled && a.session == session && a.remote == remote:
+		a.insist(now)
 		return nil
 	case a.signaled && a.session == session:
 		return fmt.Errorf("session %d has other credentials already; begin another session: %w", session, mesh.ErrInvalid)
@@ -99,6 +100,18 @@ func (a *Agent) SetRemote(now time.Time, remote Credentials, session uint64) err
 	a.met = false
 	a.forget(now)
 	return nil
+}
+
+// insist gives a peer another round that signals, and has not shown itself by
+// checks. It pays for that as for new addresses.
+func (a *Agent) insist(now time.Time) {
+	if a.met || a.selected != nil || !slices.ContainsFunc(a.list, a.spent) || !a.newcomer.take(now, newcomerEvery, newcomerBurst) {
+		return
+	}
+	for _, w := range a.list {
+		w.spent = min(w.spent, unmetSpent-roundAsks)
+	}
+	a.startRound(now)
 }
 
 // forget drops the peer's addresses but the one in use, and what is known of

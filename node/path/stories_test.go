@@ -378,6 +378,21 @@ func TestAgent_AsksLittleOfOneThatNeverAnswers(t *testing.T) {
 	if s := p.a.paths.State(); s.Standing || !strings.Contains(s.Why, "not answered") {
 		t.Errorf("state: %+v", s)
 	}
+
+	// A signal is a sign of life, as far as they do not come all the time.
+	p.b.signal(1)
+	p.w.run(time.Minute, nil)
+	if n := len(p.a.requests); n <= 7*ways || n > 10*ways {
+		t.Errorf("%d checks on %d ways after one more signal", n, ways)
+	}
+	before := len(p.a.requests)
+	for range 1000 {
+		p.b.signal(1)
+		p.w.run(time.Second, nil)
+	}
+	if n := len(p.a.requests) - before; n > 3*ways*(1000/5+32) {
+		t.Errorf("%d checks on %d ways after a thousand signals", n, ways)
+	}
 }
 
 func TestAgent_ThePeerThatVanishesLeavesNothing(t *testing.T) {

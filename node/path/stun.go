@@ -105,11 +105,17 @@ type Message struct {
 	strange bool
 }
 
-// IsMessage says whether b begins like a STUN message. Those of WireGuard do
-// not: where they have zeros, or a random index, STUN has its cookie, and the
-// first of its types that WireGuard knows too have three zeros after it.
+// IsMessage says whether b begins like a Binding message. None of WireGuard's
+// does: theirs have three zeros after the first byte, which is not zero.
 func IsMessage(b []byte) bool {
-	return len(b) >= stunHeader && b[0]&0xC0 == 0 && binary.BigEndian.Uint32(b[4:8]) == stunCookie
+	if len(b) < stunHeader || binary.BigEndian.Uint32(b[4:8]) != stunCookie {
+		return false
+	}
+	switch MessageType(binary.BigEndian.Uint16(b)) {
+	case BindingRequest, BindingSuccess, BindingError:
+		return true
+	}
+	return false
 }
 
 // ParseMessage reads the Binding message that fills b to its last byte. It is
@@ -123,11 +129,6 @@ func ParseMessage(b []byte) (Message, error) {
 		return m, errMalformed
 	}
 	m.Type, m.raw = MessageType(binary.BigEndian.Uint16(b)), b
-	switch m.Type {
-	case BindingRequest, BindingSuccess, BindingError:
-	default:
-		return m, errMalformed
-	}
 	copy(m.ID[:], b[8:stunHeader])
 	for at := stunHeader; at < len(b); {
 		kind, n := binary.BigEndian.Uint16(b[at:]), int(binary.BigEndian.Uint16(b[at+2:]))
