@@ -104,8 +104,8 @@ func earlier(a, b time.Time) time.Time {
 }
 
 // mostDue returns the way that is to be checked next. Of those that are due the
-// selected one comes first, then those that the peer asked for, then those that
-// were tried least, then the best.
+// selected one comes first, then those that stand, then those that were tried
+// least or that the peer asked for, then the best.
 func (s *ways) mostDue(now time.Time) (most *way, at time.Time) {
 	urgency := 0
 	for _, w := range s.list {
@@ -129,8 +129,10 @@ func (s *ways) urgency(w *way) int {
 	switch {
 	case w == s.selected:
 		return len(askGaps) + 2
-	case w.soon, w.stands:
+	case w.stands:
 		return len(askGaps) + 1
+	case w.soon:
+		return len(askGaps)
 	}
 	return max(len(askGaps)-w.tries, 0)
 }

@@ -19,6 +19,11 @@ const (
 	MaxRemote  = 16 // candidates that a peer signals
 	maxLearned = 8  // addresses that nobody signalled, but checks came from
 
+	// learnEvery is how often one more address may be learned. Between two NATs
+	// that take a new port for each address and let in everyone, each check shows
+	// the other side a new address, to which the next one goes from yet another.
+	learnEvery = 5 * time.Second
+
 	// keptAsks is how many checks of a way may be answered. More are sent only
 	// when the answers to the first ones are seconds late.
 	keptAsks = 6
@@ -135,6 +140,7 @@ type ways struct {
 	sent     time.Time // data
 	heard    time.Time // data
 	pace     bucket
+	learned  bucket
 	round    rounds
 	out      []Packet
 	counters Counters
@@ -286,7 +292,8 @@ func (s *ways) learn(now time.Time, from Route, leg Transport) *way {
 	if leg != NoRelay {
 		r.Kind, r.Transport = Relayed, leg
 	}
-	if k := s.socket(from.Socket); k == nil || !k.reaches(from.To.Addr()) || !s.room(maxLearned, true) {
+	if k := s.socket(from.Socket); k == nil || !k.reaches(from.To.Addr()) ||
+		!s.learned.take(now, learnEvery, maxLearned) || !s.room(maxLearned, true) {
 		return nil
 	}
 	s.remotes = append(s.remotes, r)
