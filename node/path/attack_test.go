@@ -382,3 +382,40 @@ func TestAgent_DoesNotTakeTwoAgentsForOne(t *testing.T) {
 		}
 	}
 }
+
+func TestAgent_FollowsAtOnceWhereItDoesNotDecide(t *testing.T) {
+	v := newVictim(t)
+	a, err := path.New(path.Config{Self: "zoe", Peer: "bob", Local: v.own})
+	v.check(err)
+	v.a = a
+	second := netip.MustParseAddrPort("198.51.100.2:52000")
+	v.check(a.SetRemote(v.now, v.peer, 1))
+	v.check(a.SetLocal(v.now, path.Native, []path.Candidate{{Addr: netip.MustParseAddrPort("192.168.1.10:51820")}}))
+	for _, addr := range []netip.AddrPort{peerAddr, second} {
+		v.check(a.AddRemote(v.now, path.Candidate{Addr: addr}))
+	}
+	for range 50 {
+		for _, p := range v.tick(20 * time.Millisecond) {
+			answer := v.answer(p)
+			v.packet(p.To, answer.Marshal(v.peer.Password))
+		}
+	}
+	for _, to := range []netip.AddrPort{second, peerAddr} {
+		v.now = v.now.Add(time.Second)
+		m := v.request()
+		m.Note.Uses = true
+		v.packet(to, m.Marshal(v.own.Password))
+		if r, ok := a.Selected(); !ok || r.To != to {
+			t.Errorf("data goes to %v, %v", r, ok)
+		}
+		a.Tick(v.now)
+		said := false
+		for _, p := range a.Outgoing() {
+			m, err := path.ParseMessage(p.Bytes)
+			said = said || err == nil && p.To == to && m.Note.Uses
+		}
+		if !said {
+			t.Error("the peer is not told")
+		}
+	}
+}

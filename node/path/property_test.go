@@ -41,6 +41,7 @@ func TestAgent_EndsWithTheBestWayWhateverHappens(t *testing.T) {
 		if theory(pa, pb) && !w.run(6*time.Minute, direct(p.a, p.b)) {
 			rt.Fatalf("not direct: %+v, %+v", p.a.paths.State(), p.b.paths.State())
 		}
+		checkMutual(t, p.a, p.b)
 		for _, h := range []*host{p.a, p.b} {
 			checkPace(rt, h)
 			if n := h.paths.State().Ways; n > path.MaxSockets*(path.MaxRemote+8) {

@@ -112,6 +112,67 @@ func TestAgent_LeavesADeadWay(t *testing.T) {
 	}
 }
 
+// All ways of a host but the relays die when its uplink does: the next one is not
+// to be another dead one.
+func TestAgent_LeavesAllDeadWaysAtOnce(t *testing.T) {
+	p := newPair(t, "dual-stack", "dual-stack")
+	meet(p.a, p.b)
+	p.await(t, 2*time.Second, direct(p.a, p.b))
+	p.streams()
+	for range 20 {
+		p.w.run(10*time.Second, nil)
+		cut := p.w.now
+		for _, r := range p.a.realms {
+			r.up.closed = true
+			r.up.forget()
+		}
+		p.w.run(4*time.Second, nil)
+		p.stalled(t, cut, 2700*time.Millisecond)
+		for _, r := range p.a.realms {
+			r.up.closed = false
+		}
+		p.await(t, 6*time.Minute, direct(p.a, p.b))
+		p.w.run(11*time.Second, nil) // so that the other way stands as well
+	}
+}
+
+func TestAgent_ChecksEverythingWhenItIsElsewhere(t *testing.T) {
+	for name, move := range map[string]func(*pair){
+		"said so": func(p *pair) { p.a.paths.Restart(p.w.now) },
+		"has other addresses": func(p *pair) {
+			other := append(p.a.candidates(path.Native), path.Candidate{Addr: netip.MustParseAddrPort("10.7.7.7:51820")})
+			if err := p.a.paths.SetLocal(p.w.now, path.Native, other); err != nil {
+				t.Error(err)
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := newPair(t, "natPP", "natPP")
+			meet(p.a, p.b)
+			p.await(t, time.Second, relayed(p.a, p.b))
+			p.w.run(20*time.Minute, nil)
+			asked := map[path.Route]int{}
+			p.a.tap = func(k path.Packet) {
+				if m, err := path.ParseMessage(k.Bytes); err == nil && m.Type == path.BindingRequest {
+					asked[k.Route]++
+				}
+			}
+			move(p)
+			p.a.pump()
+			p.w.run(time.Second, nil)
+			direct := 0
+			for r, n := range asked {
+				if r.Socket == path.Native && r.To.Addr() != p.s.addr && n >= 4 {
+					direct++
+				}
+			}
+			if used, _ := p.a.paths.Selected(); asked[used] == 0 || direct < 2 {
+				t.Errorf("in a second it checks %v", asked)
+			}
+		})
+	}
+}
+
 func TestAgent_DoesNotTakeForgedDataForALivingWay(t *testing.T) {
 	p := newPair(t)
 	meet(p.a, p.b)
@@ -161,9 +222,9 @@ func TestAgent_SurvivesBlackout(t *testing.T) {
 			}
 			p.w.dark = false
 			back := p.w.now
-			p.await(t, 3*time.Second, standing(p.a, p.b))
+			p.await(t, 1200*time.Millisecond, standing(p.a, p.b))
 			p.w.run(time.Second, nil)
-			p.stalled(t, back, 3*time.Second)
+			p.stalled(t, back, 1300*time.Millisecond)
 		})
 	}
 }
@@ -300,6 +361,17 @@ func TestAgent_LivesOnWhenIdle(t *testing.T) {
 	p.await(t, 2*time.Second, direct(p.a, p.b))
 	p.w.run(10*time.Second, nil)
 	before := len(p.a.requests)
+	used, _ := p.a.paths.Selected()
+	last := p.w.now
+	p.a.tap = func(k path.Packet) {
+		if m, err := path.ParseMessage(k.Bytes); err != nil || m.Type != path.BindingRequest || k.Route != used {
+			return
+		}
+		if gap := p.w.now.Sub(last); gap > 16*time.Second {
+			t.Errorf("nothing on the way for %v", gap)
+		}
+		last = p.w.now
+	}
 	for range 600 {
 		p.w.run(time.Second, nil)
 		if !direct(p.a, p.b)() {

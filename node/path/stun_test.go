@@ -5,6 +5,7 @@ package path_test
 import (
 	"bytes"
 	"encoding/binary"
+	"hash/crc32"
 	"net"
 	"net/netip"
 	"reflect"
@@ -105,28 +106,35 @@ func TestParseMessage_RefusesWhatIsMalformed(t *testing.T) {
 		return b
 	}
 	for name, b := range map[string][]byte{
-		"nothing":                     nil,
-		"short":                       with()[:19],
-		"no cookie":                   twist(with(), 7),
-		"another method":              twist(with(), 1)[:20],
-		"an indication":               append([]byte{0, 0x11}, with()[2:]...),
-		"a longer length":             twist(with(), 3),
-		"something after it":          append(with(), 0, 0, 0, 0),
-		"half a header":               with(0x80, 0x22, 0)[:22],
-		"an attribute past the end":   with(0x80, 0x22, 0, 1),
-		"a long attribute":            with(0x80, 0x22, 0xFF, 0xFF),
-		"an address of nothing":       with(0, 0x20, 0, 0),
-		"an address of 4":             with(0, 0x20, 0, 4, 0, 1, 0, 0),
-		"IPv4 that says IPv6":         with(0, 0x20, 0, 8, 0, 2, 0, 0, 0, 0, 0, 0),
-		"an address of a third kind":  with(0, 0x20, 0, 8, 0, 3, 0, 0, 0, 0, 0, 0),
-		"IPv6 that says IPv4":         with(append([]byte{0, 0x20, 0, 20, 0, 1}, make([]byte, 18)...)...),
-		"other address of nothing":    with(0x80, 0x2C, 0, 0),
-		"a short priority":            with(0, 0x24, 0, 2, 0, 0, 0, 0),
-		"a long priority":             with(0, 0x24, 0, 8, 0, 0, 0, 0, 0, 0, 0, 0),
-		"a short seal":                with(0, 8, 0, 4, 0, 0, 0, 0),
-		"a short fingerprint":         with(0x80, 0x28, 0, 0),
-		"a wrong fingerprint":         twist(sealed, len(sealed)-1),
-		"a fingerprint of other":      twist(sealed, 9),
+		"nothing":                    nil,
+		"short":                      with()[:19],
+		"no cookie":                  twist(with(), 7),
+		"another method":             twist(with(), 1)[:20],
+		"an indication":              append([]byte{0, 0x11}, with()[2:]...),
+		"a longer length":            twist(with(), 3),
+		"something after it":         append(with(), 0, 0, 0, 0),
+		"half a header":              with(0x80, 0x22, 0)[:22],
+		"an attribute past the end":  with(0x80, 0x22, 0, 1),
+		"a long attribute":           with(0x80, 0x22, 0xFF, 0xFF),
+		"an address of nothing":      with(0, 0x20, 0, 0),
+		"an address of 4":            with(0, 0x20, 0, 4, 0, 1, 0, 0),
+		"IPv4 that says IPv6":        with(0, 0x20, 0, 8, 0, 2, 0, 0, 0, 0, 0, 0),
+		"an address of a third kind": with(0, 0x20, 0, 8, 0, 3, 0, 0, 0, 0, 0, 0),
+		"IPv6 that says IPv4":        with(append([]byte{0, 0x20, 0, 20, 0, 1}, make([]byte, 18)...)...),
+		"other address of nothing":   with(0x80, 0x2C, 0, 0),
+		"a short priority":           with(0, 0x24, 0, 2, 0, 0, 0, 0),
+		"a long priority":            with(0, 0x24, 0, 8, 0, 0, 0, 0, 0, 0, 0, 0),
+		"a short seal":               with(0, 8, 0, 4, 0, 0, 0, 0),
+		"a short fingerprint":        with(0x80, 0x28, 0, 0),
+		"a wrong fingerprint":        twist(sealed, len(sealed)-1),
+		"a fingerprint of other":     twist(sealed, 9),
+		"something after the fingerprint": func() []byte {
+			m := path.Message{Type: path.BindingRequest, Fingerprint: true}
+			b := append(m.Marshal(""), 0x80, 0x22, 0, 0)
+			b[3] += 4 // of which the fingerprint knows
+			binary.BigEndian.PutUint32(b[24:], crc32.ChecksumIEEE(b[:20])^0x5354554E)
+			return b
+		}(),
 		"a short note":                with(0xFF, 0x4D, 0, 4, 0, 0, 0, 0),
 		"a note of a fifth transport": with(0xFF, 0x4D, 0, 12, 0, 0, 0, 0, 0, 0, 0, 1, 0, 4, 0, 0),
 		"no user name":                with(0, 6, 0, 0),

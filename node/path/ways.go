@@ -254,7 +254,9 @@ func (s *ways) rebuild(now time.Time) {
 			w := old[route]
 			if w == nil {
 				w = &way{route: route, limit: r.asks(k.number)}
-				s.round.again(now)
+				if !r.learned {
+					s.round.again(now)
+				}
 			}
 			w.local, w.remote = k.leg(), r.Candidate
 			s.list = append(s.list, w)
