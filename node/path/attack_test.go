@@ -24,7 +24,6 @@ type victim struct {
 	own      path.Credentials
 	peer     path.Credentials
 	sequence uint64
-	tag      path.Tag
 }
 
 // peerAddr is where the peer says that it is.

@@ -129,4 +129,11 @@ func TestChoose_KeepsASpareThatDoesNotFailWithTheWay(t *testing.T) {
 	if s.spare != s.list[1] {
 		t.Errorf("the spare is %+v", s.spare)
 	}
+	// One of another gateway takes its place, wherever it is in the list.
+	s.list[3].stands, s.list[3].local = true, relay("gw-2", UDP)
+	s.list[1], s.list[3] = s.list[3], s.list[1]
+	s.choose(now)
+	if s.spare != s.list[1] {
+		t.Errorf("the spare is %+v", s.spare)
+	}
 }
