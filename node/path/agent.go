@@ -215,7 +215,7 @@ func (a *Agent) response(now time.Time, r Route, m *Message) {
 		a.counters.Refused++
 		return
 	}
-	a.stood(now, w, m.ID, took)
+	a.stood(now, w, m, took)
 }
 
 // request takes a check of the peer; false if it is none, or one too many.

@@ -258,9 +258,9 @@ func (s *ways) answered(now time.Time, r Route, id Transaction) (w *way, took ti
 }
 
 // stood takes the answer to a check.
-func (s *ways) stood(now time.Time, w *way, id Transaction, took time.Duration) {
+func (s *ways) stood(now time.Time, w *way, m *Message, took time.Duration) {
 	for i := range w.asks {
-		if w.asks[i].id == id {
+		if w.asks[i].id == m.ID {
 			w.asks[i] = ask{} // it counts once
 		}
 	}
@@ -271,7 +271,7 @@ func (s *ways) stood(now time.Time, w *way, id Transaction, took time.Duration) 
 	} else {
 		w.rtt += (took - w.rtt) / 4
 	}
-	w.stands, w.verified = true, now
+	w.stands, w.verified, w.mapped = true, now, m.Mapped
 	w.waiting, w.tries, w.limit, w.spent = 0, 0, 0, 0
 	s.compare(w)
 	s.choose(now)

@@ -78,8 +78,28 @@ func (p *Probe) Packet(now time.Time, number Socket, from netip.AddrPort, b []by
 		p.counters.Refused++
 		return true
 	}
-	p.stood(now, w, m.ID, took)
+	p.stood(now, w, &m, took)
 	return true
+}
+
+// Reflexive returns where the peer sees the packets of the native socket come
+// from, which are server-reflexive candidates for other peers: at most one IPv4
+// and one IPv6 address, from ways that stand.
+func (p *Probe) Reflexive() []netip.AddrPort {
+	var list []netip.AddrPort
+	for _, is4 := range []bool{true, false} {
+		var last *way
+		for _, w := range p.list {
+			if w.stands && !w.relayed() && w.mapped.Addr().Is4() == is4 && CheckAddress(w.mapped) == nil &&
+				(last == nil || w.verified.After(last.verified)) {
+				last = w
+			}
+		}
+		if last != nil {
+			list = append(list, last.mapped)
+		}
+	}
+	return list
 }
 
 // Answer returns the answer to a plain Binding request that came from an address:

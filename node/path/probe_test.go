@@ -4,6 +4,7 @@ package path_test
 
 import (
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -61,6 +62,27 @@ func TestProbe_GoesDirectlyWhereItCan(t *testing.T) {
 	}
 	if r, _ := h.paths.Selected(); r != (path.Route{To: gatewayAddr}) {
 		t.Errorf("data goes to %v", r)
+	}
+}
+
+func TestProbe_SaysWhereTheGatewaySeesTheSocket(t *testing.T) {
+	h, n, _ := probing(t, false, path.UDP)
+	probe := h.paths.(*path.Probe)
+	if got := probe.Reflexive(); len(got) > 0 {
+		t.Errorf("%v before an answer", got)
+	}
+	for range 2 {
+		h.w.run(20*time.Second, nil)
+		if got := probe.Reflexive(); !slices.Equal(got, []netip.AddrPort{reflexiveOf(t, h)}) {
+			t.Errorf("%v, want %v", got, reflexiveOf(t, h))
+		}
+		n.forget()
+		n.next += 100
+	}
+	n.closed = true
+	h.w.run(time.Minute, nil)
+	if got := probe.Reflexive(); len(got) > 0 {
+		t.Errorf("%v when only relays are left", got)
 	}
 }
 

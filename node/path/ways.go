@@ -70,9 +70,10 @@ type way struct {
 	local, remote Candidate // local says how it is relayed
 
 	stands   bool
-	verified time.Time // when an answer came last; zero: never
-	heard    time.Time // when data came last
-	used     time.Time // when the peer said last that it sends here
+	verified time.Time      // when an answer came last; zero: never
+	mapped   netip.AddrPort // what it said of where the check came from
+	heard    time.Time      // when data came last
+	used     time.Time      // when the peer said last that it sends here
 	rtt      time.Duration
 	better   int // checks in a row that were quicker by far than the selected way
 
