@@ -244,12 +244,15 @@ func newServer(w *world, addr string) *server {
 type allocation struct {
 	s       *server
 	port    uint16
-	allowed map[netip.Addr]bool
+	allowed map[netip.Addr]time.Time
 	deliver func(src netip.AddrPort, b []byte)
 }
 
+// permitted is for how long a relay lets packets in after the last one went out.
+const permitted = 5 * time.Minute
+
 func (s *server) allocate(deliver func(netip.AddrPort, []byte)) *allocation {
-	a := &allocation{s, uint16(49152 + len(s.ports)), map[netip.Addr]bool{}, deliver}
+	a := &allocation{s, uint16(49152 + len(s.ports)), map[netip.Addr]time.Time{}, deliver}
 	s.ports[a.port] = a
 	return a
 }
@@ -259,14 +262,14 @@ func (a *allocation) addr() netip.AddrPort { return netip.AddrPortFrom(a.s.addr,
 func (a *allocation) send(dst netip.AddrPort, b []byte) {
 	a.s.w.transmit(func() {
 		if !a.s.down {
-			a.allowed[dst.Addr()] = true
+			a.allowed[dst.Addr()] = a.s.w.now
 			a.s.w.internet.send(a.addr(), dst, b)
 		}
 	})
 }
 
 func (s *server) receive(src, dst netip.AddrPort, b []byte) {
-	if a := s.ports[dst.Port()]; a != nil && !s.down && a.allowed[src.Addr()] {
+	if a := s.ports[dst.Port()]; a != nil && !s.down && s.w.now.Sub(a.allowed[src.Addr()]) < permitted {
 		s.w.transmit(func() { a.deliver(src, b) })
 	}
 }

@@ -67,6 +67,7 @@ func (s *ways) rounds(now time.Time) {
 // startRound has what is lacking checked now.
 func (s *ways) startRound(now time.Time) {
 	s.round.last = now
+	s.show()
 	for _, w := range s.list {
 		if s.lacking(w) && w.tries >= w.limit {
 			w.tries, w.limit = 0, roundAsks
@@ -74,6 +75,32 @@ func (s *ways) startRound(now time.Time) {
 				w.limit = 1
 			}
 		}
+	}
+}
+
+// show sends a check from the native socket to a relay of the peer, one that
+// answers if there is any. NATs forget a socket that only relays are used beside,
+// and the relay shows the peer where its packets come from now. That relays let
+// the packets of the peer in, checks from them to its reflexive addresses see to.
+func (s *ways) show() {
+	if s.selected == nil || !s.selected.relayed() {
+		return
+	}
+	var best *way
+	lets := 0
+	for _, w := range s.list {
+		switch {
+		case w.route.Socket == Native && w.remote.Kind == Relayed:
+			if best == nil || w.stands && !best.stands {
+				best = w
+			}
+		case w.local.Kind == Relayed && w.remote.Kind == ServerReflexive && lets < MaxSockets:
+			lets++
+			w.soon = true
+		}
+	}
+	if best != nil {
+		best.soon = true
 	}
 }
 

@@ -400,6 +400,33 @@ func TestAgent_KeepsTryingForDirectLessAndLess(t *testing.T) {
 	p.await(t, 6*time.Minute, direct(p.a, p.b))
 }
 
+// While a relay is in use the NATs forget the native sockets, which then have
+// other ports than those that were signalled.
+func TestAgent_BecomesDirectThoughPortsChanged(t *testing.T) {
+	for name, blocked := range map[string]func(*pair) []*nat{
+		"one":  func(p *pair) []*nat { return []*nat{p.natA} },
+		"both": func(p *pair) []*nat { return []*nat{p.natA, p.natB} },
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := newPair(t)
+			meet(p.a, p.b)
+			p.await(t, 2*time.Second, direct(p.a, p.b))
+			for _, n := range blocked(p) {
+				n.closed = true
+			}
+			p.w.run(30*time.Minute, nil)
+			if !relayed(p.a, p.b)() {
+				t.Fatalf("not relayed: %+v, %+v", p.a.paths.State(), p.b.paths.State())
+			}
+			for _, n := range blocked(p) {
+				n.closed = false
+				n.forget()
+			}
+			p.await(t, 6*time.Minute, direct(p.a, p.b))
+		})
+	}
+}
+
 func TestAgent_BeginsAnewWithAnotherSession(t *testing.T) {
 	p := newPair(t)
 	meet(p.a, p.b)
