@@ -1,0 +1,128 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package path_test
+
+import (
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/meshgate/meshgate/node/path"
+)
+
+func TestAgent_BeginsAnewWithAnotherSession(t *testing.T) {
+	p := newPair(t)
+	meet(p.a, p.b)
+	p.await(t, 2*time.Second, direct(p.a, p.b))
+	old, oldPeer := p.b.local, p.b
+	was, _ := p.a.paths.Selected()
+
+	fresh := newHost(t, p.w, "bob", "alice") // on the same machine
+	fresh.heir = true
+	fresh.attach(p.b.realms[0], "192.168.2.10")
+	fresh.allocate(p.s, path.UDP, "gw-1")
+	p.b = fresh
+	fresh.peer, p.a.peer = p.a, fresh
+	fresh.offer()
+	fresh.signal(2)
+	p.a.signal(1)
+	p.w.run(4*p.w.delay-time.Millisecond, nil)
+	if r, ok := p.a.paths.Selected(); !ok || r != was {
+		t.Errorf("data goes to %v, %v instead of %v, which may work still", r, ok, was)
+	}
+	p.await(t, 2*time.Second, direct(p.a, p.b))
+
+	if err := p.a.agent.SetRemote(p.w.now, old, 1); err != nil {
+		t.Errorf("a late signal: %v", err)
+	}
+	p.w.run(20*time.Second, nil)
+	if !direct(p.a, p.b)() {
+		t.Errorf("a late signal of %s ended the way: %+v", oldPeer.name, p.a.paths.State())
+	}
+	err := p.a.agent.SetRemote(p.w.now, path.NewCredentials(), 2)
+	if err == nil || !strings.Contains(err.Error(), "session") {
+		t.Errorf("other credentials in the same session: %v", err)
+	}
+}
+
+func TestAgent_AsksLittleOfOneThatNeverAnswers(t *testing.T) {
+	p := newPair(t)
+	p.a.peer, p.b.peer = p.b, p.a
+	p.a.offer()
+	p.b.signal(1) // and then it is gone
+	p.b.detach()
+	p.s.down = true
+	p.w.run(time.Hour, nil)
+	ways := p.a.paths.State().Ways
+	if n := len(p.a.requests); n == 0 || n > 7*ways {
+		t.Errorf("%d checks on %d ways", n, ways)
+	}
+	if s := p.a.paths.State(); s.Standing || !strings.Contains(s.Why, "not answered") {
+		t.Errorf("state: %+v", s)
+	}
+
+	// A signal is a sign of life, as far as they do not come all the time.
+	p.b.signal(1)
+	p.w.run(time.Minute, nil)
+	if n := len(p.a.requests); n <= 7*ways || n > 10*ways {
+		t.Errorf("%d checks on %d ways after one more signal", n, ways)
+	}
+	before := len(p.a.requests)
+	for range 1000 {
+		p.b.signal(1)
+		p.w.run(time.Second, nil)
+	}
+	if n := len(p.a.requests) - before; n > 3*ways*(1000/5+32) {
+		t.Errorf("%d checks on %d ways after a thousand signals", n, ways)
+	}
+}
+
+func TestAgent_ThePeerThatVanishesLeavesNothing(t *testing.T) {
+	p := newPair(t)
+	meet(p.a, p.b)
+	p.await(t, 2*time.Second, direct(p.a, p.b))
+	p.b.detach()
+	p.s.down = true
+	p.w.run(20*time.Second, nil)
+	if standing(p.a)() {
+		t.Errorf("the way stands after 20 s: %+v", p.a.paths.State())
+	}
+	before := len(p.a.requests)
+	p.w.run(time.Hour, nil)
+	if n := len(p.a.requests) - before; n > 4000 {
+		t.Errorf("%d checks in the hour after", n)
+	}
+	p.w.run(time.Minute, nil)
+	if got := p.a.paths.Accepted(p.w.now); len(got) > 0 {
+		t.Errorf("packets are taken from %v", got)
+	}
+}
+
+func TestAgent_ListsWhatItTakesDataFrom(t *testing.T) {
+	p := newPair(t)
+	meet(p.a, p.b)
+	p.await(t, 2*time.Second, direct(p.a, p.b))
+	p.w.run(5*time.Second, nil)
+	sent, _ := p.b.paths.Selected()
+	list := p.a.paths.Accepted(p.w.now)
+	want := path.Route{To: reflexiveOf(t, p.b)}
+	if !slices.Contains(list, want) || sent.To != reflexiveOf(t, p.a) {
+		t.Errorf("%v is not in %v", want, list)
+	}
+	for _, r := range list {
+		if a := r.To.Addr(); a != p.natB.ext && a != p.s.addr {
+			t.Errorf("data is taken from %v", r)
+		}
+	}
+}
+
+func reflexiveOf(t *testing.T, h *host) netip.AddrPort {
+	t.Helper()
+	a, ok := reflexive(h.realms[0], h.addrs[0])
+	if !ok {
+		t.Fatal("no reflexive address")
+	}
+	return a
+}
