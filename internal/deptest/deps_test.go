@@ -32,7 +32,7 @@ func allowed() map[string][]string {
 		"signaling/bridge": {},
 		"signaling/client": {"signaling/rtc", "signaling/bridge", "node/mesh", "proto"},
 		// A node reaches peers through allocations on the TURN servers of gateways.
-		"node":             {"turn/client", "proto"},
+		"node": {"turn/client", "proto"},
 		// Features, protocols of edges, resources and verbs are enums of the API:
 		// who reads these fields of a value needs their names.
 		"node/member":   {"node/registry", "node/ipam", "node/policy", "node/mesh", "proto"},

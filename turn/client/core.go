@@ -241,7 +241,7 @@ func (c *core) next(now time.Time) time.Time {
 func (c *core) receive(b []byte, now time.Time) (from netip.AddrPort, data []byte, ok bool) {
 	if len(b) > 0 && b[0]>>6 == 1 {
 		channel, data, ok := checkChannelData(b)
-		if !ok || int(channel-minChannel) >= len(c.channels) || c.channels[channel-minChannel] == nil {
+		if !ok || c.channels[channel-minChannel] == nil {
 			c.malformed++
 			return from, nil, false
 		}

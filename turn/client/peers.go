@@ -14,8 +14,9 @@ const (
 	maxChannels = 16 // of them; servers give no more by default
 	maxQueued   = 16 // packets to a peer while its permission is on the way
 
+	// The numbers of our channels; RFC 8656 section 12 has more.
 	minChannel uint16 = 0x4000
-	maxChannel uint16 = 0x4FFF
+	maxChannel        = minChannel + maxChannels - 1
 
 	permissionLife = 5 * time.Minute
 	channelLife    = 10 * time.Minute

@@ -149,11 +149,11 @@ func readFrame(r *bufio.Reader, p *packet) error {
 	kind, n := binary.BigEndian.Uint16(head), int(binary.BigEndian.Uint16(head[2:]))
 	padding := 0
 	switch {
-	case minChannel <= kind && kind <= maxChannel:
+	case minChannel <= kind && kind <= maxChannel: // which the "HT" of HTTP is not
 		n += channelHead
 		padding = padded(n) - n
 	case head[0]>>6 == 0 && n%4 == 0:
-		if head, err = r.Peek(headerLen); err != nil {
+		if head, err = r.Peek(8); err != nil {
 			return err
 		}
 		if binary.BigEndian.Uint32(head[4:]) != cookie {
