@@ -65,7 +65,7 @@ func startServer(t testing.TB, change func(*turn.Config)) *testServer {
 	t.Cleanup(func() { s.Close() })
 	return &testServer{Server: s, secrets: secrets, tls: &tls.Config{RootCAs: pool}, uris: map[Transport]string{
 		UDP: "turn:" + s.UDPAddrs()[0].String(),
-		TCP: "turn:" + s.TCPAddrs()[1].String() + "?transport=tcp",
+		TCP: "turn:" + s.TCPAddrs()[len(s.TCPAddrs())-1].String() + "?transport=tcp",
 		TLS: fmt.Sprintf("turns:localhost:%d?transport=tcp", l.Addr().(*net.TCPAddr).Port),
 	}}
 }
@@ -180,8 +180,13 @@ func waitEnded(t testing.TB, a *Allocation) error {
 // first and over a channel in the end.
 func exchange(t *testing.T, a *Allocation, c *net.UDPConn, peer netip.AddrPort) {
 	t.Helper()
+	exchangeSizes(t, a, c, peer, 0, 1, 2, 3, 4, 5, 1200, 1499)
+}
+
+func exchangeSizes(t *testing.T, a *Allocation, c *net.UDPConn, peer netip.AddrPort, sizes ...int) {
+	t.Helper()
 	for round := range 2 * channelAfter {
-		for _, size := range []int{0, 1, 2, 3, 4, 5, 1200, 1499} {
+		for _, size := range sizes {
 			payload := bytes.Repeat([]byte{byte(round + 1)}, size)
 			if err := a.WriteTo(payload, peer); err != nil {
 				t.Fatal(err)
@@ -230,27 +235,7 @@ func TestAllocation_TwoMeet(t *testing.T) {
 	for _, pair := range [][2]Transport{{UDP, UDP}, {UDP, TLS}, {TCP, TLS}} {
 		t.Run(string(pair[0]+"-"+pair[1]), func(t *testing.T) {
 			a, b := mustAllocate(t, s.config(pair[0], "a")), mustAllocate(t, s.config(pair[1], "b"))
-			if err := errors.Join(a.Permit(b.Relayed()), b.Permit(a.Relayed())); err != nil {
-				t.Fatal(err)
-			}
-			for _, x := range []*Allocation{a, b} {
-				eventually(t, "the permission stands", func() bool {
-					x.mu.Lock()
-					defer x.mu.Unlock()
-					return x.core.permissions[loopback].stands(time.Now())
-				})
-			}
-			for i := range 3 * channelAfter {
-				for _, way := range [][2]*Allocation{{a, b}, {b, a}} {
-					payload := fmt.Appendf(nil, "packet %d", i)
-					if err := way[0].WriteTo(payload, way[1].Relayed()); err != nil {
-						t.Fatal(err)
-					}
-					if got, from := readOne(t, way[1]); !bytes.Equal(got, payload) || from != way[0].Relayed() {
-						t.Fatalf("got %q from %s", got, from)
-					}
-				}
-			}
+			meet(t, a, b)
 		})
 	}
 }

@@ -1,0 +1,216 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package client
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/pion/logging"
+	pion "github.com/pion/turn/v3"
+
+	"github.com/meshgate/meshgate/turn"
+)
+
+var loopback6 = netip.MustParseAddr("::1")
+
+// A client that has IPv6 alone, and an IPv4 relayed address, on pion's server.
+func TestInterop_PionOverIPv6(t *testing.T) {
+	socket, addr := listenUDP(t, loopback6)
+	l, err := net.Listen("tcp", "[::1]:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	relays := &pion.RelayAddressGeneratorStatic{RelayAddress: loopback.AsSlice(), Address: "127.0.0.1"}
+	s, err := pion.NewServer(pion.ServerConfig{
+		Realm: testRealm,
+		AuthHandler: func(user, realm string, _ net.Addr) ([]byte, bool) {
+			return pion.GenerateAuthKey(user, realm, testPassword), user == testUser
+		},
+		PacketConnConfigs: []pion.PacketConnConfig{{PacketConn: socket, RelayAddressGenerator: relays}},
+		ListenerConfigs:   []pion.ListenerConfig{{Listener: l, RelayAddressGenerator: relays}},
+		LoggerFactory:     &logging.DefaultLoggerFactory{Writer: io.Discard, DefaultLogLevel: logging.LogLevelDisabled},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { s.Close() })
+	for _, uri := range []string{"turn:" + addr.String(), fmt.Sprintf("turn:%s?transport=tcp", l.Addr())} {
+		t.Run(uri, func(t *testing.T) {
+			c, peer := listenUDP(t, loopback)
+			cfg := Config{Server: uri, Username: testUser, Password: testPassword}
+			a := mustAllocate(t, cfg)
+			if a.Mapped().Addr() != loopback6 || a.Relayed().Addr() != loopback {
+				t.Errorf("mapped %s, relayed %s", a.Mapped(), a.Relayed())
+			}
+			exchangeSizes(t, a, c, peer, 5, 6, 7, 1200, 1499) // over TCP its server holds back channel data of less
+			a.do(a.core.refresh)
+			if err := a.WriteTo([]byte("after the refresh"), peer); err != nil {
+				t.Fatal(err)
+			}
+			expect(t, c, []byte("after the refresh"))
+
+			wrong := cfg
+			wrong.Password = "wrong"
+			if _, err := Allocate(t.Context(), wrong); err == nil { // this server says 400, which means anything
+				t.Error("a wrong password is good enough")
+			}
+			other := cfg
+			other.Family = IPv6 // of which this server takes no notice
+			if _, err := Allocate(t.Context(), other); !errors.Is(err, ErrFamily) {
+				t.Errorf("relay of the other family: %v", err)
+			}
+		})
+	}
+}
+
+// Our own server, for clients that have IPv6 alone: two of them, with IPv4
+// relayed addresses, meet, and one reaches an IPv4 peer.
+func TestInterop_OwnServerOverIPv6(t *testing.T) {
+	at := netip.AddrPortFrom(loopback6, 0)
+	s := startServer(t, func(c *turn.Config) { c.UDP, c.TCP = []netip.AddrPort{at}, []netip.AddrPort{at} })
+	for _, transport := range []Transport{UDP, TCP} {
+		t.Run(string(transport), func(t *testing.T) {
+			c, peer := listenUDP(t, loopback)
+			a, b := mustAllocate(t, s.config(transport, "a")), mustAllocate(t, s.config(transport, "b"))
+			if a.Mapped().Addr() != loopback6 || a.Relayed().Addr() != loopback {
+				t.Fatalf("mapped %s, relayed %s", a.Mapped(), a.Relayed())
+			}
+			exchange(t, a, c, peer)
+			meet(t, a, b)
+		})
+	}
+}
+
+// meet lets two allocations talk to each other.
+func meet(t *testing.T, a, b *Allocation) {
+	t.Helper()
+	if err := errors.Join(a.Permit(b.Relayed()), b.Permit(a.Relayed())); err != nil {
+		t.Fatal(err)
+	}
+	for x, y := range map[*Allocation]*Allocation{a: b, b: a} {
+		eventually(t, "the permission stands", func() bool {
+			x.mu.Lock()
+			defer x.mu.Unlock()
+			return x.core.permissions[y.Relayed().Addr()].stands(time.Now())
+		})
+	}
+	for i := range 3 * channelAfter {
+		for _, way := range [][2]*Allocation{{a, b}, {b, a}} {
+			want := fmt.Sprint("packet ", i)
+			if err := way[0].WriteTo([]byte(want), way[1].Relayed()); err != nil {
+				t.Fatal(err)
+			}
+			if got, from := readOne(t, way[1]); string(got) != want || from != way[0].Relayed() {
+				t.Fatalf("got %q from %s, want %q from %s", got, from, want, way[0].Relayed())
+			}
+		}
+	}
+}
+
+// startCoturn starts coturn's server on both loopback addresses.
+func startCoturn(t *testing.T) (port, tlsPort uint16, config *tls.Config) {
+	t.Helper()
+	dir := t.TempDir()
+	certificate, pool := selfSigned(t, "localhost")
+	key, err := x509.MarshalPKCS8PrivateKey(certificate.PrivateKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, block := range map[string]*pem.Block{
+		"cert.pem": {Type: "CERTIFICATE", Bytes: certificate.Certificate[0]}, "key.pem": {Type: "PRIVATE KEY", Bytes: key},
+	} {
+		if err := os.WriteFile(filepath.Join(dir, name), pem.EncodeToMemory(block), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	port, tlsPort = freePort(t), freePort(t)
+	cmd := exec.Command("turnserver", "-n", "--no-cli", "--no-dtls", "--allow-loopback-peers", "--lt-cred-mech",
+		"-L", "127.0.0.1", "-L", "::1", "-E", "127.0.0.1", "-E", "::1",
+		"-p", fmt.Sprint(port), "--tls-listening-port", fmt.Sprint(tlsPort),
+		"--cert", filepath.Join(dir, "cert.pem"), "--pkey", filepath.Join(dir, "key.pem"),
+		"-u", testUser+":"+testPassword, "-r", testRealm, "--user-quota", "20",
+		"--pidfile", filepath.Join(dir, "pid"), "--log-file", filepath.Join(dir, "log"), "--simple-log")
+	cmd.Dir = dir
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		cmd.Process.Kill()
+		cmd.Wait()
+	})
+	eventually(t, "coturn answers", func() bool {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		c, err := new(net.Dialer).DialContext(ctx, "tcp", fmt.Sprintf("[::1]:%d", tlsPort))
+		if err == nil {
+			c.Close()
+		}
+		return err == nil
+	})
+	return port, tlsPort, &tls.Config{RootCAs: pool}
+}
+
+// freePort returns a port that nobody listened on a moment ago, for UDP and TCP.
+func freePort(t *testing.T) uint16 {
+	t.Helper()
+	for range 100 {
+		l, err := net.Listen("tcp", "[::]:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+		port := l.Addr().(*net.TCPAddr).Port
+		if c, err := net.ListenPacket("udp", fmt.Sprintf("[::]:%d", port)); err == nil {
+			c.Close()
+			return uint16(port)
+		}
+	}
+	t.Fatal("no port is free")
+	return 0
+}
+
+func TestInterop_Coturn(t *testing.T) {
+	port, tlsPort, config := startCoturn(t)
+	for _, host := range []string{"127.0.0.1", "[::1]"} {
+		for _, family := range []Family{IPv4, IPv6} {
+			for transport, uri := range map[Transport]string{
+				UDP: fmt.Sprintf("turn:%s:%d", host, port), TCP: fmt.Sprintf("turn:%s:%d?transport=tcp", host, port),
+				TLS: fmt.Sprintf("turns:%s:%d", host, tlsPort),
+			} {
+				t.Run(fmt.Sprintf("%s to %s for family %d", transport, host, family), func(t *testing.T) {
+					cfg := Config{Server: uri, Username: testUser, Password: testPassword, Family: family, TLS: config.Clone()}
+					cfg.TLS.ServerName = "localhost"
+					a, b := mustAllocate(t, cfg), mustAllocate(t, cfg)
+					local := loopback
+					if family == IPv6 {
+						local = loopback6
+					}
+					if a.Relayed().Addr() != local {
+						t.Fatalf("relayed %s, want an address of family %d", a.Relayed(), family)
+					}
+					c, peer := listenUDP(t, local)
+					exchange(t, a, c, peer)
+					meet(t, a, b)
+					wrong := cfg
+					wrong.Password = "wrong"
+					if _, err := Allocate(t.Context(), wrong); !errors.Is(err, ErrCredential) {
+						t.Errorf("a wrong password: %v", err)
+					}
+				})
+			}
+		}
+	}
+}
