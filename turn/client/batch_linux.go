@@ -5,6 +5,7 @@ package client
 import (
 	"net"
 	"os"
+	"sync/atomic"
 	"syscall"
 	"unsafe"
 
@@ -14,7 +15,8 @@ import (
 // batchConn reads and writes several datagrams of a connected UDP socket with
 // one system call. Reads belong to one goroutine; writes need a burst each.
 type batchConn struct {
-	raw syscall.RawConn
+	raw        syscall.RawConn
+	noSegments atomic.Bool // the kernel, or the device, does not cut messages into datagrams
 
 	reading struct { // by the one reader
 		call    batchCall
@@ -40,8 +42,20 @@ func newBatchConn(conn net.Conn) *batchConn {
 		return nil
 	}
 	c := &batchConn{raw: raw}
+	c.noSegments.Store(!cutsSegments(raw))
 	c.reading.call.init(unix.SYS_RECVMMSG)
 	return c
+}
+
+// cutsSegments says whether the kernel knows UDP_SEGMENT.
+func cutsSegments(raw syscall.RawConn) bool {
+	var err error
+	if e := raw.Control(func(fd uintptr) {
+		_, err = unix.GetsockoptInt(int(fd), unix.SOL_UDP, unix.UDP_SEGMENT)
+	}); e != nil {
+		return false
+	}
+	return err == nil
 }
 
 // batchCall is one of the two system calls in the form that RawConn takes, kept
@@ -105,26 +119,45 @@ func (c *batchConn) read(burst []*packet) (n, oversize int, err error) {
 	return n, oversize, nil
 }
 
+// maxSegments bounds what the kernel cuts out of one message: 64 segments, and
+// 65507 bytes as in every UDP datagram.
+const (
+	maxSegments     = 64
+	maxSegmentBytes = 65000
+)
+
 // burstSystem is what the system calls need of a burst.
 type burstSystem struct {
-	call    batchCall
-	headers [maxBurst]batchHeader
-	vectors [3 * maxBurst]unix.Iovec // head, data, padding
+	call     batchCall
+	headers  [maxBurst]batchHeader
+	first    [maxBurst]int // the frame that each header begins with
+	controls [maxBurst]segmentControl
+	vectors  [3 * maxBurst]unix.Iovec // head, data, padding
+}
+
+// segmentControl is a control message UDP_SEGMENT: the kernel cuts a message
+// into datagrams of so many bytes, the last of which may be shorter.
+type segmentControl struct {
+	unix.Cmsghdr
+	size uint16
+	_    [6]byte
 }
 
 // refusalTries is how many errors of earlier datagrams one write passes over.
 const refusalTries = 3
 
-// write sends the packets of b.
+// write sends the packets of b. Runs of equal size are cut apart by the kernel
+// as late as it can, where it can do that at all.
 func (c *batchConn) write(b *burst) error {
 	s := &b.system
 	if s.call.try == nil {
 		s.call.init(unix.SYS_SENDMMSG)
 	}
-	s.gather(b)
 	defer func() { clear(s.vectors[:3*b.n]) }() // the data is the caller's
-	for sent, refusals := 0, 0; sent < b.n; sent += s.call.done {
-		s.call.at, s.call.count = &s.headers[sent], b.n-sent
+	segments := !c.noSegments.Load()
+	for from, refusals := 0, 0; from < b.n; {
+		s.call.count = s.gather(b, from, segments)
+		s.call.at = &s.headers[0]
 		if err := c.raw.Write(s.call.try); err != nil {
 			return err
 		}
@@ -133,15 +166,23 @@ func (c *batchConn) write(b *burst) error {
 			refusals++ // the reader hears of it as well
 		case errno == unix.ECONNREFUSED:
 			return nil
+		case segments && (errno == unix.EIO || errno == unix.EINVAL):
+			segments = false // EINVAL: larger than the path's MTU, which is fine for single datagrams
+			c.noSegments.Store(errno == unix.EIO)
 		case errno != 0:
 			return os.NewSyscallError("sendmmsg", errno)
+		case s.call.done == s.call.count:
+			return nil
+		default:
+			from = s.first[s.call.done]
 		}
 	}
 	return nil
 }
 
-// gather points the headers at the parts of the packets of b, which are not copied.
-func (s *burstSystem) gather(b *burst) {
+// gather points headers at the parts of the packets of b from the given one on,
+// which are not copied, and returns how many headers there are.
+func (s *burstSystem) gather(b *burst, from int, segments bool) (headers int) {
 	at := 0
 	add := func(base *byte, n int) {
 		if n > 0 {
@@ -150,13 +191,54 @@ func (s *burstSystem) gather(b *burst) {
 			at++
 		}
 	}
-	for i := range b.frames[:b.n] {
-		f, first := &b.frames[i], at
-		add(&f.head[0], f.headLen)
-		add(unsafe.SliceData(f.data), len(f.data))
-		add(&b.zeros[0], f.padding)
-		s.headers[i] = batchHeader{}
-		s.headers[i].Iov = &s.vectors[first]
-		s.headers[i].SetIovlen(at - first)
+	for i := from; i < b.n; headers++ {
+		n := 1
+		if segments {
+			n = b.run(i)
+		}
+		first := at
+		for j := range b.frames[i : i+n] {
+			f := &b.frames[i+j]
+			add(&f.head[0], f.headLen)
+			add(unsafe.SliceData(f.data), len(f.data))
+			add(&b.zeros[0], f.padding)
+		}
+		s.first[headers] = i
+		h := &s.headers[headers]
+		*h = batchHeader{}
+		h.Iov = &s.vectors[first]
+		h.SetIovlen(at - first)
+		if n > 1 {
+			s.cut(h, &s.controls[headers], b.frames[i].size())
+		}
+		i += n
 	}
+	return headers
 }
+
+// cut has the kernel make datagrams of size bytes of h.
+func (s *burstSystem) cut(h *batchHeader, c *segmentControl, size int) {
+	c.Level, c.Type, c.size = unix.SOL_UDP, unix.UDP_SEGMENT, uint16(size)
+	c.SetLen(unix.CmsgLen(2))
+	h.Control = (*byte)(unsafe.Pointer(c))
+	h.SetControllen(unix.CmsgSpace(2))
+}
+
+// run returns how many frames from the i-th on can leave as one message: all of
+// one size, but for a last one that is smaller.
+func (b *burst) run(i int) int {
+	size := b.frames[i].size()
+	n, total := 1, size
+	for ; i+n < b.n && n < maxSegments; n++ {
+		next := b.frames[i+n].size()
+		if total += next; next > size || total > maxSegmentBytes {
+			break
+		}
+		if next < size {
+			return n + 1
+		}
+	}
+	return n
+}
+
+func (f *frame) size() int { return f.headLen + len(f.data) + f.padding }

@@ -170,9 +170,9 @@ func (b *bench) run(d time.Duration) {
 	b.Helper()
 	end := b.clock.Add(d)
 	for ticks := 0; ; ticks++ {
-		next := b.tick(b.clock)
+		b.tick(b.clock)
 		b.pump()
-		next = b.next(b.clock)
+		next := b.next(b.clock)
 		if !next.After(b.clock) || ticks > 10_000 {
 			b.Fatalf("the next deadline is %s after now, tick %d", next.Sub(b.clock), ticks)
 		}
@@ -351,6 +351,9 @@ func TestCore_RefusedAllocations(t *testing.T) {
 					t.Fatalf("an unsigned refusal ends it at once: %v", b.err)
 				}
 				b.run(tc.after)
+			}
+			if len(b.sentAt) > 3 {
+				t.Errorf("it took %d requests", len(b.sentAt))
 			}
 			if b.state != ended || !errors.Is(b.err, tc.want) {
 				t.Fatalf("state %d, error %v, want %v", b.state, b.err, tc.want)

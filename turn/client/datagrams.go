@@ -12,7 +12,7 @@ import (
 const (
 	// readBurst is how many datagrams are read at once: 16 KiB per idle allocation.
 	readBurst = 8
-	// socketBuffer holds what arrives while the reader works.
+	// socketBuffer holds what arrives while the reader works, and whole bursts on their way out.
 	socketBuffer = 1 << 20
 	// maxPause is the longest wait after an error of the socket that may pass,
 	// such as an interface that is down.
@@ -28,8 +28,11 @@ type datagrams struct {
 }
 
 func newDatagrams(conn net.Conn) *datagrams {
-	if b, ok := conn.(interface{ SetReadBuffer(int) error }); ok {
-		_ = b.SetReadBuffer(socketBuffer) // the kernel may grant less; that costs packets under load only
+	if b, ok := conn.(interface {
+		SetReadBuffer(int) error
+		SetWriteBuffer(int) error
+	}); ok { // the kernel may grant less; that costs packets under load only
+		_, _ = b.SetReadBuffer(socketBuffer), b.SetWriteBuffer(socketBuffer)
 	}
 	return &datagrams{Conn: conn, batch: newBatchConn(conn), closed: make(chan struct{})}
 }
