@@ -3,18 +3,11 @@
 package client
 
 import (
-	"context"
-	"crypto/tls"
-	"crypto/x509"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/netip"
-	"os"
-	"os/exec"
-	"path/filepath"
 	"testing"
 	"time"
 
@@ -115,101 +108,6 @@ func meet(t *testing.T, a, b *Allocation) {
 			}
 			if got, from := readOne(t, way[1]); string(got) != want || from != way[0].Relayed() {
 				t.Fatalf("got %q from %s, want %q from %s", got, from, want, way[0].Relayed())
-			}
-		}
-	}
-}
-
-// startCoturn starts coturn's server on both loopback addresses.
-func startCoturn(t *testing.T) (port, tlsPort uint16, config *tls.Config) {
-	t.Helper()
-	dir := t.TempDir()
-	certificate, pool := selfSigned(t, "localhost")
-	key, err := x509.MarshalPKCS8PrivateKey(certificate.PrivateKey)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for name, block := range map[string]*pem.Block{
-		"cert.pem": {Type: "CERTIFICATE", Bytes: certificate.Certificate[0]}, "key.pem": {Type: "PRIVATE KEY", Bytes: key},
-	} {
-		if err := os.WriteFile(filepath.Join(dir, name), pem.EncodeToMemory(block), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	port, tlsPort = freePort(t), freePort(t)
-	cmd := exec.Command("turnserver", "-n", "--no-cli", "--no-dtls", "--allow-loopback-peers", "--lt-cred-mech",
-		"-L", "127.0.0.1", "-L", "::1", "-E", "127.0.0.1", "-E", "::1",
-		"-p", fmt.Sprint(port), "--tls-listening-port", fmt.Sprint(tlsPort),
-		"--cert", filepath.Join(dir, "cert.pem"), "--pkey", filepath.Join(dir, "key.pem"),
-		"-u", testUser+":"+testPassword, "-r", testRealm, "--user-quota", "20",
-		"--pidfile", filepath.Join(dir, "pid"), "--log-file", filepath.Join(dir, "log"), "--simple-log")
-	cmd.Dir = dir
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		cmd.Process.Kill()
-		cmd.Wait()
-	})
-	eventually(t, "coturn answers", func() bool {
-		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
-		defer cancel()
-		c, err := new(net.Dialer).DialContext(ctx, "tcp", fmt.Sprintf("[::1]:%d", tlsPort))
-		if err == nil {
-			c.Close()
-		}
-		return err == nil
-	})
-	return port, tlsPort, &tls.Config{RootCAs: pool}
-}
-
-// freePort returns a port that nobody listened on a moment ago, for UDP and TCP.
-func freePort(t *testing.T) uint16 {
-	t.Helper()
-	for range 100 {
-		l, err := net.Listen("tcp", "[::]:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer l.Close()
-		port := l.Addr().(*net.TCPAddr).Port
-		if c, err := net.ListenPacket("udp", fmt.Sprintf("[::]:%d", port)); err == nil {
-			c.Close()
-			return uint16(port)
-		}
-	}
-	t.Fatal("no port is free")
-	return 0
-}
-
-func TestInterop_Coturn(t *testing.T) {
-	port, tlsPort, config := startCoturn(t)
-	for _, host := range []string{"127.0.0.1", "[::1]"} {
-		for _, family := range []Family{IPv4, IPv6} {
-			for transport, uri := range map[Transport]string{
-				UDP: fmt.Sprintf("turn:%s:%d", host, port), TCP: fmt.Sprintf("turn:%s:%d?transport=tcp", host, port),
-				TLS: fmt.Sprintf("turns:%s:%d", host, tlsPort),
-			} {
-				t.Run(fmt.Sprintf("%s to %s for family %d", transport, host, family), func(t *testing.T) {
-					cfg := Config{Server: uri, Username: testUser, Password: testPassword, Family: family, TLS: config.Clone()}
-					cfg.TLS.ServerName = "localhost"
-					a, b := mustAllocate(t, cfg), mustAllocate(t, cfg)
-					local := loopback
-					if family == IPv6 {
-						local = loopback6
-					}
-					if a.Relayed().Addr() != local {
-						t.Fatalf("relayed %s, want an address of family %d", a.Relayed(), family)
-					}
-					c, peer := listenUDP(t, local)
-					exchange(t, a, c, peer)
-					meet(t, a, b)
-					wrong := cfg
-					wrong.Password = "wrong"
-					if _, err := Allocate(t.Context(), wrong); !errors.Is(err, ErrCredential) {
-						t.Errorf("a wrong password: %v", err)
-					}
-				})
 			}
 		}
 	}
