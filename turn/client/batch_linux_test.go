@@ -4,6 +4,8 @@ package client
 
 import (
 	"bytes"
+	"net"
+	"slices"
 	"testing"
 )
 
@@ -19,8 +21,8 @@ func TestBurst_Runs(t *testing.T) {
 		"longer":          {[]int{60, 100, 100}, []int{1, 2}},
 		"falling":         {[]int{100, 60, 40}, []int{2, 1}},
 		"empty":           {[]int{0, 0, 1}, []int{2, 1}},
-		"many bytes":      {sizes(40, 1996), []int{32, 8}},
-		"many":            {sizes(64, 1), []int{64}},
+		"many bytes":      {slices.Repeat([]int{1996}, 40), []int{32, 8}},
+		"many":            {slices.Repeat([]int{1}, 64), []int{64}},
 	}
 	for name, tc := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -34,24 +36,43 @@ func TestBurst_Runs(t *testing.T) {
 			for i := 0; i < b.n; i += got[len(got)-1] {
 				got = append(got, b.run(i))
 			}
-			if len(got) != len(tc.want) {
+			if !slices.Equal(got, tc.want) {
 				t.Fatalf("runs of %v, want %v", got, tc.want)
-			}
-			for i := range got {
-				if got[i] != tc.want[i] {
-					t.Fatalf("runs of %v, want %v", got, tc.want)
-				}
 			}
 		})
 	}
 }
 
-func sizes(n, size int) []int {
-	list := make([]int, n)
-	for i := range list {
-		list[i] = size
+// A datagram that does not fit is left out and counted, never cut.
+func TestBatchConn_LeavesOutWhatDoesNotFit(t *testing.T) {
+	c, addr := listenUDP(t, loopback)
+	out, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(addr))
+	if err != nil {
+		t.Fatal(err)
 	}
-	return list
+	defer out.Close()
+	for _, n := range []int{packetSize + 1, packetSize, 9000, 1} {
+		if _, err := out.Write(make([]byte, n)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	batch := newBatchConn(c)
+	burst := []*packet{new(packet), new(packet), new(packet)}
+	var whole []int
+	oversize := 0
+	for len(whole)+oversize < 4 {
+		n, more, err := batch.read(burst)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, p := range burst[:n] {
+			whole = append(whole, p.n)
+		}
+		oversize += more
+	}
+	if !slices.Equal(whole, []int{packetSize, 1}) || oversize != 2 {
+		t.Errorf("datagrams of %v bytes, %d too large", whole, oversize)
+	}
 }
 
 // Whether the kernel cuts runs apart or not, the same datagrams arrive.

@@ -218,7 +218,6 @@ func (c *core) askChannel(p *peer, now time.Time) {
 		return
 	}
 	p.binding, p.held = true, now.Add(channelHold)
-	p.permission.pending = true // it is renewed along with the channel
 	c.start(&transaction{method: methodChannelBind, peer: p}, now)
 }
 
@@ -277,7 +276,6 @@ func (c *core) deny(t *transaction, err error, now time.Time) {
 			}
 		}
 	case methodChannelBind: // packets go on as indications
-		p.permission.pending = false
 		p.binding, p.bound, p.rebind = false, time.Time{}, now.Add(channelRetry)
 	}
 }
