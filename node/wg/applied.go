@@ -7,7 +7,6 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/meshgate/meshgate/node/mesh"
@@ -241,15 +240,16 @@ func (a *applied) validate(ch *changes) error {
 }
 
 // contacts gives those that are new a contact. Known is whether no initiation of
-// theirs can be known to anybody but the doorman.
-func (ch *changes) contacts(known bool) {
+// theirs can be known to anybody but the doorman. PathOf finds a path that is
+// left of a peer that the library lost.
+func (ch *changes) contacts(known bool, pathOf func(mesh.WireGuardKey) *path) {
 	for i := range ch.peers {
 		p := &ch.peers[i]
 		if p.was != nil {
 			p.contact = p.was.contact
 			continue
 		}
-		p.contact = &contact{key: p.Key}
+		p.contact = &contact{key: p.Key, path: pathOf(p.Key)}
 		p.contact.state.Store(uint32(stateIdle)) // packets wait until it is in force
 		p.contact.covered.Store(known)
 	}
@@ -441,9 +441,10 @@ func (is *appliedPeer) follow(was *appliedPeer) {
 }
 
 // nowhere reports whether an endpoint, as the library writes it, is none, or an
-// attached connection that is gone.
+// attached connection or a path that is gone.
 func (d *Device) nowhere(endpoint string) bool {
-	return endpoint == "" || strings.HasPrefix(endpoint, attachedPrefix) && d.bind.lookup(endpoint) == nil
+	ep, ours := d.bind.own(endpoint)
+	return endpoint == "" || ours && ep == nil
 }
 
 // sorted returns a sorted copy.

@@ -130,6 +130,9 @@ func (a *attachment) receiveLoop() {
 			f.data = f.data[:n]
 			reason = a.admit(f.data)
 		}
+		if reason == "" {
+			a.bind.metrics.in[kindAttached].Inc()
+		}
 		if door := a.bind.door.Load(); door != nil && reason == "" && isHandshake(f.data) {
 			door.offer(f.data, a)
 			a.bind.frames.put(f)
@@ -201,6 +204,7 @@ func (a *attachment) send(packets [][]byte) error {
 		f := a.bind.frames.copyOf(p)
 		select {
 		case a.sending <- f:
+			a.bind.metrics.out[kindAttached].Inc()
 		default:
 			a.bind.frames.put(f)
 			a.bind.metrics.drop(reasonAttachSend)
@@ -230,12 +234,17 @@ func (a *attachment) DstToBytes() []byte {
 
 // DstIP implements conn.Endpoint.
 func (a *attachment) DstIP() netip.Addr {
-	ip := [16]byte{0: 1}
-	binary.BigEndian.PutUint64(ip[8:], a.id)
-	return netip.AddrFrom16(ip)
+	return discardAddress(a.id)
 }
 
 // SrcIP implements conn.Endpoint.
 func (a *attachment) SrcIP() netip.Addr { return netip.Addr{} }
 
 var _ conn.Endpoint = (*attachment)(nil)
+
+// discardAddress returns one of the addresses that are never routed.
+func discardAddress(n uint64) netip.Addr {
+	ip := [16]byte{0: 1}
+	binary.BigEndian.PutUint64(ip[8:], n)
+	return netip.AddrFrom16(ip)
+}

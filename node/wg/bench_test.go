@@ -46,6 +46,19 @@ func BenchmarkStream_Direct(b *testing.B) {
 	benchmarkStream(b, client, server)
 }
 
+func BenchmarkStream_Path(b *testing.B) {
+	for _, way := range []string{"direct", "relayed"} {
+		b.Run(way, func(b *testing.B) {
+			x, y := sides(b)
+			for _, s := range []*side{x, y} {
+				s.to(map[string]wg.Route{"direct": s.direct, "relayed": s.relayed}[way])
+			}
+			client, server := connect(b, x.Node, y.Node, y.IPv4)
+			benchmarkStream(b, client, server)
+		})
+	}
+}
+
 func BenchmarkStream_ThroughHub(b *testing.B) {
 	_, x, y := wgtest.Star(b, func(mesh.Packet) bool { return true })
 	client, server := connect(b, x, y, y.IPv4)
@@ -151,27 +164,52 @@ func BenchmarkSet(b *testing.B) {
 // BenchmarkLazy_ThroughHub compares a hub with idle peers with one without, by
 // one stream through each in turns.
 func BenchmarkLazy_ThroughHub(b *testing.B) {
-	const chunk = 8 << 20
-	var clients, servers [2]net.Conn
+	var pairs [2]stream
 	for i, resident := range []int{-1, 20_000} {
 		hub, x, y := wgtest.New(b, 1, wg.Options{Resident: resident}), wgtest.New(b, 2, wg.Options{}), wgtest.New(b, 3, wg.Options{})
 		hub.SetPeers(append(crowd(500), x.Peer(), y.Peer())...)
 		x.SetPeers(hub.Peer(netip.MustParsePrefix("10.99.0.0/16")))
 		y.SetPeers(hub.Peer(netip.MustParsePrefix("10.99.0.0/16")))
-		clients[i], servers[i] = connect(b, x, y, y.IPv4)
-		if err := errors.Join(clients[i].SetDeadline(time.Time{}), servers[i].SetDeadline(time.Time{})); err != nil {
+		pairs[i].client, pairs[i].server = connect(b, x, y, y.IPv4)
+	}
+	compareStreams(b, pairs[0], pairs[1], "of-eager")
+}
+
+// BenchmarkPath_OfNative compares a path over UDP with the same address as an
+// endpoint, by one stream through each in turns.
+func BenchmarkPath_OfNative(b *testing.B) {
+	var onPath, native stream
+	x, y := sides(b)
+	x.to(x.direct)
+	y.to(y.direct)
+	onPath.client, onPath.server = connect(b, x.Node, y.Node, y.IPv4)
+	v, w := wgtest.Pair(b)
+	native.client, native.server = connect(b, v, w, w.IPv4)
+	compareStreams(b, onPath, native, "of-native")
+}
+
+// stream is the two ends of a TCP connection.
+type stream struct{ client, server net.Conn }
+
+// compareStreams measures two streams in turns, and reports the rate of the
+// first one, and how much of the second one's that is: medians of each round.
+func compareStreams(b *testing.B, first, second stream, unit string) {
+	b.Helper()
+	const chunk = 8 << 20
+	buf := make([]byte, 1<<20)
+	for _, s := range []stream{first, second} {
+		if err := errors.Join(s.client.SetDeadline(time.Time{}), s.server.SetDeadline(time.Time{})); err != nil {
 			b.Fatal(err)
 		}
 	}
-	buf := make([]byte, 1<<20)
-	once := func(i int) float64 {
+	once := func(s stream) float64 {
 		start, done := time.Now(), make(chan error, 1)
 		go func() {
-			_, err := io.CopyN(io.Discard, servers[i], chunk)
+			_, err := io.CopyN(io.Discard, s.server, chunk)
 			done <- err
 		}()
 		for range chunk / len(buf) {
-			if _, err := clients[i].Write(buf); err != nil {
+			if _, err := s.client.Write(buf); err != nil {
 				b.Fatal(err)
 			}
 		}
@@ -182,13 +220,13 @@ func BenchmarkLazy_ThroughHub(b *testing.B) {
 	}
 	var ratios, rates []float64
 	for b.Loop() {
-		lazy, eager := once(0), once(1)
-		again, lazier := once(1), once(0)
-		ratios = append(ratios, (lazy+lazier)/(eager+again))
-		rates = append(rates, (lazy+lazier)/2)
+		one, two := once(first), once(second)
+		again, last := once(second), once(first)
+		ratios = append(ratios, (one+last)/(two+again))
+		rates = append(rates, (one+last)/2)
 	}
 	slices.Sort(ratios)
 	slices.Sort(rates)
-	b.ReportMetric(ratios[len(ratios)/2], "of-eager")
+	b.ReportMetric(ratios[len(ratios)/2], unit)
 	b.ReportMetric(rates[len(rates)/2], "MB/s")
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"strconv"
 	"strings"
 	"sync"
@@ -25,17 +26,25 @@ const (
 	attachQueue  = 256
 )
 
-// bind is the native UDP bind with attached packet connections as further
-// endpoints.
+// bind is the native UDP bind with attached packet connections and paths as
+// further endpoints.
 //
-// The receive queue has many senders and is never closed; the receive function
-// ends when the generation of its Open does.
+// The receive queues have many senders and are never closed; the receive
+// function ends when the generation of its Open does.
 type bind struct {
 	udp     conn.Bind
 	frames  *framePool
 	metrics *metrics
+	// stun is Options.STUN.
+	stun    func(Socket, netip.AddrPort, []byte)
 	receive chan received
+	// relayed is what came in at packet sockets. Those wait for room, so that a
+	// flood on one takes no room of attached connections.
+	relayed chan received
 	port    atomic.Uint32
+	paths   pathSet
+	// sockets are replaced, never changed; nil before the first.
+	sockets atomic.Pointer[map[Socket]*packetSocket]
 	// lost is set when an attached connection has ended.
 	lost atomic.Bool
 	// door takes the handshake messages, unless it is nil.
@@ -47,6 +56,7 @@ type bind struct {
 	generation chan struct{}
 	attached   map[uint64]*attachment
 	lastID     uint64
+	lastSocket Socket
 	shut       bool
 	running    sync.WaitGroup
 }
@@ -59,14 +69,18 @@ type received struct {
 	counted *attachment
 }
 
-// newBind wraps udp. Frames bound the size of a datagram on attached connections.
-func newBind(udp conn.Bind, frames *framePool, m *metrics) *bind {
-	return &bind{
-		udp: udp, frames: frames, metrics: m,
+// newBind wraps udp. Frames bound the size of a datagram that does not come from
+// there. Stun takes STUN messages, unless it is nil.
+func newBind(udp conn.Bind, frames *framePool, stun func(Socket, netip.AddrPort, []byte), m *metrics) *bind {
+	b := &bind{
+		udp: udp, frames: frames, metrics: m, stun: stun,
 		receive:  make(chan received, receiveQueue),
+		relayed:  make(chan received, relayQueue),
 		ended:    make(chan struct{}),
 		attached: make(map[uint64]*attachment),
 	}
+	b.paths.init()
+	return b
 }
 
 // extended returns b with the optional powers of the bind that it wraps, which
@@ -103,10 +117,14 @@ func (b *bind) Open(port uint16) ([]conn.ReceiveFunc, uint16, error) {
 	return append(fns, b.receiveAttached(b.generation)), actual, nil
 }
 
-// guarded returns a receive function without what the doorman takes.
+// guarded returns a receive function of the native bind that knows paths, and
+// without what is STUN and what the doorman takes.
 func (b *bind) guarded(receive conn.ReceiveFunc) conn.ReceiveFunc {
+	demux := nativeDemux{bind: b, finder: finder{socket: NativeSocket}}
 	return func(packets [][]byte, sizes []int, eps []conn.Endpoint) (int, error) {
 		n, err := receive(packets, sizes, eps)
+		taken := demux.sift(packets, sizes[:n], eps)
+		b.metrics.in[kindNative].Add(float64(n - taken))
 		if door := b.door.Load(); door != nil {
 			door.sift(packets, sizes[:n], eps)
 		}
@@ -125,8 +143,8 @@ func (b *bind) Close() error {
 	return b.udp.Close()
 }
 
-// receiveAttached returns the receive function for all attached connections,
-// and for what the doorman lets in.
+// receiveAttached returns the receive function for all attached connections and
+// packet sockets, and for what the doorman lets in.
 func (b *bind) receiveAttached(closed <-chan struct{}) conn.ReceiveFunc {
 	return func(packets [][]byte, sizes []int, eps []conn.Endpoint) (int, error) {
 		var r received
@@ -134,6 +152,7 @@ func (b *bind) receiveAttached(closed <-chan struct{}) conn.ReceiveFunc {
 		case <-closed:
 			return 0, net.ErrClosed
 		case r = <-b.receive:
+		case r = <-b.relayed:
 		}
 		for n := 0; ; {
 			sizes[n], eps[n] = copy(packets[n], r.frame.data), r.from
@@ -146,6 +165,7 @@ func (b *bind) receiveAttached(closed <-chan struct{}) conn.ReceiveFunc {
 			}
 			select {
 			case r = <-b.receive:
+			case r = <-b.relayed:
 			default:
 				return n, nil
 			}
@@ -155,9 +175,24 @@ func (b *bind) receiveAttached(closed <-chan struct{}) conn.ReceiveFunc {
 
 // Send implements conn.Bind. It never waits for an attached connection.
 func (b *bind) Send(packets [][]byte, ep conn.Endpoint) error {
-	if a, ok := ep.(*attachment); ok {
-		return a.send(packets)
+	switch to := ep.(type) {
+	case *attachment:
+		return to.send(packets)
+	case *path:
+		return to.send(packets)
 	}
+	return b.sendNative(packets, ep)
+}
+
+// sendNative sends packets of WireGuard through the native bind.
+func (b *bind) sendNative(packets [][]byte, ep conn.Endpoint) error {
+	b.metrics.out[kindNative].Add(float64(len(packets)))
+	return b.throughUDP(packets, ep)
+}
+
+// throughUDP sends through the native bind, from the address that ep says if
+// this host has that.
+func (b *bind) throughUDP(packets [][]byte, ep conn.Endpoint) error {
 	err := b.udp.Send(packets, ep)
 	if err == nil || errors.As(err, new(conn.ErrUDPGSODisabled)) {
 		return err
@@ -176,13 +211,30 @@ func (b *bind) Send(packets [][]byte, ep conn.Endpoint) error {
 
 // ParseEndpoint implements conn.Bind.
 func (b *bind) ParseEndpoint(s string) (conn.Endpoint, error) {
+	if ep, ours := b.own(s); ep != nil {
+		return ep, nil
+	} else if ours {
+		return nil, fmt.Errorf("endpoint %q: %w", s, net.ErrClosed)
+	}
+	return b.udp.ParseEndpoint(s)
+}
+
+// own returns the attached connection or the path that an endpoint's text form
+// names, nil when that is gone; ours is false when it names an address.
+func (b *bind) own(s string) (ep conn.Endpoint, ours bool) {
+	if strings.HasPrefix(s, pathPrefix) {
+		if p := b.paths.lookup(s); p != nil {
+			return p, true
+		}
+		return nil, true
+	}
 	if !strings.HasPrefix(s, attachedPrefix) {
-		return b.udp.ParseEndpoint(s)
+		return nil, false
 	}
 	if a := b.lookup(s); a != nil {
-		return a, nil
+		return a, true
 	}
-	return nil, fmt.Errorf("endpoint %q: %w", s, net.ErrClosed)
+	return nil, true
 }
 
 // lookup returns the attached connection that an endpoint's text form names,
@@ -218,6 +270,12 @@ func (b *bind) shutdown() {
 	for _, a := range open {
 		a.close()
 	}
+	if sockets := b.sockets.Load(); sockets != nil {
+		for _, s := range *sockets {
+			s.close()
+		}
+	}
+	b.paths.shut()
 	b.running.Wait()
 }
 

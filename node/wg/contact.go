@@ -43,6 +43,9 @@ type contact struct {
 	endpoint string
 	// attached is the connection that AttachPeer gave the peer, if any.
 	attached *attachment
+	// path is the one that OpenPath gave the peer, if any; hasPath says whether it
+	// is still open.
+	path *path
 	// before is the traffic of earlier stays in the library, which begins each
 	// time from zero.
 	before traffic
@@ -90,6 +93,15 @@ func (c *contact) at() contactState { return contactState(c.state.Load()) }
 
 // resident reports whether the library has the peer.
 func (c *contact) resident() bool { return c.at() >= stateLeaving }
+
+// hasPath reports whether the peer is at an open path. The caller holds
+// Device.changing.
+func (c *contact) hasPath() bool {
+	if c.path != nil && c.path.ended.Load() {
+		c.path = nil
+	}
+	return c.path != nil
+}
 
 // roster finds configured peers by key, also while they change.
 type roster struct {

@@ -107,3 +107,22 @@ func (i *Initiator) Cookie(message []byte) bool {
 	copy(reply.Cookie[:], message[32:])
 	return i.macs.ConsumeReply(&reply)
 }
+
+// LibraryEndpoint is where the library sends packets for a peer.
+func (d *Device) LibraryEndpoint(tb testing.TB, key mesh.WireGuardKey) string {
+	tb.Helper()
+	s, err := d.state()
+	if err != nil {
+		tb.Fatal(err)
+	}
+	if s.peers[key] == nil {
+		return "not there"
+	}
+	return s.peers[key].Endpoint
+}
+
+// Limits of packet sockets and paths.
+const (
+	MaxSockets = maxSockets
+	MaxRoutes  = maxRoutes
+)

@@ -66,12 +66,14 @@ type rules struct {
 	// allow, accept and sent are those of Config.
 	allow, accept func(mesh.Packet) bool
 	sent          func(mesh.Packet)
+	// seek is that of Config.
+	seek func(netip.Addr)
 }
 
 // newRules returns the rules of a valid configuration; routes are the allowed
 // IPs of its peers.
 func newRules(c *Config, routes *prefixSet) *rules {
-	r := &rules{routes: routes, allow: c.Allow, accept: c.Accept, sent: c.Sent, prefixes: slices.Clone(c.Addresses)}
+	r := &rules{routes: routes, allow: c.Allow, accept: c.Accept, sent: c.Sent, seek: c.Seek, prefixes: slices.Clone(c.Addresses)}
 	for _, p := range c.Addresses {
 		r.own = append(r.own, p.Addr())
 		if !p.IsSingleIP() {

@@ -3,7 +3,6 @@
 package wg
 
 import (
-	"encoding/binary"
 	"net/netip"
 	"slices"
 )
@@ -18,6 +17,8 @@ type gate struct {
 	// there is no hope.
 	wake func([]*contact)
 
+	// seeker is told of what goes out.
+	seeker seeker
 	// recent are destinations of the last packets, which are those of the next
 	// ones most likely, and who was behind them according to known. They belong
 	// to Read.
@@ -35,7 +36,11 @@ const recentBits = 6
 // are left out, as a size of 0, which the library ignores.
 func (g *gate) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
 	n, err := g.plane.Read(bufs, sizes, offset)
-	if rules := g.filter.load(); rules.lazy {
+	rules := g.filter.load()
+	if rules.seek != nil {
+		g.seeker.observe(rules, bufs, sizes[:n], offset)
+	}
+	if rules.lazy {
 		g.wait(rules.routes, bufs, sizes[:n], offset)
 	}
 	return n, err
@@ -75,9 +80,7 @@ func (g *gate) to(routes *prefixSet, dst netip.Addr) *contact {
 		clear(g.recent[:])
 		g.known = routes
 	}
-	b := dst.As16()
-	mixed := (binary.BigEndian.Uint64(b[:]) ^ binary.BigEndian.Uint64(b[8:])) * 0x9e3779b97f4a7c15 // spreads what is near
-	last := &g.recent[mixed>>(64-recentBits)]
+	last := &g.recent[spread(dst)>>(64-recentBits)]
 	if last.dst != dst {
 		last.dst = dst
 		_, last.to = routes.find(dst)

@@ -321,7 +321,7 @@ func (c *contact) pinned(keepalive time.Duration, e peerEndpoint) bool {
 	if c.attached != nil && !c.attached.open() {
 		c.attached = nil
 	}
-	return c.attached != nil || keepalive >= time.Second && e.addr.IsValid()
+	return c.attached != nil || c.hasPath() || keepalive >= time.Second && e.addr.IsValid()
 }
 
 // enter notes that the library has a peer from now on.

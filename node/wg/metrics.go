@@ -26,6 +26,13 @@ const (
 	reasonAttachHandshake dropReason = "attached_handshake_rate"
 	reasonAttachReceive   dropReason = "attached_receive_queue_full"
 	reasonAttachSend      dropReason = "attached_send_queue_full"
+	// Datagrams on packet sockets and paths.
+	reasonSocketGarbage   dropReason = "socket_garbage"
+	reasonSocketOversize  dropReason = "socket_oversize"
+	reasonSocketStranger  dropReason = "socket_stranger"
+	reasonSocketHandshake dropReason = "socket_handshake_rate"
+	reasonSocketSend      dropReason = "socket_send"
+	reasonPathNowhere     dropReason = "path_nowhere"
 	// Handshake messages, while peers are idle.
 	reasonHandshakeQueue    dropReason = "handshake_queue_full"
 	reasonHandshakeGarbage  dropReason = "handshake_garbage"
@@ -36,13 +43,33 @@ const (
 	reasonHandshakeReplay   dropReason = "handshake_replay"
 )
 
+// socketKind is a value of the label "socket".
+type socketKind uint8
+
+const (
+	// kindNative is the UDP port, kindAttached attached connections, kindRelay
+	// packet sockets.
+	kindNative socketKind = iota
+	kindAttached
+	kindRelay
+	socketKinds
+)
+
+// String returns the value of the label.
+func (k socketKind) String() string { return [socketKinds]string{"udp", "attached", "relay"}[k] }
+
 // metrics are the counters of one Device.
 type metrics struct {
-	dropped   map[dropReason]prometheus.Counter
+	dropped map[dropReason]prometheus.Counter
+	// in and out count datagrams of WireGuard, stunIn and stunOut STUN messages.
+	in, out, stunIn, stunOut [socketKinds]prometheus.Counter
+
 	forwarded prometheus.Counter
 	peers     prometheus.Gauge
 	active    prometheus.Gauge
 	attached  prometheus.Gauge
+	sockets   prometheus.Gauge
+	paths     prometheus.Gauge
 
 	registerer prometheus.Registerer
 	collectors []prometheus.Collector
@@ -72,17 +99,29 @@ func newMetrics(r prometheus.Registerer) (*metrics, error) {
 			Name: "meshgate_wg_attached_conns",
 			Help: "Packet connections that carry WireGuard besides UDP.",
 		}),
+		sockets: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "meshgate_wg_packet_sockets",
+			Help: "Virtual UDP sockets, such as TURN allocations, that carry WireGuard besides UDP.",
+		}),
+		paths: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "meshgate_wg_paths",
+			Help: "Paths to peers that are open, whatever they lead over.",
+		}),
 		registerer: r,
 	}
+	datagrams, stun := m.countDatagrams()
 	for _, reason := range []dropReason{
 		reasonMalformed, reasonMartian, reasonDenied, reasonNoRoute, reasonTTL, reasonQueueFull, reasonLost,
 		reasonAttachGarbage, reasonAttachOversize, reasonAttachHandshake, reasonAttachReceive, reasonAttachSend,
+		reasonSocketGarbage, reasonSocketOversize, reasonSocketStranger, reasonSocketHandshake, reasonSocketSend, reasonPathNowhere,
 		reasonHandshakeQueue, reasonHandshakeGarbage, reasonHandshakeCookie, reasonHandshakeRate,
 		reasonHandshakeStranger, reasonHandshakeForged, reasonHandshakeReplay,
 	} {
 		m.dropped[reason] = dropped.WithLabelValues(string(reason))
 	}
-	m.collectors = []prometheus.Collector{dropped, m.forwarded, m.peers, m.active, m.attached}
+	m.collectors = []prometheus.Collector{
+		dropped, datagrams, stun, m.forwarded, m.peers, m.active, m.attached, m.sockets, m.paths,
+	}
 	if r == nil {
 		return m, nil
 	}
@@ -94,6 +133,26 @@ func newMetrics(r prometheus.Registerer) (*metrics, error) {
 		}
 	}
 	return m, nil
+}
+
+// countDatagrams makes the counters of what goes through sockets.
+func (m *metrics) countDatagrams() (datagrams, stun *prometheus.CounterVec) {
+	labels := []string{"direction", "socket"}
+	datagrams = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "meshgate_wg_datagrams_total",
+		Help: "WireGuard datagrams received and sent, by kind of socket: the UDP port, attached connections, relays.",
+	}, labels)
+	stun = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "meshgate_wg_stun_datagrams_total",
+		Help: "STUN messages received and sent on WireGuard's sockets, by kind of socket.",
+	}, labels)
+	for k := range socketKinds {
+		m.in[k], m.out[k] = datagrams.WithLabelValues("received", k.String()), datagrams.WithLabelValues("sent", k.String())
+		if k != kindAttached {
+			m.stunIn[k], m.stunOut[k] = stun.WithLabelValues("received", k.String()), stun.WithLabelValues("sent", k.String())
+		}
+	}
+	return datagrams, stun
 }
 
 // unregister takes the metrics back from the registerer.
@@ -108,3 +167,6 @@ func (m *metrics) unregister() {
 
 // drop counts one packet that was thrown away.
 func (m *metrics) drop(reason dropReason) { m.dropped[reason].Inc() }
+
+// dropMany counts n packets that were thrown away.
+func (m *metrics) dropMany(reason dropReason, n int) { m.dropped[reason].Add(float64(n)) }

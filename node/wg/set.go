@@ -33,7 +33,8 @@ type peerEndpoint struct {
 // addresses that stay live on. Equal calls are harmless.
 //
 // A peer whose endpoint is a name that does not resolve gets no endpoint; the
-// next Set tries again. Errors that wrap mesh.ErrInvalid changed nothing;
+// next Set tries again. One that has a path stays there, whatever its endpoint
+// is. Errors that wrap mesh.ErrInvalid changed nothing;
 // after another error the next Set carries on from where this one stopped.
 //
 // A Set costs what it changes, and a look at each peer of Config.Peers and of
@@ -81,7 +82,7 @@ func (d *Device) set(ctx context.Context, c *Config) error {
 	if lazy {
 		d.beLazy(c.PrivateKey)
 	}
-	ch.contacts(lazy)
+	ch.contacts(lazy, d.bind.paths.forPeer)
 	if d.unsure {
 		d.routes = newPrefixSet(ch.allRoutes(&d.applied, c))
 		d.peerLog.setPeers(c.lists()...)
@@ -125,6 +126,9 @@ func (d *Device) setPeers(c *Config, ch *changes, lazy bool) error {
 	for _, key := range ch.removed {
 		gone := d.applied.peers[key].contact
 		gone.endpoint = ""
+		if gone.hasPath() {
+			gone.path.end(netip.AddrPort{})
+		}
 		d.rest(gone)
 	}
 	for i := range ch.peers {
@@ -263,15 +267,20 @@ func without(a, b []netip.Prefix) []netip.Prefix {
 
 // endpointTo returns the endpoint that the peer's packets are to be sent to from
 // now on; "" when it was configured to be there before, unless the peer has
-// nowhere else to be: no endpoint, or an attached connection that is gone.
+// nowhere else to be: no endpoint, or an attached connection that is gone. A peer
+// with a path stays there.
 func (p *changedPeer) endpointTo() string {
+	if p.contact.hasPath() {
+		return ""
+	}
 	if p.was != nil && p.endpoint.addr == p.was.endpoint.addr && !p.was.lost {
 		return ""
 	}
 	return p.endpoint.literal()
 }
 
-// pointPeer sends the packets of a configured peer to an attached connection.
+// pointPeer sends the packets of a configured peer to an attached connection,
+// unless it has a path.
 func (d *Device) pointPeer(key mesh.WireGuardKey, a *attachment) error {
 	d.changing.Lock()
 	defer d.changing.Unlock()
@@ -279,16 +288,11 @@ func (d *Device) pointPeer(key mesh.WireGuardKey, a *attachment) error {
 	if p == nil {
 		return fmt.Errorf("no such peer: %w", mesh.ErrNotFound)
 	}
-	c, to := p.contact, a.DstToString()
-	if c.resident() {
-		if err := d.wg.IpcSet(selects(key) + "update_only=true\nendpoint=" + to + "\n"); err != nil {
+	if !p.contact.hasPath() {
+		if err := d.point(p, a.DstToString()); err != nil {
 			return err
 		}
-	} else if err := d.bring(p, to); err != nil {
-		d.bind.lost.Store(true) // nobody knows how much of it was done
-		return err
 	}
-	c.attached = a
-	d.enter(c)
+	p.contact.attached = a
 	return nil
 }

@@ -6,7 +6,10 @@
 // A Device follows a Config: Set makes the least change that leads there, so
 // that sessions, learned endpoints and open connections survive. Besides UDP,
 // WireGuard datagrams may travel over attached packet connections, such as
-// WebRTC DataChannels.
+// WebRTC DataChannels, and over packet sockets, such as TURN allocations. A Path
+// leads to a peer over any of the sockets, and is moved without WireGuard, or
+// the connections in it, taking notice; STUN that arrives on a socket is handed
+// to whoever looks for paths.
 //
 // A Device may be a hub: packets of one peer for another are sent on if
 // Config.Allow agrees to each of them.
@@ -18,7 +21,8 @@
 // bounds it is its queues (1024 batches per peer and direction) and the speed of
 // the decryption that empties them. Queues of this package are bounded to 1024
 // packets towards WireGuard, to 256 datagrams per attached connection and
-// direction, and to 512 handshake messages that wait for the doorman.
+// direction, to 512 datagrams from all packet sockets together, and to 512
+// handshake messages that wait for the doorman.
 package wg
 
 import (
@@ -28,6 +32,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -88,8 +93,14 @@ type Options struct {
 	// 36 KB each; 0 means 512, negative none. When there are more, a peer is made
 	// ready when it calls or there is a packet for it, and until it has been quiet
 	// for ten minutes. Always ready are those with a keepalive and an endpoint,
-	// and those of AttachPeer.
+	// and those of AttachPeer and OpenPath.
 	Resident int
+	// STUN takes each STUN message that arrives on a socket, instead of
+	// WireGuard. It is called from several goroutines, which receive nothing
+	// meanwhile: it must not wait, and keeps nothing of b. It may send with
+	// SendSTUN. Nobody has checked more of a message than that its length is what
+	// its header says. Nil leaves such datagrams to WireGuard, which drops them.
+	STUN func(s Socket, from netip.AddrPort, b []byte)
 }
 
 // Config is the wanted state of a Device.
@@ -113,6 +124,10 @@ type Config struct {
 	// several goroutines at once, for each packet, and must not wait.
 	Allow, Accept func(mesh.Packet) bool
 	Sent          func(mesh.Packet)
+	// Seek is told to which mesh addresses we send packets ourselves, each again
+	// after a second at the earliest, as far as a table of 256 remembers. It must
+	// not wait; nil is not told.
+	Seek func(dst netip.Addr)
 	// Networks are those of the mesh. Names of endpoints that resolve into one
 	// are not used.
 	Networks []netip.Prefix
@@ -160,6 +175,9 @@ type Device struct {
 	// wakes are what Read asks keep for.
 	wakes  chan wakeRequest
 	attend sync.Once // starts doorman and keep
+	// turned wakes steer, which steering starts.
+	turned   chan struct{}
+	steering sync.Once
 
 	// changing guards what the library is told about peers, and the fields of
 	// contacts that say so. It is held for no longer than the library takes.
@@ -205,6 +223,7 @@ func New(o Options) (*Device, error) {
 		logger:   o.Logger.With("component", "wg"),
 		resident: o.Resident,
 		wakes:    make(chan wakeRequest),
+		turned:   make(chan struct{}, 1),
 		setting:  make(chan struct{}, 1),
 		unsure:   true, // the library has not been asked yet
 	}
@@ -229,7 +248,7 @@ func New(o Options) (*Device, error) {
 		m.unregister()
 		return nil, err
 	}
-	d.bind = newBind(conn.NewDefaultBind(), frames, m)
+	d.bind = newBind(conn.NewDefaultBind(), frames, o.STUN, m)
 	d.wg = device.NewDevice(&gate{plane: d.plane, filter: d.filter, metrics: m, wake: d.wake}, d.bind.extended(), d.peerLog.library())
 	if name, err := d.plane.Name(); err == nil {
 		d.name = name // the system may have chosen another
@@ -319,6 +338,21 @@ func (d *Device) Stats() (mesh.InterfaceStats, error) {
 	}, nil
 }
 
+// shown returns the endpoint of a peer as Stats tells it: where a path leads, and
+// nothing when that is nowhere.
+func shown(ep conn.Endpoint, text string, configured peerEndpoint) string {
+	p, isPath := ep.(*path)
+	switch {
+	case isPath && p.hop.Load() != nil:
+		return p.where().To.String()
+	case isPath:
+		return ""
+	case strings.HasPrefix(text, pathPrefix):
+		return configured.literal() // where what is left of the path leads
+	}
+	return text
+}
+
 // wholeState is the library's state with what it does not know: idle peers, and
 // the traffic of peers before they came back.
 func (d *Device) wholeState() (*uapiState, error) {
@@ -336,6 +370,9 @@ func (d *Device) wholeState() (*uapiState, error) {
 		if is == nil {
 			is = &mesh.PeerStats{PublicKey: key, Endpoint: c.endpoint, Keepalive: p.keepalive, AllowedIPs: slices.Clone(p.allowed)}
 			s.peers[key] = is
+		}
+		if ep, ours := d.bind.own(is.Endpoint); ours {
+			is.Endpoint = shown(ep, is.Endpoint, p.endpoint)
 		}
 		sum := c.before.plus(trafficOf(is))
 		is.ReceiveBytes, is.TransmitBytes, is.LastHandshake = sum.rx, sum.tx, sum.handshake
