@@ -157,8 +157,37 @@ func live(t *rapid.T, d *Device, peers []Peer, now time.Time) time.Time {
 	return now
 }
 
-// Whatever is set after what, with errors in between, peers that call and peers
-// that leave: the device is what the last valid configuration says.
+// roam opens, moves and closes the paths of some peers, and notes where these are
+// to be.
+func roam(t *rapid.T, d *Device, peers []Peer, paths map[mesh.WireGuardKey]*Path, endpoints map[mesh.WireGuardKey]string) {
+	for _, p := range peers {
+		what := rapid.IntRange(0, 5).Draw(t, "what the path does")
+		switch path := paths[p.Key]; {
+		case path == nil && what == 0:
+			path, err := d.OpenPath(p.Key)
+			if err != nil {
+				t.Fatal(err)
+			}
+			paths[p.Key], endpoints[p.Key] = path, p.Endpoint
+		case path == nil:
+		case what == 1:
+			path.Close()
+			delete(paths, p.Key)
+			endpoints[p.Key] = p.Endpoint
+		case what == 2:
+			path.Route(NativeSocket, netip.AddrPort{})
+			endpoints[p.Key] = ""
+		case what == 3:
+			to := host(rapid.IntRange(0, 9).Draw(t, "to"))
+			path.Route(NativeSocket, to)
+			endpoints[p.Key] = to.String()
+		}
+	}
+}
+
+// Whatever is set after what, with errors in between, peers that call, peers that
+// leave and paths that move: the device is what the last valid configuration
+// says, and peers with a path are there.
 func TestSet_AnySequenceEndsWithTheLastConfiguration(t *testing.T) {
 	taken, err := net.ListenPacket("udp4", "0.0.0.0:0")
 	if err != nil {
@@ -180,7 +209,7 @@ func TestSet_AnySequenceEndsWithTheLastConfiguration(t *testing.T) {
 		if err := d.Set(ctx, Config{PrivateKey: mesh.WireGuardPrivateKey{1}}); err != nil {
 			t.Fatal(err) // up, so that a port which is taken stops a Set half-way
 		}
-		endpoints := make(map[mesh.WireGuardKey]string)
+		endpoints, paths := make(map[mesh.WireGuardKey]string), make(map[mesh.WireGuardKey]*Path)
 		var lists [][]Peer
 		for range rapid.IntRange(1, 12).Draw(t, "sets") {
 			c := drawConfig(t, lists)
@@ -207,11 +236,22 @@ func TestSet_AnySequenceEndsWithTheLastConfiguration(t *testing.T) {
 			next := make(map[mesh.WireGuardKey]string)
 			for _, p := range all {
 				next[p.Key] = endpoints[p.Key] // stays when none is configured
-				if p.Endpoint != "" {
+				if p.Endpoint != "" && paths[p.Key] == nil {
 					next[p.Key] = p.Endpoint
 				}
 			}
 			endpoints = next
+			for key, path := range paths {
+				if d.applied.peers[key] != nil {
+					continue
+				}
+				if !path.Closed() {
+					t.Fatal("a path has outlived its peer")
+				}
+				delete(paths, key)
+			}
+			check(t, d, all, endpoints)
+			roam(t, d, all, paths, endpoints)
 			check(t, d, all, endpoints)
 			now = live(t, d, all, now)
 			check(t, d, all, endpoints)
