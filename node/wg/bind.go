@@ -272,7 +272,7 @@ func (b *bind) shutdown() {
 	}
 	if sockets := b.sockets.Load(); sockets != nil {
 		for _, s := range *sockets {
-			s.close()
+			b.running.Go(s.close) // each may take a moment
 		}
 	}
 	b.paths.shut()

@@ -39,7 +39,8 @@ type PacketSocket interface {
 	// and is dropped. An error ends the socket, after what was read with it. It is
 	// called from one goroutine.
 	ReadBatch(bufs [][]byte, sizes []int, from []netip.AddrPort) (int, error)
-	// Close makes both return, and may be called more than once.
+	// Close makes both return, and may be called more than once. It may take a
+	// moment.
 	Close() error
 }
 

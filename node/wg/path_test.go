@@ -246,6 +246,21 @@ func TestPath_OutlivesAChangeOfThePort(t *testing.T) {
 	ping(t, a.Node, b.Node)
 }
 
+func TestPath_OverIPv6(t *testing.T) {
+	a, b := sides(t)
+	for i, s := range []*side{a, b} {
+		s.direct.To = netip.AddrPortFrom(netip.IPv6Loopback(), []*side{b, a}[i].ListenPort())
+		if err := s.path.Accept([]wg.Route{s.direct}); err != nil {
+			t.Fatal(err)
+		}
+		s.to(s.direct)
+	}
+	ping(t, a.Node, b.Node)
+	if got := a.path.Activity(); got.From != a.direct || got.Heard.IsZero() || got.Sent.IsZero() {
+		t.Errorf("activity %v, want it over %v", got, a.direct)
+	}
+}
+
 // What a peer sends from elsewhere is WireGuard's as ever, but does not keep the
 // peer from its path.
 func TestPath_LeadsBackAPeerThatRoamed(t *testing.T) {

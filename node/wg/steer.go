@@ -43,8 +43,9 @@ type Path struct {
 
 // OpenPath makes a path the endpoint of a configured peer, in place of
 // Peer.Endpoint and of connections of AttachPeer, until the path is closed or
-// the peer leaves the configuration, which closes it. It begins at the address of Peer.Endpoint
-// if that is known, and accepts what comes from there unless another path does.
+// the peer leaves the configuration, which closes it. It begins at the address
+// of Peer.Endpoint if that is known, else nowhere, and accepts what comes from
+// there unless another path does.
 //
 // Errors wrap mesh.ErrNotFound for an unknown peer, mesh.ErrExists when it has a
 // path, and mesh.ErrExhausted when there are 4096.
@@ -79,7 +80,9 @@ func (d *Device) openPath(key mesh.WireGuardKey) (*path, error) {
 }
 
 // Route sends packets through s to an address from now on; nowhere if that or
-// the socket is not valid: they are dropped and counted then.
+// the socket is not valid: they are dropped and counted then. WireGuard asks for
+// a session that it lacks every 5 s; who leads a new peer from nowhere to
+// somewhere does not wait for that with Device.Handshake.
 func (p *Path) Route(s Socket, to netip.AddrPort) {
 	p.path.route(Route{s, unmapped(to)})
 	p.device.turn()

@@ -98,7 +98,7 @@ type Options struct {
 	// STUN takes each STUN message that arrives on a socket, instead of
 	// WireGuard. It is called from several goroutines, which receive nothing
 	// meanwhile: it must not wait, and keeps nothing of b. It may send with
-	// SendSTUN. Nobody has checked more of a message than that its length is what
+	// SendSTUN, and move paths; what else a Device does may wait for it to end. Nobody has checked more of a message than that its length is what
 	// its header says. Nil leaves such datagrams to WireGuard, which drops them.
 	STUN func(s Socket, from netip.AddrPort, b []byte)
 }
