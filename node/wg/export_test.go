@@ -121,6 +121,11 @@ func (d *Device) LibraryEndpoint(tb testing.TB, key mesh.WireGuardKey) string {
 	return s.peers[key].Endpoint
 }
 
+// Straggle does to a peer what a packet does that was on its way on a path.
+func (d *Device) Straggle(key mesh.WireGuardKey, p *Path) {
+	d.wg.LookupPeer(device.NoisePublicKey(key)).SetEndpointFromPacket(p.path)
+}
+
 // Limits of packet sockets and paths.
 const (
 	MaxSockets = maxSockets

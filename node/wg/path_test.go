@@ -328,10 +328,19 @@ func TestPath_BeginsAndEndsAtTheConfiguredEndpoint(t *testing.T) {
 	p.Close()
 	transfer(t, server, client, 1<<16)
 	ping(t, b, a)
+	a.Straggle(b.Key(), p)
 	if got := only(t, a).Endpoint; got != b.Peer().Endpoint || !p.Closed() {
 		t.Errorf("endpoint %q after the path is closed, want %q", got, b.Peer().Endpoint)
 	}
+	if got := p.Routed(); got.To != loopback(b) {
+		t.Errorf("what is left of the path leads to %v, want the configured endpoint", got)
+	}
+	ping(t, a, b)
+	a.Straggle(b.Key(), p)
 	a.Apply()
+	if got := a.LibraryEndpoint(t, b.Key()); got != b.Peer().Endpoint {
+		t.Errorf("the peer is at %q after a Set, want %q", got, b.Peer().Endpoint)
+	}
 	ping(t, a, b)
 	if err := p.Accept(nil); !errors.Is(err, net.ErrClosed) {
 		t.Errorf("Accept of a closed path = %v, want ErrClosed", err)
