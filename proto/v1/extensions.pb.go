@@ -28,6 +28,120 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// Kind tells how the node came by the address.
+type PathCandidate_Kind int32
+
+const (
+	// KIND_UNSPECIFIED is no kind.
+	PathCandidate_KIND_UNSPECIFIED PathCandidate_Kind = 0
+	// KIND_HOST is an address of an interface of the node's host.
+	PathCandidate_KIND_HOST PathCandidate_Kind = 1
+	// KIND_SERVER_REFLEXIVE is what a STUN server saw, on the far side of NATs.
+	PathCandidate_KIND_SERVER_REFLEXIVE PathCandidate_Kind = 2
+	// KIND_RELAY is an address of a TURN server that relays to the node.
+	PathCandidate_KIND_RELAY PathCandidate_Kind = 3
+)
+
+// Enum value maps for PathCandidate_Kind.
+var (
+	PathCandidate_Kind_name = map[int32]string{
+		0: "KIND_UNSPECIFIED",
+		1: "KIND_HOST",
+		2: "KIND_SERVER_REFLEXIVE",
+		3: "KIND_RELAY",
+	}
+	PathCandidate_Kind_value = map[string]int32{
+		"KIND_UNSPECIFIED":      0,
+		"KIND_HOST":             1,
+		"KIND_SERVER_REFLEXIVE": 2,
+		"KIND_RELAY":            3,
+	}
+)
+
+func (x PathCandidate_Kind) Enum() *PathCandidate_Kind {
+	p := new(PathCandidate_Kind)
+	*p = x
+	return p
+}
+
+func (x PathCandidate_Kind) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (PathCandidate_Kind) Descriptor() protoreflect.EnumDescriptor {
+	return file_v1_extensions_proto_enumTypes[0].Descriptor()
+}
+
+func (PathCandidate_Kind) Type() protoreflect.EnumType {
+	return &file_v1_extensions_proto_enumTypes[0]
+}
+
+func (x PathCandidate_Kind) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use PathCandidate_Kind.Descriptor instead.
+func (PathCandidate_Kind) EnumDescriptor() ([]byte, []int) {
+	return file_v1_extensions_proto_rawDescGZIP(), []int{3, 0}
+}
+
+// Transport is what carries packets between a node and its TURN server.
+type PathCandidate_Transport int32
+
+const (
+	// TRANSPORT_UNSPECIFIED is of a candidate that is not relayed.
+	PathCandidate_TRANSPORT_UNSPECIFIED PathCandidate_Transport = 0
+	// TRANSPORT_UDP is TURN over UDP.
+	PathCandidate_TRANSPORT_UDP PathCandidate_Transport = 1
+	// TRANSPORT_TCP is TURN over TCP.
+	PathCandidate_TRANSPORT_TCP PathCandidate_Transport = 2
+	// TRANSPORT_TLS is TURN over TLS.
+	PathCandidate_TRANSPORT_TLS PathCandidate_Transport = 3
+)
+
+// Enum value maps for PathCandidate_Transport.
+var (
+	PathCandidate_Transport_name = map[int32]string{
+		0: "TRANSPORT_UNSPECIFIED",
+		1: "TRANSPORT_UDP",
+		2: "TRANSPORT_TCP",
+		3: "TRANSPORT_TLS",
+	}
+	PathCandidate_Transport_value = map[string]int32{
+		"TRANSPORT_UNSPECIFIED": 0,
+		"TRANSPORT_UDP":         1,
+		"TRANSPORT_TCP":         2,
+		"TRANSPORT_TLS":         3,
+	}
+)
+
+func (x PathCandidate_Transport) Enum() *PathCandidate_Transport {
+	p := new(PathCandidate_Transport)
+	*p = x
+	return p
+}
+
+func (x PathCandidate_Transport) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (PathCandidate_Transport) Descriptor() protoreflect.EnumDescriptor {
+	return file_v1_extensions_proto_enumTypes[1].Descriptor()
+}
+
+func (PathCandidate_Transport) Type() protoreflect.EnumType {
+	return &file_v1_extensions_proto_enumTypes[1]
+}
+
+func (x PathCandidate_Transport) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use PathCandidate_Transport.Descriptor instead.
+func (PathCandidate_Transport) EnumDescriptor() ([]byte, []int) {
+	return file_v1_extensions_proto_rawDescGZIP(), []int{3, 1}
+}
+
 // ICEServer is a STUN or TURN server with the credential to use it.
 type ICEServer struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -167,6 +281,159 @@ func (x *Service) GetKind() string {
 	return ""
 }
 
+// PathSignal is what a node tells another one about itself, so that both look for
+// a path between their WireGuard devices by ICE connectivity checks (RFC 8445
+// section 7). Every signal has ufrag, password and session; candidates come as
+// they are found.
+type PathSignal struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// ufrag and password are the sender's for checks that are sent to it: 4 to 64
+	// and 22 to 128 letters, digits, "+" and "/" (RFC 8445 section 5.3).
+	Ufrag    string `protobuf:"bytes,1,opt,name=ufrag,proto3" json:"ufrag,omitempty"`
+	Password string `protobuf:"bytes,2,opt,name=password,proto3" json:"password,omitempty"`
+	// session tells the sender's attempts apart: it grows whenever the sender
+	// begins anew, and what it said in an earlier one does not count any more. It
+	// is not 0.
+	Session uint64 `protobuf:"varint,3,opt,name=session,proto3" json:"session,omitempty"`
+	// candidates are where the sender may be reached, at most 16 in a signal,
+	// beside those of earlier signals of the session.
+	Candidates    []*PathCandidate `protobuf:"bytes,4,rep,name=candidates,proto3" json:"candidates,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PathSignal) Reset() {
+	*x = PathSignal{}
+	mi := &file_v1_extensions_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PathSignal) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PathSignal) ProtoMessage() {}
+
+func (x *PathSignal) ProtoReflect() protoreflect.Message {
+	mi := &file_v1_extensions_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PathSignal.ProtoReflect.Descriptor instead.
+func (*PathSignal) Descriptor() ([]byte, []int) {
+	return file_v1_extensions_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *PathSignal) GetUfrag() string {
+	if x != nil {
+		return x.Ufrag
+	}
+	return ""
+}
+
+func (x *PathSignal) GetPassword() string {
+	if x != nil {
+		return x.Password
+	}
+	return ""
+}
+
+func (x *PathSignal) GetSession() uint64 {
+	if x != nil {
+		return x.Session
+	}
+	return 0
+}
+
+func (x *PathSignal) GetCandidates() []*PathCandidate {
+	if x != nil {
+		return x.Candidates
+	}
+	return nil
+}
+
+// PathCandidate is an address at which a node may be reached over UDP.
+type PathCandidate struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// kind is required.
+	Kind PathCandidate_Kind `protobuf:"varint,1,opt,name=kind,proto3,enum=v1.PathCandidate_Kind" json:"kind,omitempty"`
+	// address is "ip:port", a unicast address and not a link-local one.
+	Address string `protobuf:"bytes,2,opt,name=address,proto3" json:"address,omitempty"`
+	// transport is set for KIND_RELAY only.
+	Transport PathCandidate_Transport `protobuf:"varint,3,opt,name=transport,proto3,enum=v1.PathCandidate_Transport" json:"transport,omitempty"`
+	// relay is the id of the gateway whose TURN server it is; for KIND_RELAY only,
+	// and empty for a server that is no gateway's.
+	Relay         string `protobuf:"bytes,4,opt,name=relay,proto3" json:"relay,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PathCandidate) Reset() {
+	*x = PathCandidate{}
+	mi := &file_v1_extensions_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PathCandidate) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PathCandidate) ProtoMessage() {}
+
+func (x *PathCandidate) ProtoReflect() protoreflect.Message {
+	mi := &file_v1_extensions_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PathCandidate.ProtoReflect.Descriptor instead.
+func (*PathCandidate) Descriptor() ([]byte, []int) {
+	return file_v1_extensions_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *PathCandidate) GetKind() PathCandidate_Kind {
+	if x != nil {
+		return x.Kind
+	}
+	return PathCandidate_KIND_UNSPECIFIED
+}
+
+func (x *PathCandidate) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *PathCandidate) GetTransport() PathCandidate_Transport {
+	if x != nil {
+		return x.Transport
+	}
+	return PathCandidate_TRANSPORT_UNSPECIFIED
+}
+
+func (x *PathCandidate) GetRelay() string {
+	if x != nil {
+		return x.Relay
+	}
+	return ""
+}
+
 // JoinProof shows that whoever asks to join holds the private half of the key.
 type JoinProof struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -189,7 +456,7 @@ type JoinProof struct {
 
 func (x *JoinProof) Reset() {
 	*x = JoinProof{}
-	mi := &file_v1_extensions_proto_msgTypes[2]
+	mi := &file_v1_extensions_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -201,7 +468,7 @@ func (x *JoinProof) String() string {
 func (*JoinProof) ProtoMessage() {}
 
 func (x *JoinProof) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_extensions_proto_msgTypes[2]
+	mi := &file_v1_extensions_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -214,7 +481,7 @@ func (x *JoinProof) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinProof.ProtoReflect.Descriptor instead.
 func (*JoinProof) Descriptor() ([]byte, []int) {
-	return file_v1_extensions_proto_rawDescGZIP(), []int{2}
+	return file_v1_extensions_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *JoinProof) GetMesh() string {
@@ -252,7 +519,7 @@ type RaftBatch struct {
 
 func (x *RaftBatch) Reset() {
 	*x = RaftBatch{}
-	mi := &file_v1_extensions_proto_msgTypes[3]
+	mi := &file_v1_extensions_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -264,7 +531,7 @@ func (x *RaftBatch) String() string {
 func (*RaftBatch) ProtoMessage() {}
 
 func (x *RaftBatch) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_extensions_proto_msgTypes[3]
+	mi := &file_v1_extensions_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -277,7 +544,7 @@ func (x *RaftBatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RaftBatch.ProtoReflect.Descriptor instead.
 func (*RaftBatch) Descriptor() ([]byte, []int) {
-	return file_v1_extensions_proto_rawDescGZIP(), []int{3}
+	return file_v1_extensions_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *RaftBatch) GetConditions() []*RaftCondition {
@@ -308,7 +575,7 @@ type RaftCondition struct {
 
 func (x *RaftCondition) Reset() {
 	*x = RaftCondition{}
-	mi := &file_v1_extensions_proto_msgTypes[4]
+	mi := &file_v1_extensions_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -320,7 +587,7 @@ func (x *RaftCondition) String() string {
 func (*RaftCondition) ProtoMessage() {}
 
 func (x *RaftCondition) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_extensions_proto_msgTypes[4]
+	mi := &file_v1_extensions_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -333,7 +600,7 @@ func (x *RaftCondition) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RaftCondition.ProtoReflect.Descriptor instead.
 func (*RaftCondition) Descriptor() ([]byte, []int) {
-	return file_v1_extensions_proto_rawDescGZIP(), []int{4}
+	return file_v1_extensions_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *RaftCondition) GetKey() string {
@@ -368,7 +635,7 @@ type RaftOperation struct {
 
 func (x *RaftOperation) Reset() {
 	*x = RaftOperation{}
-	mi := &file_v1_extensions_proto_msgTypes[5]
+	mi := &file_v1_extensions_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -380,7 +647,7 @@ func (x *RaftOperation) String() string {
 func (*RaftOperation) ProtoMessage() {}
 
 func (x *RaftOperation) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_extensions_proto_msgTypes[5]
+	mi := &file_v1_extensions_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -393,7 +660,7 @@ func (x *RaftOperation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RaftOperation.ProtoReflect.Descriptor instead.
 func (*RaftOperation) Descriptor() ([]byte, []int) {
-	return file_v1_extensions_proto_rawDescGZIP(), []int{5}
+	return file_v1_extensions_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *RaftOperation) GetKey() string {
@@ -440,7 +707,31 @@ const file_v1_extensions_proto_rawDesc = "" +
 	"\aService\x12\x1a\n" +
 	"\bprotocol\x18\x01 \x01(\tR\bprotocol\x12\x12\n" +
 	"\x04port\x18\x02 \x01(\rR\x04port\x12\x12\n" +
-	"\x04kind\x18\x03 \x01(\tR\x04kind\"m\n" +
+	"\x04kind\x18\x03 \x01(\tR\x04kind\"\x8b\x01\n" +
+	"\n" +
+	"PathSignal\x12\x14\n" +
+	"\x05ufrag\x18\x01 \x01(\tR\x05ufrag\x12\x1a\n" +
+	"\bpassword\x18\x02 \x01(\tR\bpassword\x12\x18\n" +
+	"\asession\x18\x03 \x01(\x04R\asession\x121\n" +
+	"\n" +
+	"candidates\x18\x04 \x03(\v2\x11.v1.PathCandidateR\n" +
+	"candidates\"\xdf\x02\n" +
+	"\rPathCandidate\x12*\n" +
+	"\x04kind\x18\x01 \x01(\x0e2\x16.v1.PathCandidate.KindR\x04kind\x12\x18\n" +
+	"\aaddress\x18\x02 \x01(\tR\aaddress\x129\n" +
+	"\ttransport\x18\x03 \x01(\x0e2\x1b.v1.PathCandidate.TransportR\ttransport\x12\x14\n" +
+	"\x05relay\x18\x04 \x01(\tR\x05relay\"V\n" +
+	"\x04Kind\x12\x14\n" +
+	"\x10KIND_UNSPECIFIED\x10\x00\x12\r\n" +
+	"\tKIND_HOST\x10\x01\x12\x19\n" +
+	"\x15KIND_SERVER_REFLEXIVE\x10\x02\x12\x0e\n" +
+	"\n" +
+	"KIND_RELAY\x10\x03\"_\n" +
+	"\tTransport\x12\x19\n" +
+	"\x15TRANSPORT_UNSPECIFIED\x10\x00\x12\x11\n" +
+	"\rTRANSPORT_UDP\x10\x01\x12\x11\n" +
+	"\rTRANSPORT_TCP\x10\x02\x12\x11\n" +
+	"\rTRANSPORT_TLS\x10\x03\"m\n" +
 	"\tJoinProof\x12\x12\n" +
 	"\x04mesh\x18\x01 \x01(\tR\x04mesh\x12.\n" +
 	"\x04time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x1c\n" +
@@ -473,28 +764,36 @@ func file_v1_extensions_proto_rawDescGZIP() []byte {
 	return file_v1_extensions_proto_rawDescData
 }
 
-var file_v1_extensions_proto_msgTypes = make([]protoimpl.MessageInfo, 6)
+var file_v1_extensions_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
+var file_v1_extensions_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
 var file_v1_extensions_proto_goTypes = []any{
-	(*ICEServer)(nil),             // 0: v1.ICEServer
-	(*Service)(nil),               // 1: v1.Service
-	(*JoinProof)(nil),             // 2: v1.JoinProof
-	(*RaftBatch)(nil),             // 3: v1.RaftBatch
-	(*RaftCondition)(nil),         // 4: v1.RaftCondition
-	(*RaftOperation)(nil),         // 5: v1.RaftOperation
-	(*timestamppb.Timestamp)(nil), // 6: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 7: google.protobuf.Duration
+	(PathCandidate_Kind)(0),       // 0: v1.PathCandidate.Kind
+	(PathCandidate_Transport)(0),  // 1: v1.PathCandidate.Transport
+	(*ICEServer)(nil),             // 2: v1.ICEServer
+	(*Service)(nil),               // 3: v1.Service
+	(*PathSignal)(nil),            // 4: v1.PathSignal
+	(*PathCandidate)(nil),         // 5: v1.PathCandidate
+	(*JoinProof)(nil),             // 6: v1.JoinProof
+	(*RaftBatch)(nil),             // 7: v1.RaftBatch
+	(*RaftCondition)(nil),         // 8: v1.RaftCondition
+	(*RaftOperation)(nil),         // 9: v1.RaftOperation
+	(*timestamppb.Timestamp)(nil), // 10: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 11: google.protobuf.Duration
 }
 var file_v1_extensions_proto_depIdxs = []int32{
-	6, // 0: v1.ICEServer.expires_at:type_name -> google.protobuf.Timestamp
-	6, // 1: v1.JoinProof.time:type_name -> google.protobuf.Timestamp
-	4, // 2: v1.RaftBatch.conditions:type_name -> v1.RaftCondition
-	5, // 3: v1.RaftBatch.operations:type_name -> v1.RaftOperation
-	7, // 4: v1.RaftOperation.ttl:type_name -> google.protobuf.Duration
-	5, // [5:5] is the sub-list for method output_type
-	5, // [5:5] is the sub-list for method input_type
-	5, // [5:5] is the sub-list for extension type_name
-	5, // [5:5] is the sub-list for extension extendee
-	0, // [0:5] is the sub-list for field type_name
+	10, // 0: v1.ICEServer.expires_at:type_name -> google.protobuf.Timestamp
+	5,  // 1: v1.PathSignal.candidates:type_name -> v1.PathCandidate
+	0,  // 2: v1.PathCandidate.kind:type_name -> v1.PathCandidate.Kind
+	1,  // 3: v1.PathCandidate.transport:type_name -> v1.PathCandidate.Transport
+	10, // 4: v1.JoinProof.time:type_name -> google.protobuf.Timestamp
+	8,  // 5: v1.RaftBatch.conditions:type_name -> v1.RaftCondition
+	9,  // 6: v1.RaftBatch.operations:type_name -> v1.RaftOperation
+	11, // 7: v1.RaftOperation.ttl:type_name -> google.protobuf.Duration
+	8,  // [8:8] is the sub-list for method output_type
+	8,  // [8:8] is the sub-list for method input_type
+	8,  // [8:8] is the sub-list for extension type_name
+	8,  // [8:8] is the sub-list for extension extendee
+	0,  // [0:8] is the sub-list for field type_name
 }
 
 func init() { file_v1_extensions_proto_init() }
@@ -507,13 +806,14 @@ func file_v1_extensions_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_v1_extensions_proto_rawDesc), len(file_v1_extensions_proto_rawDesc)),
-			NumEnums:      0,
-			NumMessages:   6,
+			NumEnums:      2,
+			NumMessages:   8,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
 		GoTypes:           file_v1_extensions_proto_goTypes,
 		DependencyIndexes: file_v1_extensions_proto_depIdxs,
+		EnumInfos:         file_v1_extensions_proto_enumTypes,
 		MessageInfos:      file_v1_extensions_proto_msgTypes,
 	}.Build()
 	File_v1_extensions_proto = out.File

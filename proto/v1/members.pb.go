@@ -123,7 +123,9 @@ type JoinRequest struct {
 	// proof is an extension: it shows that the caller holds the private half of
 	// public_key. Without it a join is PERMISSION_DENIED, unless the operator lets
 	// v1 nodes in.
-	Proof         *JoinProof `protobuf:"bytes,101,opt,name=proof,proto3" json:"proof,omitempty"`
+	Proof *JoinProof `protobuf:"bytes,101,opt,name=proof,proto3" json:"proof,omitempty"`
+	// paths is an extension: the node takes part in pairs; see meshgate.v1.Pairs.
+	Paths         bool `protobuf:"varint,102,opt,name=paths,proto3" json:"paths,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -270,6 +272,13 @@ func (x *JoinRequest) GetProof() *JoinProof {
 	return nil
 }
 
+func (x *JoinRequest) GetPaths() bool {
+	if x != nil {
+		return x.Paths
+	}
+	return false
+}
+
 // JoinResponse tells a new member who it is and whom to talk to.
 type JoinResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -305,7 +314,12 @@ type JoinResponse struct {
 	Gateways []*MeshNode `protobuf:"bytes,102,rep,name=gateways,proto3" json:"gateways,omitempty"`
 	// revision is an extension: the change that the answer has in it, and all
 	// before it. It is the same number at every gateway.
-	Revision      uint64 `protobuf:"varint,103,opt,name=revision,proto3" json:"revision,omitempty"`
+	Revision uint64 `protobuf:"varint,103,opt,name=revision,proto3" json:"revision,omitempty"`
+	// relay_servers are an extension: STUN and TURN servers of the mesh with
+	// credentials for the node, which may use them to reach the WireGuard ports of
+	// the gateways where UDP does not get through. meshgate.v1.Pairs.Follow has
+	// later ones. They are there for nodes that take part in pairs.
+	RelayServers  []*ICEServer `protobuf:"bytes,104,rep,name=relay_servers,json=relayServers,proto3" json:"relay_servers,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -429,6 +443,13 @@ func (x *JoinResponse) GetRevision() uint64 {
 		return x.Revision
 	}
 	return 0
+}
+
+func (x *JoinResponse) GetRelayServers() []*ICEServer {
+	if x != nil {
+		return x.RelayServers
+	}
+	return nil
 }
 
 // UpdateRequest changes a member. A field that is empty stays as it is, so that
@@ -1068,7 +1089,7 @@ var File_v1_members_proto protoreflect.FileDescriptor
 
 const file_v1_members_proto_rawDesc = "" +
 	"\n" +
-	"\x10v1/members.proto\x12\x02v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\rv1/node.proto\x1a\rv1/raft.proto\x1a\x13v1/extensions.proto\x1a\x15v1/network_acls.proto\"\xbb\x05\n" +
+	"\x10v1/members.proto\x12\x02v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\rv1/node.proto\x1a\rv1/raft.proto\x1a\x13v1/extensions.proto\x1a\x15v1/network_acls.proto\"\xd1\x05\n" +
 	"\vJoinRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1d\n" +
 	"\n" +
@@ -1091,10 +1112,11 @@ const file_v1_members_proto_rawDesc = "" +
 	"multiaddrs\x12'\n" +
 	"\bservices\x18d \x03(\v2\v.v1.ServiceR\bservices\x12\x1b\n" +
 	"\tmember_of\x18n \x01(\tR\bmemberOf\x12#\n" +
-	"\x05proof\x18e \x01(\v2\r.v1.JoinProofR\x05proof\x1aS\n" +
+	"\x05proof\x18e \x01(\v2\r.v1.JoinProofR\x05proof\x12\x14\n" +
+	"\x05paths\x18f \x01(\bR\x05paths\x1aS\n" +
 	"\x10DirectPeersEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12)\n" +
-	"\x05value\x18\x02 \x01(\x0e2\x13.v1.ConnectProtocolR\x05value:\x028\x01\"\xee\x03\n" +
+	"\x05value\x18\x02 \x01(\x0e2\x13.v1.ConnectProtocolR\x05value:\x028\x01\"\xa2\x04\n" +
 	"\fJoinResponse\x12!\n" +
 	"\faddress_ipv4\x18\x01 \x01(\tR\vaddressIpv4\x12!\n" +
 	"\faddress_ipv6\x18\x02 \x01(\tR\vaddressIpv6\x12!\n" +
@@ -1112,7 +1134,8 @@ const file_v1_members_proto_rawDesc = "" +
 	"gateway_id\x18e \x01(\tR\tgatewayId\x12.\n" +
 	"\x04time\x18o \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12(\n" +
 	"\bgateways\x18f \x03(\v2\f.v1.MeshNodeR\bgateways\x12\x1a\n" +
-	"\brevision\x18g \x01(\x04R\brevision\"\xef\x02\n" +
+	"\brevision\x18g \x01(\x04R\brevision\x122\n" +
+	"\rrelay_servers\x18h \x03(\v2\r.v1.ICEServerR\frelayServers\"\xef\x02\n" +
 	"\rUpdateRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1d\n" +
 	"\n" +
@@ -1206,9 +1229,10 @@ var file_v1_members_proto_goTypes = []any{
 	(*NetworkACL)(nil),                   // 17: v1.NetworkACL
 	(*timestamppb.Timestamp)(nil),        // 18: google.protobuf.Timestamp
 	(*MeshNode)(nil),                     // 19: v1.MeshNode
-	(ClusterStatus)(0),                   // 20: v1.ClusterStatus
-	(*RaftLogEntry)(nil),                 // 21: v1.RaftLogEntry
-	(*RaftApplyResponse)(nil),            // 22: v1.RaftApplyResponse
+	(*ICEServer)(nil),                    // 20: v1.ICEServer
+	(ClusterStatus)(0),                   // 21: v1.ClusterStatus
+	(*RaftLogEntry)(nil),                 // 22: v1.RaftLogEntry
+	(*RaftApplyResponse)(nil),            // 23: v1.RaftApplyResponse
 }
 var file_v1_members_proto_depIdxs = []int32{
 	13, // 0: v1.JoinRequest.direct_peers:type_name -> v1.JoinRequest.DirectPeersEntry
@@ -1219,33 +1243,34 @@ var file_v1_members_proto_depIdxs = []int32{
 	17, // 5: v1.JoinResponse.network_acls:type_name -> v1.NetworkACL
 	18, // 6: v1.JoinResponse.time:type_name -> google.protobuf.Timestamp
 	19, // 7: v1.JoinResponse.gateways:type_name -> v1.MeshNode
-	14, // 8: v1.UpdateRequest.features:type_name -> v1.FeaturePort
-	15, // 9: v1.UpdateRequest.services:type_name -> v1.Service
-	19, // 10: v1.WireGuardPeer.node:type_name -> v1.MeshNode
-	0,  // 11: v1.WireGuardPeer.proto:type_name -> v1.ConnectProtocol
-	10, // 12: v1.StorageConfigurationResponse.servers:type_name -> v1.StorageServer
-	20, // 13: v1.StorageServer.suffrage:type_name -> v1.ClusterStatus
-	5,  // 14: v1.PeerConfigurations.peers:type_name -> v1.WireGuardPeer
-	17, // 15: v1.PeerConfigurations.network_acls:type_name -> v1.NetworkACL
-	19, // 16: v1.PeerConfigurations.gateways:type_name -> v1.MeshNode
-	0,  // 17: v1.JoinRequest.DirectPeersEntry.value:type_name -> v1.ConnectProtocol
-	1,  // 18: v1.Membership.Join:input_type -> v1.JoinRequest
-	3,  // 19: v1.Membership.Update:input_type -> v1.UpdateRequest
-	6,  // 20: v1.Membership.Leave:input_type -> v1.LeaveRequest
-	11, // 21: v1.Membership.SubscribePeers:input_type -> v1.SubscribePeersRequest
-	21, // 22: v1.Membership.Apply:input_type -> v1.RaftLogEntry
-	8,  // 23: v1.Membership.GetStorageConfiguration:input_type -> v1.StorageConfigurationRequest
-	2,  // 24: v1.Membership.Join:output_type -> v1.JoinResponse
-	4,  // 25: v1.Membership.Update:output_type -> v1.UpdateResponse
-	7,  // 26: v1.Membership.Leave:output_type -> v1.LeaveResponse
-	12, // 27: v1.Membership.SubscribePeers:output_type -> v1.PeerConfigurations
-	22, // 28: v1.Membership.Apply:output_type -> v1.RaftApplyResponse
-	9,  // 29: v1.Membership.GetStorageConfiguration:output_type -> v1.StorageConfigurationResponse
-	24, // [24:30] is the sub-list for method output_type
-	18, // [18:24] is the sub-list for method input_type
-	18, // [18:18] is the sub-list for extension type_name
-	18, // [18:18] is the sub-list for extension extendee
-	0,  // [0:18] is the sub-list for field type_name
+	20, // 8: v1.JoinResponse.relay_servers:type_name -> v1.ICEServer
+	14, // 9: v1.UpdateRequest.features:type_name -> v1.FeaturePort
+	15, // 10: v1.UpdateRequest.services:type_name -> v1.Service
+	19, // 11: v1.WireGuardPeer.node:type_name -> v1.MeshNode
+	0,  // 12: v1.WireGuardPeer.proto:type_name -> v1.ConnectProtocol
+	10, // 13: v1.StorageConfigurationResponse.servers:type_name -> v1.StorageServer
+	21, // 14: v1.StorageServer.suffrage:type_name -> v1.ClusterStatus
+	5,  // 15: v1.PeerConfigurations.peers:type_name -> v1.WireGuardPeer
+	17, // 16: v1.PeerConfigurations.network_acls:type_name -> v1.NetworkACL
+	19, // 17: v1.PeerConfigurations.gateways:type_name -> v1.MeshNode
+	0,  // 18: v1.JoinRequest.DirectPeersEntry.value:type_name -> v1.ConnectProtocol
+	1,  // 19: v1.Membership.Join:input_type -> v1.JoinRequest
+	3,  // 20: v1.Membership.Update:input_type -> v1.UpdateRequest
+	6,  // 21: v1.Membership.Leave:input_type -> v1.LeaveRequest
+	11, // 22: v1.Membership.SubscribePeers:input_type -> v1.SubscribePeersRequest
+	22, // 23: v1.Membership.Apply:input_type -> v1.RaftLogEntry
+	8,  // 24: v1.Membership.GetStorageConfiguration:input_type -> v1.StorageConfigurationRequest
+	2,  // 25: v1.Membership.Join:output_type -> v1.JoinResponse
+	4,  // 26: v1.Membership.Update:output_type -> v1.UpdateResponse
+	7,  // 27: v1.Membership.Leave:output_type -> v1.LeaveResponse
+	12, // 28: v1.Membership.SubscribePeers:output_type -> v1.PeerConfigurations
+	23, // 29: v1.Membership.Apply:output_type -> v1.RaftApplyResponse
+	9,  // 30: v1.Membership.GetStorageConfiguration:output_type -> v1.StorageConfigurationResponse
+	25, // [25:31] is the sub-list for method output_type
+	19, // [19:25] is the sub-list for method input_type
+	19, // [19:19] is the sub-list for extension type_name
+	19, // [19:19] is the sub-list for extension extendee
+	0,  // [0:19] is the sub-list for field type_name
 }
 
 func init() { file_v1_members_proto_init() }

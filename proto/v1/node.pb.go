@@ -385,7 +385,9 @@ type MeshNode struct {
 	ApiUrl string `protobuf:"bytes,101,opt,name=api_url,json=apiUrl,proto3" json:"api_url,omitempty"`
 	// api_pin is an extension: the SHA-256 of the key that is shown at api_url;
 	// empty where certificate authorities vouch for it.
-	ApiPin        []byte `protobuf:"bytes,102,opt,name=api_pin,json=apiPin,proto3" json:"api_pin,omitempty"`
+	ApiPin []byte `protobuf:"bytes,102,opt,name=api_pin,json=apiPin,proto3" json:"api_pin,omitempty"`
+	// paths is an extension: the node takes part in pairs; see meshgate.v1.Pairs.
+	Paths         bool `protobuf:"varint,103,opt,name=paths,proto3" json:"paths,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -509,6 +511,13 @@ func (x *MeshNode) GetApiPin() []byte {
 		return x.ApiPin
 	}
 	return nil
+}
+
+func (x *MeshNode) GetPaths() bool {
+	if x != nil {
+		return x.Paths
+	}
+	return false
 }
 
 // NodeList is a list of nodes.
@@ -1130,7 +1139,14 @@ type WebRTCSignal struct {
 	Caller string `protobuf:"bytes,100,opt,name=caller,proto3" json:"caller,omitempty"`
 	// ice_servers are an extension: ICE servers with credentials, sent by the
 	// gateway in a first message of its own, before any description.
-	IceServers    []*ICEServer `protobuf:"bytes,101,rep,name=ice_servers,json=iceServers,proto3" json:"ice_servers,omitempty"`
+	IceServers []*ICEServer `protobuf:"bytes,101,rep,name=ice_servers,json=iceServers,proto3" json:"ice_servers,omitempty"`
+	// path is an extension: how the sender, a node, can be reached for a path that
+	// carries WireGuard packets themselves. A channel whose first message has a
+	// path has one in each, both ways, and neither description nor candidate. Who
+	// opens it is a node that may be a pair with the other one (see
+	// meshgate.v1.Pairs); it takes no role. UNIMPLEMENTED is a node that takes no
+	// part in pairs.
+	Path          *PathSignal `protobuf:"bytes,102,opt,name=path,proto3" json:"path,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1200,6 +1216,13 @@ func (x *WebRTCSignal) GetIceServers() []*ICEServer {
 	return nil
 }
 
+func (x *WebRTCSignal) GetPath() *PathSignal {
+	if x != nil {
+		return x.Path
+	}
+	return nil
+}
+
 var File_v1_node_proto protoreflect.FileDescriptor
 
 const file_v1_node_proto_rawDesc = "" +
@@ -1207,7 +1230,7 @@ const file_v1_node_proto_rawDesc = "" +
 	"\rv1/node.proto\x12\x02v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x13v1/extensions.proto\"H\n" +
 	"\vFeaturePort\x12%\n" +
 	"\afeature\x18\x01 \x01(\x0e2\v.v1.FeatureR\afeature\x12\x12\n" +
-	"\x04port\x18\x02 \x01(\x05R\x04port\"\xe8\x03\n" +
+	"\x04port\x18\x02 \x01(\x05R\x04port\"\xfe\x03\n" +
 	"\bMeshNode\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1d\n" +
 	"\n" +
@@ -1225,7 +1248,8 @@ const file_v1_node_proto_rawDesc = "" +
 	"\tjoined_at\x18\v \x01(\v2\x1a.google.protobuf.TimestampR\bjoinedAt\x12'\n" +
 	"\bservices\x18d \x03(\v2\v.v1.ServiceR\bservices\x12\x17\n" +
 	"\aapi_url\x18e \x01(\tR\x06apiUrl\x12\x17\n" +
-	"\aapi_pin\x18f \x01(\fR\x06apiPin\".\n" +
+	"\aapi_pin\x18f \x01(\fR\x06apiPin\x12\x14\n" +
+	"\x05paths\x18g \x01(\bR\x05paths\".\n" +
 	"\bNodeList\x12\"\n" +
 	"\x05nodes\x18\x01 \x03(\v2\f.v1.MeshNodeR\x05nodes\"\"\n" +
 	"\x10GetStatusRequest\x12\x0e\n" +
@@ -1284,14 +1308,15 @@ const file_v1_node_proto_rawDesc = "" +
 	"allowedIps\x12)\n" +
 	"\x10protocol_version\x18\x06 \x01(\x03R\x0fprotocolVersion\x12#\n" +
 	"\rreceive_bytes\x18\a \x01(\x04R\freceiveBytes\x12%\n" +
-	"\x0etransmit_bytes\x18\b \x01(\x04R\rtransmitBytes\"\xaf\x01\n" +
+	"\x0etransmit_bytes\x18\b \x01(\x04R\rtransmitBytes\"\xd3\x01\n" +
 	"\fWebRTCSignal\x12\x17\n" +
 	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12\x1c\n" +
 	"\tcandidate\x18\x02 \x01(\tR\tcandidate\x12 \n" +
 	"\vdescription\x18\x03 \x01(\tR\vdescription\x12\x16\n" +
 	"\x06caller\x18d \x01(\tR\x06caller\x12.\n" +
 	"\vice_servers\x18e \x03(\v2\r.v1.ICEServerR\n" +
-	"iceServers*z\n" +
+	"iceServers\x12\"\n" +
+	"\x04path\x18f \x01(\v2\x0e.v1.PathSignalR\x04path*z\n" +
 	"\rClusterStatus\x12\x1a\n" +
 	"\x16CLUSTER_STATUS_UNKNOWN\x10\x00\x12\x12\n" +
 	"\x0eCLUSTER_LEADER\x10\x01\x12\x11\n" +
@@ -1359,6 +1384,7 @@ var file_v1_node_proto_goTypes = []any{
 	(*timestamppb.Timestamp)(nil),  // 13: google.protobuf.Timestamp
 	(*Service)(nil),                // 14: v1.Service
 	(*ICEServer)(nil),              // 15: v1.ICEServer
+	(*PathSignal)(nil),             // 16: v1.PathSignal
 }
 var file_v1_node_proto_depIdxs = []int32{
 	1,  // 0: v1.FeaturePort.feature:type_name -> v1.Feature
@@ -1373,17 +1399,18 @@ var file_v1_node_proto_depIdxs = []int32{
 	15, // 9: v1.DataChannelNegotiation.ice_servers:type_name -> v1.ICEServer
 	11, // 10: v1.InterfaceMetrics.peers:type_name -> v1.PeerMetrics
 	15, // 11: v1.WebRTCSignal.ice_servers:type_name -> v1.ICEServer
-	7,  // 12: v1.Node.GetStatus:input_type -> v1.GetStatusRequest
-	9,  // 13: v1.Node.NegotiateDataChannel:input_type -> v1.DataChannelNegotiation
-	12, // 14: v1.Node.ReceiveSignalChannel:input_type -> v1.WebRTCSignal
-	8,  // 15: v1.Node.GetStatus:output_type -> v1.Status
-	9,  // 16: v1.Node.NegotiateDataChannel:output_type -> v1.DataChannelNegotiation
-	12, // 17: v1.Node.ReceiveSignalChannel:output_type -> v1.WebRTCSignal
-	15, // [15:18] is the sub-list for method output_type
-	12, // [12:15] is the sub-list for method input_type
-	12, // [12:12] is the sub-list for extension type_name
-	12, // [12:12] is the sub-list for extension extendee
-	0,  // [0:12] is the sub-list for field type_name
+	16, // 12: v1.WebRTCSignal.path:type_name -> v1.PathSignal
+	7,  // 13: v1.Node.GetStatus:input_type -> v1.GetStatusRequest
+	9,  // 14: v1.Node.NegotiateDataChannel:input_type -> v1.DataChannelNegotiation
+	12, // 15: v1.Node.ReceiveSignalChannel:input_type -> v1.WebRTCSignal
+	8,  // 16: v1.Node.GetStatus:output_type -> v1.Status
+	9,  // 17: v1.Node.NegotiateDataChannel:output_type -> v1.DataChannelNegotiation
+	12, // 18: v1.Node.ReceiveSignalChannel:output_type -> v1.WebRTCSignal
+	16, // [16:19] is the sub-list for method output_type
+	13, // [13:16] is the sub-list for method input_type
+	13, // [13:13] is the sub-list for extension type_name
+	13, // [13:13] is the sub-list for extension extendee
+	0,  // [0:13] is the sub-list for field type_name
 }
 
 func init() { file_v1_node_proto_init() }

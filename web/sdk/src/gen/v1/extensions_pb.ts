@@ -7,8 +7,8 @@
 // @generated from file v1/extensions.proto (package v1, syntax proto3)
 /* eslint-disable */
 
-import type { GenFile, GenMessage } from "@bufbuild/protobuf/codegenv2";
-import { fileDesc, messageDesc } from "@bufbuild/protobuf/codegenv2";
+import type { GenEnum, GenFile, GenMessage } from "@bufbuild/protobuf/codegenv2";
+import { enumDesc, fileDesc, messageDesc } from "@bufbuild/protobuf/codegenv2";
 import type { Duration, Timestamp } from "@bufbuild/protobuf/wkt";
 import { file_google_protobuf_duration, file_google_protobuf_timestamp } from "@bufbuild/protobuf/wkt";
 import type { Message } from "@bufbuild/protobuf";
@@ -17,7 +17,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file v1/extensions.proto.
  */
 export const file_v1_extensions: GenFile = /*@__PURE__*/
-  fileDesc("ChN2MS9leHRlbnNpb25zLnByb3RvEgJ2MSJvCglJQ0VTZXJ2ZXISDAoEdXJscxgBIAMoCRIQCgh1c2VybmFtZRgCIAEoCRISCgpjcmVkZW50aWFsGAMgASgJEi4KCmV4cGlyZXNfYXQYBCABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wIjcKB1NlcnZpY2USEAoIcHJvdG9jb2wYASABKAkSDAoEcG9ydBgCIAEoDRIMCgRraW5kGAMgASgJIlYKCUpvaW5Qcm9vZhIMCgRtZXNoGAEgASgJEigKBHRpbWUYAiABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEhEKCXNpZ25hdHVyZRgDIAEoDCJZCglSYWZ0QmF0Y2gSJQoKY29uZGl0aW9ucxgBIAMoCzIRLnYxLlJhZnRDb25kaXRpb24SJQoKb3BlcmF0aW9ucxgCIAMoCzIRLnYxLlJhZnRPcGVyYXRpb24iLQoNUmFmdENvbmRpdGlvbhILCgNrZXkYASABKAkSDwoHdmVyc2lvbhgCIAEoBCJjCg1SYWZ0T3BlcmF0aW9uEgsKA2tleRgBIAEoCRINCgV2YWx1ZRgCIAEoDBImCgN0dGwYAyABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24SDgoGZGVsZXRlGAQgASgIQipaKGdpdGh1Yi5jb20vbWVzaGdhdGUvbWVzaGdhdGUvcHJvdG8vdjE7djFiBnByb3RvMw", [file_google_protobuf_duration, file_google_protobuf_timestamp]);
+  fileDesc("ChN2MS9leHRlbnNpb25zLnByb3RvEgJ2MSJvCglJQ0VTZXJ2ZXISDAoEdXJscxgBIAMoCRIQCgh1c2VybmFtZRgCIAEoCRISCgpjcmVkZW50aWFsGAMgASgJEi4KCmV4cGlyZXNfYXQYBCABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wIjcKB1NlcnZpY2USEAoIcHJvdG9jb2wYASABKAkSDAoEcG9ydBgCIAEoDRIMCgRraW5kGAMgASgJImUKClBhdGhTaWduYWwSDQoFdWZyYWcYASABKAkSEAoIcGFzc3dvcmQYAiABKAkSDwoHc2Vzc2lvbhgDIAEoBBIlCgpjYW5kaWRhdGVzGAQgAygLMhEudjEuUGF0aENhbmRpZGF0ZSK+AgoNUGF0aENhbmRpZGF0ZRIkCgRraW5kGAEgASgOMhYudjEuUGF0aENhbmRpZGF0ZS5LaW5kEg8KB2FkZHJlc3MYAiABKAkSLgoJdHJhbnNwb3J0GAMgASgOMhsudjEuUGF0aENhbmRpZGF0ZS5UcmFuc3BvcnQSDQoFcmVsYXkYBCABKAkiVgoES2luZBIUChBLSU5EX1VOU1BFQ0lGSUVEEAASDQoJS0lORF9IT1NUEAESGQoVS0lORF9TRVJWRVJfUkVGTEVYSVZFEAISDgoKS0lORF9SRUxBWRADIl8KCVRyYW5zcG9ydBIZChVUUkFOU1BPUlRfVU5TUEVDSUZJRUQQABIRCg1UUkFOU1BPUlRfVURQEAESEQoNVFJBTlNQT1JUX1RDUBACEhEKDVRSQU5TUE9SVF9UTFMQAyJWCglKb2luUHJvb2YSDAoEbWVzaBgBIAEoCRIoCgR0aW1lGAIgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIRCglzaWduYXR1cmUYAyABKAwiWQoJUmFmdEJhdGNoEiUKCmNvbmRpdGlvbnMYASADKAsyES52MS5SYWZ0Q29uZGl0aW9uEiUKCm9wZXJhdGlvbnMYAiADKAsyES52MS5SYWZ0T3BlcmF0aW9uIi0KDVJhZnRDb25kaXRpb24SCwoDa2V5GAEgASgJEg8KB3ZlcnNpb24YAiABKAQiYwoNUmFmdE9wZXJhdGlvbhILCgNrZXkYASABKAkSDQoFdmFsdWUYAiABKAwSJgoDdHRsGAMgASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uEg4KBmRlbGV0ZRgEIAEoCEIqWihnaXRodWIuY29tL21lc2hnYXRlL21lc2hnYXRlL3Byb3RvL3YxO3YxYgZwcm90bzM", [file_google_protobuf_duration, file_google_protobuf_timestamp]);
 
 /**
  * ICEServer is a STUN or TURN server with the credential to use it.
@@ -99,6 +99,178 @@ export const ServiceSchema: GenMessage<Service> = /*@__PURE__*/
   messageDesc(file_v1_extensions, 1);
 
 /**
+ * PathSignal is what a node tells another one about itself, so that both look for
+ * a path between their WireGuard devices by ICE connectivity checks (RFC 8445
+ * section 7). Every signal has ufrag, password and session; candidates come as
+ * they are found.
+ *
+ * @generated from message v1.PathSignal
+ */
+export type PathSignal = Message<"v1.PathSignal"> & {
+  /**
+   * ufrag and password are the sender's for checks that are sent to it: 4 to 64
+   * and 22 to 128 letters, digits, "+" and "/" (RFC 8445 section 5.3).
+   *
+   * @generated from field: string ufrag = 1;
+   */
+  ufrag: string;
+
+  /**
+   * @generated from field: string password = 2;
+   */
+  password: string;
+
+  /**
+   * session tells the sender's attempts apart: it grows whenever the sender
+   * begins anew, and what it said in an earlier one does not count any more. It
+   * is not 0.
+   *
+   * @generated from field: uint64 session = 3;
+   */
+  session: bigint;
+
+  /**
+   * candidates are where the sender may be reached, at most 16 in a signal,
+   * beside those of earlier signals of the session.
+   *
+   * @generated from field: repeated v1.PathCandidate candidates = 4;
+   */
+  candidates: PathCandidate[];
+};
+
+/**
+ * Describes the message v1.PathSignal.
+ * Use `create(PathSignalSchema)` to create a new message.
+ */
+export const PathSignalSchema: GenMessage<PathSignal> = /*@__PURE__*/
+  messageDesc(file_v1_extensions, 2);
+
+/**
+ * PathCandidate is an address at which a node may be reached over UDP.
+ *
+ * @generated from message v1.PathCandidate
+ */
+export type PathCandidate = Message<"v1.PathCandidate"> & {
+  /**
+   * kind is required.
+   *
+   * @generated from field: v1.PathCandidate.Kind kind = 1;
+   */
+  kind: PathCandidate_Kind;
+
+  /**
+   * address is "ip:port", a unicast address and not a link-local one.
+   *
+   * @generated from field: string address = 2;
+   */
+  address: string;
+
+  /**
+   * transport is set for KIND_RELAY only.
+   *
+   * @generated from field: v1.PathCandidate.Transport transport = 3;
+   */
+  transport: PathCandidate_Transport;
+
+  /**
+   * relay is the id of the gateway whose TURN server it is; for KIND_RELAY only,
+   * and empty for a server that is no gateway's.
+   *
+   * @generated from field: string relay = 4;
+   */
+  relay: string;
+};
+
+/**
+ * Describes the message v1.PathCandidate.
+ * Use `create(PathCandidateSchema)` to create a new message.
+ */
+export const PathCandidateSchema: GenMessage<PathCandidate> = /*@__PURE__*/
+  messageDesc(file_v1_extensions, 3);
+
+/**
+ * Kind tells how the node came by the address.
+ *
+ * @generated from enum v1.PathCandidate.Kind
+ */
+export enum PathCandidate_Kind {
+  /**
+   * KIND_UNSPECIFIED is no kind.
+   *
+   * @generated from enum value: KIND_UNSPECIFIED = 0;
+   */
+  UNSPECIFIED = 0,
+
+  /**
+   * KIND_HOST is an address of an interface of the node's host.
+   *
+   * @generated from enum value: KIND_HOST = 1;
+   */
+  HOST = 1,
+
+  /**
+   * KIND_SERVER_REFLEXIVE is what a STUN server saw, on the far side of NATs.
+   *
+   * @generated from enum value: KIND_SERVER_REFLEXIVE = 2;
+   */
+  SERVER_REFLEXIVE = 2,
+
+  /**
+   * KIND_RELAY is an address of a TURN server that relays to the node.
+   *
+   * @generated from enum value: KIND_RELAY = 3;
+   */
+  RELAY = 3,
+}
+
+/**
+ * Describes the enum v1.PathCandidate.Kind.
+ */
+export const PathCandidate_KindSchema: GenEnum<PathCandidate_Kind> = /*@__PURE__*/
+  enumDesc(file_v1_extensions, 3, 0);
+
+/**
+ * Transport is what carries packets between a node and its TURN server.
+ *
+ * @generated from enum v1.PathCandidate.Transport
+ */
+export enum PathCandidate_Transport {
+  /**
+   * TRANSPORT_UNSPECIFIED is of a candidate that is not relayed.
+   *
+   * @generated from enum value: TRANSPORT_UNSPECIFIED = 0;
+   */
+  UNSPECIFIED = 0,
+
+  /**
+   * TRANSPORT_UDP is TURN over UDP.
+   *
+   * @generated from enum value: TRANSPORT_UDP = 1;
+   */
+  UDP = 1,
+
+  /**
+   * TRANSPORT_TCP is TURN over TCP.
+   *
+   * @generated from enum value: TRANSPORT_TCP = 2;
+   */
+  TCP = 2,
+
+  /**
+   * TRANSPORT_TLS is TURN over TLS.
+   *
+   * @generated from enum value: TRANSPORT_TLS = 3;
+   */
+  TLS = 3,
+}
+
+/**
+ * Describes the enum v1.PathCandidate.Transport.
+ */
+export const PathCandidate_TransportSchema: GenEnum<PathCandidate_Transport> = /*@__PURE__*/
+  enumDesc(file_v1_extensions, 3, 1);
+
+/**
  * JoinProof shows that whoever asks to join holds the private half of the key.
  *
  * @generated from message v1.JoinProof
@@ -138,7 +310,7 @@ export type JoinProof = Message<"v1.JoinProof"> & {
  * Use `create(JoinProofSchema)` to create a new message.
  */
 export const JoinProofSchema: GenMessage<JoinProof> = /*@__PURE__*/
-  messageDesc(file_v1_extensions, 2);
+  messageDesc(file_v1_extensions, 4);
 
 /**
  * RaftBatch is a change of several keys in one entry of the replicated log:
@@ -167,7 +339,7 @@ export type RaftBatch = Message<"v1.RaftBatch"> & {
  * Use `create(RaftBatchSchema)` to create a new message.
  */
 export const RaftBatchSchema: GenMessage<RaftBatch> = /*@__PURE__*/
-  messageDesc(file_v1_extensions, 3);
+  messageDesc(file_v1_extensions, 5);
 
 /**
  * RaftCondition is what must be true of a key for a batch to happen.
@@ -196,7 +368,7 @@ export type RaftCondition = Message<"v1.RaftCondition"> & {
  * Use `create(RaftConditionSchema)` to create a new message.
  */
 export const RaftConditionSchema: GenMessage<RaftCondition> = /*@__PURE__*/
-  messageDesc(file_v1_extensions, 4);
+  messageDesc(file_v1_extensions, 6);
 
 /**
  * RaftOperation writes or removes one key.
@@ -239,5 +411,5 @@ export type RaftOperation = Message<"v1.RaftOperation"> & {
  * Use `create(RaftOperationSchema)` to create a new message.
  */
 export const RaftOperationSchema: GenMessage<RaftOperation> = /*@__PURE__*/
-  messageDesc(file_v1_extensions, 5);
+  messageDesc(file_v1_extensions, 7);
 
