@@ -70,6 +70,9 @@ type Node struct {
 	JoinedAt   time.Time
 	// API is where a gateway serves everybody; zero for other nodes.
 	API API
+	// Paths is true for a node that takes part in pairs: it looks for a path to
+	// another one on which WireGuard goes without a gateway.
+	Paths bool
 }
 
 // API is where a gateway serves its API, and how it is recognised there.
