@@ -18,10 +18,12 @@ type census struct {
 	halfAll  int
 	sessions map[*session]struct{}
 	held     map[string]int // sessions by caller
+	paths    map[string]int // path channels, by both nodes
+	pathsAll int
 }
 
 func newCensus(l Limits) census {
-	return census{limits: l, half: map[string]int{}, held: map[string]int{}, sessions: map[*session]struct{}{}}
+	return census{limits: l, half: map[string]int{}, held: map[string]int{}, paths: map[string]int{}, sessions: map[*session]struct{}{}}
 }
 
 func (c *census) list() []*session {

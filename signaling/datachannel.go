@@ -27,7 +27,7 @@ func (s *Service) StartDataChannel(ctx context.Context, caller Caller, stream St
 		if first == nil {
 			first = m
 		}
-		return signal{m.GetAnswer(), m.GetCandidate()}, err
+		return signal{description: m.GetAnswer(), candidate: m.GetCandidate()}, err
 	})
 	if _, err := in.next(ctx, s.cfg.Timeouts.Message, "initial request"); err != nil {
 		return err
@@ -76,7 +76,7 @@ func (s *Service) NegotiateDataChannel(ctx context.Context, from mesh.NodeID, st
 		if first == nil {
 			first = m
 		}
-		return signal{m.GetAnswer(), m.GetCandidate()}, err
+		return signal{description: m.GetAnswer(), candidate: m.GetCandidate()}, err
 	})
 	if _, err := in.next(ctx, s.cfg.Timeouts.Message, "initial request"); err != nil {
 		return err

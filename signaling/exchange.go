@@ -91,6 +91,9 @@ func (s *Service) exchange(ctx context.Context, e exchange) error {
 
 // receive takes one message of the other side.
 func (e *exchange) receive(m signal) error {
+	if err := m.notPath(); err != nil {
+		return err
+	}
 	if !e.session.begun() {
 		if m.description == "" && e.early {
 			return e.session.peer.AddCandidate(m.candidate)

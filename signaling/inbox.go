@@ -9,7 +9,10 @@ import (
 	"io"
 	"time"
 
+	"golang.org/x/time/rate"
+
 	"github.com/meshgate/meshgate/node/mesh"
+	v1 "github.com/meshgate/meshgate/proto/v1"
 )
 
 // maxMessages is how many messages one call may bring. A client with twenty
@@ -17,8 +20,11 @@ import (
 const maxMessages = 256
 
 // signal is what any of the four calls says after its first message: a session
-// description or a candidate.
-type signal struct{ description, candidate string }
+// description or a candidate, or else a path.
+type signal struct {
+	description, candidate string
+	path                   *v1.PathSignal
+}
 
 // inbox is the receiving half of a call as a channel, so that a handler can
 // wait for messages and other things at once.
@@ -33,10 +39,17 @@ func (s *Service) newInbox(ctx context.Context, receive func() (signal, error)) 
 	in := &inbox{c: make(chan signal)}
 	s.running.Go(func() {
 		defer close(in.c)
-		for range maxMessages {
+		paths := rate.NewLimiter(pathRate, pathBurst)
+		for n := 0; n < maxMessages; {
 			m, err := receive()
 			if err != nil {
 				in.err = err
+				return
+			}
+			if m.path == nil {
+				n++
+			} else if !paths.Allow() {
+				in.err = fmt.Errorf("more than %d signals with paths per second in one call: %w", pathRate, mesh.ErrExhausted)
 				return
 			}
 			select {

@@ -40,7 +40,7 @@ func (s *Service) relayDataChannel(ctx context.Context, caller Caller, req reque
 		node: req.node, client: in, toClient: s.telling(caller.ID, out), offers: true, due: "answer from client",
 		fromNode: s.newInbox(ctx, func() (signal, error) {
 			m, err := call.Receive()
-			return signal{m.GetOffer(), m.GetCandidate()}, err
+			return signal{description: m.GetOffer(), candidate: m.GetCandidate()}, err
 		}),
 		toNode: s.telling(string(req.node), sender{
 			description: func(d string) error { return call.Send(&v1.DataChannelNegotiation{Answer: d}) },
@@ -130,6 +130,9 @@ func (s *Service) relay(ctx context.Context, r relay) error {
 // whichever way they came. The empty candidate that ends them is not passed
 // on: to a v1 node it is an error.
 func (r *relay) pass(m signal, described *bool, to sender) error {
+	if err := m.notPath(); err != nil {
+		return err
+	}
 	if m.description != "" {
 		if len(m.description) > rtc.MaxDescriptionSize {
 			return fmt.Errorf("session description is longer than %d bytes: %w", rtc.MaxDescriptionSize, mesh.ErrInvalid)

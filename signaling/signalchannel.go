@@ -16,6 +16,10 @@ import (
 // is the one that the caller of this method has checked, so later ones are
 // ignored and an empty one is mesh.ErrInvalid. The service sends one message of its own first, with
 // the client's ICE servers.
+//
+// A channel whose first message has a path is between two nodes, and about paths
+// until its end; the service sends nothing of its own then. The caller of this
+// method has checked that the client is a node which may signal to the other one.
 func (s *Service) StartSignalChannel(ctx context.Context, caller Caller, stream Stream[*v1.WebRTCSignal, *v1.WebRTCSignal]) error {
 	ctx, end, err := s.call(ctx)
 	if err != nil {
@@ -28,7 +32,7 @@ func (s *Service) StartSignalChannel(ctx context.Context, caller Caller, stream 
 		if opening == nil {
 			opening = m
 		}
-		return signal{m.GetDescription(), m.GetCandidate()}, err
+		return signalOf(m), err
 	})
 	first, err := in.next(ctx, s.cfg.Timeouts.Message, "initial signal")
 	if err != nil {
@@ -40,6 +44,9 @@ func (s *Service) StartSignalChannel(ctx context.Context, caller Caller, stream 
 	node, err := mesh.ParseNodeID(opening.GetNodeId())
 	if err != nil {
 		return err
+	}
+	if first.path != nil {
+		return s.startPaths(ctx, caller, node, first, in, stream)
 	}
 	local, err := s.cfg.Peers.Local(node)
 	if err != nil {
@@ -65,7 +72,7 @@ func (s *Service) StartSignalChannel(ctx context.Context, caller Caller, stream 
 // offer, answers it and exchanges candidates; the peer connection accepts
 // in-band channels, and a channel with the label "wireguard-proxy". As in
 // NegotiateDataChannel, from is a gateway and the client that it names is
-// believed.
+// believed. A channel whose first message has a path goes to Config.Paths.
 func (s *Service) ReceiveSignalChannel(ctx context.Context, from mesh.NodeID, stream Stream[*v1.WebRTCSignal, *v1.WebRTCSignal]) error {
 	ctx, end, err := s.call(ctx)
 	if err != nil {
@@ -78,7 +85,7 @@ func (s *Service) ReceiveSignalChannel(ctx context.Context, from mesh.NodeID, st
 		if opening == nil {
 			opening = m
 		}
-		return signal{m.GetDescription(), m.GetCandidate()}, err
+		return signalOf(m), err
 	})
 	first, err := in.next(ctx, s.cfg.Timeouts.Message, "initial signal")
 	if err != nil {
@@ -89,11 +96,25 @@ func (s *Service) ReceiveSignalChannel(ctx context.Context, from mesh.NodeID, st
 		caller = string(from)
 	}
 	reply := opening.GetNodeId() // who is to get our messages, as the relay named it
+	if first.path != nil {
+		path, err := first.inPath()
+		if err != nil {
+			return err
+		}
+		return s.servePaths(ctx, caller, path, in, func(p *v1.PathSignal) error {
+			return stream.Send(&v1.WebRTCSignal{NodeId: reply, Path: p})
+		})
+	}
 	req := request{caller: caller, node: s.cfg.Self, kind: kindInBand, servers: s.theirServers(opening.GetIceServers(), nil)}
 	return s.answer(ctx, req, in.prepend(ctx, s, first), sender{
 		description: func(d string) error { return stream.Send(&v1.WebRTCSignal{NodeId: reply, Description: d}) },
 		candidate:   func(c string) error { return stream.Send(&v1.WebRTCSignal{NodeId: reply, Candidate: c}) },
 	})
+}
+
+// signalOf is what a message says; m may be nil.
+func signalOf(m *v1.WebRTCSignal) signal {
+	return signal{description: m.GetDescription(), candidate: m.GetCandidate(), path: m.GetPath()}
 }
 
 // answer negotiates a peer connection in which the other side offers.
@@ -127,11 +148,11 @@ func (s *Service) relaySignals(ctx context.Context, caller Caller, node mesh.Nod
 	if err != nil {
 		return unreachable(node, err)
 	}
-	signalOf := func(m *v1.WebRTCSignal) error {
+	send := func(m *v1.WebRTCSignal) error {
 		m.NodeId, m.Caller = caller.ID, caller.ID // whatever the client wrote there
 		return call.Send(m)
 	}
-	if err := signalOf(&v1.WebRTCSignal{IceServers: s.cfg.ICEServers(ctx, string(node))}); err != nil {
+	if err := send(&v1.WebRTCSignal{IceServers: s.cfg.ICEServers(ctx, string(node))}); err != nil {
 		return sendFailed(call.Receive, node, err)
 	}
 	s.metrics.relayed.Inc()
@@ -139,11 +160,11 @@ func (s *Service) relaySignals(ctx context.Context, caller Caller, node mesh.Nod
 		node: node, client: in, toClient: s.telling(caller.ID, out), due: "offer",
 		fromNode: s.newInbox(ctx, func() (signal, error) {
 			m, err := call.Receive()
-			return signal{m.GetDescription(), m.GetCandidate()}, err
+			return signalOf(m), err
 		}),
 		toNode: s.telling(string(node), sender{
-			description: func(d string) error { return signalOf(&v1.WebRTCSignal{Description: d}) },
-			candidate:   func(c string) error { return signalOf(&v1.WebRTCSignal{Candidate: c}) },
+			description: func(d string) error { return send(&v1.WebRTCSignal{Description: d}) },
+			candidate:   func(c string) error { return send(&v1.WebRTCSignal{Candidate: c}) },
 		}),
 		closeNode: call.CloseSend,
 		connected: end,

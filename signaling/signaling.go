@@ -149,6 +149,8 @@ type Limits struct {
 	Sessions int
 	// SessionsPerCaller is the same for one caller; 0 means 256.
 	SessionsPerCaller int
+	// PathChannels are the channels of paths, served and relayed; 0 means 4096.
+	PathChannels int
 	// Channels are the open channels of one peer connection; 0 means 256.
 	Channels int
 	// Memory is what the channels of one peer connection may hold together in
@@ -194,6 +196,9 @@ type Config struct {
 	// WireGuard is the node's device; nil means that it takes no packets from
 	// data channels.
 	WireGuard WireGuard
+	// Paths answers other nodes that look for a path to this one; nil: calls that
+	// do are mesh.ErrUnsupported.
+	Paths PathSignals
 	// ICEServers gives clients and nodes their servers; nil gives none.
 	ICEServers ICEServers
 	// Candidate is told each address that a relayed negotiation names to user,
@@ -271,6 +276,7 @@ func (c *Config) setDefaults() {
 	setDefault(&c.Limits.HalfOpenPerCaller, 64)
 	setDefault(&c.Limits.Sessions, 8192)
 	setDefault(&c.Limits.SessionsPerCaller, 256)
+	setDefault(&c.Limits.PathChannels, 4096)
 	setDefault(&c.Limits.Channels, 256)
 	setDefault(&c.Limits.Memory, 16<<20)
 	setDefault(&c.Limits.MemoryPerCaller, 64<<20)
