@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"iter"
+	"net/netip"
 	"time"
 
 	"github.com/meshgate/meshgate/node/mesh"
@@ -104,6 +105,19 @@ func (earlyNode) Publish(context.Context, string, []byte, time.Duration, *mesh.S
 // WatchKeys implements api.Keys.
 func (earlyNode) WatchKeys(context.Context, string) (iter.Seq2[mesh.Item, error], error) {
 	return nil, errEarly
+}
+
+// Pair implements api.PairPlans.
+func (earlyNode) Pair(*mesh.Snapshot, mesh.NodeID, mesh.NodeID) (mesh.Peer, error) {
+	return mesh.Peer{}, errEarly
+}
+
+// MaySignal implements api.PairPlans.
+func (earlyNode) MaySignal(*mesh.Snapshot, mesh.NodeID, mesh.NodeID) error { return errEarly }
+
+// Holder implements api.PairPlans.
+func (earlyNode) Holder(*mesh.Snapshot, mesh.NodeID, netip.Addr) (mesh.NodeID, error) {
+	return "", errEarly
 }
 
 // Stats implements api.Links: there are no tunnels.

@@ -17,6 +17,7 @@ import (
 	"github.com/meshgate/meshgate/node/registry"
 	"github.com/meshgate/meshgate/node/store"
 	"github.com/meshgate/meshgate/node/store/storetest"
+	"github.com/meshgate/meshgate/node/topology"
 	v1 "github.com/meshgate/meshgate/proto/v1"
 	"github.com/meshgate/meshgate/signaling"
 )
@@ -176,6 +177,18 @@ func (n *fakeNode) Plan(s *mesh.Snapshot, id mesh.NodeID) (mesh.Plan, error) {
 		}
 	}
 	return plan, nil
+}
+
+func (n *fakeNode) Pair(s *mesh.Snapshot, a, b mesh.NodeID) (mesh.Peer, error) {
+	return topology.New(s, nil).Pair(a, b)
+}
+
+func (n *fakeNode) MaySignal(s *mesh.Snapshot, a, b mesh.NodeID) error {
+	return topology.New(s, nil).MaySignal(a, b)
+}
+
+func (n *fakeNode) Holder(s *mesh.Snapshot, a mesh.NodeID, addr netip.Addr) (mesh.NodeID, error) {
+	return topology.New(s, nil).Holder(a, addr)
 }
 
 func (n *fakeNode) Join(_ context.Context, r mesh.JoinRequest) (*mesh.Snapshot, error) {

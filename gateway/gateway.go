@@ -31,6 +31,7 @@ import (
 
 	"github.com/meshgate/meshgate/gateway/api"
 	"github.com/meshgate/meshgate/gateway/gather"
+	v1 "github.com/meshgate/meshgate/proto/v1"
 )
 
 // drainTimeout is how long calls under way may go on after Run was told to end.
@@ -51,6 +52,7 @@ type Node interface {
 	api.Keys
 	api.Links
 	api.Remote
+	api.PairPlans
 	// Healthy is nil while the node serves; the error says what it waits for.
 	Healthy() error
 }
@@ -68,6 +70,9 @@ type Config struct {
 	Store api.Store
 	// Tokens are those that count at every gateway; nil likewise.
 	Tokens api.Tokens
+	// RelayServers mints STUN and TURN servers for a node that takes part in
+	// pairs; nil: there are none. It may ask api.CallerFrom.
+	RelayServers func(ctx context.Context, node string) []*v1.ICEServer
 	// Build is what Node.GetStatus shows of the program.
 	Build api.Build
 

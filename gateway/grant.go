@@ -25,25 +25,31 @@ const reviewInterval = 2 * time.Second
 // its roles had to allow. It is safe for concurrent use.
 type grant struct {
 	state  api.State
+	plans  api.PairPlans
 	rule   rule
 	caller api.Caller
 	stands func() bool // of the credentials; nil: for ever
 
 	mu      sync.Mutex // guards the fields below
 	actions []mesh.Action
-	version uint64 // of the state that allowed actions
-	refused error  // final: who comes back into favour calls again
+	pair    mesh.NodeID // whom the caller has to be allowed to signal paths to; empty: nobody
+	version uint64      // of the state that allowed actions, or the pair
+	refused error       // final: who comes back into favour calls again
 }
 
 // admit notes that s has allowed what the call's first message needs.
 func (r *grant) admit(s *mesh.Snapshot, msg any) error {
-	actions, err := r.rule.actions(r.caller, msg)
+	pair, ok, err := r.rule.pairWith(msg)
+	var actions []mesh.Action
+	if err == nil && !ok {
+		actions, err = r.rule.actions(r.caller, msg)
+	}
 	if err != nil {
 		return err
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.actions = actions; s != nil {
+	if r.actions, r.pair = actions, pair; s != nil {
 		r.version = s.Version
 	}
 	return r.checkLocked()
@@ -65,9 +71,17 @@ func (r *grant) checkLocked() error {
 		r.refused = fmt.Errorf("%w: the credentials of this call are no longer valid; sign in again", mesh.ErrUnauthenticated)
 	} else if r.refused = stillMember(s, r.caller); r.refused == nil && s != nil && s.Version > r.version {
 		// An older state than the one that allowed the call says nothing.
-		r.refused = r.rule.granted(s, r.caller, r.actions)
+		r.refused = r.grantedLocked(s)
 	}
 	return r.refused
+}
+
+// grantedLocked is nil when s allows what the call needs.
+func (r *grant) grantedLocked(s *mesh.Snapshot) error {
+	if r.pair != "" {
+		return maySignal(r.plans, s, r.caller, r.pair)
+	}
+	return r.rule.granted(s, r.caller, r.actions)
 }
 
 // refusal is why the right ended; nil while nobody has found that it did.
@@ -88,6 +102,18 @@ func stillMember(s *mesh.Snapshot, c api.Caller) error {
 		return fmt.Errorf("%w: node %q is no longer in the mesh; join first", mesh.ErrUnauthenticated, c.Node.ID)
 	}
 	return nil
+}
+
+// maySignal is nil when c, a node that has shown its key, may signal paths to
+// another one.
+func maySignal(plans api.PairPlans, s *mesh.Snapshot, c api.Caller, to mesh.NodeID) error {
+	switch {
+	case !c.IsNode(c.ID):
+		return fmt.Errorf("%w: only nodes, by their keys, signal paths; %q has shown none", mesh.ErrDenied, c.ID)
+	case s == nil:
+		return unavailable("this node has not entered the mesh yet; try again in a few seconds")
+	}
+	return plans.MaySignal(s, mesh.NodeID(c.ID), to)
 }
 
 // granted is nil when the roles of c allow all of actions.

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"runtime/debug"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"connectrpc.com/connect"
@@ -121,7 +122,14 @@ func (g interceptor) WrapStreamingHandler(next connect.StreamingHandlerFunc) con
 			return err
 		}
 		caller := api.CallerFrom(ctx)
-		right := &grant{state: g.cfg.Node, rule: g.rules[conn.Spec().Procedure], caller: caller, stands: q.stands}
+		rule := g.rules[conn.Spec().Procedure]
+		right := &grant{state: g.cfg.Node, plans: g.cfg.Node, rule: rule, caller: caller, stands: q.stands}
+		var lasting atomic.Pointer[func() bool] // ends that draining ends the call
+		defer func() {
+			if stop := lasting.Load(); stop != nil {
+				(*stop)()
+			}
+		}()
 		defer g.grants.hold(right, cancel)()
 		caller.Allowed = right.check
 		guarded := &guardedStream{
@@ -132,6 +140,10 @@ func (g interceptor) WrapStreamingHandler(next connect.StreamingHandlerFunc) con
 			admit: func(msg any) error {
 				if err := g.authorize(ctx, s, conn.Spec(), msg); err != nil {
 					return err
+				}
+				if rule.lasts != nil && rule.lasts(msg) {
+					stop := q.onDrain(func() { cancel(api.ErrClosing) })
+					lasting.Store(&stop)
 				}
 				return right.admit(s, msg)
 			},
@@ -187,7 +199,13 @@ func (g *Gateway) authorize(ctx context.Context, s *mesh.Snapshot, spec connect.
 	if err := stillMember(inForce, caller); err != nil {
 		return err
 	}
-	return g.rules[spec.Procedure].authorize(s, caller, msg)
+	rule := g.rules[spec.Procedure]
+	if to, ok, err := rule.pairWith(msg); err != nil {
+		return err
+	} else if ok {
+		return maySignal(g.cfg.Node, s, caller, to)
+	}
+	return rule.authorize(s, caller, msg)
 }
 
 // reauthorize returns a check of a stream that was allowed by s, to be made

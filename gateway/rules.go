@@ -56,6 +56,14 @@ type rule struct {
 	// knows is enough to allow it, since its change is refused when that is no
 	// longer so. Only what is not allowed, or not changed, asks for the rest.
 	guarded bool
+	// pair names the node that the caller, a node, has to be allowed to signal
+	// paths to, in place of needs; false for a first message that is about
+	// something else. Nil: no message is about that.
+	pair func(msg any) (to mesh.NodeID, ok bool, err error)
+	// lasts reports whether a call that begins with msg goes on until its client
+	// ends it, so that draining does not wait for it. Nil: it does not, unless
+	// only the server streams.
+	lasts func(msg any) bool
 	// early marks a read that a gateway answers which has not entered the mesh
 	// since its start. Caller, rights and answer are then of one moment of the
 	// past: nobody is shown more than they might see at that moment. What opens
@@ -81,7 +89,7 @@ func newRules(openReflection bool) map[string]rule {
 	rules := map[string]rule{
 		v1connect.NodeGetStatusProcedure:            reader,
 		v1connect.NodeNegotiateDataChannelProcedure: {access: gateways},
-		v1connect.NodeReceiveSignalChannelProcedure: {access: gateways},
+		v1connect.NodeReceiveSignalChannelProcedure: {access: gateways, lasts: isPath},
 
 		v1connect.MeshGetNodeProcedure:      freshReader,
 		v1connect.MeshListNodesProcedure:    freshReader,
@@ -95,8 +103,10 @@ func newRules(openReflection bool) map[string]rule {
 		meshgatev1connect.EnrolmentGetChallengeProcedure: {access: identified, needs: of(challenge)},
 		meshgatev1connect.EnrolmentAdoptProcedure:        {access: identified, writes: true, needs: of(adopt), fresh: always},
 
+		meshgatev1connect.PairsFollowProcedure: {access: identified, needs: of(followPairs), lasts: ever},
+
 		v1connect.WebRTCStartDataChannelProcedure:   {access: identified, channel: true, needs: of(startDataChannel)},
-		v1connect.WebRTCStartSignalChannelProcedure: {access: identified, channel: true, needs: of(startSignalChannel)},
+		v1connect.WebRTCStartSignalChannelProcedure: {access: identified, channel: true, needs: of(startSignalChannel), pair: pathTo, lasts: isPath},
 
 		v1connect.MembershipJoinProcedure:           {access: identified, fresh: always, writes: true, needs: of(join)},
 		v1connect.MembershipUpdateProcedure:         {access: identified, fresh: always, writes: true, needs: of(update)},
@@ -129,6 +139,14 @@ func (r rule) actions(c api.Caller, msg any) ([]mesh.Action, error) {
 		return nil, nil
 	}
 	return r.needs(c, msg)
+}
+
+// pairWith is pair; nothing is about that where it is nil.
+func (r rule) pairWith(msg any) (to mesh.NodeID, ok bool, err error) {
+	if r.pair == nil {
+		return "", false, nil
+	}
+	return r.pair(msg)
 }
 
 // authorize checks the roles that r needs for a call of c that begins with msg.
@@ -225,6 +243,9 @@ func claims(list []*v1.FeaturePort) []mesh.Action {
 	return nil
 }
 
+// errNoNode is the answer to who wants a channel to nobody.
+var errNoNode = fmt.Errorf("%w: node_id is empty; name the node in the first message", mesh.ErrInvalid)
+
 func startDataChannel(_ api.Caller, m *v1.StartDataChannelRequest) ([]mesh.Action, error) {
 	return dataChannelTo(m.GetNodeId())
 }
@@ -233,11 +254,46 @@ func startSignalChannel(_ api.Caller, m *v1.WebRTCSignal) ([]mesh.Action, error)
 	return dataChannelTo(m.GetNodeId())
 }
 
+// pathTo: a signal with a path is between nodes, whatever roles they have. One
+// that says something else is not.
+func pathTo(msg any) (to mesh.NodeID, ok bool, err error) {
+	if !isPath(msg) {
+		return "", false, nil
+	}
+	name := msg.(*v1.WebRTCSignal).GetNodeId()
+	if name == "" {
+		return "", true, errNoNode
+	}
+	to, err = mesh.ParseNodeID(name)
+	return to, true, err
+}
+
+// isPath reports whether msg is a signal with a path.
+func isPath(msg any) bool {
+	m, ok := msg.(*v1.WebRTCSignal)
+	return ok && m.GetPath() != nil
+}
+
+// ever: whatever the message.
+func ever(any) bool { return true }
+
+// followPairs: the node itself, by its key. What may be sent between two nodes is
+// for these two to know, and a token that bears a node's name is not the node.
+func followPairs(c api.Caller, m *meshgatev1.FollowPairsRequest) ([]mesh.Action, error) {
+	switch id := m.GetNodeId(); {
+	case id == "" && c.IsNode(c.ID):
+		return nil, fmt.Errorf("%w: node_id is empty; a node names itself in the first message", mesh.ErrInvalid)
+	case !c.IsNode(id):
+		return nil, fmt.Errorf("%w: only node %q itself, by its key, may ask for its pairs, not %q", mesh.ErrDenied, id, c.ID)
+	}
+	return nil, nil
+}
+
 // dataChannelTo: rules are about single nodes, so that the node has to be named
 // before roles are asked.
 func dataChannelTo(node string) ([]mesh.Action, error) {
 	if node == "" {
-		return nil, fmt.Errorf("%w: node_id is empty; name the node in the first message", mesh.ErrInvalid)
+		return nil, errNoNode
 	}
 	return []mesh.Action{put(v1.RuleResource_RESOURCE_DATA_CHANNELS, node)}, nil
 }

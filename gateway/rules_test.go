@@ -60,6 +60,7 @@ func otherwiseFresh() map[string]freshness {
 		meshgatev1connect.ClusterStatusProcedure:        known,
 		meshgatev1connect.WatchWatchMeshProcedure:       known,
 		v1connect.MembershipSubscribePeersProcedure:     known,
+		meshgatev1connect.PairsFollowProcedure:          known,
 		"/" + grpchealth.HealthV1ServiceName + "/Check": known,
 		"/" + grpchealth.HealthV1ServiceName + "/Watch": known,
 		// The join that follows is decided on all.

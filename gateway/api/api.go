@@ -70,7 +70,7 @@ type Build struct {
 
 // Config is what the services work with.
 type Config struct {
-	// State, Members, Objects, Keys, Links, Remote and Signaling are required.
+	// State, Members, Objects, Keys, Links, Remote, Signaling and Pairs are required.
 	State     State
 	Members   Members
 	Objects   Objects
@@ -90,6 +90,11 @@ type Config struct {
 	Store Store
 	// Tokens are those of the mesh; nil where no state is kept.
 	Tokens Tokens
+	// Pairs says who may be a pair.
+	Pairs PairPlans
+	// RelayServers mints STUN and TURN servers of the mesh for a node, with
+	// credentials; nil: there are none.
+	RelayServers func(ctx context.Context, node string) []*v1.ICEServer
 	// Build is shown by Node.GetStatus; empty fields stay empty.
 	Build Build
 }
@@ -111,6 +116,8 @@ func (c *Config) Validate() error {
 		return errors.New("api: Config.Remote is nil")
 	case c.Signaling == nil:
 		return errors.New("api: Config.Signaling is nil")
+	case c.Pairs == nil:
+		return errors.New("api: Config.Pairs is nil")
 	}
 	return nil
 }
@@ -140,8 +147,10 @@ func Services(cfg Config, opts ...connect.HandlerOption) ([]Service, error) {
 	add(v1connect.NewMeshHandler(&meshService{state: cfg.State}, opts...))
 	add(v1connect.NewAdminHandler(&adminService{state: cfg.State, objects: cfg.Objects}, opts...))
 	add(v1connect.NewStorageQueryServiceHandler(&queryService{state: cfg.State, keys: cfg.Keys}, opts...))
-	membership := &membershipService{state: cfg.State, members: cfg.Members, cluster: cfg.Cluster}
+	membership := &membershipService{state: cfg.State, members: cfg.Members, cluster: cfg.Cluster, servers: cfg.RelayServers}
 	path, h := v1connect.NewMembershipHandler(membership, opts...)
+	add(path, endTurns(h))
+	path, h = meshgatev1connect.NewPairsHandler(&pairsService{plans: cfg.Pairs, servers: cfg.RelayServers, membership: membership}, opts...)
 	add(path, endTurns(h))
 	add(v1connect.NewWebRTCHandler(&webRTCService{signaling: cfg.Signaling}, opts...))
 	add(meshgatev1connect.NewClusterHandler(&clusterService{state: cfg.State, replicas: cfg.Replicas}, opts...))

@@ -55,5 +55,5 @@ func (e *enrolmentService) Adopt(ctx context.Context, req *connect.Request[meshg
 	if err != nil {
 		return nil, err
 	}
-	return e.membership.answer(s, id, packs(req.Header()))
+	return e.membership.answer(ctx, s, id, packs(req.Header()))
 }

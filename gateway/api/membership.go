@@ -19,6 +19,8 @@ type membershipService struct {
 	state   State
 	members Members
 	cluster Cluster // nil where the node keeps the state alone
+	// servers mints ICE servers for a node; nil: there are none.
+	servers func(ctx context.Context, node string) []*v1.ICEServer
 	// All subscribers share the following.
 	directory directory
 	peers     peerMessages
@@ -50,12 +52,12 @@ func (m *membershipService) Join(ctx context.Context, req *connect.Request[v1.Jo
 	if err := m.takeSeat(ctx, want, s.Node(r.Node.ID)); err != nil {
 		return nil, err
 	}
-	return m.answer(s, r.Node.ID, packs(req.Header()))
+	return m.answer(ctx, s, r.Node.ID, packs(req.Header()))
 }
 
 // answer is all that member id needs to be one. A packed one has its peers
 // encoded.
-func (m *membershipService) answer(s *mesh.Snapshot, id mesh.NodeID, packed bool) (*connect.Response[v1.JoinResponse], error) {
+func (m *membershipService) answer(ctx context.Context, s *mesh.Snapshot, id mesh.NodeID, packed bool) (*connect.Response[v1.JoinResponse], error) {
 	c, err := (&subscriber{service: m, id: id}).configuration(s)
 	if err != nil {
 		return nil, err
@@ -74,6 +76,9 @@ func (m *membershipService) answer(s *mesh.Snapshot, id mesh.NodeID, packed bool
 		Gateways:    c.gateways,
 		Revision:    c.revision,
 		Time:        timestamppb.Now(),
+	}
+	if n.Paths && m.servers != nil {
+		answer.RelayServers = m.servers(ctx, string(id))
 	}
 	if !packed {
 		answer.Peers = peersToProto(c.peers)

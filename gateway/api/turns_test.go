@@ -73,7 +73,7 @@ func TestSubscribePeers_SlowOnesHoldUpNobody(t *testing.T) {
 		v := newVersions(t, 3)
 		v.latest = v.snap
 		var known atomic.Int32
-		services, err := Services(Config{State: v, Members: v, Objects: v, Keys: struct{ noKeys }{}, Links: v, Remote: v, Signaling: struct{ Signaling }{}},
+		services, err := Services(Config{State: v, Members: v, Objects: v, Keys: struct{ noKeys }{}, Links: v, Remote: v, Signaling: struct{ Signaling }{}, Pairs: struct{ PairPlans }{}},
 			connect.WithInterceptors(seesAnswer{known: &known}))
 		if err != nil {
 			t.Fatal(err)
