@@ -18,6 +18,8 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/meshgate/meshgate/node/mesh"
+	"github.com/meshgate/meshgate/node/peer"
+	meshgatev1 "github.com/meshgate/meshgate/proto/meshgate/v1"
 	v1 "github.com/meshgate/meshgate/proto/v1"
 )
 
@@ -44,6 +46,16 @@ type Gateway interface {
 	SubscribePeers(ctx context.Context, id string, after uint64, each func(*v1.PeerConfigurations) error) error
 }
 
+// PairGateway is what a node that takes part in pairs asks of a gateway. Calls end
+// with their context.
+type PairGateway interface {
+	// FollowPairs opens a stream that tells who may be a pair with the node.
+	FollowPairs(ctx context.Context) peer.Call[meshgatev1.FollowPairsResponse, meshgatev1.FollowPairsRequest]
+	// SignalPaths opens a channel to another node, on which the two tell each other
+	// how they can be reached.
+	SignalPaths(ctx context.Context) peer.Call[v1.WebRTCSignal, v1.WebRTCSignal]
+}
+
 // Follow configures a node that gets its peers from a gateway, and from another
 // one when that is gone.
 type Follow struct {
@@ -56,6 +68,14 @@ type Follow struct {
 	// (mesh.Node.API), where the node shows its key; the error says why it
 	// cannot. Nil: the node knows the gateway of Public only.
 	Other func(mesh string, gate *mesh.Node) (Gateway, error)
+	// Paths makes the node take part in pairs: it tells the mesh so. What answers
+	// other nodes is signaling.Config.Paths. It needs MeshPairs.
+	Paths bool
+	// MeshPairs makes the client of a gateway on its mesh address, for pairs, and
+	// OtherPairs that of any gateway on its public address, as Mesh and Other do;
+	// nil likewise.
+	MeshPairs  func(addr netip.AddrPort) PairGateway
+	OtherPairs func(mesh string, gate *mesh.Node) (PairGateway, error)
 	// DataDir keeps the membership over restarts. Empty keeps it in memory, and
 	// the node leaves the mesh when it ends.
 	DataDir string
@@ -111,6 +131,9 @@ type follower struct {
 func newFollower(n *Node, cfg Follow) (*follower, error) {
 	if cfg.Public == nil || cfg.Mesh == nil || cfg.Refused == nil || cfg.Removed == nil {
 		return nil, fmt.Errorf("%w: following needs a public and a mesh client, and the meaning of their errors", mesh.ErrInvalid)
+	}
+	if cfg.Paths && cfg.MeshPairs == nil {
+		return nil, fmt.Errorf("%w: taking part in pairs needs a mesh client for them", mesh.ErrInvalid)
 	}
 	f := &follower{node: n, cfg: cfg, sessions: n.device, changed: make(chan struct{})}
 	now := time.Now()
@@ -196,10 +219,17 @@ func (f *follower) follow(ctx context.Context) (alive bool, err error) {
 		errs = append(errs, err)
 	}
 	alive, err = f.join(ctx, asked)
-	if alive {
+	if alive || ctx.Err() != nil {
 		return alive, err
 	}
-	return false, errors.Join(append(errs, err)...)
+	errs = append(errs, err)
+	if f.isMember() && !f.known(asked) && f.knownBut(asked, withoutPaths) && f.final(err) == nil {
+		if alive, err = f.subscribe(ctx); alive || ctx.Err() != nil {
+			return alive, err
+		}
+		errs = append(errs, err)
+	}
+	return false, errors.Join(errs...)
 }
 
 // join joins at the gateway that the node was started with, and follows it.
@@ -270,7 +300,7 @@ func (f *follower) final(err error) error {
 		case e.gate != "" || !f.cfg.Refused(e.error):
 		case !f.isMember():
 			return fmt.Errorf("join: %w", e.error)
-		case !f.known(f.request()):
+		case !f.knownBut(f.request(), withoutPaths):
 			return fmt.Errorf("the settings of node %q have changed since it joined, and the gateway refuses the new ones "+
 				"(start it once with a token that may make it join): %w", f.node.cfg.ID, e.error)
 		}
@@ -320,6 +350,7 @@ func (f *follower) request() *v1.JoinRequest {
 		AssignIpv4:         true,
 		Features:           self.GetFeatures(),
 		Services:           self.GetServices(),
+		Paths:              f.cfg.Paths,
 	}
 	for _, p := range n.cfg.Routes {
 		r.Routes = append(r.Routes, p.String())
@@ -331,16 +362,27 @@ func (f *follower) request() *v1.JoinRequest {
 }
 
 // known reports whether the gateway knows of the node what r says.
-func (f *follower) known(r *v1.JoinRequest) bool {
+func (f *follower) known(r *v1.JoinRequest) bool { return f.knownBut(r, func(*v1.JoinRequest) {}) }
+
+// knownBut is known but for what forget takes out of a request.
+func (f *follower) knownBut(r *v1.JoinRequest, forget func(*v1.JoinRequest)) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.asked == nil {
 		return false
 	}
 	a, b := proto.CloneOf(f.asked), proto.CloneOf(r)
-	a.MemberOf, b.MemberOf = "", ""
+	for _, m := range []*v1.JoinRequest{a, b} {
+		m.MemberOf = ""
+		forget(m)
+	}
 	return proto.Equal(a, b)
 }
+
+// withoutPaths takes out whether a node takes part in pairs. One that cannot tell
+// the mesh, as after an update of the program with a token that is good no more,
+// does without.
+func withoutPaths(r *v1.JoinRequest) { r.Paths = false }
 
 func (f *follower) isMember() bool {
 	f.mu.Lock()

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 
 	"github.com/meshgate/meshgate/node/mesh"
+	v1 "github.com/meshgate/meshgate/proto/v1"
 )
 
 // Pair returns the peer that node b is for node a in a pair by s; see
@@ -36,4 +37,17 @@ func (n *Node) Holder(s *mesh.Snapshot, a mesh.NodeID, addr netip.Addr) (mesh.No
 		return "", errNoState
 	}
 	return h.plannerOf(s).Holder(a, addr)
+}
+
+// RelayServers are the STUN and TURN servers that the gateway named when it took
+// this node, with credentials that may have ended since; nil before, and on a node
+// that holds state.
+func (n *Node) RelayServers() []*v1.ICEServer {
+	f, ok := n.source.(*follower)
+	if !ok {
+		return nil
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.joined.GetRelayServers()
 }

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 
 	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/meshgate/meshgate/node/durable"
 	"github.com/meshgate/meshgate/node/mesh"
@@ -108,7 +109,9 @@ func (f *follower) save(answer *v1.JoinResponse) error {
 	if r.Request, err = protojson.Marshal(asked); err != nil {
 		return err
 	}
-	if r.Answer, err = protojson.Marshal(answer); err != nil {
+	kept := proto.CloneOf(answer)
+	kept.RelayServers = nil // credentials, which end within minutes
+	if r.Answer, err = protojson.Marshal(kept); err != nil {
 		return err
 	}
 	raw, err := json.MarshalIndent(r, "", "  ")

@@ -93,6 +93,12 @@ func (p *Peers) Member(addr netip.AddrPort) *Member {
 	return NewMember(p.Membership(addr), meshgatev1connect.NewEnrolmentClient(p.client, "http://"+addr.String(), clientOptions(nil)...))
 }
 
+// Pairs is what nodes that are a pair ask of the gateway at addr.
+func (p *Peers) Pairs(addr netip.AddrPort) *Pairs {
+	base := "http://" + addr.String()
+	return NewPairs(meshgatev1connect.NewPairsClient(p.client, base, clientOptions(nil)...), v1connect.NewWebRTCClient(p.client, base, clientOptions(nil)...))
+}
+
 // newTransport is an HTTP/2 transport without its protocols and dialer.
 func newTransport() *http.Transport {
 	return &http.Transport{

@@ -143,6 +143,11 @@ func (p *Public) Tokens() meshgatev1connect.TokensClient {
 // Member is the client with which nodes join and follow the gateway.
 func (p *Public) Member() *Member { return NewMember(p.Membership(), p.Enrolment()) }
 
+// Pairs is what nodes that are a pair ask of the gateway.
+func (p *Public) Pairs() *Pairs {
+	return NewPairs(meshgatev1connect.NewPairsClient(p.client, p.base, clientOptions(p.token)...), p.WebRTC())
+}
+
 // WebRTC is the client of the WebRTC service.
 func (p *Public) WebRTC() v1connect.WebRTCClient {
 	return v1connect.NewWebRTCClient(p.client, p.base, clientOptions(p.token)...)
