@@ -73,6 +73,11 @@ type gatewayProcess struct {
 	host      hostAddrs
 	// stopEarly ends what answers before the gateway serves.
 	stopEarly func()
+	// turnTLS gets the connections of public that speak TURN; nil without TLS or
+	// TURN.
+	turnTLS *handedOver
+	// tunnels are where nodes may go by way of TURN.
+	tunnels tunnelPorts
 	// relayUsers knows whom TURN credentials were given to.
 	relayUsers *gateway.RelayUsers
 }
@@ -271,6 +276,10 @@ func (p *gatewayProcess) newGateway(ctx context.Context) (*gateway.Gateway, erro
 		Access: access,
 		Limits: gateway.Limits{ChannelRate: channelRate, ChannelBurst: channelBurst, Connections: p.share.Connections, Intake: intakeOf(debug.SetMemoryLimit(-1))},
 		Logger: p.log, Registerer: p.registry, Gatherer: p.registry,
+	}
+	cfg.RelayServers = p.relayServers
+	if p.turnTLS != nil {
+		cfg.TURN = p.turnTLS.hand
 	}
 	keeps := storage{p.store, p.node}
 	cfg.Replicas, cfg.Store, cfg.Tokens = keeps, p.store, p.shared

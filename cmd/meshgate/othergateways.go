@@ -40,11 +40,29 @@ type otherGateway struct {
 
 // client is the client of a gateway on its public address.
 func (o *otherGateways) client(network string, gate *mesh.Node) (node.Gateway, error) {
+	p, err := o.public(network, gate)
+	if err != nil {
+		return nil, err
+	}
+	return p.Member(), nil
+}
+
+// pairs is the client of a gateway on its public address, for pairs.
+func (o *otherGateways) pairs(network string, gate *mesh.Node) (node.PairGateway, error) {
+	p, err := o.public(network, gate)
+	if err != nil {
+		return nil, err
+	}
+	return p.Pairs(), nil
+}
+
+// public makes the clients of a gateway on its public address, or has made them.
+func (o *otherGateways) public(network string, gate *mesh.Node) (*peer.Public, error) {
 	which := otherGateway{network, gate.ID, gate.API}
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if p, ok := o.known[which]; ok {
-		return p.Member(), nil
+		return p, nil
 	}
 	sign := func(at time.Time) string { return mesh.SignCredential(o.key, network, o.id, gate.ID, at) }
 	p, err := peer.NewPublicNode(gate.API.URL, sign, o.believe(gate.API))
@@ -58,7 +76,7 @@ func (o *otherGateways) client(network string, gate *mesh.Node) (node.Gateway, e
 		o.known = make(map[otherGateway]*peer.Public)
 	}
 	o.known[which] = p
-	return p.Member(), nil
+	return p, nil
 }
 
 // believe says whom to believe at an API: where the node was started with it,

@@ -73,14 +73,16 @@ func newNodeProcess(o nodeOptions) (_ *nodeProcess, err error) {
 	o.config.Features = []mesh.Feature{{Kind: v1.Feature_NODES, Port: meshRPCPort}}
 	o.config.Logger, o.config.Registerer = o.log, p.registry
 	o.config.Follow = &node.Follow{
-		Public:  o.gateway.Member(),
-		Mesh:    func(at netip.AddrPort) node.Gateway { return p.node.Peers().Member(at) },
-		Other:   p.others.client,
-		DataDir: o.dataDir,
-		Again:   o.again,
-		Name:    o.gateway.URL(),
-		Refused: peer.Refused,
-		Removed: peer.Removed,
+		Public:     o.gateway.Member(),
+		Mesh:       func(at netip.AddrPort) node.Gateway { return p.node.Peers().Member(at) },
+		Other:      p.others.client,
+		MeshPairs:  func(at netip.AddrPort) node.PairGateway { return p.node.Peers().Pairs(at) },
+		OtherPairs: p.others.pairs,
+		DataDir:    o.dataDir,
+		Again:      o.again,
+		Name:       o.gateway.URL(),
+		Refused:    peer.Refused,
+		Removed:    peer.Removed,
 
 		Distrusted: peer.Distrusted,
 		Explain:    explain,

@@ -53,12 +53,17 @@ func (p *gatewayProcess) openTURN(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	listeners := []net.Listener{tcp}
+	if p.tls != nil {
+		p.turnTLS = newHandedOver(p.public.Addr())
+		listeners = append(listeners, p.turnTLS)
+	}
 	relay := turn.Relay{Public: p.address, MinPort: low, MaxPort: high}
 	if isOwnAddress(p.address) {
 		relay.Bind = p.address
 	}
 	p.turn, err = turn.New(turn.Config{
-		PacketConns: []net.PacketConn{udp}, Listeners: []net.Listener{tcp},
+		PacketConns: []net.PacketConn{udp}, Listeners: listeners,
 		Relay: relay, Secrets: p.secrets,
 		AllowPeer: p.allowPeer, AllowNetworks: open, AllowUser: p.relayUsers.AllowUser,
 		Logger: p.log, Registerer: p.registry,
@@ -95,8 +100,11 @@ func listenTURN(ctx context.Context, address string) (net.PacketConn, net.Listen
 
 // allowPeer lets relayed traffic reach what sessions need: of this host the
 // gateway's own end of DataChannels, of others what signalling has named to
-// user. It is called for every packet.
+// user; and for nodes WireGuard, of every gateway. It is called for every packet.
 func (p *gatewayProcess) allowPeer(user string, at netip.AddrPort) bool {
+	if p.tunnels.opens(p.node.Snapshot(), user, at) {
+		return true
+	}
 	if at.Addr() != p.address && !p.host.has(at.Addr()) {
 		return p.relayUsers.AllowPeer(user, at)
 	}
