@@ -6,6 +6,8 @@ import (
 	"context"
 	"errors"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -258,6 +260,51 @@ func TestFollower_ChangedSettingsAreTold(t *testing.T) {
 	last := g.requests()[2]
 	if last.GetZoneAwarenessId() != "z1" || len(last.GetServices()) != 1 || last.GetMemberOf() != "fd00:1::/32" {
 		t.Errorf("the gateway was told %v", last)
+	}
+}
+
+// noPairs is embedded where nothing of it is called.
+type noPairs = PairGateway
+
+// A node that takes part in pairs since an update tells the mesh so. When it may
+// not, it stays a member without.
+func TestFollower_TellsThatItTakesPartInPairs(t *testing.T) {
+	g, dir := newFakeGateway(t), t.TempDir()
+	n := follow(t, g, dir, nil)
+	hears(t, g)
+	n.end()
+	pairs := func(c *Config) {
+		c.Follow.Paths = true
+		c.Follow.MeshPairs = func(netip.AddrPort) PairGateway { return struct{ noPairs }{} }
+	}
+	g.script(errRefused, false)
+	n = follow(t, g, dir, pairs)
+	hears(t, g)
+	n.end()
+	g.script(nil, false)
+	g.answer.RelayServers = []*v1.ICEServer{{Urls: []string{"turn:192.0.2.1"}, Credential: "secret-of-minutes"}}
+	n = follow(t, g, dir, pairs)
+	hears(t, g)
+	if got := n.node.RelayServers(); len(got) != 1 {
+		t.Errorf("relay servers: %v", got)
+	}
+	if self := n.node.Snapshot().Node("nas"); !self.Paths {
+		t.Error("the node does not know that it takes part")
+	}
+	n.end()
+	for i, want := range []bool{false, true, true} {
+		if got := g.requests()[i].GetPaths(); got != want {
+			t.Errorf("join %d: %v", i, got)
+		}
+	}
+	raw, err := os.ReadFile(filepath.Join(dir, membershipFile))
+	if err != nil || strings.Contains(string(raw), "secret-of-minutes") {
+		t.Errorf("kept with a credential: %v", err)
+	}
+	if _, err := New(Config{ID: "nas", Mode: wg.ModeNetstack, Follow: &Follow{
+		Public: g, Mesh: func(netip.AddrPort) Gateway { return g }, Refused: n.node.cfg.Follow.Refused, Removed: n.node.cfg.Follow.Removed, Paths: true,
+	}}); !errors.Is(err, mesh.ErrInvalid) || !strings.Contains(err.Error(), "needs a mesh client") {
+		t.Errorf("without a client: %v", err)
 	}
 }
 

@@ -34,7 +34,7 @@ func TestTurnsURLs(t *testing.T) {
 func TestTunnelPorts(t *testing.T) {
 	gate := func(id mesh.NodeID, at string) *mesh.Node {
 		return &mesh.Node{
-			ID: id, Features: []mesh.Feature{{Kind: v1.Feature_MEMBERSHIP, Port: 8443}},
+			ID: id, PublicKey: mesh.PublicKey{id[0]}, Features: []mesh.Feature{{Kind: v1.Feature_MEMBERSHIP, Port: 8443}},
 			WireGuardEndpoints: []netip.AddrPort{netip.MustParseAddrPort(at)},
 		}
 	}
