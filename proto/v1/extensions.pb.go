@@ -287,9 +287,11 @@ func (x *Service) GetKind() string {
 // they are found.
 type PathSignal struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// ufrag and password are the sender's for checks that are sent to it: 4 to 64
-	// and 22 to 128 letters, digits, "+" and "/" (RFC 8445 section 5.3).
-	Ufrag    string `protobuf:"bytes,1,opt,name=ufrag,proto3" json:"ufrag,omitempty"`
+	// ufrag is the sender's, for checks that are sent to it: 4 to 64 letters,
+	// digits, "+" and "/" (RFC 8445 section 5.3).
+	Ufrag string `protobuf:"bytes,1,opt,name=ufrag,proto3" json:"ufrag,omitempty"`
+	// password goes with ufrag: 22 to 128 such characters. It is a secret between
+	// the two nodes.
 	Password string `protobuf:"bytes,2,opt,name=password,proto3" json:"password,omitempty"`
 	// session tells the sender's attempts apart: it grows whenever the sender
 	// begins anew, and what it said in an earlier one does not count any more. It

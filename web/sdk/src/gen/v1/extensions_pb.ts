@@ -108,14 +108,17 @@ export const ServiceSchema: GenMessage<Service> = /*@__PURE__*/
  */
 export type PathSignal = Message<"v1.PathSignal"> & {
   /**
-   * ufrag and password are the sender's for checks that are sent to it: 4 to 64
-   * and 22 to 128 letters, digits, "+" and "/" (RFC 8445 section 5.3).
+   * ufrag is the sender's, for checks that are sent to it: 4 to 64 letters,
+   * digits, "+" and "/" (RFC 8445 section 5.3).
    *
    * @generated from field: string ufrag = 1;
    */
   ufrag: string;
 
   /**
+   * password goes with ufrag: 22 to 128 such characters. It is a secret between
+   * the two nodes.
+   *
    * @generated from field: string password = 2;
    */
   password: string;
