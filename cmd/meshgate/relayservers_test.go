@@ -34,7 +34,8 @@ func TestTurnsURLs(t *testing.T) {
 func TestTunnelPorts(t *testing.T) {
 	gate := func(id mesh.NodeID, at string) *mesh.Node {
 		return &mesh.Node{
-			ID: id, PublicKey: mesh.PublicKey{id[0]}, Features: []mesh.Feature{{Kind: v1.Feature_MEMBERSHIP, Port: 8443}},
+			ID: id, PublicKey: mesh.PublicKey{id[0]}, PrimaryEndpoint: netip.MustParseAddrPort(at).Addr().String(),
+			Features:           []mesh.Feature{{Kind: v1.Feature_NODES, Port: 8443}, {Kind: v1.Feature_MEMBERSHIP, Port: 8443}},
 			WireGuardEndpoints: []netip.AddrPort{netip.MustParseAddrPort(at)},
 		}
 	}
