@@ -3,11 +3,18 @@
 package main
 
 import (
+	"context"
+	"crypto/tls"
 	"errors"
+	"io"
+	"log/slog"
 	"net"
 	"net/netip"
 	"slices"
 	"testing"
+	"time"
+
+	"github.com/spf13/pflag"
 
 	"github.com/meshgate/meshgate/node/mesh"
 	v1 "github.com/meshgate/meshgate/proto/v1"
@@ -105,5 +112,66 @@ func TestHandedOver(t *testing.T) {
 	l.hand(far)
 	if _, err := near.Write([]byte{1}); err == nil {
 		t.Error("a connection that nobody takes stays open")
+	}
+}
+
+// The port of the API takes TURN over TLS, and the node is told so.
+func TestRelayServers_ThePortOfTheAPITakesTURN(t *testing.T) {
+	c := &upConfig{}
+	f := pflag.NewFlagSet("up", pflag.ContinueOnError)
+	c.register(f)
+	for name, value := range map[string]string{
+		"listen": "127.0.0.1:0", "turn.listen": "127.0.0.1:0", "ice.listen": "127.0.0.1:0", "public-address": "127.0.0.1",
+		"data-dir": t.TempDir(), "wireguard.mode": "netstack", "wireguard.listen-port": "0",
+	} {
+		if err := f.Set(name, value); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := c.load(f); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	p, err := newGatewayProcess(ctx, c, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ready, ended := make(chan struct{}), make(chan error, 1)
+	go func() { ended <- p.run(ctx, func() error { close(ready); return nil }) }()
+	defer func() {
+		cancel()
+		if err := <-ended; err != nil && !errors.Is(err, context.Canceled) {
+			t.Error(err)
+		}
+	}()
+	select {
+	case <-ready:
+	case err := <-ended:
+		ended <- err
+		t.Fatal("the gateway does not serve")
+	}
+	at := p.public.Addr().String()
+	servers := p.relayServers(ctx, "laptop")
+	if want := "turns:" + at + "?transport=tcp"; len(servers) != 2 || !slices.Contains(servers[1].GetUrls(), want) {
+		t.Errorf("%v, want %s among them", servers, want)
+	}
+	conn, err := (&tls.Dialer{Config: &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"stun.turn"}}}).DialContext(ctx, "tcp", at)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	deadline, _ := ctx.Deadline()
+	if err := conn.SetDeadline(deadline); err != nil {
+		t.Fatal(err)
+	}
+	// A Binding request (RFC 8489 section 5) with a transaction id and nothing else.
+	request := append([]byte{0, 1, 0, 0, 0x21, 0x12, 0xa4, 0x42}, "transaction!"...)
+	if _, err := conn.Write(request); err != nil {
+		t.Fatal(err)
+	}
+	answer := make([]byte, 20)
+	if _, err := io.ReadFull(conn, answer); err != nil || answer[0] != 1 || answer[1] != 1 || string(answer[8:]) != "transaction!" {
+		t.Errorf("answered %x, %v", answer, err)
 	}
 }
