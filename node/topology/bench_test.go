@@ -115,6 +115,31 @@ func BenchmarkPlan(b *testing.B) {
 	}
 }
 
+// BenchmarkPair asks for a pair after each change: of two leaves, and of one that
+// a network is routed to.
+func BenchmarkPair(b *testing.B) {
+	spokes := star(10_000).paths("leaf0001", "leaf0002", "leaf0003").route("r", "leaf0003", "10.0.0.0/8")
+	for name, to := range map[string]mesh.NodeID{"leaves": "leaf0002", "router": "leaf0003"} {
+		b.Run(name, func(b *testing.B) {
+			s, change := spokes.Snapshot, joins("hub")
+			planner := topology.New(s, nil)
+			if _, err := planner.Pair("leaf0001", to); err != nil {
+				b.Fatal(err)
+			}
+			b.ReportAllocs()
+			for i := 0; b.Loop(); i++ {
+				b.StopTimer()
+				s = change(s, i)
+				b.StartTimer()
+				planner = topology.New(s, planner)
+				if _, err := planner.Pair("leaf0001", to); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}
+
 func planAll(b *testing.B, p *topology.Planner, ids []mesh.NodeID) {
 	b.Helper()
 	for _, id := range ids {
