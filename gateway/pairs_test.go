@@ -400,7 +400,7 @@ func TestFollowPairs_EndsWithTheGateway(t *testing.T) {
 		if err := s.stop(); err != nil {
 			t.Fatal(err)
 		}
-		if took := time.Since(began); took > time.Second {
+		if took := time.Since(began); took > drainTimeout/2 {
 			t.Errorf("it took %s", took)
 		}
 		if err := <-f.end; connect.CodeOf(err) != connect.CodeUnavailable {

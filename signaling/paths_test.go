@@ -266,15 +266,14 @@ func TestPaths_AFloodEndsTheChannel(t *testing.T) {
 		for call.Send(&v1.WebRTCSignal{NodeId: string(other), Path: pathSignal(1)}) == nil {
 		}
 	}()
-	for n := 0; ; n++ {
-		_, err := call.Receive()
-		if err == nil && n < 1000 {
-			continue
-		}
-		if !errors.Is(err, mesh.ErrExhausted) || n < 100 {
-			t.Errorf("after %d signals: %v", n, err)
-		}
-		return
+	// Some answers may be on their way when the channel ends.
+	var err error
+	n := 0
+	for ; err == nil && n < 1000; n++ {
+		_, err = call.Receive()
+	}
+	if !errors.Is(err, mesh.ErrExhausted) {
+		t.Errorf("after %d signals: %v", n, err)
 	}
 }
 
