@@ -1,0 +1,325 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package pair
+
+import (
+	"errors"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/meshgate/meshgate/node/mesh"
+	"github.com/meshgate/meshgate/node/path"
+	"github.com/meshgate/meshgate/node/wg"
+)
+
+const (
+	// openEvery is how often a path is asked for until the device has the peer.
+	openEvery = 20 * time.Millisecond
+	// shakeEvery is how often a session is asked for until there is one, by the
+	// lesser of the two nodes; the other one waits shakeLate first.
+	shakeEvery = time.Second
+	shakeLate  = 2 * time.Second
+	// lookShaken is how often the device is asked whether there is a session.
+	lookShaken = 30 * time.Millisecond
+	// brokenAfter is how long a pair is without a way before the gateway carries
+	// its packets again.
+	brokenAfter = 2 * time.Second
+	// silentAfter is how long a gateway may be silent before it is looked for by
+	// way of relays.
+	silentAfter = 3 * time.Second
+)
+
+// kind is why there is a link.
+type kind int
+
+const (
+	sought  kind = iota // packets were sent there, or the other node called
+	edge                // the mesh has an edge that asks for ICE
+	gateway             // the node's gateway
+)
+
+// finder is a *path.Agent or *path.Probe.
+type finder interface {
+	Tag() path.Tag
+	Packet(now time.Time, s path.Socket, from netip.AddrPort, b []byte) bool
+	SetLocal(now time.Time, s path.Socket, local []path.Candidate) error
+	Sent(at time.Time)
+	Heard(at time.Time, from path.Route)
+	Tick(now time.Time) time.Time
+	Outgoing() []path.Packet
+	Selected() (path.Route, bool)
+	Accepted(now time.Time) []path.Route
+	Restart(now time.Time)
+	State() path.State
+}
+
+// link is the way to one node.
+type link struct {
+	pairs  *Pairs
+	kind   kind
+	peer   mesh.Peer
+	key    mesh.WireGuardKey
+	finder finder
+	agent  *path.Agent // finder, unless kind is gateway
+	own    path.Credentials
+	number uint64 // of the session, for signals
+
+	way      Way // nil until the device has the peer
+	opened   time.Time
+	route    path.Route
+	accepted []path.Route
+
+	// stands is true once there is a session; only links that are no gateway's
+	// have to wait for one.
+	stands bool
+	// lost is since when a link that stands is without a way; zero when it has one.
+	lost time.Time
+	// ready is since when there is a way; zero when there is none.
+	ready time.Time
+	shook time.Time
+	used  time.Time // when the last packet went or came, or was sought
+
+	calls    []*call
+	nextCall time.Time
+	failures int
+	told     []path.Candidate // what the other node knows of this one
+	last     path.State
+	due      time.Time
+}
+
+// newLink makes the link to a peer.
+func (p *Pairs) newLink(now time.Time, k kind, peer mesh.Peer) (*link, error) {
+	l := &link{pairs: p, kind: k, peer: peer, key: peer.Node.PublicKey.WireGuard(), due: now, used: now}
+	if k == gateway {
+		probe := path.NewProbe()
+		if at, err := netip.ParseAddrPort(peer.Endpoint); err == nil {
+			if err := probe.SetRemote(now, []netip.AddrPort{at}); err != nil {
+				return nil, err
+			}
+		}
+		l.finder, l.stands = probe, true
+	} else {
+		l.own = path.NewCredentials()
+		l.number = uint64(now.UnixMicro())
+		agent, err := path.New(path.Config{Self: p.cfg.Self, Peer: peer.Node.ID, Local: l.own, Forbidden: p.forbidden})
+		if err != nil {
+			return nil, err
+		}
+		l.finder, l.agent = agent, agent
+	}
+	p.native.introduce(now, l)
+	p.relays.introduce(now, l)
+	p.links[peer.Node.ID], p.tags[l.finder.Tag()] = l, l
+	p.fresh = true
+	return l, nil
+}
+
+// forbidden are addresses of the mesh: a tunnel does not run in itself.
+func (p *Pairs) forbidden(a netip.Addr) bool { return p.inMesh(a) }
+
+// drop ends a link.
+func (p *Pairs) drop(l *link, why string) {
+	if l.kind != gateway {
+		p.log.Debug("pair ends", "node", string(l.peer.Node.ID), "reason", why)
+	}
+	l.end()
+	delete(p.links, l.peer.Node.ID)
+	delete(p.tags, l.finder.Tag())
+	p.fresh = true
+}
+
+// end gives back what a link holds.
+func (l *link) end() {
+	for _, c := range slices.Clone(l.calls) {
+		c.end()
+	}
+	l.calls = nil
+	if l.way != nil {
+		l.way.Close()
+		l.way = nil
+	}
+}
+
+// tend does what is due for the link, and returns when to do so again.
+func (l *link) tend(now time.Time) time.Time {
+	if !l.open(now) {
+		return now.Add(openEvery)
+	}
+	a := l.way.Activity()
+	if !a.Sent.IsZero() {
+		l.finder.Sent(a.Sent)
+		l.used = later(l.used, a.Sent)
+	}
+	if !a.Heard.IsZero() {
+		l.finder.Heard(a.Heard, path.Route{Socket: path.Socket(a.From.Socket), To: a.From.To})
+		l.used = later(l.used, a.Heard)
+	}
+	next := l.finder.Tick(now)
+	for _, out := range l.finder.Outgoing() {
+		// A socket that is gone loses it, as networks do.
+		_ = l.pairs.cfg.Device.SendSTUN(wg.Socket(out.Socket), out.To, out.Bytes)
+	}
+	l.steer(now)
+	next = earlier(next, l.settle(now))
+	next = earlier(next, l.call(now))
+	// Packets that go out unanswered are to be noticed.
+	return earlier(next, now.Add(250*time.Millisecond))
+}
+
+// open asks the device for a path to the peer until there is one.
+func (l *link) open(now time.Time) bool {
+	if l.way != nil && !l.way.Closed() {
+		return true
+	}
+	way, err := l.pairs.cfg.Device.OpenPath(l.key)
+	if err != nil {
+		if !errors.Is(err, mesh.ErrNotFound) {
+			l.pairs.log.Debug("no path in the device", "node", string(l.peer.Node.ID), "err", err)
+		}
+		return false
+	}
+	l.way, l.opened, l.route, l.accepted = way, now, path.Route{}, nil
+	return true
+}
+
+// steer leads packets where the finder says.
+func (l *link) steer(now time.Time) {
+	route, ok := l.finder.Selected()
+	accepted := l.finder.Accepted(now)
+	if l.kind == gateway {
+		// Its own endpoint holds until something is known to be better: nobody else
+		// answers there.
+		if at, err := netip.ParseAddrPort(l.peer.Endpoint); err == nil {
+			home := path.Route{Socket: path.Native, To: at}
+			if !ok {
+				route, ok = home, true
+			}
+			if !slices.Contains(accepted, home) {
+				accepted = append(accepted, home)
+			}
+		}
+	}
+	if !slices.Equal(accepted, l.accepted) {
+		routes := make([]wg.Route, 0, len(accepted))
+		for _, r := range accepted {
+			routes = append(routes, wg.Route{Socket: wg.Socket(r.Socket), To: r.To})
+		}
+		if err := l.way.Accept(routes); err != nil {
+			l.pairs.log.Debug("path does not accept", "node", string(l.peer.Node.ID), "err", err)
+		}
+		l.accepted = accepted
+	}
+	if route != l.route {
+		l.way.Route(wg.Socket(route.Socket), route.To)
+		l.route = route
+	}
+	switch {
+	case !ok:
+		l.ready = time.Time{}
+	case l.ready.IsZero():
+		l.ready = now
+	}
+	if s := l.finder.State(); s.Standing != l.last.Standing || s.Direct != l.last.Direct || s.Route != l.last.Route {
+		l.moved(s)
+	}
+}
+
+// moved notes where packets go now.
+func (l *link) moved(s path.State) {
+	log := l.pairs.log.Debug
+	if l.stands && l.kind != gateway {
+		log = l.pairs.log.Info
+	}
+	switch {
+	case !s.Standing:
+		log("no way to the node", "node", string(l.peer.Node.ID), "reason", s.Why)
+	case s.Direct:
+		log("packets go directly", "node", string(l.peer.Node.ID), "addr", s.Route.To, "dur", s.RTT)
+	default:
+		log("packets go over a relay", "node", string(l.peer.Node.ID), "gateway", s.Relay, "reason", s.Why)
+	}
+	l.last = s
+	l.pairs.fresh = true
+}
+
+// settle decides who carries the packets: the pair, once it has a way and a
+// session, or the gateway.
+func (l *link) settle(now time.Time) time.Time {
+	far := now.Add(time.Minute)
+	if l.kind == gateway {
+		return far
+	}
+	if l.stands {
+		switch {
+		case !l.ready.IsZero():
+			l.lost = time.Time{}
+			return far
+		case l.lost.IsZero():
+			l.lost = now
+		}
+		if now.Sub(l.lost) < brokenAfter {
+			return l.lost.Add(brokenAfter)
+		}
+		l.stands, l.lost = false, time.Time{}
+		l.pairs.fresh = true
+		l.pairs.log.Info("pair is broken; the gateway carries its packets", "node", string(l.peer.Node.ID), "reason", l.last.Why)
+		return far
+	}
+	if l.ready.IsZero() {
+		return far
+	}
+	return earlier(now.Add(lookShaken), l.shakeAt())
+}
+
+// shakeAt is when to ask for a session next.
+func (l *link) shakeAt() time.Time {
+	first := l.ready
+	if l.pairs.cfg.Self > l.peer.Node.ID {
+		first = first.Add(shakeLate)
+	}
+	if l.shook.Before(l.ready) {
+		return first
+	}
+	return l.shook.Add(shakeEvery)
+}
+
+// shake asks for sessions, and sees which there are now.
+func (p *Pairs) shake(now time.Time) {
+	var wait []*link
+	for _, l := range p.links {
+		if l.kind != gateway && !l.stands && !l.ready.IsZero() && !l.due.After(now) {
+			wait = append(wait, l)
+		}
+	}
+	if len(wait) == 0 {
+		return
+	}
+	stats, err := p.cfg.Device.Stats()
+	if err != nil {
+		return // it is closing
+	}
+	shaken := make(map[mesh.WireGuardKey]time.Time, len(stats.Peers))
+	for _, s := range stats.Peers {
+		shaken[s.PublicKey] = s.LastHandshake
+	}
+	for _, l := range wait {
+		if shaken[l.key].After(l.opened) && shaken[l.key].After(l.ready.Add(-time.Second)) {
+			l.stands = true
+			p.fresh = true
+			p.log.Info("pair stands", "node", string(l.peer.Node.ID), "direct", l.last.Direct)
+			continue
+		}
+		if !l.shakeAt().After(now) {
+			l.shook = now
+			p.cfg.Device.Handshake(l.key)
+		}
+	}
+}
+
+func later(a, b time.Time) time.Time {
+	if b.After(a) {
+		return b
+	}
+	return a
+}

@@ -1,0 +1,325 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package pair
+
+import (
+	"context"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/meshgate/meshgate/node/path"
+	"github.com/meshgate/meshgate/node/wg"
+)
+
+const (
+	// maxServers bounds on how many gateways the node has relays.
+	maxServers = 2
+	// streamsAfter is how long UDP may take until relays over TCP and TLS are
+	// tried, too.
+	streamsAfter = 700 * time.Millisecond
+	// allocateTime bounds one attempt.
+	allocateTime = 10 * time.Second
+	// relayAgainFirst and relayAgainMost bound the pause after all attempts at a
+	// gateway have failed, or a relay was lost.
+	relayAgainFirst, relayAgainMost = time.Second, 30 * time.Second
+	// relayRest is how long a relay stays that no link needs.
+	relayRest = 2 * time.Minute
+)
+
+// Server is a TURN server, with a credential.
+type Server struct {
+	// Relay names whose it is: a gateway, or its host.
+	Relay string
+	// URLs are those of RFC 7065, of which one of each transport is used.
+	URLs               []string
+	Username, Password string
+}
+
+// Relay is an address that a server holds for this node; *client.Allocation of
+// package turn/client is one.
+type Relay interface {
+	wg.PacketSocket
+	// Relayed is the address.
+	Relayed() netip.AddrPort
+	// SetCredential is for what the relay asks the server from now on.
+	SetCredential(username, password string)
+	// Done is closed when the relay has ended.
+	Done() <-chan struct{}
+}
+
+// Allocate gets a relay from a server, by one of its URLs.
+type Allocate func(ctx context.Context, url, username, password string) (Relay, error)
+
+// relays are those of a node, for all of its links.
+type relays struct {
+	pairs   *Pairs
+	servers []*server
+	// needed is when a link last needed a relay.
+	needed time.Time
+}
+
+// server is a Server with what this node has there.
+type server struct {
+	Server
+	// began is when the present attempts began; zero when there are none.
+	began  time.Time
+	trying [path.TLS + 1]context.CancelFunc
+	tried  [path.TLS + 1]bool
+	again  time.Time // not to be tried before
+	fails  int
+	have   *relay
+}
+
+// relay is one that stands.
+type relay struct {
+	Relay
+	transport path.Transport
+	socket    wg.Socket
+	remove    func()
+	candidate path.Candidate
+}
+
+func (r *relays) init(p *Pairs) { r.pairs = p }
+
+// offer tells which servers there are from now on.
+func (r *relays) offer(now time.Time, list []Server) {
+	var next []*server
+	for _, s := range list {
+		if len(s.URLs) == 0 || len(next) == maxServers {
+			continue
+		}
+		i := slices.IndexFunc(r.servers, func(o *server) bool { return o.Relay == s.Relay })
+		if i < 0 {
+			next = append(next, &server{Server: s})
+			continue
+		}
+		known := r.servers[i]
+		known.Server = s
+		if known.have != nil {
+			known.have.SetCredential(s.Username, s.Password)
+		}
+		next = append(next, known)
+	}
+	for _, s := range r.servers {
+		if !slices.Contains(next, s) {
+			r.close(now, s)
+		}
+	}
+	r.servers = next
+}
+
+// tend gets relays where they are needed and gives up those that are not. It
+// returns when to look again.
+func (r *relays) tend(now time.Time) time.Time {
+	next := now.Add(time.Minute)
+	if r.need(now) {
+		r.needed = now
+	}
+	if r.needed.IsZero() {
+		return next
+	}
+	if now.Sub(r.needed) > relayRest {
+		for _, s := range r.servers {
+			r.close(now, s)
+		}
+		r.needed = time.Time{}
+		return next
+	}
+	for _, s := range r.servers {
+		next = earlier(next, r.attempt(now, s))
+	}
+	return earlier(next, r.needed.Add(relayRest+time.Second))
+}
+
+// need reports whether a link needs relays: a pair always, to begin with and to
+// fall back to; a gateway when nothing has come from it.
+func (r *relays) need(now time.Time) bool {
+	for _, l := range r.pairs.links {
+		if l.kind != gateway {
+			return true
+		}
+		if l.unheard(now) {
+			return true
+		}
+		if s, ok := l.finder.Selected(); ok && s.Socket != path.Native {
+			return true
+		}
+	}
+	return false
+}
+
+// unheard reports whether a gateway has not been heard directly.
+func (l *link) unheard(now time.Time) bool {
+	if l.way == nil {
+		return false
+	}
+	if _, ok := l.finder.Selected(); ok {
+		return false
+	}
+	heard := later(l.opened, l.way.Activity().Heard)
+	return now.Sub(heard) > silentAfter/2
+}
+
+// attempt tries to get a relay from a server, unless it has one: over UDP first,
+// and soon over the others, too.
+func (r *relays) attempt(now time.Time, s *server) time.Time {
+	far := now.Add(time.Minute)
+	switch {
+	case s.have != nil:
+		return far
+	case s.again.After(now):
+		return s.again
+	case s.began.IsZero():
+		s.began = now
+		s.tried = [path.TLS + 1]bool{}
+	}
+	r.start(s, path.UDP)
+	if streams := s.began.Add(streamsAfter); !s.tried[path.UDP] && streams.After(now) || s.trying[path.UDP] != nil && streams.After(now) {
+		return streams
+	}
+	r.start(s, path.TCP)
+	r.start(s, path.TLS)
+	if slices.ContainsFunc(s.trying[:], func(c context.CancelFunc) bool { return c != nil }) {
+		return far
+	}
+	r.failed(now, s)
+	return s.again
+}
+
+// failed has a server rest.
+func (r *relays) failed(now time.Time, s *server) {
+	s.began = time.Time{}
+	s.again = now.Add(min(relayAgainFirst<<min(s.fails, 10), relayAgainMost))
+	s.fails++
+}
+
+// start tries one transport, unless that was tried.
+func (r *relays) start(s *server, t path.Transport) {
+	if s.tried[t] {
+		return
+	}
+	s.tried[t] = true
+	i := slices.IndexFunc(s.URLs, func(url string) bool { return transportOf(url) == t })
+	if i < 0 {
+		return
+	}
+	p, url, user, password := r.pairs, s.URLs[i], s.Username, s.Password
+	ctx, cancel := context.WithTimeout(p.ctx, allocateTime)
+	s.trying[t] = cancel
+	p.running.Go(func() {
+		got, err := p.cfg.Allocate(ctx, url, user, password)
+		canceled := ctx.Err()
+		cancel()
+		taken := p.do(func(now time.Time) {
+			s.trying[t] = nil
+			if err != nil {
+				p.log.Debug("no relay", "url", url, "err", err)
+				return
+			}
+			if canceled != nil || !slices.Contains(r.servers, s) || s.have != nil {
+				_ = got.Close() // another one was quicker
+				return
+			}
+			r.open(now, s, t, got)
+		})
+		if !taken && err == nil {
+			_ = got.Close()
+		}
+	})
+}
+
+// open puts a relay to use.
+func (r *relays) open(now time.Time, s *server, t path.Transport, got Relay) {
+	p := r.pairs
+	socket, remove, err := p.cfg.Device.AddSocket(got)
+	if err != nil {
+		p.log.Warn("relay not used", "err", err)
+		r.failed(now, s)
+		return
+	}
+	for i, cancel := range s.trying {
+		if cancel != nil && path.Transport(i) != t {
+			cancel()
+		}
+	}
+	one := &relay{Relay: got, transport: t, socket: socket, remove: remove, candidate: path.Candidate{
+		Kind: path.Relayed, Addr: got.Relayed(), Transport: t, Relay: s.Relay,
+	}}
+	s.have, s.fails, s.began = one, 0, time.Time{}
+	p.log.Debug("relay stands", "gateway", s.Relay, "transport", t.String(), "addr", got.Relayed())
+	for _, l := range p.links {
+		l.offer(now, one)
+	}
+	p.running.Go(func() {
+		select {
+		case <-got.Done():
+		case <-p.ended:
+			return
+		}
+		p.do(func(now time.Time) {
+			if s.have == one {
+				r.close(now, s)
+				r.failed(now, s)
+				p.log.Debug("relay is lost", "gateway", s.Relay)
+			}
+		})
+	})
+}
+
+// offer tells a link of a relay.
+func (l *link) offer(now time.Time, r *relay) {
+	if err := l.finder.SetLocal(now, path.Socket(r.socket), []path.Candidate{r.candidate}); err != nil {
+		l.pairs.log.Debug("relay is of no use for a path", "err", err)
+	}
+	l.due = now
+}
+
+// introduce tells a new link of the relays.
+func (r *relays) introduce(now time.Time, l *link) {
+	for _, s := range r.servers {
+		if s.have != nil {
+			l.offer(now, s.have)
+		}
+	}
+}
+
+// close gives up what the node has at a server, and all attempts.
+func (r *relays) close(now time.Time, s *server) {
+	for i, cancel := range s.trying {
+		if cancel != nil {
+			cancel()
+			s.trying[i] = nil
+		}
+	}
+	s.began = time.Time{}
+	one := s.have
+	if one == nil {
+		return
+	}
+	s.have = nil
+	for _, l := range r.pairs.links {
+		_ = l.finder.SetLocal(now, path.Socket(one.socket), nil) // none is always right
+		l.due = now
+	}
+	// Closing says goodbye to the server, which may take a moment.
+	r.pairs.running.Go(one.remove)
+}
+
+// end gives up everything.
+func (r *relays) end() {
+	for _, s := range r.servers {
+		r.close(time.Now(), s)
+	}
+}
+
+// candidates are the relayed ones.
+func (r *relays) candidates() []path.Candidate {
+	var list []path.Candidate
+	for _, s := range r.servers {
+		if s.have != nil {
+			list = append(list, s.have.candidate)
+		}
+	}
+	return list
+}

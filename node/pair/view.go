@@ -1,0 +1,75 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package pair
+
+import (
+	"cmp"
+	"net/netip"
+	"slices"
+
+	"github.com/meshgate/meshgate/node/mesh"
+)
+
+// View is how pairs change the plan of a node. Nobody changes it.
+type View struct {
+	// peers are those that the plan does not have, by their ids. The addresses of
+	// one whose session does not stand are left out: a gateway carries them.
+	peers []mesh.Peer
+	// waiting are peers of the plan whose session does not stand.
+	waiting map[mesh.NodeID]bool
+}
+
+// Apply returns the plan with the pairs in it. What a peer of the plan loses
+// while it waits is what a gateway carries: without one it would be lost.
+func (v *View) Apply(plan mesh.Plan) mesh.Plan {
+	if len(v.peers) == 0 && len(v.waiting) == 0 {
+		return plan
+	}
+	peers := make([]mesh.Peer, 0, len(plan.Peers)+len(v.peers))
+	for _, p := range plan.Peers {
+		if v.waiting[p.Node.ID] {
+			p.AllowedIPs = slices.DeleteFunc(slices.Clone(p.AllowedIPs), func(a netip.Prefix) bool { return carried(plan, p.Node.ID, a) })
+		}
+		if !slices.ContainsFunc(v.peers, func(o mesh.Peer) bool { return o.Node.ID == p.Node.ID }) {
+			peers = append(peers, p)
+		}
+	}
+	peers = append(peers, v.peers...)
+	slices.SortFunc(peers, func(a, b mesh.Peer) int { return cmp.Compare(a.Node.ID, b.Node.ID) })
+	plan.Peers = peers
+	return plan
+}
+
+// carried reports whether a peer other than id carries all of a network.
+func carried(plan mesh.Plan, id mesh.NodeID, network netip.Prefix) bool {
+	return slices.ContainsFunc(plan.Peers, func(p mesh.Peer) bool {
+		return p.Node.ID != id && slices.ContainsFunc(p.AllowedIPs, func(a netip.Prefix) bool {
+			return a.Bits() <= network.Bits() && a.Contains(network.Addr())
+		})
+	})
+}
+
+// publish makes the view anew.
+func (p *Pairs) publish() {
+	v := &View{waiting: make(map[mesh.NodeID]bool)}
+	status := make([]Status, 0, len(p.links))
+	for id, l := range p.links {
+		switch {
+		case l.kind == sought:
+			peer := l.peer
+			peer.Endpoint = ""
+			if !l.stands {
+				peer.AllowedIPs = nil
+			}
+			v.peers = append(v.peers, peer)
+		case l.kind == edge && !l.stands:
+			v.waiting[id] = true
+		}
+		status = append(status, l.status())
+	}
+	slices.SortFunc(v.peers, func(a, b mesh.Peer) int { return cmp.Compare(a.Node.ID, b.Node.ID) })
+	slices.SortFunc(status, func(a, b Status) int { return cmp.Compare(a.Node, b.Node) })
+	p.view.Store(v)
+	p.status.Store(&status)
+	p.cfg.Publish()
+}
