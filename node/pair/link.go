@@ -65,8 +65,12 @@ type link struct {
 	own    path.Credentials
 	number uint64 // of the session, for signals
 
-	way      Way // nil until the device has the peer
-	opened   time.Time
+	way    Way // nil until the device has the peer
+	opened time.Time
+	// session is the one of the other node, and began when it had begun; a
+	// WireGuard session from before is none.
+	session  uint64
+	began    time.Time
 	route    path.Route
 	accepted []path.Route
 
@@ -304,7 +308,7 @@ func (p *Pairs) shake(now time.Time) {
 		shaken[s.PublicKey] = s.LastHandshake
 	}
 	for _, l := range wait {
-		if shaken[l.key].After(l.opened) && shaken[l.key].After(l.ready.Add(-time.Second)) {
+		if shaken[l.key].After(later(l.opened, l.began)) {
 			l.stands = true
 			p.fresh = true
 			p.log.Info("pair stands", "node", string(l.peer.Node.ID), "direct", l.last.Direct)

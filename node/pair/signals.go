@@ -84,6 +84,16 @@ func (p *Pairs) Answer(ctx context.Context, from mesh.NodeID, ch Channel) error 
 	case <-p.ended:
 		return fmt.Errorf("%w: this node is stopping", mesh.ErrUnavailable)
 	}
+	over := make(chan struct{})
+	go func() {
+		defer close(over)
+		select {
+		case <-p.ended:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	defer func() { cancel(); <-over }()
 	return p.converse(ctx, from, c, ch)
 }
 
@@ -141,26 +151,34 @@ func (l *link) attach(now time.Time, c *call) {
 	}
 }
 
-// converse carries signals until the channel ends.
-func (p *Pairs) converse(ctx context.Context, node mesh.NodeID, c *call, ch Channel) (err error) {
+// converse carries signals until the channel ends, or ctx does. A goroutine may
+// wait in Receive until the call of the channel is over.
+func (p *Pairs) converse(ctx context.Context, node mesh.NodeID, c *call, ch Channel) error {
 	defer p.do(func(now time.Time) { p.hungUp(now, node, c) })
 	defer c.cancel()
-	sent := make(chan struct{})
-	go func() {
-		defer close(sent)
-		for {
-			select {
-			case <-ctx.Done():
-				return
-			case s := <-c.outbox:
-				if ch.Send(s) != nil {
-					c.cancel()
-					return // Receive has the reason
+	over := make(chan error, 1)
+	go func() { over <- p.listen(node, c, ch) }()
+	for {
+		select {
+		case err := <-over:
+			return err
+		case <-ctx.Done():
+			return ctx.Err()
+		case s := <-c.outbox:
+			if err := ch.Send(s); err != nil {
+				// What the other side says of it is the better reason.
+				select {
+				case err = <-over:
+				case <-ctx.Done():
 				}
+				return err
 			}
 		}
-	}()
-	defer func() { c.cancel(); <-sent }()
+	}
+}
+
+// listen takes what the other node says, until the channel ends.
+func (p *Pairs) listen(node mesh.NodeID, c *call, ch Channel) error {
 	for {
 		s, err := ch.Receive()
 		if err != nil {
@@ -195,6 +213,12 @@ func (l *link) hear(now time.Time, c *call, s mesh.PathSignal) {
 		l.pairs.log.Debug("signal not used", "node", string(l.peer.Node.ID), "err", err)
 		return
 	}
+	if l.session != 0 && l.session != s.Session {
+		// It began anew, and knows no session of the pair.
+		l.stands, l.began, l.shook = false, now, time.Time{}
+		l.pairs.fresh = true
+	}
+	l.session = s.Session
 	for _, one := range s.Candidates {
 		if err := l.agent.AddRemote(now, candidateOf(one)); err != nil {
 			l.pairs.log.Debug("candidate not used", "node", string(l.peer.Node.ID), "err", err)
