@@ -80,13 +80,13 @@ func (f *follower) publish(r *v1.JoinResponse) error {
 		}
 	}
 	f.mu.Lock()
-	defer f.mu.Unlock()
-	if f.latest != nil {
-		s.Version = f.latest.Version + 1
+	f.base, f.basePlan, f.joined, f.gateways = s, plan, r, gateways
+	f.mergeLocked()
+	f.mu.Unlock()
+	if pairs := f.node.pairs; pairs != nil {
+		pairs.Follow(plan, s.Contains)
+		pairs.Offer(f.relayServers(r.GetRelayServers()))
 	}
-	f.latest, f.plans, f.joined, f.gateways = s, plan, r, gateways
-	close(f.changed)
-	f.changed = make(chan struct{})
 	return nil
 }
 

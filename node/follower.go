@@ -4,6 +4,7 @@ package node
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -76,6 +77,9 @@ type Follow struct {
 	// nil likewise.
 	MeshPairs  func(addr netip.AddrPort) PairGateway
 	OtherPairs func(mesh string, gate *mesh.Node) (PairGateway, error)
+	// RelayTLS says whom to believe as the TURN server of a URI over TLS; nil: the
+	// authorities of the system.
+	RelayTLS func(uri string) *tls.Config
 	// DataDir keeps the membership over restarts. Empty keeps it in memory, and
 	// the node leaves the mesh when it ends.
 	DataDir string
@@ -118,12 +122,16 @@ type follower struct {
 	asks     []string
 	troubles repeats
 
-	mu      sync.Mutex // guards the fields below
-	latest  *mesh.Snapshot
-	plans   mesh.Plan
-	changed chan struct{} // closed and replaced at every publish
-	joined  *v1.JoinResponse
-	asked   *v1.JoinRequest // what joined answers
+	mu sync.Mutex // guards the fields below
+	// base and basePlan are what the gateway said, latest and plans the same with
+	// the pairs of the node.
+	base     *mesh.Snapshot
+	basePlan mesh.Plan
+	latest   *mesh.Snapshot
+	plans    mesh.Plan
+	changed  chan struct{} // closed and replaced at every publish
+	joined   *v1.JoinResponse
+	asked    *v1.JoinRequest // what joined answers
 	// gateways are those of the mesh, as joined has them.
 	gateways []*mesh.Node
 }

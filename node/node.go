@@ -29,6 +29,7 @@ import (
 
 	"github.com/meshgate/meshgate/node/hostnet"
 	"github.com/meshgate/meshgate/node/mesh"
+	"github.com/meshgate/meshgate/node/pair"
 	"github.com/meshgate/meshgate/node/peer"
 	"github.com/meshgate/meshgate/node/policy"
 	"github.com/meshgate/meshgate/node/store"
@@ -125,6 +126,8 @@ type Node struct {
 	store   store.Store
 	exposed *exposer
 	peers   *peer.Peers
+	// pairs is nil on a node that takes no part in them.
+	pairs *pair.Pairs
 	// locals, contacts and origins are caches of what a connection needs to know.
 	locals   hostAddrs
 	contacts contacts
@@ -195,6 +198,7 @@ func New(cfg Config) (_ *Node, err error) {
 		MTU:           cfg.MTU,
 		Logger:        cfg.Logger,
 		Registerer:    cfg.Registerer,
+		STUN:          n.stun,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("open wireguard device: %w", err)
@@ -223,8 +227,12 @@ func New(cfg Config) (_ *Node, err error) {
 		n.source, n.members, n.objects, n.store = h, h, h, cfg.Hold.Store
 		return n, nil
 	}
-	n.source, err = newFollower(n, *cfg.Follow)
-	return n, err
+	f, err := newFollower(n, *cfg.Follow)
+	if err != nil {
+		return nil, err
+	}
+	n.source, n.pairs = f, n.newPairs(f)
+	return n, nil
 }
 
 // Run brings the node up and keeps it in step with the mesh until ctx ends.
@@ -234,6 +242,9 @@ func (n *Node) Run(ctx context.Context) error {
 	g.Go(func() error { return n.source.run(ctx) })
 	g.Go(func() error { return n.reconcile(ctx) })
 	g.Go(func() error { return n.exposed.run(ctx) })
+	if n.pairs != nil {
+		g.Go(func() error { return n.pairs.Run(ctx) })
+	}
 	if n.host != nil {
 		g.Go(func() error { return n.mend(ctx) })
 	}
@@ -371,6 +382,9 @@ func (n *Node) deviceConfig(s *mesh.Snapshot, plan mesh.Plan) wg.Config {
 	cfg.Allow = func(mesh.Packet) bool { return false }
 	if n.members != nil {
 		cfg.Allow = policy.ForwardFilter(s, n.flows).Allow
+	}
+	if n.pairs != nil {
+		cfg.Seek = n.pairs.Seek
 	}
 	// What AllowedIPs let in needs a second look only where ports count.
 	if policy.Restricted(s) {

@@ -4,7 +4,9 @@ package main
 
 import (
 	"crypto/sha256"
+	"crypto/tls"
 	"fmt"
+	"net/url"
 	"sync"
 	"time"
 
@@ -89,6 +91,20 @@ func (o *otherGateways) believe(api mesh.API) peer.TLSOptions {
 	}
 	trust.Pin = api.Pin
 	return trust
+}
+
+// relayTLS says whom to believe as the TURN server at a host: the gateway of s,
+// which may be nil, whose API is there, or the one that the node was started with.
+func (o *otherGateways) relayTLS(s *mesh.Snapshot, host string) *tls.Config {
+	at := mesh.API{URL: o.first.URL()}
+	if s != nil {
+		for n := range s.Nodes.Gateways() {
+			if u, err := url.Parse(n.API.URL); err == nil && u.Hostname() == host {
+				at = n.API
+			}
+		}
+	}
+	return o.believe(at).Config()
 }
 
 // Close ends idle connections.

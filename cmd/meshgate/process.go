@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -78,6 +79,10 @@ func newNodeProcess(o nodeOptions) (_ *nodeProcess, err error) {
 		Other:      p.others.client,
 		MeshPairs:  func(at netip.AddrPort) node.PairGateway { return p.node.Peers().Pairs(at) },
 		OtherPairs: p.others.pairs,
+		Paths:      true,
+		RelayTLS: func(uri string) *tls.Config {
+			return p.others.relayTLS(p.node.Snapshot(), node.HostOf(uri))
+		},
 		DataDir:    o.dataDir,
 		Again:      o.again,
 		Name:       o.gateway.URL(),
@@ -104,10 +109,18 @@ func newNodeProcess(o nodeOptions) (_ *nodeProcess, err error) {
 		Self:       o.config.ID,
 		RTC:        rtc.Config{UDP: udp, Loopback: o.loopback, Reachable: o.config.PrimaryEndpoint != "", Logger: o.log},
 		Authorizer: sessions, Dialer: sessions, Peers: sessions.Others(), WireGuard: sessions.Device(),
-		OurICEHost: p.gatewayHost,
+		OurICEHost: p.gatewayHost, Paths: nodePaths{p.node},
 		Logger:     o.log, Registerer: p.registry,
 	})
 	return p, err
+}
+
+// nodePaths answers other nodes that look for a path to this one.
+type nodePaths struct{ *node.Node }
+
+// ServePaths implements signaling.PathSignals.
+func (n nodePaths) ServePaths(ctx context.Context, from mesh.NodeID, channel signaling.PathStream) error {
+	return n.AnswerPath(ctx, from, channel)
 }
 
 // gatewayHost reports whether host is a gateway of the mesh, or the one that

@@ -6,6 +6,7 @@ import (
 	"context"
 	"math/rand/v2"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -173,27 +174,16 @@ func (p *Pairs) seek(now time.Time, dst netip.Addr) {
 // byGateway reports whether packets for an address go to a gateway that is not
 // their destination.
 func (p *Pairs) byGateway(dst netip.Addr) bool {
-	best, longest := -1, -1
-	for i := range p.plan.Peers {
-		for _, a := range p.plan.Peers[i].AllowedIPs {
+	var via *mesh.Node
+	longest := -1
+	for peer := range p.plan.Peers.All() {
+		for _, a := range peer.AllowedIPs {
 			if a.Bits() > longest && a.Contains(dst) {
-				best, longest = i, a.Bits()
+				via, longest = peer.Node, a.Bits()
 			}
 		}
 	}
-	if best < 0 {
-		return false
-	}
-	via := p.plan.Peers[best].Node
-	if !via.HoldsState() {
-		return false
-	}
-	for _, own := range via.Prefixes() {
-		if own.Contains(dst) {
-			return false
-		}
-	}
-	return true
+	return via.HoldsState() && !slices.ContainsFunc(via.Prefixes(), func(own netip.Prefix) bool { return own.Contains(dst) })
 }
 
 // want asks the directory for something, in place of what was wanted longest ago
@@ -279,12 +269,8 @@ func (p *Pairs) meet(now time.Time, peer mesh.Peer) {
 
 // neighbour reports whether the plan has the node for a peer.
 func (p *Pairs) neighbour(id mesh.NodeID) bool {
-	for i := range p.plan.Peers {
-		if p.plan.Peers[i].Node.ID == id {
-			return true
-		}
-	}
-	return false
+	_, ok := p.plan.Peers.Get(id)
+	return ok
 }
 
 // forget ends pairs that nobody uses, and returns when to look again.

@@ -101,7 +101,7 @@ func (l *lab) run(rec *mesh.Node, addr netip.Addr) *testNode {
 	}
 	n.plan = mesh.Plan{Self: rec}
 	if l.gateway.Node != nil {
-		n.plan.Peers = []mesh.Peer{l.gateway}
+		n.plan.Peers = mesh.PeersOf(l.gateway)
 	}
 	n.listen(wg.NativeSocket, netip.AddrPortFrom(addr, wireguardPort))
 	var logger *slog.Logger
@@ -192,7 +192,7 @@ func (n *testNode) published() {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	for key, w := range n.ways {
-		if !slices.ContainsFunc(plan.Peers, func(p mesh.Peer) bool { return p.Node.PublicKey.WireGuard() == key }) {
+		if !known(plan, key) {
 			w.closed = true
 			delete(n.ways, key)
 		}
@@ -202,12 +202,18 @@ func (n *testNode) published() {
 // has is what the plan says of a node: whether it is a peer, and what is behind
 // it.
 func (n *testNode) has(id mesh.NodeID) (allowed []netip.Prefix, ok bool) {
-	for _, p := range n.pairs.View().Apply(n.plan).Peers {
-		if p.Node.ID == id {
-			return p.AllowedIPs, true
+	p, ok := n.pairs.View().Apply(n.plan).Peers.Get(id)
+	return p.AllowedIPs, ok
+}
+
+// known reports whether a peer of the plan has the key.
+func known(plan mesh.Plan, key mesh.WireGuardKey) bool {
+	for p := range plan.Peers.All() {
+		if p.Node.PublicKey.WireGuard() == key {
+			return true
 		}
 	}
-	return nil, false
+	return false
 }
 
 // status is that of the way to a node.
@@ -256,7 +262,7 @@ func (d fakeDevice) OpenPath(key mesh.WireGuardKey) (Way, error) {
 	plan := d.n.pairs.View().Apply(d.n.plan)
 	d.n.mu.Lock()
 	defer d.n.mu.Unlock()
-	if !slices.ContainsFunc(plan.Peers, func(p mesh.Peer) bool { return p.Node.PublicKey.WireGuard() == key }) {
+	if !known(plan, key) {
 		return nil, mesh.ErrNotFound
 	}
 	w := &fakeWay{n: d.n, key: key}

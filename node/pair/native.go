@@ -91,7 +91,7 @@ func (n *natives) look(now time.Time) {
 // ask asks the gateways that are peers.
 func (n *natives) ask(now time.Time) {
 	n.asked = now
-	for _, p := range n.pairs.plan.Peers {
+	for p := range n.pairs.plan.Peers.All() {
 		at, err := netip.ParseAddrPort(p.Endpoint)
 		if err != nil || !p.Node.HoldsState() {
 			continue
@@ -171,8 +171,8 @@ func transportOf(url string) path.Transport {
 // replan takes a plan of the node.
 func (p *Pairs) replan(now time.Time, plan mesh.Plan, inMesh func(netip.Addr) bool) {
 	p.plan, p.inMesh = plan, inMesh
-	has := make(map[mesh.NodeID]bool, len(plan.Peers))
-	for _, peer := range plan.Peers {
+	has := make(map[mesh.NodeID]bool, plan.Peers.Len())
+	for peer := range plan.Peers.All() {
 		k, ok := kindOf(peer)
 		if !ok {
 			continue

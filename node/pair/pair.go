@@ -182,6 +182,13 @@ func (p *Pairs) Follow(plan mesh.Plan, inMesh func(netip.Addr) bool) {
 	p.do(func(now time.Time) { p.replan(now, plan, inMesh) })
 }
 
+// Offer tells of TURN servers, with credentials, until the directory does.
+func (p *Pairs) Offer(servers []Server) {
+	if len(servers) > 0 {
+		p.do(func(now time.Time) { p.relays.offer(now, servers) })
+	}
+}
+
 // Seek tells of a packet of this node to an address. It does not wait.
 func (p *Pairs) Seek(dst netip.Addr) {
 	select {

@@ -25,28 +25,31 @@ func (v *View) Apply(plan mesh.Plan) mesh.Plan {
 	if len(v.peers) == 0 && len(v.waiting) == 0 {
 		return plan
 	}
-	peers := make([]mesh.Peer, 0, len(plan.Peers)+len(v.peers))
-	for _, p := range plan.Peers {
+	for p := range plan.Peers.All() {
 		if v.waiting[p.Node.ID] {
-			p.AllowedIPs = slices.DeleteFunc(slices.Clone(p.AllowedIPs), func(a netip.Prefix) bool { return carried(plan, p.Node.ID, a) })
-		}
-		if !slices.ContainsFunc(v.peers, func(o mesh.Peer) bool { return o.Node.ID == p.Node.ID }) {
-			peers = append(peers, p)
+			p.AllowedIPs = slices.DeleteFunc(slices.Clone(p.AllowedIPs), func(a netip.Prefix) bool { return carried(plan.Peers, p.Node.ID, a) })
+			plan.Peers = plan.Peers.With(p)
 		}
 	}
-	peers = append(peers, v.peers...)
-	slices.SortFunc(peers, func(a, b mesh.Peer) int { return cmp.Compare(a.Node.ID, b.Node.ID) })
-	plan.Peers = peers
+	for _, p := range v.peers {
+		plan.Peers = plan.Peers.With(p)
+	}
 	return plan
 }
 
+// Peers are those that the plan does not have. Nobody changes the list.
+func (v *View) Peers() []mesh.Peer { return v.peers }
+
 // carried reports whether a peer other than id carries all of a network.
-func carried(plan mesh.Plan, id mesh.NodeID, network netip.Prefix) bool {
-	return slices.ContainsFunc(plan.Peers, func(p mesh.Peer) bool {
-		return p.Node.ID != id && slices.ContainsFunc(p.AllowedIPs, func(a netip.Prefix) bool {
+func carried(peers mesh.Peers, id mesh.NodeID, network netip.Prefix) bool {
+	for p := range peers.All() {
+		if p.Node.ID != id && slices.ContainsFunc(p.AllowedIPs, func(a netip.Prefix) bool {
 			return a.Bits() <= network.Bits() && a.Contains(network.Addr())
-		})
-	})
+		}) {
+			return true
+		}
+	}
+	return false
 }
 
 // publish makes the view anew.

@@ -183,6 +183,10 @@ func IsLoopback(host string) bool {
 }
 
 // clientTLS turns opts into a TLS configuration.
+// Config returns these options as those of a client, for connections of other
+// protocols to the same server.
+func (o TLSOptions) Config() *tls.Config { return clientTLS(o) }
+
 func clientTLS(opts TLSOptions) *tls.Config {
 	cfg := &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: opts.RootCAs}
 	if opts.Pin == [sha256.Size]byte{} {
