@@ -83,11 +83,11 @@ func newNodeProcess(o nodeOptions) (_ *nodeProcess, err error) {
 		RelayTLS: func(uri string) *tls.Config {
 			return p.others.relayTLS(p.node.Snapshot(), node.HostOf(uri))
 		},
-		DataDir:    o.dataDir,
-		Again:      o.again,
-		Name:       o.gateway.URL(),
-		Refused:    peer.Refused,
-		Removed:    peer.Removed,
+		DataDir: o.dataDir,
+		Again:   o.again,
+		Name:    o.gateway.URL(),
+		Refused: peer.Refused,
+		Removed: peer.Removed,
 
 		Distrusted: peer.Distrusted,
 		Explain:    explain,
@@ -110,7 +110,7 @@ func newNodeProcess(o nodeOptions) (_ *nodeProcess, err error) {
 		RTC:        rtc.Config{UDP: udp, Loopback: o.loopback, Reachable: o.config.PrimaryEndpoint != "", Logger: o.log},
 		Authorizer: sessions, Dialer: sessions, Peers: sessions.Others(), WireGuard: sessions.Device(),
 		OurICEHost: p.gatewayHost, Paths: nodePaths{p.node},
-		Logger:     o.log, Registerer: p.registry,
+		Logger: o.log, Registerer: p.registry,
 	})
 	return p, err
 }

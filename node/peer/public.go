@@ -182,11 +182,11 @@ func IsLoopback(host string) bool {
 	return host == "localhost"
 }
 
-// clientTLS turns opts into a TLS configuration.
 // Config returns these options as those of a client, for connections of other
 // protocols to the same server.
 func (o TLSOptions) Config() *tls.Config { return clientTLS(o) }
 
+// clientTLS turns opts into a TLS configuration.
 func clientTLS(opts TLSOptions) *tls.Config {
 	cfg := &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: opts.RootCAs}
 	if opts.Pin == [sha256.Size]byte{} {
