@@ -31,10 +31,31 @@ func (v *View) Apply(plan mesh.Plan) mesh.Plan {
 			plan.Peers = plan.Peers.With(p)
 		}
 	}
+	taken := make(map[netip.Prefix]bool)
+	for _, p := range v.peers {
+		for _, a := range p.AllowedIPs {
+			taken[a] = true
+		}
+	}
+	if len(taken) > 0 {
+		plan.Peers = without(plan.Peers, taken)
+	}
 	for _, p := range v.peers {
 		plan.Peers = plan.Peers.With(p)
 	}
 	return plan
+}
+
+// without returns peers without some networks: WireGuard lets one peer have each.
+func without(peers mesh.Peers, networks map[netip.Prefix]bool) mesh.Peers {
+	out := peers
+	for p := range peers.All() {
+		if slices.ContainsFunc(p.AllowedIPs, func(a netip.Prefix) bool { return networks[a] }) {
+			p.AllowedIPs = slices.DeleteFunc(slices.Clone(p.AllowedIPs), func(a netip.Prefix) bool { return networks[a] })
+			out = out.With(p)
+		}
+	}
+	return out
 }
 
 // Peers are those that the plan does not have. Nobody changes the list.
