@@ -85,6 +85,7 @@ func owners() map[string][]string {
 		"gvisor.dev/gvisor":           {"node/wg"},
 		"github.com/vishvananda":      {"node/hostnet"},
 		"github.com/google/nftables":  {"node/hostnet"},
+		"github.com/mdlayher":         {"node/hostnet"},
 		"os/exec":                     {"node/hostnet"},
 		"connectrpc.com":              rpcEdges(),
 		"google.golang.org/grpc":      rpcEdges(),
