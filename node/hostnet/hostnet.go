@@ -1,10 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package hostnet puts a mesh interface into the host's network: link state,
-// MTU, addresses, routes and the leave to forward.
+// MTU, addresses, routes, the leave to forward, and address translation on the
+// way out of the mesh.
 //
 // It touches only what it put there. What others changed in the meantime, or
 // had set up before, stays; Close takes back the rest.
+//
+// A process that is killed takes its TUN interface along, with addresses and
+// routes. What it leaves is in an nftables table of its own, named after the
+// interface: the rules, and, as comments, each setting of another interface with
+// its value before, noted before it was changed. The kernel forgets both at the
+// same time, at a restart. Clean takes back what the dead have left.
 package hostnet
 
 import (
@@ -38,6 +45,15 @@ type Config struct {
 	// to others, as a hub does. Kernels before Linux 6.17 can allow that for
 	// IPv6 only on all interfaces at once.
 	Forward bool
+	// Serve are the networks outside of the mesh to which this host forwards for
+	// the mesh; they need Forward. The interfaces that lead there forward, too, so
+	// that the answers come back, TCP is told the segment size that fits the
+	// interface, and what came in through it reaches no address of the host but
+	// those of Addresses.
+	Serve []netip.Prefix
+	// Masquerade are the networks whose packets leave for Serve with the host's
+	// own address, so that nobody there needs a route back; empty for none.
+	Masquerade []netip.Prefix
 }
 
 // validate finds what no host could do. Errors wrap mesh.ErrInvalid.
@@ -53,10 +69,18 @@ func (c *Config) validate() error {
 			return fmt.Errorf("address %v: %w", p, mesh.ErrInvalid)
 		}
 	}
-	for _, p := range c.Routes {
-		if !p.IsValid() || p != p.Masked() || p.Addr().Is4In6() {
-			return fmt.Errorf("route %v: %w", p, mesh.ErrInvalid)
+	for _, list := range []struct {
+		what     string
+		networks []netip.Prefix
+	}{{"route", c.Routes}, {"network to serve", c.Serve}, {"network to masquerade", c.Masquerade}} {
+		for _, p := range list.networks {
+			if !p.IsValid() || p != p.Masked() || p.Addr().Is4In6() {
+				return fmt.Errorf("%s %v: %w", list.what, p, mesh.ErrInvalid)
+			}
 		}
+	}
+	if len(c.Serve) > 0 && !c.Forward {
+		return fmt.Errorf("networks to serve without forwarding: %w", mesh.ErrInvalid)
 	}
 	return nil
 }
@@ -69,8 +93,10 @@ var ErrGone = errors.New("the interface is gone")
 // thread.
 type Host struct {
 	logger *slog.Logger
-	mu     sync.Mutex // guards done
-	done   record
+	// step is told before each change of the host, for tests; nil is not.
+	step func(what string)
+	mu   sync.Mutex // guards done
+	done record
 }
 
 // New makes a Host that has changed nothing. A nil logger discards.
@@ -79,4 +105,11 @@ func New(logger *slog.Logger) *Host {
 		logger = slog.New(slog.DiscardHandler)
 	}
 	return &Host{logger: logger.With("component", "hostnet")}
+}
+
+// before tells tests that the host is about to be changed.
+func (h *Host) before(what string) {
+	if h.step != nil {
+		h.step(what)
+	}
 }

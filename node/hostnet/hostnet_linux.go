@@ -30,6 +30,8 @@ type record struct {
 	mtu               int
 	addresses, routes []netip.Prefix
 	settings          []setting
+	// firewall is the fingerprint of the table that was put; empty without one.
+	firewall string
 	// refused are the routes that are left out, each logged once.
 	refused []netip.Prefix
 }
@@ -78,7 +80,8 @@ func (h *Host) set(ctx context.Context, c *Config) error {
 		return err
 	}
 	if index := link.Attrs().Index; h.done.index != index {
-		h.done = record{name: c.Interface, index: index, settings: h.done.global()}
+		h.done.name = c.Interface
+		h.done = record{name: c.Interface, index: index, settings: h.done.outliving()}
 	}
 	steps := []func(nl *netlink.Handle, link netlink.Link, c *Config) error{
 		h.setLink, h.setForwarding, h.setAddresses, h.setRoutes, h.dropAddresses,
@@ -97,6 +100,7 @@ func (h *Host) set(ctx context.Context, c *Config) error {
 // setLink sets the MTU and brings the interface up.
 func (h *Host) setLink(nl *netlink.Handle, link netlink.Link, c *Config) error {
 	if now := link.Attrs().MTU; c.MTU != 0 && c.MTU != now {
+		h.before("mtu")
 		if err := nl.LinkSetMTU(link, c.MTU); err != nil {
 			return fmt.Errorf("set mtu %d: %w", c.MTU, err)
 		}
@@ -105,6 +109,7 @@ func (h *Host) setLink(nl *netlink.Handle, link netlink.Link, c *Config) error {
 		}
 	}
 	if link.Attrs().Flags&net.FlagUp == 0 {
+		h.before("up")
 		if err := nl.LinkSetUp(link); err != nil {
 			return fmt.Errorf("bring up: %w", err)
 		}
@@ -127,6 +132,7 @@ func (h *Host) setAddresses(nl *netlink.Handle, link netlink.Link, c *Config) er
 		if p.Addr().Is6() {
 			addr.Flags = unix.IFA_F_NODAD // a tunnel has no duplicates to wait for
 		}
+		h.before("address")
 		if err := nl.AddrAdd(link, addr); err != nil {
 			return fmt.Errorf("add address %v: %w", p, err)
 		}
@@ -181,6 +187,7 @@ func (h *Host) setRoutes(nl *netlink.Handle, link netlink.Link, c *Config) error
 		if wanted[p] = true; has {
 			continue
 		}
+		h.before("route")
 		if err := nl.RouteAdd(route(link, p)); err != nil {
 			return fmt.Errorf("add route %v: %w", p, err)
 		}
@@ -232,13 +239,17 @@ func (h *Host) refuse(p netip.Prefix, why string, said bool) {
 // undo takes back what is recorded, as far as the interface is still there.
 func (h *Host) undo() error {
 	errs := []error{h.restore(nil)}
+	errs = append(errs, h.protect(&firewall{mesh: h.done.name}, false))
 	nl, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {
 		return errors.Join(append(errs, err)...)
 	}
 	defer nl.Close()
 	done := h.done
-	h.done = record{settings: h.done.settings}
+	h.done = record{name: done.name, settings: done.settings, firewall: done.firewall}
+	if len(done.settings) == 0 {
+		h.done = record{}
+	}
 	link, err := nl.LinkByName(done.name)
 	if done.index == 0 || errors.As(err, new(netlink.LinkNotFoundError)) || err == nil && link.Attrs().Index != done.index {
 		return errors.Join(errs...)

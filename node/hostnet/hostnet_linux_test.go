@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"runtime"
 	"slices"
 	"strings"
@@ -318,27 +319,55 @@ func TestSet_Forwarding(t *testing.T) {
 	}
 }
 
+// An older kernel is one in whose settings the new switch is missing.
 func TestSet_ForwardingOnKernelsWithoutASwitchPerInterface(t *testing.T) {
 	k, h := newHost(t), New(nil)
-	if err := h.switchOn(allForwarding6); err != nil {
+	before := k.dump()
+	old := t.TempDir() + "/"
+	for path, value := range map[string]string{allForwarding6: "0", "ipv6/conf/lan0/accept_ra": "1", "ipv6/conf/off0/accept_ra": "0"} {
+		if err := errors.Join(os.MkdirAll(filepath.Dir(old+path), 0o700), os.WriteFile(old+path, []byte(value+"\n"), 0o600)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	set(t, h, Config{})
+	wanted := h.forwarding([]string{"lan0", "mesh0", "none"}, old)
+	want := []setting{
+		{path: "ipv4/conf/lan0/forwarding", value: "1"}, {path: "ipv6/conf/lan0/accept_ra", value: "2"},
+		{path: allForwarding6, value: "1"}, {path: "ipv4/conf/mesh0/forwarding", value: "1"}, {path: "ipv4/conf/none/forwarding", value: "1"},
+	}
+	if !slices.Equal(wanted, want) {
+		t.Fatalf("wanted %v, want %v", wanted, want)
+	}
+	if err := h.claim(&firewall{mesh: "mesh0"}, wanted); err != nil {
 		t.Fatal(err)
 	}
-	if err := h.switchOn("ipv6/conf/none/forwarding"); err != nil {
-		t.Errorf("a setting that the kernel lacks: %v", err)
+	for _, s := range wanted {
+		if err := h.switchTo(s); err != nil {
+			t.Fatal(err)
+		}
 	}
-	if k.setting(allForwarding6) != "1" {
-		t.Error("not switched on")
+	if got := k.setting(allForwarding6) + k.setting("ipv6/conf/lan0/accept_ra"); got != "12" {
+		t.Errorf("settings %s, want 12", got)
 	}
-	// It outlives the interface, and comes back with Close.
-	h.done.index = 77
-	if got := h.done.global(); len(got) != 1 {
-		t.Errorf("global settings %v", got)
+	// It outlives the interface, and goes back with the next Set.
+	if got := h.done.outliving(); len(got) != 3 {
+		t.Errorf("settings that outlive the interface: %v", got)
+	}
+	// They stay wanted while they are ours, and are not while somebody else's.
+	if err := os.WriteFile(old+allForwarding6, []byte("1"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if got := h.forwarding([]string{"mesh0"}, old); len(got) != 3 {
+		t.Errorf("wanted again: %v", got)
+	}
+	if got := New(nil).forwarding([]string{"mesh0"}, old); len(got) != 2 {
+		t.Errorf("wanted where the host is a router: %v", got)
 	}
 	if err := h.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if k.setting(allForwarding6) != "0" {
-		t.Error("not restored")
+	if diff := cmp.Diff(before, k.dump()); diff != "" {
+		t.Errorf("not restored (-want +got):\n%s", diff)
 	}
 }
 
@@ -367,6 +396,11 @@ func TestSet_Refuses(t *testing.T) {
 		"mapped address":  {Interface: "mesh0", Addresses: prefixes("::ffff:10.0.0.1/128")},
 		"invalid route":   {Interface: "mesh0", Routes: []netip.Prefix{{}}},
 		"unmasked route":  {Interface: "mesh0", Routes: prefixes("10.0.0.1/8")},
+
+		"invalid served":      {Interface: "mesh0", Forward: true, Serve: []netip.Prefix{{}}},
+		"unmasked served":     {Interface: "mesh0", Forward: true, Serve: prefixes("10.0.0.1/8")},
+		"unmasked masquerade": {Interface: "mesh0", Forward: true, Masquerade: prefixes("10.0.0.1/8")},
+		"served, no forward":  {Interface: "mesh0", Serve: prefixes("10.0.0.0/8")},
 	} {
 		if err := h.Set(context.Background(), c); !errors.Is(err, mesh.ErrInvalid) {
 			t.Errorf("%s: Set = %v, want ErrInvalid", name, err)

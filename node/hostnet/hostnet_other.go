@@ -6,6 +6,7 @@ package hostnet
 
 import (
 	"context"
+	"net/netip"
 
 	"github.com/meshgate/meshgate/node/mesh"
 )
@@ -20,6 +21,12 @@ func (*Host) Set(_ context.Context, c Config) error {
 	}
 	return mesh.ErrUnsupported
 }
+
+// Clean does nothing.
+func (*Host) Clean(string) error { return nil }
+
+// PathMTU returns an error that wraps mesh.ErrUnsupported.
+func (*Host) PathMTU([]netip.Addr) (int, error) { return 0, mesh.ErrUnsupported }
 
 // LeftOut is 0.
 func (*Host) LeftOut() int { return 0 }
