@@ -14,20 +14,19 @@
 package node
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net"
 	"net/netip"
+	"slices"
 	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 
-	"github.com/meshgate/meshgate/node/hostnet"
 	"github.com/meshgate/meshgate/node/mesh"
 	"github.com/meshgate/meshgate/node/pair"
 	"github.com/meshgate/meshgate/node/peer"
@@ -40,9 +39,6 @@ import (
 // its gateways, so that the NAT in between keeps its mapping: the value that
 // WireGuard's own documentation recommends.
 const keepalive = 25 * time.Second
-
-// defaultMTU fits a 1500 byte underlay with IPv6 and WireGuard's header.
-const defaultMTU = 1420
 
 // retryDelay is the pause after a plan could not be applied.
 const retryDelay = time.Second
@@ -68,7 +64,8 @@ type Config struct {
 	InterfaceName string
 	// ListenPort is WireGuard's UDP port; 0 means one that the host picks.
 	ListenPort uint16
-	// MTU of the mesh interface in bytes; 0 means 1420.
+	// MTU of the mesh interface in bytes; 0 means 1420, or less on a TUN
+	// interface when the way to the gateways has not as much room.
 	MTU int
 	// PrimaryEndpoint is the IP address or DNS name at which other nodes reach
 	// this one; empty for a node that only calls out.
@@ -84,6 +81,10 @@ type Config struct {
 	Expose []Expose
 	// Routes are networks that this node offers to reach.
 	Routes []netip.Prefix
+	// KeepSources lets packets of the mesh leave for Routes with the addresses
+	// that they have in the mesh, to which these networks need a route; else the
+	// host puts its own there. It has no effect without a TUN interface.
+	KeepSources bool
 
 	// InterfaceAddrs lists the addresses of the host's interfaces, which no
 	// route opens to the mesh; nil means net.InterfaceAddrs. It is asked when a
@@ -116,7 +117,7 @@ type Node struct {
 	cfg    Config
 	log    *slog.Logger
 	device *wg.Device
-	host   *hostnet.Host // nil without an interface on the host
+	host   *hostNetwork // nil without an interface on the host
 	// replicas are where gateways keep the state together; nil: nowhere.
 	replicas *lookups
 	source   source
@@ -209,7 +210,7 @@ func New(cfg Config) (_ *Node, err error) {
 		}
 	}()
 	if cfg.Mode == wg.ModeTUN {
-		n.host = hostnet.New(cfg.Logger)
+		n.host = newHostNetwork(n)
 	}
 	if err := n.registerLeftOut(); err != nil {
 		return nil, err
@@ -246,7 +247,7 @@ func (n *Node) Run(ctx context.Context) error {
 		g.Go(func() error { return n.pairs.Run(ctx) })
 	}
 	if n.host != nil {
-		g.Go(func() error { return n.mend(ctx) })
+		g.Go(func() error { return n.host.mend(ctx) })
 	}
 	err := g.Wait()
 	if errors.Is(err, context.Canceled) {
@@ -302,7 +303,7 @@ func (n *Node) apply(ctx context.Context, s *mesh.Snapshot) error {
 		return fmt.Errorf("set wireguard: %w", err)
 	}
 	if n.host != nil {
-		if err := n.setHost(ctx, &plan); err != nil {
+		if err := n.host.set(ctx, s, &plan); err != nil {
 			return err
 		}
 	}
@@ -319,52 +320,6 @@ func (n *Node) apply(ctx context.Context, s *mesh.Snapshot) error {
 	return nil
 }
 
-// setHost makes the host's network what plan needs.
-func (n *Node) setHost(ctx context.Context, plan *mesh.Plan) error {
-	err := n.host.Set(ctx, hostnet.Config{
-		Interface: n.device.Name(), MTU: cmp.Or(n.cfg.MTU, defaultMTU),
-		Addresses: addresses(plan.Self), Routes: plan.Routes, Outside: n.outside(plan), Forward: n.members != nil,
-	})
-	if err != nil {
-		return fmt.Errorf("set host network: %w", err)
-	}
-	return nil
-}
-
-// mend puts back what others take from the mesh interface: network managers
-// and people do. Without the interface nothing is left to mend: the node ends,
-// and its supervisor starts it anew.
-func (n *Node) mend(ctx context.Context) error {
-	changes, err := n.host.Changes(ctx)
-	if err != nil {
-		return err
-	}
-	tick := time.NewTicker(lookAtPeers)
-	defer tick.Stop()
-	for {
-		moved := false
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-tick.C:
-			moved = true
-		case _, ok := <-changes:
-			if !ok && ctx.Err() == nil {
-				return fmt.Errorf("%w: the kernel tells no more of changes of the network", mesh.ErrUnavailable)
-			}
-		}
-		plan := n.current.Load()
-		if plan == nil || moved && !toOneAddress(plan.Routes) && len(n.replicas.names()) == 0 {
-			continue // the first plan is being applied, or there is nothing to compare
-		}
-		if err := n.setHost(ctx, plan); errors.Is(err, hostnet.ErrGone) {
-			return fmt.Errorf("interface %s: %w; start the node anew", n.device.Name(), err)
-		} else if err != nil && ctx.Err() == nil {
-			n.log.Warn("host network not mended, trying again at its next change", "err", err)
-		}
-	}
-}
-
 // deviceConfig turns a plan into the desired state of the WireGuard device.
 func (n *Node) deviceConfig(s *mesh.Snapshot, plan mesh.Plan) wg.Config {
 	cfg := wg.Config{
@@ -377,19 +332,27 @@ func (n *Node) deviceConfig(s *mesh.Snapshot, plan mesh.Plan) wg.Config {
 	if own, err := netip.ParseAddr(n.cfg.PrimaryEndpoint); err == nil {
 		cfg.OneMachine = own.IsLoopback()
 	}
+	// What AllowedIPs let in needs a second look only where ports count.
+	var delivery *policy.Filter
+	if policy.Restricted(s) {
+		delivery = policy.DeliveryFilter(s, plan, n.flows)
+		cfg.Accept, cfg.Sent = delivery.Allow, delivery.Sent
+	}
 	// Only a node that holds state sees the rules between others, so only it
-	// forwards for them.
+	// forwards for them. Others forward to the networks that they offer.
 	cfg.Allow = func(mesh.Packet) bool { return false }
 	if n.members != nil {
 		cfg.Allow = policy.ForwardFilter(s, n.flows).Allow
+	} else if networks := served(s, n.cfg.ID); n.host != nil && len(networks) > 0 {
+		if delivery == nil {
+			delivery = policy.DeliveryFilter(s, plan, n.flows)
+		}
+		cfg.Allow = func(p mesh.Packet) bool {
+			return slices.ContainsFunc(networks, func(network netip.Prefix) bool { return network.Contains(p.Dst) }) && delivery.Allow(p)
+		}
 	}
 	if n.pairs != nil {
 		cfg.Seek = n.pairs.Seek
-	}
-	// What AllowedIPs let in needs a second look only where ports count.
-	if policy.Restricted(s) {
-		f := policy.DeliveryFilter(s, plan, n.flows)
-		cfg.Accept, cfg.Sent = f.Allow, f.Sent
 	}
 	return cfg
 }

@@ -71,7 +71,8 @@ func (p *gatewayProcess) openNode(ctx context.Context) error {
 	features := p.features(mode)
 	p.node, err = node.New(node.Config{
 		ID: id, Key: key, Mode: mode, InterfaceName: c.wgInterface, ListenPort: c.wgPort, MTU: c.wgMTU,
-		PrimaryEndpoint: p.address.String(), API: api, Features: features, Expose: exposed, Routes: routes,
+		PrimaryEndpoint: p.address.String(), API: api, Features: features, Expose: exposed,
+		Routes: routes, KeepSources: !c.masquerade,
 		Hold: &node.Hold{
 			Store: p.store, CloseStore: p.store.Close, Replicas: p.store.Addresses, Admin: c.admin,
 			Domain: strings.TrimSuffix(c.meshDomain, ".") + ".", IPv4: netip.MustParsePrefix(c.meshIPv4),

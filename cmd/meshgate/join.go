@@ -28,6 +28,7 @@ type joinConfig struct {
 	zone          string
 	expose        []string
 	routes        []string
+	masquerade    bool
 	wgMode        string
 	wgPort        uint16
 	wgInterface   string
@@ -48,10 +49,11 @@ func (c *joinConfig) register(f *pflag.FlagSet) {
 	f.StringVar(&c.zone, "zone", "", "zone awareness id: nodes of one zone prefer each other's local addresses")
 	f.StringArrayVar(&c.expose, "expose", nil, "make a service of this host reachable on the mesh: tcp:8080=127.0.0.1:3000 (repeat for more)")
 	f.StringSliceVar(&c.routes, "routes", nil, "networks that this node offers to reach")
+	f.BoolVar(&c.masquerade, "masquerade", true, "in tun mode, let packets of the mesh leave for --routes with this host's own address; without, these networks need a route to the mesh")
 	f.StringVar(&c.wgMode, "wireguard.mode", "auto", "tun, netstack (no root), or auto: tun where the host allows it")
 	f.Uint16Var(&c.wgPort, "wireguard.listen-port", 0, "UDP port of WireGuard; 0 lets the host pick, which does not go with --public-address")
 	f.StringVar(&c.wgInterface, "wireguard.interface", "meshgate0", "name of the interface in tun mode")
-	f.IntVar(&c.wgMTU, "wireguard.mtu", 1420, "MTU of the mesh, 1280 to 65535")
+	f.IntVar(&c.wgMTU, "wireguard.mtu", 0, "MTU of the mesh, 1280 to 65535; 0 is 1420, or in tun mode what the way to the gateways leaves if that is less")
 	f.StringVar(&c.iceListen, "ice.listen", ":0", "UDP address for DataChannels that end at this node")
 	f.StringVar(&c.metricsListen, "metrics.listen", "", "address of /metrics; empty for none")
 	f.StringVar(&c.logLevel, "log.level", "info", "debug, info, warn or error")
@@ -179,7 +181,7 @@ func (c *joinConfig) options(log *slog.Logger) (nodeOptions, error) {
 	}
 	cfg := node.Config{
 		PrimaryEndpoint: c.publicAddress, Zone: c.zone,
-		ListenPort: c.wgPort, InterfaceName: c.wgInterface, MTU: c.wgMTU,
+		ListenPort: c.wgPort, InterfaceName: c.wgInterface, MTU: c.wgMTU, KeepSources: !c.masquerade,
 	}
 	if cfg.ID, err = nodeID(c.id); err != nil {
 		return o, err

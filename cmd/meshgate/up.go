@@ -58,6 +58,7 @@ type upConfig struct {
 	wgMTU       int
 	expose      []string
 	routes      []string
+	masquerade  bool
 
 	iceListen string
 
@@ -106,9 +107,10 @@ func (c *upConfig) register(f *pflag.FlagSet) {
 	f.StringVar(&c.wgMode, "wireguard.mode", "auto", "tun, netstack (no root), or auto: tun where the host allows it")
 	f.Uint16Var(&c.wgPort, "wireguard.listen-port", 51820, "UDP port of WireGuard; 0 lets the host pick")
 	f.StringVar(&c.wgInterface, "wireguard.interface", "meshgate0", "name of the interface in tun mode")
-	f.IntVar(&c.wgMTU, "wireguard.mtu", 1420, "MTU of the mesh, 1280 to 65535")
+	f.IntVar(&c.wgMTU, "wireguard.mtu", 0, "MTU of the mesh, 1280 to 65535; 0 is 1420, or in tun mode what the way to the gateways leaves if that is less")
 	f.StringArrayVar(&c.expose, "expose", nil, "make a service of this host reachable on the mesh: tcp:8080=127.0.0.1:3000 (repeat for more)")
 	f.StringSliceVar(&c.routes, "routes", nil, "networks that this node offers to reach")
+	f.BoolVar(&c.masquerade, "masquerade", true, "in tun mode, let packets of the mesh leave for --routes with this host's own address; without, these networks need a route to the mesh")
 
 	f.StringVar(&c.iceListen, "ice.listen", ":3479", "UDP address for DataChannels that end at this gateway")
 	f.StringVar(&c.turnListen, "turn.listen", ":3478", "UDP and TCP address of STUN and TURN; empty for none")
