@@ -5,6 +5,7 @@ package node
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -138,6 +139,7 @@ func (f *follower) build(r *v1.JoinResponse) (*mesh.Snapshot, mesh.Plan, error) 
 		peers = append(peers, peer)
 	}
 	plan.Peers = mesh.PeersOf(peers...)
+	plan.Routes = append(plan.Routes, behind(s, &plan)...)
 	for _, w := range r.GetNetworkAcls() {
 		acl, err := mesh.ACLFromProto(w)
 		if err != nil {
@@ -149,6 +151,26 @@ func (f *follower) build(r *v1.JoinResponse) (*mesh.Snapshot, mesh.Plan, error) 
 		s.Routes = []mesh.Route{{Name: string(n.cfg.ID) + "-auto", Node: string(n.cfg.ID), Destinations: n.cfg.Routes}}
 	}
 	return s, plan, nil
+}
+
+// behind returns the networks outside of the mesh that lie behind peers, each
+// once, of the families in which the node has an address. What the node offers
+// itself lies behind nobody.
+func behind(s *mesh.Snapshot, plan *mesh.Plan) []netip.Prefix {
+	var list []netip.Prefix
+	for peer := range plan.Peers.All() {
+		for _, p := range peer.AllowedIPs {
+			own := plan.Self.IPv6
+			if p.Addr().Is4() {
+				own = plan.Self.IPv4
+			}
+			if own.IsValid() && !s.Contains(p.Addr()) {
+				list = append(list, p)
+			}
+		}
+	}
+	slices.SortFunc(list, netip.Prefix.Compare)
+	return slices.Compact(list)
 }
 
 // knownGateways are the gateways that an answer names.

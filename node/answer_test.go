@@ -4,11 +4,14 @@ package node
 
 import (
 	"fmt"
+	"net/netip"
+	"slices"
 	"testing"
 
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 
+	"github.com/meshgate/meshgate/node/mesh"
 	v1 "github.com/meshgate/meshgate/proto/v1"
 )
 
@@ -88,5 +91,21 @@ func TestUpdated_TakesTheNewsAndKeepsTheRest(t *testing.T) {
 	}
 	if !proto.Equal(base, filled(t, &v1.JoinResponse{}, 1, 3)) {
 		t.Error("the answer to the join itself has changed")
+	}
+}
+
+func TestBehind_ListsNetworksOfPeersOnce(t *testing.T) {
+	self := &mesh.Node{ID: "a", IPv4: netip.MustParsePrefix("172.16.0.2/32"), IPv6: netip.MustParsePrefix("fd00::2:0/112")}
+	s := &mesh.Snapshot{IPv4: netip.MustParsePrefix("172.16.0.0/12"), IPv6: netip.MustParsePrefix("fd00::/32")}
+	plan := &mesh.Plan{Self: self, Peers: mesh.PeersOf(
+		mesh.Peer{Node: &mesh.Node{ID: "b"}, AllowedIPs: networks("172.16.0.1/32", "192.168.8.0/24", "fd00::1:0/112", "fd77::/64")},
+		mesh.Peer{Node: &mesh.Node{ID: "c"}, AllowedIPs: networks("172.16.0.0/12", "192.168.7.0/24", "192.168.8.0/24")},
+	)}
+	if got, want := behind(s, plan), networks("192.168.7.0/24", "192.168.8.0/24", "fd77::/64"); !slices.Equal(got, want) {
+		t.Errorf("%v, want %v", got, want)
+	}
+	self.IPv6 = netip.Prefix{}
+	if got, want := behind(s, plan), networks("192.168.7.0/24", "192.168.8.0/24"); !slices.Equal(got, want) {
+		t.Errorf("without IPv6: %v, want %v", got, want)
 	}
 }
