@@ -6,10 +6,13 @@ package wg_test
 
 import (
 	"errors"
+	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"os/exec"
 	"runtime"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -186,4 +189,29 @@ func BenchmarkStream_ThroughTUNHub(b *testing.B) {
 	_, x, y := tunHub(b, nil, func(mesh.Packet) bool { return true })
 	client, server := connect(b, x, y, y.IPv4)
 	benchmarkStream(b, client, server)
+}
+
+// Where the link has less room than the packets need, by IPv4 and by IPv6, they
+// travel in fragments.
+func TestUnderlay_SmallerThanThePackets(t *testing.T) {
+	for _, mtu := range []int{1280, 1400} {
+		for _, host := range []string{"127.0.0.1", "::1"} {
+			t.Run(fmt.Sprintf("%d over %s", mtu, host), func(t *testing.T) {
+				inNamespace(t)
+				ip(t, fmt.Sprintf("link set lo mtu %d", mtu))
+				hub := wgtest.New(t, 1, wg.Options{Mode: wg.ModeTUN, InterfaceName: "wgtest0"})
+				a := wgtest.New(t, 2, wg.Options{})
+				ip(t, "link set wgtest0 up")
+				ip(t, "addr add "+hub.IPv4.String()+"/32 dev wgtest0")
+				ip(t, "route add 10.99.0.0/16 dev wgtest0")
+				at := a.Peer()
+				at.Endpoint = net.JoinHostPort(host, strconv.Itoa(int(a.ListenPort())))
+				hub.SetPeers(at)
+				a.SetPeers(hub.Peer())
+				client, server := connect(t, hub, a, a.IPv4)
+				transfer(t, client, server, 4<<20)
+				transfer(t, server, client, 4<<20)
+			})
+		}
+	}
 }

@@ -248,7 +248,7 @@ func New(o Options) (*Device, error) {
 		m.unregister()
 		return nil, err
 	}
-	d.bind = newBind(conn.NewDefaultBind(), frames, o.STUN, m)
+	d.bind = newBind(newNative(o.MTU), frames, o.STUN, m)
 	d.wg = device.NewDevice(&gate{plane: d.plane, filter: d.filter, metrics: m, wake: d.wake}, d.bind.extended(), d.peerLog.library())
 	if name, err := d.plane.Name(); err == nil {
 		d.name = name // the system may have chosen another

@@ -1,0 +1,131 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build linux && !android
+
+package wg
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+	"golang.zx2c4.com/wireguard/conn"
+)
+
+// oneByOne is for how long batches that the kernel refused to cut are sent
+// packet by packet, before the faster way is tried again.
+const oneByOne = time.Second
+
+// fragmenting is the library's UDP bind for ways on which packets do not fit
+// whole: they go in fragments, as those of WireGuard in the kernel do. The
+// library leaves its sockets as they come, which forbids routers to cut IPv4
+// packets; where ICMP is filtered, nobody tells that they are too large.
+type fragmenting struct {
+	conn.Bind
+	// small has IPv6 packets leave in fragments that fit every link. Routers
+	// do not cut them.
+	small bool
+	// until is when batches are tried again, in ns since 1970.
+	until atomic.Int64
+}
+
+// newNative returns the UDP bind for packets of mtu in the tunnel.
+func newNative(mtu int) conn.Bind {
+	return &fragmenting{Bind: conn.NewDefaultBind(), small: mtu == minMTU}
+}
+
+// Open implements conn.Bind.
+func (f *fragmenting) Open(port uint16) ([]conn.ReceiveFunc, uint16, error) {
+	fns, actual, err := f.Bind.Open(port)
+	if err == nil {
+		// Without, only ways with a small MTU suffer.
+		_ = eachSocket(actual, f.allow)
+	}
+	return fns, actual, err
+}
+
+// Send implements conn.Bind. The kernel cuts a batch into packets or a packet
+// into fragments, not both: a batch of packets that do not fit is refused.
+func (f *fragmenting) Send(packets [][]byte, ep conn.Endpoint) error {
+	if len(packets) == 1 || time.Now().UnixNano() >= f.until.Load() {
+		err := f.Bind.Send(packets, ep)
+		// Before Linux 6.13 it was EINVAL, which has other causes, too.
+		if err == nil || len(packets) == 1 || !errors.Is(err, unix.EMSGSIZE) && !errors.Is(err, unix.EINVAL) {
+			return err
+		}
+		if errors.Is(err, unix.EMSGSIZE) {
+			f.until.Store(time.Now().Add(oneByOne).UnixNano())
+		}
+	}
+	for i := range packets {
+		if err := f.Bind.Send(packets[i:i+1], ep); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// allow lets routers, and the kernel, cut what is sent on a socket.
+func (f *fragmenting) allow(fd, family int) error {
+	if family == unix.AF_INET {
+		return unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_DONT)
+	}
+	err := unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER, unix.IPV6_PMTUDISC_DONT)
+	if err == nil && f.small {
+		err = unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_MTU, minMTU)
+	}
+	return err
+}
+
+// eachSocket calls do for the UDP sockets of this process with a local port. The
+// library keeps them to itself, but for their number.
+func eachSocket(port uint16, do func(fd, family int) error) error {
+	const dir = "/proc/self/fd"
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return fmt.Errorf("list open files: %w", err)
+	}
+	var errs []error
+	for _, e := range entries {
+		link, err := os.Readlink(dir + "/" + e.Name())
+		fd, numErr := strconv.Atoi(e.Name())
+		if err != nil || numErr != nil || !strings.HasPrefix(link, "socket:") {
+			continue
+		}
+		// A number may be another file's at any time; a copy stays what it is.
+		own, err := unix.FcntlInt(uintptr(fd), syscall.F_DUPFD_CLOEXEC, 0)
+		if err != nil {
+			continue // closed since
+		}
+		if family, ok := boundTo(own, port); ok {
+			errs = append(errs, do(own, family))
+		}
+		errs = append(errs, unix.Close(own))
+	}
+	return errors.Join(errs...)
+}
+
+// boundTo reports whether fd is a UDP socket at a port, and of which family.
+func boundTo(fd int, port uint16) (family int, ok bool) {
+	kind, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_TYPE)
+	if err != nil || kind != unix.SOCK_DGRAM {
+		return 0, false
+	}
+	at, err := unix.Getsockname(fd)
+	if err != nil {
+		return 0, false
+	}
+	switch at := at.(type) {
+	case *unix.SockaddrInet4:
+		return unix.AF_INET, at.Port == int(port)
+	case *unix.SockaddrInet6:
+		return unix.AF_INET6, at.Port == int(port)
+	}
+	return 0, false
+}

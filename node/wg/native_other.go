@@ -1,0 +1,10 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build !linux || android
+
+package wg
+
+import "golang.zx2c4.com/wireguard/conn"
+
+// newNative returns the UDP bind for packets of mtu in the tunnel.
+func newNative(int) conn.Bind { return conn.NewDefaultBind() }
