@@ -4,9 +4,11 @@ package topology_test
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"pgregory.net/rapid"
@@ -24,7 +26,7 @@ func changeMesh(t *rapid.T, s *mesh.Snapshot, names []mesh.NodeID) *mesh.Snapsho
 	name := func(label string) mesh.NodeID { return rapid.SampledFrom(names).Draw(t, label) }
 	switch kind := rapid.SampledFrom([]string{
 		"join", "join", "leave", "record", "record", "record", "edge", "edge", "edge", "no edge", "no edge",
-		"route", "route", "no route", "ACLs", "groups", "networks",
+		"route", "route", "no route", "silence", "silence", "ACLs", "groups", "networks",
 	}).Draw(t, "kind"); kind {
 	case "join":
 		id := name("joins")
@@ -62,6 +64,17 @@ func changeMesh(t *rapid.T, s *mesh.Snapshot, names []mesh.NodeID) *mesh.Snapsho
 			i := rapid.IntRange(0, n-1).Draw(t, "route")
 			next.Routes = slices.Delete(slices.Clone(next.Routes), i, i+1)
 		}
+	case "silence":
+		id := name("silent")
+		next.Silent = maps.Clone(next.Silent)
+		if _, noted := next.Silent[id]; noted {
+			delete(next.Silent, id)
+			break
+		}
+		if next.Silent == nil {
+			next.Silent = map[mesh.NodeID]time.Time{}
+		}
+		next.Silent[id] = time.Unix(1, 0)
 	case "ACLs":
 		next.ACLs = append(drawACLs(t, b), between(true, "*", "*"))
 	case "groups":

@@ -4,11 +4,9 @@ package topology
 
 import (
 	"cmp"
-	"net/netip"
 	"slices"
 
 	"github.com/meshgate/meshgate/node/mesh"
-	"github.com/meshgate/meshgate/node/policy"
 	v1 "github.com/meshgate/meshgate/proto/v1"
 )
 
@@ -23,9 +21,7 @@ type graph struct {
 	// comes or goes.
 	present map[class]int
 	kinds   int
-	// offers are the networks that nodes forward to, of all nodes that routes
-	// name, there or not.
-	offers map[mesh.NodeID][]netip.Prefix
+	offering
 }
 
 // vertex is a node that can be a peer.
@@ -71,7 +67,7 @@ func (d *delta) size() int { return len(d.reset) + len(d.touched) + len(d.pairs)
 func newGraph(s *mesh.Snapshot, r *rules) *graph {
 	g := &graph{
 		at: s, rules: r, vertices: make(map[mesh.NodeID]*vertex, s.Nodes.Len()),
-		present: make(map[class]int), offers: offersOf(s),
+		present: make(map[class]int), offering: offersOf(s),
 	}
 	for _, n := range s.Nodes.All() {
 		if !n.PublicKey.IsZero() {
@@ -125,7 +121,7 @@ func (g *graph) move(s *mesh.Snapshot) *delta {
 		e := cmp.Or(after, before)
 		g.setLink(g.vertices[e.Source], g.vertices[e.Target], d)
 	}
-	if !mesh.SameList(old.Routes, s.Routes) {
+	if !mesh.SameList(old.Routes, s.Routes) || g.stirred(old, s) {
 		g.setOffers(offersOf(s), d)
 	}
 	for _, v := range added {
@@ -144,7 +140,7 @@ func (g *graph) judge() {
 		v.class = g.rules.of(v.node)
 		g.count(v.class, 1)
 	}
-	g.offers = offersOf(g.at)
+	g.offering = offersOf(g.at)
 }
 
 // replace takes over what became of a node. It returns a vertex that is new,
@@ -258,39 +254,6 @@ func (g *graph) setLink(a, b *vertex, d *delta) {
 		return
 	}
 	d.pairs = append(d.pairs, [2]*vertex{a, b})
-}
-
-func (g *graph) setOffers(offers map[mesh.NodeID][]netip.Prefix, d *delta) {
-	for id, networks := range offers {
-		if v := g.vertices[id]; v != nil && !slices.Equal(networks, g.offers[id]) {
-			d.offers = append(d.offers, v)
-		}
-	}
-	for id := range g.offers {
-		if v := g.vertices[id]; v != nil && len(offers[id]) == 0 {
-			d.offers = append(d.offers, v)
-		}
-	}
-	g.offers = offers
-}
-
-// offersOf returns the networks that nodes forward to. Whether a node is there
-// is not asked: a plan looks at those that it reaches.
-func offersOf(s *mesh.Snapshot) map[mesh.NodeID][]netip.Prefix {
-	offers := make(map[mesh.NodeID][]netip.Prefix)
-	for r, id := range policy.RouteForwarders(s) {
-		for _, network := range r.Destinations {
-			if network = network.Masked(); s.Routable(network) && !slices.Contains(offers[id], network) {
-				offers[id] = append(offers[id], network)
-			}
-		}
-	}
-	for id, networks := range offers {
-		slices.SortFunc(networks, netip.Prefix.Compare)
-		// What is put is checked; a state of before, or of a v1 leader, was not.
-		offers[id] = mesh.WithinSpan(networks)
-	}
-	return offers
 }
 
 // find returns where the link to a vertex is, or belongs.

@@ -198,6 +198,9 @@ func (n *near) makePlan(g *graph) mesh.Plan {
 	var routed []netip.Prefix // home has no path to all who offer them
 	for _, at := range nearest {
 		for _, network := range g.offers[at.vertex.id] {
+			if g.leaves(at.vertex.id, network) {
+				continue
+			}
 			for _, part := range g.rules.grants(self, at.node, network) {
 				if claim(at.path, part) {
 					routed = append(routed, part)

@@ -246,7 +246,7 @@ func (p *pass) claimNets(n *note) bool {
 	}
 	free := true
 	for _, network := range p.graph.offers[n.at.id] {
-		if !p.lone && slices.Contains(p.graph.offers[p.root.id], network) {
+		if !p.lone && slices.Contains(p.graph.offers[p.root.id], network) || p.graph.leaves(n.at.id, network) {
 			continue
 		}
 		for _, part := range p.rules.grants(p.as, n.node, network) {
