@@ -286,12 +286,19 @@ func checkDestination(s *mesh.Snapshot, r *mesh.Route, i int, p netip.Prefix) er
 		if other.Name == r.Name || other.Node == r.Node {
 			continue
 		}
-		if j := slices.IndexFunc(other.Destinations, p.Overlaps); j >= 0 {
-			return fmt.Errorf("%w: destination_cidrs: %v overlaps %v of route %q, which %q offers; only one can offer a network",
+		j := slices.IndexFunc(other.Destinations, p.Overlaps)
+		if j >= 0 && !(p == other.Destinations[j] && offeredBy(s, r, &other)) {
+			return fmt.Errorf("%w: destination_cidrs: %v overlaps %v of route %q, which %q offers; only one can offer a network, unless a group with all that offer exactly this one does",
 				mesh.ErrExists, p, other.Destinations[j], other.Name, other.Node)
 		}
 	}
 	return nil
+}
+
+// offeredBy reports whether other is what a node offers itself that forwards for
+// r: with r an admin says that it may, and who else.
+func offeredBy(s *mesh.Snapshot, r, other *mesh.Route) bool {
+	return other.Name == registry.AutoRoute(mesh.NodeID(other.Node)) && slices.Contains(policy.Forwarders(s, *r), mesh.NodeID(other.Node))
 }
 
 // checkUnused refuses to remove a role or a group that others name: who makes one
