@@ -10,14 +10,22 @@ import (
 	"time"
 
 	"github.com/meshgate/meshgate/node/mesh"
+	"github.com/meshgate/meshgate/node/policy"
 )
 
 const (
-	// lookEach is how often a gateway looks which of its members are silent.
-	lookEach = time.Minute
+	// lookEach is how often a gateway looks which of its members are silent, and
+	// rivalsEach how often while one of them can stand in for another.
+	lookEach   = time.Minute
+	rivalsEach = 15 * time.Second
 	// silentAfter is the age of a handshake from which a member is silent. One
 	// that follows a gateway shakes hands every two minutes.
 	silentAfter = 10 * time.Minute
+	// A node for which another one can stand in is silent sooner. One that calls
+	// its gateway keeps its way there open (keepalive), so that it is missed after
+	// callerSilent; another one after the time for which WireGuard uses a session.
+	callerSilent = 2*keepalive + 10*time.Second
+	rivalSilent  = 3 * time.Minute
 	// maxPurge bounds the nodes that are purged at one look. Should a fault make
 	// many seem gone, there is time to see it in the log.
 	maxPurge = 20
@@ -25,7 +33,8 @@ const (
 
 // Purge says which members are removed because they were gone for too long.
 type Purge struct {
-	// After is for how long; 0 removes nobody.
+	// After is for how long; 0 removes nobody, and only of nodes for which another
+	// one can stand in is it noted that they are silent.
 	After time.Duration
 	// Leads reports whether this gateway leads: it removes for all. Nil: it is
 	// alone.
@@ -47,28 +56,61 @@ type verdict struct {
 	purge  []mesh.NodeID
 }
 
+// ears is when a gateway has heard its peers.
+type ears struct {
+	// handshakes are when the last one was.
+	handshakes map[mesh.WireGuardKey]time.Time
+	// heard are when something was, for the nodes in rivals.
+	heard map[mesh.WireGuardKey]time.Time
+	// rivals are the nodes for which another one can stand in.
+	rivals map[mesh.NodeID]bool
+	// young is true before the others can be judged.
+	young bool
+}
+
+// since returns from when on a node is silent that was last heard then or
+// before, and whether it was heard after that. Known is false for one that is no
+// peer.
+func (e *ears) since(n *mesh.Node, now time.Time) (silent time.Time, heard, known bool) {
+	key := n.PublicKey.WireGuard()
+	last, known := e.handshakes[key]
+	after := silentAfter
+	if e.rivals[n.ID] {
+		if after = rivalSilent; n.PrimaryEndpoint == "" {
+			after = callerSilent
+		}
+		if at := e.heard[key]; at.After(last) {
+			last = at
+		}
+	}
+	return now.Add(-after), now.Sub(last) < after, known
+}
+
 // judge looks at the members that run Meshgate: a stock WireGuard peer that says
 // nothing may have nothing to say. Each is judged by the gateway that it is
 // linked to, the first in order that is alive; those without one by the leader.
-func (p *Purge) judge(s *mesh.Snapshot, self mesh.NodeID, handshakes map[mesh.WireGuardKey]time.Time, alive map[mesh.NodeID]bool, leads bool, now time.Time) verdict {
+func (p *Purge) judge(s *mesh.Snapshot, self mesh.NodeID, e *ears, alive map[mesh.NodeID]bool, leads bool, now time.Time) verdict {
 	v := verdict{silent: map[mesh.NodeID]time.Time{}}
 	for id, n := range s.Nodes.All() {
 		if id == self || n.PublicKey.IsZero() || !n.RunsMeshgate() || n.FollowsNone() {
 			continue
 		}
 		since, noted := s.Silent[id]
-		shaken, ours := handshakes[n.PublicKey.WireGuard()]
+		if !e.rivals[id] && (e.young || p.After <= 0 && !noted) {
+			continue // it makes no difference
+		}
+		silent, heard, ours := e.since(n, now)
 		switch judge := judgeOf(s, id, self, alive); {
-		case ours && now.Sub(shaken) < silentAfter:
+		case ours && heard:
 			if noted {
 				v.heard = append(v.heard, id)
 			}
 			continue
 		case !noted && (judge == self || judge == "" && leads):
 			// Another gateway may have heard it later than this one did.
-			v.silent[id] = now.Add(-silentAfter)
+			v.silent[id] = silent
 		}
-		if noted && leads && now.Sub(since) >= p.After && len(v.purge) < maxPurge {
+		if noted && leads && p.After > 0 && now.Sub(since) >= p.After && len(v.purge) < maxPurge {
 			v.purge = append(v.purge, id)
 		}
 	}
@@ -91,37 +133,84 @@ func judgeOf(s *mesh.Snapshot, id, self mesh.NodeID, alive map[mesh.NodeID]bool)
 
 // purge looks at the members again and again until ctx ends.
 func (h *holder) purge(ctx context.Context) error {
-	if h.cfg.Purge.After <= 0 {
-		return nil
-	}
-	tick := time.NewTicker(lookEach)
+	tick := time.NewTicker(rivalsEach)
 	defer tick.Stop()
-	for {
+	w := watch{}
+	for last := h.node.opened; ; {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
 		case now := <-tick.C:
-			// Right after a start nobody has shaken hands yet.
-			if now.Sub(h.node.opened) < silentAfter {
+			s := h.registry.Snapshot()
+			if s == nil {
 				continue
 			}
-			if err := h.look(ctx, now); err != nil && ctx.Err() == nil {
-				h.node.log.Warn("silent members not noted, or not removed; looking again in a minute", "err", err)
+			// Right after a start nobody has shaken hands yet.
+			e := &ears{rivals: policy.Rivals(s), young: now.Sub(h.node.opened) < silentAfter}
+			due := now.Sub(last) >= lookEach && !e.young && (h.cfg.Purge.After > 0 || len(s.Silent) > 0)
+			if len(e.rivals) == 0 && !due {
+				clear(w)
+				continue
+			}
+			if due {
+				last = now
+			}
+			if err := h.look(ctx, s, e, w, now); err != nil && ctx.Err() == nil {
+				h.node.log.Warn("silent members not noted, or not removed; looking again soon", "err", err)
 			}
 		}
 	}
 }
 
+// watch is what was received from peers up to which time.
+type watch map[mesh.WireGuardKey]received
+
+type received struct {
+	bytes uint64
+	at    time.Time
+}
+
+// hear notes what was received from peers. Those that it did not know count as
+// heard now, since what they sent before is unknown, unless they are noted as
+// silent.
+func (w watch) hear(s *mesh.Snapshot, rivals map[mesh.NodeID]bool, peers []mesh.PeerStats, now time.Time) map[mesh.WireGuardKey]time.Time {
+	keys := make(map[mesh.WireGuardKey]mesh.NodeID, len(rivals))
+	for id := range rivals {
+		if n := s.Node(id); n != nil && !n.PublicKey.IsZero() {
+			keys[n.PublicKey.WireGuard()] = id
+		}
+	}
+	heard := make(map[mesh.WireGuardKey]time.Time, len(keys))
+	for _, p := range peers {
+		id, ok := keys[p.PublicKey]
+		if !ok {
+			continue
+		}
+		r, known := w[p.PublicKey]
+		_, noted := s.Silent[id]
+		switch {
+		case !known && noted:
+			r = received{bytes: p.ReceiveBytes}
+		case !known || r.bytes != p.ReceiveBytes:
+			r = received{p.ReceiveBytes, now}
+		}
+		w[p.PublicKey], heard[p.PublicKey] = r, r.at
+	}
+	maps.DeleteFunc(w, func(key mesh.WireGuardKey, _ received) bool { return keys[key] == "" })
+	return heard
+}
+
 // look notes who is silent and purges who has been for too long.
-func (h *holder) look(ctx context.Context, now time.Time) error {
+func (h *holder) look(ctx context.Context, s *mesh.Snapshot, e *ears, w watch, now time.Time) error {
 	stats, err := h.ear.Stats()
 	if err != nil {
 		return fmt.Errorf("ask WireGuard who was heard: %w", err)
 	}
-	handshakes := make(map[mesh.WireGuardKey]time.Time, len(stats.Peers))
+	e.handshakes = make(map[mesh.WireGuardKey]time.Time, len(stats.Peers))
 	for _, p := range stats.Peers {
-		handshakes[p.PublicKey] = p.LastHandshake
+		e.handshakes[p.PublicKey] = p.LastHandshake
 	}
+	e.heard = w.hear(s, e.rivals, stats.Peers, now)
 	p := &h.cfg.Purge
 	leads, alive := true, map[mesh.NodeID]bool{}
 	if p.Leads != nil {
@@ -130,9 +219,14 @@ func (h *holder) look(ctx context.Context, now time.Time) error {
 	if p.Alive != nil {
 		maps.Copy(alive, p.Alive(ctx))
 	}
-	v := p.judge(h.registry.Snapshot(), h.node.cfg.ID, handshakes, alive, leads, now)
+	v := p.judge(s, h.node.cfg.ID, e, alive, leads, now)
 	var errs []error
 	if len(v.silent)+len(v.heard) > 0 {
+		for id := range v.silent {
+			if e.rivals[id] {
+				h.node.log.Warn("a router is not heard; another one stands in for it where one offers the same networks", "peer", string(id))
+			}
+		}
 		errs = append(errs, h.Members.Note(ctx, v.silent, v.heard))
 	}
 	for _, id := range v.purge {
