@@ -106,6 +106,7 @@ func (h *holder) run(ctx context.Context) error {
 	}
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return h.registry.Run(ctx) })
+	g.Go(func() error { return h.keepUp(ctx) })
 	if n.replicas != nil {
 		g.Go(func() error { return n.replicas.run(ctx) })
 	}
@@ -116,6 +117,19 @@ func (h *holder) run(ctx context.Context) error {
 		return h.purge(ctx)
 	})
 	return g.Wait()
+}
+
+// keepUp has the planner follow the state as it changes. Nodes that join ask for a
+// plan each, which then waits for few changes at most.
+func (h *holder) keepUp(ctx context.Context) error {
+	for after := uint64(0); ; {
+		s, err := h.wait(ctx, after)
+		if err != nil {
+			return err
+		}
+		h.plannerOf(s).KeepUp()
+		after = s.Version
+	}
 }
 
 // openPort opens the port of WireGuard before there is a plan: it has to be known

@@ -28,9 +28,11 @@ func (w *world) subscribers(ctx context.Context, o options, r *report) error {
 	defer cancel()
 	seen := make(chan changes, n)
 	failed := make(chan error, n)
+	// More at once would open a connection each.
+	opening := make(chan struct{}, batch)
 	for i := range n {
 		wg.Go(func() {
-			if err := w.subscribe(ctx, nodeName(i), seen); err != nil {
+			if err := w.subscribe(ctx, nodeName(i), opening, seen); err != nil {
 				failed <- err
 			}
 		})
@@ -150,8 +152,12 @@ func (w *world) addACL(ctx context.Context, i int) error {
 	return err
 }
 
-// subscribe tells of each change that comes, until ctx ends.
-func (w *world) subscribe(ctx context.Context, id string, seen chan<- changes) error {
+// subscribe tells of each change that comes, until ctx ends. It has a place in
+// opening until the first one.
+func (w *world) subscribe(ctx context.Context, id string, opening chan struct{}, seen chan<- changes) error {
+	opening <- struct{}{}
+	leave := sync.OnceFunc(func() { <-opening })
+	defer leave()
 	stream, err := w.api.membership.SubscribePeers(ctx, as(id, &v1.SubscribePeersRequest{Id: id}))
 	if err != nil {
 		return fmt.Errorf("subscribe %s: %w", id, err)
@@ -159,6 +165,7 @@ func (w *world) subscribe(ctx context.Context, id string, seen chan<- changes) e
 	defer func() { _ = stream.Close() }()
 	last := changes{-1, -1}
 	for stream.Receive() {
+		leave()
 		now := changes{servers: len(stream.Msg().GetDnsServers())}
 		for _, acl := range stream.Msg().GetNetworkAcls() {
 			if strings.HasPrefix(acl.GetName(), aclPrefix) {

@@ -29,6 +29,10 @@ func New(s *mesh.Snapshot, before *Planner) *Planner {
 // Snapshot is the snapshot that is planned for.
 func (p *Planner) Snapshot() *mesh.Snapshot { return p.snapshot }
 
+// KeepUp moves what planners share to the snapshot, unless that stands at a later
+// one: the plan that is asked for next has less to catch up with.
+func (p *Planner) KeepUp() { p.work.keepUp(p.snapshot) }
+
 // Plan plans for node self; see For. Nobody changes what is in a plan: it may
 // be in the next one too.
 func (p *Planner) Plan(self mesh.NodeID) (mesh.Plan, error) {

@@ -62,6 +62,16 @@ func (w *work) plan(s *mesh.Snapshot, self mesh.NodeID) (mesh.Plan, bool) {
 	return w.view(viewKey{root: start, viewer: start.class}, start.node).plan, true
 }
 
+// keepUp is Planner.KeepUp.
+func (w *work) keepUp(s *mesh.Snapshot) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.graph == nil || s.Version <= w.graph.at.Version || !w.graph.fits(s) {
+		return // nobody has planned yet, somebody is ahead, or all begins anew
+	}
+	w.moveTo(s)
+}
+
 // gateOf returns the only neighbour of a vertex that has one only and forwards
 // to no network itself; else nil.
 func (w *work) gateOf(v *vertex) *vertex {
