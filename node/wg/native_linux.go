@@ -37,7 +37,7 @@ type fragmenting struct {
 
 // newNative returns the UDP bind for packets of mtu in the tunnel.
 func newNative(mtu int) conn.Bind {
-	return &fragmenting{Bind: conn.NewDefaultBind(), small: mtu == minMTU}
+	return &fragmenting{Bind: withFamilies(conn.NewDefaultBind()), small: mtu == minMTU}
 }
 
 // Open implements conn.Bind.

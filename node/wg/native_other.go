@@ -7,4 +7,4 @@ package wg
 import "golang.zx2c4.com/wireguard/conn"
 
 // newNative returns the UDP bind for packets of mtu in the tunnel.
-func newNative(int) conn.Bind { return conn.NewDefaultBind() }
+func newNative(int) conn.Bind { return withFamilies(conn.NewDefaultBind()) }
