@@ -344,7 +344,7 @@ func (f *follower) request() *v1.JoinRequest {
 		ID:                 n.cfg.ID,
 		PublicKey:          n.cfg.Key.Public(),
 		PrimaryEndpoint:    n.cfg.PrimaryEndpoint,
-		WireGuardEndpoints: wireguardEndpoints(n.cfg.PrimaryEndpoint, n.device.ListenPort()),
+		WireGuardEndpoints: wireguardEndpoints(n.cfg.PrimaryEndpoint, n.cfg.OtherEndpoints, n.device.ListenPort()),
 		Zone:               n.cfg.Zone,
 		Features:           n.cfg.Features,
 		Services:           services(n.cfg.Expose),

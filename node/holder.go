@@ -154,7 +154,7 @@ func (h *holder) announce(ctx context.Context) error {
 		Services:        services(n.cfg.Expose),
 		API:             n.cfg.API,
 	}
-	self.WireGuardEndpoints = wireguardEndpoints(n.cfg.PrimaryEndpoint, n.device.ListenPort())
+	self.WireGuardEndpoints = wireguardEndpoints(n.cfg.PrimaryEndpoint, n.cfg.OtherEndpoints, n.device.ListenPort())
 	if err := h.insist(ctx, func() error { return h.enter(ctx, self) }); err != nil {
 		return err
 	}
@@ -253,12 +253,16 @@ func (h *holder) close() error {
 
 // wireguardEndpoints is where others send packets to; none when the primary
 // endpoint is a name or absent, since the record carries addresses only.
-func wireguardEndpoints(primary string, port uint16) []netip.AddrPort {
+func wireguardEndpoints(primary string, others []netip.Addr, port uint16) []netip.AddrPort {
 	addr, err := netip.ParseAddr(primary)
 	if err != nil {
 		return nil
 	}
-	return []netip.AddrPort{netip.AddrPortFrom(addr, port)}
+	list := []netip.AddrPort{netip.AddrPortFrom(addr, port)}
+	for _, other := range others {
+		list = append(list, netip.AddrPortFrom(other, port))
+	}
+	return list
 }
 
 // hostPort joins a host and a port.

@@ -70,6 +70,9 @@ type Config struct {
 	// PrimaryEndpoint is the IP address or DNS name at which other nodes reach
 	// this one; empty for a node that only calls out.
 	PrimaryEndpoint string
+	// OtherEndpoints are further addresses at which others reach WireGuard here, such
+	// as one of the other IP version.
+	OtherEndpoints []netip.Addr
 	// API is where a gateway serves everybody, for nodes that lose theirs; zero
 	// is not told, and has no effect on a node that follows a gateway.
 	API mesh.API

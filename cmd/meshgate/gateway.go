@@ -52,6 +52,7 @@ type gatewayProcess struct {
 	cfg       *upConfig
 	log       *slog.Logger
 	address   netip.Addr // at which nodes and browsers reach us
+	address6  netip.Addr // at which nodes do, too; invalid for none
 	token     string     // of the admin; empty when the operator gave tokens
 	pin       string     // of a self-signed certificate
 	public    net.Listener
@@ -97,6 +98,7 @@ func newGatewayProcess(ctx context.Context, c *upConfig, log *slog.Logger) (_ *g
 	if p.address, err = publicAddress(ctx, c); err != nil {
 		return nil, err
 	}
+	p.address6 = publicIPv6(c, p.address)
 	if c.dataDir != "" {
 		if err := os.MkdirAll(c.dataDir, 0o700); err != nil {
 			return nil, fmt.Errorf("make data directory: %w", err)

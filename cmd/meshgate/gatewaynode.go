@@ -17,6 +17,7 @@ import (
 	"github.com/meshgate/meshgate/node/store/raftstore"
 	"github.com/meshgate/meshgate/node/wg"
 	v1 "github.com/meshgate/meshgate/proto/v1"
+	"github.com/meshgate/meshgate/turn"
 )
 
 // publicAddress is the address to advertise. A name is resolved once: records
@@ -30,6 +31,27 @@ func publicAddress(ctx context.Context, c *upConfig) (netip.Addr, error) {
 		return netip.Addr{}, fmt.Errorf("resolve --domain %s (or give --public-address): %w", c.domain, err)
 	}
 	return found[0].Unmap(), nil
+}
+
+// publicIPv6 is an IPv6 address to advertise besides address; invalid for none.
+func publicIPv6(c *upConfig, address netip.Addr) netip.Addr {
+	if c.dev || address.Is6() && !address.Is4In6() {
+		return netip.Addr{}
+	}
+	if c.publicIPv6 != autoIPv6 {
+		a, _ := netip.ParseAddr(c.publicIPv6) // it was validated, or is empty
+		return a
+	}
+	list, err := net.InterfaceAddrs()
+	if err != nil {
+		return netip.Addr{}
+	}
+	for _, a := range list {
+		if p, err := netip.ParsePrefix(a.String()); err == nil && p.Addr().Is6() && !p.Addr().Is4In6() && turn.IsPublic(p.Addr()) {
+			return p.Addr()
+		}
+	}
+	return netip.Addr{}
 }
 
 func (p *gatewayProcess) openNode(ctx context.Context) error {
@@ -71,7 +93,7 @@ func (p *gatewayProcess) openNode(ctx context.Context) error {
 	features := p.features(mode)
 	p.node, err = node.New(node.Config{
 		ID: id, Key: key, Mode: mode, InterfaceName: c.wgInterface, ListenPort: c.wgPort, MTU: c.wgMTU,
-		PrimaryEndpoint: p.address.String(), API: api, Features: features, Expose: exposed,
+		PrimaryEndpoint: p.address.String(), OtherEndpoints: p.otherEndpoints(), API: api, Features: features, Expose: exposed,
 		Routes: routes, KeepSources: !c.masquerade,
 		Hold: &node.Hold{
 			Store: p.store, CloseStore: p.store.Close, Replicas: p.store.Addresses, Admin: c.admin,
@@ -92,6 +114,14 @@ func (p *gatewayProcess) openNode(ctx context.Context) error {
 		p.joiner, err = p.newJoiner(id, key, features)
 	}
 	return err
+}
+
+// otherEndpoints are further addresses at which WireGuard is reached.
+func (p *gatewayProcess) otherEndpoints() []netip.Addr {
+	if !p.address6.IsValid() {
+		return nil
+	}
+	return []netip.Addr{p.address6}
 }
 
 // announced returns once the mesh knows this node for a gateway: one that has

@@ -30,6 +30,7 @@ func (p *gatewayProcess) relayServers(ctx context.Context, node string) []*v1.IC
 	if p.tls != nil {
 		own.Urls = append(own.Urls, turnsURLs(p.url())...)
 	}
+	own.Urls = append(own.Urls, p.relays6()...)
 	s := p.node.Snapshot()
 	if s == nil || p.cluster == nil {
 		return list
@@ -49,6 +50,19 @@ func (p *gatewayProcess) relayServers(ctx context.Context, node string) []*v1.IC
 		}
 	}
 	return list
+}
+
+// relays6 is TURN at the IPv6 address of this gateway, for nodes that have no IPv4.
+func (p *gatewayProcess) relays6() []string {
+	if !p.address6.IsValid() {
+		return nil
+	}
+	at := netip.AddrPortFrom(p.address6, p.turn.UDPAddrs()[0].Port()).String()
+	urls := []string{"turn:" + at + "?transport=udp", "turn:" + at + "?transport=tcp"}
+	if addr, ok := p.public.Addr().(*net.TCPAddr); ok && p.tls != nil {
+		urls = append(urls, "turns:"+netip.AddrPortFrom(p.address6, uint16(addr.Port)).String()+"?transport=tcp")
+	}
+	return urls
 }
 
 // turnsURLs is TURN on the port of an API with TLS; none for one without.

@@ -34,6 +34,7 @@ type upConfig struct {
 
 	listen        string
 	publicAddress string
+	publicIPv6    string
 	domain        string
 	publicURL     string
 	metricsListen string
@@ -80,6 +81,7 @@ func (c *upConfig) register(f *pflag.FlagSet) {
 
 	f.StringVar(&c.listen, "listen", ":8443", "address of the API and the console")
 	f.StringVar(&c.publicAddress, "public-address", "", "IP address at which nodes and browsers reach this gateway")
+	f.StringVar(&c.publicIPv6, "public-address-ipv6", "auto", "IPv6 address at which nodes reach this gateway besides --public-address; auto: a public one of this host; empty: none")
 	f.StringVar(&c.domain, "domain", "", "DNS name of this gateway, for its certificate, its URL and, without --public-address, its address")
 	f.StringVar(&c.publicURL, "public-url", "", "URL of the API as clients see it, when a proxy stands in front")
 	f.StringVar(&c.metricsListen, "metrics.listen", "127.0.0.1:9090", "address of /metrics; empty for none")
@@ -228,8 +230,16 @@ func (c *upConfig) validate() error {
 			return usagef("--public-address %q: want an IP address; a name goes into --domain", c.publicAddress)
 		}
 	}
+	if c.publicIPv6 != "" && c.publicIPv6 != autoIPv6 {
+		if a, err := netip.ParseAddr(c.publicIPv6); err != nil || !a.Is6() || a.Is4In6() || a.Zone() != "" {
+			return usagef("--public-address-ipv6 %q: want an IPv6 address, auto, or nothing", c.publicIPv6)
+		}
+	}
 	return nil
 }
+
+// autoIPv6 has the gateway look for an IPv6 address of its host.
+const autoIPv6 = "auto"
 
 // wireguardMode reads tun, netstack or auto.
 func wireguardMode(text string) (wg.Mode, error) {
