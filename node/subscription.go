@@ -19,8 +19,10 @@ const (
 	subscribeGrace = 15 * time.Second
 	// failoverGrace is the same where there are other gateways to turn to.
 	failoverGrace = 6 * time.Second
-	// shakeEach is the pause between two attempts at a new WireGuard session.
-	shakeEach = 2 * time.Second
+	// shakeEach is the pause between two attempts at a new WireGuard session, and
+	// shakeFirst that after the first one, which doubles until then. Each attempt
+	// voids the one before: an answer that takes longer is lost.
+	shakeEach, shakeFirst = 2 * time.Second, 250 * time.Millisecond
 	// settleTimeout bounds the wait for a new plan to be in force.
 	settleTimeout = 2 * time.Second
 	// lostGrace is how long a gateway may be away before the node is not
@@ -128,17 +130,17 @@ func (f *follower) settle(ctx context.Context) error {
 // shake asks the gateway for a new session, again and again until it is heard
 // or ctx ends.
 func (f *follower) shake(ctx context.Context, key mesh.WireGuardKey, heard <-chan struct{}) {
-	tick := time.NewTicker(shakeEach)
-	defer tick.Stop()
-	for {
+	for wait := shakeFirst; ; wait = min(2*wait, shakeEach) {
 		f.sessions.Handshake(key)
+		timer := time.NewTimer(wait)
 		select {
 		case <-ctx.Done():
-			return
 		case <-heard:
-			return
-		case <-tick.C:
+		case <-timer.C:
+			continue
 		}
+		timer.Stop()
+		return
 	}
 }
 
