@@ -27,7 +27,7 @@ const (
 	brokenAfter = 2 * time.Second
 	// silentAfter is how long a gateway may be silent before it is looked for by
 	// way of relays.
-	silentAfter = 3 * time.Second
+	silentAfter = 700 * time.Millisecond
 )
 
 // kind is why there is a link.
@@ -97,10 +97,8 @@ func (p *Pairs) newLink(now time.Time, k kind, peer mesh.Peer) (*link, error) {
 	l := &link{pairs: p, kind: k, peer: peer, key: peer.Node.PublicKey.WireGuard(), due: now, used: now}
 	if k == gateway {
 		probe := path.NewProbe()
-		if at, err := netip.ParseAddrPort(peer.Endpoint); err == nil {
-			if err := probe.SetRemote(now, []netip.AddrPort{at}); err != nil {
-				return nil, err
-			}
+		if err := probe.SetRemote(now, endpoints(peer)); err != nil {
+			return nil, err
 		}
 		l.finder, l.stands = probe, true
 	} else {
@@ -117,6 +115,21 @@ func (p *Pairs) newLink(now time.Time, k kind, peer mesh.Peer) (*link, error) {
 	p.links[peer.Node.ID], p.tags[l.finder.Tag()] = l, l
 	p.fresh = true
 	return l, nil
+}
+
+// endpoints are where a gateway can be asked: its endpoint in the plan, and all at
+// which it says that WireGuard listens.
+func endpoints(peer mesh.Peer) []netip.AddrPort {
+	var list []netip.AddrPort
+	if at, err := netip.ParseAddrPort(peer.Endpoint); err == nil {
+		list = append(list, at)
+	}
+	for _, at := range peer.Node.WireGuardEndpoints {
+		if !slices.Contains(list, at) && len(list) < path.MaxRemote {
+			list = append(list, at)
+		}
+	}
+	return list
 }
 
 // forbidden are addresses of the mesh: a tunnel does not run in itself.
@@ -217,6 +230,10 @@ func (l *link) steer(now time.Time) {
 	if route != l.route {
 		l.way.Route(wg.Socket(route.Socket), route.To)
 		l.route = route
+		if l.kind == gateway && now.Sub(l.way.Activity().Heard) > silentAfter {
+			// WireGuard tries again in its own time only, which is long.
+			l.pairs.cfg.Device.Handshake(l.key)
+		}
 	}
 	switch {
 	case !ok:

@@ -28,6 +28,7 @@ type natives struct {
 	pairs  *Pairs
 	lookup *path.Lookup
 	host   []netip.Addr
+	port   uint16 // of the device
 	looked time.Time
 	// mapped is what each server has said, and asked when it was asked last.
 	mapped map[netip.AddrPort]netip.AddrPort
@@ -72,11 +73,12 @@ func (n *natives) look(now time.Time) {
 		}
 	}
 	slices.SortFunc(host, netip.Addr.Compare)
-	if slices.Equal(host, n.host) {
+	port := n.pairs.cfg.Device.ListenPort()
+	if slices.Equal(host, n.host) && port == n.port {
 		return
 	}
-	moved := n.host != nil
-	n.host = host
+	moved := n.host != nil && n.port != 0
+	n.host, n.port = host, port
 	if moved {
 		// Another network: what servers said of the one before is of no use.
 		clear(n.mapped)
@@ -92,13 +94,13 @@ func (n *natives) look(now time.Time) {
 func (n *natives) ask(now time.Time) {
 	n.asked = now
 	for p := range n.pairs.plan.Peers.All() {
-		at, err := netip.ParseAddrPort(p.Endpoint)
-		if err != nil || !p.Node.HoldsState() {
+		if !p.Node.HoldsState() {
 			continue
 		}
-		out, err := n.lookup.Ask(now, path.Native, at)
-		if err == nil {
-			_ = n.pairs.cfg.Device.SendSTUN(wg.NativeSocket, out.To, out.Bytes) // asked again soon
+		for _, at := range endpoints(p) {
+			if out, err := n.lookup.Ask(now, path.Native, at); err == nil {
+				_ = n.pairs.cfg.Device.SendSTUN(wg.NativeSocket, out.To, out.Bytes) // asked again soon
+			}
 		}
 	}
 }
@@ -115,11 +117,10 @@ func (n *natives) packet(now time.Time, d datagram) {
 
 // renew makes the candidates anew, and tells all links.
 func (n *natives) renew(now time.Time) {
-	port := n.pairs.cfg.Device.ListenPort()
 	var list []path.Candidate
-	if port != 0 {
+	if n.port != 0 {
 		for _, a := range n.host {
-			list = append(list, path.Candidate{Kind: path.Host, Addr: netip.AddrPortFrom(a, port)})
+			list = append(list, path.Candidate{Kind: path.Host, Addr: netip.AddrPortFrom(a, n.port)})
 		}
 	}
 	servers := make([]netip.AddrPort, 0, len(n.mapped))
@@ -179,7 +180,7 @@ func (p *Pairs) replan(now time.Time, plan mesh.Plan, inMesh func(netip.Addr) bo
 		}
 		has[peer.Node.ID] = true
 		l := p.links[peer.Node.ID]
-		if l != nil && l.kind == k && l.key == peer.Node.PublicKey.WireGuard() && l.peer.Endpoint == peer.Endpoint {
+		if l != nil && l.kind == k && l.key == peer.Node.PublicKey.WireGuard() && slices.Equal(endpoints(l.peer), endpoints(peer)) {
 			l.peer = peer
 			continue
 		}

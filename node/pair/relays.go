@@ -17,7 +17,7 @@ const (
 	maxServers = 2
 	// streamsAfter is how long UDP may take until relays over TCP and TLS are
 	// tried, too.
-	streamsAfter = 700 * time.Millisecond
+	streamsAfter = 400 * time.Millisecond
 	// allocateTime bounds one attempt.
 	allocateTime = 10 * time.Second
 	// relayAgainFirst and relayAgainMost bound the pause after all attempts at a
@@ -63,8 +63,10 @@ type relays struct {
 type server struct {
 	Server
 	// began is when the present attempts began; zero when there are none.
-	began  time.Time
-	trying [path.TLS + 1]context.CancelFunc
+	began time.Time
+	// trying are those of now by their URLs, and tried the transports of which
+	// there were some.
+	trying map[string]context.CancelFunc
 	tried  [path.TLS + 1]bool
 	again  time.Time // not to be tried before
 	fails  int
@@ -91,7 +93,7 @@ func (r *relays) offer(now time.Time, list []Server) {
 		}
 		i := slices.IndexFunc(r.servers, func(o *server) bool { return o.Relay == s.Relay })
 		if i < 0 {
-			next = append(next, &server{Server: s})
+			next = append(next, &server{Server: s, trying: make(map[string]context.CancelFunc)})
 			continue
 		}
 		known := r.servers[i]
@@ -158,7 +160,7 @@ func (l *link) unheard(now time.Time) bool {
 		return false
 	}
 	heard := later(l.opened, l.way.Activity().Heard)
-	return now.Sub(heard) > silentAfter/2
+	return now.Sub(heard) > silentAfter
 }
 
 // attempt tries to get a relay from a server, unless it has one: over UDP first,
@@ -175,16 +177,26 @@ func (r *relays) attempt(now time.Time, s *server) time.Time {
 		s.tried = [path.TLS + 1]bool{}
 	}
 	r.start(s, path.UDP)
-	if streams := s.began.Add(streamsAfter); !s.tried[path.UDP] && streams.After(now) || s.trying[path.UDP] != nil && streams.After(now) {
+	if streams := s.began.Add(streamsAfter); s.tries(path.UDP) && streams.After(now) {
 		return streams
 	}
 	r.start(s, path.TCP)
 	r.start(s, path.TLS)
-	if slices.ContainsFunc(s.trying[:], func(c context.CancelFunc) bool { return c != nil }) {
+	if len(s.trying) > 0 {
 		return far
 	}
 	r.failed(now, s)
 	return s.again
+}
+
+// tries reports whether an attempt over a transport is under way.
+func (s *server) tries(t path.Transport) bool {
+	for url := range s.trying {
+		if transportOf(url) == t {
+			return true
+		}
+	}
+	return false
 }
 
 // failed has a server rest.
@@ -194,25 +206,33 @@ func (r *relays) failed(now time.Time, s *server) {
 	s.fails++
 }
 
-// start tries one transport, unless that was tried.
+// start tries all URLs of one transport, unless that was tried: a server may have
+// addresses of both IP versions, and this host may have one of them.
 func (r *relays) start(s *server, t path.Transport) {
 	if s.tried[t] {
 		return
 	}
 	s.tried[t] = true
-	i := slices.IndexFunc(s.URLs, func(url string) bool { return transportOf(url) == t })
-	if i < 0 {
-		return
+	for _, url := range s.URLs {
+		if transportOf(url) == t && s.trying[url] == nil {
+			r.try(s, url)
+		}
 	}
-	p, url, user, password := r.pairs, s.URLs[i], s.Username, s.Password
+}
+
+// try tries one URL.
+func (r *relays) try(s *server, url string) {
+	p, user, password := r.pairs, s.Username, s.Password
 	ctx, cancel := context.WithTimeout(p.ctx, allocateTime)
-	s.trying[t] = cancel
+	s.trying[url] = cancel
 	p.running.Go(func() {
 		got, err := p.cfg.Allocate(ctx, url, user, password)
 		canceled := ctx.Err()
 		cancel()
 		taken := p.do(func(now time.Time) {
-			s.trying[t] = nil
+			if canceled == nil {
+				delete(s.trying, url)
+			}
 			if err != nil {
 				p.log.Debug("no relay", "url", url, "err", err)
 				return
@@ -221,7 +241,7 @@ func (r *relays) start(s *server, t path.Transport) {
 				_ = got.Close() // another one was quicker
 				return
 			}
-			r.open(now, s, t, got)
+			r.open(now, s, transportOf(url), got)
 		})
 		if !taken && err == nil {
 			_ = got.Close()
@@ -238,11 +258,7 @@ func (r *relays) open(now time.Time, s *server, t path.Transport, got Relay) {
 		r.failed(now, s)
 		return
 	}
-	for i, cancel := range s.trying {
-		if cancel != nil && path.Transport(i) != t {
-			cancel()
-		}
-	}
+	s.stop()
 	one := &relay{Relay: got, transport: t, socket: socket, remove: remove, candidate: path.Candidate{
 		Kind: path.Relayed, Addr: got.Relayed(), Transport: t, Relay: s.Relay,
 	}}
@@ -267,6 +283,14 @@ func (r *relays) open(now time.Time, s *server, t path.Transport, got Relay) {
 	})
 }
 
+// stop ends all attempts.
+func (s *server) stop() {
+	for url, cancel := range s.trying {
+		cancel()
+		delete(s.trying, url)
+	}
+}
+
 // offer tells a link of a relay.
 func (l *link) offer(now time.Time, r *relay) {
 	if err := l.finder.SetLocal(now, path.Socket(r.socket), []path.Candidate{r.candidate}); err != nil {
@@ -286,12 +310,7 @@ func (r *relays) introduce(now time.Time, l *link) {
 
 // close gives up what the node has at a server, and all attempts.
 func (r *relays) close(now time.Time, s *server) {
-	for i, cancel := range s.trying {
-		if cancel != nil {
-			cancel()
-			s.trying[i] = nil
-		}
-	}
+	s.stop()
 	s.began = time.Time{}
 	one := s.have
 	if one == nil {
