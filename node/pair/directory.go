@@ -61,16 +61,23 @@ type want struct {
 // requests are what the directory has to be told. Run adds to them, and follow
 // takes them.
 type requests struct {
-	mu        sync.Mutex // guards the fields below
-	add, drop []string
-	ready     chan struct{} // of capacity 1
+	mu sync.Mutex // guards wanted
+	// wanted is what is new since the directory was told: true for what the node
+	// wants to know now, false for what no more.
+	wanted map[string]bool
+	ready  chan struct{} // of capacity 1
 }
 
-func (r *requests) init() { r.ready = make(chan struct{}, 1) }
+func (r *requests) init() { r.wanted, r.ready = make(map[string]bool), make(chan struct{}, 1) }
 
 func (r *requests) put(add, drop []string) {
 	r.mu.Lock()
-	r.add, r.drop = append(r.add, add...), append(r.drop, drop...)
+	for _, text := range drop {
+		r.wanted[text] = false
+	}
+	for _, text := range add {
+		r.wanted[text] = true
+	}
 	r.mu.Unlock()
 	select {
 	case r.ready <- struct{}{}:
@@ -81,8 +88,14 @@ func (r *requests) put(add, drop []string) {
 func (r *requests) take() (add, drop []string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	add, drop = r.add, r.drop
-	r.add, r.drop = nil, nil
+	for text, want := range r.wanted {
+		if want {
+			add = append(add, text)
+		} else {
+			drop = append(drop, text)
+		}
+	}
+	clear(r.wanted)
 	return add, drop
 }
 
@@ -264,6 +277,11 @@ func (p *Pairs) meet(now time.Time, peer mesh.Peer) {
 			return
 		}
 	}
+	l.answered = now
+	// Addresses move from node to node. What is behind this one has to be told for as
+	// long as there is the link.
+	p.want(now, string(id))
+	p.wanted[string(id)].node = id
 	p.attend(now, l)
 }
 
@@ -273,9 +291,16 @@ func (p *Pairs) neighbour(id mesh.NodeID) bool {
 	return ok
 }
 
-// forget ends pairs that nobody uses, and returns when to look again.
+// forget ends pairs that nobody uses, and what is wanted no more. It returns when
+// to look again.
 func (p *Pairs) forget(now time.Time) time.Time {
 	next := now.Add(idleAfter)
+	for text, w := range p.wanted {
+		if p.links[w.node] == nil && now.Sub(w.sought) >= idleAfter {
+			delete(p.wanted, text)
+			p.asking.put(nil, []string{text})
+		}
+	}
 	for _, l := range p.links {
 		if l.kind != sought {
 			continue

@@ -34,6 +34,10 @@ type lab struct {
 	blocked func(from, to netip.AddrPort) bool
 	// refused says why two nodes are no pair.
 	refused func(a, b mesh.NodeID) string
+	// routes are networks behind nodes.
+	routes map[mesh.NodeID]netip.Prefix
+	// held, if it is not nil, has the directory wait until it is closed.
+	held chan struct{}
 	// down is true while no gateway answers.
 	down    bool
 	books   []*book
@@ -415,7 +419,7 @@ func (n *testNode) Follow(ctx context.Context) (Book, error) {
 	if n.lab.down {
 		return nil, mesh.ErrUnavailable
 	}
-	b := &book{n: n, ctx: ctx, news: make(chan News, 64), wanted: make(map[string]bool)}
+	b := &book{n: n, ctx: ctx, news: make(chan News, 2048), wanted: make(map[string]bool)}
 	b.news <- News{Servers: []Server{{Relay: "gate", URLs: []string{"turn:10.0.9.9:3478?transport=udp"}}}}
 	n.lab.books = append(n.lab.books, b)
 	return b, nil
@@ -423,6 +427,16 @@ func (n *testNode) Follow(ctx context.Context) (Book, error) {
 
 // Ask implements Book.
 func (b *book) Ask(add, drop []string) error {
+	b.n.lab.mu.Lock()
+	held := b.n.lab.held
+	b.n.lab.mu.Unlock()
+	if held != nil {
+		select {
+		case <-held:
+		case <-b.ctx.Done():
+			return b.ctx.Err()
+		}
+	}
 	b.n.lab.mu.Lock()
 	defer b.n.lab.mu.Unlock()
 	for _, text := range drop {
@@ -445,8 +459,12 @@ func (b *book) tell(text string) {
 			b.news <- News{Answers: []Answer{{Wanted: text, Reason: why}}}
 			return
 		}
+		allowed := o.record.Prefixes()
+		if route, ok := b.n.lab.routes[o.id]; ok {
+			allowed = append(allowed, route)
+		}
 		b.news <- News{Answers: []Answer{{Wanted: text, Peer: mesh.Peer{
-			Node: o.record, AllowedIPs: o.record.Prefixes(), Protocol: v1.ConnectProtocol_CONNECT_ICE,
+			Node: o.record, AllowedIPs: allowed, Protocol: v1.ConnectProtocol_CONNECT_ICE,
 		}}}}
 		return
 	}

@@ -74,6 +74,8 @@ type link struct {
 	route    path.Route
 	accepted []path.Route
 
+	// answered is when the directory last told of the node.
+	answered time.Time
 	// stands is true once there is a session; only links that are no gateway's
 	// have to wait for one.
 	stands bool

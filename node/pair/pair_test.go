@@ -247,3 +247,68 @@ func TestPairs_CallersThatNobodyKnows(t *testing.T) {
 		}
 	})
 }
+
+// A network that moves from one node to another is behind one of the two at a
+// time: the device takes no plan in which it is behind both.
+func TestPairs_NetworkMovesBetweenNodes(t *testing.T) {
+	inLab(t, func(t *testing.T, l *lab) {
+		a, b := l.two()
+		c := l.start("cid", 3)
+		office := netip.MustParsePrefix("192.168.7.0/24")
+		give := func(to *testNode) {
+			l.mu.Lock()
+			l.routes = map[mesh.NodeID]netip.Prefix{to.id: office}
+			l.mu.Unlock()
+			l.changed()
+		}
+		give(b)
+		synctest.Wait()
+		a.pairs.Seek(c.record.IPv4.Addr())
+		l.until(2*time.Second, "both pairs stand", func() bool { return standing(a, b) && standing(a, c) })
+		behind := func() (list []mesh.NodeID) {
+			for p := range a.pairs.View().Apply(a.plan).Peers.All() {
+				for _, allowed := range p.AllowedIPs {
+					if allowed == office {
+						list = append(list, p.Node.ID)
+					}
+				}
+			}
+			return list
+		}
+		for _, to := range []*testNode{b, c, b, c} {
+			give(to)
+			l.until(time.Second, "the network is behind "+string(to.id)+" alone", func() bool {
+				list := behind()
+				if len(list) > 1 {
+					t.Fatalf("the network is behind %v", list)
+				}
+				return len(list) == 1 && list[0] == to.id
+			})
+		}
+	})
+}
+
+// What is asked and unasked before the directory is told of it cancels out, and
+// what is refused is forgotten.
+func TestPairs_SweepOfAddresses(t *testing.T) {
+	inLab(t, func(t *testing.T, l *lab) {
+		a, _ := l.two()
+		l.mu.Lock()
+		l.held = make(chan struct{})
+		l.mu.Unlock()
+		for i := range 4 * maxWanted {
+			a.pairs.Seek(netip.AddrFrom4([4]byte{172, 17, byte(i >> 8), byte(i)}))
+			synctest.Wait()
+		}
+		add, _ := a.pairs.asking.take()
+		if len(a.pairs.wanted) > maxWanted || len(add) > maxWanted {
+			t.Errorf("%d are wanted, %d are asked for at once", len(a.pairs.wanted), len(add))
+		}
+		close(l.held)
+		<-time.After(2 * idleAfter)
+		synctest.Wait()
+		if len(a.pairs.wanted) != 0 {
+			t.Errorf("%d are wanted still", len(a.pairs.wanted))
+		}
+	})
+}

@@ -4,6 +4,7 @@ package pair
 
 import (
 	"cmp"
+	"maps"
 	"net/netip"
 	"slices"
 
@@ -77,13 +78,22 @@ func carried(peers mesh.Peers, id mesh.NodeID, network netip.Prefix) bool {
 func (p *Pairs) publish() {
 	v := &View{waiting: make(map[mesh.NodeID]bool)}
 	status := make([]Status, 0, len(p.links))
-	for id, l := range p.links {
+	taken := make(map[netip.Prefix]bool)
+	links := slices.SortedFunc(maps.Values(p.links), func(a, b *link) int { return b.answered.Compare(a.answered) })
+	for _, l := range links {
+		id := l.peer.Node.ID
 		switch {
 		case l.kind == sought:
 			peer := l.peer
 			peer.Endpoint = ""
-			if !l.stands {
-				peer.AllowedIPs = nil
+			peer.AllowedIPs = nil
+			for _, a := range l.peer.AllowedIPs {
+				// A network that moves from one node to another is behind the one that the
+				// directory told of last.
+				if l.stands && !taken[a] {
+					taken[a] = true
+					peer.AllowedIPs = append(peer.AllowedIPs, a)
+				}
 			}
 			v.peers = append(v.peers, peer)
 		case l.kind == edge && !l.stands:
