@@ -242,13 +242,20 @@ func New(cfg Config) (_ *Node, err error) {
 // Run brings the node up and keeps it in step with the mesh until ctx ends.
 // It returns nil when ctx ended and the cause otherwise.
 func (n *Node) Run(ctx context.Context) error {
+	if n.pairs != nil {
+		// The ways to others end last: a node that leaves tells a gateway.
+		ways, stop := context.WithCancel(context.WithoutCancel(ctx))
+		ended := make(chan struct{})
+		go func() {
+			defer close(ended)
+			_ = n.pairs.Run(ways) // it ends with its context alone
+		}()
+		defer func() { stop(); <-ended }()
+	}
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return n.source.run(ctx) })
 	g.Go(func() error { return n.reconcile(ctx) })
 	g.Go(func() error { return n.exposed.run(ctx) })
-	if n.pairs != nil {
-		g.Go(func() error { return n.pairs.Run(ctx) })
-	}
 	if n.host != nil {
 		g.Go(func() error { return n.host.mend(ctx) })
 	}
