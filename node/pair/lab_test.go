@@ -257,6 +257,7 @@ type fakeWay struct {
 	route    wg.Route
 	accepted []wg.Route
 	activity wg.Activity
+	looks    int // at activity
 	closed   bool
 }
 
@@ -367,9 +368,15 @@ func (w *fakeWay) Accept(routes []wg.Route) error {
 	return nil
 }
 
-func (w *fakeWay) Activity() wg.Activity { w.n.mu.Lock(); defer w.n.mu.Unlock(); return w.activity }
-func (w *fakeWay) Closed() bool          { w.n.mu.Lock(); defer w.n.mu.Unlock(); return w.closed }
-func (w *fakeWay) Close()                { w.n.mu.Lock(); defer w.n.mu.Unlock(); w.closed = true }
+func (w *fakeWay) Activity() wg.Activity {
+	w.n.mu.Lock()
+	defer w.n.mu.Unlock()
+	w.looks++
+	return w.activity
+}
+
+func (w *fakeWay) Closed() bool { w.n.mu.Lock(); defer w.n.mu.Unlock(); return w.closed }
+func (w *fakeWay) Close()       { w.n.mu.Lock(); defer w.n.mu.Unlock(); w.closed = true }
 
 // fakeRelay is a relay whose packets are those of its address.
 type fakeRelay struct {

@@ -20,8 +20,13 @@ const (
 	// lesser of the two nodes; the other one waits shakeLate first.
 	shakeEvery = time.Second
 	shakeLate  = 2 * time.Second
-	// lookShaken is how often the device is asked whether there is a session.
+	// lookShaken is how often the device is asked whether there is a session, to
+	// begin with: while there is none, less and less.
 	lookShaken = 30 * time.Millisecond
+	// busyEvery is how often a link looks at its packets while there are any. Then
+	// the pause doubles, up to idleEvery: what is sent then and lost is noticed so
+	// much later, which has to be within 5 s with what the finder takes.
+	busyEvery, idleEvery = 250 * time.Millisecond, time.Second
 	// brokenAfter is how long a pair is without a way before the gateway carries
 	// its packets again.
 	brokenAfter = 2 * time.Second
@@ -85,6 +90,10 @@ type link struct {
 	ready time.Time
 	shook time.Time
 	used  time.Time // when the last packet went or came, or was sought
+	// seen is what the packets were at the last look, and pause how long the next
+	// one may wait.
+	seen  wg.Activity
+	pause time.Duration
 
 	calls    []*call
 	nextCall time.Time
@@ -183,7 +192,21 @@ func (l *link) tend(now time.Time) time.Time {
 	next = earlier(next, l.settle(now))
 	next = earlier(next, l.call(now))
 	// Packets that go out unanswered are to be noticed.
-	return earlier(next, now.Add(250*time.Millisecond))
+	return earlier(next, now.Add(l.rest(a)))
+}
+
+// rest returns how long the link may leave its packets alone, of which a is what
+// there is to know.
+func (l *link) rest(a wg.Activity) time.Duration {
+	_, ok := l.finder.Selected()
+	// A gateway that does not answer is soon looked for over relays.
+	if a != l.seen || l.kind == gateway && !ok {
+		l.pause = busyEvery
+	} else {
+		l.pause = min(max(2*l.pause, busyEvery), idleEvery)
+	}
+	l.seen = a
+	return l.pause
 }
 
 // open asks the device for a path to the peer until there is one.
@@ -292,7 +315,8 @@ func (l *link) settle(now time.Time) time.Time {
 	if l.ready.IsZero() {
 		return far
 	}
-	return earlier(now.Add(lookShaken), l.shakeAt())
+	look := min(max(now.Sub(later(l.ready, l.began))/8, lookShaken), shakeEvery)
+	return earlier(now.Add(look), l.shakeAt())
 }
 
 // shakeAt is when to ask for a session next.
