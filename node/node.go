@@ -235,7 +235,10 @@ func New(cfg Config) (_ *Node, err error) {
 	if err != nil {
 		return nil, err
 	}
-	n.source, n.pairs = f, n.newPairs(f)
+	n.source = f
+	if n.pairs, err = n.newPairs(f); err != nil {
+		return nil, err
+	}
 	return n, nil
 }
 

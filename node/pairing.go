@@ -35,13 +35,14 @@ func (d pairDevice) OpenPath(key mesh.WireGuardKey) (pair.Way, error) {
 
 // newPairs makes the pairs of a node that follows a gateway; nil if it takes no
 // part in them.
-func (n *Node) newPairs(f *follower) *pair.Pairs {
+func (n *Node) newPairs(f *follower) (*pair.Pairs, error) {
 	if !f.cfg.Paths {
-		return nil
+		return nil, nil
 	}
 	return pair.New(pair.Config{
 		Self: n.cfg.ID, Device: pairDevice{n.device}, Directory: pairDirectory{f}, Signals: pairSignals{f},
-		Allocate: f.allocate, Addrs: n.hostAddrs, Publish: f.renew, Logger: n.cfg.Logger,
+		Allocate: f.allocate, Addrs: n.hostAddrs, Publish: f.renew,
+		Logger: n.cfg.Logger, Registerer: n.cfg.Registerer,
 	})
 }
 

@@ -16,6 +16,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/meshgate/meshgate/node/pair"
 	"github.com/meshgate/meshgate/node/store/remote"
 	"github.com/meshgate/meshgate/proto/meshgate/v1/meshgatev1connect"
 )
@@ -26,8 +27,8 @@ const metricsHead = `# Metrics
 
 A gateway serves these at ` + "`/metrics`" + ` of ` + "`--metrics.listen`" + `, beside those of Go and of the process. A node behind a gateway
 serves those of its parts when ` + "`--metrics.listen`" + ` is set. Labels come from small closed sets: no metric names a
-user, a node or an address. Sizes are in bytes, times in seconds. Those of ` + "`meshgate_remote_`" + ` are of programs that read
-the state through gateways, with ` + "`node/store/remote`" + `.
+user, a node or an address. Sizes are in bytes, times in seconds. Those of ` + "`meshgate_pair_`" + ` are of nodes behind a gateway, and
+those of ` + "`meshgate_remote_`" + ` of programs that read the state through gateways, with ` + "`node/store/remote`" + `.
 
 | metric | meaning |
 |---|---|
@@ -36,7 +37,7 @@ the state through gateways, with ` + "`node/store/remote`" + `.
 var description = regexp.MustCompile(`fqName: "(meshgate_[a-z_]+)", help: "([^"]*)"`)
 
 // TestMetricsDoc_ListsEveryMetric keeps docs/metrics.md equal to what a running
-// gateway registers, and a store that reads from one.
+// gateway registers, the pairs of a node, and a store that reads from one.
 func TestMetricsDoc_ListsEveryMetric(t *testing.T) {
 	found := map[string]string{}
 	for _, text := range describe(t) {
@@ -79,6 +80,9 @@ func describe(t *testing.T) []string {
 		t.Fatal(err)
 	}
 	defer s.Close()
+	if _, err := pair.New(pair.Config{Registerer: p.registry}); err != nil {
+		t.Fatal(err)
+	}
 	err = p.run(ctx, func() error {
 		ch := make(chan *prometheus.Desc)
 		go func() {

@@ -215,6 +215,7 @@ func (p *Pairs) want(now time.Time, text string) {
 			}
 		}
 		if oldest == "" {
+			p.metrics.drop(dropWanted)
 			return // each is in use
 		}
 		delete(p.wanted, oldest)

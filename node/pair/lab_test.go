@@ -112,11 +112,15 @@ func (l *lab) run(rec *mesh.Node, addr netip.Addr) *testNode {
 	if testing.Verbose() {
 		logger = slog.New(slog.NewTextHandler(l.t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug})).With("self", string(n.id))
 	}
-	n.pairs = New(Config{
+	var err error
+	n.pairs, err = New(Config{
 		Logger: logger,
 		Self:   n.id, Device: fakeDevice{n}, Directory: n, Signals: n, Allocate: n.allocate, Publish: n.published,
 		Addrs: func() ([]netip.Addr, error) { n.mu.Lock(); defer n.mu.Unlock(); return slices.Clone(n.addrs), nil },
 	})
+	if err != nil {
+		l.t.Fatal(err)
+	}
 	ctx, cancel := context.WithCancel(l.t.Context())
 	done := make(chan struct{})
 	go func() {

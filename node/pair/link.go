@@ -100,6 +100,7 @@ type link struct {
 	failures int
 	told     []path.Candidate // what the other node knows of this one
 	last     path.State
+	counted  carrier // by the metrics
 	due      time.Time
 }
 

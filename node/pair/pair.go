@@ -26,6 +26,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"github.com/meshgate/meshgate/node/mesh"
 	"github.com/meshgate/meshgate/node/path"
 	"github.com/meshgate/meshgate/node/wg"
@@ -65,7 +67,8 @@ type Device interface {
 	Stats() (mesh.InterfaceStats, error)
 }
 
-// Config says what Pairs work with. All of it is required but Logger.
+// Config says what Pairs work with. All of it is required but Logger and
+// Registerer.
 type Config struct {
 	Self   mesh.NodeID
 	Device Device
@@ -81,6 +84,8 @@ type Config struct {
 	Publish func()
 	// Logger may be nil, which discards.
 	Logger *slog.Logger
+	// Registerer takes the metrics; nil leaves them unregistered.
+	Registerer prometheus.Registerer
 }
 
 // Pairs are those of a node. Make them with New, and run them with Run; the
@@ -88,6 +93,7 @@ type Config struct {
 type Pairs struct {
 	cfg     Config
 	log     *slog.Logger
+	metrics *metrics
 	events  chan func(now time.Time)
 	seeks   chan netip.Addr
 	packets chan datagram
@@ -117,13 +123,18 @@ type datagram struct {
 	bytes  []byte
 }
 
-// New returns the pairs of a node that knows nobody yet.
-func New(cfg Config) *Pairs {
+// New returns the pairs of a node that knows nobody yet. It fails when the
+// metrics cannot be registered.
+func New(cfg Config) (*Pairs, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
+	m, err := newMetrics(cfg.Registerer)
+	if err != nil {
+		return nil, err
+	}
 	p := &Pairs{
-		cfg: cfg, log: cfg.Logger.With("component", "pair"),
+		cfg: cfg, log: cfg.Logger.With("component", "pair"), metrics: m,
 		events: make(chan func(time.Time), eventQueue), seeks: make(chan netip.Addr, seekQueue),
 		packets: make(chan datagram, packetQueue), ended: make(chan struct{}),
 		wanted: make(map[string]*want), links: make(map[mesh.NodeID]*link), tags: make(map[path.Tag]*link),
@@ -135,7 +146,7 @@ func New(cfg Config) *Pairs {
 	p.native.init(p)
 	p.view.Store(&View{})
 	p.status.Store(&[]Status{})
-	return p
+	return p, nil
 }
 
 // Run keeps the pairs until ctx ends.
@@ -194,6 +205,7 @@ func (p *Pairs) Seek(dst netip.Addr) {
 	select {
 	case p.seeks <- dst:
 	default:
+		p.metrics.drop(dropSeek)
 	}
 }
 
@@ -203,6 +215,7 @@ func (p *Pairs) STUN(socket wg.Socket, from netip.AddrPort, b []byte) {
 	select {
 	case p.packets <- datagram{socket, from, slices.Clone(b)}:
 	default:
+		p.metrics.drop(dropPacket)
 	}
 }
 

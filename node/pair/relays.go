@@ -4,6 +4,7 @@ package pair
 
 import (
 	"context"
+	"errors"
 	"net/netip"
 	"slices"
 	"time"
@@ -234,9 +235,13 @@ func (r *relays) try(s *server, url string) {
 				delete(s.trying, url)
 			}
 			if err != nil {
+				if canceled == nil || errors.Is(canceled, context.DeadlineExceeded) {
+					p.metrics.failed[t].Inc()
+				}
 				p.log.Debug("no relay", "url", url, "err", err)
 				return
 			}
+			p.metrics.made[t].Inc()
 			if canceled != nil || !slices.Contains(r.servers, s) || s.have != nil {
 				_ = got.Close() // another one was quicker
 				return
@@ -263,6 +268,7 @@ func (r *relays) open(now time.Time, s *server, t path.Transport, got Relay) {
 		Kind: path.Relayed, Addr: got.Relayed(), Transport: t, Relay: s.Relay,
 	}}
 	s.have, s.fails, s.began = one, 0, time.Time{}
+	p.metrics.relays[t].Inc()
 	p.log.Debug("relay stands", "gateway", s.Relay, "transport", t.String(), "addr", got.Relayed())
 	for _, l := range p.links {
 		l.offer(now, one)
@@ -275,6 +281,7 @@ func (r *relays) open(now time.Time, s *server, t path.Transport, got Relay) {
 		}
 		p.do(func(now time.Time) {
 			if s.have == one {
+				p.metrics.lost.Inc()
 				r.close(now, s)
 				r.failed(now, s)
 				p.log.Debug("relay is lost", "gateway", s.Relay)
@@ -317,6 +324,7 @@ func (r *relays) close(now time.Time, s *server) {
 		return
 	}
 	s.have = nil
+	r.pairs.metrics.relays[one.transport].Dec()
 	for _, l := range r.pairs.links {
 		_ = l.finder.SetLocal(now, path.Socket(one.socket), nil) // none is always right
 		l.due = now

@@ -108,6 +108,7 @@ func (p *Pairs) called(now time.Time, from mesh.NodeID, c *call) error {
 		waiting += len(list)
 	}
 	if waiting >= maxCallers {
+		p.metrics.drop(dropCaller)
 		return fmt.Errorf("%w: too many nodes call at once; try again in a moment", mesh.ErrExhausted)
 	}
 	p.callers[from] = append(p.callers[from], c)
@@ -173,6 +174,7 @@ func (p *Pairs) converse(ctx context.Context, node mesh.NodeID, c *call, ch Chan
 				}
 				return err
 			}
+			p.metrics.sent.Inc()
 		}
 	}
 }
@@ -184,6 +186,7 @@ func (p *Pairs) listen(node mesh.NodeID, c *call, ch Channel) error {
 		if err != nil {
 			return err
 		}
+		p.metrics.received.Inc()
 		p.do(func(now time.Time) {
 			c.latest = &s
 			if l := p.links[node]; l != nil && slices.Contains(l.calls, c) {

@@ -105,5 +105,6 @@ func (p *Pairs) publish() {
 	slices.SortFunc(status, func(a, b Status) int { return cmp.Compare(a.Node, b.Node) })
 	p.view.Store(v)
 	p.status.Store(&status)
+	p.count()
 	p.cfg.Publish()
 }
