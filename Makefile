@@ -67,6 +67,10 @@ race: ## run the Go tests of PKG with the race detector
 e2e: ## run the whole-system tests
 	go test -race $(LATE) -count=1 -tags e2e ./internal/e2e/... ./internal/chaos/... ./internal/netlab/...
 
+.PHONY: soak
+soak: ## run the whole-system tests that take minutes
+	go test $(LATE) -count=1 -tags "e2e soak" -run Many -v ./internal/e2e/...
+
 .PHONY: chaos
 chaos: ## show that the state survives 300 faults, for 20 minutes
 	go run ./internal/chaos
