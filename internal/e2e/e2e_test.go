@@ -36,7 +36,7 @@ func TestMain(m *testing.M) {
 		fmt.Fprintln(os.Stderr, vanishing(what))
 		os.Exit(1)
 	}
-	for env, role := range map[string]func(string) error{crowdEnv: crowd} {
+	for env, role := range map[string]func(string) error{crowdEnv: crowd, guestEnv: guest} {
 		if what := os.Getenv(env); what != "" {
 			if err := role(what); err != nil {
 				fmt.Fprintln(os.Stderr, err)

@@ -144,9 +144,6 @@ func (n *labNode) ping(to netip.Addr, within time.Duration) error {
 	return errNoEcho
 }
 
-// errNoEcho is for pings that nobody answered.
-var errNoEcho = errors.New("no echo")
-
 func bodyOf(m *icmp.Message, err error) (*icmp.Echo, bool) {
 	if err != nil {
 		return nil, false
