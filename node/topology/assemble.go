@@ -41,7 +41,7 @@ func (p *pass) allPeers() mesh.Peers {
 func (p *pass) patchedPeers() mesh.Peers {
 	peers := p.plan.Peers
 	for id := range p.stale {
-		if v := p.graph.vertices[id]; v != nil && len(p.lists[v]) > 0 {
+		if v := p.graph.vertices.get(id); v != nil && len(p.lists[v]) > 0 {
 			peers = peers.With(p.peer(v))
 		} else {
 			peers = peers.Without(id)
@@ -53,7 +53,7 @@ func (p *pass) patchedPeers() mesh.Peers {
 func (p *pass) peer(v *vertex) mesh.Peer {
 	l, _ := p.root.linkTo(v)
 	return mesh.Peer{
-		Node: v.node, AllowedIPs: p.lists[v], Endpoint: v.endpointFor(p.root.node), Protocol: l.protocol,
+		Node: v.node, AllowedIPs: p.lists[v], Endpoint: v.endpointFor(p.root.node), Protocol: l.protocol(),
 	}
 }
 
@@ -70,7 +70,7 @@ func (w *view) leafPlan(s *mesh.Snapshot, self *vertex) mesh.Plan {
 	if allowed = merge(allowed, routed); len(allowed) > 0 {
 		l, _ := self.linkTo(w.root)
 		plan.Peers = mesh.PeersOf(mesh.Peer{
-			Node: w.root.node, AllowedIPs: allowed, Endpoint: w.root.endpointFor(self.node), Protocol: l.protocol,
+			Node: w.root.node, AllowedIPs: allowed, Endpoint: w.root.endpointFor(self.node), Protocol: l.protocol(),
 		})
 	}
 	return plan

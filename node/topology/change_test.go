@@ -134,6 +134,9 @@ func checkPlans(t *rapid.T, p *topology.Planner, ids []mesh.NodeID) {
 	if !p.Measured() {
 		t.Fatal("a view does not know its farthest paths")
 	}
+	if err := p.Seated(); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // Whatever changes, in whatever order, and whoever is asked when, for the last

@@ -2,13 +2,22 @@
 
 package topology
 
-import "github.com/meshgate/meshgate/node/mesh"
+import (
+	"fmt"
+	"reflect"
+	"slices"
+
+	"github.com/meshgate/meshgate/node/mesh"
+)
 
 // The bounds that tests go beyond.
 const (
 	SummarizeFrom = summarizeFrom
 	MaxNotes      = maxNotes
 )
+
+// LinkType is the type of links.
+func LinkType() reflect.Type { return reflect.TypeFor[link]() }
 
 // Kept returns how many notes and views are kept.
 func (p *Planner) Kept() (notes, views int) {
@@ -24,7 +33,7 @@ func (p *Planner) Kept() (notes, views int) {
 func (p *Planner) Near(id mesh.NodeID) bool {
 	p.work.mu.Lock()
 	defer p.work.mu.Unlock()
-	return p.work.near[p.work.graph.vertices[id]] != nil
+	return p.work.near[p.work.graph.vertices.get(id)] != nil
 }
 
 // Measured reports whether each view knows its farthest paths.
@@ -49,9 +58,38 @@ func (p *Planner) Measured() bool {
 	return true
 }
 
+// Seated is nil when each vertex has a seat of its own, all others are free, and
+// the links are those that the snapshot has.
+func (p *Planner) Seated() error {
+	p.work.mu.Lock()
+	defer p.work.mu.Unlock()
+	g := p.work.graph
+	if g == nil {
+		return nil
+	}
+	seats := &g.vertices
+	if taken := len(seats.bySeat) - len(seats.free); taken != seats.len() {
+		return fmt.Errorf("%d vertices take %d seats", seats.len(), taken)
+	}
+	for _, free := range seats.free {
+		if v := seats.at(free); v != nil {
+			return fmt.Errorf("%s sits at %d, which is free", v.id, free)
+		}
+	}
+	for id, v := range seats.byID {
+		if v.id != id || seats.at(v.seat) != v {
+			return fmt.Errorf("%s is not at its seat %d", id, v.seat)
+		}
+		if want := g.linksOf(v); !slices.Equal(v.links, want) {
+			return fmt.Errorf("links of %s are %v, not %v", id, v.links, want)
+		}
+	}
+	return nil
+}
+
 // ByPaths plans from nothing, without what leaves share.
 func ByPaths(s *mesh.Snapshot, self mesh.NodeID) mesh.Plan {
 	g := newGraph(s, newRules(s))
-	v := g.vertices[self]
+	v := g.vertices.get(self)
 	return newView(g, viewKey{root: v, viewer: v.class}, v.node).plan
 }

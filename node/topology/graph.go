@@ -7,7 +7,6 @@ import (
 	"slices"
 
 	"github.com/meshgate/meshgate/node/mesh"
-	v1 "github.com/meshgate/meshgate/proto/v1"
 )
 
 // graph is the nodes and edges of a snapshot as planning looks at them. It is
@@ -16,7 +15,7 @@ type graph struct {
 	at    *mesh.Snapshot
 	rules *rules
 	// vertices are the nodes with a key.
-	vertices map[mesh.NodeID]*vertex
+	vertices seats
 	// present counts the vertices of each class; kinds grows whenever a class
 	// comes or goes.
 	present map[class]int
@@ -27,26 +26,21 @@ type graph struct {
 // vertex is a node that can be a peer.
 type vertex struct {
 	id    mesh.NodeID
+	seat  seat
 	node  *mesh.Node
 	class class
 	// forwards is true for a node that runs Meshgate.
 	forwards bool
-	// gone is true when the node is no vertex any more, fresh while its links were
-	// made by the move that is under way.
-	gone, fresh bool
+	// fresh is true while the vertex's links are those that the move under way made.
+	fresh bool
 	// links are the edges to other vertices, in the order of link.compare.
 	links []link
 	// facts are what plans of others say of node.
 	facts facts
 }
 
-// link is one end of an edge.
-type link struct {
-	to       *vertex
-	weight   int32
-	protocol v1.ConnectProtocol
-	tie      uint64 // tieOf the edge
-}
+// gone reports whether the node is no vertex any more.
+func (v *vertex) gone() bool { return v.seat == unseated }
 
 // delta is what a move of a graph changed.
 type delta struct {
@@ -66,7 +60,7 @@ func (d *delta) size() int { return len(d.reset) + len(d.touched) + len(d.pairs)
 // newGraph makes the graph of s.
 func newGraph(s *mesh.Snapshot, r *rules) *graph {
 	g := &graph{
-		at: s, rules: r, vertices: make(map[mesh.NodeID]*vertex, s.Nodes.Len()),
+		at: s, rules: r, vertices: newSeats(s.Nodes.Len()),
 		present: make(map[class]int), offering: offersOf(s),
 	}
 	for _, n := range s.Nodes.All() {
@@ -74,7 +68,7 @@ func newGraph(s *mesh.Snapshot, r *rules) *graph {
 			g.add(n)
 		}
 	}
-	for _, v := range g.vertices {
+	for v := range g.vertices.all() {
 		v.links = g.linksOf(v)
 	}
 	return g
@@ -115,11 +109,11 @@ func (g *graph) move(s *mesh.Snapshot) *delta {
 		v.fresh = true
 	}
 	for a, b := range s.Relinked(old) {
-		g.setLink(g.vertices[a], g.vertices[b], d)
+		g.setLink(g.vertices.get(a), g.vertices.get(b), d)
 	}
 	for before, after := range s.Edges.Changes(old.Edges) {
 		e := cmp.Or(after, before)
-		g.setLink(g.vertices[e.Source], g.vertices[e.Target], d)
+		g.setLink(g.vertices.get(e.Source), g.vertices.get(e.Target), d)
 	}
 	if !mesh.SameList(old.Routes, s.Routes) || g.stirred(old, s) {
 		g.setOffers(offersOf(s), d)
@@ -136,7 +130,7 @@ func (g *graph) judge() {
 	g.rules = newRules(g.at)
 	g.present = make(map[class]int)
 	g.kinds++
-	for _, v := range g.vertices {
+	for v := range g.vertices.all() {
 		v.class = g.rules.of(v.node)
 		g.count(v.class, 1)
 	}
@@ -146,7 +140,7 @@ func (g *graph) judge() {
 // replace takes over what became of a node. It returns a vertex that is new,
 // and has no links yet.
 func (g *graph) replace(before, after *mesh.Node, d *delta) *vertex {
-	v := g.vertices[cmp.Or(before, after).ID]
+	v := g.vertices.get(cmp.Or(before, after).ID)
 	usable := after != nil && !after.PublicKey.IsZero()
 	switch {
 	case v == nil && !usable:
@@ -175,17 +169,17 @@ func (g *graph) replace(before, after *mesh.Node, d *delta) *vertex {
 
 func (g *graph) add(n *mesh.Node) *vertex {
 	v := &vertex{id: n.ID, node: n, class: g.rules.of(n), forwards: n.RunsMeshgate()}
-	g.vertices[n.ID] = v
+	g.vertices.add(v)
 	g.count(v.class, 1)
 	return v
 }
 
 func (g *graph) remove(v *vertex) {
 	for _, l := range v.links {
-		l.to.drop(v)
+		g.vertices.at(l.to).drop(v)
 	}
-	v.links, v.gone = nil, true
-	delete(g.vertices, v.id)
+	v.links = nil
+	g.vertices.remove(v)
 	g.count(v.class, -1)
 }
 
@@ -208,26 +202,22 @@ func (g *graph) linksOf(v *vertex) []link {
 		if other == v.id {
 			other = e.Target
 		}
-		if to := g.vertices[other]; to != nil && to != v {
+		if to := g.vertices.get(other); to != nil && to != v {
 			links = append(links, linkBy(e, to))
 		}
 	}
 	slices.SortFunc(links, link.compare)
-	return links
-}
-
-func linkBy(e mesh.Edge, to *vertex) link {
-	return link{to: to, weight: e.Weight, protocol: e.Protocol(), tie: tieOf(e.Source, e.Target)}
+	return slices.Clone(links) // what grew may be half empty
 }
 
 // link gives a new vertex its edges.
 func (g *graph) link(v *vertex, d *delta) {
 	v.links = g.linksOf(v)
 	for _, l := range v.links {
-		back := l
-		back.to = v
-		l.to.set(back)
-		d.pairs = append(d.pairs, [2]*vertex{v, l.to})
+		to := g.vertices.at(l.to)
+		l.to = v.seat
+		to.set(l)
+		d.pairs = append(d.pairs, [2]*vertex{v, to})
 	}
 }
 
@@ -246,7 +236,8 @@ func (g *graph) setLink(a, b *vertex, d *delta) {
 			return
 		}
 		a.set(is)
-		b.set(linkBy(e, a))
+		is.to = a.seat
+		b.set(is)
 	case had:
 		a.drop(b)
 		b.drop(a)
@@ -254,44 +245,4 @@ func (g *graph) setLink(a, b *vertex, d *delta) {
 		return
 	}
 	d.pairs = append(d.pairs, [2]*vertex{a, b})
-}
-
-// find returns where the link to a vertex is, or belongs.
-func (v *vertex) find(to *vertex) (int, bool) {
-	wanted := link{to: to, tie: tieOf(v.id, to.id)}
-	return slices.BinarySearchFunc(v.links, wanted, link.compare)
-}
-
-// compare orders the links of one vertex: by what is in the link itself, since the
-// vertices at the other ends are anywhere in memory.
-func (l link) compare(other link) int {
-	if l.tie != other.tie {
-		return cmp.Compare(l.tie, other.tie)
-	}
-	return cmp.Compare(l.to.id, other.to.id)
-}
-
-// linkTo returns the link to another vertex.
-func (v *vertex) linkTo(to *vertex) (link, bool) {
-	if i, ok := v.find(to); ok {
-		return v.links[i], true
-	}
-	return link{}, false
-}
-
-// set puts a link in, in place of one to the same vertex.
-func (v *vertex) set(l link) {
-	i, ok := v.find(l.to)
-	if ok {
-		v.links[i] = l
-		return
-	}
-	v.links = slices.Insert(v.links, i, l)
-}
-
-// drop takes the link to another vertex out.
-func (v *vertex) drop(to *vertex) {
-	if i, ok := v.find(to); ok {
-		v.links = slices.Delete(v.links, i, i+1)
-	}
 }

@@ -49,22 +49,24 @@ type movedNote struct {
 // needs a tree of its own.
 func (w *work) homeOf(v *vertex) *vertex {
 	g := w.graph
-	if len(g.vertices) < summarizeFrom || len(v.links) > maxBeside || len(g.offers[v.id]) > 0 || v.node.HoldsState() {
+	if g.vertices.len() < summarizeFrom || len(v.links) > maxBeside || len(g.offers[v.id]) > 0 || v.node.HoldsState() {
 		return nil
 	}
-	var home link
+	var home *vertex
+	var best path
 	for _, l := range v.links {
-		if !l.to.node.HoldsState() || !l.to.forwards || !g.rules.connects(v.class, l.to.class) {
+		to := g.vertices.at(l.to)
+		if !to.node.HoldsState() || !to.forwards || !g.rules.connects(v.class, to.class) {
 			continue
 		}
-		if home.to == nil || cmp.Or(cmp.Compare(l.weight, home.weight), cmp.Compare(l.tie, home.tie)) < 0 {
-			home = l
+		if p := (path{}).along(l, to); home == nil || p.compare(best) < 0 {
+			home, best = to, p
 		}
 	}
-	if home.to == nil || !g.grantsAll(v.class) {
+	if home == nil || !g.grantsAll(v.class) {
 		return nil
 	}
-	return home.to
+	return home
 }
 
 // grantsAll reports whether nodes of a class may have every address of every
@@ -134,7 +136,7 @@ func (w *work) makeNearRoom(last *vertex) {
 func (n *near) search(g *graph) {
 	n.paths = map[*vertex]path{n.root: {}}
 	n.toHome, _ = n.root.linkTo(n.home)
-	all, farthest := n.base.known == len(g.vertices), n.throughHome(n.base.farthest)
+	all, farthest := n.base.known == g.vertices.len(), n.throughHome(n.base.farthest)
 	layer := []*vertex{n.root}
 	for hops := 0; len(layer) > 0 && !(all && hops >= farthest.hops); hops++ {
 		var next []*vertex
@@ -143,13 +145,12 @@ func (n *near) search(g *graph) {
 				continue
 			}
 			p := n.paths[from]
-			for i := range from.links {
-				l := &from.links[i]
+			for _, l := range from.links {
 				if all && hops+1 == farthest.hops && p.weight+int64(l.weight) > farthest.weight {
 					continue
 				}
-				if n.relax(g, from, p.along(*l), l.to) {
-					next = append(next, l.to)
+				if to := g.vertices.at(l.to); n.relax(g, from, p.along(l, to), to) {
+					next = append(next, to)
 				}
 			}
 		}
@@ -159,7 +160,7 @@ func (n *near) search(g *graph) {
 
 // throughHome is the way from the root through home that goes on as p.
 func (n *near) throughHome(p path) path {
-	return path{first: n.home, hops: p.hops + 1, weight: p.weight + int64(n.toHome.weight), tie: p.tie + n.toHome.tie}
+	return path{first: n.home, hops: p.hops + 1, weight: p.weight + int64(n.toHome.weight), tie: p.tie + n.toHome.tie()}
 }
 
 // relax takes a path to a vertex if it is the best one yet, and reports whether
@@ -219,7 +220,7 @@ func (n *near) makePlan(g *graph) mesh.Plan {
 			slices.SortFunc(allowed, netip.Prefix.Compare)
 		}
 		peers = append(peers, mesh.Peer{
-			Node: v.node, AllowedIPs: allowed, Endpoint: v.endpointFor(self), Protocol: l.protocol,
+			Node: v.node, AllowedIPs: allowed, Endpoint: v.endpointFor(self), Protocol: l.protocol(),
 		})
 	}
 	return mesh.Plan{Self: self, Peers: mesh.PeersOf(peers...), Routes: routesOf(g.at, self, without(merge(n.routed, routed), own))}
@@ -285,7 +286,9 @@ func (n *near) holds(base *view, deltas []*delta) bool {
 // minds reports whether another path through home to a vertex, or another class
 // of it, may make a difference: when there is a path without home or would be.
 func (n *near) minds(v *vertex) bool {
-	return n.looksAt(v) || slices.ContainsFunc(v.links, func(l link) bool { return n.mindsEdge(l.to, v) })
+	return n.looksAt(v) || slices.ContainsFunc(v.links, func(l link) bool {
+		return n.mindsEdge(n.base.graph.vertices.at(l.to), v)
+	})
 }
 
 // mindsEdge reports whether the edge from one vertex to another, which may be
@@ -299,7 +302,7 @@ func (n *near) mindsEdge(from, to *vertex) bool {
 		return true
 	}
 	l, exists := from.linkTo(to)
-	return exists && (from.forwards || from == n.root) && n.better(known.along(l), to)
+	return exists && (from.forwards || from == n.root) && n.better(known.along(l, to), to)
 }
 
 // better reports whether a path is better than the one known.

@@ -98,12 +98,12 @@ func (o *offering) leaves(id mesh.NodeID, network netip.Prefix) bool {
 func (g *graph) setOffers(next offering, d *delta) {
 	for id, networks := range next.offers {
 		same := slices.Equal(networks, g.offers[id]) && slices.Equal(next.aside[id], g.aside[id])
-		if v := g.vertices[id]; v != nil && !same {
+		if v := g.vertices.get(id); v != nil && !same {
 			d.offers = append(d.offers, v)
 		}
 	}
 	for id := range g.offers {
-		if v := g.vertices[id]; v != nil && len(next.offers[id]) == 0 {
+		if v := g.vertices.get(id); v != nil && len(next.offers[id]) == 0 {
 			d.offers = append(d.offers, v)
 		}
 	}

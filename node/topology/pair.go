@@ -59,7 +59,7 @@ func (p *Planner) MaySignal(a, b mesh.NodeID) error {
 			return err
 		}
 		l, ok := from.linkTo(to)
-		neighbours = ok && l.protocol == v1.ConnectProtocol_CONNECT_ICE && w.graph.rules.connects(from.class, to.class)
+		neighbours = ok && l.protocol() == v1.ConnectProtocol_CONNECT_ICE && w.graph.rules.connects(from.class, to.class)
 		return nil
 	})
 	if err != nil || neighbours {
@@ -82,7 +82,7 @@ func (p *Planner) Holder(a mesh.NodeID, addr netip.Addr) (id mesh.NodeID, err er
 		return "", none // no route leads into the mesh
 	}
 	err = p.work.look(p.snapshot, func(w *work) error {
-		from := w.graph.vertices[a]
+		from := w.graph.vertices.get(a)
 		if from == nil {
 			return none
 		}
@@ -132,7 +132,7 @@ func (w *work) ends(a, b mesh.NodeID) (from, to *vertex, err error) {
 	var found [2]*vertex
 	for i, id := range [2]mesh.NodeID{a, b} {
 		n, ok := w.graph.at.Nodes.Get(id)
-		v := w.graph.vertices[id]
+		v := w.graph.vertices.get(id)
 		switch {
 		case !ok:
 			return nil, nil, fmt.Errorf("%w: no node %q in the mesh", mesh.ErrNotFound, id)
@@ -195,7 +195,7 @@ func (w *work) router(from *vertex, addr netip.Addr) mesh.NodeID {
 	var best mesh.NodeID
 	longest := -1
 	for id, networks := range w.graph.offers {
-		v := w.graph.vertices[id]
+		v := w.graph.vertices.get(id)
 		if v == nil || v == from || !slices.ContainsFunc(networks, func(n netip.Prefix) bool { return n.Contains(addr) }) {
 			continue
 		}

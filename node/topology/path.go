@@ -37,20 +37,22 @@ func (p path) length(q path) int {
 	return cmp.Or(cmp.Compare(p.hops, q.hops), cmp.Compare(p.weight, q.weight))
 }
 
-// along returns the path that goes on over l. Weights are 32 bits wide and hops
-// fewer than nodes, so that no sum overflows.
-func (p path) along(l link) path {
-	next := path{first: p.first, hops: p.hops + 1, weight: p.weight + int64(l.weight), tie: p.tie + l.tie}
+// along returns the path that goes on over a link to a vertex. Weights are 32 bits
+// wide and hops fewer than nodes, so that no sum overflows.
+func (p path) along(l link, to *vertex) path {
+	next := path{first: p.first, hops: p.hops + 1, weight: p.weight + int64(l.weight), tie: p.tie + l.tie()}
 	if p.hops == 0 {
-		next.first = l.to
+		next.first = to
 	}
 	return next
 }
 
-// tieOf hashes the edge between two nodes to 48 bits, so that sums over paths do not
-// overflow.
-// They break ties between paths of equal weight: the same way on every node, in
-// both directions, and for every part of a path as for the whole.
+// tieBits is the length of a tie: so short that sums over paths do not overflow.
+const tieBits = 48
+
+// tieOf hashes the edge between two nodes to tieBits. The sums decide between paths
+// of equal weight: the same way on every node, in both directions, and for every part
+// of a path as for the whole.
 func tieOf(a, b mesh.NodeID) uint64 {
 	h := fnv.New64a()
 	_, _ = h.Write([]byte(min(a, b)))
@@ -64,5 +66,5 @@ func tieOf(a, b mesh.NodeID) uint64 {
 	x ^= x >> 33
 	x *= 0xc4ceb9fe1a85ec53
 	x ^= x >> 33
-	return x >> 16
+	return x >> (64 - tieBits)
 }

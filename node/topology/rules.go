@@ -47,7 +47,7 @@ func (g *graph) alike(s *mesh.Snapshot) (*rules, bool) {
 	old, r := g.rules, newRules(s)
 	r.samples = slices.Clone(old.samples)
 	keys := make(map[class]string, len(g.present))
-	for _, v := range g.vertices {
+	for v := range g.vertices.all() {
 		key := r.key(v.node)
 		k, ok := r.byKey[string(key)]
 		switch had, seen := keys[v.class]; {
@@ -73,7 +73,7 @@ func (g *graph) alike(s *mesh.Snapshot) (*rules, bool) {
 			}
 		}
 		for id, networks := range g.offers {
-			v := g.vertices[id]
+			v := g.vertices.get(id)
 			for _, network := range networks {
 				if v != nil && !slices.Equal(old.grants(r.samples[a], v.node, network), r.grants(r.samples[a], v.node, network)) {
 					return nil, false

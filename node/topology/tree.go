@@ -10,7 +10,7 @@ package topology
 // those that led over what is gone, and those to which something new is a
 // shorter way.
 type tree struct {
-	rules *rules
+	graph *graph
 	root  *vertex
 	// viewer is the class of the one that looks.
 	viewer class
@@ -105,13 +105,9 @@ func (t *tree) lose(n *note) {
 
 // reach looks for a path to v from the vertices beside it.
 func (t *tree) reach(v *vertex) {
-	if v.gone {
-		return
-	}
-	for _, l := range v.links {
-		if from := t.notes[l.to]; from != nil && from.known {
-			l.to = v
-			t.relax(from, l)
+	for _, l := range v.links { // none when it is gone
+		if from := t.notes[t.graph.vertices.at(l.to)]; from != nil && from.known {
+			t.relax(from, l, v)
 		}
 	}
 }
@@ -123,7 +119,7 @@ func (t *tree) cross(v, to *vertex) {
 			return // no way over v is as short
 		}
 		if l, ok := v.linkTo(to); ok {
-			t.relax(from, l)
+			t.relax(from, l, to)
 		}
 	}
 }
@@ -137,7 +133,7 @@ func (t *tree) search() {
 				continue // found anew over fewer hops
 			}
 			for _, l := range n.at.links {
-				t.relax(n, l)
+				t.relax(n, l, t.graph.vertices.at(l.to))
 			}
 		}
 	}
@@ -145,23 +141,24 @@ func (t *tree) search() {
 	t.layers = t.layers[:0]
 }
 
-// relax takes the way over l from a known vertex if it is the best one yet.
-func (t *tree) relax(from *note, l link) {
+// relax takes the way over l from a known vertex to another one if it is the best
+// one yet.
+func (t *tree) relax(from *note, l link, v *vertex) {
 	if !from.at.forwards && (from.at != t.root || t.lone) {
 		return
 	}
-	next := from.path.along(l)
-	to := t.notes[l.to]
+	next := from.path.along(l, v)
+	to := t.notes[v]
 	if to != nil && to.known && next.compare(to.path) >= 0 {
 		return
 	}
-	if !t.rules.connects(from.at.class, l.to.class) || !t.rules.connects(t.viewer, l.to.class) {
+	if rules := t.graph.rules; !rules.connects(from.at.class, v.class) || !rules.connects(t.viewer, v.class) {
 		return
 	}
 	switch {
 	case to == nil:
-		to = &note{at: l.to}
-		t.notes[l.to] = to
+		to = &note{at: v}
+		t.notes[v] = to
 		t.known++
 	case to.known:
 		to.detach()

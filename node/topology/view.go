@@ -66,7 +66,6 @@ type edits struct{ removed, added []netip.Prefix }
 // pass is one bringing up to date of a view.
 type pass struct {
 	*view
-	graph *graph
 	// edits are by neighbour.
 	edits  map[*vertex]*edits
 	routed edits
@@ -79,11 +78,11 @@ type pass struct {
 // newView makes a view from nothing.
 func newView(g *graph, key viewKey, as *mesh.Node) *view {
 	w := &view{
-		tree: tree{rules: g.rules, root: key.root, viewer: key.viewer, lone: key.lone}, as: as,
+		tree: tree{graph: g, root: key.root, viewer: key.viewer, lone: key.lone}, as: as,
 		lists: make(map[*vertex][]netip.Prefix), kinds: -1,
 	}
 	w.grow()
-	p := &pass{view: w, graph: g, all: true}
+	p := &pass{view: w, all: true}
 	p.summarize()
 	p.claimAll()
 	p.finish()
@@ -92,8 +91,8 @@ func newView(g *graph, key viewKey, as *mesh.Node) *view {
 
 // follow brings the view up to date after moves of the graph of which none
 // reset its root.
-func (w *view) follow(g *graph, deltas []*delta, now int) {
-	p := &pass{view: w, graph: g, edits: make(map[*vertex]*edits), stale: make(map[mesh.NodeID]bool)}
+func (w *view) follow(deltas []*delta, now int) {
+	p := &pass{view: w, edits: make(map[*vertex]*edits), stale: make(map[mesh.NodeID]bool)}
 	w.update(deltas)
 	redo := p.summarize()
 	for _, d := range deltas {
@@ -224,7 +223,7 @@ func (p *pass) claimOwn(n *note) bool {
 		case n.behind == nil: // the viewer itself
 			free = p.take(n, own.Masked()) && free
 		case !p.summary || !p.graph.at.Contains(own.Addr()):
-			for _, part := range p.rules.grants(p.as, n.node, own) {
+			for _, part := range p.graph.rules.grants(p.as, n.node, own) {
 				if !p.take(n, part) {
 					free = false
 					continue
@@ -249,7 +248,7 @@ func (p *pass) claimNets(n *note) bool {
 		if !p.lone && slices.Contains(p.graph.offers[p.root.id], network) || p.graph.leaves(n.at.id, network) {
 			continue
 		}
-		for _, part := range p.rules.grants(p.as, n.node, network) {
+		for _, part := range p.graph.rules.grants(p.as, n.node, network) {
 			if !p.take(n, part) {
 				free = false
 				continue

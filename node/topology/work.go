@@ -52,7 +52,7 @@ func (w *work) plan(s *mesh.Snapshot, self mesh.NodeID) (mesh.Plan, bool) {
 		return mesh.Plan{}, false
 	}
 	w.moveTo(s)
-	start := w.graph.vertices[self]
+	start := w.graph.vertices.get(self)
 	if gate := w.gateOf(start); gate != nil {
 		return w.view(viewKey{root: gate, viewer: start.class, lone: true}, start.node).leafPlan(s, start), true
 	}
@@ -80,13 +80,14 @@ func (w *work) gateOf(v *vertex) *vertex {
 	}
 	var gate *vertex
 	for _, l := range v.links {
-		if !w.graph.rules.connects(v.class, l.to.class) {
+		to := w.graph.vertices.at(l.to)
+		if !w.graph.rules.connects(v.class, to.class) {
 			continue
 		}
 		if gate != nil {
 			return nil
 		}
-		gate = l.to
+		gate = to
 	}
 	return gate
 }
@@ -97,13 +98,8 @@ func (w *work) adopt(s *mesh.Snapshot) {
 	if w.graph == nil || w.graph.rules.fit(s) {
 		return
 	}
-	r, ok := w.graph.alike(s)
-	if !ok {
-		return
-	}
-	w.graph.rules = r
-	for _, v := range w.views {
-		v.rules = r
+	if r, ok := w.graph.alike(s); ok {
+		w.graph.rules = r
 	}
 }
 
@@ -137,12 +133,12 @@ func (w *work) moveTo(s *mesh.Snapshot) {
 		w.base++
 	}
 	for key, v := range w.views {
-		if key.root.gone || v.gen < w.base {
+		if key.root.gone() || v.gen < w.base {
 			w.drop(key)
 		}
 	}
 	for v, n := range w.near {
-		if v.gone || n.gen < w.base {
+		if v.gone() || n.gen < w.base {
 			w.forget(v)
 		}
 	}
@@ -150,7 +146,7 @@ func (w *work) moveTo(s *mesh.Snapshot) {
 
 // maxLog bounds how far behind a view may be. One that is further behind begins
 // anew: to find a path and what it leads to costs more than to follow two changes.
-func (w *work) maxLog() int { return max(minLog, 2*len(w.graph.vertices)) }
+func (w *work) maxLog() int { return max(minLog, 2*w.graph.vertices.len()) }
 
 // clear forgets everything but the graph.
 func (w *work) clear() {
@@ -174,7 +170,7 @@ func (w *work) view(key viewKey, as *mesh.Node) *view {
 		if deltas := w.log[v.gen-w.base:]; v.resets(deltas) {
 			v = nil
 		} else if len(deltas) > 0 {
-			v.follow(w.graph, deltas, now)
+			v.follow(deltas, now)
 		}
 	}
 	if v == nil {
