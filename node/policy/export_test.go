@@ -5,7 +5,7 @@ package policy
 import "github.com/meshgate/meshgate/node/mesh"
 
 // FilterSlots lets tests ask more than a filter remembers.
-const FilterSlots = filterSlots
+const FilterSlots = filterPages * pageSlots
 
 // Changed is s after c, which was checked.
 func Changed(s *mesh.Snapshot, c Change) *mesh.Snapshot {
@@ -38,6 +38,17 @@ func Concerning(s *mesh.Snapshot, id mesh.NodeID) []mesh.ACL {
 func SwitchRBAC(on bool) Change {
 	state := map[bool]string{true: "on", false: "off"}[on]
 	return Change{kind: "RBAC", name: state, apply: func(s *mesh.Snapshot) { s.RBACDisabled = !on }}
+}
+
+// Pages counts the pages of f.
+func Pages(f *Filter) int {
+	n := 0
+	for i := range f.pages {
+		if f.pages[i].Load() != nil {
+			n++
+		}
+	}
+	return n
 }
 
 // Remembered counts the conversations in f.

@@ -11,11 +11,19 @@ import (
 	"github.com/meshgate/meshgate/node/mesh"
 )
 
-// filterSlots bounds the decisions that a filter remembers: enough for the
-// pairs of addresses that a relay carries at a time, and 64 KiB of memory while
-// empty. A remembered pair takes 4 bytes more for each ACL with protocols or
-// ports that concerns it.
-const filterSlots = 8192
+// filterPages and pageSlots bound the decisions that a filter remembers: enough for
+// the pairs of addresses that a relay carries at a time. A filter is made for each
+// plan, and few packets may come before the next: a page of slots is there once one
+// of them is taken, so that a filter takes 1 KiB while empty and 65 KiB with all
+// pages. A remembered pair takes 4 bytes more for each ACL with protocols or ports
+// that concerns it.
+const (
+	filterPages = 128
+	pageSlots   = 64
+)
+
+// page is some of the slots of a filter.
+type page [pageSlots]atomic.Pointer[verdict]
 
 // Filter is a packet filter: the network ACLs of one snapshot, and the owners
 // of its addresses. Its methods are safe for concurrent use.
@@ -31,7 +39,7 @@ type Filter struct {
 	// strangers lets packets from addresses of nobody pass.
 	strangers bool
 	seed      maphash.Seed
-	slots     []atomic.Pointer[verdict]
+	pages     [filterPages]atomic.Pointer[page]
 }
 
 // ForwardFilter compiles the ACLs of s for a node that forwards packets of
@@ -71,8 +79,7 @@ func DeliveryFilter(s *mesh.Snapshot, p mesh.Plan, flows *Flows) *Filter {
 func newFilter(s *mesh.Snapshot, o *Owners, flows *Flows) *Filter {
 	return &Filter{
 		network: Compile(s), owners: o, flows: flows,
-		seed:  maphash.MakeSeed(),
-		slots: make([]atomic.Pointer[verdict], filterSlots),
+		seed: maphash.MakeSeed(),
 	}
 }
 
@@ -178,7 +185,7 @@ func (f *Filter) verdict(src, dst netip.Addr) (v *verdict, upward bool) {
 	if high.Less(low) {
 		low, high, upward = high, low, false
 	}
-	slot := &f.slots[f.hash(low, high)%filterSlots]
+	slot := f.slot(f.hash(low, high))
 	if v := slot.Load(); v != nil && v.low == low && v.high == high {
 		return v, upward
 	}
@@ -186,6 +193,17 @@ func (f *Filter) verdict(src, dst netip.Addr) (v *verdict, upward bool) {
 	f.decide(v)
 	slot.Store(v)
 	return v, upward
+}
+
+// slot returns where the decision about a pair of addresses with a hash is kept.
+func (f *Filter) slot(hash uint64) *atomic.Pointer[verdict] {
+	at := &f.pages[hash/pageSlots%filterPages]
+	p := at.Load()
+	if p == nil {
+		at.CompareAndSwap(nil, new(page)) // somebody else's will do
+		p = at.Load()
+	}
+	return &p[hash%pageSlots]
 }
 
 // hash returns a hash of a pair of addresses that outsiders cannot predict.

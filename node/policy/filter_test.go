@@ -118,6 +118,23 @@ func TestFilter_StaysRightUnderConcurrentFloods(t *testing.T) {
 	wg.Wait()
 }
 
+// A filter is made for each plan, of which most see few packets.
+func TestFilter_TakesMemoryForWhatItDecided(t *testing.T) {
+	s := filterSnapshot(mesh.ACL{Accept: true})
+	f := policy.ForwardFilter(s, policy.NewFlows())
+	if n := policy.Pages(f); n != 0 {
+		t.Errorf("%d pages of a new filter", n)
+	}
+	there, back := netip.MustParseAddr("172.16.0.1"), netip.MustParseAddr("172.16.0.2")
+	for range 3 {
+		f.Allow(mesh.Packet{Src: there, Dst: back})
+		f.Allow(mesh.Packet{Src: back, Dst: there})
+	}
+	if n := policy.Pages(f); n != 1 {
+		t.Errorf("%d pages for one pair of addresses", n)
+	}
+}
+
 func BenchmarkFilter(b *testing.B) {
 	s := filterSnapshot(mesh.ACL{Accept: true, SourceNodes: []string{"group:loop"}}, mesh.ACL{Accept: true})
 	src, dst := netip.MustParseAddr("172.16.0.1"), netip.MustParseAddr("172.16.0.2")
