@@ -83,6 +83,9 @@ func (n *Node) Negotiates() bool {
 // Protocol returns how the nodes of the edge reach each other, by the edge's
 // attributes: ICE before libp2p before plain WireGuard.
 func (e Edge) Protocol() v1.ConnectProtocol {
+	if len(e.Attributes) == 0 {
+		return v1.ConnectProtocol_CONNECT_NATIVE // as of implicit edges, which are many
+	}
 	has := func(a v1.EdgeAttribute) bool { return e.Attributes[a.String()] == "true" }
 	switch {
 	case has(v1.EdgeAttribute_EDGE_ATTRIBUTE_ICE):
