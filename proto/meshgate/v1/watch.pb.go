@@ -181,6 +181,8 @@ type Link struct {
 	ReceiveBytes uint64 `protobuf:"varint,5,opt,name=receive_bytes,json=receiveBytes,proto3" json:"receive_bytes,omitempty"`
 	// transmit_bytes is what the gateway sent to the node, in bytes.
 	TransmitBytes uint64 `protobuf:"varint,6,opt,name=transmit_bytes,json=transmitBytes,proto3" json:"transmit_bytes,omitempty"`
+	// path is how packets get there; unset from a gateway that does not tell.
+	Path          *Path `protobuf:"bytes,7,opt,name=path,proto3" json:"path,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -257,11 +259,18 @@ func (x *Link) GetTransmitBytes() uint64 {
 	return 0
 }
 
+func (x *Link) GetPath() *Path {
+	if x != nil {
+		return x.Path
+	}
+	return nil
+}
+
 var File_meshgate_v1_watch_proto protoreflect.FileDescriptor
 
 const file_meshgate_v1_watch_proto_rawDesc = "" +
 	"\n" +
-	"\x17meshgate/v1/watch.proto\x12\vmeshgate.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\rv1/mesh.proto\x1a\rv1/node.proto\"\x12\n" +
+	"\x17meshgate/v1/watch.proto\x12\vmeshgate.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17meshgate/v1/paths.proto\x1a\rv1/mesh.proto\x1a\rv1/node.proto\"\x12\n" +
 	"\x10WatchMeshRequest\"\xfe\x01\n" +
 	"\x11WatchMeshResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\x04R\aversion\x12\x1d\n" +
@@ -274,14 +283,15 @@ const file_meshgate_v1_watch_proto_rawDesc = "" +
 	"\x05links\x18\x06 \x03(\v2\x11.meshgate.v1.LinkR\x05links\x12\x1e\n" +
 	"\n" +
 	"leaderless\x18\a \x01(\bR\n" +
-	"leaderless\"\xe2\x01\n" +
+	"leaderless\"\x89\x02\n" +
 	"\x04Link\x12\x17\n" +
 	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12\x16\n" +
 	"\x06online\x18\x02 \x01(\bR\x06online\x12\x1a\n" +
 	"\bendpoint\x18\x03 \x01(\tR\bendpoint\x12A\n" +
 	"\x0elast_handshake\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\rlastHandshake\x12#\n" +
 	"\rreceive_bytes\x18\x05 \x01(\x04R\freceiveBytes\x12%\n" +
-	"\x0etransmit_bytes\x18\x06 \x01(\x04R\rtransmitBytes2U\n" +
+	"\x0etransmit_bytes\x18\x06 \x01(\x04R\rtransmitBytes\x12%\n" +
+	"\x04path\x18\a \x01(\v2\x11.meshgate.v1.PathR\x04path2U\n" +
 	"\x05Watch\x12L\n" +
 	"\tWatchMesh\x12\x1d.meshgate.v1.WatchMeshRequest\x1a\x1e.meshgate.v1.WatchMeshResponse0\x01B;Z9github.com/meshgate/meshgate/proto/meshgate/v1;meshgatev1b\x06proto3"
 
@@ -305,19 +315,21 @@ var file_meshgate_v1_watch_proto_goTypes = []any{
 	(*v1.MeshNode)(nil),           // 3: v1.MeshNode
 	(*v1.MeshEdge)(nil),           // 4: v1.MeshEdge
 	(*timestamppb.Timestamp)(nil), // 5: google.protobuf.Timestamp
+	(*Path)(nil),                  // 6: meshgate.v1.Path
 }
 var file_meshgate_v1_watch_proto_depIdxs = []int32{
 	3, // 0: meshgate.v1.WatchMeshResponse.nodes:type_name -> v1.MeshNode
 	4, // 1: meshgate.v1.WatchMeshResponse.edges:type_name -> v1.MeshEdge
 	2, // 2: meshgate.v1.WatchMeshResponse.links:type_name -> meshgate.v1.Link
 	5, // 3: meshgate.v1.Link.last_handshake:type_name -> google.protobuf.Timestamp
-	0, // 4: meshgate.v1.Watch.WatchMesh:input_type -> meshgate.v1.WatchMeshRequest
-	1, // 5: meshgate.v1.Watch.WatchMesh:output_type -> meshgate.v1.WatchMeshResponse
-	5, // [5:6] is the sub-list for method output_type
-	4, // [4:5] is the sub-list for method input_type
-	4, // [4:4] is the sub-list for extension type_name
-	4, // [4:4] is the sub-list for extension extendee
-	0, // [0:4] is the sub-list for field type_name
+	6, // 4: meshgate.v1.Link.path:type_name -> meshgate.v1.Path
+	0, // 5: meshgate.v1.Watch.WatchMesh:input_type -> meshgate.v1.WatchMeshRequest
+	1, // 6: meshgate.v1.Watch.WatchMesh:output_type -> meshgate.v1.WatchMeshResponse
+	6, // [6:7] is the sub-list for method output_type
+	5, // [5:6] is the sub-list for method input_type
+	5, // [5:5] is the sub-list for extension type_name
+	5, // [5:5] is the sub-list for extension extendee
+	0, // [0:5] is the sub-list for field type_name
 }
 
 func init() { file_meshgate_v1_watch_proto_init() }
@@ -325,6 +337,7 @@ func file_meshgate_v1_watch_proto_init() {
 	if File_meshgate_v1_watch_proto != nil {
 		return
 	}
+	file_meshgate_v1_paths_proto_init()
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
