@@ -3,6 +3,9 @@
 package pair
 
 import (
+	"cmp"
+	"context"
+	"slices"
 	"time"
 
 	"github.com/meshgate/meshgate/node/mesh"
@@ -27,4 +30,34 @@ func (p *Pairs) Status() []Status { return *p.status.Load() }
 
 func (l *link) status() Status {
 	return Status{Node: l.peer.Node.ID, Gateway: l.kind == gateway, Stands: l.stands, Path: l.finder.State(), Used: l.used}
+}
+
+// Look is Status as of now, with the round trips of the last checks. Where Run does
+// not answer before ctx ends, or has ended, it is Status.
+func (p *Pairs) Look(ctx context.Context) []Status {
+	list := make(chan []Status, 1)
+	select {
+	case p.events <- func(time.Time) { list <- p.statuses() }:
+	case <-p.ended:
+		return p.Status()
+	case <-ctx.Done():
+		return p.Status()
+	}
+	select {
+	case l := <-list:
+		return l
+	case <-p.ended:
+	case <-ctx.Done():
+	}
+	return p.Status()
+}
+
+// statuses is for Run.
+func (p *Pairs) statuses() []Status {
+	list := make([]Status, 0, len(p.links))
+	for _, l := range p.links {
+		list = append(list, l.status())
+	}
+	slices.SortFunc(list, func(a, b Status) int { return cmp.Compare(a.Node, b.Node) })
+	return list
 }

@@ -77,7 +77,6 @@ func carried(peers mesh.Peers, id mesh.NodeID, network netip.Prefix) bool {
 // publish makes the view anew.
 func (p *Pairs) publish() {
 	v := &View{waiting: make(map[mesh.NodeID]bool)}
-	status := make([]Status, 0, len(p.links))
 	taken := make(map[netip.Prefix]bool)
 	links := slices.SortedFunc(maps.Values(p.links), func(a, b *link) int { return b.answered.Compare(a.answered) })
 	for _, l := range links {
@@ -99,10 +98,9 @@ func (p *Pairs) publish() {
 		case l.kind == edge && !l.stands:
 			v.waiting[id] = true
 		}
-		status = append(status, l.status())
 	}
 	slices.SortFunc(v.peers, func(a, b mesh.Peer) int { return cmp.Compare(a.Node.ID, b.Node.ID) })
-	slices.SortFunc(status, func(a, b Status) int { return cmp.Compare(a.Node, b.Node) })
+	status := p.statuses()
 	p.view.Store(v)
 	p.status.Store(&status)
 	p.count()
