@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/meshgate/meshgate/node/mesh"
+	meshgatev1 "github.com/meshgate/meshgate/proto/meshgate/v1"
 	v1 "github.com/meshgate/meshgate/proto/v1"
 	"github.com/meshgate/meshgate/signaling"
 )
@@ -125,6 +126,28 @@ func (earlyNode) Stats() (mesh.InterfaceStats, error) { return mesh.InterfaceSta
 
 // RemoteStatus implements api.Remote.
 func (earlyNode) RemoteStatus(context.Context, mesh.NodeID) (*v1.Status, error) { return nil, errEarly }
+
+// Ways implements api.Ways.
+func (earlyNode) Ways(context.Context) ([]mesh.Way, error) { return nil, errEarly }
+
+// WayTo implements api.Ways.
+func (earlyNode) WayTo(context.Context, *mesh.Node) (mesh.Way, error) { return mesh.Way{}, errEarly }
+
+// Locate implements api.Ways.
+func (earlyNode) Locate(context.Context, mesh.NodeID) (*mesh.Node, error) { return nil, errEarly }
+
+// Ping implements api.Ways.
+func (earlyNode) Ping(context.Context, *mesh.Node) (mesh.Pong, error) { return mesh.Pong{}, errEarly }
+
+// RemotePaths implements api.RemoteWays.
+func (earlyNode) RemotePaths(context.Context, mesh.NodeID) (*meshgatev1.ListPathsResponse, error) {
+	return nil, errEarly
+}
+
+// RemotePing implements api.RemoteWays.
+func (earlyNode) RemotePing(context.Context, mesh.NodeID, *meshgatev1.PingRequest, func(*meshgatev1.PingResponse) error) error {
+	return errEarly
+}
 
 // earlySignaling opens no channels: who may have one is not known.
 type earlySignaling struct{}

@@ -18,6 +18,7 @@ import (
 	"github.com/meshgate/meshgate/node/store"
 	"github.com/meshgate/meshgate/node/store/storetest"
 	"github.com/meshgate/meshgate/node/topology"
+	meshgatev1 "github.com/meshgate/meshgate/proto/meshgate/v1"
 	v1 "github.com/meshgate/meshgate/proto/v1"
 	"github.com/meshgate/meshgate/signaling"
 )
@@ -30,6 +31,7 @@ type fakeNode struct {
 	health  error
 	stats   mesh.InterfaceStats
 	reads   int // of stats
+	ways    []mesh.Way
 	joined  []mesh.JoinRequest
 	updated []mesh.UpdateRequest
 	left    []mesh.NodeID
@@ -245,6 +247,42 @@ func (n *fakeNode) setStats(s mesh.InterfaceStats) {
 
 func (n *fakeNode) RemoteStatus(_ context.Context, id mesh.NodeID) (*v1.Status, error) {
 	return &v1.Status{Id: string(id)}, nil
+}
+
+func (n *fakeNode) Ways(context.Context) ([]mesh.Way, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.ways, nil
+}
+
+func (n *fakeNode) WayTo(_ context.Context, o *mesh.Node) (mesh.Way, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, w := range n.ways {
+		if w.Node == o.ID {
+			return w, nil
+		}
+	}
+	return mesh.Way{Node: o.ID}, nil
+}
+
+func (n *fakeNode) Locate(_ context.Context, id mesh.NodeID) (*mesh.Node, error) {
+	if o := n.Snapshot().Node(id); o != nil {
+		return o, nil
+	}
+	return nil, fmt.Errorf("%w: no node %q", mesh.ErrNotFound, id)
+}
+
+func (n *fakeNode) Ping(_ context.Context, o *mesh.Node) (mesh.Pong, error) {
+	return mesh.Pong{Address: o.Addrs()[0], RTT: time.Millisecond}, nil
+}
+
+func (n *fakeNode) RemotePaths(_ context.Context, id mesh.NodeID) (*meshgatev1.ListPathsResponse, error) {
+	return &meshgatev1.ListPathsResponse{NodeId: string(id)}, nil
+}
+
+func (n *fakeNode) RemotePing(_ context.Context, _ mesh.NodeID, r *meshgatev1.PingRequest, each func(*meshgatev1.PingResponse) error) error {
+	return each(&meshgatev1.PingResponse{NodeId: r.GetNodeId(), Sequence: 1})
 }
 
 func (n *fakeNode) Healthy() error {

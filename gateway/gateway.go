@@ -34,6 +34,9 @@ import (
 	v1 "github.com/meshgate/meshgate/proto/v1"
 )
 
+// maxLocalConnections bounds those of this host's operator; more wait.
+const maxLocalConnections = 64
+
 // drainTimeout is how long calls under way may go on after Run was told to end.
 const drainTimeout = 10 * time.Second
 
@@ -52,6 +55,8 @@ type Node interface {
 	api.Keys
 	api.Links
 	api.Remote
+	api.Ways
+	api.RemoteWays
 	api.PairPlans
 	// Healthy is nil while the node serves; the error says what it waits for.
 	Healthy() error
@@ -86,6 +91,10 @@ type Config struct {
 	// Mesh are listeners on the node's mesh addresses. Who connects to them is
 	// the node that the snapshot says has the source address.
 	Mesh []net.Listener
+	// Local is a listener that only the operator of this node can connect to, such
+	// as a socket of the file system. Who does reads what this node knows and has it
+	// ping others, without credentials, and nothing else. Nil: none.
+	Local net.Listener
 	// Metrics is the listener for /metrics and health, for operators only: it
 	// asks for no credentials. Nil: none.
 	Metrics net.Listener
@@ -348,6 +357,9 @@ func (g *Gateway) Run(ctx context.Context) error {
 			l, members, g.memberKey, g.metrics.refused.WithLabelValues(listenerMesh),
 		}, g.cfg.Limits.Connections))
 		serve(l, g.meshHandler(draining), meshIdleTimeout)
+	}
+	if g.cfg.Local != nil {
+		serve(limitListener(g.cfg.Local, maxLocalConnections), g.localHandler(draining), meshIdleTimeout)
 	}
 	if g.cfg.Metrics != nil {
 		serve(g.cfg.Metrics, g.metricsHandler(draining), idleTimeout)

@@ -36,6 +36,8 @@ type request struct {
 	from netip.AddrPort
 	// mesh is true for requests on a mesh listener.
 	mesh bool
+	// local is true for requests on the local listener.
+	local bool
 	// place is that of the connection; nil where there is no such thing.
 	place *place
 	// stands says whether the credentials of the request are good still; nil

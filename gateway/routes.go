@@ -41,7 +41,7 @@ func (g *Gateway) services() (http.Handler, error) {
 	_, early := g.cfg.Node.(earlyNode)
 	services, err := api.Services(api.Config{
 		State: g.cfg.Node, Members: g.cfg.Node, Objects: g.cfg.Node, Keys: g.cfg.Node,
-		Links: g.cfg.Node, Remote: g.cfg.Node, Signaling: g.cfg.Signaling, Cluster: g.cfg.Cluster, Replicas: g.cfg.Replicas, Early: early,
+		Links: g.cfg.Node, Remote: g.cfg.Node, Ways: g.cfg.Node, RemoteWays: g.cfg.Node, Signaling: g.cfg.Signaling, Cluster: g.cfg.Cluster, Replicas: g.cfg.Replicas, Early: early,
 		Store: g.cfg.Store, Tokens: g.cfg.Tokens, Pairs: g.cfg.Node, RelayServers: g.cfg.RelayServers, Build: g.cfg.Build,
 	}, opts...)
 	if err != nil {
@@ -127,6 +127,24 @@ func (g *Gateway) meshHandler(draining context.Context) http.Handler {
 	r.Post("/*", g.rpc.ServeHTTP)
 	r.NotFound(g.notFound)
 	return r
+}
+
+// localHandler serves those who may open the node's socket on this host.
+func (g *Gateway) localHandler(draining context.Context) http.Handler {
+	r := chi.NewRouter()
+	r.Use(begin(draining, false, nil), fromHere, g.recoverHTTP, securityHeaders, g.noBrowsers)
+	g.healthRoutes(r, false)
+	r.Post("/*", g.rpc.ServeHTTP)
+	r.NotFound(g.notFound)
+	return r
+}
+
+// fromHere marks requests of this host's operator.
+func fromHere(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		requestFrom(r.Context()).local = true
+		next.ServeHTTP(w, r)
+	})
 }
 
 // metricsHandler serves operators.

@@ -69,6 +69,9 @@ type rule struct {
 	// past: nobody is shown more than they might see at that moment. What opens
 	// a way, or goes on afterwards, is never early.
 	early bool
+	// local lets the operator of this node's host in, without roles: the call is
+	// about this node, and does what the operator could have the node do anyway.
+	local bool
 }
 
 // freshness is how much of what was acknowledged before a call counts for it.
@@ -84,10 +87,9 @@ const (
 // it takes. A procedure that is not in it is denied. Those of services that are
 // not implemented are added by Gateway.services.
 func newRules(openReflection bool) map[string]rule {
-	reader := rule{access: identified, needs: readMesh, blind: true}
 	freshReader := rule{access: identified, needs: readMesh, blind: true, fresh: unlessStale, early: true}
 	rules := map[string]rule{
-		v1connect.NodeGetStatusProcedure:            reader,
+		v1connect.NodeGetStatusProcedure:            {access: identified, needs: readMesh, blind: true, local: true},
 		v1connect.NodeNegotiateDataChannelProcedure: {access: gateways},
 		v1connect.NodeReceiveSignalChannelProcedure: {access: gateways, lasts: isPath},
 
@@ -99,11 +101,15 @@ func newRules(openReflection bool) map[string]rule {
 		v1connect.StorageQueryServiceSubscribeProcedure: {access: identified, needs: of(subscribe), fresh: unlessStale},
 		v1connect.StorageQueryServicePublishProcedure:   {access: identified, needs: of(publish), volume: published, fresh: always, guarded: true},
 
-		meshgatev1connect.WatchWatchMeshProcedure:        {access: identified, needs: readMesh, blind: true, early: true},
+		meshgatev1connect.WatchWatchMeshProcedure:        {access: identified, needs: readMesh, blind: true, early: true, local: true},
 		meshgatev1connect.EnrolmentGetChallengeProcedure: {access: identified, needs: of(challenge)},
 		meshgatev1connect.EnrolmentAdoptProcedure:        {access: identified, writes: true, needs: of(adopt), fresh: always},
 
 		meshgatev1connect.PairsFollowProcedure: {access: identified, needs: of(followPairs), lasts: ever},
+
+		meshgatev1connect.PathsListPathsProcedure:   {access: identified, needs: of(listPaths), local: true},
+		meshgatev1connect.PathsPingProcedure:        {access: identified, needs: of(pingFrom), local: true},
+		meshgatev1connect.PathsListServersProcedure: {access: identified, needs: readMesh, blind: true, local: true},
 
 		v1connect.WebRTCStartDataChannelProcedure:   {access: identified, channel: true, needs: of(startDataChannel)},
 		v1connect.WebRTCStartSignalChannelProcedure: {access: identified, channel: true, needs: of(startSignalChannel), pair: pathTo, lasts: isPath},
@@ -165,6 +171,9 @@ func (r rule) authorize(s *mesh.Snapshot, c api.Caller, msg any) error {
 
 // granted is nil when the roles of c allow all of actions, or stand for them.
 func (r rule) granted(s *mesh.Snapshot, c api.Caller, actions []mesh.Action) error {
+	if r.local && c.Local {
+		return nil
+	}
 	if r.seated && c.Node != nil && granted(s, c, []mesh.Action{put(v1.RuleResource_RESOURCE_VOTES, "")}) == nil {
 		return nil
 	}
@@ -199,6 +208,24 @@ func readMesh(c api.Caller, _ any) ([]mesh.Action, error) {
 		return nil, nil
 	}
 	return []mesh.Action{{Resource: v1.RuleResource_RESOURCE_EDGES, Verb: v1.RuleVerb_VERB_GET}}, nil
+}
+
+// listPaths: as readMesh, and a member for itself only, unless it is a gateway that
+// somebody has asked.
+func listPaths(c api.Caller, m *meshgatev1.ListPathsRequest) ([]mesh.Action, error) {
+	return pathsOf(c, m.GetNodeId())
+}
+
+// pingFrom: likewise. From where is what others might mind.
+func pingFrom(c api.Caller, m *meshgatev1.PingRequest) ([]mesh.Action, error) {
+	return pathsOf(c, m.GetFromId())
+}
+
+func pathsOf(c api.Caller, id string) ([]mesh.Action, error) {
+	if c.Node != nil && !c.Node.Negotiates() && id != c.ID {
+		return nil, fmt.Errorf("%w: node %q may ask for its own paths only (meshgate ping on its host)", mesh.ErrDenied, c.ID)
+	}
+	return readMesh(c, nil)
 }
 
 // everything: a role that grants all.

@@ -70,14 +70,18 @@ type Build struct {
 
 // Config is what the services work with.
 type Config struct {
-	// State, Members, Objects, Keys, Links, Remote, Signaling and Pairs are required.
-	State     State
-	Members   Members
-	Objects   Objects
-	Keys      Keys
-	Links     Links
-	Remote    Remote
-	Signaling Signaling
+	// State, Members, Objects, Keys, Links, Remote, Ways, RemoteWays, Signaling and
+	// Pairs are required.
+	State   State
+	Members Members
+	Objects Objects
+	Keys    Keys
+	Links   Links
+	Remote  Remote
+	// Ways are those of this node, and RemoteWays of others.
+	Ways       Ways
+	RemoteWays RemoteWays
+	Signaling  Signaling
 	// Cluster is the nodes that keep the state; nil: this node alone.
 	Cluster Cluster
 	// Replicas changes which they are; nil where no state is kept.
@@ -114,6 +118,10 @@ func (c *Config) Validate() error {
 		return errors.New("api: Config.Links is nil")
 	case c.Remote == nil:
 		return errors.New("api: Config.Remote is nil")
+	case c.Ways == nil:
+		return errors.New("api: Config.Ways is nil")
+	case c.RemoteWays == nil:
+		return errors.New("api: Config.RemoteWays is nil")
 	case c.Signaling == nil:
 		return errors.New("api: Config.Signaling is nil")
 	case c.Pairs == nil:
@@ -140,7 +148,7 @@ func Services(cfg Config, opts ...connect.HandlerOption) ([]Service, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	links := &links{source: cfg.Links}
+	links := &links{source: cfg.Links, ways: cfg.Ways}
 	services := unimplemented(opts)
 	add := func(path string, h http.Handler) { services = append(services, newService(path, h)) }
 	add(v1connect.NewNodeHandler(&nodeService{Config: cfg, links: links, started: time.Now()}, opts...))
@@ -157,6 +165,9 @@ func Services(cfg Config, opts ...connect.HandlerOption) ([]Service, error) {
 	add(meshgatev1connect.NewEnrolmentHandler(&enrolmentService{state: cfg.State, membership: membership}, opts...))
 	services = append(services, NewStoreHandler(cfg.Store, opts...))
 	add(meshgatev1connect.NewTokensHandler(&tokensService{tokens: cfg.Tokens}, opts...))
+	add(meshgatev1connect.NewPathsHandler(&pathsService{
+		state: cfg.State, ways: cfg.Ways, remote: cfg.RemoteWays, servers: cfg.RelayServers, pings: make(chan struct{}, maxPings),
+	}, opts...))
 	add(meshgatev1connect.NewWatchHandler(&watchService{state: cfg.State, links: links, replicas: cfg.Replicas, early: cfg.Early}, opts...))
 	return services, nil
 }

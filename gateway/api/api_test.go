@@ -23,6 +23,7 @@ import (
 	"github.com/meshgate/meshgate/node/mesh"
 	"github.com/meshgate/meshgate/node/peer"
 	"github.com/meshgate/meshgate/node/store"
+	meshgatev1 "github.com/meshgate/meshgate/proto/meshgate/v1"
 	v1 "github.com/meshgate/meshgate/proto/v1"
 )
 
@@ -35,6 +36,8 @@ type fake struct {
 	plan    mesh.Plan
 	stats   mesh.InterfaceStats
 	reads   int
+	ways    []mesh.Way
+	looks   int // at ways
 	err     error
 	joined  *mesh.JoinRequest
 	updated *mesh.UpdateRequest
@@ -76,6 +79,26 @@ func (f *fake) Adopt(_ context.Context, id mesh.NodeID) (*mesh.Snapshot, error) 
 func (f *fake) Stats() (mesh.InterfaceStats, error) { f.reads++; return f.stats, f.err }
 func (f *fake) RemoteStatus(_ context.Context, id mesh.NodeID) (*v1.Status, error) {
 	return &v1.Status{Id: string(id)}, f.err
+}
+
+func (f *fake) Ways(context.Context) ([]mesh.Way, error) { f.looks++; return f.ways, f.err }
+func (f *fake) WayTo(_ context.Context, o *mesh.Node) (mesh.Way, error) {
+	for _, w := range f.ways {
+		if w.Node == o.ID {
+			return w, f.err
+		}
+	}
+	return mesh.Way{Node: o.ID}, f.err
+}
+func (f *fake) Locate(_ context.Context, id mesh.NodeID) (*mesh.Node, error) {
+	if o := f.snap.Node(id); o != nil {
+		return o, f.err
+	}
+	return nil, fmt.Errorf("%w: no node %q", mesh.ErrNotFound, id)
+}
+
+func (f *fake) Ping(_ context.Context, o *mesh.Node) (mesh.Pong, error) {
+	return mesh.Pong{Address: o.Addrs()[0]}, f.err
 }
 
 func testKey(t testing.TB) mesh.PublicKey {
@@ -306,7 +329,7 @@ func TestNode_GetStatus(t *testing.T) {
 			{PublicKey: testKey(t).WireGuard(), ReceiveBytes: 1},
 		},
 	}
-	n := &nodeService{Config: Config{State: f, Remote: f, Build: Build{Version: "v1", Commit: "c", Date: "d"}}, links: &links{source: f}, started: time.Now()}
+	n := &nodeService{Config: Config{State: f, Remote: f, Build: Build{Version: "v1", Commit: "c", Date: "d"}}, links: &links{source: f, ways: f}, started: time.Now()}
 	status := func(id string) (*v1.Status, error) {
 		res, err := n.GetStatus(t.Context(), connect.NewRequest(&v1.GetStatusRequest{Id: id}))
 		if err != nil {
@@ -363,7 +386,10 @@ func TestLinks(t *testing.T) {
 			{PublicKey: testKey(t).WireGuard()}, // a stranger
 			{PublicKey: key("phone"), LastHandshake: tt.handshake, Endpoint: "192.0.2.9:1", ReceiveBytes: 3},
 			{PublicKey: key("gw")},
-		}}, now)
+		}}, map[mesh.NodeID]mesh.Way{"gw": {Node: "gw", Kind: mesh.DirectWay}}, now)
+		if got[0].GetPath().GetKind() != meshgatev1.PathKind_PATH_KIND_DIRECT || got[1].GetPath() != nil {
+			t.Errorf("%s: paths %v and %v", name, got[0].GetPath(), got[1].GetPath())
+		}
 		if len(got) != 2 || got[0].GetNodeId() != "gw" || got[1].GetOnline() != tt.online || got[1].GetReceiveBytes() != 3 {
 			t.Errorf("%s: %v", name, got)
 		}

@@ -21,6 +21,8 @@ type Caller struct {
 	Node *mesh.Node
 	// Keyed is true when the node with this ID has shown its key elsewhere.
 	Keyed bool
+	// Local is true for the operator of this node's host, who has no ID of the mesh.
+	Local bool
 	// Allowed is set for streaming calls. It says whether the caller may keep
 	// what the call made, after the call too; its error is for the caller to
 	// read.

@@ -3,6 +3,7 @@
 package api
 
 import (
+	"context"
 	"slices"
 	"strings"
 	"sync"
@@ -27,16 +28,41 @@ const (
 // links shares readings of the interface's statistics between callers.
 type links struct {
 	source Links
+	ways   Ways
 
 	mu    sync.Mutex // guards the fields below; held while reading, so that one reads for all
 	at    time.Time
 	stats mesh.InterfaceStats
+	found map[mesh.NodeID]mesh.Way // of stats; nil until they are asked for
 }
 
 // get returns statistics that are at most statsAge old.
 func (l *links) get() (mesh.InterfaceStats, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	return l.getLocked()
+}
+
+// all returns them with the ways to the nodes, as far as those are known. Nobody
+// changes either.
+func (l *links) all(ctx context.Context) (mesh.InterfaceStats, map[mesh.NodeID]mesh.Way, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	stats, err := l.getLocked()
+	if err != nil || l.found != nil {
+		return stats, l.found, err
+	}
+	l.found = map[mesh.NodeID]mesh.Way{}
+	// Who watches the mesh wants it without them, too.
+	if ways, err := l.ways.Ways(ctx); err == nil {
+		for _, w := range ways {
+			l.found[w.Node] = w
+		}
+	}
+	return stats, l.found, nil
+}
+
+func (l *links) getLocked() (mesh.InterfaceStats, error) {
 	if !l.at.IsZero() && time.Since(l.at) < statsAge {
 		return l.stats, nil
 	}
@@ -44,13 +70,13 @@ func (l *links) get() (mesh.InterfaceStats, error) {
 	if err != nil {
 		return mesh.InterfaceStats{}, err
 	}
-	l.stats, l.at = stats, time.Now()
+	l.stats, l.at, l.found = stats, time.Now(), nil
 	return stats, nil
 }
 
 // linksToProto gives each peer of the interface the name of its node, sorted
-// by it. Peers that s does not know are left out.
-func linksToProto(s *mesh.Snapshot, stats mesh.InterfaceStats, now time.Time) []*meshgatev1.Link {
+// by it, and the way to it. Peers that s does not know are left out.
+func linksToProto(s *mesh.Snapshot, stats mesh.InterfaceStats, ways map[mesh.NodeID]mesh.Way, now time.Time) []*meshgatev1.Link {
 	out := make([]*meshgatev1.Link, 0, len(stats.Peers))
 	for _, p := range stats.Peers {
 		n, ok := s.NodeByKey(p.PublicKey)
@@ -66,6 +92,9 @@ func linksToProto(s *mesh.Snapshot, stats mesh.InterfaceStats, now time.Time) []
 		}
 		if !p.LastHandshake.IsZero() {
 			link.LastHandshake = timestamppb.New(p.LastHandshake)
+		}
+		if w, ok := ways[n.ID]; ok {
+			link.Path = wayToProto(w)
 		}
 		out = append(out, link)
 	}

@@ -64,7 +64,7 @@ func (w *watchService) WatchMesh(ctx context.Context, _ *connect.Request[meshgat
 		led = time.Now()
 	}
 	for {
-		links, err := w.linksOf(s)
+		links, err := w.linksOf(ctx, s)
 		if err != nil {
 			return err
 		}
@@ -116,12 +116,12 @@ func (w *watchService) follow(ctx context.Context, version uint64) <-chan *mesh.
 	return out
 }
 
-func (w *watchService) linksOf(s *mesh.Snapshot) ([]*meshgatev1.Link, error) {
-	stats, err := w.links.get()
+func (w *watchService) linksOf(ctx context.Context, s *mesh.Snapshot) ([]*meshgatev1.Link, error) {
+	stats, ways, err := w.links.all(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("read interface statistics: %w", err)
 	}
-	return linksToProto(s, stats, time.Now()), nil
+	return linksToProto(s, stats, ways, time.Now()), nil
 }
 
 func (w *watchService) message(s *mesh.Snapshot, links []*meshgatev1.Link) *meshgatev1.WatchMeshResponse {
@@ -136,12 +136,18 @@ func (w *watchService) message(s *mesh.Snapshot, links []*meshgatev1.Link) *mesh
 }
 
 // linksChanged compares two lists sorted by node. Without counters it looks at
-// what people act on only: which peers there are, online or not, and where.
+// what people act on only: which peers there are, online or not, and by what way.
 func linksChanged(a, b []*meshgatev1.Link, counters bool) bool {
 	return !slices.EqualFunc(a, b, func(x, y *meshgatev1.Link) bool {
 		if counters {
 			return proto.Equal(x, y)
 		}
-		return x.GetNodeId() == y.GetNodeId() && x.GetOnline() == y.GetOnline() && x.GetEndpoint() == y.GetEndpoint()
+		return x.GetNodeId() == y.GetNodeId() && x.GetOnline() == y.GetOnline() && x.GetEndpoint() == y.GetEndpoint() &&
+			samePath(x.GetPath(), y.GetPath())
 	})
+}
+
+// samePath reports whether two paths are the same to people; both may be nil.
+func samePath(x, y *meshgatev1.Path) bool {
+	return x.GetKind() == y.GetKind() && x.GetVia() == y.GetVia() && x.GetTransport() == y.GetTransport() && x.GetAddress() == y.GetAddress()
 }
