@@ -50,6 +50,7 @@ func allowed() map[string][]string {
 		"node/wg":       {"node/mesh"},
 		"node/hostnet":  {"node/mesh"},
 		"node/path":     {"node/mesh"},
+		"node/netcheck": {"node/path", "node/mesh", "turn/client"},
 		"node/pair":     {"node/path", "node/wg", "node/mesh", "proto"},
 		"node/mesh":     {"proto"},
 		"turn":          {},
