@@ -42,6 +42,11 @@ type access struct {
 	CertFile string `json:"cert_file,omitempty"`
 
 	caFile, tokenFile, dataDir string
+	// nodes says that a node of this host may be asked as well as a gateway, and
+	// near that it comes before the current context.
+	nodes, near bool
+	// given says that dataDir was.
+	given bool
 	// prefix is before the names of the flags, as in "cluster.".
 	prefix string
 	// context is the name of a saved one, from contextsFile; empty: the
@@ -58,6 +63,15 @@ func (c *access) registerServer(f *pflag.FlagSet) {
 	c.registerTrust(f)
 }
 
+// registerNear is registerServer for commands that a node of this host answers,
+// too.
+func (c *access) registerNear(f *pflag.FlagSet) {
+	c.nodes = true
+	c.registerServer(f)
+	f.Lookup("server").Usage = "URL of the gateway (default: that of the context, else the gateway or the node of this host)"
+	f.Lookup("data-dir").Usage = "data directory of this host's gateway or node, used without --server and contexts"
+}
+
 // registerTrust adds the flags that say who we are and whom we believe.
 func (c *access) registerTrust(f *pflag.FlagSet) {
 	f.StringVar(&c.Token, "token", "", "token that the gateway gave out")
@@ -71,10 +85,16 @@ func (c *access) dial(f *pflag.FlagSet) (*peer.Public, error) {
 	if err := fromSources(f, ""); err != nil {
 		return nil, err
 	}
-	switch {
-	case c.URL != "" && c.context != "":
+	c.given = f.Changed("data-dir")
+	if c.URL != "" && c.context != "" {
 		return nil, usagef("--server and --context name two gateways; give one")
-	case c.URL == "" && (c.context != "" || c.dataDir == "" || !f.Changed("data-dir")):
+	}
+	if c.URL == "" && c.context == "" && c.near {
+		if node, err := c.local(); node != nil || err != nil {
+			return node, err
+		}
+	}
+	if c.URL == "" && (c.context != "" || c.dataDir == "" || !c.given) {
 		if err := c.fromContext(); err != nil {
 			return nil, err
 		}
@@ -94,8 +114,13 @@ func (c *access) connect() (*peer.Public, error) {
 			return nil, usagef("--%stoken-file %s is empty", c.prefix, c.tokenFile)
 		}
 	}
+	if c.URL == "" && c.nodes {
+		if node, err := c.local(); node != nil || err != nil {
+			return node, err
+		}
+	}
 	if c.URL == "" {
-		if err := c.local(); err != nil {
+		if err := c.fromHost(); err != nil {
 			return nil, err
 		}
 	}
@@ -110,8 +135,17 @@ func (c *access) connect() (*peer.Public, error) {
 	return p, nil
 }
 
-// local takes URL, token and pin from the gateway on this host.
-func (c *access) local() error {
+// local is the client of the node on this host; nil: there is none.
+func (c *access) local() (*peer.Public, error) {
+	socket, err := c.door()
+	if err != nil || socket == "" {
+		return nil, err
+	}
+	return peer.NewLocal(socket), nil
+}
+
+// fromHost takes URL, token and pin from the gateway on this host.
+func (c *access) fromHost() error {
 	path := filepath.Join(c.dataDir, localFile)
 	raw, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {

@@ -108,7 +108,9 @@ Run:
   meshgate join URL                run a node behind a gateway
 
 Look:
-  meshgate status [NODE]           how a node is, and whom it reaches
+  meshgate status [NODE]           how a node is, and whom it reaches by what path
+  meshgate ping NODE               whether a node answers, and by what path (--until-direct)
+  meshgate netcheck [URL]          what this network lets through, and how far the gateways are
   meshgate get KIND [NAME]         nodes, roles, rolebindings, groups, networkacls, routes, edges, graph
 
 Connect:
@@ -171,7 +173,7 @@ func newRoot(stdout, stderr io.Writer) *cobra.Command {
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	root.PersistentFlags().StringVarP(&a.output, "output", "o", "table", "what goes to standard output: table, json or yaml")
 	root.AddCommand(
-		a.upCommand(), a.demoCommand(), a.joinCommand(), a.statusCommand(),
+		a.upCommand(), a.demoCommand(), a.joinCommand(), a.statusCommand(), a.pingCommand(), a.netcheckCommand(),
 		a.getCommand(), a.putCommand(), a.deleteCommand(), a.contextCommand(),
 		a.peerCommand(), a.policyCommand(), a.portForwardCommand(), a.tokenCommand(),
 		a.clusterCommand(), a.backupCommand(), a.restoreCommand(), a.versionCommand(),

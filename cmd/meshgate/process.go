@@ -164,12 +164,17 @@ func (p *nodeProcess) serve(ctx context.Context, onReady func() error) error {
 	if err != nil {
 		return err
 	}
+	local := p.openDoor(ctx)
 	g, err := gateway.New(gateway.Config{
 		Node: p.node, Signaling: p.signaling, Build: build(),
-		Mesh: listeners, Metrics: p.options.metrics,
-		Logger: p.options.log, Registerer: p.registry, Gatherer: p.registry,
+		Mesh: listeners, Metrics: p.options.metrics, Local: local,
+		RelayServers: func(ctx context.Context, _ string) []*v1.ICEServer { return p.node.FreshRelayServers(ctx) },
+		Logger:       p.options.log, Registerer: p.registry, Gatherer: p.registry,
 	})
 	if err != nil {
+		if local != nil {
+			err = errors.Join(err, local.Close())
+		}
 		return err
 	}
 	group, ctx := errgroup.WithContext(ctx)

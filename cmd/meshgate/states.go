@@ -14,6 +14,7 @@ import (
 // The states of nodes, in the words of the console and one more.
 const (
 	stateSelf    = "this gateway"
+	stateNode    = "this node"
 	stateOnline  = "online"
 	stateRelayed = "relayed"
 	stateDown    = "down"
@@ -38,13 +39,15 @@ func statesOf(m *meshgatev1.WatchMeshResponse, alive map[string]bool) map[string
 		link := links[id]
 		switch via := ways[id]; {
 		case id == m.GetGatewayId():
-			states[id] = stateSelf
+			states[id] = selfState(o)
 		case gateway && !up:
 			states[id] = stateDown
 		case gateway && link.GetLastHandshake() == nil:
 			states[id] = stateHeard
 		case gateway:
 			states[id] = stateOnline
+		case link.GetPath().GetKind() == meshgatev1.PathKind_PATH_KIND_CARRIED:
+			states[id] = stateRelayed + " through " + link.GetPath().GetVia()
 		case link != nil:
 			states[id] = linkState(link, near[id][m.GetGatewayId()])
 		case via != "":
@@ -54,6 +57,19 @@ func statesOf(m *meshgatev1.WatchMeshResponse, alive map[string]bool) map[string
 		}
 	}
 	return states
+}
+
+// selfState is the state of who answers: a gateway, or the node of this host.
+func selfState(o *v1.MeshNode) string {
+	for _, f := range o.GetFeatures() {
+		if f.GetFeature() == v1.Feature_MEMBERSHIP {
+			return stateSelf
+		}
+	}
+	if len(o.GetFeatures()) == 0 {
+		return stateSelf // one that says nothing of itself
+	}
+	return stateNode
 }
 
 // linkState is the state of the gateway's own link to a node. inside is true when

@@ -34,7 +34,7 @@ func (a *app) statusCommand() *cobra.Command {
 			return a.meshStatus(cmd.Context(), gate)
 		},
 	}
-	to.registerServer(cmd.Flags())
+	to.registerNear(cmd.Flags())
 	return cmd
 }
 
@@ -48,6 +48,7 @@ func (a *app) nodeStatus(ctx context.Context, gate *peer.Public, id string) erro
 		return fmt.Errorf("status of %s: %w", id, err)
 	}
 	s := answer.Msg
+	path := lookAtPath(ctx, gate, s.GetId())
 	if a.structured() {
 		return a.printProto(s)
 	}
@@ -65,7 +66,21 @@ func (a *app) nodeStatus(ctx context.Context, gate *peer.Public, id string) erro
 			[]string{"sent", bytesText(i.GetTotalTransmitBytes())},
 			[]string{"peers", fmt.Sprint(i.GetNumPeers())})
 	}
-	return table(a.stdout, rows)
+	return table(a.stdout, append(rows, pathRows(path, time.Now())...))
+}
+
+// lookAtPath is how whoever answers reaches a node; nil where that is not told.
+func lookAtPath(ctx context.Context, gate *peer.Public, id string) *meshgatev1.Path {
+	answer, err := gate.Paths().ListPaths(ctx, connect.NewRequest(&meshgatev1.ListPathsRequest{}))
+	if err != nil {
+		return nil // it is an addition, which older gateways do not have
+	}
+	for _, p := range answer.Msg.GetPaths() {
+		if p.GetNodeId() == id {
+			return p
+		}
+	}
+	return nil
 }
 
 // peerStatus prints what the gateway knows of a peer that cannot be asked.
@@ -143,7 +158,7 @@ func (a *app) printMesh(m *meshgatev1.WatchMeshResponse, states map[string]strin
 	links := linksOf(m)
 	nodes := m.GetNodes()
 	sort.Slice(nodes, func(i, j int) bool { return nodes[i].GetId() < nodes[j].GetId() })
-	rows := [][]string{{"NODE", "ADDRESS", "STATE", "ENDPOINT", "LAST HANDSHAKE", "RECEIVED", "SENT"}}
+	rows := [][]string{{"NODE", "ADDRESS", "STATE", "LAST HANDSHAKE", "RECEIVED", "SENT", "PATH"}}
 	for _, o := range nodes {
 		row := []string{o.GetId(), hostOf(o.GetPrivateIpv4(), o.GetPrivateIpv6()), states[o.GetId()]}
 		if l := links[o.GetId()]; l == nil || o.GetId() == m.GetGatewayId() {
@@ -153,11 +168,19 @@ func (a *app) printMesh(m *meshgatev1.WatchMeshResponse, states map[string]strin
 			if at := l.GetLastHandshake(); at != nil {
 				last = time.Since(at.AsTime()).Round(time.Second).String() + " ago"
 			}
-			row = append(row, l.GetEndpoint(), last, bytesText(l.GetReceiveBytes()), bytesText(l.GetTransmitBytes()))
+			row = append(row, last, bytesText(l.GetReceiveBytes()), bytesText(l.GetTransmitBytes()), linkPath(l))
 		}
 		rows = append(rows, row)
 	}
 	return table(a.stdout, rows)
+}
+
+// linkPath is how packets take a link, as far as the gateway tells.
+func linkPath(l *meshgatev1.Link) string {
+	if text := pathStory(l.GetPath(), time.Now()); text != "" {
+		return text
+	}
+	return l.GetEndpoint()
 }
 
 // bytesText is a count of bytes for people.

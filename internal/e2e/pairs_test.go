@@ -40,6 +40,7 @@ type labNode struct {
 	side *netlab.Side
 	addr netip.Addr // in the mesh
 	kind netlab.Kind
+	dir  string // its data
 }
 
 // labMesh is a gateway in a lab, and how nodes join it.
@@ -70,13 +71,13 @@ func newLabMesh(t testing.TB) *labMesh {
 // join starts a node behind the given kind of access and returns when it is up.
 func (m *labMesh) join(t testing.TB, kind netlab.Kind) *labNode {
 	t.Helper()
-	n := &labNode{id: kind.String(), side: m.lab.Side(kind.String(), kind), kind: kind}
+	n := &labNode{id: kind.String(), side: m.lab.Side(kind.String(), kind), kind: kind, dir: t.TempDir()}
 	host := m.gate.side.Addr4()
 	if !n.side.Addr4().IsValid() {
 		host = m.gate.side.Addr6()
 	}
 	url := "https://" + net.JoinHostPort(host.String(), "443")
-	n.process = n.run(t, append([]string{"join", url, "--data-dir", t.TempDir()}, m.joining...)...)
+	n.process = n.run(t, append([]string{"join", url, "--data-dir", n.dir}, m.joining...)...)
 	n.found(t)
 	return n
 }
