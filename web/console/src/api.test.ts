@@ -67,6 +67,14 @@ function gateway(): MeshClient {
               lastHandshake: seconds(1_700_000_001),
               receiveBytes: 5n,
               transmitBytes: 6n,
+              path: {
+                kind: 3,
+                via: "gateway",
+                transport: "TLS",
+                roundTrip: { seconds: 1n, nanos: 500_000 },
+                since: seconds(1_700_000_001),
+                reason: "UDP is blocked",
+              },
             },
           ],
         };
@@ -144,6 +152,15 @@ test("a watch message becomes a snapshot", async () => {
         lastHandshake: new Date(1_700_000_001_500),
         receiveBytes: 5,
         transmitBytes: 6,
+        path: {
+          kind: "relayed",
+          via: "gateway",
+          transport: "TLS",
+          address: "",
+          rttMs: 1000.5,
+          since: new Date(1_700_000_001_500),
+          reason: "UDP is blocked",
+        },
       },
     ]);
     assert.equal(snapshot.version, "1152921504606846976");

@@ -5,7 +5,16 @@
 import * as client from "@meshgate/client";
 import type { Backend, Connection, Path, PathEnd, Way } from "./backend.ts";
 import { hostPort } from "./format.ts";
-import type { Feature, InterfaceStats, MeshEdge, MeshNode, NodeStatus, Snapshot, Transport } from "./mesh.ts";
+import type {
+  Feature,
+  InterfaceStats,
+  LinkPath,
+  MeshEdge,
+  MeshNode,
+  NodeStatus,
+  Snapshot,
+  Transport,
+} from "./mesh.ts";
 
 /** Makes a backend for the gateway that served this page. */
 export function createBackend(
@@ -113,7 +122,24 @@ function toSnapshot(response: client.WatchMeshResponse): Snapshot {
       lastHandshake: toDate(link.lastHandshake),
       receiveBytes: Number(link.receiveBytes),
       transmitBytes: Number(link.transmitBytes),
+      ...(link.path && { path: toLinkPath(link.path) }),
     })),
+  };
+}
+
+/** The kinds of paths, by their numbers. */
+const pathKinds = ["unknown", "none", "direct", "relayed", "carried"] as const;
+
+function toLinkPath(path: NonNullable<client.WatchMeshResponse["links"][number]["path"]>): LinkPath {
+  const rtt = path.roundTrip;
+  return {
+    kind: pathKinds[path.kind] ?? "unknown",
+    via: path.via,
+    transport: path.transport,
+    address: path.address,
+    rttMs: rtt && Number(rtt.seconds) * 1000 + rtt.nanos / 1e6,
+    since: toDate(path.since),
+    reason: path.reason,
   };
 }
 

@@ -46,6 +46,22 @@ export interface MeshEdge {
   readonly transport: Transport;
 }
 
+/** How packets get from the answering gateway to a node. */
+export interface LinkPath {
+  /** "carried": another node decrypts and forwards them; "relayed": a TURN server, which cannot read them. */
+  readonly kind: "unknown" | "none" | "direct" | "relayed" | "carried";
+  /** The node that carries packets, or whose TURN server does; empty for neither, and while unknown. */
+  readonly via: string;
+  /** How a relay is reached: "UDP", "TCP", "TLS"; empty for none, and while unknown. */
+  readonly transport: string;
+  /** Where packets go, "ip:port"; empty while unknown. */
+  readonly address: string;
+  readonly rttMs: number | undefined;
+  readonly since: Date | undefined;
+  /** One sentence on why it is not direct; empty when it is. */
+  readonly reason: string;
+}
+
 /** The WireGuard link between the answering gateway and one node. */
 export interface Link {
   readonly nodeId: string;
@@ -57,6 +73,8 @@ export interface Link {
   readonly lastHandshake: Date | undefined;
   readonly receiveBytes: number;
   readonly transmitBytes: number;
+  /** Missing from a gateway that does not tell. */
+  readonly path?: LinkPath;
 }
 
 /** The whole mesh as one gateway sees it at one version. */

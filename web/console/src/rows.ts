@@ -2,6 +2,7 @@
 
 import { compareText, type EdgeModel, type MeshModel, type NodeModel, type Reach } from "./graph/model.ts";
 import type { Link } from "./mesh.ts";
+import { linkPathName } from "./words.ts";
 
 /** What rows can be sorted by. */
 export type SortValue = string | number;
@@ -45,7 +46,7 @@ export type NodeColumn =
   | "name"
   | "state"
   | "address"
-  | "endpoint"
+  | "path"
   | "handshake"
   | "received"
   | "sent"
@@ -55,7 +56,7 @@ export const nodeValues: Record<NodeColumn, (row: NodeModel) => SortValue> = {
   name: (row) => row.id,
   state: (row) => reachOrder[row.reach],
   address: (row) => row.node.addresses[0] ?? "",
-  endpoint: (row) => row.link?.endpoint ?? "",
+  path: (row) => (row.link === undefined ? row.via : linkPathName(row.link)),
   handshake: (row) => row.link?.lastHandshake?.getTime() ?? 0,
   received: (row) => row.link?.receiveBytes ?? -1,
   sent: (row) => row.link?.transmitBytes ?? -1,

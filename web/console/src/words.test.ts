@@ -4,6 +4,7 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 import type { Path } from "./backend.ts";
 import type { Reach } from "./graph/model.ts";
+import type { LinkPath } from "./mesh.ts";
 import {
   explainBreak,
   explainConnect,
@@ -20,6 +21,9 @@ import {
   farEnd,
   featureWord,
   joinAdvice,
+  linkPathDetail,
+  linkPathName,
+  pathName,
   pathReaches,
   progress,
   serviceName,
@@ -223,4 +227,43 @@ test("services and features have names", () => {
   assert.ok(!speaksHttp({ kind: "ssh", port: 80 }));
   assert.equal(featureWord({ name: "TURN_SERVER", port: 1 }), "TURN server");
   assert.equal(featureWord({ name: "NEW_THING", port: 1 }), "NEW_THING");
+});
+
+test("the path of a link says who carries packets, and why it is not direct", () => {
+  const nothing = { via: "", transport: "", address: "", rttMs: undefined, since: undefined, reason: "" };
+  const cases: [LinkPath, string][] = [
+    [{ ...nothing, kind: "direct", address: "203.0.113.7:51820" }, "direct to 203.0.113.7:51820"],
+    [{ ...nothing, kind: "direct" }, "direct"],
+    [{ ...nothing, kind: "relayed", via: "gw1", transport: "TLS" }, "over TURN/TLS of gw1"],
+    [{ ...nothing, kind: "relayed", via: "gw1" }, "over TURN of gw1"],
+    [{ ...nothing, kind: "relayed" }, "inside of another connection"],
+    [{ ...nothing, kind: "carried", via: "gw1" }, "by way of gw1"],
+    [{ ...nothing, kind: "none" }, "no path"],
+  ];
+  for (const [path, want] of cases) {
+    assert.equal(pathName(path), want);
+  }
+  const link = {
+    nodeId: "x",
+    online: true,
+    endpoint: "192.0.2.1:1",
+    lastHandshake: undefined,
+    receiveBytes: 0,
+    transmitBytes: 0,
+  };
+  assert.equal(linkPathName(link), "192.0.2.1:1");
+  assert.equal(linkPathName({ ...link, endpoint: "" }), "not known yet");
+  assert.equal(linkPathDetail(link, 0), "");
+  const path: LinkPath = {
+    ...nothing,
+    kind: "relayed",
+    via: "gw1",
+    rttMs: 12.3,
+    since: new Date(0),
+    reason: "UDP is blocked",
+  };
+  assert.equal(
+    linkPathDetail({ ...link, path }, 61_000),
+    "12 ms round trip, since 1 min 1 s, UDP is blocked",
+  );
 });

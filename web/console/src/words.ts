@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
 import type { Path, PathEnd, Way, WayStep } from "./backend.ts";
-import { label } from "./format.ts";
+import { duration, label, milliseconds } from "./format.ts";
 import type { EdgeState, NodeModel, Reach } from "./graph/model.ts";
-import type { Feature, Service, Transport } from "./mesh.ts";
+import type { Feature, Link, LinkPath, Service, Transport } from "./mesh.ts";
 
 /** The word for a state, short enough for a table. */
 export const reachWords: Record<Reach, string> = {
@@ -31,7 +31,10 @@ export const transportWords: Record<Transport, string> = {
 };
 
 /** Why a node is in its state: one sentence. */
-export function explainReach({ reach, via }: NodeModel): string {
+export function explainReach({ reach, via, link }: NodeModel): string {
+  if (link?.path?.kind === "relayed" && link.online) {
+    return `Packets go ${pathName(link.path)}${link.path.reason === "" ? "" : `: ${label(link.path.reason)}`}.`;
+  }
   switch (reach) {
     case "gateway":
       return "This gateway answers your browser.";
@@ -48,6 +51,44 @@ export function explainReach({ reach, via }: NodeModel): string {
     case "unknown":
       return "No link of the mesh leads from this gateway to it.";
   }
+}
+
+/** By what path packets go: "direct to 203.0.113.7:51820", "over TURN/TLS of gw1". */
+export function pathName({ kind, via, transport, address }: LinkPath): string {
+  switch (kind) {
+    case "direct":
+      return address === "" ? "direct" : `direct to ${label(address)}`;
+    case "relayed":
+      return via === "" && transport === ""
+        ? "inside of another connection"
+        : `over TURN${transport === "" ? "" : `/${label(transport)}`}${via === "" ? "" : ` of ${label(via)}`}`;
+    case "carried":
+      return `by way of ${label(via)}`;
+    case "none":
+      return "no path";
+    case "unknown":
+      return "not known yet";
+  }
+}
+
+/** The path of a link in a table; gateways that tell of none tell of the endpoint. */
+export function linkPathName(link: Link): string {
+  if (link.path === undefined || link.path.kind === "unknown") {
+    return link.endpoint === "" ? "not known yet" : label(link.endpoint);
+  }
+  return pathName(link.path);
+}
+
+/** What there is to know of a path besides: its round trip, since when, and why it is not direct. */
+export function linkPathDetail(link: Link, now: number): string {
+  const { rttMs, since, reason } = link.path ?? { reason: "" };
+  return [
+    rttMs === undefined ? "" : `${milliseconds(rttMs)} round trip`,
+    since === undefined ? "" : `since ${duration(now - since.getTime())}`,
+    label(reason),
+  ]
+    .filter((text) => text !== "")
+    .join(", ");
 }
 
 const featureWords: Record<string, string> = {

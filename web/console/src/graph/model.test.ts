@@ -57,7 +57,9 @@ const reachOf = (mesh: ReturnType<typeof describeMesh>) =>
 test("describeMesh tells how each node is reached", () => {
   const mesh = describeMesh(
     snapshot({
-      nodes: ["gw", "on", "off", "new", "ice", "odd", "hub", "far", "farther", "alone"].map((id) => node(id)),
+      nodes: ["gw", "on", "off", "new", "ice", "odd", "hub", "far", "farther", "alone", "turn"].map((id) =>
+        node(id),
+      ),
       edges: [
         edge("gw", "on"),
         edge("gw", "off"),
@@ -74,6 +76,17 @@ test("describeMesh tells how each node is reached", () => {
         link("ice", { endpoint: "" }),
         link("odd", { endpoint: "data-channel" }),
         link("hub", { endpoint: "[2001:db8::1]:51820" }),
+        link("turn", {
+          path: {
+            kind: "relayed",
+            via: "gw",
+            transport: "TLS",
+            address: "",
+            rttMs: undefined,
+            since: undefined,
+            reason: "UDP is blocked",
+          },
+        }),
       ],
     }),
   );
@@ -84,6 +97,7 @@ test("describeMesh tells how each node is reached", () => {
     new: "waiting",
     ice: "relayed",
     odd: "relayed",
+    turn: "relayed",
     hub: "online",
     far: "relayed via hub",
     farther: "relayed via hub",

@@ -141,6 +141,9 @@ function linkState(link: Link, transport: Transport | undefined): "online" | "re
   if (!link.online) {
     return link.lastHandshake === undefined ? "waiting" : "down";
   }
+  if (link.path?.kind === "relayed" || link.path?.kind === "carried") {
+    return "relayed";
+  }
   const carried = transport === "ice" || transport === "libp2p";
   const plain = link.endpoint === "" ? !carried : isPlainEndpoint(link.endpoint);
   return plain ? "online" : "relayed";

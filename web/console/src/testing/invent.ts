@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-import type { Feature, Link, MeshEdge, MeshNode, Service, Snapshot } from "../mesh.ts";
+import type { Feature, Link, LinkPath, MeshEdge, MeshNode, Service, Snapshot } from "../mesh.ts";
 
 /** The moment that invented times are counted back from. */
 const epoch = Date.UTC(2026, 10, 22, 12, 0, 0);
@@ -120,17 +120,31 @@ function inventNode(wish: Invented, index: number): MeshNode {
   };
 }
 
+/** Some nodes get no UDP to their gateway, for which TURN is there. */
+function inventPath(id: string, online: boolean, endpoint: string): LinkPath {
+  const path = { via: "", transport: "", address: "", rttMs: undefined, since: undefined, reason: "" };
+  if (!online) {
+    return { ...path, kind: "none", reason: "its last handshake is 72h0m0s old" };
+  }
+  if (inDataChannel.has(id)) {
+    return { ...path, kind: "relayed", via: "gateway-1", reason: "no UDP of the node gets here by itself" };
+  }
+  return { ...path, kind: "direct", address: endpoint };
+}
+
 function inventLink(id: string, index: number): Link {
   const isNew = neverSeen.has(id);
   const online = !switchedOff.has(id) && !isNew;
+  const endpoint = isNew
+    ? ""
+    : inDataChannel.has(id)
+      ? "data-channel"
+      : `198.51.100.${(index % 250) + 1}:${51820 + (index % 40)}`;
   return {
     nodeId: id,
     online,
-    endpoint: isNew
-      ? ""
-      : inDataChannel.has(id)
-        ? "data-channel"
-        : `198.51.100.${(index % 250) + 1}:${51820 + (index % 40)}`,
+    endpoint,
+    path: inventPath(id, online, endpoint),
     lastHandshake: isNew
       ? undefined
       : new Date(Date.now() - (online ? (index % 110) * 1000 : 86_400_000 * 3)),
