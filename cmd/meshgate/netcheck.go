@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/netip"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
 
@@ -150,6 +151,14 @@ func targetsOf(ctx context.Context, list *meshgatev1.ListServersResponse, base s
 				t.STUN = append(addressesOf(ctx, host, portOfURI(uri)), t.STUN...)
 				continue
 			}
+			if strings.HasSuffix(uri, "?transport=udp") {
+				// It answers STUN at the same port, maybe over another version of IP.
+				for _, at := range addressesOf(ctx, host, portOfURI(strings.TrimSuffix(uri, "?transport=udp"))) {
+					if !slices.Contains(t.STUN, at) {
+						t.STUN = append(t.STUN, at)
+					}
+				}
+			}
 			t.TURN = append(t.TURN, uri)
 			t.Username, t.Password = s.GetUsername(), s.GetCredential()
 		}
@@ -224,6 +233,8 @@ func millisecondsOf(ms float64) string {
 // familyRows are what is known of UDP over one version of IP.
 func familyRows(name string, f netcheck.Family) [][]string {
 	switch {
+	case !f.Here:
+		return [][]string{{name, "not tried: this host has no such address"}}
 	case !f.Asked:
 		return [][]string{{name, "not tried: no gateway says that it has such an address"}}
 	case !f.Works:

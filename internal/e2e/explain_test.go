@@ -54,7 +54,7 @@ func TestExplain_PathsOfNodes(t *testing.T) {
 		t.Errorf("netcheck behind a symmetric NAT: exit %d\n%s", code, text)
 	}
 	text, code = home.tell(t, "netcheck")
-	if code != 0 || !strings.Contains(text, "endpoint-independent") || strings.Count(text, "relays at") != 3 {
+	if code != 0 || !strings.Contains(text, "endpoint-independent") || strings.Count(text, "relays at") < 3 {
 		t.Errorf("netcheck behind a cone: exit %d\n%s", code, text)
 	}
 	// What is not for the node to tell, its socket does not.

@@ -77,8 +77,8 @@ type Target struct {
 type Config struct {
 	// Targets are the gateways, of which the first 8 are looked at.
 	Targets []Target
-	// Addrs are the addresses of this host, by which the absence of a NAT is
-	// known.
+	// Addrs are the addresses of this host, by which the absence of a NAT is known,
+	// and of a family; empty: they are not known.
 	Addrs []netip.Addr
 	// Logger gets single tests at level Debug; nil discards them.
 	Logger *slog.Logger
@@ -96,7 +96,9 @@ type Report struct {
 
 // Family is what UDP over one version of IP is like.
 type Family struct {
-	// Asked says that there was a server to ask, and Works that one answered.
+	// Here says that this host has an address of the family, Asked that a gateway
+	// has one, too, and Works that it answered.
+	Here  bool `json:"here"`
 	Asked bool `json:"asked"`
 	Works bool `json:"works"`
 	// Mapped is where servers see this host; the zero value is nowhere.

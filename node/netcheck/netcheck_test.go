@@ -169,6 +169,23 @@ func TestAdvice(t *testing.T) {
 	}
 }
 
+func TestHere_IsAnAddressThatReachesOut(t *testing.T) {
+	servers := []netip.AddrPort{netip.MustParseAddrPort("192.0.2.1:1")}
+	own := []netip.Addr{netip.MustParseAddr("127.0.0.1"), netip.MustParseAddr("fe80::1"), netip.MustParseAddr("::1")}
+	if here(own, servers, "udp4") || here(own, servers, "udp6") {
+		t.Error("loopback and link-local addresses reach a server")
+	}
+	if !here(own, []netip.AddrPort{netip.MustParseAddrPort("127.0.0.1:1")}, "udp4") {
+		t.Error("loopback does not reach a server on this host")
+	}
+	if own = append(own, netip.MustParseAddr("10.0.0.7")); !here(own, servers, "udp4") || here(own, servers, "udp6") {
+		t.Error("IPv4 is not told from IPv6")
+	}
+	if !here(nil, servers, "udp6") {
+		t.Error("unknown addresses are none")
+	}
+}
+
 func TestServersOf_TakesEachGatewayInTurn(t *testing.T) {
 	at := func(list ...string) (out []netip.AddrPort) {
 		for _, s := range list {

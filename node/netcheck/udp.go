@@ -26,8 +26,8 @@ func family(ctx context.Context, cfg Config, targets []Target, network string) (
 	for _, at := range servers {
 		ports[at] = Port{Address: at}
 	}
-	f := Family{Asked: len(servers) > 0}
-	if !f.Asked {
+	f := Family{Here: here(cfg.Addrs, servers, network), Asked: len(servers) > 0}
+	if !f.Here || !f.Asked {
 		return f, ports
 	}
 	var lc net.ListenConfig
@@ -49,6 +49,15 @@ func family(ctx context.Context, cfg Config, targets []Target, network string) (
 		f.Hairpin = hairpin(ctx, conn, network, answers[0].server)
 	}
 	return f, ports
+}
+
+// here reports whether this host has an address from which a server of the family
+// may be reached.
+func here(own []netip.Addr, servers []netip.AddrPort, network string) bool {
+	loopback := slices.ContainsFunc(servers, func(at netip.AddrPort) bool { return at.Addr().IsLoopback() })
+	return len(own) == 0 || slices.ContainsFunc(own, func(a netip.Addr) bool {
+		return a.Is4() == (network == "udp4") && !a.IsLinkLocalUnicast() && (loopback || !a.IsLoopback())
+	})
 }
 
 // serversOf are the STUN servers of one family, of each gateway in turn.
