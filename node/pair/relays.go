@@ -223,7 +223,7 @@ func (r *relays) start(s *server, t path.Transport) {
 
 // try tries one URL.
 func (r *relays) try(s *server, url string) {
-	p, user, password := r.pairs, s.Username, s.Password
+	p, user, password, t := r.pairs, s.Username, s.Password, transportOf(url)
 	ctx, cancel := context.WithTimeout(p.ctx, allocateTime)
 	s.trying[url] = cancel
 	p.running.Go(func() {
@@ -246,7 +246,7 @@ func (r *relays) try(s *server, url string) {
 				_ = got.Close() // another one was quicker
 				return
 			}
-			r.open(now, s, transportOf(url), got)
+			r.open(now, s, t, got)
 		})
 		if !taken && err == nil {
 			_ = got.Close()
