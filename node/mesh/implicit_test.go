@@ -212,13 +212,18 @@ func TestNodes_PublicInZone(t *testing.T) {
 // among those that Relinked tells, and EdgeBetween has it.
 func TestRelinked_TellsEveryEdgeThatDiffers(t *testing.T) {
 	const size = 150
-	var before mesh.Snapshot
-	for i := range size {
-		n := publicNode(i, []string{"", "", "z"}[i%3])
-		if i%20 == 1 {
-			n.Features = append(n.Features, mesh.Feature{Kind: v1.Feature_MEMBERSHIP, Port: 8443})
+	// Few gateways, to which all are linked, and more than one is linked to.
+	starts := make(map[int]*mesh.Snapshot)
+	for gateways, every := range map[int]int{8: 20, 75: 2} {
+		s := new(mesh.Snapshot)
+		for i := range size {
+			n := publicNode(i, []string{"", "", "z"}[i%3])
+			if i%every == 1 {
+				n.Features = append(n.Features, mesh.Feature{Kind: v1.Feature_MEMBERSHIP, Port: 8443})
+			}
+			s.Nodes = s.Nodes.With(n)
 		}
-		before.Nodes = before.Nodes.With(n)
+		starts[gateways] = s
 	}
 	implicit := func(s *mesh.Snapshot) map[[2]mesh.NodeID]int32 {
 		edges := make(map[[2]mesh.NodeID]int32)
@@ -227,9 +232,11 @@ func TestRelinked_TellsEveryEdgeThatDiffers(t *testing.T) {
 		}
 		return edges
 	}
-	was := implicit(&before)
+	linked := map[int]map[[2]mesh.NodeID]int32{8: implicit(starts[8]), 75: implicit(starts[75])}
 	rapid.Check(t, func(t *rapid.T) {
-		after := before
+		gateways := rapid.SampledFrom([]int{8, 75}).Draw(t, "gateways")
+		before, was := starts[gateways], linked[gateways]
+		after := *before
 		for range rapid.SampledFrom([]int{1, 2, 3, 4, 30, 140}).Draw(t, "changes") {
 			i := rapid.IntRange(0, size+3).Draw(t, "node")
 			n := publicNode(i, rapid.SampledFrom([]string{"", "y", "z"}).Draw(t, "zone"))
@@ -247,7 +254,7 @@ func TestRelinked_TellsEveryEdgeThatDiffers(t *testing.T) {
 			after.Nodes = after.Nodes.With(n)
 		}
 		told := make(map[[2]mesh.NodeID]bool)
-		for a, b := range after.Relinked(&before) {
+		for a, b := range after.Relinked(before) {
 			if told[[2]mesh.NodeID{a, b}] {
 				t.Fatalf("%s and %s are told twice", a, b)
 			}

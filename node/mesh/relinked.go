@@ -86,7 +86,7 @@ func (r *relinking) gateway(before, after *Node) {
 				break
 			}
 			same := before != nil && g.node.ID == before.ID || after != nil && g.node.ID == after.ID
-			if !same && x.gateways.len() <= maxGateways {
+			if !same && r.was.gateways.len() <= maxGateways && r.is.gateways.len() <= maxGateways {
 				continue
 			}
 			for e := range r.is.public.all() {
