@@ -4,6 +4,7 @@ package peer
 
 import (
 	"errors"
+	"fmt"
 	"io"
 
 	"connectrpc.com/connect"
@@ -25,7 +26,8 @@ func NewStream[In, Out any](call *connect.BidiStreamForClient[Out, In]) *Stream[
 
 // Receive returns the next message; io.EOF, unwrapped, when the server ended
 // the call without an error. An error that wraps mesh.ErrDenied says that the
-// server refuses what the call is for.
+// server refuses what the call is for, and one that wraps mesh.ErrUnavailable that
+// the connection to it was lost.
 func (s *Stream[In, Out]) Receive() (*In, error) {
 	m, err := s.call.Receive()
 	if err != nil && errors.Is(err, io.EOF) {
@@ -34,7 +36,22 @@ func (s *Stream[In, Out]) Receive() (*In, error) {
 	if wire, ok := errors.AsType[*connect.Error](err); ok && connect.IsWireError(wire) && wire.Code() == connect.CodePermissionDenied {
 		return nil, verdict{wire}
 	}
-	return m, err
+	return m, lost(err)
+}
+
+// lost gives an error with which a call broke off the kind by which it is known
+// that the other node is not there any more. What that node said itself, and the
+// end of the call's context, are other errors.
+func lost(err error) error {
+	own, ok := errors.AsType[*connect.Error](err)
+	if !ok || connect.IsWireError(own) {
+		return err
+	}
+	switch own.Code() {
+	case connect.CodeUnknown, connect.CodeInternal, connect.CodeUnavailable, connect.CodeDataLoss:
+		return fmt.Errorf("%w: the connection to the other node was lost: %w", mesh.ErrUnavailable, err)
+	}
+	return err
 }
 
 // verdict is the refusal of what a stream is for. It is about whoever asked for
@@ -59,7 +76,7 @@ func (s *Stream[In, Out]) Send(m *Out) error {
 	if errors.Is(err, io.EOF) {
 		return io.EOF
 	}
-	return err
+	return lost(err)
 }
 
 // CloseSend says that nothing more will be sent; Receive goes on.
