@@ -210,7 +210,11 @@ func checkEdge(s *mesh.Snapshot, e *mesh.Edge) error {
 
 // checkRoute refuses a route of nobody, and one that would take traffic from
 // somebody else: the mesh itself, its nodes, or who offers the network already.
+// One that is there as it is was checked before, and changes nothing.
 func checkRoute(s *mesh.Snapshot, r *mesh.Route) error {
+	if unchanged(s, r) {
+		return nil
+	}
 	if name, ok := mesh.ParseGroupRef(r.Node); !ok {
 		if err := checkNode(s, "node", mesh.NodeID(r.Node)); err != nil {
 			return err
@@ -232,8 +236,9 @@ func checkRoute(s *mesh.Snapshot, r *mesh.Route) error {
 	if err := atMost(maxDestinations, "destination_cidrs", len(r.Destinations)); err != nil {
 		return err
 	}
+	shares := policy.Sharing(s, r, registry.IsAuto)
 	for i, p := range r.Destinations {
-		if err := checkDestination(s, r, i, p); err != nil {
+		if err := checkDestination(s, r, i, p, shares); err != nil {
 			return err
 		}
 	}
@@ -259,6 +264,9 @@ func checkAuto(s *mesh.Snapshot, r *mesh.Route) error {
 
 // checkOutside refuses a route that holds an address on which the mesh runs.
 func checkOutside(s *mesh.Snapshot, r *mesh.Route, replicas []netip.Addr) error {
+	if unchanged(s, r) {
+		return nil
+	}
 	for _, p := range r.Destinations {
 		if err := s.CheckOutside(p, nil, replicas); err != nil {
 			return fmt.Errorf("destination_cidrs: %w", err)
@@ -267,7 +275,16 @@ func checkOutside(s *mesh.Snapshot, r *mesh.Route, replicas []netip.Addr) error 
 	return nil
 }
 
-func checkDestination(s *mesh.Snapshot, r *mesh.Route, i int, p netip.Prefix) error {
+// unchanged reports whether s has a route as it is.
+func unchanged(s *mesh.Snapshot, r *mesh.Route) bool {
+	return slices.ContainsFunc(s.Routes, func(old mesh.Route) bool {
+		return old.Name == r.Name && old.Node == r.Node && old.NextHop == r.NextHop && slices.Equal(old.Destinations, r.Destinations)
+	})
+}
+
+// checkDestination refuses p, the network at i of r, unless it is r's to have;
+// shares says which of other routes are, too.
+func checkDestination(s *mesh.Snapshot, r *mesh.Route, i int, p netip.Prefix, shares func(*mesh.Route, netip.Prefix) bool) error {
 	switch {
 	case mesh.TooWide(p):
 		return fmt.Errorf("destination_cidrs: %w", mesh.CheckWidth(p))
@@ -282,23 +299,18 @@ func checkDestination(s *mesh.Snapshot, r *mesh.Route, i int, p netip.Prefix) er
 			return fmt.Errorf("%w: destination_cidrs: %v and %v overlap; name the wider one only", mesh.ErrInvalid, p, q)
 		}
 	}
-	for _, other := range s.Routes {
+	for i := range s.Routes {
+		other := &s.Routes[i]
 		if other.Name == r.Name || other.Node == r.Node {
 			continue
 		}
 		j := slices.IndexFunc(other.Destinations, p.Overlaps)
-		if j >= 0 && !(p == other.Destinations[j] && offeredBy(s, r, &other)) {
+		if j >= 0 && !(p == other.Destinations[j] && shares(other, p)) {
 			return fmt.Errorf("%w: destination_cidrs: %v overlaps %v of route %q, which %q offers; only one can offer a network, unless a group with all that offer exactly this one does",
 				mesh.ErrExists, p, other.Destinations[j], other.Name, other.Node)
 		}
 	}
 	return nil
-}
-
-// offeredBy reports whether other is what a node offers itself that forwards for
-// r: with r an admin says that it may, and who else.
-func offeredBy(s *mesh.Snapshot, r, other *mesh.Route) bool {
-	return other.Name == registry.AutoRoute(mesh.NodeID(other.Node)) && slices.Contains(policy.Forwarders(s, *r), mesh.NodeID(other.Node))
 }
 
 // checkUnused refuses to remove a role or a group that others name: who makes one

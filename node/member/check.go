@@ -197,35 +197,21 @@ func checkOwners(s *mesh.Snapshot, id mesh.NodeID, routes []netip.Prefix) error 
 			return fmt.Errorf("%w: routes: %v and %v overlap; name the wider one only", mesh.ErrInvalid, routes[i], p)
 		}
 	}
-	given := givenTo(s, id)
-	for _, r := range s.Routes {
+	shares := policy.Sharing(s, &mesh.Route{Name: registry.AutoRoute(id), Node: string(id)}, registry.IsAuto)
+	for i := range s.Routes {
+		r := &s.Routes[i]
 		if r.Node == string(id) {
 			continue
 		}
 		for _, q := range r.Destinations {
 			p, ok := overlapping(routes, q.Masked())
-			if ok && (p != q.Masked() || !slices.Contains(given, p)) {
+			if ok && (p != q.Masked() || !shares(r, p)) {
 				return fmt.Errorf("%w: routes: %v overlaps %v, which %q offers; only one node can offer a network, unless a route of an admin gives exactly that network to a group with both",
 					mesh.ErrExists, p, q, r.Node)
 			}
 		}
 	}
 	return nil
-}
-
-// givenTo returns the networks to which a node forwards by routes that an admin
-// has put: those that are no node's own.
-func givenTo(s *mesh.Snapshot, id mesh.NodeID) []netip.Prefix {
-	var list []netip.Prefix
-	for r, name := range policy.RouteForwarders(s) {
-		if name != id || r.Name == registry.AutoRoute(mesh.NodeID(r.Node)) {
-			continue
-		}
-		for _, p := range r.Destinations {
-			list = append(list, p.Masked())
-		}
-	}
-	return list
 }
 
 // overlapping returns the network of list that overlaps q. The list is sorted

@@ -64,6 +64,10 @@ const (
 // offered when it joined.
 func AutoRoute(id mesh.NodeID) string { return string(id) + AutoSuffix }
 
+// IsAuto reports whether a route is what its node offers itself, and not what an
+// admin has put.
+func IsAuto(r *mesh.Route) bool { return r.Name == AutoRoute(mesh.NodeID(r.Node)) }
+
 // AutoSuffix ends the names of the routes that nodes offer themselves.
 const AutoSuffix = "-auto"
 
