@@ -3,6 +3,7 @@
 package path_test
 
 import (
+	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
@@ -88,6 +89,10 @@ func TestAgent_ThePeerThatVanishesLeavesNothing(t *testing.T) {
 	p.w.run(20*time.Second, nil)
 	if standing(p.a)() {
 		t.Errorf("the way stands after 20 s: %+v", p.a.paths.State())
+	}
+	silent := fmt.Sprintf("the other node does not answer any more on any of %d ways", p.a.paths.State().Ways)
+	if why := p.a.paths.State().Why; why != silent {
+		t.Errorf("why there is no way: %q, want %q", why, silent)
 	}
 	before := len(p.a.requests)
 	p.w.run(time.Hour, nil)

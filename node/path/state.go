@@ -80,6 +80,8 @@ func (s *ways) why() string {
 		return fmt.Sprintf("the other node has not answered on any of %d ways", len(s.list))
 	case tried == 0:
 		return "direct ways are being tried"
+	case s.selected == nil:
+		return fmt.Sprintf("the other node does not answer any more on any of %d ways", len(s.list))
 	}
 	return fmt.Sprintf("no answer on %d direct ways: a NAT that changes ports or a firewall is between the nodes", directs)
 }
