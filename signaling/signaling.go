@@ -106,7 +106,9 @@ type Negotiation = ClientStream[*v1.DataChannelNegotiation, *v1.DataChannelNegot
 // Signals is the call Node.ReceiveSignalChannel from our side.
 type Signals = ClientStream[*v1.WebRTCSignal, *v1.WebRTCSignal]
 
-// Peers are the other nodes. Calls end with their context.
+// Peers are the other nodes. Calls end with their context; one that ends because
+// the connection to the node was lost fails with an error that wraps
+// mesh.ErrUnavailable.
 type Peers interface {
 	// Negotiate calls Node.NegotiateDataChannel of node over the mesh.
 	Negotiate(ctx context.Context, node mesh.NodeID) (Negotiation, error)
