@@ -26,7 +26,7 @@ const (
 	// callerSilent; another one after the time for which WireGuard uses a session.
 	callerSilent = 2*keepalive + 10*time.Second
 	rivalSilent  = 3 * time.Minute
-	// maxPurge bounds the nodes that are purged at one look. Should a fault make
+	// maxPurge bounds the nodes that are purged in each lookEach. Should a fault make
 	// many seem gone, there is time to see it in the log.
 	maxPurge = 20
 )
@@ -64,8 +64,8 @@ type ears struct {
 	heard map[mesh.WireGuardKey]time.Time
 	// rivals are the nodes for which another one can stand in.
 	rivals map[mesh.NodeID]bool
-	// young is true before the others can be judged.
-	young bool
+	// due is true when the others are judged, too, and members are purged.
+	due bool
 }
 
 // since returns from when on a node is silent that was last heard then or
@@ -89,6 +89,8 @@ func (e *ears) since(n *mesh.Node, now time.Time) (silent time.Time, heard, know
 // judge looks at the members that run Meshgate: a stock WireGuard peer that says
 // nothing may have nothing to say. Each is judged by the gateway that it is
 // linked to, the first in order that is alive; those without one by the leader.
+// Between looks that are due it judges rivals only, and purges nobody: maxPurge
+// bounds the nodes per lookEach, however often rivals are looked at.
 func (p *Purge) judge(s *mesh.Snapshot, self mesh.NodeID, e *ears, alive map[mesh.NodeID]bool, leads bool, now time.Time) verdict {
 	v := verdict{silent: map[mesh.NodeID]time.Time{}}
 	for id, n := range s.Nodes.All() {
@@ -96,7 +98,7 @@ func (p *Purge) judge(s *mesh.Snapshot, self mesh.NodeID, e *ears, alive map[mes
 			continue
 		}
 		since, noted := s.Silent[id]
-		if !e.rivals[id] && (e.young || p.After <= 0 && !noted) {
+		if !e.rivals[id] && (!e.due || p.After <= 0 && !noted) {
 			continue // it makes no difference
 		}
 		silent, heard, ours := e.since(n, now)
@@ -110,7 +112,7 @@ func (p *Purge) judge(s *mesh.Snapshot, self mesh.NodeID, e *ears, alive map[mes
 			// Another gateway may have heard it later than this one did.
 			v.silent[id] = silent
 		}
-		if noted && leads && p.After > 0 && now.Sub(since) >= p.After && len(v.purge) < maxPurge {
+		if e.due && noted && leads && p.After > 0 && now.Sub(since) >= p.After && len(v.purge) < maxPurge {
 			v.purge = append(v.purge, id)
 		}
 	}
@@ -146,13 +148,16 @@ func (h *holder) purge(ctx context.Context) error {
 				continue
 			}
 			// Right after a start nobody has shaken hands yet.
-			e := &ears{rivals: policy.Rivals(s), young: now.Sub(h.node.opened) < silentAfter}
-			due := now.Sub(last) >= lookEach && !e.young && (h.cfg.Purge.After > 0 || len(s.Silent) > 0)
-			if len(e.rivals) == 0 && !due {
+			young := now.Sub(h.node.opened) < silentAfter
+			e := &ears{
+				rivals: policy.Rivals(s),
+				due:    now.Sub(last) >= lookEach && !young && (h.cfg.Purge.After > 0 || len(s.Silent) > 0),
+			}
+			if len(e.rivals) == 0 && !e.due {
 				clear(w)
 				continue
 			}
-			if due {
+			if e.due {
 				last = now
 			}
 			if err := h.look(ctx, s, e, w, now); err != nil && ctx.Err() == nil {

@@ -82,7 +82,7 @@ func TestPurge_Judges(t *testing.T) {
 			handshakes[keys[id]] = at
 		}
 		p := Purge{After: 24 * time.Hour}
-		v := p.judge(s, tt.self, &ears{handshakes: handshakes}, tt.alive, tt.leads, purgeNow)
+		v := p.judge(s, tt.self, &ears{due: true, handshakes: handshakes}, tt.alive, tt.leads, purgeNow)
 		misses := slices.Sorted(maps.Keys(v.silent))
 		if !slices.Equal(misses, tt.misses) || !slices.Equal(v.heard, tt.heard) || !slices.Equal(v.purge, tt.purges) {
 			t.Errorf("%s: misses %v, hears %v, purges %v", name, misses, v.heard, v.purge)
@@ -107,8 +107,13 @@ func TestPurge_IsBounded(t *testing.T) {
 	s, _ := purgeMesh(t, map[mesh.NodeID][]mesh.NodeID{"gw1": many})
 	s.Silent = silent
 	p := Purge{After: time.Hour}
-	if v := p.judge(s, "gw1", &ears{}, nil, true, purgeNow); len(v.purge) != maxPurge {
+	if v := p.judge(s, "gw1", &ears{due: true}, nil, true, purgeNow); len(v.purge) != maxPurge {
 		t.Errorf("%d nodes at once", len(v.purge))
+	}
+	// In between, only rivals are looked at.
+	e := &ears{rivals: map[mesh.NodeID]bool{many[0]: true}}
+	if v := p.judge(s, "gw1", e, nil, true, purgeNow); len(v.purge)+len(v.silent) > 0 {
+		t.Errorf("between due looks: %v", v)
 	}
 }
 

@@ -5,6 +5,7 @@ package node
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"maps"
 	"slices"
@@ -52,7 +53,7 @@ func TestPurge_JudgesRivalsSooner(t *testing.T) {
 		if tt.noted {
 			s.Silent = map[mesh.NodeID]time.Time{"nas": ago(9000 * time.Hour)}
 		}
-		e := &ears{young: tt.young, rivals: map[mesh.NodeID]bool{}, handshakes: map[mesh.WireGuardKey]time.Time{keys["nas"]: ago(tt.shaken)}}
+		e := &ears{due: !tt.young, rivals: map[mesh.NodeID]bool{}, handshakes: map[mesh.WireGuardKey]time.Time{keys["nas"]: ago(tt.shaken)}}
 		if tt.rival {
 			e.rivals["nas"], e.heard = true, map[mesh.WireGuardKey]time.Time{keys["nas"]: ago(tt.heard)}
 		}
@@ -208,4 +209,102 @@ func TestPurge_NotesRoutersThatFallSilent(t *testing.T) {
 			t.Errorf("the registry: %v", err)
 		}
 	})
+}
+
+// freshEar has just shaken hands with its peers, and with nobody else.
+type freshEar []mesh.WireGuardKey
+
+func (e freshEar) Stats() (mesh.InterfaceStats, error) {
+	var s mesh.InterfaceStats
+	for _, key := range e {
+		s.Peers = append(s.Peers, mesh.PeerStats{PublicKey: key, LastHandshake: time.Now()})
+	}
+	return s, nil
+}
+
+// Of many members that are gone, no more are removed per minute where routers are
+// looked at more often.
+func TestPurge_IsAsSlowWithRivals(t *testing.T) {
+	for name, shared := range map[string]bool{"no shared route": false, "a shared route": true} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) { purgeMany(t, shared) })
+		})
+	}
+}
+
+func purgeMany(t *testing.T, shared bool) {
+	ctx, cancel := context.WithCancel(t.Context())
+	log := slog.New(slog.DiscardHandler)
+	r := registry.New(storetest.New(), log)
+	ran := make(chan error, 1)
+	go func() { ran <- r.Run(ctx) }()
+	<-r.Ready()
+	members, err := member.New(member.Config{Registry: r, Self: "gw", AllowUnproven: true, Logger: log})
+	if err != nil {
+		t.Fatal(err)
+	}
+	key := func() mesh.PublicKey {
+		k, err := mesh.GenerateKey()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return k.Public()
+	}
+	if err := r.Bootstrap(ctx, registry.Bootstrap{Self: mesh.Node{ID: "gw", PublicKey: key()}}); err != nil {
+		t.Fatal(err)
+	}
+	var ear freshEar
+	_, err = r.Update(ctx, func(tx *registry.Tx) error {
+		var errs []error
+		group := mesh.Group{Name: "routers"}
+		for i := range 302 {
+			n := mesh.Node{ID: mesh.NodeID(fmt.Sprintf("n%03d", i)), PublicKey: key(), Features: []mesh.Feature{{Kind: v1.Feature_NODES, Port: 8443}}}
+			if i >= 300 {
+				ear = append(ear, n.PublicKey.WireGuard())
+				group.Subjects = append(group.Subjects, mesh.Subject{Type: v1.SubjectType_SUBJECT_NODE, Name: string(n.ID)})
+			}
+			errs = append(errs, tx.PutNode(&n), tx.PutEdge(mesh.Edge{Source: "gw", Target: n.ID, Weight: 1}))
+		}
+		errs = append(errs, tx.PutGroup(group))
+		if shared {
+			errs = append(errs, tx.PutRoute(mesh.Route{Name: "office", Node: "group:routers", Destinations: networks("192.168.7.0/24")}))
+		}
+		return errors.Join(errs...)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := &holder{
+		Members: members, registry: r, ear: ear, cfg: Hold{Purge: Purge{After: time.Hour}},
+		node: &Node{cfg: Config{ID: "gw"}, log: log, opened: time.Now()},
+	}
+	purged := make(chan error, 1)
+	go func() { purged <- h.purge(ctx) }()
+	left := func() int { return r.Snapshot().Nodes.Len() }
+	<-time.After(time.Hour - time.Second)
+	synctest.Wait()
+	before := left()
+	if before != 303 {
+		t.Errorf("%d are left before the hour is over", before)
+	}
+	for minute := range 15 {
+		<-time.After(lookEach)
+		synctest.Wait()
+		if n := left(); before-n != maxPurge {
+			t.Errorf("minute %d: %d are removed, want %d", minute, before-n, maxPurge)
+		}
+		before = left()
+	}
+	<-time.After(lookEach)
+	synctest.Wait()
+	if n := left(); n != 3 {
+		t.Errorf("%d are left in the end, want the gateway and its two routers", n)
+	}
+	cancel()
+	if err := <-purged; !errors.Is(err, context.Canceled) {
+		t.Errorf("it ends with %v", err)
+	}
+	if err := <-ran; err != nil {
+		t.Errorf("the registry: %v", err)
+	}
 }

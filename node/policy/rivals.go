@@ -9,11 +9,15 @@ import (
 )
 
 // Rivals returns the nodes that forward to a network to which another one
-// forwards, too: that one can stand in for it.
+// forwards, too: that one can stand in for it. Nodes that s does not hold, which a
+// group may name, are left out.
 func Rivals(s *mesh.Snapshot) map[mesh.NodeID]bool {
 	first := make(map[netip.Prefix]mesh.NodeID)
 	rivals := make(map[mesh.NodeID]bool)
 	for r, id := range RouteForwarders(s) {
+		if s.Node(id) == nil {
+			continue
+		}
 		for _, p := range r.Destinations {
 			p = p.Masked()
 			other, taken := first[p]

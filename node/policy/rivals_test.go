@@ -10,6 +10,7 @@ import (
 
 	"github.com/meshgate/meshgate/node/mesh"
 	"github.com/meshgate/meshgate/node/policy"
+	v1 "github.com/meshgate/meshgate/proto/v1"
 )
 
 func TestRivals(t *testing.T) {
@@ -20,19 +21,28 @@ func TestRivals(t *testing.T) {
 		}
 		return r
 	}
+	s := mesh.Snapshot{Groups: []mesh.Group{
+		{Name: "routers", Subjects: []mesh.Subject{{Type: v1.SubjectType_SUBJECT_NODE, Name: "a"}, {Type: v1.SubjectType_SUBJECT_NODE, Name: "gone"}}},
+		{Name: "all", Subjects: []mesh.Subject{{Type: v1.SubjectType_SUBJECT_ALL, Name: mesh.Everyone}}},
+	}}
+	for _, id := range []mesh.NodeID{"a", "b", "c", "h"} {
+		s.Nodes = s.Nodes.With(&mesh.Node{ID: id})
+	}
 	for name, tt := range map[string]struct {
 		routes []mesh.Route
 		want   []mesh.NodeID
 	}{
-		"none":            {nil, nil},
-		"one":             {[]mesh.Route{route("a", "", "10.0.0.0/8", "11.0.0.0/8")}, nil},
-		"twice by one":    {[]mesh.Route{route("a", "", "10.0.0.0/8"), route("b", "a", "10.0.0.0/8")}, nil},
-		"two":             {[]mesh.Route{route("a", "", "10.0.0.0/8"), route("b", "", "10.0.0.9/8"), route("c", "", "12.0.0.0/8")}, []mesh.NodeID{"a", "b"}},
-		"within another":  {[]mesh.Route{route("a", "", "10.0.0.0/8"), route("b", "", "10.1.0.0/16")}, nil},
-		"by way of a hop": {[]mesh.Route{route("a", "h", "10.0.0.0/8"), route("b", "", "10.0.0.0/8")}, []mesh.NodeID{"b", "h"}},
-		"three":           {[]mesh.Route{route("a", "", "10.0.0.0/8"), route("b", "", "10.0.0.0/8"), route("c", "", "10.0.0.0/8")}, []mesh.NodeID{"a", "b", "c"}},
+		"none":                  {nil, nil},
+		"one":                   {[]mesh.Route{route("a", "", "10.0.0.0/8", "11.0.0.0/8")}, nil},
+		"twice by one":          {[]mesh.Route{route("a", "", "10.0.0.0/8"), route("b", "a", "10.0.0.0/8")}, nil},
+		"two":                   {[]mesh.Route{route("a", "", "10.0.0.0/8"), route("b", "", "10.0.0.9/8"), route("c", "", "12.0.0.0/8")}, []mesh.NodeID{"a", "b"}},
+		"within another":        {[]mesh.Route{route("a", "", "10.0.0.0/8"), route("b", "", "10.1.0.0/16")}, nil},
+		"by way of a hop":       {[]mesh.Route{route("a", "h", "10.0.0.0/8"), route("b", "", "10.0.0.0/8")}, []mesh.NodeID{"b", "h"}},
+		"with one that is gone": {[]mesh.Route{route("group:routers", "", "10.0.0.0/8"), route("group:all", "", "10.0.0.0/8")}, nil},
+		"three":                 {[]mesh.Route{route("a", "", "10.0.0.0/8"), route("b", "", "10.0.0.0/8"), route("c", "", "10.0.0.0/8")}, []mesh.NodeID{"a", "b", "c"}},
 	} {
-		if got := slices.Sorted(maps.Keys(policy.Rivals(&mesh.Snapshot{Routes: tt.routes}))); !slices.Equal(got, tt.want) {
+		s.Routes = tt.routes
+		if got := slices.Sorted(maps.Keys(policy.Rivals(&s))); !slices.Equal(got, tt.want) {
 			t.Errorf("%s: %v, want %v", name, got, tt.want)
 		}
 	}
