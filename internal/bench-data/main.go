@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Command bench-data measures the data plane on one machine: a plain veth pair,
-// plain wireguard-go over it, and the same between nodes of Meshgate, in network
-// namespaces of its own. Tunnels, senders and receivers are processes of their
-// own.
+// plain wireguard-go over it, and the same between nodes of Meshgate that know
+// each other's address, that found a direct path, or that only a TURN server
+// joins, in network namespaces of its own. Tunnels, senders and receivers are
+// processes of their own; what passes the host of the gateways tells that packets
+// go the way they have to.
 //
 //	sudo go run ./internal/bench-data [-short] [-json] [-rounds N] [-only WAY,...]
 //
@@ -126,8 +128,12 @@ func measure(ctx context.Context, o options) (*report, error) {
 	defer w.close()
 	r := newReport(o)
 	defer r.judge()
-	for range o.rounds {
-		for _, way := range w.ways {
+	for i := range o.rounds {
+		order := slices.Clone(w.ways)
+		if i%2 == 1 {
+			slices.Reverse(order)
+		}
+		for _, way := range order {
 			if err := way.measure(ctx, w, o, r); err != nil {
 				return r, fmt.Errorf("%s: %w", way.name, err)
 			}

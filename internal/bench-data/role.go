@@ -17,12 +17,17 @@ import (
 	"github.com/meshgate/meshgate/node/wg"
 )
 
-// roleEnv makes this program a sender or receiver.
-const roleEnv = "MESHGATE_BENCH_DATA_ROLE"
+// roleEnv makes this program a sender or receiver, configEnv configures it.
+const (
+	roleEnv   = "MESHGATE_BENCH_DATA_ROLE"
+	configEnv = "MESHGATE_BENCH_DATA_CONFIG"
+)
 
 const (
 	roleHost     = "host"     // sends and receives with the sockets of its namespace
 	roleNetstack = "netstack" // sends through a WireGuard device without an interface
+	// roleDataChannel sends through a DataChannel to a node.
+	roleDataChannel = "datachannel"
 )
 
 // datagramSize is what fits into every tunnel that is measured.
@@ -45,8 +50,10 @@ type order struct {
 
 // outcome is what came of an order.
 type outcome struct {
-	// Rate is in bits per second; Datagrams were sent, or arrived.
+	// Rate is in bits per second; Bytes are all of a stream that arrived, and
+	// Datagrams were sent, or arrived.
 	Rate      float64 `json:"rate"`
+	Bytes     int64   `json:"bytes"`
 	Datagrams int     `json:"datagrams"`
 	Error     string  `json:"error,omitempty"`
 }
@@ -85,6 +92,13 @@ func runRole(role string) error {
 		}
 		defer d.Close()
 		h.dial = d.DialContext
+	case roleDataChannel:
+		c, err := openDataChannel()
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		h.dial = c.dial
 	default:
 		return fmt.Errorf("no such role")
 	}
@@ -132,11 +146,12 @@ func (h *host) receive(o order) (outcome, error) {
 	defer c.Close()
 	buf := make([]byte, 256<<10)
 	from := time.Time{}
-	bytes := 0
+	all, bytes := int64(0), 0
 	begin := time.Now()
 	for {
 		n, err := c.Read(buf)
 		now := time.Now()
+		all += int64(n)
 		switch {
 		case err != nil:
 			return outcome{}, fmt.Errorf("the transfer ended early: %w", err)
@@ -146,7 +161,7 @@ func (h *host) receive(o order) (outcome, error) {
 		default:
 			bytes += n
 			if d := now.Sub(from); d >= o.Count {
-				return outcome{Rate: 8 * float64(bytes) / d.Seconds()}, nil
+				return outcome{Rate: 8 * float64(bytes) / d.Seconds(), Bytes: all}, nil
 			}
 		}
 	}
@@ -215,9 +230,6 @@ func (h *host) sendDatagrams(o order) (outcome, error) {
 	}
 }
 
-// netstackEnv holds the configuration of roleNetstack.
-const netstackEnv = "MESHGATE_BENCH_DATA_NETSTACK"
-
 // netstackConfig is a device with one peer.
 type netstackConfig struct {
 	Key, Peer         string // base64
@@ -227,7 +239,7 @@ type netstackConfig struct {
 
 func openNetstack() (*wg.Device, error) {
 	var c netstackConfig
-	if err := json.Unmarshal([]byte(os.Getenv(netstackEnv)), &c); err != nil {
+	if err := json.Unmarshal([]byte(os.Getenv(configEnv)), &c); err != nil {
 		return nil, err
 	}
 	key, err := parseKey(c.Key)

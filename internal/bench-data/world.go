@@ -5,7 +5,6 @@ package main
 import (
 	"bufio"
 	"context"
-	"crypto/sha256"
 	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
@@ -23,27 +22,54 @@ import (
 	"github.com/meshgate/meshgate/node/mesh"
 )
 
-// The ways for bytes from the left side to the right one.
+// The ways for bytes from the left side to another one.
 const (
-	wayVeth     = "veth"         // nothing in between
-	wayPlain    = "wireguard-go" // upstream's program on both sides
-	wayNative   = "native"       // a node and its gateway
-	wayNetstack = "netstack"     // a device without an interface, to upstream's program
+	wayVeth        = "veth"         // nothing in between
+	wayPlain       = "wireguard-go" // upstream's program on both sides
+	wayNative      = "native"       // two nodes that know each other's address
+	wayFound       = "ice"          // two nodes without an address, on the direct path that they found
+	wayRelay       = "turn"         // two nodes without a direct path, over the TURN server of their gateway
+	wayDataChannel = "datachannel"  // a client as browsers are, and a TCP service that a node exposes
+	wayGateway     = "gateway"      // a node and its gateway
+	wayNetstack    = "netstack"     // a device without an interface, to upstream's program
 )
 
-var ways = []string{wayVeth, wayPlain, wayNative, wayNetstack}
+var ways = []string{wayVeth, wayPlain, wayNative, wayFound, wayRelay, wayDataChannel, wayGateway, wayNetstack}
 
-// wireguardPort is that of all tunnels of the right side, counted up.
+// wireguardPort is that of all plain tunnels of the right side, counted up.
 const wireguardPort = 51820
+
+// route says how packets of a way have to go.
+type route int
+
+const (
+	pastGate   route = iota // not over the host of gateways
+	overRelay               // over that, but not as packets of the mesh
+	endsAtGate              // to that
+)
 
 // way is one that is measured.
 type way struct {
 	name string
-	// to is the address of the right side, and from who sends there.
+	// to is the address of the receiver, and from who sends there.
 	to   netip.Addr
 	from *child.Process
-	// tunnels are the ids of the processes that packets pass.
-	tunnels []int
+	at   receiver
+	// tunnels are the ids of the processes that packets pass, helpers those of
+	// further ones that work for them.
+	tunnels, helpers []int
+	route            route
+	hub              string // the interface of the mesh at its gateway
+	// streams is true when it carries TCP only.
+	streams bool
+	// says is what its processes have logged; nil for none.
+	says func() string
+}
+
+// receiver is a process that receives, and the port at which it does.
+type receiver struct {
+	*child.Process
+	port uint16
 }
 
 // world is all that is measured, with senders and receivers.
@@ -51,15 +77,16 @@ type world struct {
 	*lab
 	b           binaries
 	self        string
-	left, right *child.Process
-	port        uint16 // of the receiver
+	left        *child.Process
+	right, gate receiver
+	meshes      map[meshKind]*meshOf
 	ways        []*way
 	children    []*child.Process
 	plain       []*exec.Cmd
 }
 
 func newWorld(ctx context.Context, b binaries, o options) (w *world, err error) {
-	w = &world{b: b}
+	w = &world{b: b, meshes: make(map[meshKind]*meshOf)}
 	defer func() {
 		if err != nil {
 			w.close()
@@ -71,20 +98,16 @@ func newWorld(ctx context.Context, b binaries, o options) (w *world, err error) 
 	if w.lab, err = newLab(ctx); err != nil {
 		return w, err
 	}
-	var ready started
-	if w.left, err = w.role(ctx, w.lab.left, roleHost, "", &ready); err != nil {
+	if err := w.hosts(ctx); err != nil {
 		return w, err
 	}
-	if w.right, err = w.role(ctx, w.lab.right, roleHost, "", &ready); err != nil {
-		return w, err
-	}
-	w.port = ready.Port
 	for _, name := range ways {
 		if !o.wants(name) {
 			continue
 		}
 		make := map[string]func(context.Context) (*way, error){
-			wayVeth: w.veth, wayPlain: w.plainTunnel, wayNative: w.native, wayNetstack: w.netstack,
+			wayVeth: w.veth, wayPlain: w.plainTunnel, wayNative: w.native, wayFound: w.found, wayRelay: w.relay,
+			wayDataChannel: w.dataChannel, wayGateway: w.toGateway, wayNetstack: w.netstack,
 		}[name]
 		one, err := make(ctx)
 		if err != nil {
@@ -92,6 +115,11 @@ func newWorld(ctx context.Context, b binaries, o options) (w *world, err error) 
 		}
 		one.name = name
 		w.ways = append(w.ways, one)
+	}
+	for _, y := range w.ways {
+		if err := y.settle(ctx, w, o); err != nil {
+			return w, fmt.Errorf("%s: %w", y.name, err)
+		}
 	}
 	return w, nil
 }
@@ -109,10 +137,34 @@ func (w *world) close() {
 	}
 }
 
+// hosts starts who sends and receives with the sockets of the hosts.
+func (w *world) hosts(ctx context.Context) (err error) {
+	var ready started
+	if w.left, err = w.role(ctx, w.lab.left, roleHost, nil, &ready); err != nil {
+		return err
+	}
+	var sinks []uint16
+	for _, at := range []struct {
+		side
+		*receiver
+	}{{w.lab.right, &w.right}, {w.lab.gate, &w.gate}} {
+		if at.Process, err = w.role(ctx, at.side, roleHost, nil, &ready); err != nil {
+			return err
+		}
+		at.port = ready.Port
+		sinks = append(sinks, ready.Port)
+	}
+	return w.fence(ctx, sinks, []uint16{relayed.port(portLeft), relayed.port(portRight)})
+}
+
 // role starts this program in a role.
-func (w *world) role(ctx context.Context, s side, role, config string, ready *started) (*child.Process, error) {
+func (w *world) role(ctx context.Context, s side, role string, config any, ready *started) (*child.Process, error) {
+	text, err := json.Marshal(config)
+	if err != nil {
+		return nil, err
+	}
 	cmd := s.command(ctx, w.self)
-	cmd.Env = append(os.Environ(), roleEnv+"="+role, netstackEnv+"="+config)
+	cmd.Env = append(os.Environ(), roleEnv+"="+role, configEnv+"="+string(text))
 	return w.start(ctx, cmd, ready)
 }
 
@@ -125,7 +177,7 @@ func (w *world) start(ctx context.Context, cmd *exec.Cmd, ready any) (*child.Pro
 }
 
 func (w *world) veth(context.Context) (*way, error) {
-	return &way{to: netip.MustParseAddr(rightAddress), from: w.left}, nil
+	return &way{to: netip.MustParseAddr(rightAddress), from: w.left, at: w.right}, nil
 }
 
 // plainTunnel is upstream's program on both sides.
@@ -146,7 +198,7 @@ func (w *world) plainTunnel(ctx context.Context) (*way, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &way{to: netip.MustParseAddr("10.201.0.2"), from: w.left, tunnels: []int{l, r}}, nil
+	return &way{to: netip.MustParseAddr("10.201.0.2"), from: w.left, at: w.right, tunnels: []int{l, r}}, nil
 }
 
 // netstack is a device of ours without an interface, and upstream's program.
@@ -161,61 +213,14 @@ func (w *world) netstack(ctx context.Context) (*way, error) {
 	if err != nil {
 		return nil, err
 	}
-	config, err := json.Marshal(netstackConfig{
+	l, err := w.role(ctx, w.lab.left, roleNetstack, netstackConfig{
 		Key: left.Base64(), Peer: right.Public().String(), Address: "10.202.0.1/32",
 		Endpoint: at(wireguardPort + 1), PeerNetwork: "10.202.0.2/32",
-	})
+	}, new(started))
 	if err != nil {
 		return nil, err
 	}
-	l, err := w.role(ctx, w.lab.left, roleNetstack, string(config), new(started))
-	if err != nil {
-		return nil, err
-	}
-	return &way{to: netip.MustParseAddr("10.202.0.2"), from: l, tunnels: []int{l.PID(), r}}, nil
-}
-
-// native is a gateway on the right side and a node on the left one.
-func (w *world) native(ctx context.Context) (*way, error) {
-	const token = "token-of-the-benchmark"
-	tokens := filepath.Join(w.b.dir, "tokens")
-	if err := os.WriteFile(tokens, fmt.Appendf(nil, "%x left\n", sha256.Sum256([]byte(token))), 0o600); err != nil {
-		return nil, err
-	}
-	type ready struct {
-		Event string
-		Nodes []struct{ ID, Address string }
-	}
-	var gate, node ready
-	r, err := w.start(ctx, w.lab.right.command(ctx, w.b.meshgate,
-		"up", "--output", "json", "--id", "right", "--data-dir", filepath.Join(w.b.dir, "right"), "--public-address", rightAddress,
-		"--listen", net.JoinHostPort(rightAddress, "8443"), "--metrics.listen", "", "--log.level", "warn",
-		"--wireguard.mode", "tun", "--wireguard.interface", "mgbr", "--wireguard.listen-port", fmt.Sprint(wireguardPort+2),
-		"--mesh.default-network-policy", "accept", "--auth.tokens-file", tokens), &gate)
-	if err != nil {
-		return nil, err
-	}
-	// What the gateway leaves for the commands of its host.
-	raw, err := os.ReadFile(filepath.Join(w.b.dir, "right", "local.json"))
-	if err != nil {
-		return nil, err
-	}
-	var local struct{ Pin string }
-	if err := json.Unmarshal(raw, &local); err != nil {
-		return nil, err
-	}
-	l, err := w.start(ctx, w.lab.left.command(ctx, w.b.meshgate,
-		"join", "https://"+net.JoinHostPort(rightAddress, "8443"), "--pin", local.Pin, "--output", "json", "--id", "left", "--data-dir", "", "--token", token,
-		"--log.level", "warn", "--wireguard.mode", "tun", "--wireguard.interface", "mgbl"), &node)
-	if err != nil {
-		return nil, err
-	}
-	for _, n := range gate.Nodes {
-		if a, err := netip.ParseAddr(n.Address); err == nil && n.ID == "right" && a.Is4() {
-			return &way{to: a, from: w.left, tunnels: []int{l.PID(), r.PID()}}, nil
-		}
-	}
-	return nil, fmt.Errorf("the gateway has no IPv4 address on the mesh: %v", gate)
+	return &way{to: netip.MustParseAddr("10.202.0.2"), from: l, at: w.right, tunnels: []int{l.PID(), r}}, nil
 }
 
 // plainEnd runs upstream's program on a side, with one peer.
@@ -242,7 +247,7 @@ func (w *world) plainEnd(ctx context.Context, s side, name string, e end) (pid i
 	for _, args := range []string{
 		"addr add " + e.address + "/32 dev " + name, "link set " + name + " mtu 1420 up", "route add " + e.network + "/32 dev " + name,
 	} {
-		if err := ip(ctx, append([]string{"-n", s.namespace}, strings.Fields(args)...)...); err != nil {
+		if err := s.ip(ctx, args); err != nil {
 			return 0, err
 		}
 	}

@@ -124,23 +124,37 @@ func (p *Process) RSS() (now, most int64, err error) { return RSS(p.PID()) }
 // RSS is the memory of a process that is resident now, and the most that ever
 // was, in bytes (proc_pid_status(5)).
 func RSS(pid int) (now, most int64, err error) {
+	err = memory(pid, map[string]*int64{"VmRSS": &now, "VmHWM": &most})
+	return now, most, err
+}
+
+// Anonymous is the part of the resident memory of a process that is no file, such
+// as its program, in bytes.
+func Anonymous(pid int) (bytes int64, err error) {
+	err = memory(pid, map[string]*int64{"RssAnon": &bytes})
+	return bytes, err
+}
+
+// memory reads lines of the status of a process, whose unit is kB there, in
+// bytes.
+func memory(pid int, lines map[string]*int64) error {
 	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
-		return 0, 0, err
+		return err
 	}
 	for line := range strings.Lines(string(raw)) {
 		name, value, _ := strings.Cut(line, ":")
-		into := map[string]*int64{"VmRSS": &now, "VmHWM": &most}[name]
+		into := lines[name]
 		if into == nil {
 			continue
 		}
 		kib, err := strconv.ParseInt(strings.TrimSuffix(strings.TrimSpace(value), " kB"), 10, 64)
 		if err != nil {
-			return 0, 0, fmt.Errorf("unknown form of /proc/PID/status: %q", line)
+			return fmt.Errorf("unknown form of /proc/PID/status: %q", line)
 		}
 		*into = kib << 10
 	}
-	return now, most, nil
+	return nil
 }
 
 // Stderr is the end of what the child wrote to its standard error.
