@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"strconv"
 	"strings"
 	"time"
 
@@ -56,13 +57,9 @@ func openDataChannel() (_ *dataChannel, err error) {
 	return d, nil
 }
 
-// dial reaches a port of the node that it exposes.
-func (d *dataChannel) dial(ctx context.Context, network, address string) (net.Conn, error) {
-	_, port, err := net.SplitHostPort(address)
-	if err != nil {
-		return nil, err
-	}
-	return d.conn.DialContext(ctx, network, net.JoinHostPort("localhost", port))
+// dial reaches what the node exposes, whatever the address.
+func (d *dataChannel) dial(ctx context.Context, network, _ string) (net.Conn, error) {
+	return d.conn.DialContext(ctx, network, net.JoinHostPort("localhost", strconv.Itoa(exposedPort)))
 }
 
 // Close ends the connection. It is the end of the process, too: what cannot be

@@ -75,7 +75,7 @@ func (y *way) stream(ctx context.Context, w *world, o options) (outcome, error) 
 	}
 	err = y.route.check(uint64(got.Bytes), traffic{after.links - before.links, after.mesh - before.mesh})
 	if err != nil && y.says != nil {
-		err = fmt.Errorf("%w; %s", err, y.says())
+		err = fmt.Errorf("%w\n%s", err, y.says())
 	}
 	return got, err
 }

@@ -46,6 +46,9 @@ const (
 	portRight
 )
 
+// exposedPort is where nodes of the right side expose its receiver (RFC 863).
+const exposedPort = 9
+
 // meshOf is a gateway with two nodes. Each mesh has networks of its own, so that
 // they share the hosts.
 type meshOf struct {
@@ -61,8 +64,15 @@ type member struct {
 	addr netip.Addr
 }
 
+// says is the end of what the process has logged.
+func (m *member) says() string {
+	const most = 1 << 10
+	text := m.Stderr()
+	return text[max(0, len(text)-most):]
+}
+
 // tunnel is the interface of a process of the mesh.
-func (k meshKind) tunnel(of string) string { return tunnelPrefix + k.String()[:1] + of[:1] }
+func (k meshKind) tunnel(of string) string { return fmt.Sprintf("%s%d%s", tunnelPrefix, int(k), of) }
 
 // mesh returns the mesh of a kind, which it starts when it is needed first.
 func (w *world) mesh(ctx context.Context, kind meshKind) (*meshOf, error) {
@@ -102,7 +112,7 @@ func (w *world) newMesh(ctx context.Context, kind meshKind) (*meshOf, error) {
 	if m.left, err = w.join(ctx, m, w.lab.left, "left", portLeft); err != nil {
 		return nil, err
 	}
-	m.right, err = w.join(ctx, m, w.lab.right, "right", portRight, "--expose", fmt.Sprintf("tcp:%d=127.0.0.1:%d", w.right.port, w.right.port))
+	m.right, err = w.join(ctx, m, w.lab.right, "right", portRight, "--expose", fmt.Sprintf("tcp:%d=127.0.0.1:%d", exposedPort, w.right.port))
 	return m, err
 }
 
@@ -146,7 +156,7 @@ func (w *world) pair(ctx context.Context, kind meshKind, route route) (*way, err
 	y := &way{
 		to: m.right.addr, from: w.left, at: w.right, route: route, hub: kind.tunnel("gate"),
 		tunnels: []int{m.left.PID(), m.right.PID()},
-		says:    func() string { return "left: " + m.left.Stderr() + "\nright: " + m.right.Stderr() },
+		says:    func() string { return "left: " + m.left.says() + "\nright: " + m.right.says() },
 	}
 	if route == overRelay {
 		y.helpers = []int{m.gate.PID()}
@@ -166,7 +176,7 @@ func (w *world) toGateway(ctx context.Context) (*way, error) {
 	}
 	return &way{
 		to: m.gate.addr, from: w.left, at: w.gate, route: endsAtGate, tunnels: []int{m.left.PID(), m.gate.PID()},
-		says: func() string { return m.left.Stderr() },
+		says: m.left.says,
 	}, nil
 }
 
@@ -186,10 +196,10 @@ func (w *world) dataChannel(ctx context.Context) (*way, error) {
 		URL: m.url, Pin: m.pin, Token: strings.TrimSpace(string(token)), Node: "right",
 	}, &ready)
 	if err != nil {
-		return nil, errors.Join(err, errors.New(cmp.Or(m.right.Stderr(), "the node says nothing")))
+		return nil, errors.Join(err, errors.New(cmp.Or(m.right.says(), "the node says nothing")))
 	}
 	return &way{
 		to: netip.IPv6Loopback(), from: client, at: w.right, route: pastGate, streams: true,
-		tunnels: []int{client.PID(), m.right.PID()}, says: m.right.Stderr,
+		tunnels: []int{client.PID(), m.right.PID()}, says: m.right.says,
 	}, nil
 }
