@@ -196,6 +196,53 @@ func TestSeeker_RemembersSome(t *testing.T) {
 	}
 }
 
+// Each destination of our own packets is told once a second, in whatever order
+// they come, and those of forwarded packets never.
+func TestSeeker_TellsOncePerSecond(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		told := make(map[string]int)
+		r := &rules{
+			own:  []netip.Addr{netip.MustParseAddr("10.0.0.1")},
+			seek: func(dst netip.Addr) { told[dst.String()]++ },
+		}
+		var s seeker
+		const ours, theirs = "10.0.0.1", "10.0.0.9"
+		for range 3 {
+			for range 10 {
+				var bufs [][]byte
+				var sizes []int
+				for _, p := range [][2]string{
+					{theirs, "10.0.0.4"}, {ours, "10.0.0.2"}, {ours, "10.0.0.2"}, {theirs, "10.0.0.2"}, {ours, "10.0.0.3"}, {ours, "10.0.0.2"},
+				} {
+					bufs = append(bufs, ipPacket(p[0], p[1], 64))
+					sizes = append(sizes, len(bufs[len(bufs)-1]))
+				}
+				s.observe(r, bufs, sizes, 0)
+			}
+			<-time.After(seekEvery)
+		}
+		if len(told) != 2 || told["10.0.0.2"] != 3 || told["10.0.0.3"] != 3 {
+			t.Errorf("in three seconds told %v", told)
+		}
+	})
+}
+
+// BenchmarkSeeker_Observe measures what a batch to one destination costs.
+func BenchmarkSeeker_Observe(b *testing.B) {
+	r := &rules{own: []netip.Addr{netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("fd00::1")}, seek: func(netip.Addr) {}}
+	bufs, sizes := make([][]byte, conn.IdealBatchSize), make([]int, conn.IdealBatchSize)
+	for i := range bufs {
+		bufs[i] = ipPacket("10.0.0.1", "10.0.0.2", 64)
+		sizes[i] = len(bufs[i])
+	}
+	var s seeker
+	b.ReportAllocs()
+	for b.Loop() {
+		s.observe(r, bufs, sizes, 0)
+	}
+	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N*len(bufs)), "ns/packet")
+}
+
 // BenchmarkBind_ReceiveNative measures what sorting a batch costs, without the
 // native bind under it.
 func BenchmarkBind_ReceiveNative(b *testing.B) {

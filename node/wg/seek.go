@@ -22,6 +22,8 @@ const (
 type seeker struct {
 	began time.Time
 	table [1 << seekBits][seekWays]sought
+	// last is the one that was looked up last: packets come in batches to few.
+	last sought
 }
 
 // sought is a destination, and when it was told last.
@@ -38,6 +40,9 @@ func (s *seeker) observe(rules *rules, bufs [][]byte, sizes []int, offset int) {
 	now := time.Since(s.began)
 	for i, size := range sizes {
 		src, dst, ok := addresses(bufs[i][offset : offset+size])
+		if ok && dst == s.last.dst && now-s.last.at < seekEvery {
+			continue
+		}
 		if ok && rules.ownAddr(src) && !rules.ownAddr(dst) && !martian(dst) && s.due(dst, now) {
 			rules.seek(dst)
 		}
@@ -51,17 +56,19 @@ func (s *seeker) due(dst netip.Addr, now time.Duration) bool {
 	for i := range set {
 		is := &set[i]
 		if is.dst == dst {
-			if now-is.at < seekEvery {
-				return false
+			told := now-is.at < seekEvery
+			if !told {
+				is.at = now
 			}
-			is.at = now
-			return true
+			s.last = *is
+			return !told
 		}
 		if is.at < oldest.at || !is.dst.IsValid() && oldest.dst.IsValid() {
 			oldest = is
 		}
 	}
 	*oldest = sought{dst: dst, at: now}
+	s.last = *oldest
 	return true
 }
 
