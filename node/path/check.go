@@ -33,6 +33,10 @@ const (
 	// unmetSpent is how many checks a way gets before the peer has shown itself: it
 	// may have named the addresses of others.
 	unmetSpent = 7
+	// A peer that has not shown itself gets strangerBurst checks, and then one each
+	// strangerEvery: who sends signals to have others checked pays more for those
+	// than it costs the others.
+	strangerEvery, strangerBurst = 2 * time.Second, 100
 	// metSpent is how many checks a way gets that the peer named and never used,
 	// until it has no more than one in a round.
 	metSpent = 40
@@ -82,8 +86,9 @@ func (s *ways) Tick(now time.Time) (next time.Time) {
 		next = at
 	}
 	for w, at := s.mostDue(now); w != nil; w, at = s.mostDue(now) {
-		if free := s.pace.next(paceEvery, paceBurst); free.After(at) {
-			at = free
+		at = later(at, s.pace.next(paceEvery, paceBurst))
+		if !s.met {
+			at = later(at, s.stranger.next(strangerEvery, strangerBurst))
 		}
 		if at.After(now) {
 			return earlier(next, at)
@@ -93,6 +98,9 @@ func (s *ways) Tick(now time.Time) (next time.Time) {
 			continue
 		}
 		s.pace.take(now, paceEvery, paceBurst)
+		if !s.met {
+			s.stranger.take(now, strangerEvery, strangerBurst)
+		}
 		s.ask(now, w, false)
 	}
 	return next
@@ -100,6 +108,13 @@ func (s *ways) Tick(now time.Time) (next time.Time) {
 
 func earlier(a, b time.Time) time.Time {
 	if b.Before(a) {
+		return b
+	}
+	return a
+}
+
+func later(a, b time.Time) time.Time {
+	if b.After(a) {
 		return b
 	}
 	return a

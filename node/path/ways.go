@@ -141,6 +141,7 @@ type ways struct {
 	sent     time.Time // data
 	heard    time.Time // data
 	pace     bucket
+	stranger bucket // checks while met is false
 	learned  bucket
 	round    rounds
 	out      []Packet
