@@ -50,6 +50,21 @@ func (s *Side) Loss(percent int) error {
 	return s.fault(func() { s.loss = percent })
 }
 
+// Part loses all packets between the side and another one, until Meet. What both
+// exchange with others gets through.
+func (s *Side) Part(other *Side) error {
+	return s.fault(func() { s.lab.parted = append(s.lab.parted, [2]*Side{s, other}) })
+}
+
+// Meet ends Part, of either side.
+func (s *Side) Meet(other *Side) error {
+	return s.fault(func() {
+		s.lab.parted = slices.DeleteFunc(s.lab.parted, func(p [2]*Side) bool {
+			return p == [2]*Side{s, other} || p == [2]*Side{other, s}
+		})
+	})
+}
+
 // MTU sets the MTU of the link between the side and the middle, in bytes: 1280,
 // below which there is no IPv6, to 1500, which it has at first. The interface of
 // the host keeps its own: it has to find out.
@@ -170,7 +185,13 @@ func (l *Lab) faults() string {
 		fmt.Fprintf(&b, "iifname %q %sdrop\n", s.port(), chance)
 		fmt.Fprintf(&forward, "oifname %q %sdrop\n", s.port(), chance)
 	}
-	b.WriteString("}\nchain to {\ntype filter hook postrouting priority raw; policy accept;\n" + forward.String() + "}\n}\n")
+	b.WriteString("}\nchain to {\ntype filter hook postrouting priority raw; policy accept;\n" + forward.String() + "}\n")
+	b.WriteString("chain between {\ntype filter hook forward priority raw; policy accept;\n")
+	for _, p := range l.parted {
+		fmt.Fprintf(&b, "iifname %q oifname %q drop\n", p[0].port(), p[1].port())
+		fmt.Fprintf(&b, "iifname %q oifname %q drop\n", p[1].port(), p[0].port())
+	}
+	b.WriteString("}\n}\n")
 	return b.String()
 }
 

@@ -143,6 +143,33 @@ func TestBlackout_LosesAllUntilRestore(t *testing.T) {
 	}
 }
 
+// Two sides that are parted reach all but each other.
+func TestPart_LosesWhatGoesBetweenTwo(t *testing.T) {
+	lab := netlab.New(t)
+	a, b, other := lab.Side("a", netlab.DualStack), lab.Server("b"), lab.Server("other")
+	for _, v := range []struct{ a, b, other netip.Addr }{{a.Addr4(), b.Addr4(), other.Addr4()}, {a.Addr6(), b.Addr6(), other.Addr6()}} {
+		to, elsewhere := newMirror(t, b, v.b), newMirror(t, other, v.other)
+		c := listen(t, a, netip.AddrPortFrom(v.a, 0))
+		for range 2 { // again is harmless
+			if err := a.Part(b); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if _, err := ask(c, to.first, quiet); !errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("%s and %s are parted: %v", v.a, v.b, err)
+		}
+		if _, err := ask(c, elsewhere.first, late); err != nil {
+			t.Errorf("%s to another side: %v", v.a, err)
+		}
+		if err := b.Meet(a); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := ask(c, to.first, late); err != nil {
+			t.Errorf("%s and %s meet: %v", v.a, v.b, err)
+		}
+	}
+}
+
 // Of 1000 packets each of which gets lost on the way there or back with a
 // chance of 3 in 10, 490 come back; that it is less than 400 or more than 580
 // happens once in 10^8 runs.

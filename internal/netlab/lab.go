@@ -47,6 +47,7 @@ type Lab struct {
 	mu     sync.Mutex       // guards the fields below, and is held while faults are set
 	spaces []*namespace     // all, to be removed
 	sides  map[string]*Side // nil: it is being built
+	parted [][2]*Side       // that lose each other's packets
 	closed bool
 }
 
