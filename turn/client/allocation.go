@@ -265,6 +265,21 @@ func (a *Allocation) SetCredential(username, password string) {
 	a.do(func(now time.Time) { a.core.setCredential(username, password, now) })
 }
 
+// Check asks the server at once whether it still has the allocation. One that it
+// has no more ends; a server that does not answer shows in Silent.
+func (a *Allocation) Check() { a.do(a.core.check) }
+
+// Silent is since when packets have gone to the server and none has come back; 0
+// when the last word was the server's.
+func (a *Allocation) Silent() time.Duration {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.core.unheard.IsZero() {
+		return 0
+	}
+	return a.now().Sub(a.core.unheard)
+}
+
 // Close gives the allocation back, waits for the server to say so for at most
 // one second, and ends everything. It may be called again, and returns nil.
 func (a *Allocation) Close() error {

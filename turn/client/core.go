@@ -152,6 +152,19 @@ func (c *core) refresh(now time.Time) {
 	}
 }
 
+// check is refresh, in place of one that waits longer and longer for its answer.
+func (c *core) check(now time.Time) {
+	if c.state != standing {
+		return
+	}
+	for _, t := range slices.Clone(c.transactions) {
+		if t.method == methodRefresh {
+			c.forget(t)
+		}
+	}
+	c.refresh(now)
+}
+
 // wrote notes that a packet leaves for the server.
 func (c *core) wrote(now time.Time) {
 	c.sent = now

@@ -588,3 +588,34 @@ func TestCore_Close(t *testing.T) {
 		t.Errorf("while allocating: state %d, %v", b.state, b.err)
 	}
 }
+
+// A check asks at once, whatever waits for its answer already, and finds out
+// what has become of the allocation.
+func TestCore_Check(t *testing.T) {
+	b := standingBench(t, nil)
+	b.run(3 * time.Minute)
+	b.lose = always
+	b.check(b.clock)
+	b.pump()
+	b.run(4 * time.Second) // the next repetition is seconds away
+	if b.unheard.IsZero() || b.state != standing {
+		t.Errorf("silent since %s, state %d", b.unheard, b.state)
+	}
+	b.lose = never
+	sent := len(b.sentAt)
+	b.check(b.clock)
+	b.pump()
+	if len(b.sentAt) != sent+1 || !b.unheard.IsZero() || len(b.transactions) != 0 {
+		t.Errorf("%d requests, silent since %s", len(b.sentAt)-sent, b.unheard)
+	}
+	b.server.refuse[methodRefresh] = 437
+	b.check(b.clock)
+	b.pump()
+	if b.state != ended || !errors.Is(b.err, ErrLost) {
+		t.Errorf("state %d, %v", b.state, b.err)
+	}
+	b.check(b.clock) // of one that has ended is nothing
+	if len(b.out) != 0 {
+		t.Error("an allocation that has ended is asked for")
+	}
+}
