@@ -184,6 +184,7 @@ func (rs *relays) listen(user string, even bool) (*net.UDPConn, error) {
 		if err != nil {
 			continue // taken
 		}
+		fitNarrow(conn)
 		if even && localPort(conn)%2 != 0 {
 			conn.Close()
 			continue

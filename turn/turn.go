@@ -205,6 +205,12 @@ func New(cfg Config) (_ *Server, err error) {
 	if err := s.listen(cfg.UDP, cfg.TCP); err != nil {
 		return nil, err
 	}
+	for _, c := range s.sockets {
+		fitNarrow(c)
+	}
+	for _, l := range s.listeners {
+		fitNarrow(l)
+	}
 	s.policy.listeners = s.UDPAddrs()
 	if err := s.serve(); err != nil {
 		return nil, err

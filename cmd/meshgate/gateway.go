@@ -111,7 +111,8 @@ func newGatewayProcess(ctx context.Context, c *upConfig, log *slog.Logger) (_ *g
 		return nil, err
 	}
 	var lc net.ListenConfig
-	if p.public, err = lc.Listen(ctx, "tcp", c.listen); err != nil {
+	open := net.ListenConfig{Control: narrow}
+	if p.public, err = open.Listen(ctx, "tcp", c.listen); err != nil {
 		return nil, fmt.Errorf("listen for the API (--listen): %w", err)
 	}
 	if c.metricsListen != "" {

@@ -165,7 +165,11 @@ func connect(ctx context.Context, cfg Config, s server, address string) (net.Con
 	if err != nil {
 		return nil, advise(fmt.Errorf("connect: %w", err), s, address)
 	}
-	if s.transport != TLS {
+	switch s.transport {
+	case UDP:
+		fitNarrow(conn)
+		return conn, nil
+	case TCP:
 		return conn, nil
 	}
 	config := &tls.Config{}

@@ -1,0 +1,11 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build !linux
+
+package client
+
+import "net"
+
+// fitNarrow leaves sockets as they are: only Linux is known to forbid routers to
+// cut packets.
+func fitNarrow(net.Conn) {}
