@@ -229,6 +229,12 @@ func (p *Pairs) want(now time.Time, text string) {
 func (p *Pairs) learn(now time.Time, news News) {
 	if news.Servers != nil {
 		p.relays.offer(now, news.Servers)
+		// The gateway is there, maybe after a while: it has not to be waited for.
+		for _, l := range p.links {
+			if !l.last.Standing {
+				l.nextCall, l.due = now, now
+			}
+		}
 	}
 	for _, a := range news.Answers {
 		w := p.wanted[a.Wanted]

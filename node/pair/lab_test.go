@@ -32,6 +32,8 @@ type lab struct {
 	nodes map[mesh.NodeID]*testNode
 	// blocked says which datagrams are lost.
 	blocked func(from, to netip.AddrPort) bool
+	// tap sees each datagram that is sent, with mu held; nil: nobody does.
+	tap func(to netip.AddrPort, b []byte)
 	// refused says why two nodes are no pair.
 	refused func(a, b mesh.NodeID) string
 	// routes are networks behind nodes.
@@ -42,6 +44,7 @@ type lab struct {
 	down    bool
 	books   []*book
 	relays  int
+	given   []*fakeRelay
 	gateway mesh.Peer
 }
 
@@ -66,6 +69,7 @@ type testNode struct {
 	last    wg.Socket
 	ways    map[mesh.WireGuardKey]*fakeWay
 	shaken  map[mesh.WireGuardKey]time.Time
+	shakes  map[mesh.WireGuardKey]int // how often the device was asked for a session
 	plan    mesh.Plan
 	addrs   []netip.Addr
 }
@@ -102,6 +106,7 @@ func (l *lab) run(rec *mesh.Node, addr netip.Addr) *testNode {
 	n := &testNode{
 		lab: l, id: rec.ID, record: rec, addr: addr, addrs: []netip.Addr{addr},
 		sockets: make(map[wg.Socket]*socket), ways: make(map[mesh.WireGuardKey]*fakeWay), shaken: make(map[mesh.WireGuardKey]time.Time),
+		shakes: make(map[mesh.WireGuardKey]int),
 	}
 	n.plan = mesh.Plan{Self: rec}
 	if l.gateway.Node != nil {
@@ -167,6 +172,11 @@ func (l *lab) withGateway(n byte) netip.AddrPort {
 // send carries a datagram.
 func (l *lab) send(from *socket, to netip.AddrPort, b []byte) {
 	b = slices.Clone(b)
+	l.mu.Lock()
+	if l.tap != nil {
+		l.tap(to, b)
+	}
+	l.mu.Unlock()
 	time.AfterFunc(time.Millisecond, func() {
 		l.mu.Lock()
 		dst := l.hosts[to]
@@ -306,6 +316,9 @@ func (d fakeDevice) SendSTUN(number wg.Socket, to netip.AddrPort, b []byte) erro
 
 // Handshake succeeds after ten milliseconds, if both have each other and a way.
 func (d fakeDevice) Handshake(key mesh.WireGuardKey) {
+	d.n.mu.Lock()
+	d.n.shakes[key]++
+	d.n.mu.Unlock()
 	time.AfterFunc(10*time.Millisecond, func() {
 		d.n.lab.mu.Lock()
 		var peer *testNode
@@ -335,6 +348,13 @@ func (n *testNode) shook(key mesh.WireGuardKey) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.shaken[key] = time.Now()
+}
+
+// shookWith is when two nodes last made a session.
+func (n *testNode) shookWith(o *testNode) time.Time {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.shaken[o.record.PublicKey.WireGuard()]
 }
 
 // talk notes that packets went both ways between two nodes.
@@ -384,9 +404,14 @@ func (w *fakeWay) Close()       { w.n.mu.Lock(); defer w.n.mu.Unlock(); w.closed
 
 // fakeRelay is a relay whose packets are those of its address.
 type fakeRelay struct {
+	n    *testNode
 	at   netip.AddrPort
 	done chan struct{}
 	once sync.Once
+	// gone says that the server does not know it, and mute since when it does not
+	// answer. The lab guards them.
+	gone bool
+	mute time.Time
 }
 
 func (n *testNode) allocate(ctx context.Context, url, _, _ string) (Relay, error) {
@@ -402,13 +427,35 @@ func (n *testNode) allocate(ctx context.Context, url, _, _ string) (Relay, error
 	if url == "turn:nowhere" {
 		return nil, errors.New("no answer")
 	}
-	return &fakeRelay{at: at, done: make(chan struct{})}, nil
+	r := &fakeRelay{n: n, at: at, done: make(chan struct{})}
+	n.lab.mu.Lock()
+	defer n.lab.mu.Unlock()
+	n.lab.given = append(n.lab.given, r)
+	return r, nil
+}
+
+// gone reports whether the server has lost a relay.
+func (l *lab) gone(r *fakeRelay) bool { l.mu.Lock(); defer l.mu.Unlock(); return r.gone }
+
+func (l *lab) silence(r *fakeRelay) time.Duration {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if r.mute.IsZero() {
+		return 0
+	}
+	return time.Since(r.mute)
 }
 
 func (r *fakeRelay) Relayed() netip.AddrPort   { return r.at }
 func (r *fakeRelay) SetCredential(_, _ string) {}
 func (r *fakeRelay) Done() <-chan struct{}     { return r.done }
-func (r *fakeRelay) Close() error              { r.once.Do(func() { close(r.done) }); return nil }
+func (r *fakeRelay) Check() {
+	if r.n.lab.gone(r) {
+		_ = r.Close()
+	}
+}
+func (r *fakeRelay) Silent() time.Duration { return r.n.lab.silence(r) }
+func (r *fakeRelay) Close() error          { r.once.Do(func() { close(r.done) }); return nil }
 func (r *fakeRelay) ReadBatch([][]byte, []int, []netip.AddrPort) (int, error) {
 	<-r.done
 	return 0, net.ErrClosed

@@ -29,10 +29,13 @@ const (
 	busyEvery, idleEvery = 250 * time.Millisecond, time.Second
 	// brokenAfter is how long a pair is without a way before the gateway carries
 	// its packets again.
-	brokenAfter = 2 * time.Second
+	brokenAfter = 500 * time.Millisecond
 	// silentAfter is how long a gateway may be silent before it is looked for by
 	// way of relays.
 	silentAfter = 700 * time.Millisecond
+	// A gateway that answers nothing for staleAfter while packets go to it may have
+	// started anew: it is asked for a session, each reviveEvery at most.
+	staleAfter, reviveEvery = 3 * time.Second, 15 * time.Second
 )
 
 // kind is why there is a link.
@@ -89,7 +92,13 @@ type link struct {
 	// ready is since when there is a way; zero when there is none.
 	ready time.Time
 	shook time.Time
-	used  time.Time // when the last packet went or came, or was sought
+	// unsure is since when there is no way, or nothing comes back on a relayed one;
+	// zero when all is well.
+	unsure time.Time
+	// unanswered is when the first packet went out of those since the last one
+	// that came; zero for none.
+	unanswered time.Time
+	used       time.Time // when the last packet went or came, or was sought
 	// seen is what the packets were at the last look, and pause how long the next
 	// one may wait.
 	seen  wg.Activity
@@ -190,6 +199,7 @@ func (l *link) tend(now time.Time) time.Time {
 		_ = l.pairs.cfg.Device.SendSTUN(wg.Socket(out.Socket), out.To, out.Bytes)
 	}
 	l.steer(now)
+	l.doubt(now, a)
 	next = earlier(next, l.settle(now))
 	next = earlier(next, l.call(now))
 	// Packets that go out unanswered are to be noticed.
@@ -208,6 +218,36 @@ func (l *link) rest(a wg.Activity) time.Duration {
 	}
 	l.seen = a
 	return l.pause
+}
+
+// doubt notes whether the packets of the link seem to arrive.
+func (l *link) doubt(now time.Time, a wg.Activity) {
+	relayed := l.route.Socket != path.Socket(wg.NativeSocket)
+	silent := now.Sub(a.Sent) < 2*time.Second && a.Sent.Sub(a.Heard) > time.Second
+	switch {
+	case !l.ready.IsZero() && !(relayed && silent):
+		l.unsure = time.Time{}
+	case l.unsure.IsZero():
+		l.unsure = now
+	}
+	switch {
+	case a.Sent.IsZero() || !a.Sent.After(a.Heard):
+		l.unanswered = time.Time{}
+	case l.unanswered.IsZero() || a.Heard.After(l.unanswered):
+		l.unanswered = a.Sent
+	}
+	if l.kind == gateway && a.Sent.Sub(l.unanswered) >= staleAfter && !l.unanswered.IsZero() {
+		l.revive(now)
+	}
+}
+
+// revive asks the node for a new session in place of one that it may have lost.
+// WireGuard does so by itself, but after 15 seconds.
+func (l *link) revive(now time.Time) {
+	if now.Sub(l.shook) >= reviveEvery {
+		l.shook = now
+		l.pairs.cfg.Device.Handshake(l.key)
+	}
 }
 
 // open asks the device for a path to the peer until there is one.
@@ -257,8 +297,10 @@ func (l *link) steer(now time.Time) {
 		l.way.Route(wg.Socket(route.Socket), route.To)
 		l.route = route
 		if l.kind == gateway && now.Sub(l.way.Activity().Heard) > silentAfter {
-			// WireGuard tries again in its own time only, which is long.
-			l.pairs.cfg.Device.Handshake(l.key)
+			// WireGuard tries again in its own time only, which is long; and what was
+			// asked for on the way before may be lost.
+			l.shook = time.Time{}
+			l.revive(now)
 		}
 	}
 	switch {

@@ -77,17 +77,36 @@ func (n *natives) look(now time.Time) {
 	if slices.Equal(host, n.host) && port == n.port {
 		return
 	}
-	moved := n.host != nil && n.port != 0
+	was, moved := n.host, n.host != nil && n.port != 0
 	n.host, n.port = host, port
 	if moved {
-		// Another network: what servers said of the one before is of no use.
-		clear(n.mapped)
-		n.asked = time.Time{}
-		for _, l := range n.pairs.links {
-			l.finder.Restart(now)
+		n.pairs.restart(now)
+		if slices.ContainsFunc(was, func(a netip.Addr) bool { return !slices.Contains(host, a) }) {
+			n.pairs.relays.moved = now
 		}
 	}
 	n.renew(now)
+}
+
+// restart is for a host that is in another network or was asleep: what servers
+// said before is of no use, and nothing that stood may stand any more.
+func (p *Pairs) restart(now time.Time) {
+	clear(p.native.mapped)
+	p.native.asked = time.Time{}
+	p.relays.doubted = now
+	for _, l := range p.links {
+		l.finder.Restart(now)
+		l.due = now
+	}
+}
+
+// Look has the addresses of the host looked at now: they may have changed. It
+// waits while Run is busy.
+func (p *Pairs) Look() {
+	p.do(func(now time.Time) {
+		p.native.looked = now
+		p.native.look(now)
+	})
 }
 
 // ask asks the gateways that are peers.

@@ -102,6 +102,7 @@ type Pairs struct {
 	status  atomic.Pointer[[]Status]
 
 	// The fields below belong to Run.
+	began   time.Time
 	ctx     context.Context //nolint:containedctx // that of Run, for what it starts
 	running sync.WaitGroup  // what Run started
 	plan    mesh.Plan
@@ -114,6 +115,7 @@ type Pairs struct {
 	relays  relays
 	native  natives
 	fresh   bool // View has to be made anew
+	slept   slept
 }
 
 // datagram is a STUN message that came in.
@@ -141,6 +143,7 @@ func New(cfg Config) (*Pairs, error) {
 		callers: make(map[mesh.NodeID][]*call),
 		inMesh:  func(netip.Addr) bool { return false },
 	}
+	p.began = time.Now()
 	p.asking.init()
 	p.relays.init(p)
 	p.native.init(p)
@@ -173,6 +176,9 @@ func (p *Pairs) Run(ctx context.Context) error {
 		case <-timer.C:
 		}
 		now := time.Now()
+		if p.slept.since(time.Since(p.began), now.Round(0)) {
+			p.woke(now)
+		}
 		timer.Reset(max(p.tend(now).Sub(now), 0))
 	}
 }

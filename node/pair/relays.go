@@ -21,11 +21,24 @@ const (
 	streamsAfter = 400 * time.Millisecond
 	// allocateTime bounds one attempt.
 	allocateTime = 10 * time.Second
+	// datagramsTime is how long UDP may take once TCP and TLS have failed. Nobody
+	// may be there to refuse it.
+	datagramsTime = 2500 * time.Millisecond
 	// relayAgainFirst and relayAgainMost bound the pause after all attempts at a
-	// gateway have failed, or a relay was lost.
-	relayAgainFirst, relayAgainMost = time.Second, 30 * time.Second
+	// gateway have failed.
+	relayAgainFirst, relayAgainMost = 500 * time.Millisecond, 30 * time.Second
 	// relayRest is how long a relay stays that no link needs.
 	relayRest = 2 * time.Minute
+	// A relay that may be gone is asked for each checkEvery, for doubtFor, and given
+	// up when its server has been silent for silentRelay.
+	checkEvery, doubtFor = time.Second, 10 * time.Second
+	silentRelay          = 2500 * time.Millisecond
+	// silentMoved is the same after an address of the host is gone, most likely
+	// that of the way to the server: two requests fit.
+	silentMoved = 700 * time.Millisecond
+	// youngRelay is how long a relay has to have stood for another one to be
+	// asked for at once when it is lost.
+	youngRelay = 10 * time.Second
 )
 
 // Server is a TURN server, with a credential.
@@ -45,6 +58,10 @@ type Relay interface {
 	Relayed() netip.AddrPort
 	// SetCredential is for what the relay asks the server from now on.
 	SetCredential(username, password string)
+	// Check asks the server whether it still has the relay, which ends if not.
+	Check()
+	// Silent is since when the server has not answered to anything.
+	Silent() time.Duration
 	// Done is closed when the relay has ended.
 	Done() <-chan struct{}
 }
@@ -58,6 +75,9 @@ type relays struct {
 	servers []*server
 	// needed is when a link last needed a relay.
 	needed time.Time
+	// doubted is when something happened that relays may not survive, such as
+	// another address of the host, and moved when an address was gone.
+	doubted, moved time.Time
 }
 
 // server is a Server with what this node has there.
@@ -69,7 +89,9 @@ type server struct {
 	// there were some.
 	trying map[string]context.CancelFunc
 	tried  [path.TLS + 1]bool
-	again  time.Time // not to be tried before
+	round  int            // of attempts; those of an earlier one are over
+	worked path.Transport // of the last relay
+	again  time.Time      // not to be tried before
 	fails  int
 	have   *relay
 }
@@ -81,6 +103,10 @@ type relay struct {
 	socket    wg.Socket
 	remove    func()
 	candidate path.Candidate
+	stood     time.Time // when it was there
+	// doubted is since when it may be gone, zero when it is not in doubt, and
+	// asked when its server was asked last.
+	doubted, asked time.Time
 }
 
 func (r *relays) init(p *Pairs) { r.pairs = p }
@@ -99,8 +125,11 @@ func (r *relays) offer(now time.Time, list []Server) {
 		}
 		known := r.servers[i]
 		known.Server = s
+		// A gateway that says something may be one that was away.
+		known.again, known.fails = time.Time{}, 0
 		if known.have != nil {
 			known.have.SetCredential(s.Username, s.Password)
+			r.doubted = now
 		}
 		next = append(next, known)
 	}
@@ -129,7 +158,9 @@ func (r *relays) tend(now time.Time) time.Time {
 		r.needed = time.Time{}
 		return next
 	}
+	doubt := r.doubt(now)
 	for _, s := range r.servers {
+		next = earlier(next, r.verify(now, s, doubt))
 		next = earlier(next, r.attempt(now, s))
 	}
 	return earlier(next, r.needed.Add(relayRest+time.Second))
@@ -150,6 +181,68 @@ func (r *relays) need(now time.Time) bool {
 		}
 	}
 	return false
+}
+
+// doubt reports whether relays may be gone: something has happened to the host,
+// or a link has lost its way.
+func (r *relays) doubt(now time.Time) bool {
+	if !r.doubted.IsZero() && now.Sub(r.doubted) < doubtFor {
+		return true
+	}
+	for _, l := range r.pairs.links {
+		if !l.unsure.IsZero() && now.Sub(l.unsure) < doubtFor {
+			return true
+		}
+	}
+	return false
+}
+
+// verify asks for a relay that may be gone, and gives it up when its server does
+// not answer. It returns when to look again.
+func (r *relays) verify(now time.Time, s *server, doubt bool) time.Time {
+	one := s.have
+	switch {
+	case one == nil:
+		return now.Add(time.Minute)
+	case !doubt:
+		one.doubted = time.Time{}
+		return now.Add(time.Minute)
+	case one.doubted.IsZero():
+		one.doubted = now
+	}
+	if now.Sub(one.asked) >= checkEvery {
+		one.asked = now
+		one.Check()
+	}
+	patience := silentRelay
+	if now.Sub(r.moved) < silentRelay {
+		patience = silentMoved
+	}
+	if now.Sub(one.doubted) >= patience && one.Silent() >= patience {
+		r.pairs.log.Debug("relay does not answer", "gateway", s.Relay, "addr", one.Relayed())
+		r.lost(now, s)
+		return now
+	}
+	return earlier(one.asked.Add(checkEvery), later(one.doubted.Add(patience), now.Add(checkEvery/4)))
+}
+
+// lost gives up a relay that is gone. Its gateway may have started anew, and then
+// knows no session either; the other relays may be gone as well.
+func (r *relays) lost(now time.Time, s *server) {
+	young := now.Sub(s.have.stood) < youngRelay
+	r.pairs.metrics.lost.Inc()
+	r.close(now, s)
+	r.doubted = now
+	if young {
+		r.failed(now, s)
+	} else {
+		s.again = now
+	}
+	for _, l := range r.pairs.links {
+		if l.kind == gateway && string(l.peer.Node.ID) == s.Relay {
+			l.revive(now)
+		}
+	}
 }
 
 // unheard reports whether a gateway has not been heard directly.
@@ -178,13 +271,20 @@ func (r *relays) attempt(now time.Time, s *server) time.Time {
 		s.tried = [path.TLS + 1]bool{}
 	}
 	r.start(s, path.UDP)
-	if streams := s.began.Add(streamsAfter); s.tries(path.UDP) && streams.After(now) {
+	streams, patience := s.began.Add(streamsAfter), datagramsTime
+	if s.worked > path.UDP && s.fails < 3 {
+		streams, patience = s.began, 0 // UDP did not get through here
+	}
+	if s.tries(path.UDP) && streams.After(now) {
 		return streams
 	}
 	r.start(s, path.TCP)
 	r.start(s, path.TLS)
-	if len(s.trying) > 0 {
+	if s.tries(path.TCP) || s.tries(path.TLS) {
 		return far
+	}
+	if over := s.began.Add(patience); s.tries(path.UDP) && over.After(now) {
+		return over
 	}
 	r.failed(now, s)
 	return s.again
@@ -202,6 +302,7 @@ func (s *server) tries(t path.Transport) bool {
 
 // failed has a server rest.
 func (r *relays) failed(now time.Time, s *server) {
+	s.stop()
 	s.began = time.Time{}
 	s.again = now.Add(min(relayAgainFirst<<min(s.fails, 10), relayAgainMost))
 	s.fails++
@@ -226,12 +327,13 @@ func (r *relays) try(s *server, url string) {
 	p, user, password, t := r.pairs, s.Username, s.Password, transportOf(url)
 	ctx, cancel := context.WithTimeout(p.ctx, allocateTime)
 	s.trying[url] = cancel
+	round := s.round
 	p.running.Go(func() {
 		got, err := p.cfg.Allocate(ctx, url, user, password)
 		canceled := ctx.Err()
 		cancel()
 		taken := p.do(func(now time.Time) {
-			if canceled == nil {
+			if s.round == round {
 				delete(s.trying, url)
 			}
 			if err != nil {
@@ -266,8 +368,8 @@ func (r *relays) open(now time.Time, s *server, t path.Transport, got Relay) {
 	s.stop()
 	one := &relay{Relay: got, transport: t, socket: socket, remove: remove, candidate: path.Candidate{
 		Kind: path.Relayed, Addr: got.Relayed(), Transport: t, Relay: s.Relay,
-	}}
-	s.have, s.fails, s.began = one, 0, time.Time{}
+	}, stood: now}
+	s.have, s.fails, s.began, s.worked = one, 0, time.Time{}, t
 	p.metrics.relays[t].Inc()
 	p.log.Debug("relay stands", "gateway", s.Relay, "transport", t.String(), "addr", got.Relayed())
 	for _, l := range p.links {
@@ -281,9 +383,7 @@ func (r *relays) open(now time.Time, s *server, t path.Transport, got Relay) {
 		}
 		p.do(func(now time.Time) {
 			if s.have == one {
-				p.metrics.lost.Inc()
-				r.close(now, s)
-				r.failed(now, s)
+				r.lost(now, s)
 				p.log.Debug("relay is lost", "gateway", s.Relay)
 			}
 		})
@@ -296,6 +396,7 @@ func (s *server) stop() {
 		cancel()
 		delete(s.trying, url)
 	}
+	s.round++
 }
 
 // offer tells a link of a relay.

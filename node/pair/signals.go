@@ -20,6 +20,12 @@ const (
 	// callRest is how long a call of this node stays open while there is nothing
 	// to say.
 	callRest = 10 * time.Second
+	// mayBeLost is how old the last word of a channel that breaks may be for it to
+	// be said again.
+	mayBeLost = 5 * time.Second
+	// maxCalls bounds the open channels with one node: both may have called at
+	// once, and again before an end was noticed. The oldest makes room.
+	maxCalls = 4
 	// callerPatience is how long a caller waits for what the directory says of it.
 	callerPatience = 10 * time.Second
 )
@@ -142,6 +148,10 @@ func (p *Pairs) attend(now time.Time, l *link) {
 
 // attach makes a call one of the link's.
 func (l *link) attach(now time.Time, c *call) {
+	if len(l.calls) >= maxCalls {
+		l.calls[0].end() // it leaves the list when its goroutine has ended
+		l.calls = l.calls[1:]
+	}
 	l.calls = append(l.calls, c)
 	c.spoke, l.used, l.due = now, later(l.used, now), now
 	if c.latest != nil {
@@ -206,6 +216,9 @@ func (p *Pairs) hungUp(now time.Time, node mesh.NodeID, c *call) {
 	if i := slices.Index(l.calls, c); i >= 0 {
 		l.calls = slices.Delete(l.calls, i, i+1)
 		l.due = now
+		if now.Sub(c.spoke) < mayBeLost {
+			l.told = nil // the last word may not have arrived
+		}
 	}
 }
 
