@@ -51,6 +51,9 @@ func (h *hostAddrs) load(ask func() ([]net.Addr, error)) (*hostView, error) {
 	return v, nil
 }
 
+// forget has load ask anew.
+func (h *hostAddrs) forget() { h.last.Store(nil) }
+
 // prefixOf reads an interface's address as the net package gives it.
 func prefixOf(a net.Addr) (netip.Prefix, bool) {
 	n, ok := a.(*net.IPNet)

@@ -113,6 +113,7 @@ func (h *hostNetwork) mend(ctx context.Context) error {
 			if !ok && ctx.Err() == nil {
 				return fmt.Errorf("%w: the kernel tells no more of changes of the network", mesh.ErrUnavailable)
 			}
+			h.node.look()
 		}
 		if err := h.again(ctx, moved); errors.Is(err, hostnet.ErrGone) {
 			return fmt.Errorf("interface %s: %w; start the node anew", h.node.device.Name(), err)

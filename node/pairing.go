@@ -72,6 +72,15 @@ func (n *Node) hostAddrs() ([]netip.Addr, error) {
 	return list, nil
 }
 
+// look has the pairs see at once that the host's addresses may have changed, which
+// they would find out by themselves a moment later.
+func (n *Node) look() {
+	if n.pairs != nil {
+		n.locals.forget()
+		n.pairs.Look()
+	}
+}
+
 // AnswerPath serves a channel on which another node tells how it can be reached;
 // a gateway has said that it is that node. It returns when the channel is over.
 func (n *Node) AnswerPath(ctx context.Context, from mesh.NodeID, ch pair.Channel) error {
