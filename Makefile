@@ -69,7 +69,7 @@ e2e: ## run the whole-system tests
 
 .PHONY: soak
 soak: ## run the whole-system tests that take minutes
-	go test $(LATE) -count=1 -tags "e2e soak" -run Many -v ./internal/e2e/...
+	go test $(LATE) -count=1 -tags "e2e soak" -run "Many|Long" -v ./internal/e2e/...
 
 .PHONY: chaos
 chaos: ## show that the state survives 300 faults, for 20 minutes

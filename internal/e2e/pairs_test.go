@@ -50,6 +50,7 @@ type labNode struct {
 type labMesh struct {
 	lab     *netlab.TestLab
 	gate    *labNode
+	up      []string // the arguments of the gateway but for the id
 	joining []string // the arguments of join but for the id and the directory
 }
 
@@ -59,22 +60,35 @@ func newLabMesh(t testing.TB) *labMesh {
 	lab, dir := netlab.New(t), t.TempDir()
 	server := lab.Server("gate")
 	gate := &labNode{id: "gate", side: server, kind: server.Kind()}
-	gate.process = gate.run(t, "up", "--data-dir", dir, "--public-address", server.Addr4().String(), "--listen", ":443",
+	up := []string{"up", "--data-dir", dir, "--public-address", server.Addr4().String(), "--listen", ":443",
 		"--turn.listen", ":3478", "--wireguard.listen-port", "51820", "--metrics.listen", "127.0.0.1:9090",
-		"--mesh.default-network-policy", "accept")
+		"--mesh.default-network-policy", "accept"}
+	gate.process = gate.run(t, up...)
 	gate.found(t)
 	raw, err := os.ReadFile(filepath.Join(dir, "local.json"))
 	var local struct{ Pin string }
 	if err := errors.Join(err, json.Unmarshal(raw, &local)); err != nil {
 		t.Fatal(err)
 	}
-	return &labMesh{lab: lab, gate: gate, joining: []string{"--pin", local.Pin, "--token-file", filepath.Join(dir, "admin.token")}}
+	return &labMesh{lab: lab, gate: gate, up: up, joining: []string{"--pin", local.Pin, "--token-file", filepath.Join(dir, "admin.token")}}
 }
 
 // join starts a node behind the given kind of access and returns when it is up.
 func (m *labMesh) join(t testing.TB, kind netlab.Kind) *labNode {
 	t.Helper()
-	n := &labNode{id: kind.String(), side: m.lab.Side(kind.String(), kind), kind: kind, dir: t.TempDir()}
+	n := m.node(t, kind.String(), kind)
+	m.enter(t, n)
+	return n
+}
+
+// node is one that has not been started.
+func (m *labMesh) node(t testing.TB, id string, kind netlab.Kind) *labNode {
+	return &labNode{id: id, side: m.lab.Side(id, kind), kind: kind, dir: t.TempDir()}
+}
+
+// enter starts a node and returns when it is up.
+func (m *labMesh) enter(t testing.TB, n *labNode) {
+	t.Helper()
 	host := m.gate.side.Addr4()
 	if !n.side.Addr4().IsValid() {
 		host = m.gate.side.Addr6()
@@ -82,7 +96,6 @@ func (m *labMesh) join(t testing.TB, kind netlab.Kind) *labNode {
 	url := "https://" + net.JoinHostPort(host.String(), "443")
 	n.process = n.run(t, append([]string{"join", url, "--data-dir", n.dir}, m.joining...)...)
 	n.found(t)
-	return n
 }
 
 // run starts meshgate on the host of the node, with an interface of its own.

@@ -1,0 +1,30 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build e2e && soak && linux
+
+package e2e
+
+import (
+	"testing"
+	"time"
+
+	"github.com/meshgate/meshgate/internal/netlab"
+)
+
+// The same as the short forms, with a blackout of ten seconds, between other
+// kinds of access and for longer copies.
+
+func TestLife_Long(t *testing.T) {
+	for _, c := range []struct{ first, second netlab.Kind }{
+		{netlab.PortRestricted, netlab.CGNAT},
+		{netlab.Symmetric, netlab.Symmetric},
+		{netlab.PortRestricted, netlab.UDPBlocked},
+		{netlab.Symmetric, netlab.Only443},
+	} {
+		t.Run(c.first.String()+" and "+c.second.String(), func(t *testing.T) {
+			live(t, c.first, c.second, 10*time.Second)
+		})
+	}
+}
+
+func TestLife_NarrowLinksLong(t *testing.T) { copies(t, 100<<20) }
