@@ -85,14 +85,15 @@ func (p *gatewayProcess) shareTURN(ctx context.Context, ready func()) error {
 func (p *gatewayProcess) sharesTURN() bool { return p.turn != nil && p.cfg.turnSecretFile == "" }
 
 // relayStranger says whether somebody may log in to TURN to whom this gateway
-// gave no credentials: another issuer of the operator's secret did, or another
-// gateway, which gives them to nodes and to those who may open channels.
+// gave no credentials since it started: another issuer of the operator's secret
+// did, or a gateway, this one before it started anew or another. Gateways give
+// them to nodes and to those who may open channels.
 func (p *gatewayProcess) relayStranger(user string) bool {
 	if p.cfg.turnSecretFile != "" {
 		return true
 	}
 	s := p.node.Snapshot()
-	if p.cluster == nil || s == nil {
+	if s == nil {
 		return false
 	}
 	return s.Node(mesh.NodeID(user)) != nil ||
