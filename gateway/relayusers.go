@@ -16,9 +16,10 @@ const (
 	// maxRelayUsers bounds how many users are remembered; the one to whom the
 	// longest time nothing was minted is forgotten first, that is, refused.
 	maxRelayUsers = 8192
-	// maxRelayRights and maxRelayPeers bound what is remembered of a user. A
-	// new one takes the place of the oldest.
-	maxRelayRights, maxRelayPeers = 8, 64
+	// maxRelayRights and maxRelayNamers bound what is remembered of a user,
+	// maxRelayPeers what one namer has named to it. A new one takes the place of
+	// the oldest, so that no namer displaces what another one has named.
+	maxRelayRights, maxRelayNamers, maxRelayPeers = 8, 64, 16
 )
 
 // RelayUsers knows to whom TURN credentials were given and which peers the
@@ -37,13 +38,19 @@ type RelayUsers struct {
 type relayUser struct {
 	name   string
 	rights []relayRight // the newest last
-	peers  []relayPeer  // likewise
+	namers []relayNamer // the last one to name something last
 }
 
 type relayRight struct {
 	allowed func() error
 	until   time.Time // of the credential
 	over    time.Time // when the last relay of the credential has ended
+}
+
+// relayNamer is who has named addresses of its own to a user.
+type relayNamer struct {
+	name  string
+	peers []relayPeer // the newest last
 }
 
 type relayPeer struct {
@@ -70,20 +77,31 @@ func (u *RelayUsers) Minted(user string, allowed func() error, until time.Time) 
 	k.rights = slices.Delete(k.rights, 0, max(0, len(k.rights)-maxRelayRights))
 }
 
-// Candidate notes that a session of user has named at as an address of the
-// other side. Only public addresses count: whoever has a node in the mesh can
-// make it name any address at all.
-func (u *RelayUsers) Candidate(user string, at netip.AddrPort) {
+// Candidate notes that namer, the other side of a session of user, has named at
+// as an address of its own. Only public addresses count: whoever has a node in
+// the mesh can make it name any address at all.
+func (u *RelayUsers) Candidate(user, namer string, at netip.AddrPort) {
 	if !turn.IsPublic(at.Addr()) {
 		return
 	}
 	at = netip.AddrPortFrom(at.Addr().Unmap(), at.Port())
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	k := u.getLocked(user)
-	k.peers = slices.DeleteFunc(k.peers, func(p relayPeer) bool { return p.at == at })
-	k.peers = append(k.peers, relayPeer{at, time.Now().Add(u.lifetime)})
-	k.peers = slices.Delete(k.peers, 0, max(0, len(k.peers)-maxRelayPeers))
+	u.getLocked(user).named(namer, relayPeer{at, time.Now().Add(u.lifetime)})
+}
+
+// named remembers what namer has named.
+func (k *relayUser) named(namer string, peer relayPeer) {
+	n := relayNamer{name: namer}
+	if i := slices.IndexFunc(k.namers, func(n relayNamer) bool { return n.name == namer }); i >= 0 {
+		n = k.namers[i]
+		k.namers = slices.Delete(k.namers, i, i+1)
+	}
+	n.peers = slices.DeleteFunc(n.peers, func(p relayPeer) bool { return p.at == peer.at })
+	n.peers = append(n.peers, peer)
+	n.peers = slices.Delete(n.peers, 0, max(0, len(n.peers)-maxRelayPeers))
+	k.namers = append(k.namers, n)
+	k.namers = slices.Delete(k.namers, 0, max(0, len(k.namers)-maxRelayNamers))
 }
 
 // getLocked returns user, whom it makes if need be.
@@ -115,7 +133,12 @@ func (u *RelayUsers) dropLocked(now time.Time) {
 // over says whether nothing that is known of k counts any more.
 func (k *relayUser) over(now time.Time) bool {
 	return !slices.ContainsFunc(k.rights, func(r relayRight) bool { return now.Before(r.over) }) &&
-		!slices.ContainsFunc(k.peers, func(p relayPeer) bool { return now.Before(p.until) })
+		!k.has(func(p relayPeer) bool { return now.Before(p.until) })
+}
+
+// has says whether anybody has named such a peer.
+func (k *relayUser) has(such func(relayPeer) bool) bool {
+	return slices.ContainsFunc(k.namers, func(n relayNamer) bool { return slices.ContainsFunc(n.peers, such) })
 }
 
 // AllowUser says whether user may log in: one of the rights by which it got
@@ -145,12 +168,8 @@ func (u *RelayUsers) AllowPeer(user string, at netip.AddrPort) bool {
 	if !ok {
 		return false
 	}
-	for _, p := range e.Value.(*relayUser).peers {
-		if p.at == at {
-			return time.Now().Before(p.until)
-		}
-	}
-	return false
+	now := time.Now()
+	return e.Value.(*relayUser).has(func(p relayPeer) bool { return p.at == at && now.Before(p.until) })
 }
 
 // Revoked lists the users who have lost every right by which they got the

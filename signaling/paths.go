@@ -114,7 +114,7 @@ func (s *Service) startPaths(ctx context.Context, caller Caller, node mesh.NodeI
 	if err != nil {
 		return unreachable(node, err)
 	}
-	toNode := s.tellingPaths(string(node), func(p *v1.PathSignal) error {
+	toNode := s.tellingPaths(string(node), caller.ID, func(p *v1.PathSignal) error {
 		return call.Send(&v1.WebRTCSignal{NodeId: caller.ID, Caller: caller.ID, Path: p}) // whatever the caller wrote there
 	})
 	if err := toNode(path); err != nil {
@@ -127,7 +127,7 @@ func (s *Service) startPaths(ctx context.Context, caller Caller, node mesh.NodeI
 			m, err := call.Receive()
 			return signalOf(m), err
 		}),
-		toClient: s.tellingPaths(caller.ID, func(p *v1.PathSignal) error {
+		toClient: s.tellingPaths(caller.ID, string(node), func(p *v1.PathSignal) error {
 			return stream.Send(&v1.WebRTCSignal{NodeId: string(node), Path: p})
 		}),
 	}
@@ -219,15 +219,15 @@ func (r *pathRelay) over() error {
 }
 
 // tellingPaths is send, and tells Config.Candidate of every address that user,
-// who gets what is sent, is told to send to.
-func (s *Service) tellingPaths(user string, send func(*v1.PathSignal) error) func(mesh.PathSignal) error {
+// who gets what is sent, is told by namer to send to.
+func (s *Service) tellingPaths(user, namer string, send func(*v1.PathSignal) error) func(mesh.PathSignal) error {
 	tell := s.cfg.Candidate
 	if tell == nil {
-		tell = func(string, netip.AddrPort) {}
+		tell = func(string, string, netip.AddrPort) {}
 	}
 	return func(p mesh.PathSignal) error {
 		for _, c := range p.Candidates {
-			tell(user, c.Addr)
+			tell(user, namer, c.Addr)
 		}
 		return send(mesh.PathSignalToProto(p))
 	}

@@ -99,9 +99,12 @@ func TestPaths_AreRelayedBothWaysAndTold(t *testing.T) {
 	var mu sync.Mutex
 	told := map[string][]netip.AddrPort{}
 	_, gateway, answers := pathNodes(t, func(c *signaling.Config) {
-		c.Candidate = func(user string, at netip.AddrPort) {
+		c.Candidate = func(user, namer string, at netip.AddrPort) {
 			mu.Lock()
 			defer mu.Unlock()
+			if namer != map[string]string{"laptop": string(other), string(other): "laptop"}[user] {
+				t.Errorf("%q named %v to %q", namer, at, user)
+			}
 			told[user] = append(told[user], at)
 		}
 	})

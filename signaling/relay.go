@@ -37,12 +37,12 @@ func (s *Service) relayDataChannel(ctx context.Context, caller Caller, req reque
 	}
 	s.metrics.relayed.Inc()
 	return s.relay(ctx, relay{
-		node: req.node, client: in, toClient: s.telling(caller.ID, out), offers: true, due: "answer from client",
+		node: req.node, client: in, toClient: s.telling(caller.ID, string(req.node), out), offers: true, due: "answer from client",
 		fromNode: s.newInbox(ctx, func() (signal, error) {
 			m, err := call.Receive()
 			return signal{description: m.GetOffer(), candidate: m.GetCandidate()}, err
 		}),
-		toNode: s.telling(string(req.node), sender{
+		toNode: s.telling(string(req.node), caller.ID, sender{
 			description: func(d string) error { return call.Send(&v1.DataChannelNegotiation{Answer: d}) },
 			candidate:   func(c string) error { return call.Send(&v1.DataChannelNegotiation{Candidate: c}) },
 		}),

@@ -49,8 +49,8 @@ func (x *session) authorize(ctx context.Context, d Destination) (netip.AddrPort,
 }
 
 // telling is out, and tells Config.Candidate of every address that user, who
-// gets what goes out, is told to send to.
-func (s *Service) telling(user string, out sender) sender {
+// gets what goes out, is told by namer to send to.
+func (s *Service) telling(user, namer string, out sender) sender {
 	tell := s.cfg.Candidate
 	if tell == nil {
 		return out
@@ -58,13 +58,13 @@ func (s *Service) telling(user string, out sender) sender {
 	return sender{
 		description: func(text string) error {
 			for _, at := range rtc.DescriptionAddresses(text) {
-				tell(user, at)
+				tell(user, namer, at)
 			}
 			return out.description(text)
 		},
 		candidate: func(text string) error {
 			for _, at := range rtc.CandidateAddresses(text) {
-				tell(user, at)
+				tell(user, namer, at)
 			}
 			return out.candidate(text)
 		},

@@ -130,9 +130,12 @@ func TestRelay_TellsOfCandidates(t *testing.T) {
 	var mu sync.Mutex
 	told := map[string][]netip.AddrPort{}
 	_, gateway := twoNodes(t, func(c *signaling.Config) {
-		c.Candidate = func(user string, at netip.AddrPort) {
+		c.Candidate = func(user, namer string, at netip.AddrPort) {
 			mu.Lock()
 			defer mu.Unlock()
+			if namer != map[string]string{"alice": string(other), string(other): "alice"}[user] {
+				t.Errorf("%q named %v to %q", namer, at, user)
+			}
 			told[user] = append(told[user], at)
 		}
 	})

@@ -157,12 +157,12 @@ func (s *Service) relaySignals(ctx context.Context, caller Caller, node mesh.Nod
 	}
 	s.metrics.relayed.Inc()
 	return s.relay(ctx, relay{
-		node: node, client: in, toClient: s.telling(caller.ID, out), due: "offer",
+		node: node, client: in, toClient: s.telling(caller.ID, string(node), out), due: "offer",
 		fromNode: s.newInbox(ctx, func() (signal, error) {
 			m, err := call.Receive()
 			return signalOf(m), err
 		}),
-		toNode: s.telling(string(node), sender{
+		toNode: s.telling(string(node), caller.ID, sender{
 			description: func(d string) error { return send(&v1.WebRTCSignal{Description: d}) },
 			candidate:   func(c string) error { return send(&v1.WebRTCSignal{Candidate: c}) },
 		}),

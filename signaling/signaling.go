@@ -203,10 +203,10 @@ type Config struct {
 	Paths PathSignals
 	// ICEServers gives clients and nodes their servers; nil gives none.
 	ICEServers ICEServers
-	// Candidate is told each address that a relayed negotiation names to user,
-	// who is a user or a node as in ICEServers: user may have to reach it by
-	// way of TURN. It must be quick. Nil: nobody is told.
-	Candidate func(user string, at netip.AddrPort)
+	// Candidate is told each address that namer names to user in a relayed
+	// negotiation, both of whom are users or nodes as in ICEServers: user may have
+	// to reach it by way of TURN. It must be quick. Nil: nobody is told.
+	Candidate func(user, namer string, at netip.AddrPort)
 	// LocalICEServers are asked by this node when it answers itself; nil asks
 	// none, which is right for a node with a public address.
 	LocalICEServers func(ctx context.Context) []*v1.ICEServer

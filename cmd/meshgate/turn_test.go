@@ -59,8 +59,8 @@ func openDev(t *testing.T) *gatewayProcess {
 func TestAllowPeer(t *testing.T) {
 	p := devGateway(t)
 	ice := p.icePort
-	p.relayUsers.Candidate("alice", netip.MustParseAddrPort("8.8.8.8:4000"))
-	p.relayUsers.Candidate("alice", netip.AddrPortFrom(netip.MustParseAddr("9.9.9.9"), 22))
+	p.relayUsers.Candidate("alice", "friend", netip.MustParseAddrPort("8.8.8.8:4000"))
+	p.relayUsers.Candidate("alice", "friend", netip.AddrPortFrom(netip.MustParseAddr("9.9.9.9"), 22))
 	check := func(user, addr string, port uint16, want bool) {
 		t.Helper()
 		if got := p.allowPeer(user, netip.AddrPortFrom(netip.MustParseAddr(addr), port)); got != want {
