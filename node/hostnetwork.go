@@ -142,7 +142,7 @@ func (h *hostNetwork) again(ctx context.Context, moved bool) error {
 func (n *Node) hostConfig(s *mesh.Snapshot, plan *mesh.Plan) *hostnet.Config {
 	c := &hostnet.Config{
 		Addresses: addresses(plan.Self), Routes: plan.Routes, Outside: n.outside(plan),
-		Serve: served(s, n.cfg.ID),
+		Serve: served(s, n.cfg.ID), Networks: s.Networks(),
 	}
 	c.Forward = n.members != nil || len(c.Serve) > 0
 	if !n.cfg.KeepSources && len(c.Serve) > 0 {

@@ -48,7 +48,7 @@ func TestHostConfig_ServesWhatTheNodeOffers(t *testing.T) {
 	plan := &mesh.Plan{Self: &mesh.Node{ID: "router"}}
 	n := &Node{cfg: Config{ID: "router"}}
 	want := networks("192.168.7.0/24", "192.168.9.0/24", "192.168.11.0/24", "fd77::/64")
-	if c := n.hostConfig(s, plan); !slices.Equal(c.Serve, want) || !c.Forward || !slices.Equal(c.Masquerade, s.Networks()) {
+	if c := n.hostConfig(s, plan); !slices.Equal(c.Serve, want) || !c.Forward || !slices.Equal(c.Masquerade, s.Networks()) || !slices.Equal(c.Networks, s.Networks()) {
 		t.Errorf("%+v, want it to serve %v", c, want)
 	}
 	n.cfg.KeepSources = true

@@ -36,7 +36,7 @@ func (h *Host) setForwarding(nl *netlink.Handle, link netlink.Link, c *Config) e
 		}
 		wanted = h.forwarding(append(egress, link.Attrs().Name), settingsDir)
 	}
-	f := &firewall{mesh: link.Attrs().Name, mtu: c.MTU, own: c.Addresses, serve: c.Serve, masquerade: c.Masquerade}
+	f := &firewall{mesh: link.Attrs().Name, mtu: c.MTU, own: c.Addresses, networks: c.Networks, serve: c.Serve, masquerade: c.Masquerade}
 	if f.mtu == 0 {
 		f.mtu = link.Attrs().MTU
 	}

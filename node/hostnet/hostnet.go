@@ -51,6 +51,10 @@ type Config struct {
 	// interface, and what came in through it reaches no address of the host but
 	// those of Addresses.
 	Serve []netip.Prefix
+	// Networks are those of the mesh. A host that serves drops what comes in by
+	// another interface from an address in them that Routes lead to, or from one
+	// of Addresses.
+	Networks []netip.Prefix
 	// Masquerade are the networks whose packets leave for Serve with the host's
 	// own address, so that nobody there needs a route back; empty for none.
 	Masquerade []netip.Prefix
@@ -72,7 +76,7 @@ func (c *Config) validate() error {
 	for _, list := range []struct {
 		what     string
 		networks []netip.Prefix
-	}{{"route", c.Routes}, {"network to serve", c.Serve}, {"network to masquerade", c.Masquerade}} {
+	}{{"route", c.Routes}, {"network of the mesh", c.Networks}, {"network to serve", c.Serve}, {"network to masquerade", c.Masquerade}} {
 		for _, p := range list.networks {
 			if !p.IsValid() || p != p.Masked() || p.Addr().Is4In6() {
 				return fmt.Errorf("%s %v: %w", list.what, p, mesh.ErrInvalid)

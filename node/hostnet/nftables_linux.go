@@ -36,8 +36,10 @@ type firewall struct {
 	mtu int
 	// own are the host's addresses in the mesh.
 	own []netip.Prefix
-	// serve and masquerade are those of Config.
-	serve, masquerade []netip.Prefix
+	// networks, serve and masquerade are those of Config.
+	networks, serve, masquerade []netip.Prefix
+	// siblings are the interfaces of other nodes on this host that serve, sorted.
+	siblings []string
 	// ledger are settings that outlive the interface.
 	ledger []setting
 }
@@ -47,7 +49,7 @@ func (f *firewall) empty() bool { return len(f.serve)+len(f.ledger) == 0 }
 
 // fingerprint tells one content from another.
 func (f *firewall) fingerprint() string {
-	sum := sha256.Sum256(fmt.Appendf(nil, "1 %q", []any{f.mesh, f.mtu, f.own, f.serve, f.masquerade, f.notes()}))
+	sum := sha256.Sum256(fmt.Appendf(nil, "2 %q", []any{f.mesh, f.mtu, f.own, f.networks, f.serve, f.masquerade, f.siblings, f.notes()}))
 	return hex.EncodeToString(sum[:16])
 }
 
@@ -157,6 +159,18 @@ func (t *table) is(f *firewall, chains []chain) bool {
 	})
 }
 
+// siblings are the interfaces but name that tables of ours are for, sorted.
+func siblings(all []*table, name string) []string {
+	var list []string
+	for _, t := range all {
+		if t.owner != "" && t.owner != name && interfaceName(t.owner) {
+			list = append(list, t.owner)
+		}
+	}
+	slices.Sort(list)
+	return list
+}
+
 // put makes the table in the kernel what f says, in one transaction; an empty
 // one goes. It reports whether it changed something.
 func (f *firewall) put(before func(what string)) (changed bool, err error) {
@@ -168,6 +182,7 @@ func (f *firewall) put(before func(what string)) (changed bool, err error) {
 	if err != nil {
 		return false, err
 	}
+	f.siblings = siblings(all, f.mesh)
 	name, chains := tableName(f.mesh), f.chains()
 	i := slices.IndexFunc(all, func(t *table) bool { return t.Name == name })
 	if f.empty() && i < 0 || !f.empty() && i >= 0 && all[i].is(f, chains) {

@@ -216,3 +216,97 @@ func TestServe_Packets(t *testing.T) {
 		}
 	}
 }
+
+// do runs f in the machine's namespace and returns its error.
+func (b *behind) do(f func() error) error {
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // for good: the thread ends with the goroutine
+		err := unix.Setns(int(b.namespace.Fd()), unix.CLONE_NEWNET)
+		if err == nil {
+			err = f()
+		}
+		done <- err
+	}()
+	return <-done
+}
+
+// send sends a packet as it is to the host, whose end of the link is at to.
+func (b *behind) send(to net.HardwareAddr, packet []byte) error {
+	return b.do(func() error {
+		eth, err := net.InterfaceByName("eth0")
+		if err != nil {
+			return err
+		}
+		fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(fd)
+		kind := uint16(unix.ETH_P_IP)
+		if header.IPVersion(packet) == 6 {
+			kind = unix.ETH_P_IPV6
+		}
+		at := &unix.SockaddrLinklayer{Protocol: kind<<8 | kind>>8, Ifindex: eth.Index, Halen: uint8(len(to))}
+		copy(at.Addr[:], to)
+		return unix.Sendto(fd, packet, 0, at)
+	})
+}
+
+// A machine in a network that is served does not speak with an address of the
+// mesh, neither to the host nor into the mesh.
+func TestServe_DropsDisguises(t *testing.T) {
+	k, h := newHost(t), New(nil)
+	if err := k.nl.LinkDel(k.link("mesh0")); err != nil {
+		t.Fatal(err)
+	}
+	tun, err := openTUN("mesh0", false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tun.Close()
+	b := k.newBehind("site0", prefixes("198.51.100.1/24", "fd55::1/64", "172.20.0.1/24"), prefixes("198.51.100.2/24", "fd55::2/64", "172.20.0.2/24"))
+	for _, name := range []string{"all", "site0"} { // hosts may be set up so, and IPv6 knows no such thing
+		if err := os.WriteFile(settingsDir+"ipv4/conf/"+name+"/rp_filter", []byte("0"), 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c := router()
+	c.Serve = prefixes("198.51.100.0/24", "fd55::/64")
+	set(t, h, c)
+	own, err := listen(c.Addresses, 8)
+	if err != nil {
+		t.Fatal(err)
+	}
+	closeAll(t, own)
+	for i, tt := range []struct {
+		name     string
+		src, dst string
+		passes   bool
+	}{
+		{"into the mesh", "198.51.100.2", "172.16.0.9", true},
+		{"IPv6 into the mesh", "fd55::2", "fd00::9:0", true},
+		{"network in that of the mesh", "172.20.0.2", "172.16.0.9", true},
+		{"as a node into the mesh", "172.16.0.8", "172.16.0.9", false},
+		{"as an IPv6 node into the mesh", "fd00::8:0", "fd00::9:0", false},
+		{"as the router into the mesh", "172.16.0.1", "172.16.0.9", false},
+		{"as the IPv6 router into the mesh", "fd00::1:0", "fd00::9:0", false},
+		{"as a node to the router", "172.16.0.8", "172.16.0.1", false},
+		{"as an IPv6 node to the router", "fd00::8:0", "fd00::1:0", false},
+	} {
+		// What is forwarded comes out with its own port, an answer with that of the asker.
+		asker, port, patience := uint16(5000+i), uint16(6000+i), 300*time.Millisecond
+		if tt.passes {
+			patience = time.Minute
+		}
+		if tt.dst == c.Addresses[0].Addr().String() || tt.dst == c.Addresses[1].Addr().String() {
+			asker, port = port, 8
+		}
+		if err := b.send(k.link("site0").Attrs().HardwareAddr, syn(netip.MustParseAddr(tt.src), netip.MustParseAddr(tt.dst), asker, port)); err != nil {
+			t.Fatal(err)
+		}
+		if got := answer(t, tun, uint16(6000+i), patience); (got != nil) != tt.passes {
+			t.Errorf("%s: got %x", tt.name, []byte(got))
+		}
+	}
+}

@@ -22,8 +22,10 @@ type chain struct {
 //
 //	chain ledger { comments only; no packet comes here }
 //	chain forward { type filter hook forward priority mangle;
+//		iifname != MESH iifname != lo saddr NETWORKS fib saddr oifname MESH drop
 //		iifname MESH | oifname MESH, tcp syn: tcp option maxseg size set MTU - headers }
 //	chain input { type filter hook input priority filter;
+//		iifname != MESH iifname != lo saddr OWN drop; as in forward
 //		iifname MESH daddr OWN accept; iifname MESH drop }
 //	chain leave { type nat hook postrouting priority srcnat;
 //		oifname != MESH saddr MASQUERADE daddr SERVE masquerade }
@@ -35,8 +37,8 @@ func (f *firewall) chains() []chain {
 	base := func(name string, kind nftables.ChainType, hook *nftables.ChainHook, at nftables.ChainPriority, rules []*nftables.Rule) {
 		list = append(list, chain{&nftables.Chain{Name: name, Type: kind, Hooknum: hook, Priority: &at}, rules})
 	}
-	base(chainForward, nftables.ChainTypeFilter, nftables.ChainHookForward, *nftables.ChainPriorityMangle, f.clampRules())
-	base(chainInput, nftables.ChainTypeFilter, nftables.ChainHookInput, *nftables.ChainPriorityFilter, f.inputRules())
+	base(chainForward, nftables.ChainTypeFilter, nftables.ChainHookForward, *nftables.ChainPriorityMangle, append(f.disguiseRules(), f.clampRules()...))
+	base(chainInput, nftables.ChainTypeFilter, nftables.ChainHookInput, *nftables.ChainPriorityFilter, append(f.disguiseRules(), f.inputRules()...))
 	if len(f.masquerade) > 0 {
 		base(chainLeave, nftables.ChainTypeNAT, nftables.ChainHookPostrouting, *nftables.ChainPriorityNATSource, f.masqueradeRules())
 	}
@@ -93,6 +95,37 @@ func (f *firewall) clampRules() []*nftables.Rule {
 	return list
 }
 
+// disguiseRules drop what comes in elsewhere with an address of the mesh: a
+// machine in a network that is served is not to speak as a node. An address that
+// the host reaches in another way than through the mesh, say in a network of
+// containers, is none of the mesh. What the kernel finds for the host's own
+// addresses depends on its version.
+func (f *firewall) disguiseRules() []*nftables.Rule {
+	var list []*nftables.Rule
+	drop := []expr.Any{&expr.Verdict{Kind: expr.VerdictDrop}}
+	elsewhere := append(f.others(expr.MetaKeyIIFNAME), onInterface(expr.MetaKeyIIFNAME, "lo", false)...)
+	for _, p := range f.own {
+		own := netip.PrefixFrom(p.Addr(), p.Addr().BitLen())
+		list = append(list, rule(elsewhere, within(own, source), drop))
+	}
+	for _, p := range f.networks {
+		list = append(list, rule(elsewhere, within(p, source), []expr.Any{
+			&expr.Fib{Register: 1, FlagSADDR: true, ResultOIFNAME: true},
+			&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: padded(f.mesh)},
+		}, drop))
+	}
+	return list
+}
+
+// others matches packets of all interfaces but those of nodes on this host.
+func (f *firewall) others(key expr.MetaKey) []expr.Any {
+	list := onInterface(key, f.mesh, false)
+	for _, name := range f.siblings {
+		list = append(list, onInterface(key, name, false)...)
+	}
+	return list
+}
+
 // inputRules keep the mesh off the host's other addresses. Some of them are in
 // the networks that it serves, and behind them are services that nobody exposed.
 func (f *firewall) inputRules() []*nftables.Rule {
@@ -137,16 +170,21 @@ func rule(parts ...[]expr.Any) *nftables.Rule {
 
 // onInterface matches packets of one interface, or of all others.
 func onInterface(key expr.MetaKey, name string, is bool) []expr.Any {
-	padded := make([]byte, unix.IFNAMSIZ)
-	copy(padded, name)
 	op := expr.CmpOpEq
 	if !is {
 		op = expr.CmpOpNeq
 	}
 	return []expr.Any{
 		&expr.Meta{Key: key, Register: 1},
-		&expr.Cmp{Op: op, Register: 1, Data: padded},
+		&expr.Cmp{Op: op, Register: 1, Data: padded(name)},
 	}
+}
+
+// padded is a name of an interface as the kernel compares it.
+func padded(name string) []byte {
+	b := make([]byte, unix.IFNAMSIZ)
+	copy(b, name)
+	return b
 }
 
 // family matches packets of IPv4, or of IPv6.

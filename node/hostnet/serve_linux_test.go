@@ -72,6 +72,7 @@ func router() Config {
 	return Config{
 		MTU: 1400, Addresses: prefixes("172.16.0.1/32", "fd00::1:0/112"), Routes: prefixes("172.16.0.0/12", "fd00::/32"),
 		Forward: true, Serve: prefixes("192.0.2.0/24", "fd77::/64"), Masquerade: prefixes("172.16.0.0/12", "fd00::/32"),
+		Networks: prefixes("172.16.0.0/12", "fd00::/32"),
 	}
 }
 
@@ -91,6 +92,10 @@ func TestSet_ServesNetworks(t *testing.T) {
 
 	chain forward {
 		type filter hook forward priority mangle; policy accept;
+		iifname != "mesh0" iifname != "lo" ip saddr 172.16.0.1 drop
+		iifname != "mesh0" iifname != "lo" ip6 saddr fd00::1:0 drop
+		iifname != "mesh0" iifname != "lo" ip saddr 172.16.0.0/12 fib saddr oifname "mesh0" drop
+		iifname != "mesh0" iifname != "lo" ip6 saddr fd00::/32 fib saddr oifname "mesh0" drop
 		iifname "mesh0" meta nfproto ipv4 tcp flags syn / syn,rst tcp option maxseg size set 1360
 		iifname "mesh0" meta nfproto ipv6 tcp flags syn / syn,rst tcp option maxseg size set 1340
 		oifname "mesh0" meta nfproto ipv4 tcp flags syn / syn,rst tcp option maxseg size set 1360
@@ -99,6 +104,10 @@ func TestSet_ServesNetworks(t *testing.T) {
 
 	chain input {
 		type filter hook input priority filter; policy accept;
+		iifname != "mesh0" iifname != "lo" ip saddr 172.16.0.1 drop
+		iifname != "mesh0" iifname != "lo" ip6 saddr fd00::1:0 drop
+		iifname != "mesh0" iifname != "lo" ip saddr 172.16.0.0/12 fib saddr oifname "mesh0" drop
+		iifname != "mesh0" iifname != "lo" ip6 saddr fd00::/32 fib saddr oifname "mesh0" drop
 		iifname "mesh0" ip daddr 172.16.0.1 accept
 		iifname "mesh0" ip6 daddr fd00::1:0 accept
 		iifname "mesh0" drop
