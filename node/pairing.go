@@ -77,7 +77,7 @@ func (n *Node) hostAddrs() ([]netip.Addr, error) {
 func (n *Node) look() {
 	if n.pairs != nil {
 		n.locals.forget()
-		n.pairs.Look()
+		n.pairs.HostChanged()
 	}
 }
 

@@ -100,9 +100,9 @@ func (p *Pairs) restart(now time.Time) {
 	}
 }
 
-// Look has the addresses of the host looked at now: they may have changed. It
+// HostChanged has the addresses of the host looked at now: they may have changed. It
 // waits while Run is busy.
-func (p *Pairs) Look() {
+func (p *Pairs) HostChanged() {
 	p.do(func(now time.Time) {
 		p.native.looked = now
 		p.native.look(now)

@@ -77,7 +77,7 @@ func TestPairs_KeepRelaysThatAnswer(t *testing.T) {
 		a.mu.Lock()
 		a.addrs = append(a.addrs, netip.MustParseAddr("10.0.7.7"))
 		a.mu.Unlock()
-		a.pairs.Look()
+		a.pairs.HostChanged()
 		<-time.After(30 * time.Second)
 		synctest.Wait()
 		l.mu.Lock()
@@ -99,7 +99,7 @@ func TestPairs_LookAtOnce(t *testing.T) {
 		a.mu.Lock()
 		a.addrs = []netip.Addr{moved}
 		a.mu.Unlock()
-		a.pairs.Look()
+		a.pairs.HostChanged()
 		took := l.until(time.Second, "the other one knows the address, and there is another relay", func() bool {
 			heard := make(chan bool, 1)
 			a.pairs.do(func(time.Time) {
@@ -124,7 +124,7 @@ func TestPairs_MoveWithRelays(t *testing.T) {
 		a.addrs = []netip.Addr{netip.MustParseAddr("10.0.7.7")}
 		a.mu.Unlock()
 		before := a.status("bob").Path.Route
-		a.pairs.Look()
+		a.pairs.HostChanged()
 		took := l.until(1500*time.Millisecond, "another relay carries the pair", func() bool {
 			l.talk(a, b)
 			s := a.status("bob").Path
