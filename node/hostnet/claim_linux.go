@@ -48,6 +48,7 @@ func (h *Host) claim(f *firewall, wanted []setting) error {
 // nftables is no reason to fail for one that only forwards within the mesh.
 func (h *Host) protect(f *firewall, needed bool) error {
 	f.ledger = h.done.outliving()
+	f.router4, f.router6 = h.router(allForwarding4), h.router(allForwarding6)
 	if f.empty() && h.done.firewall == "" {
 		return nil
 	}
@@ -65,6 +66,13 @@ func (h *Host) protect(f *firewall, needed bool) error {
 		h.done.firewall = ""
 	}
 	return nil
+}
+
+// router reports whether somebody else switched on a setting that makes the
+// whole host a router. What cannot be read is not on.
+func (h *Host) router(path string) bool {
+	now, err := os.ReadFile(settingsDir + path)
+	return err == nil && strings.TrimSpace(string(now)) == on && !h.changed(path)
 }
 
 // outliving are the settings that do not go with the interface.

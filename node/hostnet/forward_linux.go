@@ -21,8 +21,11 @@ const settingsDir = "/proc/sys/net/"
 
 const on = "1"
 
-// allForwarding6 makes an IPv6 router of the whole host.
-const allForwarding6 = "ipv6/conf/all/forwarding"
+// allForwarding4 and allForwarding6 make a router of the whole host.
+const (
+	allForwarding4 = "ipv4/conf/all/forwarding"
+	allForwarding6 = "ipv6/conf/all/forwarding"
+)
 
 // setForwarding puts the firewall in force and switches forwarding on or back.
 // What outlives the process is in the ledger before it is done, and until it is

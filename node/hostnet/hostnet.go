@@ -49,7 +49,8 @@ type Config struct {
 	// the mesh; they need Forward. The interfaces that lead there forward, too, so
 	// that the answers come back, TCP is told the segment size that fits the
 	// interface, and what came in through it reaches no address of the host but
-	// those of Addresses.
+	// those of Addresses. An interface that did not forward before does so only
+	// into the mesh, but for answers, unless the whole host is made a router.
 	Serve []netip.Prefix
 	// Networks are those of the mesh. A host that serves drops what comes in by
 	// another interface from an address in them that Routes lead to, or from one

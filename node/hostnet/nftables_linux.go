@@ -42,6 +42,8 @@ type firewall struct {
 	siblings []string
 	// ledger are settings that outlive the interface.
 	ledger []setting
+	// router4 and router6 are set when somebody else made the whole host a router.
+	router4, router6 bool
 }
 
 // empty reports whether no table is needed.
@@ -49,7 +51,7 @@ func (f *firewall) empty() bool { return len(f.serve)+len(f.ledger) == 0 }
 
 // fingerprint tells one content from another.
 func (f *firewall) fingerprint() string {
-	sum := sha256.Sum256(fmt.Appendf(nil, "2 %q", []any{f.mesh, f.mtu, f.own, f.networks, f.serve, f.masquerade, f.siblings, f.notes()}))
+	sum := sha256.Sum256(fmt.Appendf(nil, "2 %q", []any{f.mesh, f.mtu, f.own, f.networks, f.serve, f.masquerade, f.siblings, f.notes(), fmt.Sprint(f.router4, f.router6)}))
 	return hex.EncodeToString(sum[:16])
 }
 

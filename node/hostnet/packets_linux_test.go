@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"os/exec"
 	"runtime"
 	"testing"
 	"time"
@@ -309,4 +310,69 @@ func TestServe_DropsDisguises(t *testing.T) {
 			t.Errorf("%s: got %x", tt.name, []byte(got))
 		}
 	}
+}
+
+// A host that serves two networks does not join them, unless it did so before.
+func TestServe_JoinsNoNetworks(t *testing.T) {
+	k, h := newHost(t), New(nil)
+	machines := []*behind{
+		k.newBehind("site0", prefixes("198.51.100.1/24", "fd55::1/64"), prefixes("198.51.100.2/24", "fd55::2/64")),
+		k.newBehind("site1", prefixes("203.0.113.1/24", "fd66::1/64"), prefixes("203.0.113.2/24", "fd66::2/64")),
+	}
+	for i, ways := range [][]string{{"198.51.100.1", "fd55::1"}, {"203.0.113.1", "fd66::1"}} {
+		for _, via := range ways {
+			if err := machines[i].do(func() error { return exec.Command("ip", "route", "add", "default", "via", via).Run() }); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	reaches := func(from int, to string, want bool) {
+		t.Helper()
+		patience := 300 * time.Millisecond
+		if want {
+			patience = time.Minute
+		}
+		err := machines[from].do(func() error {
+			conn, err := net.DialTimeout("tcp", netip.AddrPortFrom(netip.MustParseAddr(to), 7).String(), patience)
+			if err == nil {
+				_ = conn.Close()
+			}
+			return err
+		})
+		if (err == nil) != want {
+			t.Errorf("machine %d to %s: %v", from, to, err)
+		}
+	}
+	both := func(first, second bool) {
+		t.Helper()
+		reaches(0, "203.0.113.2", first)
+		reaches(0, "fd66::2", first)
+		reaches(1, "198.51.100.2", second)
+		reaches(1, "fd55::2", second)
+	}
+	c := router()
+	c.Serve = prefixes("198.51.100.0/24", "203.0.113.0/24", "fd55::/64", "fd66::/64")
+	set(t, h, c)
+	both(false, false)
+	// Whoever makes a router of the host means it.
+	if err := os.WriteFile(settingsDir+allForwarding4, []byte(on), 0); err != nil {
+		t.Fatal(err)
+	}
+	set(t, h, c)
+	reaches(0, "203.0.113.2", true)
+	reaches(0, "fd66::2", false)
+	if err := h.Close(); err != nil {
+		t.Fatal(err)
+	}
+	// That also switches all interfaces; the first one is to forward before us.
+	if err := os.WriteFile(settingsDir+allForwarding4, []byte("0"), 0); err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range []string{"ipv4/conf/site0/forwarding", "ipv6/conf/site0/force_forwarding"} {
+		if err := os.WriteFile(settingsDir+path, []byte(on), 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	set(t, h, c)
+	both(true, false)
 }

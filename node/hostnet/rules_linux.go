@@ -4,6 +4,8 @@ package hostnet
 
 import (
 	"net/netip"
+	"slices"
+	"strings"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
@@ -23,6 +25,7 @@ type chain struct {
 //	chain ledger { comments only; no packet comes here }
 //	chain forward { type filter hook forward priority mangle;
 //		iifname != MESH iifname != lo saddr NETWORKS fib saddr oifname MESH drop
+//		iifname SWITCHED oifname != MESH ct state != established,related drop
 //		iifname MESH | oifname MESH, tcp syn: tcp option maxseg size set MTU - headers }
 //	chain input { type filter hook input priority filter;
 //		iifname != MESH iifname != lo saddr OWN drop; as in forward
@@ -37,7 +40,7 @@ func (f *firewall) chains() []chain {
 	base := func(name string, kind nftables.ChainType, hook *nftables.ChainHook, at nftables.ChainPriority, rules []*nftables.Rule) {
 		list = append(list, chain{&nftables.Chain{Name: name, Type: kind, Hooknum: hook, Priority: &at}, rules})
 	}
-	base(chainForward, nftables.ChainTypeFilter, nftables.ChainHookForward, *nftables.ChainPriorityMangle, append(f.disguiseRules(), f.clampRules()...))
+	base(chainForward, nftables.ChainTypeFilter, nftables.ChainHookForward, *nftables.ChainPriorityMangle, slices.Concat(f.disguiseRules(), f.joinRules(), f.clampRules()))
 	base(chainInput, nftables.ChainTypeFilter, nftables.ChainHookInput, *nftables.ChainPriorityFilter, append(f.disguiseRules(), f.inputRules()...))
 	if len(f.masquerade) > 0 {
 		base(chainLeave, nftables.ChainTypeNAT, nftables.ChainHookPostrouting, *nftables.ChainPriorityNATSource, f.masqueradeRules())
@@ -113,6 +116,37 @@ func (f *firewall) disguiseRules() []*nftables.Rule {
 			&expr.Fib{Register: 1, FlagSADDR: true, ResultOIFNAME: true},
 			&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: padded(f.mesh)},
 		}, drop))
+	}
+	return list
+}
+
+// joinRules keep the host from being a router between networks, where it only
+// forwards since we told it to: what comes in there is for the mesh, or belongs to
+// a conversation that began elsewhere.
+func (f *firewall) joinRules() []*nftables.Rule {
+	var list []*nftables.Rule
+	for _, s := range f.ledger {
+		parts := strings.Split(s.path, "/") // FAMILY/conf/INTERFACE/NAME
+		v4 := parts[0] == "ipv4"
+		if !strings.HasSuffix(parts[3], "forwarding") || v4 && f.router4 || !v4 && f.router6 {
+			continue
+		}
+		in := f.others(expr.MetaKeyIIFNAME)
+		if s.path != allForwarding6 {
+			in = onInterface(expr.MetaKeyIIFNAME, parts[2], true)
+		}
+		list = append(list, rule(
+			in, f.others(expr.MetaKeyOIFNAME), family(v4),
+			[]expr.Any{
+				&expr.Ct{Register: 1, Key: expr.CtKeySTATE},
+				&expr.Bitwise{
+					SourceRegister: 1, DestRegister: 1, Len: 4, Xor: make([]byte, 4),
+					Mask: binaryutil.NativeEndian.PutUint32(expr.CtStateBitESTABLISHED | expr.CtStateBitRELATED),
+				},
+				&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: make([]byte, 4)},
+				&expr.Verdict{Kind: expr.VerdictDrop},
+			},
+		))
 	}
 	return list
 }

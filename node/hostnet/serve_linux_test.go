@@ -96,6 +96,8 @@ func TestSet_ServesNetworks(t *testing.T) {
 		iifname != "mesh0" iifname != "lo" ip6 saddr fd00::1:0 drop
 		iifname != "mesh0" iifname != "lo" ip saddr 172.16.0.0/12 fib saddr oifname "mesh0" drop
 		iifname != "mesh0" iifname != "lo" ip6 saddr fd00::/32 fib saddr oifname "mesh0" drop
+		iifname "lan0" oifname != "mesh0" meta nfproto ipv4 ct state ! established,related drop
+		iifname "lan0" oifname != "mesh0" meta nfproto ipv6 ct state ! established,related drop
 		iifname "mesh0" meta nfproto ipv4 tcp flags syn / syn,rst tcp option maxseg size set 1360
 		iifname "mesh0" meta nfproto ipv6 tcp flags syn / syn,rst tcp option maxseg size set 1340
 		oifname "mesh0" meta nfproto ipv4 tcp flags syn / syn,rst tcp option maxseg size set 1360
