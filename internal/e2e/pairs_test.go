@@ -28,9 +28,6 @@ const (
 	// pairWithin is how long after the second join two nodes may need for their
 	// first answer.
 	pairWithin = 3 * time.Second
-	// pairNever is how long two nodes are given that are expected to have no
-	// path.
-	pairNever = time.Second
 	// directWithin is how long after that a pair may be relayed that could be
 	// direct.
 	directWithin = 10 * time.Second
