@@ -262,13 +262,6 @@ func (p *Pairs) tend(now time.Time) time.Time {
 	return next
 }
 
-// wake has all links look at once.
-func (p *Pairs) wake(now time.Time) {
-	for _, l := range p.links {
-		l.due = now
-	}
-}
-
 // end gives everything back.
 func (p *Pairs) end() {
 	for _, l := range p.links {
