@@ -96,6 +96,12 @@ func crowd(text string) error {
 		c.err = err.Error()
 	}
 	c.ended = true
+	// Goroutines of libraries end a moment after what they were for.
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	for end := time.Now().Add(10 * time.Second); runtime.NumGoroutine() > 8 && time.Now().Before(end); {
+		<-tick.C
+	}
 	return errors.Join(err, c.report())
 }
 
