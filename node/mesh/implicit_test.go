@@ -237,6 +237,10 @@ func TestRelinked_TellsEveryEdgeThatDiffers(t *testing.T) {
 		gateways := rapid.SampledFrom([]int{8, 75}).Draw(t, "gateways")
 		before, was := starts[gateways], linked[gateways]
 		after := *before
+		// Enough to come from more gateways than one is linked to to fewer.
+		for i := range rapid.SampledFrom([]int{0, 0, 11, 20}).Draw(t, "gateways less") {
+			after.Nodes = after.Nodes.With(publicNode(2*i+1, ""))
+		}
 		for range rapid.SampledFrom([]int{1, 2, 3, 4, 30, 140}).Draw(t, "changes") {
 			i := rapid.IntRange(0, size+3).Draw(t, "node")
 			n := publicNode(i, rapid.SampledFrom([]string{"", "y", "z"}).Draw(t, "zone"))
