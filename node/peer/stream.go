@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 
 	"connectrpc.com/connect"
 
@@ -46,6 +47,10 @@ func lost(err error) error {
 	own, ok := errors.AsType[*connect.Error](err)
 	if !ok || connect.IsWireError(own) {
 		return err
+	}
+	if _, ok := errors.AsType[*net.OpError](err); ok && own.Code() == connect.CodeCanceled {
+		// A connection that is reset may come as this, too, though nobody canceled.
+		return fmt.Errorf("%w: the connection to the other node was lost: %w", mesh.ErrUnavailable, err)
 	}
 	switch own.Code() {
 	case connect.CodeUnknown, connect.CodeInternal, connect.CodeUnavailable, connect.CodeDataLoss:

@@ -5,6 +5,7 @@ package peer
 import (
 	"errors"
 	"io"
+	"net"
 	"net/netip"
 	"testing"
 
@@ -49,6 +50,7 @@ func TestLost(t *testing.T) {
 		"the connection":     {connect.NewError(connect.CodeUnknown, broken), true},
 		"no connection":      {connect.NewError(connect.CodeUnavailable, broken), true},
 		"no answer in time":  {connect.NewError(connect.CodeDeadlineExceeded, broken), false},
+		"a reset, canceled":  {connect.NewError(connect.CodeCanceled, &net.OpError{Op: "read", Err: broken}), true},
 		"the end of the ctx": {connect.NewError(connect.CodeCanceled, broken), false},
 		"what it said":       {connect.NewWireError(connect.CodeInternal, broken), false},
 	} {
