@@ -165,6 +165,29 @@ func TestPlanner_ChangesLeaveNoTrace(t *testing.T) {
 	})
 }
 
+// KeepUp moves what planners share ahead, before anybody asks for a plan, and never
+// back.
+func TestPlanner_KeepsUp(t *testing.T) {
+	first := topology.New(star(3).Snapshot, nil)
+	first.KeepUp() // there is nothing yet
+	if _, err := first.Plan("hub"); err != nil {
+		t.Fatal(err)
+	}
+	later := *first.Snapshot()
+	later.Version++
+	later.Nodes = later.Nodes.Without("leaf0001")
+	next := topology.New(&later, first)
+	if next.At() != first.Snapshot() {
+		t.Error("moved before anybody asked")
+	}
+	if next.KeepUp(); next.At() != next.Snapshot() {
+		t.Error("does not keep up")
+	}
+	if first.KeepUp(); next.At() != next.Snapshot() {
+		t.Error("one that lags behind moved it back")
+	}
+}
+
 // The same for a mesh that is about as large as those of which leaves get a
 // summary.
 func TestPlanner_ChangesOfALargeMeshLeaveNoTrace(t *testing.T) {

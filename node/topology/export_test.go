@@ -93,3 +93,6 @@ func ByPaths(s *mesh.Snapshot, self mesh.NodeID) mesh.Plan {
 	v := g.vertices.get(self)
 	return newView(g, viewKey{root: v, viewer: v.class}, v.node).plan
 }
+
+// At is the snapshot that what planners share stands at.
+func (p *Planner) At() *mesh.Snapshot { return p.work.graph.at }
