@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"strings"
 	"time"
 
 	"connectrpc.com/connect"
@@ -136,9 +137,28 @@ func (a *app) clusterStatus(ctx context.Context, c *peer.Public, _ []string) err
 		return errors.New(trouble)
 	}
 	if n := votersIn(answer.Msg); n > 0 && !a.structured() {
-		fmt.Fprintln(a.stderr, votersText(n))
+		fmt.Fprintln(a.stderr, votersText(n)+lossText(answer.Msg))
 	}
 	return nil
+}
+
+// lossText says how many more voters may fail while some do not answer; empty when
+// all of them do.
+func lossText(s *meshgatev1.StatusResponse) string {
+	var gone []string
+	for _, r := range s.GetReplicas() {
+		if r.GetVoter() && !r.GetAlive() {
+			gone = append(gone, r.GetId())
+		}
+	}
+	if len(gone) == 0 {
+		return ""
+	}
+	more := "none"
+	if n := (votersIn(s)-1)/2 - len(gone); n > 0 {
+		more = strconv.Itoa(n)
+	}
+	return fmt.Sprintf("; out of reach now: %s, so that %s more may", strings.Join(gone, ", "), more)
 }
 
 func (a *app) printCluster(s *meshgatev1.StatusResponse) error {

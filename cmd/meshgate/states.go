@@ -31,7 +31,7 @@ const (
 func statesOf(m *meshgatev1.WatchMeshResponse, alive map[string]bool) map[string]string {
 	links := linksOf(m)
 	near := neighbours(m)
-	ways := waysFrom(m.GetGatewayId(), near, links)
+	ways := waysFrom(m.GetGatewayId(), near, links, alive)
 	states := make(map[string]string, len(m.GetNodes()))
 	for _, o := range m.GetNodes() {
 		id := o.GetId()
@@ -126,10 +126,11 @@ func neighbours(m *meshgatev1.WatchMeshResponse) map[string]map[string]bool {
 }
 
 // waysFrom is, for each node without a link, the neighbour of the gateway on the
-// shortest way to it. A neighbour that does not answer is no way to anybody.
-func waysFrom(gateway string, near map[string]map[string]bool, links map[string]*meshgatev1.Link) map[string]string {
+// shortest way to it. A neighbour that does not answer is no way to anybody; a
+// gateway that the cluster hears does, although the link to it may rest.
+func waysFrom(gateway string, near map[string]map[string]bool, links map[string]*meshgatev1.Link, alive map[string]bool) map[string]string {
 	ways := map[string]string{}
-	border := slices.DeleteFunc(slices.Sorted(maps.Keys(near[gateway])), func(id string) bool { return !links[id].GetOnline() })
+	border := slices.DeleteFunc(slices.Sorted(maps.Keys(near[gateway])), func(id string) bool { return !links[id].GetOnline() && !alive[id] })
 	via := map[string]string{} // of those to go on from
 	for _, id := range border {
 		via[id] = id

@@ -65,6 +65,11 @@ func TestStatesOf_SpeaksAsTheConsole(t *testing.T) {
 		t.Errorf("with the cluster (-want +got):\n%s", diff)
 	}
 	want["gw2"] = "online"
+	rests := watched()
+	rests.Links[1].Online = false // the link to gw2, which lives
+	if diff := cmp.Diff(want, statesOf(rests, map[string]bool{"gw1": true, "gw2": true, "gw3": true})); diff != "" {
+		t.Errorf("with a link that rests (-want +got):\n%s", diff)
+	}
 	if diff := cmp.Diff(want, statesOf(watched(), map[string]bool{"gw1": true, "gw2": true, "gw3": true})); diff != "" {
 		t.Errorf("with a tunnel (-want +got):\n%s", diff)
 	}
@@ -123,9 +128,9 @@ func TestStatus_TakesTheLifeOfGatewaysFromTheCluster(t *testing.T) {
 		code := run(t.Context(), []string{"status", "--server", s.URL, "--token", "x"}, &stdout, &stderr)
 		s.Close()
 		text := strings.Join(strings.Fields(stdout.String()), " ")
-		gw1, gw2, trouble := "gw1 172.16.0.1 no tunnel yet never", "gw2 172.16.0.1 down 192.0.2.2:51820", "no leader: start gw2\n"
+		gw1, gw2, trouble := "gw1 172.16.0.1 no tunnel yet never", "gw2 172.16.0.1 down 1m", "no leader: start gw2\n"
 		if refuses {
-			gw1, gw2, trouble = "gw1 172.16.0.1 waiting never", "gw2 172.16.0.1 online 192.0.2.2:51820", ""
+			gw1, gw2, trouble = "gw1 172.16.0.1 waiting never", "gw2 172.16.0.1 online 1m", ""
 		}
 		if code != exitOK || !strings.Contains(text, gw1) || !strings.Contains(text, gw2) || stderr.String() != trouble {
 			t.Errorf("refused: %v: exit code %d, %q\n%s", refuses, code, &stderr, &stdout)

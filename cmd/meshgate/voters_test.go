@@ -21,13 +21,13 @@ import (
 // fourGateways answers as a leader of four voters, one of which can be demoted.
 type fourGateways struct {
 	meshgatev1connect.UnimplementedClusterHandler
-	demoted bool
+	demoted, lost bool
 }
 
 func (g *fourGateways) Status(context.Context, *connect.Request[meshgatev1.StatusRequest]) (*connect.Response[meshgatev1.StatusResponse], error) {
 	return connect.NewResponse(&meshgatev1.StatusResponse{Replicas: []*meshgatev1.Replica{
 		{Id: "gw1", Voter: true, Leader: true, Alive: true},
-		{Id: "gw2", Voter: true}, {Id: "gw3", Voter: true}, {Id: "gw4", Voter: !g.demoted},
+		{Id: "gw2", Voter: true, Alive: true}, {Id: "gw3", Voter: true, Alive: !g.lost}, {Id: "gw4", Voter: !g.demoted, Alive: true},
 	}}), nil
 }
 
@@ -50,7 +50,8 @@ func TestCluster_SaysHowManyMayFail(t *testing.T) {
 		}
 	}
 	mux := http.NewServeMux()
-	mux.Handle(meshgatev1connect.NewClusterHandler(&fourGateways{}))
+	gates := &fourGateways{}
+	mux.Handle(meshgatev1connect.NewClusterHandler(gates))
 	s := httptest.NewUnstartedServer(mux)
 	s.Config.Protocols = new(http.Protocols)
 	s.Config.Protocols.SetUnencryptedHTTP2(true)
@@ -65,6 +66,12 @@ func TestCluster_SaysHowManyMayFail(t *testing.T) {
 		if code := run(t.Context(), append(strings.Fields(tt.line), "--server", s.URL, "--token", "x"), &stdout, &stderr); code != exitOK || stderr.String() != tt.want {
 			t.Errorf("%s: exit code %d, %q", tt.line, code, &stderr)
 		}
+	}
+	gates.lost = true
+	var stdout, stderr bytes.Buffer
+	code := run(t.Context(), []string{"cluster", "status", "--server", s.URL, "--token", "x"}, &stdout, &stderr)
+	if want := votersText(3) + "; out of reach now: gw3, so that none more may\n"; code != exitOK || stderr.String() != want {
+		t.Errorf("a voter out of reach: exit code %d, %q", code, &stderr)
 	}
 }
 

@@ -19,9 +19,10 @@ const maxPairParts = 256
 // Pair returns the peer that node b is for node a when the two, which reach each
 // other through gateways, have a WireGuard session of their own: b's own
 // addresses and the networks that a reaches through b, as the network ACLs grant
-// them; ICE, and the endpoint that b has for everybody, if any. It never holds
-// an address that a gateway would not forward to b: what is routed to b loses
-// the networks of the mesh and those that another node has a longer route to.
+// them; ICE, and the endpoint that b has for everybody, if any. What is routed to
+// b loses the networks of the mesh and those that another node has a longer route
+// to. Of several routers to one network a may get another one than its gateway
+// forwards to: the one that is nearest to a.
 //
 // The error, whose text is for people, wraps mesh.ErrNotFound where there is no
 // such node, mesh.ErrDenied where the ACLs grant one of the two nothing of the
