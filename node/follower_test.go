@@ -16,7 +16,9 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/meshgate/meshgate/node/mesh"
+	"github.com/meshgate/meshgate/node/peer"
 	"github.com/meshgate/meshgate/node/wg"
+	meshgatev1 "github.com/meshgate/meshgate/proto/meshgate/v1"
 	v1 "github.com/meshgate/meshgate/proto/v1"
 )
 
@@ -263,8 +265,23 @@ func TestFollower_ChangedSettingsAreTold(t *testing.T) {
 	}
 }
 
-// noPairs is embedded where nothing of it is called.
-type noPairs = PairGateway
+// noPairs is a gateway that does not answer what nodes ask for pairs.
+type noPairs struct{}
+
+func (noPairs) FollowPairs(context.Context) peer.Call[meshgatev1.FollowPairsResponse, meshgatev1.FollowPairsRequest] {
+	return noCall[meshgatev1.FollowPairsResponse, meshgatev1.FollowPairsRequest]{}
+}
+
+func (noPairs) SignalPaths(context.Context) peer.Call[v1.WebRTCSignal, v1.WebRTCSignal] {
+	return noCall[v1.WebRTCSignal, v1.WebRTCSignal]{}
+}
+
+// noCall is a call that has failed.
+type noCall[In, Out any] struct{}
+
+func (noCall[In, Out]) Receive() (*In, error) { return nil, mesh.ErrUnavailable }
+func (noCall[In, Out]) Send(*Out) error       { return mesh.ErrUnavailable }
+func (noCall[In, Out]) CloseSend() error      { return nil }
 
 // A node that takes part in pairs since an update tells the mesh so. When it may
 // not, it stays a member without.
@@ -275,7 +292,7 @@ func TestFollower_TellsThatItTakesPartInPairs(t *testing.T) {
 	n.end()
 	pairs := func(c *Config) {
 		c.Follow.Paths = true
-		c.Follow.MeshPairs = func(netip.AddrPort) PairGateway { return struct{ noPairs }{} }
+		c.Follow.MeshPairs = func(netip.AddrPort) PairGateway { return noPairs{} }
 	}
 	g.script(errRefused, false)
 	n = follow(t, g, dir, pairs)

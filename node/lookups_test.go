@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -22,7 +23,12 @@ func TestLookups(t *testing.T) {
 		places := []string{"10.0.0.5:7000", "gw2.example.com:7000", "[2001:db8::1]:7000", "gw2.example.com:8000", "nonsense", ":7000"}
 		at := map[string][]netip.Addr{"gw2.example.com": {netip.MustParseAddr("::ffff:192.0.2.2"), netip.MustParseAddr("2001:db8::2")}}
 		asked := 0
-		l := newLookups(func() []string { return places }, func(ctx context.Context, name string) ([]netip.Addr, error) {
+		var mu sync.Mutex // guards places, at and asked
+		change := func(f func()) { mu.Lock(); defer mu.Unlock(); f() }
+		list := func() []string { mu.Lock(); defer mu.Unlock(); return places }
+		l := newLookups(list, func(ctx context.Context, name string) ([]netip.Addr, error) {
+			mu.Lock()
+			defer mu.Unlock()
 			asked++
 			if _, bounded := ctx.Deadline(); !bounded {
 				t.Error("a lookup without an end")
@@ -57,22 +63,24 @@ func TestLookups(t *testing.T) {
 		if asked != 1 {
 			t.Errorf("one name was asked for %d times", asked)
 		}
-		at["gw2.example.com"] = []netip.Addr{netip.MustParseAddr("192.0.2.3")}
+		change(func() { at["gw2.example.com"] = []netip.Addr{netip.MustParseAddr("192.0.2.3")} })
 		next()
 		want("moved", "10.0.0.5", "2001:db8::1", "192.0.2.3")
-		delete(at, "gw2.example.com")
+		change(func() { delete(at, "gw2.example.com") })
 		next()
 		next()
 		want("not found", "10.0.0.5", "2001:db8::1", "192.0.2.3")
 		if n := strings.Count(log.String(), "a gateway's name is not found"); n != 1 {
 			t.Errorf("said %d times:\n%s", n, &log)
 		}
-		at["gw2.example.com"] = slices.Repeat([]netip.Addr{netip.MustParseAddr("192.0.2.9")}, maxLookedUp+1)
+		change(func() {
+			at["gw2.example.com"] = slices.Repeat([]netip.Addr{netip.MustParseAddr("192.0.2.9")}, maxLookedUp+1)
+		})
 		next()
 		if n := len(l.addrs()); n != 2+2*maxLookedUp { // the name is there twice
 			t.Errorf("%d addresses", n)
 		}
-		places = places[:1]
+		change(func() { places = places[:1] })
 		next()
 		want("gone", "10.0.0.5")
 		cancel()

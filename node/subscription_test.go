@@ -136,11 +136,11 @@ func TestSubscribe_AsksForANewSessionUntilItHears(t *testing.T) {
 	for name, tt := range map[string]struct {
 		after time.Duration // of the first word
 		alive bool
-		want  int // handshakes
+		want  int // handshakes: after 0, 0.25, 0.75 and 1.75 s, then each 2 s
 	}{
 		"heard at once":   {time.Millisecond, true, 1},
-		"heard later":     {2*shakeEach + time.Second, true, 3},
-		"heard by no one": {0, false, 1 + int(subscribeGrace/shakeEach)},
+		"heard later":     {5 * time.Second, true, 5},
+		"heard by no one": {0, false, 4 + int((subscribeGrace-1750*time.Millisecond)/shakeEach)},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {

@@ -66,6 +66,9 @@ type firstWriter struct {
 
 func (w *firstWriter) Flush() { w.done() }
 
+// noWays is embedded where nothing of it is called.
+type noWays = Ways
+
 // However many subscribers do not take their messages, one that does gets its own
 // at once: they are those that hold streams open, and those that open new ones.
 func TestSubscribePeers_SlowOnesHoldUpNobody(t *testing.T) {
@@ -73,7 +76,7 @@ func TestSubscribePeers_SlowOnesHoldUpNobody(t *testing.T) {
 		v := newVersions(t, 3)
 		v.latest = v.snap
 		var known atomic.Int32
-		services, err := Services(Config{State: v, Members: v, Objects: v, Keys: struct{ noKeys }{}, Links: v, Remote: v, Signaling: struct{ Signaling }{}, Pairs: struct{ PairPlans }{}},
+		services, err := Services(Config{State: v, Members: v, Objects: v, Keys: struct{ noKeys }{}, Links: v, Remote: v, Signaling: struct{ Signaling }{}, Pairs: struct{ PairPlans }{}, Ways: struct{ noWays }{}, RemoteWays: struct{ RemoteWays }{}},
 			connect.WithInterceptors(seesAnswer{known: &known}))
 		if err != nil {
 			t.Fatal(err)
