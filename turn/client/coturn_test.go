@@ -35,34 +35,57 @@ func startCoturn(t *testing.T) (port, tlsPort uint16, config *tls.Config) {
 			t.Fatal(err)
 		}
 	}
-	port, tlsPort = freePort(t), freePort(t)
-	cmd := exec.Command("turnserver", "-n", "--no-cli", "--no-dtls", "--allow-loopback-peers", "--lt-cred-mech",
-		"-L", "127.0.0.1", "-L", "::1", "-E", "127.0.0.1", "-E", "::1",
-		"-p", fmt.Sprint(port), "--tls-listening-port", fmt.Sprint(tlsPort),
-		"--cert", filepath.Join(dir, "cert.pem"), "--pkey", filepath.Join(dir, "key.pem"),
-		"-u", testUser+":"+testPassword, "-r", testRealm, "--user-quota", "20",
-		"--pidfile", filepath.Join(dir, "pid"), "--log-file", filepath.Join(dir, "log"), "--simple-log")
-	cmd.Dir = dir
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		cmd.Process.Kill()
-		cmd.Wait()
-	})
 	config = &tls.Config{RootCAs: pool, ServerName: "localhost"}
-	for _, uri := range coturnURIs(port, tlsPort) { // it opens them one by one
-		eventually(t, uri+" answers", func() bool {
-			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
-			defer cancel()
-			a, err := Allocate(ctx, Config{Server: uri, Username: testUser, Password: testPassword, TLS: config})
-			if err == nil {
-				a.Close()
-			}
-			return err == nil
-		})
+	// Somebody else may have got a port that was free a moment ago: coturn goes on
+	// without it, and says nothing.
+	for range 5 {
+		port, tlsPort = freePort(t), freePort(t)
+		cmd := exec.Command("turnserver", "-n", "--no-cli", "--no-dtls", "--no-rfc5780", "--allow-loopback-peers", "--lt-cred-mech",
+			"-L", "127.0.0.1", "-L", "::1", "-E", "127.0.0.1", "-E", "::1",
+			"-p", fmt.Sprint(port), "--tls-listening-port", fmt.Sprint(tlsPort),
+			"--cert", filepath.Join(dir, "cert.pem"), "--pkey", filepath.Join(dir, "key.pem"),
+			"-u", testUser+":"+testPassword, "-r", testRealm, "--user-quota", "20",
+			"--pidfile", filepath.Join(dir, "pid"), "--log-file", filepath.Join(dir, "log"), "--simple-log")
+		cmd.Dir = dir
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		end := func() {
+			cmd.Process.Kill()
+			cmd.Wait()
+		}
+		if coturnAnswers(t, coturnURIs(port, tlsPort), config) {
+			t.Cleanup(end)
+			return port, tlsPort, config
+		}
+		end()
 	}
-	return port, tlsPort, config
+	t.Fatal("coturn does not answer")
+	return 0, 0, nil
+}
+
+// coturnAnswers reports whether coturn answers at all URIs: it opens them one by
+// one.
+func coturnAnswers(t *testing.T, uris []string, config *tls.Config) bool {
+	ctx, cancel := context.WithTimeout(t.Context(), 15*time.Second)
+	defer cancel()
+	for _, uri := range uris {
+		for {
+			once, stop := context.WithTimeout(ctx, time.Second)
+			a, err := Allocate(once, Config{Server: uri, Username: testUser, Password: testPassword, TLS: config})
+			if err == nil {
+				stop()
+				a.Close()
+				break
+			}
+			<-once.Done() // a pause where it was refused at once
+			stop()
+			if ctx.Err() != nil {
+				return false
+			}
+		}
+	}
+	return true
 }
 
 func coturnURIs(port, tlsPort uint16) []string {
