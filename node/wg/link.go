@@ -22,6 +22,7 @@ type link struct {
 	queue   *packetQueue
 	mtu     uint32
 	metrics *metrics
+	shut    zeroWindows
 	// up is the stack's receiving side, nil while detached.
 	up atomic.Pointer[stack.NetworkDispatcher]
 }
@@ -37,6 +38,7 @@ var (
 // the device must be able to stop before it reads on.
 func (l *link) WritePackets(packets stack.PacketBufferList) (int, tcpip.Error) {
 	for i, pkt := range packets.AsSlice() {
+		l.shut.outbound(pkt)
 		wait := pkt.TransportProtocolNumber == tcp.ProtocolNumber && pkt.Data().Size() > 0
 		if l.queue.push(packet{pkt: pkt.IncRef()}, wait) {
 			continue

@@ -202,6 +202,7 @@ func (n *netstack) Write(bufs [][]byte, offset int) (int, error) {
 // deliver hands a packet to the stack, possibly together with those after it.
 // The packet's memory must stay until flush.
 func (n *netstack) deliver(r *run, p []byte) {
+	n.link.shut.inbound(p)
 	if r.add(p) {
 		return
 	}
