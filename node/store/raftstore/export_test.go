@@ -19,6 +19,16 @@ func (s *Store) Snapshot() error { return s.raft.Snapshot().Error() }
 // LastIndex is that of the last entry in the log.
 func (s *Store) LastIndex() uint64 { return s.raft.LastIndex() }
 
+// Requests is how many messages with entries, commits or heartbeats this replica
+// sent.
+func (s *Store) Requests() uint64 { return s.transport.order.Load() }
+
+// Await waits until this replica shows a version, and asks nobody for it.
+func (s *Store) Await(ctx context.Context, version uint64) error { return s.awaitVersion(ctx, version) }
+
+// NoticeDelay is how long a commit may wait for the next entries.
+const NoticeDelay = noticeDelay
+
 // TellRemoved tells another replica that it was removed, as of an index.
 func (s *Store) TellRemoved(ctx context.Context, id, address string, index uint64) error {
 	_, err := s.streams.ask(ctx, id, address, &pb.ReplicaRequest{Call: &pb.ReplicaRequest_Removed{Removed: &pb.ReplicaRemoved{Index: index}}})

@@ -66,7 +66,7 @@ const (
 	// round trips of up to 200 ms.
 	defaultElectionTimeout = 500 * time.Millisecond
 	// commitTimeout is how often a follower hears of the log while nothing is
-	// written. It learns of commits at once, from the transport.
+	// written. It learns of commits sooner, from the transport.
 	commitTimeout = 50 * time.Millisecond
 	// defaultTrailingLogs are kept behind a snapshot, so that a replica that was
 	// away for a while needs no snapshot, and a damaged one has a successor.

@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/hashicorp/raft"
 	"golang.org/x/sync/semaphore"
 
 	"github.com/meshgate/meshgate/node/store"
@@ -92,6 +93,9 @@ func (s *Store) answer(ctx context.Context, req *pb.ReplicaRequest, peer string)
 		resp.Members, err = s.membersHere()
 	default:
 		err = fmt.Errorf("%w: a call that this replica does not know", store.ErrInvalid)
+	}
+	if version := resp.GetVersion(); version > 0 { // also with a conflict: the replica waits until it shows that
+		s.transport.hasten(raft.ServerID(peer), version)
 	}
 	resp.Status = statusOf(err)
 	s.decorate(resp.Status)

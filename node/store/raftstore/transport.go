@@ -21,13 +21,17 @@ const (
 	// noticeTries how often it is sent: raft says it again by itself.
 	noticeRetry = 5 * time.Millisecond
 	noticeTries = 5
+	// noticeDelay is how long a commit may wait for the next entries, which tell
+	// of it on their way, where nobody waits for it: as long as one who writes
+	// one thing after the other takes to begin with the next.
+	noticeDelay = 2 * time.Millisecond
 )
 
 // transport is raft's network transport, with some things that raft keeps to
 // itself or does not do: it knows what each replica has stored and when it was
-// last heard from; it tells followers of a commit at once, where raft would
-// wait for its next message to them; and it lets entries be sent while they
-// are on their way to the own disk.
+// last heard from; it tells followers of a commit soon, and at once where it is
+// waited for, while raft would wait for its next message to them; and it lets
+// entries be sent while they are on their way to the own disk.
 type transport struct {
 	*raft.NetworkTransport
 	streams *streams
@@ -42,10 +46,14 @@ type transport struct {
 	peers map[raft.ServerID]*progress
 	// moved is closed and replaced when a replica was heard from.
 	moved chan struct{}
-	// commit is the newest one that followers should hear of.
+	// commit is the newest one that followers should hear of, and late is when
+	// those are told of it that heard of it by no other way.
 	commit commitMark
-	closed bool
-	wg     sync.WaitGroup
+	late   time.Time
+	// reminder calls remind when it is late; nil: nothing was committed yet.
+	reminder *time.Timer
+	closed   bool
+	wg       sync.WaitGroup
 }
 
 var (
@@ -66,8 +74,12 @@ type progress struct {
 	term, asked uint64
 	// stored is the last entry that it is known to hold in stored's term.
 	stored uint64
-	// told is the last commit that it was told of.
-	told uint64
+	// told is the last commit that it was told of, and wanted the last one that
+	// somebody at the replica waits for.
+	told, wanted uint64
+	// tells is the commit that the entries which are on their way tell it of; 0:
+	// there are none.
+	tells uint64
 	// telling is true while a goroutine tells it of commits.
 	telling bool
 }
@@ -110,7 +122,9 @@ func (*transport) AppendEntriesPipeline(raft.ServerID, raft.ServerAddress) (raft
 // when both have it.
 func (t *transport) AppendEntries(id raft.ServerID, address raft.ServerAddress, req *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse) error {
 	sent := t.order.Add(1)
+	t.departs(id, req)
 	if err := t.NetworkTransport.AppendEntries(id, target(id, address), req, resp); err != nil {
+		t.failed(id, req)
 		return err
 	}
 	t.answered(id, address, sent, req, resp)
@@ -120,6 +134,35 @@ func (t *transport) AppendEntries(id raft.ServerID, address raft.ServerAddress, 
 	return nil
 }
 
+// departs notes what entries that are sent tell a replica of.
+func (t *transport) departs(id raft.ServerID, req *raft.AppendEntriesRequest) {
+	if len(req.Entries) == 0 {
+		return
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if p := t.peers[id]; p != nil && req.Term == p.term {
+		p.tells = req.LeaderCommitIndex
+	}
+}
+
+// failed notes that nobody knows whether a replica got a request.
+func (t *transport) failed(id raft.ServerID, req *raft.AppendEntriesRequest) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if p := t.peers[id]; p != nil {
+		p.arrived(req)
+		t.tellLocked(id, p)
+	}
+}
+
+// arrived notes that a request is not on its way any more.
+func (p *progress) arrived(req *raft.AppendEntriesRequest) {
+	if len(req.Entries) > 0 {
+		p.tells = 0
+	}
+}
+
 // answered notes what an answer says of a replica.
 func (t *transport) answered(id raft.ServerID, address raft.ServerAddress, sent uint64, req *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse) {
 	t.mu.Lock()
@@ -127,6 +170,7 @@ func (t *transport) answered(id raft.ServerID, address raft.ServerAddress, sent 
 	p := t.peerLocked(id)
 	p.address = address
 	p.heard = time.Now()
+	p.arrived(req)
 	if !resp.Success || resp.Term != req.Term {
 		t.moved = renew(t.moved)
 		return
@@ -161,20 +205,52 @@ func renew(c chan struct{}) chan struct{} {
 }
 
 // committed has the followers hear of an entry that this replica proposed in
-// a term and that was committed in it.
+// a term and that was committed in it: where it is waited for at once, elsewhere
+// with the next entries or after noticeDelay.
 func (t *transport) committed(term, index uint64) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if mark := (commitMark{term, index}); term > t.commit.term || term == t.commit.term && index > t.commit.index {
-		t.commit = mark
+	if t.closed {
+		return
 	}
+	if term > t.commit.term || term == t.commit.term && index > t.commit.index {
+		t.commit, t.late = commitMark{term, index}, time.Now().Add(noticeDelay)
+		if t.reminder == nil {
+			t.reminder = time.AfterFunc(noticeDelay, t.remind)
+		} else {
+			t.reminder.Reset(noticeDelay)
+		}
+	}
+	t.tellAllLocked()
+}
+
+// remind tells of a commit after which no entries came.
+func (t *transport) remind() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.tellAllLocked()
+}
+
+// hasten has a replica hear at once that an entry is committed: somebody there
+// waits for it.
+func (t *transport) hasten(id raft.ServerID, index uint64) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if p, ok := t.peers[id]; ok {
+		p.wanted = max(p.wanted, index)
+		t.tellLocked(id, p)
+	}
+}
+
+func (t *transport) tellAllLocked() {
 	for id, p := range t.peers {
 		t.tellLocked(id, p)
 	}
 }
 
 // tellLocked starts to tell a replica of the newest commit, unless it knows,
-// does not hold the entry yet or is being told.
+// does not hold the entry yet, is being told or need not know yet: the reminder,
+// or what is on its way, comes back to it.
 func (t *transport) tellLocked(id raft.ServerID, p *progress) {
 	if t.closed || p.telling || !t.dueLocked(p) {
 		return
@@ -184,7 +260,10 @@ func (t *transport) tellLocked(id raft.ServerID, p *progress) {
 }
 
 func (t *transport) dueLocked(p *progress) bool {
-	return p.term == t.commit.term && p.told < t.commit.index && p.stored >= t.commit.index
+	if p.term != t.commit.term || p.told >= t.commit.index || p.stored < t.commit.index {
+		return false
+	}
+	return p.told < p.wanted || p.tells < t.commit.index && !time.Now().Before(t.late)
 }
 
 // tell sends the newest commit to a replica until it knows, a few times at
@@ -316,6 +395,9 @@ func (t *transport) TimeoutNow(id raft.ServerID, address raft.ServerAddress, req
 func (t *transport) stop() {
 	t.mu.Lock()
 	t.closed = true
+	if t.reminder != nil {
+		t.reminder.Stop()
+	}
 	t.mu.Unlock()
 	_ = t.NetworkTransport.Close() // it has no way to fail
 }
