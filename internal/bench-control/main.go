@@ -37,7 +37,7 @@ type options struct {
 	subscribers int
 	changes     int // that subscribers are told of
 	reads       int
-	rounds      int // of writes
+	rounds      int // of writes, behind one that does not count
 	warm, count time.Duration
 	value       int    // bytes
 	dir         string // where all disks are
@@ -76,7 +76,7 @@ func run(ctx context.Context) error {
 	flag.Parse()
 	o := options{
 		sizes: []int{100, 1000, 10_000}, joins: 400, subscribers: 1000, changes: 5, reads: 10,
-		rounds: 5, warm: 500 * time.Millisecond, count: 2 * time.Second, value: 256, limit: 20 * time.Minute,
+		rounds: 15, warm: 200 * time.Millisecond, count: 600 * time.Millisecond, value: 256, limit: 20 * time.Minute,
 		dir: *dir, only: *only,
 	}
 	if *short {

@@ -186,7 +186,9 @@ func (s *system) cpu() (all time.Duration, err error) {
 }
 
 // measureWrites writes to each cluster in each round, at one and at many
-// clients. Every other round goes backwards.
+// clients. Every other round goes backwards. The first one, in which everybody
+// dials and grows, does not count. Many short rounds say more than a few long
+// ones: whoever else is on the machine comes and goes within seconds.
 func measureWrites(ctx context.Context, b binaries, o options, r *report) error {
 	var systems []*system
 	defer func() {
@@ -211,15 +213,19 @@ func measureWrites(ctx context.Context, b binaries, o options, r *report) error 
 			steps = append(steps, step{s, clients})
 		}
 	}
-	for range o.rounds {
+	for round := range o.rounds + 1 {
 		for _, s := range steps {
 			one, cpu, err := s.write(ctx, o, s.clients)
 			if err != nil {
 				return fmt.Errorf("%s, %d clients: %w", s.name, s.clients, err)
 			}
-			r.addWrite(s.name, s.clients, one, cpu)
+			if round > 0 {
+				r.addWrite(s.name, s.clients, one, cpu)
+			}
 		}
-		slices.Reverse(steps)
+		if round > 0 {
+			slices.Reverse(steps)
+		}
 	}
 	return nil
 }
