@@ -154,7 +154,7 @@ func mastered(s *mesh.Snapshot) bool {
 	everything := mesh.Action{Resource: v1.RuleResource_RESOURCE_ALL, Verb: v1.RuleVerb_VERB_ALL}
 	groups := indexGroups(s.Groups)
 	return slices.ContainsFunc(s.Bindings, func(b mesh.RoleBinding) bool {
-		return roleGrants(s.Roles, b.Role, everything) && !groups.subjects(b.Subjects).empty()
+		return roleGrants(s.Roles, b.Role, func(rule mesh.Rule) bool { return ruleGrants(rule, everything) }) && !groups.subjects(b.Subjects).empty()
 	})
 }
 

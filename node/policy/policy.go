@@ -44,29 +44,47 @@ func Allowed(s *mesh.Snapshot, subject string, a mesh.Action) bool {
 	return Explain(s, subject, a).Allowed
 }
 
+// AllowedSome reports whether subject may do verb to at least one named object of a
+// resource, whether there is one of that name or not.
+func AllowedSome(s *mesh.Snapshot, subject string, resource v1.RuleResource, verb v1.RuleVerb) bool {
+	return explain(s, subject, func(rule mesh.Rule) bool {
+		if slices.ContainsFunc(rule.Names, func(name string) bool {
+			return ruleGrants(rule, mesh.Action{Resource: resource, Verb: verb, Name: name})
+		}) {
+			return true
+		}
+		// What grants an object that it does not name grants any.
+		return slices.Contains(rule.Resources, v1.RuleResource_RESOURCE_ALL) && ruleGrants(rule, mesh.Action{Resource: resource, Verb: verb})
+	}).Allowed
+}
+
 // Explain is Allowed, and says what grants the action: of several bindings the
 // first by name.
 func Explain(s *mesh.Snapshot, subject string, a mesh.Action) Grant {
+	known := a.Resource != v1.RuleResource_RESOURCE_UNKNOWN && a.Verb != v1.RuleVerb_VERB_UNKNOWN
+	return explain(s, subject, func(rule mesh.Rule) bool { return known && ruleGrants(rule, a) })
+}
+
+// explain is what the roles say of actions that grants recognises the rules for.
+func explain(s *mesh.Snapshot, subject string, grants func(mesh.Rule) bool) Grant {
 	if s.RBACDisabled {
 		return Grant{Allowed: true, RBACDisabled: true}
 	}
-	if subject == "" || a.Resource == v1.RuleResource_RESOURCE_UNKNOWN || a.Verb == v1.RuleVerb_VERB_UNKNOWN {
+	if subject == "" {
 		return Grant{}
 	}
 	groups := indexGroups(s.Groups)
 	for i := range s.Bindings {
-		if b := &s.Bindings[i]; roleGrants(s.Roles, b.Role, a) && groups.hold(b.Subjects, subject) {
+		if b := &s.Bindings[i]; roleGrants(s.Roles, b.Role, grants) && groups.hold(b.Subjects, subject) {
 			return Grant{Allowed: true, Role: b.Role, Binding: b.Name}
 		}
 	}
 	return Grant{}
 }
 
-// roleGrants reports whether a rule of the named role grants a.
-func roleGrants(roles []mesh.Role, name string, a mesh.Action) bool {
-	return slices.ContainsFunc(roles, func(r mesh.Role) bool {
-		return r.Name == name && slices.ContainsFunc(r.Rules, func(rule mesh.Rule) bool { return ruleGrants(rule, a) })
-	})
+// roleGrants reports whether the named role has a rule that grants.
+func roleGrants(roles []mesh.Role, name string, grants func(mesh.Rule) bool) bool {
+	return slices.ContainsFunc(roles, func(r mesh.Role) bool { return r.Name == name && slices.ContainsFunc(r.Rules, grants) })
 }
 
 // ruleGrants reports whether rule grants a. A rule with names is about these

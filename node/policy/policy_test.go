@@ -149,3 +149,31 @@ func TestAllowed_NothingWithoutRoles(t *testing.T) {
 		t.Error("something is denied with RBAC switched off")
 	}
 }
+
+func TestAllowedSome_TakesANameOrEverything(t *testing.T) {
+	for name, tt := range map[string]struct {
+		rule mesh.Rule
+		want bool
+	}{
+		"one object":          {rule(channels, put, "web-1"), true},
+		"no object":           {rule(channels, put), false},
+		"an empty name":       {rule(channels, put, ""), false},
+		"another verb":        {rule(channels, get, "web-1"), false},
+		"any verb":            {rule(channels, anyVerb, "web-1"), true},
+		"another resource":    {rule(edges, put, "web-1"), false},
+		"everything":          {rule(anything, anyVerb), true},
+		"everything by names": {rule(anything, put, "web-1"), true},
+		"reading everything":  {rule(anything, get), false},
+	} {
+		s := granted([]mesh.Rule{rule(edges, get), tt.rule}, user("alice"))
+		if got := policy.AllowedSome(s, "alice", channels, put); got != tt.want {
+			t.Errorf("%s: %t", name, got)
+		}
+		if policy.AllowedSome(s, "bob", channels, put) || policy.AllowedSome(s, "", channels, put) {
+			t.Errorf("%s: granted to somebody else", name)
+		}
+	}
+	if !policy.AllowedSome(&mesh.Snapshot{RBACDisabled: true}, "bob", channels, put) {
+		t.Error("roles are asked although RBAC is switched off")
+	}
+}
