@@ -526,10 +526,14 @@ func (*ListServersRequest) Descriptor() ([]byte, []int) {
 // ListServersResponse names them.
 type ListServersResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// ice_servers are STUN and TURN servers; those of TURN have a credential.
+	// ice_servers are STUN servers and, for a caller that gets credentials, TURN
+	// servers with one: nodes do, and users who may open a DataChannel.
 	IceServers []*v1.ICEServer `protobuf:"bytes,1,rep,name=ice_servers,json=iceServers,proto3" json:"ice_servers,omitempty"`
 	// gateways are the nodes whose servers these are, as far as they are known.
-	Gateways      []*GatewayPorts `protobuf:"bytes,2,rep,name=gateways,proto3" json:"gateways,omitempty"`
+	Gateways []*GatewayPorts `protobuf:"bytes,2,rep,name=gateways,proto3" json:"gateways,omitempty"`
+	// no_credential says why there are no TURN servers in ice_servers: the caller
+	// gets no credential. It is for people. Empty where that is not the reason.
+	NoCredential  string `protobuf:"bytes,3,opt,name=no_credential,json=noCredential,proto3" json:"no_credential,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -576,6 +580,13 @@ func (x *ListServersResponse) GetGateways() []*GatewayPorts {
 		return x.Gateways
 	}
 	return nil
+}
+
+func (x *ListServersResponse) GetNoCredential() string {
+	if x != nil {
+		return x.NoCredential
+	}
+	return ""
 }
 
 // GatewayPorts is where a gateway is reached.
@@ -687,11 +698,12 @@ const file_meshgate_v1_paths_proto_rawDesc = "" +
 	"round_trip\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\troundTrip\x12%\n" +
 	"\x04path\x18\x05 \x01(\v2\x11.meshgate.v1.PathR\x04path\x12\x16\n" +
 	"\x06reason\x18\x06 \x01(\tR\x06reason\"\x14\n" +
-	"\x12ListServersRequest\"|\n" +
+	"\x12ListServersRequest\"\xa1\x01\n" +
 	"\x13ListServersResponse\x12.\n" +
 	"\vice_servers\x18\x01 \x03(\v2\r.v1.ICEServerR\n" +
 	"iceServers\x125\n" +
-	"\bgateways\x18\x02 \x03(\v2\x19.meshgate.v1.GatewayPortsR\bgateways\"\x81\x01\n" +
+	"\bgateways\x18\x02 \x03(\v2\x19.meshgate.v1.GatewayPortsR\bgateways\x12#\n" +
+	"\rno_credential\x18\x03 \x01(\tR\fnoCredential\"\x81\x01\n" +
 	"\fGatewayPorts\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12/\n" +
 	"\x13wireguard_endpoints\x18\x02 \x03(\tR\x12wireguardEndpoints\x12\x17\n" +
