@@ -76,7 +76,8 @@ type Config struct {
 	// Tokens are those that count at every gateway; nil likewise.
 	Tokens api.Tokens
 	// RelayServers mints STUN and TURN servers for a node that takes part in
-	// pairs; nil: there are none. It may ask api.CallerFrom.
+	// pairs or a user that looks at its network, and for nobody ("") those of STUN;
+	// nil: there are none. It may ask api.CallerFrom.
 	RelayServers func(ctx context.Context, node string) []*v1.ICEServer
 	// Build is what Node.GetStatus shows of the program.
 	Build api.Build

@@ -13,6 +13,7 @@ import (
 	"github.com/meshgate/meshgate/gateway/api"
 	"github.com/meshgate/meshgate/node/mesh"
 	"github.com/meshgate/meshgate/node/policy"
+	v1 "github.com/meshgate/meshgate/proto/v1"
 )
 
 // reviewInterval is how often the gateway looks whether credentials or state
@@ -29,6 +30,7 @@ type grant struct {
 	rule   rule
 	caller api.Caller
 	stands func() bool // of the credentials; nil: for ever
+	relays bool        // it is the right to TURN credentials, for which rule is not asked
 
 	mu      sync.Mutex // guards the fields below
 	actions []mesh.Action
@@ -78,6 +80,9 @@ func (r *grant) checkLocked() error {
 
 // grantedLocked is nil when s allows what the call needs.
 func (r *grant) grantedLocked(s *mesh.Snapshot) error {
+	if r.relays {
+		return mayRelay(s, r.caller)
+	}
 	if r.pair != "" {
 		return maySignal(r.plans, s, r.caller, r.pair)
 	}
@@ -114,6 +119,30 @@ func maySignal(plans api.PairPlans, s *mesh.Snapshot, c api.Caller, to mesh.Node
 		return unavailable("this node has not entered the mesh yet; try again in a few seconds")
 	}
 	return plans.MaySignal(s, mesh.NodeID(c.ID), to)
+}
+
+// withRelayRight makes the right to TURN credentials that of the caller of ctx, by s,
+// which may be nil. A node that has shown its key has them for being one.
+func (g *Gateway) withRelayRight(ctx context.Context, s *mesh.Snapshot) context.Context {
+	caller := api.CallerFrom(ctx)
+	if caller.Local || caller.IsNode(caller.ID) {
+		return ctx
+	}
+	right := &grant{state: g.cfg.Node, plans: g.cfg.Node, caller: caller, stands: requestFrom(ctx).stands, relays: true}
+	if right.refused = mayRelay(s, caller); right.refused == nil {
+		right.version = s.Version
+	}
+	caller.Allowed = right.check
+	return api.WithCaller(ctx, caller)
+}
+
+// mayRelay is nil when c may open a DataChannel to some node: that is what TURN is
+// for to who is none.
+func mayRelay(s *mesh.Snapshot, c api.Caller) error {
+	if s == nil || !policy.AllowedSome(s, c.ID, v1.RuleResource_RESOURCE_DATA_CHANNELS, v1.RuleVerb_VERB_PUT) {
+		return fmt.Errorf("%w: TURN is for nodes and for those who may open DataChannels; %q has no role that grants PUT on DATA_CHANNELS by the name of a node", mesh.ErrDenied, c.ID)
+	}
+	return nil
 }
 
 // granted is nil when the roles of c allow all of actions.

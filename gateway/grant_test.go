@@ -4,6 +4,7 @@ package gateway
 
 import (
 	"context"
+	"errors"
 	"net/http"
 	"path/filepath"
 	"strings"
@@ -15,6 +16,7 @@ import (
 	"connectrpc.com/connect"
 	"golang.org/x/crypto/bcrypt"
 
+	"github.com/meshgate/meshgate/gateway/api"
 	"github.com/meshgate/meshgate/node/mesh"
 	meshgatev1 "github.com/meshgate/meshgate/proto/meshgate/v1"
 	"github.com/meshgate/meshgate/proto/meshgate/v1/meshgatev1connect"
@@ -218,5 +220,39 @@ func TestGrant_RevokedBeforeTheFirstMessage(t *testing.T) {
 	stands = true
 	if err := r.check(); err == nil {
 		t.Error("a right came back to a call that had lost it")
+	}
+}
+
+// TURN credentials that a unary call mints for a user are good as long as the user
+// may open channels. Who may not gets none, and is told why.
+func TestListServers_CredentialsByARightThatLasts(t *testing.T) {
+	var user string
+	var allowed func() error
+	s := serve(t, func(c *Config) {
+		c.RelayServers = func(ctx context.Context, name string) []*v1.ICEServer {
+			user, allowed = name, api.CallerFrom(ctx).Allowed
+			return []*v1.ICEServer{{Urls: []string{"stun:192.0.2.1"}}}
+		}
+	})
+	list := func(who string) *meshgatev1.ListServersResponse {
+		t.Helper()
+		res, err := meshgatev1connect.NewPathsClient(bearer(httpClient(t, true, "", nil), who), "http://"+s.public).
+			ListServers(testContext(t), connect.NewRequest(&meshgatev1.ListServersRequest{}))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return res.Msg
+	}
+	if m := list("viewer"); user != "" || !strings.Contains(m.GetNoCredential(), `"viewer" has no role that grants PUT on DATA_CHANNELS`) || len(m.GetIceServers()) != 1 {
+		t.Errorf("servers for %q: %v", user, m)
+	}
+	both := mesh.RoleBinding{Name: "both", Role: "viewer", Subjects: []mesh.Subject{{Type: v1.SubjectType_SUBJECT_USER, Name: "opener"}}}
+	s.node.set(changed(8, func(s *mesh.Snapshot) { s.Bindings = append(s.Bindings, both) }))
+	if m := list("opener"); user != "opener" || m.GetNoCredential() != "" || allowed == nil || allowed() != nil {
+		t.Fatalf("servers for %q: %v", user, m)
+	}
+	s.node.set(changed(9, func(s *mesh.Snapshot) { s.Bindings = []mesh.RoleBinding{both} }))
+	if err := allowed(); !errors.Is(err, mesh.ErrDenied) {
+		t.Errorf("after the role is gone: %v", err)
 	}
 }

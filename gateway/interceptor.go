@@ -52,6 +52,9 @@ func (g interceptor) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc {
 		if err := g.authorize(ctx, s, req.Spec(), req.Any()); err != nil {
 			return nil, err
 		}
+		if g.rules[req.Spec().Procedure].relays {
+			ctx = g.withRelayRight(ctx, s)
+		}
 		return next(api.WithState(ctx, s), req)
 	}
 }

@@ -69,6 +69,9 @@ type rule struct {
 	// past: nobody is shown more than they might see at that moment. What opens
 	// a way, or goes on afterwards, is never early.
 	early bool
+	// relays marks a unary call whose answer has TURN credentials for its caller:
+	// a user gets them by a right that outlives the call.
+	relays bool
 	// local lets the operator of this node's host in, without roles: the call is
 	// about this node, and does what the operator could have the node do anyway.
 	local bool
@@ -109,7 +112,7 @@ func newRules(openReflection bool) map[string]rule {
 
 		meshgatev1connect.PathsListPathsProcedure:   {access: identified, needs: of(listPaths), local: true},
 		meshgatev1connect.PathsPingProcedure:        {access: identified, needs: of(pingFrom), local: true},
-		meshgatev1connect.PathsListServersProcedure: {access: identified, needs: readMesh, blind: true, local: true},
+		meshgatev1connect.PathsListServersProcedure: {access: identified, needs: readMesh, blind: true, relays: true, local: true},
 
 		v1connect.WebRTCStartDataChannelProcedure:   {access: identified, channel: true, needs: of(startDataChannel)},
 		v1connect.WebRTCStartSignalChannelProcedure: {access: identified, channel: true, needs: of(startSignalChannel), pair: pathTo, lasts: isPath},

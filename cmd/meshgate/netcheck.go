@@ -67,7 +67,9 @@ func (a *app) netcheck(ctx context.Context, gate *peer.Public, to *access) error
 	var list *meshgatev1.ListServersResponse
 	switch code := connect.CodeOf(err); {
 	case err == nil:
-		list = servers.Msg
+		if list = servers.Msg; list.GetNoCredential() != "" {
+			fmt.Fprintf(a.stderr, "meshgate: warning: TURN is not tried: %s\n", list.GetNoCredential())
+		}
 	case to.URL == "":
 		return fmt.Errorf("ask for the gateways: %w", err)
 	case code == connect.CodeUnauthenticated, code == connect.CodePermissionDenied, code == connect.CodeUnimplemented, code == connect.CodeUnavailable, code == connect.CodeDeadlineExceeded:

@@ -20,17 +20,20 @@ import (
 const maxRelayGateways = 16
 
 // relayServers are the STUN and TURN servers of this gateway and of the others,
-// with credentials for a node. All take what one of them minted.
-func (p *gatewayProcess) relayServers(ctx context.Context, node string) []*v1.ICEServer {
-	list := p.iceServers(ctx, node)
+// with credentials for a node or a user. All take what one of them minted. For
+// nobody ("") they are those of STUN.
+func (p *gatewayProcess) relayServers(ctx context.Context, user string) []*v1.ICEServer {
+	list := p.iceServers(ctx, user)
 	if len(list) == 0 {
 		return nil
 	}
-	own := list[len(list)-1] // the one with a credential
-	if p.tls != nil {
-		own.Urls = append(own.Urls, turnsURLs(p.url())...)
+	own := list[len(list)-1]
+	if user != "" {
+		if p.tls != nil {
+			own.Urls = append(own.Urls, turnsURLs(p.url())...)
+		}
+		own.Urls = append(own.Urls, p.relays6()...)
 	}
-	own.Urls = append(own.Urls, p.relays6()...)
 	s := p.node.Snapshot()
 	if s == nil || p.cluster == nil {
 		return list
@@ -41,10 +44,13 @@ func (p *gatewayProcess) relayServers(ctx context.Context, node string) []*v1.IC
 			continue
 		}
 		at := hostPortURL(n.PrimaryEndpoint, port)
-		list = append(list, &v1.ICEServer{Urls: []string{"stun:" + at}}, &v1.ICEServer{
-			Urls:     append([]string{"turn:" + at + "?transport=udp", "turn:" + at + "?transport=tcp"}, turnsURLs(n.API.URL)...),
-			Username: own.GetUsername(), Credential: own.GetCredential(), ExpiresAt: own.GetExpiresAt(),
-		})
+		list = append(list, &v1.ICEServer{Urls: []string{"stun:" + at}})
+		if user != "" {
+			list = append(list, &v1.ICEServer{
+				Urls:     append([]string{"turn:" + at + "?transport=udp", "turn:" + at + "?transport=tcp"}, turnsURLs(n.API.URL)...),
+				Username: own.GetUsername(), Credential: own.GetCredential(), ExpiresAt: own.GetExpiresAt(),
+			})
+		}
 		if len(list) >= 2*maxRelayGateways {
 			break
 		}

@@ -151,16 +151,21 @@ func (p *gatewayProcess) rightsChanged() {
 	}
 }
 
-// iceServers are this gateway's STUN and TURN with credentials for caller.
+// iceServers are this gateway's STUN and TURN with credentials for caller, the
+// latter last; for nobody ("") STUN alone.
 func (p *gatewayProcess) iceServers(ctx context.Context, caller string) []*v1.ICEServer {
 	if p.turn == nil {
 		return nil
 	}
 	at := netip.AddrPortFrom(p.address, p.turn.UDPAddrs()[0].Port()).String()
+	stun := &v1.ICEServer{Urls: []string{"stun:" + at}}
+	if caller == "" {
+		return []*v1.ICEServer{stun}
+	}
 	credential := p.secrets.Mint(caller, turnTTL)
 	p.relayUsers.Minted(caller, p.relayRight(ctx, caller), credential.ExpiresAt)
 	return []*v1.ICEServer{
-		{Urls: []string{"stun:" + at}},
+		stun,
 		{
 			Urls:     []string{"turn:" + at + "?transport=udp", "turn:" + at + "?transport=tcp"},
 			Username: credential.Username, Credential: credential.Password,

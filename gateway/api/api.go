@@ -96,8 +96,8 @@ type Config struct {
 	Tokens Tokens
 	// Pairs says who may be a pair.
 	Pairs PairPlans
-	// RelayServers mints STUN and TURN servers of the mesh for a node, with
-	// credentials; nil: there are none.
+	// RelayServers mints STUN and TURN servers of the mesh for a node or a user,
+	// with credentials, and for nobody ("") those of STUN; nil: there are none.
 	RelayServers func(ctx context.Context, node string) []*v1.ICEServer
 	// Build is shown by Node.GetStatus; empty fields stay empty.
 	Build Build

@@ -23,9 +23,9 @@ type Caller struct {
 	Keyed bool
 	// Local is true for the operator of this node's host, who has no ID of the mesh.
 	Local bool
-	// Allowed is set for streaming calls. It says whether the caller may keep
-	// what the call made, after the call too; its error is for the caller to
-	// read.
+	// Allowed is set for streaming calls, and for a user who asks for TURN
+	// credentials. It says whether the caller may keep what the call made, after
+	// the call too; its error is for the caller to read.
 	Allowed func() error
 }
 

@@ -261,7 +261,13 @@ func (p *pathsService) ListServers(ctx context.Context, _ *connect.Request[meshg
 	}
 	list := &meshgatev1.ListServersResponse{}
 	if p.servers != nil {
-		list.IceServers = p.servers(ctx, CallerFrom(ctx).ID)
+		caller := CallerFrom(ctx)
+		if caller.Allowed != nil {
+			if err := caller.Allowed(); err != nil {
+				caller.ID, list.NoCredential = "", publicText(err)
+			}
+		}
+		list.IceServers = p.servers(ctx, caller.ID)
 	}
 	for g := range s.Nodes.Gateways() {
 		ports := &meshgatev1.GatewayPorts{Id: string(g.ID), ApiUrl: g.API.URL}
