@@ -104,7 +104,7 @@ func (d *demux) sort(ctx context.Context, raw net.Conn) {
 	case err != nil:
 		_ = raw.Close() // who is not understood gets no answer
 	case isTURN && placeOf(raw).lend():
-		d.turn(conn)
+		d.turn(&lentConn{Conn: conn, place: placeOf(raw)})
 	case isTURN:
 		_ = raw.Close() // others keep what is left of the port
 	default:

@@ -90,6 +90,7 @@ func (g *Gateway) publicListener() net.Listener {
 		key:       g.publicKey,
 		flood:     &overflow{log: g.log, msg: "the public port is full: connections that nobody has signed in on make room for new ones"},
 		displaced: g.metrics.madeRoom, refused: g.metrics.refused.WithLabelValues(listenerPublic),
+		relays: g.metrics.lent, lentRefused: g.metrics.refused.WithLabelValues(listenerTURN),
 		all: newHolders(), byKey: make(map[string]*holders),
 	}
 }

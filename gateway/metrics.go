@@ -23,6 +23,7 @@ const (
 const (
 	listenerPublic = "public"
 	listenerMesh   = "mesh"
+	listenerTURN   = "turn" // on the public port
 )
 
 // metrics are the gateway's. Labels come from closed sets: procedures of the
@@ -37,6 +38,7 @@ type metrics struct {
 	displaced    prometheus.Counter
 	refused      *prometheus.CounterVec // connections, by listener
 	madeRoom     *prometheus.CounterVec // public connections, by limit
+	lent         prometheus.Gauge       // public connections that speak TURN
 	revoked      prometheus.Counter
 	decoding     prometheus.Gauge   // bytes
 	overfed      prometheus.Counter // messages
@@ -81,8 +83,12 @@ func newMetrics(r prometheus.Registerer) (*metrics, error) {
 		}, []string{"listener"}),
 		madeRoom: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "meshgate_gateway_connections_displaced_total",
-			Help: "Public connections without a call by somebody known, closed to make room for newer ones, by the limit that was reached.",
+			Help: "Public connections without a call by somebody known, or a relay, closed to make room for newer ones, by the limit that was reached.",
 		}, []string{"limit"}),
+		lent: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "meshgate_gateway_connections_turn",
+			Help: "Open public connections that speak TURN over TLS.",
+		}),
 		revoked: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "meshgate_gateway_calls_revoked_total",
 			Help: "Calls ended because their credentials, membership or roles were gone.",
@@ -104,7 +110,7 @@ func newMetrics(r prometheus.Registerer) (*metrics, error) {
 		return m, nil
 	}
 	var errs []error
-	for _, c := range []prometheus.Collector{m.started, m.handled, m.seconds, m.inFlight, m.panics, m.sockets, m.displaced, m.refused, m.madeRoom, m.revoked, m.decoding, m.overfed, m.authFailures} {
+	for _, c := range []prometheus.Collector{m.started, m.handled, m.seconds, m.inFlight, m.panics, m.sockets, m.displaced, m.refused, m.madeRoom, m.lent, m.revoked, m.decoding, m.overfed, m.authFailures} {
 		errs = append(errs, r.Register(c))
 	}
 	return m, errors.Join(errs...)

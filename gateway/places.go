@@ -24,8 +24,10 @@ const (
 
 // Limits of meshgate_gateway_connections_displaced_total.
 const (
-	limitNetwork = "network"
-	limitAll     = "all"
+	limitNetwork       = "network"
+	limitAll           = "all"
+	limitRelaysNetwork = "relays_network" // places of one network that are lent to TURN
+	limitRelays        = "relays"         // all of them
 )
 
 // networkShare is how many of n places one network may hold. A site with a
@@ -50,28 +52,34 @@ type placesListener struct {
 	// reached; refused those that got none.
 	displaced *prometheus.CounterVec
 	refused   prometheus.Counter
+	// relays are the places that are lent, and lentRefused counts the connections
+	// that none was lent to.
+	relays      prometheus.Gauge
+	lentRefused prometheus.Counter
 
 	mu    sync.Mutex // guards the fields below, and those of every place
 	all   *holders
 	byKey map[string]*holders
-	lent  int // places of connections that were lent
 }
 
 // holders are the connections of one key, or all of them.
 type holders struct {
-	held int
-	// strangers and resting are of *place, the one to displace first in front:
-	// who has shown no credentials yet, and who has and makes no call.
-	strangers, resting *list.List
+	held, lent int // lent: of those that are held
+	// strangers, borrowers and resting are of *place, the one to displace first in
+	// front: who has shown no credentials yet, who speaks TURN and has no relay,
+	// and who has shown credentials and makes no call.
+	strangers, borrowers, resting *list.List
 }
 
-func newHolders() *holders { return &holders{strangers: list.New(), resting: list.New()} }
+func newHolders() *holders {
+	return &holders{strangers: list.New(), borrowers: list.New(), resting: list.New()}
+}
 
 // first is the connection to displace; nil: none may be.
 func (h *holders) first() *place {
-	for _, l := range []*list.List{h.strangers, h.resting} {
-		if e := l.Front(); e != nil {
-			return e.Value.(*place)
+	for _, l := range []*list.List{h.strangers, h.borrowers, h.resting} {
+		if p := firstOf(l); p != nil {
+			return p
 		}
 	}
 	return nil
@@ -87,10 +95,12 @@ type place struct {
 	gone  bool // it is closed
 	known bool // somebody has shown credentials on it
 	lent  bool
-	calls int
-	idle  *time.Timer   // closes an idle stranger
-	in    [2]*list.List // where it can be found to be displaced, nil: nowhere
-	at    [2]*list.Element
+	// settled is true while TURN has a relay for it.
+	settled bool
+	calls   int
+	idle    *time.Timer   // closes an idle stranger
+	in      [2]*list.List // where it can be found to be displaced, nil: nowhere
+	at      [2]*list.Element
 }
 
 // Accept implements net.Listener.
@@ -161,7 +171,9 @@ func (p *place) sortLocked() {
 	for i := range of {
 		var want *list.List
 		switch {
-		case p.gone || p.lent:
+		case p.gone || p.settled:
+		case p.lent:
+			want = of[i].borrowers
 		case !p.known:
 			want = of[i].strangers
 		case p.calls == 0:
@@ -190,7 +202,7 @@ func (p *place) leaveLocked() {
 	p.gone = true
 	p.sortLocked()
 	if p.lent {
-		p.of.lent--
+		p.lentLocked(-1)
 	}
 	p.of.all.held--
 	ofKey := p.of.byKey[p.key]
@@ -249,23 +261,6 @@ func (p *place) recognise() {
 	defer p.of.mu.Unlock()
 	p.known = true
 	p.sortLocked()
-}
-
-// lend gives p, which may be nil, to somebody who has bounds of their own, and
-// displaces nobody from here on. False: too many are lent.
-func (p *place) lend() bool {
-	if p == nil {
-		return true
-	}
-	p.of.mu.Lock()
-	defer p.of.mu.Unlock()
-	if p.gone || p.of.lent >= max(p.of.total/4, 1) {
-		return false
-	}
-	p.lent = true
-	p.of.lent++
-	p.sortLocked()
-	return true
 }
 
 // placeOf is the place of a connection that was accepted by way of a

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"connectrpc.com/connect"
+	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/meshgate/meshgate/node/mesh"
 	v1 "github.com/meshgate/meshgate/proto/v1"
@@ -195,12 +196,25 @@ func TestPlaces_TURNTakesAQuarter(t *testing.T) {
 		t.Cleanup(func() { _ = c.Close() })
 		return c
 	}
+	settle := func(c net.Conn, holds bool) { c.(interface{ Settled(bool) }).Settled(holds) }
+	first := dial()
+	settle(<-handed, false)
 	var relays []net.Conn
-	for range 2 {
+	for range 2 { // the second one gets the place of who has no relay
 		dial()
 		relays = append(relays, <-handed)
+		settle(relays[len(relays)-1], true)
 	}
+	closed(t, first)
 	closed(t, dial())
+	for want, got := range map[float64]float64{
+		1: s.metric(t, "meshgate_gateway_connections_displaced_total", limitRelays) * s.metric(t, "meshgate_gateway_connections_refused_total", listenerTURN),
+		2: s.metric(t, "meshgate_gateway_connections_turn"),
+	} {
+		if got != want {
+			t.Errorf("counted %v, want %v", got, want)
+		}
+	}
 	for range 16 {
 		conn, err := net.Dial("tcp", s.public)
 		if err != nil {
@@ -228,5 +242,58 @@ func TestPlaces_TURNTakesAQuarter(t *testing.T) {
 		_ = conn.Close()
 	case <-time.After(patience):
 		t.Error("a relay that ended keeps its place")
+	}
+}
+
+// One network cannot take the places of TURN from others: the one of its own that
+// has no relay for the longest time makes room, at last none.
+func TestPlaces_TURNOfOneNetwork(t *testing.T) {
+	l := &placesListener{
+		total: 16384, share: 4096, all: newHolders(), byKey: make(map[string]*holders),
+		relays: prometheus.NewGauge(prometheus.GaugeOpts{}),
+	}
+	var open []*place
+	lend := func(key string) (limit string, displaced *place, ok bool) {
+		p := &place{of: l, key: key}
+		if _, _, ok := l.enter(p); !ok {
+			t.Fatal("the port is full")
+		}
+		open = append(open, p)
+		return p.borrow()
+	}
+	defer func() {
+		for _, p := range open {
+			p.leaveLocked()
+		}
+		if l.all.lent != 0 || l.all.held != 0 || len(l.byKey) != 0 {
+			t.Errorf("%d lent and %d held of %d when all have gone", l.all.lent, l.all.held, len(l.byKey))
+		}
+	}()
+	if limit, _, ok := lend("bystander"); limit != "" || !ok {
+		t.Fatalf("the first one meets %q", limit)
+	}
+	for range maxLentShare {
+		if limit, _, ok := lend("net"); limit != "" || !ok {
+			t.Fatalf("the network meets %q", limit)
+		}
+	}
+	for i := range maxLentShare {
+		limit, displaced, ok := lend("net")
+		if limit != limitRelaysNetwork || !ok || displaced != open[i+1] {
+			t.Fatalf("newcomer %d: %q, %v", i, limit, ok)
+		}
+		open[len(open)-1].settle(true)
+	}
+	if limit, displaced, ok := lend("net"); limit != limitRelaysNetwork || ok || displaced != nil {
+		t.Errorf("beside relays alone: %q, %v", limit, ok)
+	}
+	open[len(open)-2].settle(false)
+	if _, displaced, ok := lend("net"); !ok || displaced != open[len(open)-3] {
+		t.Error("who has a relay no more does not make room")
+	}
+	for range 2 * maxLentShare { // those of a proxy are of many networks
+		if limit, _, ok := lend(""); limit != "" || !ok {
+			t.Fatalf("the proxy meets %q", limit)
+		}
 	}
 }

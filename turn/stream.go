@@ -21,6 +21,9 @@ const (
 
 var errNoFrame = errors.New("stream holds neither STUN nor channel data")
 
+// settler is a connection that is told whether its client holds an allocation.
+type settler interface{ Settled(holds bool) }
+
 // stream cuts a TCP or TLS connection into frames (RFC 8656 section 3.1,
 // section 12.5) and presents them as packets. Its memory is one buffer; a
 // connection that breaks the framing or stalls ends, and only that one.
@@ -28,6 +31,7 @@ type stream struct {
 	net.Conn
 	r        *bufio.Reader
 	settled  func() bool   // whether the client holds an allocation
+	told     bool          // what the connection was told of that
 	idle     time.Duration // how long a settled client may be silent
 	since    time.Time     // when the client was last known to be settled, or connected
 	oversize func()        // counts a frame that is skipped
@@ -64,6 +68,10 @@ func (s *stream) next() (int, error) {
 	now := time.Now()
 	deadline := s.since.Add(helloTimeout)
 	settled := s.settled()
+	if c, ok := s.Conn.(settler); ok && settled != s.told {
+		s.told = settled
+		c.Settled(settled)
+	}
 	if settled {
 		s.since = now
 		deadline = now.Add(s.idle)

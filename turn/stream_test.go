@@ -13,6 +13,7 @@ import (
 	"io"
 	"math/big"
 	"net"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -243,4 +244,35 @@ func selfSigned(t testing.TB) tls.Certificate {
 		t.Fatal(err)
 	}
 	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key, Leaf: leaf}
+}
+
+// told is a connection that hears whether its client holds an allocation.
+type told struct {
+	net.Conn
+	heard []bool
+}
+
+func (c *told) Settled(holds bool) { c.heard = append(c.heard, holds) }
+
+func TestStream_TellsWhoHoldsAnAllocation(t *testing.T) {
+	server, client := net.Pipe()
+	defer client.Close()
+	c := &told{Conn: server}
+	defer c.Close()
+	settled := false
+	s := newStream(c, time.Minute, func() bool { return settled }, func() {})
+	go func() {
+		for range 5 {
+			_, _ = client.Write(packet(bindingRequest))
+		}
+	}()
+	for _, holds := range []bool{false, true, true, false, true} {
+		settled = holds
+		if _, _, err := s.ReadFrom(make([]byte, maxPacket)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if want := []bool{true, false, true}; !slices.Equal(c.heard, want) {
+		t.Errorf("the connection heard %v, want %v", c.heard, want)
+	}
 }

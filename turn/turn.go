@@ -32,7 +32,10 @@ type Config struct {
 	UDP, TCP []netip.AddrPort
 	// PacketConns and Listeners are served beside those. The server owns and
 	// closes them, also when New fails. Addresses of their clients must be
-	// *net.UDPAddr or *net.TCPAddr.
+	// *net.UDPAddr or *net.TCPAddr. A connection that has a method Settled(holds
+	// bool) is told when its client gets an allocation and when that has ended, by
+	// the goroutine that reads from it, so that it may make room for others until
+	// it holds one.
 	PacketConns []net.PacketConn
 	Listeners   []net.Listener
 	// Relay says where relayed traffic leaves and enters.
