@@ -117,7 +117,7 @@ func (d *demux) sort(ctx context.Context, raw net.Conn) {
 }
 
 func (d *demux) classify(ctx context.Context, raw net.Conn) (isTURN bool, sorted net.Conn, err error) {
-	said := &shaking{Conn: raw, left: maxHello}
+	said := &shaking{Conn: raw, left: maxHello, place: placeOf(raw)}
 	conn := tls.Server(said, d.tls)
 	if err := conn.SetDeadline(time.Now().Add(headerTimeout)); err != nil {
 		return false, nil, err
@@ -162,11 +162,13 @@ func (d *demux) Close() error {
 	return err
 }
 
-// shaking is a connection of which little is read until its handshake is over:
-// crypto/tls keeps what it reads of a message, up to 64 KiB, for as long as the
-// rest of it does not come.
+// shaking is a connection of which little is read until its handshake is over, and
+// as long as nobody is known on it: crypto/tls keeps what it reads of a message, up
+// to 64 KiB, for as long as the rest of it does not come, also afterwards, and what
+// is in front of a request adds to that.
 type shaking struct {
 	net.Conn
+	place *place // nil: it has none, and what comes after the handshake has no bound
 	// left is how many more bytes are read. Only who shakes hands uses it, and
 	// sets over before anybody else has the connection.
 	left int
@@ -176,7 +178,7 @@ type shaking struct {
 // Read implements net.Conn.
 func (s *shaking) Read(p []byte) (int, error) {
 	if s.over {
-		return s.Conn.Read(p)
+		return s.place.read(s.Conn, p)
 	}
 	if s.left <= 0 {
 		return 0, errTooLarge

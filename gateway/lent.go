@@ -79,11 +79,14 @@ func (p *place) lentLocked(n int) {
 }
 
 // settle says whether p, which was lent, has a relay. Then it makes room for
-// nobody.
+// nobody, and somebody is known on it.
 func (p *place) settle(holds bool) {
 	p.of.mu.Lock()
 	defer p.of.mu.Unlock()
 	p.settled = holds
+	if holds {
+		p.trusted.Store(true)
+	}
 	p.sortLocked()
 }
 

@@ -79,7 +79,7 @@ func newMetrics(r prometheus.Registerer) (*metrics, error) {
 		}),
 		refused: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "meshgate_gateway_connections_refused_total",
-			Help: "Connections closed at once: their network or member held too many, or the listener was full and nobody could make room.",
+			Help: "Connections closed at once: their network or member held too many, the listener was full and nobody could make room, or a stranger said too much without a request.",
 		}, []string{"listener"}),
 		madeRoom: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "meshgate_gateway_connections_displaced_total",

@@ -5,9 +5,11 @@ package gateway
 import (
 	"container/list"
 	"context"
+	"errors"
 	"net"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -20,6 +22,9 @@ const (
 	// minShare is the least that a network has of the places: as many connections
 	// as an office behind one address needs.
 	minShare = 64
+	// maxUnknown bounds what is read from one request of a stranger to the next
+	// over TLS, in bytes: the largest header, and what carries it.
+	maxUnknown = maxHeaderBytes + 8<<10
 )
 
 // Limits of meshgate_gateway_connections_displaced_total.
@@ -91,6 +96,11 @@ type place struct {
 	of  *placesListener
 	key string
 
+	// unheard is how many bytes more are read before the next request, unless
+	// trusted is true: somebody is known on the connection.
+	unheard atomic.Int64
+	trusted atomic.Bool
+
 	// Guarded by of.mu.
 	gone  bool // it is closed
 	known bool // somebody has shown credentials on it
@@ -160,6 +170,8 @@ func (l *placesListener) enter(p *place) (limit string, displaced *place, ok boo
 	ofKey.held++
 	l.all.held++
 	p.known = p.key == ""
+	p.trusted.Store(p.known)
+	p.unheard.Store(maxUnknown)
 	p.idle = time.AfterFunc(strangerIdle, p.tired)
 	p.sortLocked()
 	return limit, displaced, true
@@ -243,6 +255,7 @@ func (p *place) begin() (end func()) {
 }
 
 func (p *place) count(n int) {
+	p.unheard.Store(maxUnknown)
 	p.of.mu.Lock()
 	defer p.of.mu.Unlock()
 	p.calls += n
@@ -257,10 +270,31 @@ func (p *place) recognise() {
 	if p == nil {
 		return
 	}
+	p.trusted.Store(true)
 	p.of.mu.Lock()
 	defer p.of.mu.Unlock()
 	p.known = true
 	p.sortLocked()
+}
+
+// errUnknown ends a connection on which a stranger says too much.
+var errUnknown = errors.New("too much was sent without a request, and nobody has shown credentials")
+
+// read reads from c, the connection of p, which may be nil: no more than
+// maxUnknown bytes from one request to the next, until somebody is known. One
+// goroutine reads at a time.
+func (p *place) read(c net.Conn, b []byte) (int, error) {
+	if p == nil || p.trusted.Load() {
+		return c.Read(b)
+	}
+	left := p.unheard.Load()
+	if left <= 0 {
+		p.of.refused.Inc()
+		return 0, errUnknown
+	}
+	n, err := c.Read(b[:min(int64(len(b)), left)])
+	p.unheard.Add(int64(-n))
+	return n, err
 }
 
 // placeOf is the place of a connection that was accepted by way of a

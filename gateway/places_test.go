@@ -297,3 +297,74 @@ func TestPlaces_TURNOfOneNetwork(t *testing.T) {
 		}
 	}
 }
+
+// What a stranger makes the gateway keep after the handshake is bounded, also
+// where it is no request at all. Requests are: as many as it likes, and what
+// somebody known sends.
+func TestPlaces_StrangersSayLittle(t *testing.T) {
+	s, cfg := serveTLS(t, nil)
+	stranger, dials := counted(httpClient(t, true, "", cfg.Clone()))
+	for range 2 * maxUnknown / (16 << 10) {
+		req, err := http.NewRequestWithContext(testContext(t), http.MethodGet, "https://"+s.public+"/livez", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header.Set("X-Padding", strings.Repeat("x", 16<<10))
+		res, err := stranger.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, _ = io.Copy(io.Discard, res.Body)
+		_ = res.Body.Close()
+	}
+	if dials() != 1 {
+		t.Errorf("requests took %d connections", dials())
+	}
+	opening := []byte(http2Opening)
+	for len(opening) < 2*maxUnknown {
+		opening = append(opening, "\x00\x00\x08\x06\x00\x00\x00\x00\x00a ping  "...)
+	}
+	cfg = cfg.Clone()
+	cfg.NextProtos = []string{"h2"}
+	c, err := tls.Dial("tcp", s.public, cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	go func() { _, _ = c.Write(opening) }()
+	if err := c.SetReadDeadline(time.Now().Add(patience)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.Copy(io.Discard, c); errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Error("a stranger may say as much as it likes")
+	}
+	if n := s.metric(t, "meshgate_gateway_connections_refused_total", listenerPublic); n != 1 {
+		t.Errorf("counted %v", n)
+	}
+}
+
+func TestPlace_ReadsLittleOfStrangers(t *testing.T) {
+	l := &placesListener{total: 8, share: 8, all: newHolders(), byKey: make(map[string]*holders), refused: prometheus.NewCounter(prometheus.CounterOpts{})}
+	near, far := net.Pipe()
+	defer near.Close()
+	go func() {
+		defer far.Close()
+		_, _ = far.Write(make([]byte, 4*maxUnknown))
+	}()
+	p := &place{Conn: near, of: l, key: "net"}
+	l.enter(p)
+	s := &shaking{Conn: p, place: p, over: true}
+	read := func(what string, want int64, why error) {
+		t.Helper()
+		if n, err := io.Copy(io.Discard, s); n != want || !errors.Is(err, why) {
+			t.Errorf("%s: read %d bytes, %v, want %d", what, n, err, want)
+		}
+	}
+	read("a stranger", maxUnknown, errUnknown)
+	end := p.begin()
+	read("in a request", maxUnknown, errUnknown)
+	end()
+	read("after it", maxUnknown, errUnknown)
+	p.recognise()
+	read("somebody known", maxUnknown, nil)
+}
