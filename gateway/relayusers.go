@@ -13,13 +13,14 @@ import (
 )
 
 const (
-	// maxRelayUsers bounds how many users are remembered; the one to whom the
-	// longest time nothing was minted is forgotten first, that is, refused.
-	maxRelayUsers = 8192
-	// maxRelayRights and maxRelayNamers bound what is remembered of a user,
-	// maxRelayPeers what one namer has named to it. A new one takes the place of
-	// the oldest, so that no namer displaces what another one has named.
-	maxRelayRights, maxRelayNamers, maxRelayPeers = 8, 64, 16
+	// maxRelayUsers bounds how many users are remembered, more than a mesh has
+	// nodes; the one to whom the longest time nothing was minted is forgotten
+	// first, that is, refused.
+	maxRelayUsers = 16384
+	// maxRelayRights bounds the rights that are remembered of a user. A new one
+	// takes the place of the oldest. maxAllRights bounds those of all: beyond it,
+	// users are forgotten.
+	maxRelayRights, maxAllRights = 8, 3 * maxRelayUsers
 )
 
 // RelayUsers knows to whom TURN credentials were given and which peers the
@@ -32,13 +33,15 @@ type RelayUsers struct {
 	mu    sync.RWMutex // guards the fields below
 	users map[string]*list.Element
 	order *list.List // of *relayUser, the last one minted for in front
+	held  int        // rights of all users
+	named namings
 }
 
 // relayUser is what is known of a user; RelayUsers.mu guards it.
 type relayUser struct {
 	name   string
 	rights []relayRight // the newest last
-	namers []relayNamer // the last one to name something last
+	named  []namedBy    // the last one to name something last
 }
 
 type relayRight struct {
@@ -47,22 +50,11 @@ type relayRight struct {
 	over    time.Time // when the last relay of the credential has ended
 }
 
-// relayNamer is who has named addresses of its own to a user.
-type relayNamer struct {
-	name  string
-	peers []relayPeer // the newest last
-}
-
-type relayPeer struct {
-	at    netip.AddrPort
-	until time.Time
-}
-
 // NewRelayUsers knows nobody. A relay ends lifetime after its credential was
 // minted, at the latest. foreign says whether a user is let in that is not known
 // here, because others mint credentials that the server accepts; nil: nobody is.
 func NewRelayUsers(lifetime time.Duration, foreign func(user string) bool) *RelayUsers {
-	return &RelayUsers{foreign: foreign, lifetime: lifetime, users: make(map[string]*list.Element), order: list.New()}
+	return &RelayUsers{foreign: foreign, lifetime: lifetime, users: make(map[string]*list.Element), order: list.New(), named: newNamings()}
 }
 
 // Minted notes that user got a credential that ends at until, by the right
@@ -73,8 +65,12 @@ func (u *RelayUsers) Minted(user string, allowed func() error, until time.Time) 
 	u.dropLocked(time.Now())
 	k := u.getLocked(user)
 	u.order.MoveToFront(u.users[user])
+	u.held -= len(k.rights)
 	k.rights = append(k.rights, relayRight{allowed, until, time.Now().Add(u.lifetime)})
 	k.rights = slices.Delete(k.rights, 0, max(0, len(k.rights)-maxRelayRights))
+	for u.held += len(k.rights); u.held > maxAllRights; {
+		u.removeLocked(u.order.Back())
+	}
 }
 
 // Candidate notes that namer, the other side of a session of user, has named at
@@ -87,21 +83,9 @@ func (u *RelayUsers) Candidate(user, namer string, at netip.AddrPort) {
 	at = netip.AddrPortFrom(at.Addr().Unmap(), at.Port())
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	u.getLocked(user).named(namer, relayPeer{at, time.Now().Add(u.lifetime)})
-}
-
-// named remembers what namer has named.
-func (k *relayUser) named(namer string, peer relayPeer) {
-	n := relayNamer{name: namer}
-	if i := slices.IndexFunc(k.namers, func(n relayNamer) bool { return n.name == namer }); i >= 0 {
-		n = k.namers[i]
-		k.namers = slices.Delete(k.namers, i, i+1)
-	}
-	n.peers = slices.DeleteFunc(n.peers, func(p relayPeer) bool { return p.at == peer.at })
-	n.peers = append(n.peers, peer)
-	n.peers = slices.Delete(n.peers, 0, max(0, len(n.peers)-maxRelayPeers))
-	k.namers = append(k.namers, n)
-	k.namers = slices.Delete(k.namers, 0, max(0, len(k.namers)-maxRelayNamers))
+	now := time.Now()
+	u.named.expire(now)
+	u.named.add(u.getLocked(user), namer, at, now.Add(u.lifetime))
 }
 
 // getLocked returns user, whom it makes if need be.
@@ -118,13 +102,19 @@ func (u *RelayUsers) getLocked(user string) *relayUser {
 }
 
 func (u *RelayUsers) removeLocked(e *list.Element) {
+	k := e.Value.(*relayUser)
 	u.order.Remove(e)
-	delete(u.users, e.Value.(*relayUser).name)
+	delete(u.users, k.name)
+	u.held -= len(k.rights)
+	for len(k.named) > 0 {
+		u.named.dropAll(k.named[0].peers)
+	}
 }
 
 // dropLocked forgets some of those who can have no relay any more, from the
 // back: they are minted for in the order of the list.
 func (u *RelayUsers) dropLocked(now time.Time) {
+	u.named.expire(now)
 	for e := u.order.Back(); e != nil && e.Value.(*relayUser).over(now); e = u.order.Back() {
 		u.removeLocked(e)
 	}
@@ -133,12 +123,7 @@ func (u *RelayUsers) dropLocked(now time.Time) {
 // over says whether nothing that is known of k counts any more.
 func (k *relayUser) over(now time.Time) bool {
 	return !slices.ContainsFunc(k.rights, func(r relayRight) bool { return now.Before(r.over) }) &&
-		!k.has(func(p relayPeer) bool { return now.Before(p.until) })
-}
-
-// has says whether anybody has named such a peer.
-func (k *relayUser) has(such func(relayPeer) bool) bool {
-	return slices.ContainsFunc(k.namers, func(n relayNamer) bool { return slices.ContainsFunc(n.peers, such) })
+		!k.has(func(p *relayPeer) bool { return now.Before(p.until) })
 }
 
 // AllowUser says whether user may log in: one of the rights by which it got
@@ -169,7 +154,7 @@ func (u *RelayUsers) AllowPeer(user string, at netip.AddrPort) bool {
 		return false
 	}
 	now := time.Now()
-	return e.Value.(*relayUser).has(func(p relayPeer) bool { return p.at == at && now.Before(p.until) })
+	return e.Value.(*relayUser).has(func(p *relayPeer) bool { return p.at == at && now.Before(p.until) })
 }
 
 // Revoked lists the users who have lost every right by which they got the

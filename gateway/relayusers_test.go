@@ -6,11 +6,14 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"runtime"
 	"slices"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/meshgate/meshgate/node/mesh"
 )
 
 // switchable is a right that can be lost.
@@ -111,7 +114,7 @@ func TestRelayUsers_AreBounded(t *testing.T) {
 		mint(u, "0", &right)
 	}
 	k := u.users["0"].Value.(*relayUser)
-	peers := k.namers[0].peers
+	peers := k.named[0].peers
 	if len(peers) != maxRelayPeers || len(k.rights) != maxRelayRights || cap(k.rights) > 4*maxRelayRights || cap(peers) > 4*maxRelayPeers {
 		t.Errorf("%d peers, %d rights", len(peers), len(k.rights))
 	}
@@ -149,7 +152,75 @@ func TestRelayUsers_NamersDoNotDisplaceEachOther(t *testing.T) {
 	}
 	u.Candidate("alice", "one more", at(4000))
 	k := u.users["alice"].Value.(*relayUser)
-	if len(k.namers) != maxRelayNamers || cap(k.namers) > 4*maxRelayNamers || u.AllowPeer("alice", at(2000)) || u.AllowPeer("alice", at(3000)) || !u.AllowPeer("alice", at(1)) {
-		t.Errorf("%d namers; want the last ones that named something", len(k.namers))
+	if len(k.named) != maxRelayNamers || cap(k.named) > 4*maxRelayNamers || u.AllowPeer("alice", at(2000)) || u.AllowPeer("alice", at(3000)) || !u.AllowPeer("alice", at(1)) {
+		t.Errorf("%d namers; want the last ones that named something", len(k.named))
 	}
+}
+
+// Whoever names the most to all users together is the one whose oldest is
+// forgotten, whoever comes last.
+func TestRelayUsers_TheHeaviestNamerLosesFirst(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		u := NewRelayUsers(20*time.Minute, nil)
+		at := netip.MustParseAddrPort("8.8.8.8:4000")
+		user := func(i int) string { return fmt.Sprint("user ", i) }
+		u.Candidate(user(0), "friend", at)
+		for i := range maxNamed - 1 {
+			u.Candidate(user(i/maxRelayPeers), "heavy", netip.AddrPortFrom(at.Addr(), uint16(i%maxRelayPeers)+1))
+		}
+		oldest := netip.AddrPortFrom(at.Addr(), 1)
+		if u.named.n != maxNamed || !u.AllowPeer(user(0), oldest) {
+			t.Fatalf("%d were named, and the first is not known", u.named.n)
+		}
+		u.Candidate(user(1), "newcomer", at)
+		if u.named.n != maxNamed || u.AllowPeer(user(0), oldest) || !u.AllowPeer(user(0), at) || !u.AllowPeer(user(1), at) {
+			t.Errorf("%d are remembered; the oldest of the heaviest is to go", u.named.n)
+		}
+		u.Candidate(user(2), "newcomer", at) // named anew, it takes no other's place
+		u.Candidate(user(2), "newcomer", at)
+		if n := len(u.named.heaviest); n != 3 || u.named.heaviest[0].held != maxNamed-3 {
+			t.Errorf("%d namers, the heaviest with %d", n, u.named.heaviest[0].held)
+		}
+		pass(20 * time.Minute)
+		u.Candidate(user(1), "newcomer", at)
+		if u.named.n != 1 || len(u.named.byName) != 1 || len(u.named.heaviest) != 1 || len(u.users[user(0)].Value.(*relayUser).named) != 0 {
+			t.Errorf("%d are remembered after their end", u.named.n)
+		}
+		u.removeLocked(u.users[user(1)])
+		if u.named.n != 0 || len(u.named.byName) != 0 || u.named.all.first != nil || u.named.all.last != nil {
+			t.Errorf("%d are remembered of a user who is not", u.named.n)
+		}
+	})
+}
+
+// The most that all can make a gateway remember, with the longest of names.
+func TestRelayUsers_TakeLittleMemory(t *testing.T) {
+	const most = 64 << 20
+	before := inUse()
+	u := NewRelayUsers(20*time.Minute, nil)
+	long := func(i int) string { return fmt.Sprintf("%0*d", mesh.MaxNameLen, i) }
+	for i := range maxRelayUsers {
+		for range maxAllRights / maxRelayUsers {
+			right := &grant{}
+			u.Minted(long(i), right.check, time.Now().Add(10*time.Minute))
+		}
+	}
+	for i := range maxNamed {
+		u.Candidate(long(i%maxRelayUsers), long(i), netip.AddrPortFrom(netip.MustParseAddr("8.8.8.8"), uint16(i)))
+	}
+	if got := inUse() - before; len(u.users) != maxRelayUsers || len(u.named.byName) != maxNamed || got > most {
+		t.Errorf("%d users and %d namers take %d bytes, want at most %d", len(u.users), len(u.named.byName), got, most)
+	}
+	u.Minted(long(maxRelayUsers-1), (&grant{}).check, time.Now().Add(10*time.Minute))
+	if len(u.users) != maxRelayUsers-1 || u.held > maxAllRights || u.named.n != maxNamed-maxNamed/maxRelayUsers {
+		t.Errorf("%d users have %d rights and %d peers, one right too many", len(u.users), u.held, u.named.n)
+	}
+}
+
+// inUse is the heap, in bytes.
+func inUse() int64 {
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return int64(m.HeapAlloc)
 }
