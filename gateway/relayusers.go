@@ -157,23 +157,21 @@ func (u *RelayUsers) AllowPeer(user string, at netip.AddrPort) bool {
 	return e.Value.(*relayUser).has(func(p *relayPeer) bool { return p.at == at && now.Before(p.until) })
 }
 
-// Revoked lists the users who have lost every right by which they got the
-// credentials of relays that may be open still: these have to be ended.
-func (u *RelayUsers) Revoked() []string {
-	u.mu.RLock()
-	rights := make(map[string][]relayRight)
-	for name, e := range u.users {
-		if k := e.Value.(*relayUser); len(k.rights) > 0 {
-			rights[name] = slices.Clone(k.rights)
+// Revoked lists those of users, who have relays, that have lost every right to
+// them: these have to be ended. Who got no credential here is asked for as one who
+// logs in.
+func (u *RelayUsers) Revoked(users []string) (revoked []string) {
+	for _, name := range users {
+		u.mu.RLock()
+		var rights []relayRight
+		if e, ok := u.users[name]; ok {
+			rights = slices.Clone(e.Value.(*relayUser).rights)
+		}
+		u.mu.RUnlock()
+		stands := slices.ContainsFunc(rights, func(r relayRight) bool { return r.allowed() == nil })
+		if !stands && (len(rights) > 0 || u.foreign == nil || !u.foreign(name)) {
+			revoked = append(revoked, name)
 		}
 	}
-	u.mu.RUnlock()
-	var names []string
-	for name, list := range rights {
-		if !slices.ContainsFunc(list, func(r relayRight) bool { return r.allowed() == nil }) {
-			names = append(names, name)
-		}
-	}
-	slices.Sort(names)
-	return names
+	return revoked
 }

@@ -12,6 +12,7 @@ import (
 	"net"
 	"net/netip"
 	"runtime"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -207,6 +208,13 @@ func (rs *relays) reserve(user string) error {
 	rs.users[user]++
 	rs.count++
 	return nil
+}
+
+// holders are the users who have relays.
+func (rs *relays) holders() []string {
+	rs.mu.RLock()
+	defer rs.mu.RUnlock()
+	return slices.Collect(maps.Keys(rs.users))
 }
 
 func (rs *relays) release(user string, port uint16) {

@@ -170,6 +170,9 @@ func TestServer_AccountsForEveryEndOfAnAllocation(t *testing.T) {
 		"connection": func(_ *testing.T, _ *Server, c *rawClient) { c.Close() },
 		"lifetime":   func(*testing.T, *Server, *rawClient) {},
 		"evict": func(t *testing.T, s *Server, _ *rawClient) {
+			if !slices.Equal(s.Users(), []string{"u"}) {
+				t.Errorf("relays are held by %q", s.Users())
+			}
 			if s.Evict("somebody") != 0 || s.Evict("u") != 1 || s.Evict("u") != 0 {
 				t.Error("evicted others, or more than once")
 			}

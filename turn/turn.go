@@ -286,6 +286,9 @@ func (s *Server) TCPAddrs() []netip.AddrPort {
 	return addrs
 }
 
+// Users lists those who hold allocations, in no order.
+func (s *Server) Users() []string { return s.relays.holders() }
+
 // Evict ends all allocations of user at once and returns how many there were.
 // It refuses no credential: that is for AllowUser to do.
 func (s *Server) Evict(user string) (n int) {

@@ -79,8 +79,10 @@ type gatewayProcess struct {
 	turnTLS *handedOver
 	// tunnels are where nodes may go by way of TURN.
 	tunnels tunnelPorts
-	// relayUsers knows whom TURN credentials were given to.
+	// relayUsers knows whom TURN credentials were given to, and departed which of
+	// the nodes that others gave them to are gone.
 	relayUsers *gateway.RelayUsers
+	departed   departed
 }
 
 // newGatewayProcess opens everything that can fail, so that a wrong
@@ -272,6 +274,7 @@ func (p *gatewayProcess) newGateway(ctx context.Context) (*gateway.Gateway, erro
 		return nil, err
 	}
 	access.Authenticators = append([]gateway.Authenticator{gateway.NewNodeKeys(p.node)}, access.Authenticators...)
+	p.departed.follow(p.node.Snapshot())
 	access.Changed, access.OpenReflection = p.rightsChanged, c.dev
 	cfg := gateway.Config{
 		Node: p.node, Signaling: p.signaling, Build: build(),

@@ -4,6 +4,8 @@ package main
 
 import (
 	"context"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -87,15 +89,64 @@ func (p *gatewayProcess) sharesTURN() bool { return p.turn != nil && p.cfg.turnS
 // relayStranger says whether somebody may log in to TURN to whom this gateway
 // gave no credentials since it started: another issuer of the operator's secret
 // did, or a gateway, this one before it started anew or another. Gateways give
-// them to nodes and to those who may open channels.
+// them to nodes and to those who may open channels. A node that was removed and a
+// user whose last token has ended lose them at every gateway.
 func (p *gatewayProcess) relayStranger(user string) bool {
-	if p.cfg.turnSecretFile != "" {
+	ended := p.shared.Ended(user, relayLife)
+	s := p.node.Snapshot()
+	switch {
+	case s != nil && s.Node(mesh.NodeID(user)) != nil:
+		return true
+	case s != nil && !ended && policy.AllowedSome(s, user, v1.RuleResource_RESOURCE_DATA_CHANNELS, v1.RuleVerb_VERB_PUT):
 		return true
 	}
-	s := p.node.Snapshot()
+	return p.cfg.turnSecretFile != "" && !ended && !p.departed.has(user)
+}
+
+// departed are the nodes that have left the mesh of late, for those who cannot
+// tell them from users. The zero value is ready; it is safe for concurrent use.
+type departed struct {
+	mu    sync.Mutex // guards the fields below
+	last  mesh.Nodes
+	since map[mesh.NodeID]time.Time
+}
+
+// maxDeparted bounds them; beyond it those that left first are forgotten, in no
+// order among those that left at once.
+const maxDeparted = 16384
+
+// follow takes s, which may be nil, for what the mesh is now.
+func (d *departed) follow(s *mesh.Snapshot) {
 	if s == nil {
-		return false
+		return
 	}
-	return s.Node(mesh.NodeID(user)) != nil ||
-		policy.Allowed(s, user, mesh.Action{Resource: v1.RuleResource_RESOURCE_DATA_CHANNELS, Verb: v1.RuleVerb_VERB_PUT})
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	now := time.Now()
+	maps.DeleteFunc(d.since, func(_ mesh.NodeID, at time.Time) bool { return now.Sub(at) > relayLife })
+	for before, after := range s.Nodes.Changes(d.last) {
+		switch {
+		case after != nil:
+			delete(d.since, after.ID)
+		case d.since == nil:
+			d.since = map[mesh.NodeID]time.Time{before.ID: now}
+		default:
+			d.since[before.ID] = now
+		}
+	}
+	d.last = s.Nodes
+	if over := len(d.since) - maxDeparted; over > 0 {
+		ids := slices.SortedFunc(maps.Keys(d.since), func(a, b mesh.NodeID) int { return d.since[a].Compare(d.since[b]) })
+		for _, id := range ids[:over] {
+			delete(d.since, id)
+		}
+	}
+}
+
+// has reports whether user is such a node.
+func (d *departed) has(user string) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	at, ok := d.since[mesh.NodeID(user)]
+	return ok && time.Since(at) <= relayLife
 }

@@ -138,13 +138,15 @@ func (p *gatewayProcess) relayRight(ctx context.Context, user string) func() err
 	}
 }
 
-// rightsChanged ends what callers have lost the right to: sessions, and relays.
+// rightsChanged ends what callers have lost the right to: sessions, and relays,
+// whichever gateway gave the credentials.
 func (p *gatewayProcess) rightsChanged() {
+	p.departed.follow(p.node.Snapshot())
 	p.signaling.Review()
 	if p.turn == nil {
 		return
 	}
-	for _, user := range p.relayUsers.Revoked() {
+	for _, user := range p.relayUsers.Revoked(p.turn.Users()) {
 		if n := p.turn.Evict(user); n > 0 {
 			p.log.Info("relays ended: their user is no longer allowed to have them", "user", user, "n", n)
 		}

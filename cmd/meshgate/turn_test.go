@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
+	"runtime"
+	"slices"
 	"testing"
 	"time"
 
@@ -14,6 +16,7 @@ import (
 
 	"github.com/meshgate/meshgate/gateway/api"
 	"github.com/meshgate/meshgate/node/mesh"
+	"github.com/meshgate/meshgate/turn/client"
 )
 
 // devGateway opens a gateway for development that does not serve.
@@ -133,5 +136,41 @@ func TestNetworks(t *testing.T) {
 		if _, err := networks("--x", []string{bad}); err == nil {
 			t.Errorf("%q was taken", bad)
 		}
+	}
+}
+
+// A relay ends with the right of its user at each gateway, also where another one
+// gave the credential.
+func TestRightsChanged_EndsRelaysThatOthersGaveCredentialsFor(t *testing.T) {
+	p := devGateway(t)
+	p.cfg.turnSecretFile = "shared" // others mint, too
+	was := &mesh.Snapshot{Nodes: mesh.NodesOf(&mesh.Node{ID: "laptop"}, &mesh.Node{ID: "phone"})}
+	p.departed.follow(was)
+	for _, user := range []string{"laptop", "phone", "outsider"} {
+		c := p.secrets.Mint(user, time.Minute)
+		a, err := client.Allocate(t.Context(), client.Config{
+			Server: "turn:" + p.turn.UDPAddrs()[0].String() + "?transport=udp", Username: c.Username, Password: c.Password,
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer a.Close()
+	}
+	p.rightsChanged()
+	if n := len(p.turn.Users()); n != 3 {
+		t.Fatalf("%d users have relays", n)
+	}
+	p.departed.follow(&mesh.Snapshot{Nodes: was.Nodes.Without("laptop")})
+	p.rightsChanged()
+	deadline := time.Now().Add(time.Minute)
+	for len(p.turn.Users()) != 2 && time.Now().Before(deadline) {
+		runtime.Gosched()
+	}
+	if users := p.turn.Users(); len(users) != 2 || slices.Contains(users, "laptop") || p.relayStranger("laptop") {
+		t.Errorf("%q have relays after laptop is gone", users)
+	}
+	p.departed.follow(was)
+	if !p.relayStranger("laptop") {
+		t.Error("who came back stays out")
 	}
 }

@@ -49,7 +49,8 @@ type Secrets struct {
 	turn       []byte     // nil before there is one
 	tokens     map[[sha256.Size]byte]mesh.Token
 	generation uint64
-	changed    chan struct{} // closed and replaced at every change
+	ended      map[string]time.Time // when holders lost a token, as far as it matters
+	changed    chan struct{}        // closed and replaced at every change
 }
 
 // New makes Secrets of what s holds. A nil logger discards.
@@ -60,7 +61,7 @@ func New(s store.Store, logger *slog.Logger) *Secrets {
 	return &Secrets{
 		store: s, log: logger.With("component", "secrets"),
 		ready: make(chan struct{}), limit: maxTokens,
-		tokens: map[[sha256.Size]byte]mesh.Token{}, changed: make(chan struct{}),
+		tokens: map[[sha256.Size]byte]mesh.Token{}, ended: map[string]time.Time{}, changed: make(chan struct{}),
 	}
 }
 
@@ -103,9 +104,15 @@ func (s *Secrets) follow(ctx context.Context) error {
 func (s *Secrets) load(entries []store.Entry) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	before := s.tokens
 	s.turn, s.tokens = nil, map[[sha256.Size]byte]mesh.Token{}
 	for _, e := range entries {
 		s.putLocked(e)
+	}
+	for hash, token := range before {
+		if now, ok := s.tokens[hash]; !ok || now.Holder != token.Holder {
+			s.endedLocked(token.Holder)
+		}
 	}
 	s.publishLocked()
 	select {
@@ -124,6 +131,9 @@ func (s *Secrets) apply(c store.Change) {
 		} else if e.Key == keyTURN {
 			s.turn = nil
 		} else if hash, err := hashOf(e.Key); err == nil {
+			if token, ok := s.tokens[hash]; ok {
+				s.endedLocked(token.Holder)
+			}
 			delete(s.tokens, hash)
 		}
 	}

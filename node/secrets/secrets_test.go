@@ -99,6 +99,11 @@ func TestTokens_CountAtEveryGatewayUntilTheyEnd(t *testing.T) {
 	if err != nil || len(list) != 2 || !list[0].CreatedAt.Equal(time.Unix(1_700_000_000, 0)) {
 		t.Errorf("tokens: %v, %v", list, err)
 	}
+	for _, g := range []*secrets.Secrets{a, b} {
+		if g.Ended("nas", time.Minute) || g.Ended("nobody", time.Minute) {
+			t.Error("nothing has ended yet")
+		}
+	}
 	before := a.Generation()
 	if err := b.DeleteTokens(t.Context(), hash("nas"), hash("nobody")); err != nil {
 		t.Fatal(err)
@@ -107,11 +112,22 @@ func TestTokens_CountAtEveryGatewayUntilTheyEnd(t *testing.T) {
 		t.Error("a token that has ended still counts")
 	}
 	within(t, a, "the first gateway takes a token that has ended", func() bool { _, ok := a.Lookup(hash("nas")); return !ok })
+	for _, g := range []*secrets.Secrets{a, b} {
+		if !g.Ended("nas", time.Minute) || g.Ended("nas", -1) || g.Ended("alice", time.Minute) {
+			t.Error("it is to be told whose tokens have ended of late")
+		}
+	}
 	if a.Generation() == before {
 		t.Error("nobody is told that a token has ended")
 	}
 	if _, ok := a.Lookup(hash("alice")); !ok {
 		t.Error("the token of somebody else has ended, too")
+	}
+	if err := b.PutToken(t.Context(), mesh.Token{Hash: hash("another"), Holder: "nas"}); err != nil {
+		t.Fatal(err)
+	}
+	if b.Ended("nas", time.Minute) {
+		t.Error("who has another token has lost them all")
 	}
 }
 

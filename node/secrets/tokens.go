@@ -7,6 +7,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -20,6 +21,50 @@ func (s *Secrets) Lookup(hash [sha256.Size]byte) (holder string, ok bool) {
 	defer s.mu.Unlock()
 	t, ok := s.tokens[hash]
 	return t.Holder, ok
+}
+
+// EndedKept is how far Ended looks back.
+const EndedKept = time.Hour
+
+// maxEnded bounds the holders whose end is remembered; the one that ended first is
+// forgotten first.
+const maxEnded = 4096
+
+// Ended reports whether a holder had a token that ended no longer ago than within,
+// at most EndedKept, and has none now. What ended while this gateway was down is
+// not known here.
+func (s *Secrets) Ended(holder string, within time.Duration) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	at, ok := s.ended[holder]
+	if !ok || time.Since(at) > within {
+		return false
+	}
+	for _, t := range s.tokens {
+		if t.Holder == holder {
+			return false
+		}
+	}
+	return true
+}
+
+// endedLocked notes that a token of holder has ended now.
+func (s *Secrets) endedLocked(holder string) {
+	now := time.Now()
+	delete(s.ended, holder)
+	if len(s.ended) >= maxEnded {
+		maps.DeleteFunc(s.ended, func(_ string, at time.Time) bool { return now.Sub(at) > EndedKept })
+	}
+	if len(s.ended) >= maxEnded {
+		oldest, first := "", now
+		for other, at := range s.ended {
+			if oldest == "" || at.Before(first) {
+				oldest, first = other, at
+			}
+		}
+		delete(s.ended, oldest)
+	}
+	s.ended[holder] = now
 }
 
 // Generation grows when a token may have ended.
