@@ -99,7 +99,7 @@ func newMetrics(registerer prometheus.Registerer, s *Store) (*metrics, error) {
 	}, func() float64 { return s.watch(func() float64 { return float64(s.votersAbsent()) }) })
 	behind := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "meshgate_store_max_lag",
-		Help: "Log entries that the replica furthest behind is not known to hold, of those that the leader heard from; 0 on other replicas.",
+		Help: "Log entries that the replica furthest behind is not known to hold, of those that the leader hears from; 0 on other replicas.",
 	}, func() float64 { return s.watch(func() float64 { return float64(s.maxBehind()) }) })
 	collectors := []prometheus.Collector{
 		m.apply, m.failures, m.logWrite, m.forwards, m.leaderChanges, m.streamsRefused, m.buried, has, absent, behind,

@@ -145,15 +145,21 @@ func (s *Store) votersAbsent() int {
 }
 
 // maxBehind is how many entries of this leader's log the replica furthest
-// behind is not known to hold, of those that it heard from; 0 elsewhere.
+// behind is not known to hold, of those that it heard from and does still; 0
+// elsewhere. One that is gone for good would be further behind every day.
 func (s *Store) maxBehind() uint64 {
 	role := s.role.Load()
 	if !role.ready {
 		return 0
 	}
+	servers := s.servers()
+	gone := map[raft.ServerID]bool{}
+	for _, a := range s.absent(role, servers) {
+		gone[raft.ServerID(a.id)] = true
+	}
 	last, lag := s.raft.LastIndex(), uint64(0)
-	for _, server := range s.servers() {
-		if p, ok := s.transport.known(server.ID); ok && string(server.ID) != s.id && p.term == role.term {
+	for _, server := range servers {
+		if p, ok := s.transport.known(server.ID); ok && string(server.ID) != s.id && p.term == role.term && !gone[server.ID] {
 			lag = max(lag, last-min(p.stored, last))
 		}
 	}

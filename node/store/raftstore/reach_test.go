@@ -129,13 +129,16 @@ func TestLeader_TellsWhoIsOutOfReach(t *testing.T) {
 		for range 3 {
 			put(t, s, store.Op{Key: "k"})
 		}
+		if got := o.gauge(t, leader, lag); got < 3 {
+			t.Errorf("the lag is %v, want 3 or more", got)
+		}
 		elapse(t, time.Minute)
 		lines := o.journals[leader].lines("level=WARN", "out of reach: one more loss stops changes", "replica="+lost)
 		if len(lines) != 1 || o.gauge(t, leader, out) != 1 {
 			t.Errorf("the leader says %q, %v voters", lines, o.gauge(t, leader, out))
 		}
-		if got := o.gauge(t, leader, lag); got < 3 {
-			t.Errorf("the lag is %v, want 3 or more", got)
+		if got := o.gauge(t, leader, lag); got != 0 {
+			t.Errorf("the lag is %v, of a voter that is out of reach", got)
 		}
 		for id := range c.replicas {
 			if id != leader && (len(o.journals[id].lines("stops changes")) > 0 || o.gauge(t, id, out) != 0) {
