@@ -66,11 +66,29 @@ type ears struct {
 	rivals map[mesh.NodeID]bool
 	// due is true when the others are judged, too, and members are purged.
 	due bool
+	// missed is since when nodes are silent for which that is not noted yet, such
+	// as while there is no leader. It is kept from one look to the next.
+	missed map[mesh.NodeID]time.Time
 }
 
-// since returns from when on a node is silent that was last heard then or
-// before, and whether it was heard after that. Known is false for one that is no
-// peer.
+// first dates the silence of those in v by the look that found it first.
+func (e *ears) first(v verdict) {
+	maps.DeleteFunc(e.missed, func(id mesh.NodeID, _ time.Time) bool {
+		_, still := v.silent[id]
+		return !still && (e.due || e.rivals[id])
+	})
+	for id, since := range v.silent {
+		if before, ok := e.missed[id]; ok && before.Before(since) {
+			v.silent[id] = before
+		}
+		e.missed[id] = v.silent[id]
+	}
+}
+
+// since returns from when on a node is silent that is not heard any more, and
+// whether it still is. Known is false for one that is no peer. One that was heard
+// when it was looked at the last time is silent since it was heard; of another one
+// it is only known that it was not of late.
 func (e *ears) since(n *mesh.Node, now time.Time) (silent time.Time, heard, known bool) {
 	key := n.PublicKey.WireGuard()
 	last, known := e.handshakes[key]
@@ -83,7 +101,15 @@ func (e *ears) since(n *mesh.Node, now time.Time) (silent time.Time, heard, know
 			last = at
 		}
 	}
-	return now.Add(-after), now.Sub(last) < after, known
+	each := lookEach
+	if e.rivals[n.ID] {
+		each = rivalsEach
+	}
+	silent = now.Add(-after)
+	if known && last.Before(silent) && silent.Sub(last) <= each {
+		silent = last
+	}
+	return silent, now.Sub(last) < after, known
 }
 
 // judge looks at the members that run Meshgate: a stock WireGuard peer that says
@@ -137,7 +163,7 @@ func judgeOf(s *mesh.Snapshot, id, self mesh.NodeID, alive map[mesh.NodeID]bool)
 func (h *holder) purge(ctx context.Context) error {
 	tick := time.NewTicker(rivalsEach)
 	defer tick.Stop()
-	w := watch{}
+	w, missed := watch{}, map[mesh.NodeID]time.Time{}
 	for last := h.node.opened; ; {
 		select {
 		case <-ctx.Done():
@@ -150,11 +176,12 @@ func (h *holder) purge(ctx context.Context) error {
 			// Right after a start nobody has shaken hands yet.
 			young := now.Sub(h.node.opened) < silentAfter
 			e := &ears{
-				rivals: policy.Rivals(s),
-				due:    now.Sub(last) >= lookEach && !young && (h.cfg.Purge.After > 0 || len(s.Silent) > 0),
+				rivals: policy.Rivals(s), missed: missed,
+				due: now.Sub(last) >= lookEach && !young && (h.cfg.Purge.After > 0 || len(s.Silent) > 0),
 			}
 			if len(e.rivals) == 0 && !e.due {
 				clear(w)
+				clear(missed)
 				continue
 			}
 			if e.due {
@@ -205,6 +232,21 @@ func (w watch) hear(s *mesh.Snapshot, rivals map[mesh.NodeID]bool, peers []mesh.
 	return heard
 }
 
+// tellRouters says in the log which routers are not heard any more, and which are
+// again, once that is noted.
+func (h *holder) tellRouters(s *mesh.Snapshot, e *ears, v verdict, now time.Time) {
+	for id, since := range v.silent {
+		if e.rivals[id] {
+			h.node.log.Warn("a router is not heard; another one stands in for it where one offers the same networks", "peer", string(id), "since", since.UTC().Format(time.RFC3339))
+		}
+	}
+	for _, id := range v.heard {
+		if e.rivals[id] {
+			h.node.log.Info("a router is heard again", "peer", string(id), "after", now.Sub(s.Silent[id]).Round(time.Second))
+		}
+	}
+}
+
 // look notes who is silent and purges who has been for too long.
 func (h *holder) look(ctx context.Context, s *mesh.Snapshot, e *ears, w watch, now time.Time) error {
 	stats, err := h.ear.Stats()
@@ -225,14 +267,15 @@ func (h *holder) look(ctx context.Context, s *mesh.Snapshot, e *ears, w watch, n
 		maps.Copy(alive, p.Alive(ctx))
 	}
 	v := p.judge(s, h.node.cfg.ID, e, alive, leads, now)
+	e.first(v)
 	var errs []error
 	if len(v.silent)+len(v.heard) > 0 {
-		for id := range v.silent {
-			if e.rivals[id] {
-				h.node.log.Warn("a router is not heard; another one stands in for it where one offers the same networks", "peer", string(id))
-			}
+		if err := h.Members.Note(ctx, v.silent, v.heard); err != nil {
+			errs = append(errs, err)
+		} else {
+			clear(e.missed)
+			h.tellRouters(s, e, v, now)
 		}
-		errs = append(errs, h.Members.Note(ctx, v.silent, v.heard))
 	}
 	for _, id := range v.purge {
 		errs = append(errs, h.Members.Purge(ctx, id, now.Add(-p.After)))

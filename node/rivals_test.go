@@ -3,12 +3,14 @@
 package node
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -29,6 +31,7 @@ func TestPurge_JudgesRivalsSooner(t *testing.T) {
 		public, rival, young bool
 		shaken, heard        time.Duration // how long ago; 0 is never
 		noted                bool
+		since                time.Duration // how long it is at least silent, if it is
 
 		misses, hears bool
 	}{
@@ -36,6 +39,8 @@ func TestPurge_JudgesRivalsSooner(t *testing.T) {
 		"heard a keepalive ago":        {rival: true, shaken: time.Hour, heard: keepalive},
 		"shaken hands just now":        {rival: true, shaken: time.Second, heard: time.Hour},
 		"two keepalives are missing":   {rival: true, shaken: time.Hour, heard: callerSilent, misses: true},
+		"found between two looks":      {rival: true, shaken: time.Hour, heard: callerSilent + rivalsEach - 1, misses: true},
+		"heard before this gateway":    {rival: true, shaken: 2 * time.Hour, since: callerSilent, misses: true},
 		"right after a start":          {rival: true, young: true, shaken: time.Hour, heard: callerSilent, misses: true},
 		"public, which keeps no way":   {rival: true, public: true, shaken: time.Hour, heard: 2 * time.Minute},
 		"public, past its session":     {rival: true, public: true, shaken: time.Hour, heard: rivalSilent, misses: true},
@@ -55,14 +60,40 @@ func TestPurge_JudgesRivalsSooner(t *testing.T) {
 		}
 		e := &ears{due: !tt.young, rivals: map[mesh.NodeID]bool{}, handshakes: map[mesh.WireGuardKey]time.Time{keys["nas"]: ago(tt.shaken)}}
 		if tt.rival {
-			e.rivals["nas"], e.heard = true, map[mesh.WireGuardKey]time.Time{keys["nas"]: ago(tt.heard)}
+			e.rivals["nas"], e.heard = true, map[mesh.WireGuardKey]time.Time{}
+		}
+		if tt.rival && tt.heard > 0 {
+			e.heard[keys["nas"]] = ago(tt.heard)
 		}
 		v := new(Purge).judge(s, "gw1", e, map[mesh.NodeID]bool{"gw1": true, "gw2": true, "gw3": true}, true, purgeNow)
-		_, misses := v.silent["nas"]
+		since, misses := v.silent["nas"]
+		if misses && !since.Equal(ago(max(tt.heard, tt.since))) {
+			t.Errorf("%s: silent since %s, want %s", name, since, ago(max(tt.heard, tt.since)))
+		}
 		if hears := slices.Contains(v.heard, "nas"); misses != tt.misses || hears != tt.hears || len(v.purge) > 0 {
 			t.Errorf("%s: misses it: %v, hears it: %v, purges %v", name, misses, hears, v.purge)
 		}
 	}
+}
+
+// While nothing can be noted, the begin of a silence is not forgotten.
+func TestEars_DateSilenceByTheFirstLook(t *testing.T) {
+	e := &ears{rivals: map[mesh.NodeID]bool{"r1": true}, missed: map[mesh.NodeID]time.Time{}}
+	look := func(due bool, silent map[mesh.NodeID]time.Time, want map[mesh.NodeID]time.Time) {
+		t.Helper()
+		e.due = due
+		if e.first(verdict{silent: silent}); !maps.Equal(silent, want) {
+			t.Errorf("silent since %v, want %v", silent, want)
+		}
+	}
+	type times = map[mesh.NodeID]time.Time
+	at := func(s int) time.Time { return purgeNow.Add(time.Duration(s) * time.Second) }
+	look(true, times{"nas": at(0), "r1": at(1)}, times{"nas": at(0), "r1": at(1)})
+	look(false, times{"r1": at(15)}, times{"r1": at(1)})
+	look(false, times{}, times{})
+	look(true, times{"nas": at(60), "r1": at(61)}, times{"nas": at(0), "r1": at(61)}) // r1 was heard meanwhile
+	look(true, times{}, times{})
+	look(true, times{"nas": at(120)}, times{"nas": at(120)})
 }
 
 func TestWatch_TellsWhenSomethingCame(t *testing.T) {
@@ -132,7 +163,8 @@ func (e *talkingEar) hush(key mesh.WireGuardKey, quiet bool) {
 func TestPurge_NotesRoutersThatFallSilent(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
-		log := slog.New(slog.DiscardHandler)
+		var text bytes.Buffer // read when nobody writes any more
+		log := slog.New(slog.NewTextHandler(&text, nil))
 		r := registry.New(storetest.New(), log)
 		ran := make(chan error, 1)
 		go func() { ran <- r.Run(ctx) }()
@@ -207,6 +239,11 @@ func TestPurge_NotesRoutersThatFallSilent(t *testing.T) {
 		}
 		if err := <-ran; err != nil {
 			t.Errorf("the registry: %v", err)
+		}
+		for _, line := range []string{`msg="a router is not heard`, `msg="a router is heard again" peer=r1 after=24h1m`} {
+			if n := strings.Count(text.String(), line); n != 1 {
+				t.Errorf("the log says %s %d times:\n%s", line, n, text.String())
+			}
 		}
 	})
 }
