@@ -204,7 +204,7 @@ func (p *gatewayProcess) run(ctx context.Context, onReady func() error) error {
 }
 
 func (p *gatewayProcess) serve(ctx context.Context, onReady func() error) error {
-	p.tellFixed()
+	p.cfg.tellFixed(p.node.Snapshot(), p.log)
 	p.markMesh()
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return p.shared.Run(ctx) })

@@ -6,11 +6,13 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
 
 	"github.com/meshgate/meshgate/node/durable"
+	"github.com/meshgate/meshgate/node/mesh"
 	"github.com/meshgate/meshgate/node/registry"
 )
 
@@ -49,18 +51,17 @@ func (p *gatewayProcess) markMesh() {
 	}
 }
 
-// tellFixed says which flags have no effect, because the mesh was made with
-// other values.
-func (p *gatewayProcess) tellFixed() {
-	s := p.node.Snapshot()
+// tellFixed says which flags that were given have no effect, because the mesh was
+// made with other values.
+func (c *upConfig) tellFixed(s *mesh.Snapshot, log *slog.Logger) {
 	for _, f := range []struct{ flag, want, have string }{
-		{"mesh.admin", p.cfg.admin, registry.Admin(s)},
-		{"mesh.domain", strings.TrimSuffix(p.cfg.meshDomain, "."), strings.TrimSuffix(s.Domain, ".")},
-		{"mesh.ipv4-network", p.cfg.meshIPv4, s.IPv4.String()},
-		{"mesh.default-network-policy", p.cfg.policy, registry.DefaultPolicy(s)},
+		{"mesh.admin", c.admin, registry.Admin(s)},
+		{"mesh.domain", strings.TrimSuffix(c.meshDomain, "."), strings.TrimSuffix(s.Domain, ".")},
+		{"mesh.ipv4-network", c.meshIPv4, s.IPv4.String()},
+		{"mesh.default-network-policy", c.policy, registry.DefaultPolicy(s)},
 	} {
-		if f.want != f.have {
-			p.log.Warn("the mesh was made with another value, which stays", "flag", "--"+f.flag, "value", f.have, "ignored", f.want)
+		if c.given[f.flag] && f.want != f.have {
+			log.Warn("the mesh was made with another value, which stays", "flag", "--"+f.flag, "value", f.have, "ignored", f.want)
 		}
 	}
 }

@@ -71,6 +71,9 @@ type upConfig struct {
 	turnAllowPeers []string
 
 	logLevel, logFormat string
+
+	// given are the names of the flags that somebody has set, by whatever source.
+	given map[string]bool
 }
 
 func (c *upConfig) register(f *pflag.FlagSet) {
@@ -184,6 +187,8 @@ func (c *upConfig) load(f *pflag.FlagSet) error {
 	if err := fromSources(f, path); err != nil {
 		return err
 	}
+	c.given = map[string]bool{}
+	f.Visit(func(f *pflag.Flag) { c.given[f.Name] = true })
 	if c.dev {
 		if err := c.setDevDefaults(f); err != nil {
 			return err
