@@ -43,6 +43,9 @@ const (
 	// twice as long, up to maxJoinPause.
 	joinPause    = 300 * time.Millisecond
 	maxJoinPause = 5 * time.Second
+	// remindJoin is how long after it was told that it has no success it is told
+	// again; each further time after twice as long.
+	remindJoin = 15 * time.Second
 	// purgeContact is how recently a gateway that watches its members was heard.
 	purgeContact = time.Minute
 	// handOverTimeout bounds what a leader that ends waits for another one.
@@ -348,6 +351,8 @@ func logVoters(ctx context.Context, log *slog.Logger, replicas []raftstore.Repli
 // is not asked again.
 func (l *cluster) insist(ctx context.Context, at *access, what string, try func(context.Context) error) error {
 	l.lack(at, what, nil)
+	var told time.Time
+	remind := remindJoin
 	for wait := joinPause; ; wait = min(2*wait, maxJoinPause) {
 		attempt, cancel := context.WithTimeout(ctx, attemptTimeout)
 		err := try(attempt)
@@ -359,7 +364,14 @@ func (l *cluster) insist(ctx context.Context, at *access, what string, try func(
 		final := peer.Refused(err) || peer.Distrusted(err) || errors.Is(err, mesh.ErrPrecondition) || connect.CodeOf(err) == connect.CodeFailedPrecondition
 		if !final {
 			l.lack(at, what, err)
-			l.log.Warn("not in the cluster yet, trying again", "gateway", at.URL, "err", explain(err), "dur", wait)
+			switch quiet := time.Since(told); {
+			case told.IsZero():
+				told = time.Now()
+				l.log.Warn("not in the cluster yet, trying again and again", "gateway", at.URL, "err", explain(err))
+			case quiet >= remind:
+				told, remind = time.Now(), 2*remind
+				l.log.Warn("still not in the cluster", "gateway", at.URL, "err", explain(err))
+			}
 		}
 		if final || pause(ctx, wait) != nil {
 			return fmt.Errorf("--cluster.join %s: %s: %w", at.URL, what, err)

@@ -95,6 +95,9 @@ func TestInsist_BacksOff(t *testing.T) {
 		if err == nil || errors.Is(err, mesh.ErrPrecondition) || asked < 10 || asked > 35 {
 			t.Errorf("asked %d times in %s: %v", asked, joinPatience, err)
 		}
+		if n := strings.Count(log.String(), "\n"); n != 4 { // at once, and 15, 30 and 60 seconds later
+			t.Errorf("it is told %d times:\n%s", n, log.String())
+		}
 		line, _, _ := strings.Cut(log.String(), "\n")
 		if !strings.Contains(line, "gateway=https://gw1:8443") || !strings.Contains(line, "Is the gateway running") {
 			t.Error(line)
