@@ -58,7 +58,7 @@ func (a *app) backupCommand() *cobra.Command {
 			if o.offline {
 				return a.backupOffline(cmd.Flags(), &from, o, given[0])
 			}
-			gate, err := from.dial(cmd.Flags())
+			gate, err := from.dial(cmd.Context(), cmd.Flags())
 			if err != nil {
 				return err
 			}

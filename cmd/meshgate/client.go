@@ -4,6 +4,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/hex"
@@ -81,7 +82,7 @@ func (c *access) registerTrust(f *pflag.FlagSet) {
 }
 
 // dial completes the flags from the environment and connects.
-func (c *access) dial(f *pflag.FlagSet) (*peer.Public, error) {
+func (c *access) dial(ctx context.Context, f *pflag.FlagSet) (*peer.Public, error) {
 	if err := fromSources(f, ""); err != nil {
 		return nil, err
 	}
@@ -90,7 +91,7 @@ func (c *access) dial(f *pflag.FlagSet) (*peer.Public, error) {
 		return nil, usagef("--server and --context name two gateways; give one")
 	}
 	if c.URL == "" && c.context == "" && c.near {
-		if node, err := c.local(); node != nil || err != nil {
+		if node, err := c.local(ctx); node != nil || err != nil {
 			return node, err
 		}
 	}
@@ -99,12 +100,12 @@ func (c *access) dial(f *pflag.FlagSet) (*peer.Public, error) {
 			return nil, err
 		}
 	}
-	return c.connect()
+	return c.connect(ctx)
 }
 
 // connect completes c from files and this host's gateway, and makes a client
 // of it. The caller closes it.
-func (c *access) connect() (*peer.Public, error) {
+func (c *access) connect(ctx context.Context) (*peer.Public, error) {
 	if c.Token == "" && c.tokenFile != "" {
 		raw, err := os.ReadFile(c.tokenFile)
 		if err != nil {
@@ -115,7 +116,7 @@ func (c *access) connect() (*peer.Public, error) {
 		}
 	}
 	if c.URL == "" && c.nodes {
-		if node, err := c.local(); node != nil || err != nil {
+		if node, err := c.local(ctx); node != nil || err != nil {
 			return node, err
 		}
 	}
@@ -136,8 +137,8 @@ func (c *access) connect() (*peer.Public, error) {
 }
 
 // local is the client of the node on this host; nil: there is none.
-func (c *access) local() (*peer.Public, error) {
-	socket, err := c.door()
+func (c *access) local(ctx context.Context) (*peer.Public, error) {
+	socket, err := c.door(ctx)
 	if err != nil || socket == "" {
 		return nil, err
 	}

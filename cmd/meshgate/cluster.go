@@ -237,8 +237,8 @@ type joiner struct {
 
 // newJoiner makes the request of a gateway that joins. It names no services:
 // they are declared once the gateway can serve them.
-func (p *gatewayProcess) newJoiner(id mesh.NodeID, key mesh.PrivateKey, features []mesh.Feature) (*joiner, error) {
-	public, err := p.cfg.cluster.gateway.connect()
+func (p *gatewayProcess) newJoiner(ctx context.Context, id mesh.NodeID, key mesh.PrivateKey, features []mesh.Feature) (*joiner, error) {
+	public, err := p.cfg.cluster.gateway.connect(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("--cluster.join: %w", err)
 	}

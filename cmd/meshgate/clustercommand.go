@@ -57,7 +57,7 @@ func (a *app) onGateway(use, short, long string, check cobra.PositionalArgs, run
 	cmd := &cobra.Command{
 		Use: use, Short: short, Long: long, Args: check,
 		RunE: func(cmd *cobra.Command, given []string) error {
-			gate, err := to.dial(cmd.Flags())
+			gate, err := to.dial(cmd.Context(), cmd.Flags())
 			if err != nil {
 				return err
 			}

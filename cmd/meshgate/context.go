@@ -4,6 +4,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -288,7 +289,7 @@ func (a *app) contextSetCommand() *cobra.Command {
 			}
 			return changeContexts(cmd, func(all *contexts) error {
 				saved := all.Contexts[args[0]]
-				if err := to.saveTo(&saved); err != nil {
+				if err := to.saveTo(cmd.Context(), &saved); err != nil {
 					return err
 				}
 				if err := readableFile(saved.TokenFile); err != nil {
@@ -322,7 +323,7 @@ func readableFile(path string) error {
 
 // saveTo puts what the flags say into saved. Paths become absolute, as the next
 // command may run elsewhere.
-func (c *access) saveTo(saved *savedContext) error {
+func (c *access) saveTo(ctx context.Context, saved *savedContext) error {
 	for path, field := range map[*string]*string{&c.caFile: &saved.CAFile, &c.tokenFile: &saved.TokenFile} {
 		if *path == "" {
 			continue
@@ -352,7 +353,7 @@ func (c *access) saveTo(saved *savedContext) error {
 		return usagef("which gateway? Give --server https://host:port")
 	}
 	check := access{URL: saved.Server, Pin: saved.Pin, caFile: saved.CAFile, Token: saved.Token}
-	p, err := check.connect()
+	p, err := check.connect(ctx)
 	if err != nil {
 		return err
 	}

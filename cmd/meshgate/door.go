@@ -108,7 +108,7 @@ func answers(ctx context.Context, path string) bool {
 // door finds the socket of the node of this host that a command is for: in the
 // data directory that was given, or of the only node that runs in the usual
 // places. Empty: there is none.
-func (c *access) door() (string, error) {
+func (c *access) door(ctx context.Context) (string, error) {
 	if c.dataDir != "" {
 		if _, err := os.Stat(filepath.Join(c.dataDir, localFile)); err == nil {
 			return "", nil // a gateway's
@@ -129,7 +129,10 @@ func (c *access) door() (string, error) {
 		}
 		found = append(found, list...)
 	}
-	found = slices.DeleteFunc(found, func(path string) bool { return !answers(context.Background(), path) })
+	found = slices.DeleteFunc(found, func(path string) bool { return !answers(ctx, path) })
+	if err := ctx.Err(); err != nil {
+		return "", err // who was not asked may be there
+	}
 	if len(found) > 1 {
 		dirs := make([]string, 0, len(found))
 		for _, path := range found {

@@ -84,18 +84,23 @@ func TestDoor_FindsTheNodeOfThisHost(t *testing.T) {
 	}
 	given := open("given")
 	c := access{dataDir: filepath.Join(dir, "given"), given: true}
-	if got, err := c.door(); got != given || err != nil {
+	if got, err := c.door(t.Context()); got != given || err != nil {
 		t.Errorf("in a directory that was given: %q, %v; want %q", got, err, given)
 	}
 	c = access{dataDir: filepath.Join(dir, "empty"), given: true}
-	if got, err := c.door(); got != "" || err != nil {
+	if got, err := c.door(t.Context()); got != "" || err != nil {
 		t.Errorf("in an empty directory: %q, %v", got, err)
 	}
 	if err := os.WriteFile(filepath.Join(dir, "given", localFile), []byte("{}"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	c = access{dataDir: filepath.Join(dir, "given"), given: true}
-	if got, err := c.door(); got != "" || err != nil {
+	if got, err := c.door(t.Context()); got != "" || err != nil {
 		t.Errorf("in a gateway's directory: %q, %v", got, err)
+	}
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	if got, err := (&access{}).door(ended); got != "" || !errors.Is(err, context.Canceled) {
+		t.Errorf("after the command has ended: %q, %v", got, err)
 	}
 }

@@ -111,7 +111,7 @@ func (p *gatewayProcess) openNode(ctx context.Context) error {
 	}
 	p.cluster.keys.from(p.node.Snapshot, storage{p.store, p.node}.seats)
 	if p.cluster.seatless() {
-		p.joiner, err = p.newJoiner(id, key, features)
+		p.joiner, err = p.newJoiner(ctx, id, key, features)
 	}
 	return err
 }

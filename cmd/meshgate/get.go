@@ -40,7 +40,7 @@ func (a *app) getCommand() *cobra.Command {
 			if err := want.check(args[0], k.name == "edges", false); err != nil {
 				return err
 			}
-			if c.Public, err = to.dial(cmd.Flags()); err != nil {
+			if c.Public, err = to.dial(cmd.Context(), cmd.Flags()); err != nil {
 				return err
 			}
 			defer c.Close()
@@ -168,7 +168,7 @@ func (a *app) deleteCommand() *cobra.Command {
 				return usagef("which of the %s? Give one or more names", k.name)
 			}
 			var c calls
-			if c.Public, err = to.dial(cmd.Flags()); err != nil {
+			if c.Public, err = to.dial(cmd.Context(), cmd.Flags()); err != nil {
 				return err
 			}
 			defer c.Close()

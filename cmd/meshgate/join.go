@@ -95,7 +95,7 @@ func (a *app) join(ctx context.Context, c *joinConfig) error {
 	if err != nil {
 		return err
 	}
-	if o.gateway, err = c.gateway.connect(); err != nil {
+	if o.gateway, err = c.gateway.connect(ctx); err != nil {
 		return err
 	}
 	defer o.gateway.Close()

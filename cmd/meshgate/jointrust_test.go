@@ -56,7 +56,7 @@ func TestJoin_WhoIsNotBelievedIsAskedOnce(t *testing.T) {
 func TestInsist_WhoIsNotBelievedIsAskedOnce(t *testing.T) {
 	l := &cluster{log: slog.New(slog.DiscardHandler)}
 	at := &access{URL: stranger(t), prefix: "cluster."}
-	public, err := at.connect()
+	public, err := at.connect(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -71,7 +71,7 @@ func TestInsist_WhoIsNotBelievedIsAskedOnce(t *testing.T) {
 		t.Errorf("asked %d times: %s", asked, text)
 	}
 	at.Pin = "sha256:" + strings.Repeat("0", 64)
-	if _, err := at.connect(); err == nil || !strings.Contains(err.Error(), "--cluster.pin: nobody") {
+	if _, err := at.connect(t.Context()); err == nil || !strings.Contains(err.Error(), "--cluster.pin: nobody") {
 		t.Errorf("a pin of zeros: %v", err)
 	}
 	err = at.advise(connect.NewError(connect.CodeUnauthenticated, errors.New("no credentials")))

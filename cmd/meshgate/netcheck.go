@@ -46,7 +46,7 @@ func (a *app) netcheckCommand() *cobra.Command {
 					return usageError{err}
 				}
 			}
-			gate, err := to.dial(cmd.Flags())
+			gate, err := to.dial(cmd.Context(), cmd.Flags())
 			if err != nil {
 				return err
 			}

@@ -47,7 +47,7 @@ func (a *app) peerCreateCommand() *cobra.Command {
 			"it never leaves this machine otherwise and is not shown again.",
 		Args: args(cobra.ExactArgs(1), "one name for the peer"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			gate, err := to.dial(cmd.Flags())
+			gate, err := to.dial(cmd.Context(), cmd.Flags())
 			if err != nil {
 				return err
 			}
@@ -115,7 +115,7 @@ func (a *app) peerDeleteCommand() *cobra.Command {
 		Short: "remove a peer or a node from the mesh",
 		Args:  args(cobra.ExactArgs(1), "one name"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			gate, err := to.dial(cmd.Flags())
+			gate, err := to.dial(cmd.Context(), cmd.Flags())
 			if err != nil {
 				return err
 			}

@@ -37,7 +37,7 @@ func (a *app) pingCommand() *cobra.Command {
 			"is answered by every kind of node.",
 		Args: args(cobra.ExactArgs(1), "the id of a node"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			gate, err := c.to.dial(cmd.Flags())
+			gate, err := c.to.dial(cmd.Context(), cmd.Flags())
 			if err != nil {
 				return err
 			}

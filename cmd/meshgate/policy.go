@@ -138,7 +138,7 @@ func (a *app) printOutcomes(outcomes []outcome, failed int) error {
 
 // livePolicy reads the policy of a mesh.
 func livePolicy(ctx context.Context, cmd *cobra.Command, to *access) (*mesh.Snapshot, error) {
-	gate, err := to.dial(cmd.Flags())
+	gate, err := to.dial(cmd.Context(), cmd.Flags())
 	if err != nil {
 		return nil, err
 	}

@@ -89,7 +89,7 @@ func (a *app) putPolicy(cmd *cobra.Command, to *access, o policyPutOptions, path
 		return usagef("%s holds nothing to put; want groups, roles, rolebindings, networkacls or routes", path)
 	}
 	var c calls
-	if c.Public, err = to.dial(cmd.Flags()); err != nil {
+	if c.Public, err = to.dial(cmd.Context(), cmd.Flags()); err != nil {
 		return err
 	}
 	defer c.Close()

@@ -73,7 +73,7 @@ func (a *app) portForwardCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			gate, err := to.dial(cmd.Flags())
+			gate, err := to.dial(cmd.Context(), cmd.Flags())
 			if err != nil {
 				return err
 			}

@@ -81,7 +81,7 @@ func (p putter[M]) command(a *app) *cobra.Command {
 				return err
 			}
 			var c calls
-			if c.Public, err = to.dial(cmd.Flags()); err != nil {
+			if c.Public, err = to.dial(cmd.Context(), cmd.Flags()); err != nil {
 				return err
 			}
 			defer c.Close()

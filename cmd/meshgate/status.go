@@ -23,7 +23,7 @@ func (a *app) statusCommand() *cobra.Command {
 		Short: "how a node is, and whom the gateway reaches",
 		Args:  args(cobra.MaximumNArgs(1), "at most one node id"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			gate, err := to.dial(cmd.Flags())
+			gate, err := to.dial(cmd.Context(), cmd.Flags())
 			if err != nil {
 				return err
 			}

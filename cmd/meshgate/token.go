@@ -78,7 +78,7 @@ func (a *app) tokenCreateCommand() *cobra.Command {
 				}
 				return a.printToken(args[0], token)
 			}
-			gate, err := to.dial(cmd.Flags())
+			gate, err := to.dial(cmd.Context(), cmd.Flags())
 			if err != nil {
 				return err
 			}
