@@ -13,6 +13,7 @@ import (
 // The bounds that tests go beyond.
 const (
 	SummarizeFrom = summarizeFrom
+	NearFrom      = nearFrom
 	MaxNotes      = maxNotes
 )
 

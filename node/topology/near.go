@@ -11,6 +11,8 @@ import (
 )
 
 const (
+	// nearFrom is from how many nodes on a mesh has near views.
+	nearFrom = 256
 	// maxBeside is with how many neighbours a node gets a near view. One with
 	// more is better off with a tree of its own that follows changes.
 	maxBeside = 1024
@@ -49,7 +51,7 @@ type movedNote struct {
 // needs a tree of its own.
 func (w *work) homeOf(v *vertex) *vertex {
 	g := w.graph
-	if g.vertices.len() < summarizeFrom || len(v.links) > maxBeside || len(g.offers[v.id]) > 0 || v.node.HoldsState() {
+	if g.vertices.len() < nearFrom || len(v.links) > maxBeside || len(g.offers[v.id]) > 0 || v.node.HoldsState() {
 		return nil
 	}
 	var home *vertex

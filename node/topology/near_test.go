@@ -73,7 +73,7 @@ func atMost(t *testing.T, checks int) {
 // nearMesh is larger than the meshes of which nodes get a summary and has a
 // second gateway, zones, nodes behind nodes, and routes.
 func nearMesh() (builder, []mesh.NodeID) {
-	b := publicMesh(topology.SummarizeFrom+20).link("n0070", "n0001", 1).link("n0140", "n0200", 1)
+	b := publicMesh(topology.NearFrom+20).link("n0070", "n0001", 1).link("n0140", "n0200", 1)
 	b.change("n0140", func(n *mesh.Node) { n.Features = b.Node(publicGateway).Features })
 	for _, id := range []mesh.NodeID{"n0210", "n0211", "n0212"} {
 		b.change(id, func(n *mesh.Node) { n.PrimaryEndpoint = "" })
@@ -132,7 +132,7 @@ func TestPlanner_NearPlansAreShort(t *testing.T) {
 // ACLs that make no difference leave all plans the same memory; those that do
 // change them.
 func TestPlanner_ACLsWithoutEffectKeepPlans(t *testing.T) {
-	for name, b := range map[string]builder{"near": publicJoined(topology.SummarizeFrom), "full": randomMesh(30)} {
+	for name, b := range map[string]builder{"near": publicJoined(topology.NearFrom), "full": randomMesh(30)} {
 		id := b.ids()[1]
 		p := topology.New(b.Snapshot, nil)
 		before := planned(t, p, id)
@@ -206,7 +206,7 @@ func TestPlanner_NearPlansNoticeWhatChangesFarAway(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			b := publicMesh(topology.SummarizeFrom+20).link(root, beside, 1).link(beside, x, 200).link(x, publicGateway, 1)
+			b := publicMesh(topology.NearFrom+20).link(root, beside, 1).link(beside, x, 200).link(x, publicGateway, 1)
 			b.link(y, publicGateway, 1).link(alone, root, 1).route("far", string(y), network.String())
 			for _, id := range []mesh.NodeID{x, y, alone} {
 				b.change(id, func(n *mesh.Node) { n.PrimaryEndpoint = "" })

@@ -10,8 +10,9 @@ import (
 )
 
 // summarizeFrom is from how many nodes behind a gateway on a leaf gets the
-// networks of the mesh instead of every address in them.
-const summarizeFrom = 256
+// networks of the mesh instead of every address in them. Below, a join changes
+// the plan of each of them, which a mesh that fills is to see a few times only.
+const summarizeFrom = 32
 
 // view is a tree with what lies behind each neighbour of its viewer.
 //
