@@ -54,9 +54,12 @@ func Pages(f *Filter) int {
 // Remembered counts the conversations in f.
 func Remembered(f *Flows) int {
 	n := 0
-	for i := range f.slots {
-		if f.slots[i].Load() != nil {
-			n++
+	for i := range f.regions {
+		r := f.regions[i].Load()
+		for j := range flowRegion {
+			if r != nil && r[j].Load() != nil {
+				n++
+			}
 		}
 	}
 	return n

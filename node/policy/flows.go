@@ -13,8 +13,8 @@ import (
 )
 
 const (
-	// flowRegions and flowRegion bound the conversations that are remembered:
-	// 256 KiB of memory while empty, 3 MiB when full. Where a conversation
+	// flowRegions and flowRegion bound the conversations that are remembered: 3 MiB
+	// when full. A region takes memory, 2 KiB, from its first on. Where a conversation
 	// goes is chosen by who opened it first, so that a node which opens very
 	// many drives out its own, and those of one node in 128.
 	flowRegions = 128
@@ -37,13 +37,16 @@ const (
 // longest is forgotten. That costs its next answers, until the side that opened
 // it sends again. It is safe for concurrent use.
 type Flows struct {
-	seed  maphash.Seed
-	slots []atomic.Pointer[flow]
+	seed    maphash.Seed
+	regions [flowRegions]atomic.Pointer[region]
 }
+
+// region is where the conversations are that some clients opened.
+type region [flowRegion]atomic.Pointer[flow]
 
 // NewFlows returns an empty memory.
 func NewFlows() *Flows {
-	return &Flows{seed: maphash.MakeSeed(), slots: make([]atomic.Pointer[flow], flowRegions*flowRegion)}
+	return &Flows{seed: maphash.MakeSeed()}
 }
 
 // flowKey names a conversation; client opened it.
@@ -64,7 +67,8 @@ type flow struct {
 func (f *Flows) note(p mesh.Packet) {
 	key := flowKey{p.Src.Unmap(), p.Dst.Unmap(), p.SrcPort, p.DstPort, p.Protocol}
 	now := time.Now().UnixNano()
-	places := f.places(&key)
+	in, set := f.place(&key)
+	places := f.made(in).set(set)
 	victim, oldest := &places[0], now
 	for i := range places {
 		entry := places[i].Load()
@@ -87,8 +91,13 @@ func (f *Flows) note(p mesh.Packet) {
 // and keeps the conversation alive.
 func (f *Flows) answers(p mesh.Packet) bool {
 	key := flowKey{p.Dst.Unmap(), p.Src.Unmap(), p.DstPort, p.SrcPort, p.Protocol}
+	in, set := f.place(&key)
+	r := f.regions[in].Load()
+	if r == nil {
+		return false
+	}
 	now := time.Now().UnixNano()
-	places := f.places(&key)
+	places := r.set(set)
 	for i := range places {
 		if entry := places[i].Load(); entry != nil && entry.key == key && now-entry.last.Load() < int64(flowTimeout) {
 			entry.touch(now)
@@ -105,17 +114,30 @@ func (e *flow) touch(now int64) {
 	}
 }
 
-// places returns where key may be remembered.
-func (f *Flows) places(key *flowKey) []atomic.Pointer[flow] {
+// place returns the region that key may be remembered in, and where there.
+func (f *Flows) place(key *flowKey) (in, set uint64) {
 	var raw [37]byte
 	client, server := key.client.As16(), key.server.As16()
 	copy(raw[:16], client[:])
-	region := maphash.Bytes(f.seed, raw[:16]) % flowRegions
+	in = maphash.Bytes(f.seed, raw[:16]) % flowRegions
 	copy(raw[16:32], server[:])
 	binary.BigEndian.PutUint16(raw[32:], key.clientPort)
 	binary.BigEndian.PutUint16(raw[34:], key.serverPort)
 	raw[36] = byte(key.protocol)
-	set := maphash.Bytes(f.seed, raw[:]) % (flowRegion / flowWays)
-	at := region*flowRegion + set*flowWays
-	return f.slots[at : at+flowWays]
+	return in, maphash.Bytes(f.seed, raw[:]) % (flowRegion / flowWays)
+}
+
+// made returns a region, which it makes if it is not there.
+func (f *Flows) made(in uint64) *region {
+	at := &f.regions[in]
+	if r := at.Load(); r != nil {
+		return r
+	}
+	at.CompareAndSwap(nil, new(region)) // or another one was quicker
+	return at.Load()
+}
+
+// set returns one of the sets of places of the region.
+func (r *region) set(n uint64) []atomic.Pointer[flow] {
+	return r[n*flowWays : (n+1)*flowWays]
 }
