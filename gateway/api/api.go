@@ -9,6 +9,7 @@ import (
 	"context"
 	"errors"
 	"net/http"
+	"sync"
 	"time"
 
 	"connectrpc.com/connect"
@@ -149,32 +150,45 @@ func Services(cfg Config, opts ...connect.HandlerOption) ([]Service, error) {
 		return nil, err
 	}
 	links := &links{source: cfg.Links, ways: cfg.Ways}
-	services := unimplemented(opts)
-	add := func(path string, h http.Handler) { services = append(services, newService(path, h)) }
-	add(v1connect.NewNodeHandler(&nodeService{Config: cfg, links: links, started: time.Now()}, opts...))
-	add(v1connect.NewMeshHandler(&meshService{state: cfg.State}, opts...))
-	add(v1connect.NewAdminHandler(&adminService{state: cfg.State, objects: cfg.Objects}, opts...))
-	add(v1connect.NewStorageQueryServiceHandler(&queryService{state: cfg.State, keys: cfg.Keys}, opts...))
 	membership := &membershipService{state: cfg.State, members: cfg.Members, cluster: cfg.Cluster, servers: cfg.RelayServers}
-	path, h := v1connect.NewMembershipHandler(membership, opts...)
-	add(path, endTurns(h))
-	path, h = meshgatev1connect.NewPairsHandler(&pairsService{plans: cfg.Pairs, servers: cfg.RelayServers, membership: membership}, opts...)
-	add(path, endTurns(h))
-	add(v1connect.NewWebRTCHandler(&webRTCService{signaling: cfg.Signaling}, opts...))
-	add(meshgatev1connect.NewClusterHandler(&clusterService{state: cfg.State, replicas: cfg.Replicas}, opts...))
-	add(meshgatev1connect.NewEnrolmentHandler(&enrolmentService{state: cfg.State, membership: membership}, opts...))
-	services = append(services, NewStoreHandler(cfg.Store, opts...))
-	add(meshgatev1connect.NewTokensHandler(&tokensService{tokens: cfg.Tokens}, opts...))
-	add(meshgatev1connect.NewPathsHandler(&pathsService{
-		state: cfg.State, ways: cfg.Ways, remote: cfg.RemoteWays, servers: cfg.RelayServers, pings: make(chan struct{}, maxPings),
-	}, opts...))
-	add(meshgatev1connect.NewWatchHandler(&watchService{state: cfg.State, links: links, replicas: cfg.Replicas, early: cfg.Early}, opts...))
-	return services, nil
+	pairs := &pairsService{plans: cfg.Pairs, servers: cfg.RelayServers, membership: membership}
+	ways := &pathsService{state: cfg.State, ways: cfg.Ways, remote: cfg.RemoteWays, servers: cfg.RelayServers, pings: make(chan struct{}, maxPings)}
+	return append(unimplemented(opts),
+		late(v1connect.NodeName, v1connect.NewNodeHandler, opts)(&nodeService{Config: cfg, links: links, started: time.Now()}),
+		late(v1connect.MeshName, v1connect.NewMeshHandler, opts)(&meshService{state: cfg.State}),
+		late(v1connect.AdminName, v1connect.NewAdminHandler, opts)(&adminService{state: cfg.State, objects: cfg.Objects}),
+		late(v1connect.StorageQueryServiceName, v1connect.NewStorageQueryServiceHandler, opts)(&queryService{state: cfg.State, keys: cfg.Keys}),
+		inTurns(late(v1connect.MembershipName, v1connect.NewMembershipHandler, opts)(membership)),
+		inTurns(late(meshgatev1connect.PairsName, meshgatev1connect.NewPairsHandler, opts)(pairs)),
+		late(v1connect.WebRTCName, v1connect.NewWebRTCHandler, opts)(&webRTCService{signaling: cfg.Signaling}),
+		late(meshgatev1connect.ClusterName, meshgatev1connect.NewClusterHandler, opts)(&clusterService{state: cfg.State, replicas: cfg.Replicas}),
+		late(meshgatev1connect.EnrolmentName, meshgatev1connect.NewEnrolmentHandler, opts)(&enrolmentService{state: cfg.State, membership: membership}),
+		NewStoreHandler(cfg.Store, opts...),
+		late(meshgatev1connect.TokensName, meshgatev1connect.NewTokensHandler, opts)(&tokensService{tokens: cfg.Tokens}),
+		late(meshgatev1connect.PathsName, meshgatev1connect.NewPathsHandler, opts)(ways),
+		late(meshgatev1connect.WatchName, meshgatev1connect.NewWatchHandler, opts)(
+			&watchService{state: cfg.State, links: links, replicas: cfg.Replicas, early: cfg.Early}),
+	), nil
 }
 
-// newService names a service by the path of its generated handler.
-func newService(path string, h http.Handler) Service {
-	return Service{Name: path[1 : len(path)-1], Path: path, Handler: h}
+// late makes a service of which the handler is made when it is first called. It takes
+// some 20 KiB, and of most services a member of a mesh is never asked for one.
+func late[H any](name string, make func(H, ...connect.HandlerOption) (string, http.Handler), opts []connect.HandlerOption) func(H) Service {
+	return func(service H) Service {
+		handler := sync.OnceValue(func() http.Handler {
+			_, h := make(service, opts...)
+			return h
+		})
+		return Service{Name: name, Path: "/" + name + "/", Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			handler().ServeHTTP(w, r)
+		})}
+	}
+}
+
+// inTurns has the answers of a service end turns.
+func inTurns(s Service) Service {
+	s.Handler = endTurns(s.Handler)
+	return s
 }
 
 // snapshot returns the state, or why there is none yet.

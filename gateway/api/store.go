@@ -56,7 +56,7 @@ var _ meshgatev1connect.StoreHandler = (*storeService)(nil)
 // NewStoreHandler makes the handler of meshgate.v1.Store alone. Who may call it
 // is up to the caller.
 func NewStoreHandler(s Store, opts ...connect.HandlerOption) Service {
-	return newService(meshgatev1connect.NewStoreHandler(&storeService{store: s}, opts...))
+	return late(meshgatev1connect.StoreName, meshgatev1connect.NewStoreHandler, opts)(&storeService{store: s})
 }
 
 // Get reads one key.

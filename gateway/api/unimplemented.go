@@ -4,7 +4,6 @@ package api
 
 import (
 	"context"
-	"net/http"
 
 	"connectrpc.com/connect"
 
@@ -18,22 +17,21 @@ func unimplemented(opts []connect.HandlerOption) []Service {
 		daemon = "v1.AppDaemon belongs to a local daemon, not to a gateway: use meshgate join on the machine itself"
 		plugin = "the plugin services are called by a gateway, never served by one"
 	)
-	with := func(message string) connect.HandlerOption {
-		return connect.WithHandlerOptions(append(opts[:len(opts):len(opts)], connect.WithInterceptors(refusal(message)))...)
+	with := func(message string) []connect.HandlerOption {
+		return append(opts[:len(opts):len(opts)], connect.WithInterceptors(refusal(message)))
 	}
-	var services []Service
-	add := func(path string, h http.Handler) {
-		s := newService(path, h)
-		s.Unimplemented = true
-		services = append(services, s)
+	services := []Service{
+		late(v1connect.AppDaemonName, v1connect.NewAppDaemonHandler, with(daemon))(v1connect.UnimplementedAppDaemonHandler{}),
+		late(v1connect.PluginName, v1connect.NewPluginHandler, with(plugin))(v1connect.UnimplementedPluginHandler{}),
+		late(v1connect.AuthPluginName, v1connect.NewAuthPluginHandler, with(plugin))(v1connect.UnimplementedAuthPluginHandler{}),
+		late(v1connect.WatchPluginName, v1connect.NewWatchPluginHandler, with(plugin))(v1connect.UnimplementedWatchPluginHandler{}),
+		late(v1connect.IPAMPluginName, v1connect.NewIPAMPluginHandler, with(plugin))(v1connect.UnimplementedIPAMPluginHandler{}),
+		late(v1connect.StorageQuerierPluginName, v1connect.NewStorageQuerierPluginHandler, with(plugin))(v1connect.UnimplementedStorageQuerierPluginHandler{}),
+		late(v1connect.StorageProviderPluginName, v1connect.NewStorageProviderPluginHandler, with(plugin))(v1connect.UnimplementedStorageProviderPluginHandler{}),
 	}
-	add(v1connect.NewAppDaemonHandler(v1connect.UnimplementedAppDaemonHandler{}, with(daemon)))
-	add(v1connect.NewPluginHandler(v1connect.UnimplementedPluginHandler{}, with(plugin)))
-	add(v1connect.NewAuthPluginHandler(v1connect.UnimplementedAuthPluginHandler{}, with(plugin)))
-	add(v1connect.NewWatchPluginHandler(v1connect.UnimplementedWatchPluginHandler{}, with(plugin)))
-	add(v1connect.NewIPAMPluginHandler(v1connect.UnimplementedIPAMPluginHandler{}, with(plugin)))
-	add(v1connect.NewStorageQuerierPluginHandler(v1connect.UnimplementedStorageQuerierPluginHandler{}, with(plugin)))
-	add(v1connect.NewStorageProviderPluginHandler(v1connect.UnimplementedStorageProviderPluginHandler{}, with(plugin)))
+	for i := range services {
+		services[i].Unimplemented = true
+	}
 	return services
 }
 
