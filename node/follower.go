@@ -114,9 +114,10 @@ type follower struct {
 	// lost is when the gateway was heard last, or else when the node began;
 	// nil while it is heard.
 	lost atomic.Pointer[time.Time]
-	// broke is true when a gateway that was heard has just been lost. Only run
-	// uses it.
-	broke bool
+	// broke is true when a gateway that was heard has just been lost, and failed
+	// how many rounds there were since in which none was heard. Only run uses them.
+	broke  bool
+	failed int
 	// asks are the names of the gateways that the present round has tried, and
 	// troubles what the log was told of those before. Only run uses them.
 	asks     []string
@@ -172,10 +173,13 @@ func (f *follower) run(ctx context.Context) error {
 		}
 		if alive {
 			delay = backoffMin
+			f.failed = 0
 			f.troubles.over()
 			f.asks = f.asks[len(f.asks)-1:] // the one that was heard, and lost
 		}
-		f.broke = alive
+		if f.broke = alive; !alive {
+			f.failed++
+		}
 		dur := delay/2 + rand.N(delay/2)
 		f.complain(ctx, err, dur)
 		if err := pause(ctx, dur); err != nil {

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/meshgate/meshgate/node/mesh"
@@ -19,10 +20,13 @@ const (
 	subscribeGrace = 15 * time.Second
 	// failoverGrace is the same where there are other gateways to turn to.
 	failoverGrace = 6 * time.Second
-	// shakeEach is the pause between two attempts at a new WireGuard session, and
-	// shakeFirst that after the first one, which doubles until then. Each attempt
-	// voids the one before: an answer that takes longer is lost.
+	// shakeFirst is the pause after the first attempt at a new WireGuard session,
+	// which doubles until it is shakeEach. Each attempt voids the one before: an
+	// answer that takes longer is lost, and a gateway to which hundreds of nodes
+	// come at once takes longer. With each round in which no gateway was heard the
+	// first pause is four times as long, and the longest twice, up to shakeMost.
 	shakeEach, shakeFirst = 2 * time.Second, 250 * time.Millisecond
+	shakeMost             = 16 * time.Second
 	// settleTimeout bounds the wait for a new plan to be in force.
 	settleTimeout = 2 * time.Second
 	// lostGrace is how long a gateway may be away before the node is not
@@ -37,6 +41,8 @@ type sessions interface {
 	// Handshake asks a peer for a new session in place of the one of now. An
 	// unknown key is no error.
 	Handshake(key mesh.WireGuardKey)
+	// Stats says when the last ones were made.
+	Stats() (mesh.InterfaceStats, error)
 }
 
 // leave ends the membership of a node that forgets its key, so that its id is
@@ -75,7 +81,7 @@ func (f *follower) subscribe(ctx context.Context) (alive bool, err error) {
 	heard := make(chan struct{})
 	go func() {
 		defer close(ended)
-		f.shake(ctx, gate.PublicKey.WireGuard(), heard)
+		f.shake(ctx, gate.PublicKey.WireGuard(), pausesAfter(f.failed), heard)
 	}()
 	defer func() { cancel(nil); <-ended }()
 	patience := subscribeGrace
@@ -127,10 +133,22 @@ func (f *follower) settle(ctx context.Context) error {
 	return ctx.Err()
 }
 
-// shake asks the gateway for a new session, again and again until it is heard
-// or ctx ends.
-func (f *follower) shake(ctx context.Context, key mesh.WireGuardKey, heard <-chan struct{}) {
-	for wait := shakeFirst; ; wait = min(2*wait, shakeEach) {
+// pauses are those between attempts at a session.
+type pauses struct{ first, longest time.Duration }
+
+// pausesAfter returns those after rounds in which no gateway was heard.
+func pausesAfter(failed int) pauses {
+	failed = min(failed, 3)
+	longest := min(shakeEach<<failed, shakeMost)
+	return pauses{min(shakeFirst<<(2*failed), longest/2), longest}
+}
+
+// shake asks the gateway for a new session, again and again until there is one,
+// the gateway is heard or ctx ends. A gateway that has no time for the first word
+// yet is asked for no other session: that would void what is on its way.
+func (f *follower) shake(ctx context.Context, key mesh.WireGuardKey, p pauses, heard <-chan struct{}) {
+	began := time.Now()
+	for wait := p.first; !f.shaken(key, began); wait = min(2*wait, p.longest) {
 		f.sessions.Handshake(key)
 		timer := time.NewTimer(wait)
 		select {
@@ -142,6 +160,14 @@ func (f *follower) shake(ctx context.Context, key mesh.WireGuardKey, heard <-cha
 		timer.Stop()
 		return
 	}
+}
+
+// shaken reports whether a session with a peer was made after a time.
+func (f *follower) shaken(key mesh.WireGuardKey, after time.Time) bool {
+	stats, err := f.sessions.Stats()
+	return err == nil && slices.ContainsFunc(stats.Peers, func(p mesh.PeerStats) bool {
+		return p.PublicKey == key && p.LastHandshake.After(after)
+	})
 }
 
 // healthy is nil while a gateway is heard, or was not long ago.

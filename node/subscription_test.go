@@ -16,16 +16,28 @@ import (
 	v1 "github.com/meshgate/meshgate/proto/v1"
 )
 
-// shaken counts the handshakes with each peer.
+// shaken counts the handshakes with each peer, of which one makes a session a
+// moment later, unless made is 0.
 type shaken struct {
+	made int
+
 	mu    sync.Mutex
 	peers map[mesh.WireGuardKey]int
+	stats mesh.InterfaceStats
 }
 
 func (s *shaken) Handshake(key mesh.WireGuardKey) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.peers[key]++
+	if s.peers[key]++; s.peers[key] == s.made {
+		s.stats.Peers = []mesh.PeerStats{{PublicKey: key, LastHandshake: time.Now().Add(time.Millisecond)}}
+	}
+}
+
+func (s *shaken) Stats() (mesh.InterfaceStats, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.stats, nil
 }
 
 // slowGateway answers a subscription after a while, and says when it was asked.
@@ -137,15 +149,26 @@ func TestSubscribe_AsksForANewSessionUntilItHears(t *testing.T) {
 		after time.Duration // of the first word
 		alive bool
 		want  int // handshakes: after 0, 0.25, 0.75 and 1.75 s, then each 2 s
+		// made is which handshake makes a session; 0: none.
+		made int
+		// failed are the rounds before.
+		failed int
 	}{
-		"heard at once":   {time.Millisecond, true, 1},
-		"heard later":     {5 * time.Second, true, 5},
-		"heard by no one": {0, false, 4 + int((subscribeGrace-1750*time.Millisecond)/shakeEach)},
+		"heard at once":           {after: time.Millisecond, alive: true, want: 1},
+		"heard later":             {after: 5 * time.Second, alive: true, want: 5},
+		"heard by no one":         {want: 4 + int((subscribeGrace-1750*time.Millisecond)/shakeEach)},
+		"a session, but no word":  {want: 2, made: 2},
+		"a session, and a word":   {after: 5 * time.Second, alive: true, want: 3, made: 3},
+		"heard in the second":     {after: 10 * time.Second, alive: true, want: 4, failed: 1}, // after 0, 1, 3 and 7 s
+		"not in the third":        {want: 3, failed: 2},                                       // after 0, 4 and 12 s
+		"not in the fourth":       {want: 2, failed: 3},                                       // after 0 and 8 s
+		"not in the one in a day": {want: 2, failed: 4000},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				g := &slowGateway{fakeGateway: newFakeGateway(t), after: tt.after, asked: make(chan time.Time, 1)}
 				f, asks := subscriber(t, g)
+				asks.made, f.failed = tt.made, tt.failed
 				close(f.node.ready)
 				f.node.inForce.set(f.latest)
 				ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
