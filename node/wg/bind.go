@@ -61,6 +61,19 @@ type bind struct {
 	running    sync.WaitGroup
 }
 
+// sizes are how long the queues of a device are, and how many packets it reads at
+// a time.
+type sizes struct{ receive, relayed, outbound, batch int }
+
+// sizesOf returns those of a device that is lean, or not.
+func sizesOf(lean bool) sizes {
+	if lean {
+		// One attached connection does not fill the queue of all.
+		return sizes{receive: 2 * attachQueue, relayed: relayQueue / leanShare, outbound: outboundQueue / leanShare, batch: leanBatch}
+	}
+	return sizes{receiveQueue, relayQueue, outboundQueue, conn.IdealBatchSize}
+}
+
 // received is a datagram that waits for the device.
 type received struct {
 	frame *frame
@@ -71,11 +84,11 @@ type received struct {
 
 // newBind wraps udp. Frames bound the size of a datagram that does not come from
 // there. Stun takes STUN messages, unless it is nil.
-func newBind(udp conn.Bind, frames *framePool, stun func(Socket, netip.AddrPort, []byte), m *metrics) *bind {
+func newBind(udp conn.Bind, of sizes, frames *framePool, stun func(Socket, netip.AddrPort, []byte), m *metrics) *bind {
 	b := &bind{
 		udp: udp, frames: frames, metrics: m, stun: stun,
-		receive:  make(chan received, receiveQueue),
-		relayed:  make(chan received, relayQueue),
+		receive:  make(chan received, of.receive),
+		relayed:  make(chan received, of.relayed),
 		ended:    make(chan struct{}),
 		attached: make(map[uint64]*attachment),
 	}

@@ -99,7 +99,7 @@ func testBind(tb testing.TB, udp conn.Bind) (*bind, conn.ReceiveFunc, *metrics) 
 	if err != nil {
 		tb.Fatal(err)
 	}
-	b := newBind(udp, newFramePool(minFrame), nil, m)
+	b := newBind(udp, sizesOf(false), newFramePool(minFrame), nil, m)
 	fns, _, err := b.Open(0)
 	if err != nil {
 		tb.Fatal(err)

@@ -89,7 +89,7 @@ func nativeBind(tb testing.TB, stun func(Socket, netip.AddrPort, []byte), packet
 	if err != nil {
 		tb.Fatal(err)
 	}
-	b := newBind(&stdUDP{packets: packets, from: from}, newFramePool(minFrame), stun, m)
+	b := newBind(&stdUDP{packets: packets, from: from}, sizesOf(false), newFramePool(minFrame), stun, m)
 	fns, _, err := b.Open(0)
 	if err != nil {
 		tb.Fatal(err)

@@ -16,7 +16,7 @@ func TestAccept_ProbesIdleConnections(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	n, err := newNetstack("test", 1420, new(filter), newFramePool(minFrame), m)
+	n, err := newNetstack("test", 1420, sizesOf(false), new(filter), newFramePool(minFrame), m)
 	if err != nil {
 		t.Fatal(err)
 	}

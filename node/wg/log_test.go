@@ -27,7 +27,7 @@ func libraryPeer(t *testing.T) (*device.Peer, mesh.WireGuardKey) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	plane, err := newNetstack("test", 1420, new(filter), newFramePool(minFrame), m)
+	plane, err := newNetstack("test", 1420, sizesOf(false), new(filter), newFramePool(minFrame), m)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -40,6 +40,19 @@ func newNative(mtu int) conn.Bind {
 	return &fragmenting{Bind: withFamilies(conn.NewDefaultBind()), small: mtu == minMTU}
 }
 
+// newLean returns the UDP bind of a lean device, which sends as newNative's does
+// what does not fit whole.
+func newLean(mtu int) conn.Bind {
+	f := &fragmenting{small: mtu == minMTU}
+	return &lean{control: func(fd int, six bool) {
+		family := unix.AF_INET
+		if six {
+			family = unix.AF_INET6
+		}
+		_ = f.allow(fd, family) // without, only ways with a small MTU suffer
+	}}
+}
+
 // Open implements conn.Bind.
 func (f *fragmenting) Open(port uint16) ([]conn.ReceiveFunc, uint16, error) {
 	fns, actual, err := f.Bind.Open(port)

@@ -11,7 +11,6 @@ import (
 	"slices"
 	"sync"
 
-	"golang.zx2c4.com/wireguard/conn"
 	"golang.zx2c4.com/wireguard/tun"
 	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
@@ -51,7 +50,7 @@ type netstack struct {
 
 	// Owned by Read.
 	cutter segmenter
-	batch  [conn.IdealBatchSize]packet
+	batch  []packet
 	queued []packet
 
 	mu        sync.Mutex // guards addresses
@@ -61,10 +60,11 @@ type netstack struct {
 var _ plane = (*netstack)(nil)
 
 // newNetstack makes a network without addresses.
-func newNetstack(name string, mtu int, f *filter, frames *framePool, m *metrics) (*netstack, error) {
+func newNetstack(name string, mtu int, of sizes, f *filter, frames *framePool, m *metrics) (*netstack, error) {
 	n := &netstack{
 		name: name, filter: f, frames: frames, metrics: m,
-		link:   &link{queue: newPacketQueue(outboundQueue), mtu: uint32(mtu), metrics: m},
+		batch:  make([]packet, of.batch),
+		link:   &link{queue: newPacketQueue(of.outbound), mtu: uint32(mtu), metrics: m},
 		events: make(chan tun.Event),
 		closed: make(chan struct{}),
 	}
@@ -249,7 +249,7 @@ func (n *netstack) Name() (string, error) { return n.name, nil }
 func (n *netstack) Events() <-chan tun.Event { return n.events }
 
 // BatchSize implements tun.Device.
-func (*netstack) BatchSize() int { return conn.IdealBatchSize }
+func (n *netstack) BatchSize() int { return len(n.batch) }
 
 // Close implements tun.Device: it ends all connections.
 func (n *netstack) Close() error {

@@ -297,7 +297,7 @@ func TestSet_Refuses(t *testing.T) {
 
 func TestNew_Refuses(t *testing.T) {
 	for name, o := range map[string]wg.Options{
-		"small mtu": {MTU: 1279}, "large mtu": {MTU: 65500}, "negative mtu": {MTU: -1},
+		"small mtu": {MTU: 1279}, "lean tun": {Mode: wg.ModeTUN, Lean: true}, "large mtu": {MTU: 65500}, "negative mtu": {MTU: -1},
 		"address": {Addresses: []netip.Prefix{netip.MustParsePrefix("224.0.0.1/32")}},
 	} {
 		if d, err := wg.New(o); !errors.Is(err, mesh.ErrInvalid) {

@@ -34,7 +34,7 @@ func meet(t *testing.T, v6 bool, receiveBuffer int, window uint16) *handmade {
 	if err != nil {
 		t.Fatal(err)
 	}
-	n, err := newNetstack("test", 1420, new(filter), newFramePool(minFrame), m)
+	n, err := newNetstack("test", 1420, sizesOf(false), new(filter), newFramePool(minFrame), m)
 	if err != nil {
 		t.Fatal(err)
 	}
