@@ -60,6 +60,9 @@ type Config struct {
 
 	// Mode says how packets meet the host; see wg.Mode.
 	Mode wg.Mode
+	// Lean is for one of many nodes in a process, with ModeNetstack; see
+	// wg.Options.Lean.
+	Lean bool
 	// InterfaceName is the TUN interface; empty means "meshgate0".
 	InterfaceName string
 	// ListenPort is WireGuard's UDP port; 0 means one that the host picks.
@@ -200,6 +203,7 @@ func New(cfg Config) (_ *Node, err error) {
 		Mode:          cfg.Mode,
 		InterfaceName: cfg.InterfaceName,
 		MTU:           cfg.MTU,
+		Lean:          cfg.Lean,
 		Logger:        cfg.Logger,
 		Registerer:    cfg.Registerer,
 		STUN:          n.stun,

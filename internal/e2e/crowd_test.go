@@ -302,7 +302,7 @@ func ignoreEnd(ctx context.Context, err error) error {
 	return err
 }
 
-// newCrowdNode makes a node as the command join does.
+// newCrowdNode makes a node as the command join does, but for its size.
 func newCrowdNode(id nodemesh.NodeID, gate *peer.Public, believe *tls.Config) (*crowdNode, error) {
 	key, err := nodemesh.GenerateKey()
 	if err != nil {
@@ -310,7 +310,7 @@ func newCrowdNode(id nodemesh.NodeID, gate *peer.Public, believe *tls.Config) (*
 	}
 	n := &crowdNode{up: make(chan struct{})}
 	n.Node, err = node.New(node.Config{
-		ID: id, Key: key, Mode: wg.ModeNetstack,
+		ID: id, Key: key, Mode: wg.ModeNetstack, Lean: true,
 		Features: []nodemesh.Feature{{Kind: v1.Feature_NODES, Port: meshPort}},
 		Follow: &node.Follow{
 			Public:    gate.Member(),
