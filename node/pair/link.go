@@ -31,7 +31,7 @@ const (
 	// its packets again.
 	brokenAfter = 500 * time.Millisecond
 	// silentAfter is how long a gateway may be silent before it is looked for by
-	// way of relays.
+	// way of relays, on an idle host.
 	silentAfter = 700 * time.Millisecond
 	// A gateway that answers nothing for staleAfter while packets go to it may have
 	// started anew: it is asked for a session, each reviveEvery at most.
@@ -296,7 +296,7 @@ func (l *link) steer(now time.Time) {
 	if route != l.route {
 		l.way.Route(wg.Socket(route.Socket), route.To)
 		l.route = route
-		if l.kind == gateway && now.Sub(l.way.Activity().Heard) > silentAfter {
+		if l.kind == gateway && now.Sub(l.way.Activity().Heard) > l.pairs.late.patience(silentAfter) {
 			// WireGuard tries again in its own time only, which is long; and what was
 			// asked for on the way before may be lost.
 			l.shook = time.Time{}

@@ -116,6 +116,7 @@ type Pairs struct {
 	native  natives
 	fresh   bool // View has to be made anew
 	slept   slept
+	late    late
 }
 
 // datagram is a STUN message that came in.
@@ -161,7 +162,7 @@ func (p *Pairs) Run(ctx context.Context) error {
 	defer p.end()
 	defer cancel()
 	p.running.Go(func() { p.follow(ctx) })
-	timer := time.NewTimer(0)
+	timer, due := time.NewTimer(0), time.Now()
 	defer timer.Stop()
 	for {
 		select {
@@ -174,12 +175,14 @@ func (p *Pairs) Run(ctx context.Context) error {
 		case d := <-p.packets:
 			p.packet(time.Now(), d)
 		case <-timer.C:
+			p.late.saw(time.Since(due))
 		}
 		now := time.Now()
 		if p.slept.since(time.Since(p.began), now.Round(0)) {
 			p.woke(now)
 		}
-		timer.Reset(max(p.tend(now).Sub(now), 0))
+		due = later(p.tend(now), now)
+		timer.Reset(due.Sub(now))
 	}
 }
 

@@ -254,7 +254,7 @@ func (l *link) unheard(now time.Time) bool {
 		return false
 	}
 	heard := later(l.opened, l.way.Activity().Heard)
-	return now.Sub(heard) > silentAfter
+	return now.Sub(heard) > l.pairs.late.patience(silentAfter)
 }
 
 // attempt tries to get a relay from a server, unless it has one: over UDP first,
