@@ -165,6 +165,20 @@ func wayToGateway(all []pair.Status) (best pair.Status) {
 	return best
 }
 
+// awaitWay waits for a way to a gateway: a machine that is busy with other things,
+// too, has to get to the end of what it has begun before more nodes come.
+func (n *crowdNode) awaitWay(ctx context.Context) {
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for !wayToGateway(n.Paths()).Path.Standing {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
 func (n *crowdNode) stands(with nodemesh.NodeID) bool {
 	for _, s := range n.Paths() {
 		if s.Node == with {
@@ -223,6 +237,7 @@ func (c *crowdOf) run(ctx context.Context) error {
 				c.mu.Lock()
 				c.nodes = append(c.nodes, n)
 				c.mu.Unlock()
+				n.awaitWay(ctx)
 			case <-ctx.Done():
 			}
 			return nil
