@@ -23,7 +23,7 @@
 // packets towards WireGuard, to 256 datagrams per attached connection and
 // direction, to 512 datagrams from all packet sockets together, and to 512
 // handshake messages that wait for the doorman. Options.Lean is for processes
-// with many devices.
+// with many devices; see docs/adr/0029-lean-nodes.md.
 package wg
 
 import (
