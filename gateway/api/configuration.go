@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"mime"
 	"net/http"
-	"reflect"
 	"slices"
 	"sync"
 
@@ -50,8 +49,7 @@ func samePeers(a, b mesh.Peers) bool {
 		return false
 	}
 	for a, b := range a.Changes(b) {
-		if a.Node == nil || b.Node == nil || a.Endpoint != b.Endpoint || a.Protocol != b.Protocol ||
-			!slices.Equal(a.AllowedIPs, b.AllowedIPs) || a.Node != b.Node && !reflect.DeepEqual(a.Node, b.Node) {
+		if !a.Equal(b) {
 			return false
 		}
 	}

@@ -4,8 +4,6 @@ package api
 
 import (
 	"net/netip"
-	"reflect"
-	"slices"
 	"strings"
 	"sync"
 
@@ -78,12 +76,6 @@ func linked(s *mesh.Snapshot, a, b mesh.NodeID) bool {
 	return ok
 }
 
-// samePeer compares two peers, of which one may be none.
-func samePeer(a, b mesh.Peer) bool {
-	return a.Endpoint == b.Endpoint && a.Protocol == b.Protocol && slices.Equal(a.AllowedIPs, b.AllowedIPs) &&
-		(a.Node == b.Node || reflect.DeepEqual(a.Node, b.Node))
-}
-
 // decide makes the answer for node id by s, and reports whether the node has to
 // be told.
 func (w *wanted) decide(plans PairPlans, s *mesh.Snapshot, id mesh.NodeID) (news bool) {
@@ -101,7 +93,7 @@ func (w *wanted) decide(plans PairPlans, s *mesh.Snapshot, id mesh.NodeID) (news
 	if err != nil {
 		next.peer, next.reason = mesh.Peer{}, words(err)
 	}
-	news = !w.told || next.reason != w.reason || next.reason == "" && !samePeer(next.peer, w.peer)
+	news = !w.told || next.reason != w.reason || next.reason == "" && !next.peer.Equal(w.peer)
 	*w = next
 	return news
 }

@@ -5,6 +5,7 @@ package mesh
 import (
 	"cmp"
 	"iter"
+	"reflect"
 	"slices"
 )
 
@@ -68,6 +69,13 @@ func (p Peers) Chunks() iter.Seq[[]Peer] { return slices.Values(p.list.chunks) }
 func (p Peer) Shares(other Peer) bool {
 	return p.Node == other.Node && p.Endpoint == other.Endpoint && p.Protocol == other.Protocol &&
 		SameList(p.AllowedIPs, other.AllowedIPs)
+}
+
+// Equal reports whether p says the same as another peer, in whatever memory. The
+// zero Peer, which is none, equals itself alone.
+func (p Peer) Equal(other Peer) bool {
+	return p.Endpoint == other.Endpoint && p.Protocol == other.Protocol && slices.Equal(p.AllowedIPs, other.AllowedIPs) &&
+		(p.Node == other.Node || reflect.DeepEqual(p.Node, other.Node))
 }
 
 func comparePeers(a, b Peer) int { return cmp.Compare(a.Node.ID, b.Node.ID) }

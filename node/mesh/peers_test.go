@@ -154,3 +154,34 @@ func TestPeers_ShareMemory(t *testing.T) {
 		t.Errorf("%d lists made anew", fresh)
 	}
 }
+
+func TestPeer_Equal(t *testing.T) {
+	peer := func(change func(*Peer)) Peer {
+		p := Peer{
+			Node: &Node{ID: "bob", PrimaryEndpoint: "192.0.2.1"}, Endpoint: "192.0.2.1:51820",
+			AllowedIPs: []netip.Prefix{netip.MustParsePrefix("172.16.0.2/32")}, Protocol: v1.ConnectProtocol_CONNECT_ICE,
+		}
+		change(&p)
+		return p
+	}
+	same := peer(func(*Peer) {})
+	for name, c := range map[string]struct {
+		other Peer
+		want  bool
+	}{
+		"in other memory":    {peer(func(*Peer) {}), true},
+		"no peer":            {Peer{}, false},
+		"another endpoint":   {peer(func(p *Peer) { p.Endpoint = "" }), false},
+		"another protocol":   {peer(func(p *Peer) { p.Protocol = v1.ConnectProtocol_CONNECT_NATIVE }), false},
+		"other networks":     {peer(func(p *Peer) { p.AllowedIPs = nil }), false},
+		"another record":     {peer(func(p *Peer) { p.Node.PrimaryEndpoint = "" }), false},
+		"the same but no id": {peer(func(p *Peer) { p.Node = nil }), false},
+	} {
+		if same.Equal(c.other) != c.want || c.other.Equal(same) != c.want {
+			t.Errorf("%s: want %v", name, c.want)
+		}
+	}
+	if !(Peer{}).Equal(Peer{}) {
+		t.Error("no peer is not no peer")
+	}
+}
