@@ -35,7 +35,7 @@ const (
 )
 
 // PairPlans say who may be a pair by a state; *node.Node does. Their errors are
-// for the caller to read.
+// for the caller to read: what is a *mesh.Refusal without its kind.
 type PairPlans interface {
 	// Pair returns the peer that node b is for node a, or why it is none.
 	Pair(s *mesh.Snapshot, a, b mesh.NodeID) (mesh.Peer, error)

@@ -4,7 +4,6 @@ package api
 
 import (
 	"errors"
-	"fmt"
 	"net/netip"
 	"strings"
 	"testing"
@@ -23,7 +22,7 @@ func (p *countedPlans) Pair(s *mesh.Snapshot, _, b mesh.NodeID) (mesh.Peer, erro
 	p.pairs++
 	n := s.Node(b)
 	if n == nil {
-		return mesh.Peer{}, fmt.Errorf("%w: no node %q", mesh.ErrNotFound, b)
+		return mesh.Peer{}, mesh.Refuse(mesh.ErrNotFound, "no node %q", b)
 	}
 	return mesh.Peer{Node: n, AllowedIPs: n.Prefixes()}, nil
 }
@@ -35,7 +34,7 @@ func (p *countedPlans) Holder(s *mesh.Snapshot, _ mesh.NodeID, addr netip.Addr) 
 	if n, ok := s.NodeByAddr(addr); ok {
 		return n.ID, nil
 	}
-	return "", fmt.Errorf("%w: nobody holds %s", mesh.ErrNotFound, addr)
+	return "", mesh.Refuse(mesh.ErrNotFound, "nobody holds %s", addr)
 }
 
 // A state that differs in neither of the two nodes, the ACLs, groups and routes
@@ -119,6 +118,24 @@ func TestPairFollower_AsksAboutWhatMayHaveChanged(t *testing.T) {
 	gone.Nodes = gone.Nodes.Without("phone")
 	if err := f.tell(t.Context(), &gone, nil); !errors.Is(err, mesh.ErrNotFound) || !strings.Contains(err.Error(), "join first") {
 		t.Errorf("a node that left: %v", err)
+	}
+}
+
+// A node is told why it has no pair in the words that are for people.
+func TestWanted_TellsReasonsWithoutTheirKind(t *testing.T) {
+	snap, plans := testFake(t).snap, &countedPlans{}
+	for text, want := range map[string]string{"nobody": `no node "nobody"`, "10.9.0.77": "nobody holds 10.9.0.77"} {
+		addr, _ := netip.ParseAddr(text)
+		w := &wanted{text: text, addr: addr}
+		if news := w.decide(plans, snap, "phone"); !news || w.message().GetGoneReason() != want || w.message().GetPeer() != nil {
+			t.Errorf("%s: %v, %v", text, news, w.message())
+		}
+		if w.decide(plans, snap, "phone") {
+			t.Errorf("%s: the same is told again", text)
+		}
+	}
+	if got := words(mesh.ErrUnavailable); got != mesh.ErrUnavailable.Error() {
+		t.Errorf("of another error: %q", got)
 	}
 }
 

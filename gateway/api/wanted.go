@@ -3,8 +3,8 @@
 package api
 
 import (
+	"errors"
 	"net/netip"
-	"strings"
 	"sync"
 
 	"github.com/meshgate/meshgate/node/mesh"
@@ -98,13 +98,12 @@ func (w *wanted) decide(plans PairPlans, s *mesh.Snapshot, id mesh.NodeID) (news
 	return news
 }
 
-// words are the text of an error without its kind, which is for programs.
+// words are what an error says to people.
 func words(err error) string {
-	text := err.Error()
-	for _, kind := range []error{mesh.ErrNotFound, mesh.ErrDenied, mesh.ErrPrecondition} {
-		text = strings.TrimPrefix(text, kind.Error()+": ")
+	if refusal, ok := errors.AsType[*mesh.Refusal](err); ok {
+		return refusal.Text // the kind is for programs
 	}
-	return text
+	return err.Error()
 }
 
 // message tells the answer.

@@ -4,7 +4,6 @@ package topology
 
 import (
 	"cmp"
-	"fmt"
 	"net/netip"
 	"slices"
 
@@ -24,58 +23,44 @@ const maxPairParts = 256
 // to. Of several routers to one network a may get another one than its gateway
 // forwards to: the one that is nearest to a.
 //
-// The error, whose text is for people, wraps mesh.ErrNotFound where there is no
-// such node, mesh.ErrDenied where the ACLs grant one of the two nothing of the
+// The error is a *mesh.Refusal. Its kind is mesh.ErrNotFound where there is no such
+// node, mesh.ErrDenied where the ACLs grant one of the two nothing of the
 // other, and mesh.ErrPrecondition where a pair is not possible or not needed:
 // one of the two takes no part in pairs, or they are neighbours already.
 func (p *Planner) Pair(a, b mesh.NodeID) (peer mesh.Peer, err error) {
 	err = p.work.look(p.snapshot, func(w *work) error {
 		from, to, err := w.ends(a, b)
-		if err != nil {
-			return err
+		if err == nil {
+			peer, err = w.mayPair(from, to)
 		}
-		if _, ok := from.linkTo(to); ok && w.graph.rules.connects(from.class, to.class) {
-			return fmt.Errorf("%w: nodes %q and %q are neighbours, and have each other for peers already", mesh.ErrPrecondition, a, b)
-		}
-		peer = w.pair(from, to)
-		if len(peer.AllowedIPs) == 0 || len(w.pair(to, from).AllowedIPs) == 0 {
-			return ungranted(a, b)
-		}
-		return nil
+		return err
 	})
-	if err != nil {
-		return mesh.Peer{}, err
-	}
-	return peer, nil
+	return peer, err
 }
 
 // MaySignal is nil when node a may tell node b how to find a path to it: the two
 // may be a pair, or are neighbours by an edge that asks for ICE. The error is as
 // that of Pair.
 func (p *Planner) MaySignal(a, b mesh.NodeID) error {
-	neighbours := false
-	err := p.work.look(p.snapshot, func(w *work) error {
+	return p.work.look(p.snapshot, func(w *work) error {
 		from, to, err := w.ends(a, b)
 		if err != nil {
 			return err
 		}
-		l, ok := from.linkTo(to)
-		neighbours = ok && l.protocol() == v1.ConnectProtocol_CONNECT_ICE && w.graph.rules.connects(from.class, to.class)
-		return nil
-	})
-	if err != nil || neighbours {
+		if l, ok := from.linkTo(to); ok && l.protocol() == v1.ConnectProtocol_CONNECT_ICE && w.graph.rules.connects(from.class, to.class) {
+			return nil
+		}
+		_, err = w.mayPair(from, to)
 		return err
-	}
-	_, err = p.Pair(a, b)
-	return err
+	})
 }
 
 // Holder returns the node at which what node a sends to an address arrives, or
 // leaves the mesh: the one whose address it is, or that which a reaches the
-// longest route to it through. The error wraps mesh.ErrNotFound.
+// longest route to it through. The error is a *mesh.Refusal of the kind mesh.ErrNotFound.
 func (p *Planner) Holder(a mesh.NodeID, addr netip.Addr) (id mesh.NodeID, err error) {
 	addr = addr.Unmap()
-	none := fmt.Errorf("%w: no node that %q may reach holds the address %s or offers a route to it", mesh.ErrNotFound, a, addr)
+	none := mesh.Refuse(mesh.ErrNotFound, "no node that %q may reach holds the address %s or offers a route to it", a, addr)
 	if own, ok := ownerOf(p.snapshot, addr); ok {
 		return own, nil
 	}
@@ -107,10 +92,6 @@ func ownerOf(s *mesh.Snapshot, addr netip.Addr) (id mesh.NodeID, ok bool) {
 	return id, bits >= 0
 }
 
-func ungranted(a, b mesh.NodeID) error {
-	return fmt.Errorf("%w: no network ACL lets nodes %q and %q reach each other", mesh.ErrDenied, a, b)
-}
-
 // look calls f with the work for s. It is w's own where that can stand at s, as
 // for plan, and f has it alone.
 func (w *work) look(s *mesh.Snapshot, f func(*work) error) error {
@@ -128,7 +109,7 @@ func (w *work) look(s *mesh.Snapshot, f func(*work) error) error {
 // ends returns the vertices of two nodes that take part in pairs.
 func (w *work) ends(a, b mesh.NodeID) (from, to *vertex, err error) {
 	if a == b {
-		return nil, nil, fmt.Errorf("%w: %q is the node itself", mesh.ErrPrecondition, a)
+		return nil, nil, mesh.Refuse(mesh.ErrPrecondition, "%q is the node itself", a)
 	}
 	var found [2]*vertex
 	for i, id := range [2]mesh.NodeID{a, b} {
@@ -136,15 +117,27 @@ func (w *work) ends(a, b mesh.NodeID) (from, to *vertex, err error) {
 		v := w.graph.vertices.get(id)
 		switch {
 		case !ok:
-			return nil, nil, fmt.Errorf("%w: no node %q in the mesh", mesh.ErrNotFound, id)
+			return nil, nil, mesh.Refuse(mesh.ErrNotFound, "no node %q in the mesh", id)
 		case v == nil:
-			return nil, nil, fmt.Errorf("%w: node %q has no key yet", mesh.ErrPrecondition, id)
+			return nil, nil, mesh.Refuse(mesh.ErrPrecondition, "node %q has no key yet", id)
 		case !n.Paths:
-			return nil, nil, fmt.Errorf("%w: node %q takes no part in pairs: it runs no Meshgate, or one that cannot, or is a gateway", mesh.ErrPrecondition, id)
+			return nil, nil, mesh.Refuse(mesh.ErrPrecondition, "node %q takes no part in pairs: it runs no Meshgate, or one that cannot, or is a gateway", id)
 		}
 		found[i] = v
 	}
 	return found[0], found[1], nil
+}
+
+// mayPair returns the peer that to is for from in a pair, or why the two are none.
+func (w *work) mayPair(from, to *vertex) (mesh.Peer, error) {
+	if _, ok := from.linkTo(to); ok && w.graph.rules.connects(from.class, to.class) {
+		return mesh.Peer{}, mesh.Refuse(mesh.ErrPrecondition, "nodes %q and %q are neighbours, and have each other for peers already", from.id, to.id)
+	}
+	peer := w.pair(from, to)
+	if len(peer.AllowedIPs) == 0 || len(w.pair(to, from).AllowedIPs) == 0 {
+		return mesh.Peer{}, mesh.Refuse(mesh.ErrDenied, "no network ACL lets nodes %q and %q reach each other", from.id, to.id)
+	}
+	return peer, nil
 }
 
 // pair is the peer that to is for from in a pair.
