@@ -276,9 +276,9 @@ func TestFront_SilentConnectionsMakeWay(t *testing.T) {
 	}
 }
 
-// Asking for a stream frees nobody from the limits: until the stream knows who is
-// there, it holds a place, of which there are few.
-func TestFront_StreamsKeepStrangersFew(t *testing.T) {
+// streamHello is what begins a connection to the stream.
+func streamHello(t *testing.T) []byte {
+	t.Helper()
 	ours, theirs := net.Pipe()
 	go func() {
 		_ = tls.Client(ours, &tls.Config{InsecureSkipVerify: true, NextProtos: []string{testStream}}).HandshakeContext(t.Context())
@@ -291,9 +291,16 @@ func TestFront_StreamsKeepStrangersFew(t *testing.T) {
 	if err := theirs.Close(); err != nil {
 		t.Fatal(err)
 	}
+	return hello[:n]
+}
+
+// Asking for a stream frees nobody from the limits: until the stream knows who is
+// there, it holds a place, of which there are few.
+func TestFront_StreamsKeepStrangersFew(t *testing.T) {
+	hello := streamHello(t)
 	places := newWaiting(9, 2)
 	f := frontOf(t, newWaiting(maxSorted, maxSortedAll), places, maxQueued)
-	open := strangers(t, f, places, 2, hello[:n])
+	open := strangers(t, f, places, 2, hello)
 	echoes(t, f)
 	closed(t, open[0])
 	poll(t, func() bool { return f.refused.Load() == 1 })

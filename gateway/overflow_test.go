@@ -75,3 +75,53 @@ func TestFront_TellsOfAFlood(t *testing.T) {
 		t.Errorf("the log says %s, want %s", log.String(), want)
 	}
 }
+
+// What a flood beyond each other bound met is in the log, too, and nothing else is.
+func TestFront_NamesTheLimitOfAFlood(t *testing.T) {
+	for limit, c := range map[string]struct {
+		streams, queued int // how many may wait
+		said            func(*testing.T) []byte
+	}{
+		limitStreams: {2, maxQueued, streamHello},
+		limitQueue:   {maxGreetedAll, 2, func(*testing.T) []byte { return []byte("GET / HTTP/1.1\r\n\r\n") }},
+	} {
+		t.Run(limit, func(t *testing.T) {
+			var log lockedBuffer
+			f := frontLogging(t, slog.New(slog.NewTextHandler(&log, nil)),
+				newWaiting(maxSorted, maxSortedAll), newWaiting(c.streams, c.streams), c.queued)
+			said, waits := c.said(t), func() int { return len(f.queued) }
+			if limit == limitStreams {
+				waits = func() int {
+					f.greeted.mu.Lock()
+					defer f.greeted.mu.Unlock()
+					return f.greeted.all.Len()
+				}
+			}
+			dial := func() {
+				conn, err := net.Dial("tcp", f.Listener().Addr().String())
+				if err != nil {
+					t.Fatal(err)
+				}
+				t.Cleanup(func() { _ = conn.Close() })
+				if _, err := conn.Write(said); err != nil {
+					t.Fatal(err)
+				}
+			}
+			for i := range 2 {
+				dial()
+				poll(t, func() bool { return waits() == i+1 })
+			}
+			if n := f.refused.Load(); n != 0 || log.String() != "" {
+				t.Fatalf("up to the bound %d are refused, and the log says %s", n, log.String())
+			}
+			dial()
+			poll(t, func() bool { return f.refused.Load() == 1 && log.String() != "" })
+			if want := "limit=" + limit + " addr=127.0.0.1 n=1\n"; !strings.HasSuffix(log.String(), want) || strings.Count(log.String(), "\n") != 1 {
+				t.Errorf("the log says %s, want one line with %s", log.String(), want)
+			}
+			if n := waits(); n != 2 {
+				t.Errorf("%d wait, want no more than the bound", n)
+			}
+		})
+	}
+}
