@@ -93,3 +93,25 @@ func TestNew_SaysWhenMetricsAreTaken(t *testing.T) {
 		t.Errorf("%d families, %v", len(families), err)
 	}
 }
+
+// A pair that has lost its way for a moment counts as before; all else as it is.
+func TestLink_Carrier(t *testing.T) {
+	for _, c := range []struct {
+		l    link
+		want carrier
+	}{
+		{link{kind: sought}, byGateway},
+		{link{kind: sought, last: path.State{Standing: true, Direct: true}}, byGateway},
+		{link{kind: sought, stands: true, last: path.State{Standing: true, Direct: true}}, directly},
+		{link{kind: sought, stands: true, last: path.State{Standing: true}}, byRelay},
+		{link{kind: sought, stands: true, counted: byRelay}, byRelay},
+		{link{kind: edge, stands: true, counted: directly}, directly},
+		{link{kind: sought, counted: directly}, byGateway},
+		{link{kind: gateway, stands: true, counted: directly}, byGateway},
+		{link{kind: gateway, stands: true, last: path.State{Standing: true}}, byRelay},
+	} {
+		if got := c.l.carrier(); got != c.want {
+			t.Errorf("%+v: %v", c.l, got)
+		}
+	}
+}

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/meshgate/meshgate/node/mesh"
 )
@@ -68,4 +69,91 @@ func TestView_Apply(t *testing.T) {
 			t.Errorf("%s: the plan itself was changed: %v", name, show(before))
 		}
 	}
+}
+
+// The plan is to have the pairs, each with what is behind it once it stands, and a
+// network behind the node that the directory told of last.
+func TestPairs_Publish(t *testing.T) {
+	inStill(t, func(t *testing.T, s *still) {
+		published := 0
+		s.cfg.Publish = func() { published++ }
+		office := netip.MustParsePrefix("192.168.7.0/24")
+		link := func(k kind, id mesh.NodeID, n byte, stands bool) *link {
+			p := s.peer(id, n)
+			p.Endpoint, p.AllowedIPs = "10.0.0.1:1", append(p.AllowedIPs, office)
+			l, _ := s.link(k, p)
+			l.stands, l.answered = stands, time.Now()
+			s.pass(time.Second)
+			return l
+		}
+		link(sought, "first", 1, true)
+		last := link(sought, "last", 3, true)
+		link(sought, "waits", 4, false)
+		link(edge, "edge", 5, true)
+		link(edge, "weak", 6, false)
+		link(gateway, "gate", 9, false)
+		s.publish()
+		has := func() (list []string) {
+			for _, p := range s.View().Peers() {
+				list = append(list, fmt.Sprint(p.Node.ID, p.Endpoint, p.AllowedIPs))
+			}
+			return list
+		}
+		if got, want := has(), []string{"first[172.16.0.1/32]", "last[172.16.0.3/32 192.168.7.0/24]", "waits[]"}; !slices.Equal(got, want) {
+			t.Errorf("got %v, want %v", got, want)
+		}
+		if w := s.View().waiting; len(w) != 1 || !w["weak"] {
+			t.Errorf("waiting are %v", w)
+		}
+		if list := s.Status(); published != 1 || len(list) != 6 || list[0].Node != "edge" || !list[2].Gateway || list[2].Node != "gate" || list[3].Node != "last" || list[3].Gateway || !list[3].Stands || list[3].Used != last.used {
+			t.Errorf("published %d times: %+v", published, list)
+		}
+	})
+}
+
+// What is due is done, and the plan told when it has changed.
+func TestPairs_Tend(t *testing.T) {
+	inStill(t, func(t *testing.T, s *still) {
+		published := 0
+		s.cfg.Publish = func() { published++ }
+		s.follow()
+		l, f := s.link(sought, s.peer("ada", 1))
+		f.finds(true)
+		s.tend(time.Now())
+		if published != 1 || s.fresh || l.way == nil || !l.due.After(time.Now()) {
+			t.Fatalf("published %d times, way %v", published, l.way)
+		}
+		due, way := l.due, s.ways[l.key]
+		way.closed = true // seen when it is due
+		if next := s.tend(time.Now()); published != 1 || next.After(due) || s.ways[l.key] != way {
+			t.Errorf("published %d times; next after %s", published, time.Until(next))
+		}
+		s.pass(time.Until(due))
+		if s.tend(time.Now()); s.ways[l.key] == way {
+			t.Error("what was due was not done")
+		}
+		s.Offer(nil)
+		s.Offer([]Server{turnServer("gate", "one")})
+		if s.wait(); len(s.relays.servers) != 1 {
+			t.Errorf("offered %d servers", len(s.relays.servers))
+		}
+	})
+}
+
+// A host that was asleep has its sessions made anew where it has a way, and all
+// ways checked.
+func TestPairs_Woke(t *testing.T) {
+	inStill(t, func(t *testing.T, s *still) {
+		stands, f := s.link(sought, s.peer("ada", 1))
+		stands.tend(time.Now())
+		wayless, _ := s.link(gateway, s.gate("gate", 9))
+		waits, _ := s.link(sought, s.peer("cid", 3))
+		waits.tend(time.Now())
+		stands.stands = true
+		s.pass(time.Hour)
+		s.woke(time.Now())
+		if s.shakes[stands.key] != 1 || stands.shook != time.Now() || s.shakes[wayless.key]+s.shakes[waits.key] != 0 || f.restarts != 1 || s.relays.doubted != time.Now() {
+			t.Errorf("sessions %v, restarts %d", s.shakes, f.restarts)
+		}
+	})
 }
