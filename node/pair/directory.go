@@ -269,8 +269,8 @@ func (p *Pairs) meet(now time.Time, peer mesh.Peer) {
 	id := peer.Node.ID
 	l := p.links[id]
 	switch {
-	case id == p.cfg.Self, l != nil && l.kind != sought, p.neighbour(id):
-		return
+	case p.neighbour(id):
+		return // its link, if any, is that of the plan
 	case l != nil && l.key == peer.Node.PublicKey.WireGuard():
 		l.peer = peer
 		p.fresh = true

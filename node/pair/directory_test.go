@@ -62,6 +62,11 @@ func TestPairs_SeekKeepsThePair(t *testing.T) {
 			t.Fatalf("%+v, %+v", w, s.wanted["ada"])
 		}
 		s.pass(time.Minute)
+		s.tell("172.16.0.1", ada, "")
+		if s.links["ada"].answered != time.Now() {
+			t.Errorf("told of at %s", s.links["ada"].answered)
+		}
+		s.pass(time.Minute)
 		s.seek(time.Now(), at)
 		if now := time.Now(); s.links["ada"].used != now || s.wanted["172.16.0.1"].sought != now {
 			t.Errorf("used %s, sought %s", s.links["ada"].used, s.wanted["172.16.0.1"].sought)

@@ -231,7 +231,7 @@ func (l *link) doubt(now time.Time, a wg.Activity) {
 		l.unsure = now
 	}
 	switch {
-	case a.Sent.IsZero() || !a.Sent.After(a.Heard):
+	case !a.Sent.After(a.Heard):
 		l.unanswered = time.Time{}
 	case l.unanswered.IsZero() || a.Heard.After(l.unanswered):
 		l.unanswered = a.Sent
@@ -378,7 +378,7 @@ func (l *link) shakeAt() time.Time {
 func (p *Pairs) shake(now time.Time) {
 	var wait []*link
 	for _, l := range p.links {
-		if l.kind != gateway && !l.stands && !l.ready.IsZero() && !l.due.After(now) {
+		if !l.stands && !l.ready.IsZero() && !l.due.After(now) {
 			wait = append(wait, l)
 		}
 	}

@@ -169,6 +169,7 @@ func TestLink_NotesWhatIsUnanswered(t *testing.T) {
 			shakes            int
 		}{
 			{time.Time{}, time.Time{}, time.Time{}, 0},
+			{after(1), time.Time{}, after(1), 0}, // nothing has ever come
 			{time.Time{}, after(1), time.Time{}, 0},
 			{after(2 * time.Second), after(2 * time.Second), time.Time{}, 0},
 			{after(3 * time.Second), after(2 * time.Second), after(3 * time.Second), 0},

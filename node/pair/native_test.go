@@ -321,6 +321,11 @@ func TestPairs_FollowThePlan(t *testing.T) {
 		if s.follow(gate, cid); s.links["cid"] != nil {
 			t.Error("a neighbour is a pair still")
 		}
+		nowhere := gate
+		nowhere.Endpoint = "0.0.0.0:51820"
+		if s.follow(nowhere, ada); s.links["gate"] != nil || s.links["ada"] == nil {
+			t.Error("a gateway that is nowhere has a link, or keeps others from theirs")
+		}
 	})
 }
 
