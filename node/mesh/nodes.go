@@ -229,7 +229,7 @@ func (s Nodes) Holders(addr netip.Addr) iter.Seq2[*Node, netip.Prefix] {
 	}
 }
 
-// Overlapping returns a node that has an address in network.
+// Overlapping returns a node that has an address in network; nil and false if none has.
 func (s Nodes) Overlapping(network netip.Prefix) (*Node, bool) {
 	network = network.Masked()
 	if !network.IsValid() {
@@ -237,7 +237,10 @@ func (s Nodes) Overlapping(network netip.Prefix) (*Node, bool) {
 	}
 	if network.Addr().Is4() {
 		for e := range s.get().byIPv4.from(atIPv4(network.Addr(), "")) {
-			return e.node, network.Contains(e.node.IPv4.Addr())
+			if network.Contains(e.node.IPv4.Addr()) {
+				return e.node, true
+			}
+			break // it is the next one
 		}
 		return nil, false
 	}

@@ -195,3 +195,16 @@ func TestEdges(t *testing.T) {
 		t.Errorf("changes %v, want %v", got, want)
 	}
 }
+
+// An address of nobody is nobody's, also next to one that somebody holds.
+func TestNodes_ByAddrOfNobody(t *testing.T) {
+	nodes := mesh.NodesOf(
+		&mesh.Node{ID: "a", IPv4: netip.MustParsePrefix("10.0.0.5/32"), IPv6: netip.MustParsePrefix("fd00:0:1:5::/112")},
+		&mesh.Node{ID: "b", IPv4: netip.MustParsePrefix("10.0.0.9/32"), IPv6: netip.MustParsePrefix("fd00:0:1:9::/112")},
+	)
+	for _, addr := range []string{"10.0.0.4", "10.0.0.6", "10.0.0.10", "8.8.8.8", "255.255.255.255", "fd00:0:1:4::", "fd00:0:1:6::", "fd00:0:1:10::", "::1"} {
+		if n, ok := nodes.ByAddr(netip.MustParseAddr(addr)); n != nil || ok {
+			t.Errorf("%s: %v, %v", addr, n.ID, ok)
+		}
+	}
+}
