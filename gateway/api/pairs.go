@@ -197,8 +197,7 @@ func (f *pairFollower) run(ctx context.Context, s *mesh.Snapshot, requests <-cha
 			return ctx.Err()
 		case r := <-requests:
 			if errors.Is(r.err, io.EOF) {
-				requests = nil
-				continue
+				continue // nothing comes from there any more
 			}
 			if r.err != nil {
 				return r.err

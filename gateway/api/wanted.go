@@ -23,7 +23,6 @@ type wanted struct {
 	reason string
 	other  *mesh.Node // nil when there is none
 	linked bool       // an edge joins the two
-	routed bool       // it is a route that leads to other
 }
 
 // stale returns what s may answer in another way than the state before. What
@@ -47,12 +46,12 @@ func (f *pairFollower) stale(s *mesh.Snapshot, self *mesh.Node) []*wanted {
 
 // mayDiffer reports whether other nodes or edges may make another answer.
 func (w *wanted) mayDiffer(s *mesh.Snapshot, id mesh.NodeID, routers map[mesh.NodeID]bool) bool {
-	if len(routers) > 0 && (w.routed || w.other == nil && w.addr.IsValid() || routers[id] || w.other != nil && routers[w.other.ID]) {
+	if len(routers) > 0 && (w.other == nil && w.addr.IsValid() || routers[id] || w.other != nil && routers[w.other.ID]) {
 		return true
 	}
 	other := w.owner(s)
 	if other != w.other {
-		return true
+		return true // or a route leads to the latter, of which any node may be the nearest
 	}
 	return other != nil && linked(s, id, other.ID) != w.linked
 }
@@ -87,7 +86,7 @@ func (w *wanted) decide(plans PairPlans, s *mesh.Snapshot, id mesh.NodeID) (news
 	}
 	if err == nil {
 		next.other = s.Node(other)
-		next.linked, next.routed = linked(s, id, other), w.addr.IsValid() && w.owner(s) == nil
+		next.linked = linked(s, id, other)
 		next.peer, err = plans.Pair(s, id, other)
 	}
 	if err != nil {

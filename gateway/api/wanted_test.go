@@ -41,7 +41,7 @@ func TestWanted_MayDifferByRoutes(t *testing.T) {
 		"asked by a router":                  {wanted{text: "desk", other: desk}, "router", routers, true},
 		"a router":                           {wanted{text: "router", other: router}, "phone", routers, true},
 		"a router while nobody routes":       {wanted{text: "router", other: router}, "phone", none, false},
-		"behind a router":                    {wanted{text: "10.0.0.1", addr: addr("10.0.0.1"), other: desk, routed: true}, "phone", routers, true},
+		"behind a router":                    {wanted{text: "10.0.0.1", addr: addr("10.0.0.1"), other: router}, "phone", routers, true},
 		"an address of nobody":               {wanted{text: "8.8.8.8", addr: addr("8.8.8.8")}, "phone", routers, true},
 		"an address of nobody, and no route": {wanted{text: "8.8.8.8", addr: addr("8.8.8.8")}, "phone", none, false},
 		"a node that is not there":           {wanted{text: "nobody"}, "phone", routers, false},
@@ -76,17 +76,17 @@ func TestWanted_DecideNotesWhatItIsMadeOf(t *testing.T) {
 	s := wantedMesh(t)
 	s.Edges = s.Edges.With(mesh.Edge{Source: "phone", Target: "router"})
 	for text, c := range map[string]struct {
-		holder                mesh.NodeID
-		linked, routed, asked bool
+		holder        mesh.NodeID
+		linked, asked bool
 	}{
 		"desk": {}, "router": {linked: true},
 		"10.9.0.3": {holder: "desk", asked: true}, "10.9.0.4": {holder: "router", linked: true, asked: true},
-		"10.0.0.1": {holder: "router", linked: true, routed: true, asked: true},
+		"10.0.0.1": {holder: "router", linked: true, asked: true},
 	} {
 		plans := &holderPlans{id: c.holder}
 		w := &wanted{text: text}
 		w.addr, _ = netip.ParseAddr(text)
-		if !w.decide(plans, &s, "phone") || w.linked != c.linked || w.routed != c.routed || (plans.holders == 1) != c.asked || w.other == nil || !w.told {
+		if !w.decide(plans, &s, "phone") || w.linked != c.linked || (plans.holders == 1) != c.asked || w.other == nil || !w.told {
 			t.Errorf("%s: %+v", text, w)
 		}
 	}
