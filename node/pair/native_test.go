@@ -36,7 +36,7 @@ func (s *still) host(addrs ...string) {
 func TestNatives_AreAddressesOfUse(t *testing.T) {
 	inStill(t, func(t *testing.T, s *still) {
 		s.follow(s.gate("gate", 9))
-		s.host("10.0.0.3", "::ffff:10.0.0.2", "10.0.0.2", "127.0.0.1", "172.16.0.2", "2001:db8::1", "224.0.0.1")
+		s.host("10.0.0.3", "::ffff:10.0.0.2", "10.0.0.3", "127.0.0.1", "172.16.0.2", "2001:db8::1", "224.0.0.1")
 		want := []string{"10.0.0.2:51820", "10.0.0.3:51820", "[2001:db8::1]:51820"}
 		if got := s.natives(path.Host); !slices.Equal(got, want) {
 			t.Errorf("got %v", got)
@@ -235,7 +235,7 @@ func TestNatives_AreAFew(t *testing.T) {
 
 func TestTransportOf(t *testing.T) {
 	for url, want := range map[string]path.Transport{
-		"turn:h:1": path.UDP, "turn:h:1?transport=udp": path.UDP, "turn:h:1?transport=tcp": path.TCP, "turns:h:1?transport=tcp": path.TLS, "turns:h": path.TLS, "stun:h:1": path.NoRelay,
+		"turn:h:1": path.UDP, "turn:h:1?transport=udp": path.UDP, "turn:h:1?transport=tcp": path.TCP, "turns:h:1?transport=tcp": path.TLS, "turns:h": path.TLS, "stun:h:1": path.NoRelay, "stun:h:1?transport=tcp": path.NoRelay,
 	} {
 		if got := transportOf(url); got != want {
 			t.Errorf("%s: %v", url, got)

@@ -287,6 +287,12 @@ func TestRelays_GiveDatagramsTime(t *testing.T) {
 			t.Error("an attempt that was ended here counts as failed")
 		}
 		s.attempts()
+		if s.work(relayAgainFirst - time.Millisecond); len(s.attempts()) != 0 {
+			t.Error("tried again without a pause")
+		}
+		if s.work(time.Millisecond); !slices.Equal(s.attempts(), []string{udpURL}) {
+			t.Error("not tried again after the pause")
+		}
 		var pauses []time.Duration
 		for range 9 {
 			fails := server.fails
@@ -449,6 +455,20 @@ func TestRelays_AreLost(t *testing.T) {
 			})
 		})
 	}
+}
+
+// A relay that the device does not take is asked for again after a pause.
+func TestRelays_NotTaken(t *testing.T) {
+	inStill(t, func(t *testing.T, s *still) {
+		s.socketErr = mesh.ErrExhausted
+		s.grants("turn:")
+		s.link(sought, s.peer("ada", 1))
+		s.relays.offer(time.Now(), []Server{turnServer("gate", "one")})
+		s.work(time.Millisecond)
+		if server := s.relays.servers[0]; server.have != nil || server.fails != 1 || len(s.attempts()) != 1 {
+			t.Errorf("%+v", server)
+		}
+	})
 }
 
 // All that is held is given back at the end.

@@ -24,17 +24,18 @@ type still struct {
 	t *testing.T
 
 	// The device.
-	port     uint16
-	unknown  bool // OpenPath finds no peer
-	ways     map[mesh.WireGuardKey]*stillWay
-	stun     []netip.AddrPort // where messages went
-	shakes   map[mesh.WireGuardKey]int
-	shaken   map[mesh.WireGuardKey]time.Time
-	looks    int // at Stats
-	statsErr error
-	sockets  wg.Socket
-	addrs    []netip.Addr
-	addrsErr error
+	port      uint16
+	unknown   bool // OpenPath finds no peer
+	ways      map[mesh.WireGuardKey]*stillWay
+	stun      []netip.AddrPort // where messages went
+	shakes    map[mesh.WireGuardKey]int
+	shaken    map[mesh.WireGuardKey]time.Time
+	looks     int // at Stats
+	statsErr  error
+	sockets   wg.Socket
+	socketErr error // of AddSocket
+	addrs     []netip.Addr
+	addrsErr  error
 
 	mu       sync.Mutex // guards the fields below
 	removed  []wg.Socket
@@ -221,6 +222,9 @@ func (s *still) OpenPath(key mesh.WireGuardKey) (Way, error) {
 }
 
 func (s *still) AddSocket(wg.PacketSocket) (wg.Socket, func(), error) {
+	if s.socketErr != nil {
+		return 0, nil, s.socketErr
+	}
 	s.sockets++
 	n := s.sockets
 	return n, func() { s.mu.Lock(); defer s.mu.Unlock(); s.removed = append(s.removed, n) }, nil

@@ -105,6 +105,9 @@ func TestPairs_Publish(t *testing.T) {
 		if w := s.View().waiting; len(w) != 1 || !w["weak"] {
 			t.Errorf("waiting are %v", w)
 		}
+		if m := s.metrics; value(t, m.pairs[byGateway]) != 5 || value(t, m.gateways[byGateway]) != 1 {
+			t.Errorf("%v pairs, %v gateways", value(t, m.pairs[byGateway]), value(t, m.gateways[byGateway]))
+		}
 		if list := s.Status(); published != 1 || len(list) != 6 || list[0].Node != "edge" || !list[2].Gateway || list[2].Node != "gate" || list[3].Node != "last" || list[3].Gateway || !list[3].Stands || list[3].Used != last.used {
 			t.Errorf("published %d times: %+v", published, list)
 		}
