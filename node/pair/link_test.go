@@ -394,10 +394,10 @@ func TestLink_ShakesInTurns(t *testing.T) {
 				t.Errorf("%s was asked for a session", l.peer.Node.ID)
 			}
 		}
-		if next := lesser.settle(time.Now()).Sub(time.Now()); next > shakeEvery || next < 0 {
+		if next := time.Until(lesser.settle(time.Now())); next > shakeEvery || next < 0 {
 			t.Errorf("to look after %s", next)
 		}
-		if next := wayless.settle(time.Now()).Sub(time.Now()); next < time.Minute {
+		if next := time.Until(wayless.settle(time.Now())); next < time.Minute {
 			t.Errorf("without a way: to look after %s", next)
 		}
 	})

@@ -300,7 +300,7 @@ func TestRelays_GiveDatagramsTime(t *testing.T) {
 				s.work(time.Millisecond)
 				s.pass(max(time.Until(earlier(server.again, time.Now().Add(50*time.Millisecond))), 0))
 			}
-			pauses = append(pauses, server.again.Sub(time.Now()))
+			pauses = append(pauses, time.Until(server.again))
 		}
 		for i, p := range pauses {
 			if want := min(relayAgainFirst<<(i+1), relayAgainMost); p > want || p < want-100*time.Millisecond {

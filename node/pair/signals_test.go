@@ -220,9 +220,9 @@ func TestCall_WhileThereIsNoWay(t *testing.T) {
 		var pauses []time.Duration
 		for range 9 {
 			next := l.call(time.Now())
-			pauses = append(pauses, next.Sub(time.Now()))
+			pauses = append(pauses, time.Until(next))
 			s.wait()
-			if again := l.call(time.Now()); again.Sub(time.Now()) < time.Minute || len(l.calls) != 1 {
+			if again := l.call(time.Now()); time.Until(again) < time.Minute || len(l.calls) != 1 {
 				t.Fatalf("with %d calls: to look after %s", len(l.calls), time.Until(again))
 			}
 			l.calls[0].end()
@@ -244,7 +244,7 @@ func TestCall_WhileThereIsNoWay(t *testing.T) {
 		l.last = f.state
 		l.told = s.candidates()
 		before := len(s.calls())
-		if next := l.call(time.Now()); next.Sub(time.Now()) < time.Minute || len(l.calls) != 0 {
+		if next := l.call(time.Now()); time.Until(next) < time.Minute || len(l.calls) != 0 {
 			t.Errorf("with a way and no news: to look after %s, %d calls", time.Until(next), len(l.calls))
 		}
 		s.host("10.0.0.2", "10.0.0.3")
