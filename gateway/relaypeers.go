@@ -49,11 +49,11 @@ type namings struct {
 	byName   map[string]*relayNamer
 	heaviest heaviest // the namers
 	all      peerList // the oldest, which ends first, in front
-	n        int      // of all
+	n, most  int      // of all, and the bound of it
 }
 
 func newNamings() namings {
-	return namings{byName: make(map[string]*relayNamer), all: peerList{which: 1}}
+	return namings{byName: make(map[string]*relayNamer), all: peerList{which: 1}, most: maxNamed}
 }
 
 // add remembers that a namer has named at to k.
@@ -86,7 +86,7 @@ func (m *namings) add(k *relayUser, namer string, at netip.AddrPort, until time.
 	if len(k.named) > maxRelayNamers {
 		m.dropAll(k.named[0].peers)
 	}
-	if m.n > maxNamed {
+	if m.n > m.most {
 		m.drop(m.heaviest[0].peers.first)
 	}
 }

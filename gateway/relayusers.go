@@ -29,6 +29,8 @@ const (
 type RelayUsers struct {
 	foreign  func(user string) bool
 	lifetime time.Duration
+	// most users, and rights of all of them, are remembered.
+	mostUsers, mostRights int
 
 	mu    sync.RWMutex // guards the fields below
 	users map[string]*list.Element
@@ -54,7 +56,10 @@ type relayRight struct {
 // minted, at the latest. foreign says whether a user is let in that is not known
 // here, because others mint credentials that the server accepts; nil: nobody is.
 func NewRelayUsers(lifetime time.Duration, foreign func(user string) bool) *RelayUsers {
-	return &RelayUsers{foreign: foreign, lifetime: lifetime, users: make(map[string]*list.Element), order: list.New(), named: newNamings()}
+	return &RelayUsers{
+		foreign: foreign, lifetime: lifetime, mostUsers: maxRelayUsers, mostRights: maxAllRights,
+		users: make(map[string]*list.Element), order: list.New(), named: newNamings(),
+	}
 }
 
 // Minted notes that user got a credential that ends at until, by the right
@@ -68,7 +73,7 @@ func (u *RelayUsers) Minted(user string, allowed func() error, until time.Time) 
 	u.held -= len(k.rights)
 	k.rights = append(k.rights, relayRight{allowed, until, time.Now().Add(u.lifetime)})
 	k.rights = slices.Delete(k.rights, 0, max(0, len(k.rights)-maxRelayRights))
-	for u.held += len(k.rights); u.held > maxAllRights; {
+	for u.held += len(k.rights); u.held > u.mostRights; {
 		u.removeLocked(u.order.Back())
 	}
 }
@@ -93,7 +98,7 @@ func (u *RelayUsers) getLocked(user string) *relayUser {
 	if e, ok := u.users[user]; ok {
 		return e.Value.(*relayUser)
 	}
-	if u.order.Len() >= maxRelayUsers {
+	if u.order.Len() >= u.mostUsers {
 		u.removeLocked(u.order.Back())
 	}
 	k := &relayUser{name: user}

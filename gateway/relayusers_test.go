@@ -108,12 +108,14 @@ func TestRelayUsers_Peers(t *testing.T) {
 
 func TestRelayUsers_AreBounded(t *testing.T) {
 	u := NewRelayUsers(20*time.Minute, nil)
+	const most = 64
+	u.mostUsers = most
 	var right switchable
 	mint(u, "first", &right)
-	for i := range maxRelayUsers {
+	for i := range most {
 		mint(u, fmt.Sprint(i), &right)
 	}
-	if len(u.users) != maxRelayUsers || u.order.Len() != maxRelayUsers || u.AllowUser("first") || !u.AllowUser("0") {
+	if len(u.users) != most || u.order.Len() != most || u.AllowUser("first") || !u.AllowUser("0") {
 		t.Errorf("%d users", len(u.users))
 	}
 	for i := range uint16(3 * maxRelayPeers) {
@@ -169,23 +171,25 @@ func TestRelayUsers_NamersDoNotDisplaceEachOther(t *testing.T) {
 func TestRelayUsers_TheHeaviestNamerLosesFirst(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		u := NewRelayUsers(20*time.Minute, nil)
+		const most = 1 << 10
+		u.named.most = most
 		at := netip.MustParseAddrPort("8.8.8.8:4000")
 		user := func(i int) string { return fmt.Sprint("user ", i) }
 		u.Candidate(user(0), "friend", at)
-		for i := range maxNamed - 1 {
+		for i := range most - 1 {
 			u.Candidate(user(i/maxRelayPeers), "heavy", netip.AddrPortFrom(at.Addr(), uint16(i%maxRelayPeers)+1))
 		}
 		oldest := netip.AddrPortFrom(at.Addr(), 1)
-		if u.named.n != maxNamed || !u.AllowPeer(user(0), oldest) {
+		if u.named.n != most || !u.AllowPeer(user(0), oldest) {
 			t.Fatalf("%d were named, and the first is not known", u.named.n)
 		}
 		u.Candidate(user(1), "newcomer", at)
-		if u.named.n != maxNamed || u.AllowPeer(user(0), oldest) || !u.AllowPeer(user(0), at) || !u.AllowPeer(user(1), at) {
+		if u.named.n != most || u.AllowPeer(user(0), oldest) || !u.AllowPeer(user(0), at) || !u.AllowPeer(user(1), at) {
 			t.Errorf("%d are remembered; the oldest of the heaviest is to go", u.named.n)
 		}
 		u.Candidate(user(2), "newcomer", at) // named anew, it takes no other's place
 		u.Candidate(user(2), "newcomer", at)
-		if n := len(u.named.heaviest); n != 3 || u.named.heaviest[0].held != maxNamed-3 {
+		if n := len(u.named.heaviest); n != 3 || u.named.heaviest[0].held != most-3 {
 			t.Errorf("%d namers, the heaviest with %d", n, u.named.heaviest[0].held)
 		}
 		pass(20 * time.Minute)
@@ -200,26 +204,29 @@ func TestRelayUsers_TheHeaviestNamerLosesFirst(t *testing.T) {
 	})
 }
 
-// The most that all can make a gateway remember, with the longest of names.
+// The most that all can make a gateway remember takes 64 MB, with the longest of
+// names. A sixteenth of it is enough to see.
 func TestRelayUsers_TakeLittleMemory(t *testing.T) {
-	const most = 64 << 20
+	const part = 16
+	const users, rights, named, most = maxRelayUsers / part, maxAllRights / part, maxNamed / part, 64e6 / part
 	before := inUse()
 	u := NewRelayUsers(20*time.Minute, nil)
+	u.mostUsers, u.mostRights, u.named.most = users, rights, named
 	long := func(i int) string { return fmt.Sprintf("%0*d", mesh.MaxNameLen, i) }
-	for i := range maxRelayUsers {
-		for range maxAllRights / maxRelayUsers {
-			right := &grant{}
-			u.Minted(long(i), right.check, time.Now().Add(10*time.Minute))
+	mint := func(i int) { u.Minted(long(i), (&grant{}).check, time.Now().Add(10*time.Minute)) }
+	for i := range users {
+		for range rights / users {
+			mint(i)
 		}
 	}
-	for i := range maxNamed {
-		u.Candidate(long(i%maxRelayUsers), long(i), netip.AddrPortFrom(netip.MustParseAddr("8.8.8.8"), uint16(i)))
+	for i := range named {
+		u.Candidate(long(i%users), long(i), netip.AddrPortFrom(netip.MustParseAddr("8.8.8.8"), uint16(i)))
 	}
-	if got := inUse() - before; len(u.users) != maxRelayUsers || len(u.named.byName) != maxNamed || got > most {
-		t.Errorf("%d users and %d namers take %d bytes, want at most %d", len(u.users), len(u.named.byName), got, most)
+	if got := inUse() - before; len(u.users) != users || u.held != rights || len(u.named.byName) != named || got > most {
+		t.Errorf("%d users and %d namers take %d bytes, want at most %d", len(u.users), len(u.named.byName), got, int64(most))
 	}
-	u.Minted(long(maxRelayUsers-1), (&grant{}).check, time.Now().Add(10*time.Minute))
-	if len(u.users) != maxRelayUsers-1 || u.held > maxAllRights || u.named.n != maxNamed-maxNamed/maxRelayUsers {
+	mint(users - 1)
+	if len(u.users) != users-1 || u.held > rights || u.named.n != named-named/users {
 		t.Errorf("%d users have %d rights and %d peers, one right too many", len(u.users), u.held, u.named.n)
 	}
 }
