@@ -132,9 +132,24 @@ func (g *gate) admit(b []byte, client netip.AddrPort) []byte {
 func (g *gate) admitData(b []byte, client netip.AddrPort) []byte {
 	if g.relay(client) == nil {
 		g.server.metrics.drop(dropNoRelay)
+		g.hint(b, client)
 		return nil
 	}
 	return b
+}
+
+// hint tells a client over UDP that sends data without an allocation so: its
+// allocation was lost when the server started anew, and nothing else would tell it
+// for seconds. It answers no request, so that nobody has to believe it; clients ask
+// whether it is true. Since the source may be forged it is no larger than what it
+// is for, and each network gets its share.
+func (g *gate) hint(b []byte, client netip.AddrPort) {
+	out := newMessage(g.out, refreshRequest|classError, new([12]byte)[:])
+	out = out.add(attrErrorCode, []byte{0, 0, codeMismatch / 100, codeMismatch % 100})
+	if g.stream || len(out) > len(b) || !g.server.answers.take(client.Addr()) {
+		return
+	}
+	_, _ = g.WriteTo(out, g.address(client)) // the next packet is another occasion
 }
 
 // admitSend passes a Send indication, reduced to what it must have. One that
@@ -164,7 +179,8 @@ func (g *gate) admitStranger(m message, client netip.AddrPort) []byte {
 // admitRequest authenticates m, answers it when it must be refused, and else
 // passes what the engine needs of it under a new signature. A request whose
 // credential is wrong, expired or revoked becomes one without credential: the
-// answer is the same 401.
+// answer is the same 401. One that cannot be judged yet gets none: it is sent
+// again.
 func (g *gate) admitRequest(m message, client netip.AddrPort) []byte {
 	s := g.server
 	user, key, failure := s.secrets.authenticate(m, s.realm, time.Now())
@@ -174,6 +190,9 @@ func (g *gate) admitRequest(m message, client netip.AddrPort) []byte {
 	if failure != authenticated {
 		if failure != anonymous {
 			s.metrics.failures[string(failure)].Inc()
+		}
+		if failure == undecided {
+			return nil
 		}
 		return g.admitStranger(m, client)
 	}

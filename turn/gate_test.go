@@ -384,8 +384,12 @@ func TestGate_DropsWhatIsNotForAServer(t *testing.T) {
 	if n := value(s.metrics.drops[dropUnexpected]); n != 8 {
 		t.Errorf("%d unexpected, want 8", n)
 	}
+	c.send([]byte{0x40, 0, 0, 0}) // smaller than what would be said of it
+	c.binding()
 	c.indicate(publicPeer, []byte("x"))
-	c.send([]byte{0x40, 0, 0, 0})
+	if m := c.receive(); m.Type != stun.NewType(stun.MethodRefresh, stun.ClassErrorResponse) || code(m) != 437 || m.TransactionID != [12]byte{} {
+		t.Errorf("data without an allocation is answered by %v, want a hint", m)
+	}
 	c.binding()
 	if n := value(s.metrics.drops[dropNoRelay]); n != 2 {
 		t.Errorf("%d without allocation, want 2", n)

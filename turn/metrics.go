@@ -64,7 +64,7 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 	m.drops = family("meshgate_turn_drops_total", "Packets and connections dropped.", "reason",
 		dropMalformed, dropUnexpected, dropOversize, dropRate, dropNoRelay, dropPeer, dropSource, dropSocket, dropConnections)
 	m.failures = family("meshgate_turn_auth_failures_total", "Requests whose credential was refused.", "reason",
-		string(mismatch), string(expired), string(revoked))
+		string(mismatch), string(expired), string(revoked), string(undecided))
 	m.refused = family("meshgate_turn_errors_total", "Error responses sent.", "code",
 		"400", "401", "403", "420", "437", "438", "440", "441", "442", "443", "486", "508", otherCode)
 	if reg == nil {

@@ -144,6 +144,7 @@ type relays struct {
 	public  netip.Addr // advertised to clients
 	bind    netip.Addr // bound to; may be unspecified
 	ports   portRange
+	secrets *Secrets // of which ports come
 	perUser int
 	total   int
 
@@ -173,11 +174,15 @@ func (rs *relays) roomLocked(user string) error {
 
 // listen opens a socket for user on a free port, an even one if asked. release
 // gives back what it took.
+//
+// The first ports that are tried are the user's own: whoever allocates anew after
+// a server has started anew is where its peers know it to be, without a word to
+// them. To all others these ports are as good as random.
 func (rs *relays) listen(user string, even bool) (*net.UDPConn, error) {
 	if err := rs.reserve(user); err != nil {
 		return nil, err
 	}
-	for port := range rs.ports.random() {
+	for port := range rs.choices(user) {
 		if even && port%2 != 0 {
 			continue
 		}
@@ -197,6 +202,21 @@ func (rs *relays) listen(user string, even bool) (*net.UDPConn, error) {
 	}
 	rs.release(user, 0)
 	return nil, fmt.Errorf("relay port of %s: %w", rs.bind, errCapacity)
+}
+
+// choices yields the ports for a relay of user, from the one that it is to have on.
+func (rs *relays) choices(user string) iter.Seq[uint16] {
+	return func(yield func(uint16) bool) {
+		if rs.ports != (portRange{}) {
+			for n := range ownPorts {
+				port := rs.ports.first + uint16(rs.secrets.draw(user, n)%uint32(rs.ports.size()))
+				if !rs.isOpen(port) && !yield(port) {
+					return
+				}
+			}
+		}
+		rs.ports.random()(yield)
+	}
 }
 
 func (rs *relays) reserve(user string) error {
@@ -259,6 +279,9 @@ func (rs *relays) local() netip.Addr {
 	}
 	return rs.bind
 }
+
+// ownPorts is how many ports a user has of its own, as far as nobody else has them.
+const ownPorts = 4
 
 // kernelTries is how often the kernel may choose a port: it does not know that
 // the port must be even.

@@ -7,7 +7,9 @@ import (
 	"crypto/md5"
 	"crypto/rand"
 	"crypto/sha1"
+	"crypto/sha256"
 	"encoding/base64"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -54,6 +56,7 @@ func (c Credential) LogValue() slog.Value { return slog.StringValue(c.String()) 
 type Secrets struct {
 	mu                sync.RWMutex // guards the fields below
 	current, previous []byte
+	awaited           bool // another current is on its way
 }
 
 // NewSecrets returns secrets that mint with current and accept previous as
@@ -73,6 +76,22 @@ func NewSecrets(current, previous []byte) (*Secrets, error) {
 	return &Secrets{current: slices.Clone(current), previous: slices.Clone(previous)}, nil
 }
 
+// Await has the server answer no request with a credential until Rotate or
+// Settle is called: the secret that those were minted with is on its way. A
+// server that refused them would have clients give up credentials that are good.
+func (s *Secrets) Await() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.awaited = true
+}
+
+// Settle ends Await: no other secret is to be expected.
+func (s *Secrets) Settle() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.awaited = false
+}
+
 // Rotate makes next the secret to mint with; the one before stays good for
 // what was minted with it, the one before that is forgotten.
 func (s *Secrets) Rotate(next []byte) error {
@@ -81,7 +100,7 @@ func (s *Secrets) Rotate(next []byte) error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.previous, s.current = s.current, slices.Clone(next)
+	s.previous, s.current, s.awaited = s.current, slices.Clone(next), false
 	return nil
 }
 
@@ -109,6 +128,7 @@ const (
 	mismatch      failure = "mismatch"
 	expired       failure = "expired"
 	revoked       failure = "revoked"
+	undecided     failure = "undecided" // the secret is awaited
 )
 
 // authenticate finds out who signed m for realm, and with which long-term key
@@ -120,7 +140,8 @@ func (s *Secrets) authenticate(m message, realm string, now time.Time) (user str
 	if mac == nil || !ok {
 		return "", nil, anonymous
 	}
-	for _, k := range s.keys(string(username), realm) {
+	keys, awaited := s.keys(string(username), realm)
+	for _, k := range keys {
 		if hmac.Equal(signed.mac(k), mac) {
 			key = k
 		}
@@ -128,6 +149,8 @@ func (s *Secrets) authenticate(m message, realm string, now time.Time) (user str
 	end, user, ok := strings.Cut(string(username), ":")
 	expiry, err := strconv.ParseUint(end, 10, 63)
 	switch {
+	case key == nil && awaited:
+		return "", nil, undecided
 	case key == nil, !ok, err != nil, user == "":
 		return "", nil, mismatch
 	case now.Unix() >= int64(expiry):
@@ -136,11 +159,11 @@ func (s *Secrets) authenticate(m message, realm string, now time.Time) (user str
 	return user, key, authenticated
 }
 
-// keys returns the long-term keys of username under each secret.
-func (s *Secrets) keys(username, realm string) [][]byte {
+// keys returns the long-term keys of username under each secret, and whether
+// there may soon be another.
+func (s *Secrets) keys(username, realm string) (keys [][]byte, awaited bool) {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	var keys [][]byte
 	for _, secret := range [][]byte{s.current, s.previous} {
 		if len(secret) == 0 {
 			continue
@@ -148,7 +171,17 @@ func (s *Secrets) keys(username, realm string) [][]byte {
 		key := md5.Sum([]byte(username + ":" + realm + ":" + password(secret, username)))
 		keys = append(keys, key[:])
 	}
-	return keys
+	return keys, s.awaited
+}
+
+// draw returns a number for a user, the n-th of many, which is the same as long
+// as the secret is and which nobody can tell who does not know that.
+func (s *Secrets) draw(user string, n int) uint32 {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	h := hmac.New(sha256.New, s.current)
+	fmt.Fprintf(h, "relay port %d of %s", n, user) // a hash takes everything
+	return binary.BigEndian.Uint32(h.Sum(nil))
 }
 
 func password(secret []byte, username string) string {

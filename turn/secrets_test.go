@@ -176,3 +176,38 @@ func TestCredential_NeverPrintsThePassword(t *testing.T) {
 		t.Error("a credential must be fit to send to its user")
 	}
 }
+
+// As long as the secret of the mesh is on its way, nobody is told that a good
+// credential is wrong.
+func TestSecrets_Await(t *testing.T) {
+	shared := []byte("0123456789abcdef")
+	minter, err := NewSecrets(shared, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := signedBy(t, minter.Mint("u", time.Hour), "r")
+	for name, end := range map[string]struct {
+		end  func(*Secrets)
+		want failure
+	}{
+		"the secret comes":   {func(s *Secrets) { _ = s.Rotate(shared) }, authenticated},
+		"no secret is to be": {(*Secrets).Settle, mismatch},
+	} {
+		s, err := NewSecrets(nil, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.Await()
+		if _, _, got := s.authenticate(m, "r", time.Now()); got != undecided {
+			t.Errorf("meanwhile: %q", got)
+		}
+		own := signedBy(t, s.Mint("u", time.Hour), "r")
+		if _, _, got := s.authenticate(own, "r", time.Now()); got != authenticated {
+			t.Errorf("what it minted itself: %q", got)
+		}
+		end.end(s)
+		if _, _, got := s.authenticate(m, "r", time.Now()); got != end.want {
+			t.Errorf("%s: %q, want %q", name, got, end.want)
+		}
+	}
+}

@@ -307,6 +307,41 @@ func TestServer_PortRangeIsUsedWholeAndGivenBack(t *testing.T) {
 	}
 }
 
+// Users have the relays again that they had when a server starts anew, or another
+// one has the same secret; nobody has those of others.
+func TestServer_PortsStay(t *testing.T) {
+	first := freePorts(t, 64)
+	ports := func(s *Server, user string) (ports []uint16) {
+		for range 2 {
+			ports = append(ports, dialUDP(t, s, s.secrets.Mint(user, time.Minute)).allocate().Port())
+		}
+		return ports
+	}
+	start := func(secret []byte) *Server {
+		return newServer(t, func(c *Config) {
+			c.Relay.MinPort, c.Relay.MaxPort = first, first+63
+			if err := c.Secrets.Rotate(secret); err != nil {
+				t.Fatal(err)
+			}
+		})
+	}
+	s := start(testSecret)
+	ann, bob := ports(s, "ann"), ports(s, "bob")
+	if slices.Contains(bob, ann[0]) || slices.Contains(bob, ann[1]) || ann[0] == ann[1] {
+		t.Errorf("ann has %v, bob %v", ann, bob)
+	}
+	s.Close()
+	s = start(testSecret)
+	if again := ports(s, "ann"); !slices.Equal(again, ann) {
+		t.Errorf("ann had %v and now has %v", ann, again)
+	}
+	s.Close()
+	s = start([]byte("another secret of length"))
+	if other := ports(s, "ann"); slices.Equal(other, ann) {
+		t.Errorf("ann has %v with another secret, too", other)
+	}
+}
+
 // A range of ports that others hold is not an allocation, and not a leak.
 func TestServer_TakenPortsAre508(t *testing.T) {
 	squatter, addr := listenUDP(t)
@@ -471,7 +506,7 @@ func TestMetrics_NamesAndLabels(t *testing.T) {
 		got = append(got, fmt.Sprintf("%s %d", f.GetName(), len(f.GetMetric())))
 	}
 	want := []string{
-		"meshgate_turn_allocations 1", "meshgate_turn_allocations_total 1", "meshgate_turn_auth_failures_total 3",
+		"meshgate_turn_allocations 1", "meshgate_turn_allocations_total 1", "meshgate_turn_auth_failures_total 4",
 		"meshgate_turn_connections 1", "meshgate_turn_drops_total 9", "meshgate_turn_errors_total 13",
 		"meshgate_turn_relayed_bytes_total 2", "meshgate_turn_relayed_packets_total 2",
 	}

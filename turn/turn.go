@@ -240,7 +240,7 @@ func (s *Server) configure(cfg Config) (err error) {
 	}
 	s.relays = &relays{
 		public: cfg.Relay.Public, bind: bind, ports: portRange{cfg.Relay.MinPort, cfg.Relay.MaxPort},
-		perUser: s.limits.AllocationsPerUser, total: s.limits.Allocations,
+		secrets: cfg.Secrets, perUser: s.limits.AllocationsPerUser, total: s.limits.Allocations,
 		users: make(map[string]int), open: make(map[uint16]struct{}),
 	}
 	s.policy = &policy{

@@ -51,6 +51,7 @@ func (p *gatewayProcess) learnSecrets(ctx context.Context, group *errgroup.Group
 func (p *gatewayProcess) shareTURN(ctx context.Context, ready func()) error {
 	patience := time.AfterFunc(secretPatience, func() {
 		p.log.Warn("the TURN secret of the mesh is not known: for now, other gateways do not take the credentials of this one")
+		p.secrets.Settle()
 		ready()
 	})
 	defer patience.Stop()

@@ -41,6 +41,9 @@ func (p *gatewayProcess) openTURN(ctx context.Context) error {
 	if p.secrets, err = turn.NewSecrets(secret, nil); err != nil {
 		return fmt.Errorf("TURN secret: %w", err)
 	}
+	if secret == nil {
+		p.secrets.Await() // that of the mesh
+	}
 	low, high, err := portRange(c.turnPorts)
 	if err != nil {
 		return err
