@@ -20,11 +20,13 @@ const (
 	hintWait       = 2 * time.Second // how long an unsigned refusal of Allocate may be contradicted
 	maxLogins      = 4               // how often one request is sent anew under another nonce
 	defaultLife    = 10 * time.Minute
-	maxLife        = time.Hour        // a longer one is refreshed as if it were this
-	retryInterval  = 30 * time.Second // after a refusal that may pass
-	keepInterval   = 25 * time.Second // without a packet to the server: NATs forget UDP after 30 s
-	silenceTimeout = 10 * time.Second // sent without hearing: is the server there?
-	refusedTimeout = 3 * time.Second  // a host that says this long that nothing listens is believed
+	maxLife        = time.Hour              // a longer one is refreshed as if it were this
+	retryInterval  = 30 * time.Second       // after a refusal that may pass
+	keepInterval   = 25 * time.Second       // without a packet to the server: NATs forget UDP after 30 s
+	silenceTimeout = 10 * time.Second       // sent without hearing: is the server there?
+	refusedTimeout = 300 * time.Millisecond // a host that says this long that nothing listens is believed
+	refusedRetry   = 100 * time.Millisecond // between questions to it meanwhile
+	hintedEvery    = 200 * time.Millisecond // between questions because of hints
 )
 
 // state is where an allocation is in its life:
@@ -61,6 +63,8 @@ type core struct {
 	sent    time.Time // the last packet to the server
 	unheard time.Time // the first packet to the server since the last one from it; zero for none
 	refused time.Time // since when the host says that nothing listens; zero for never since heard
+	reasked time.Time // when the server was asked again because of that
+	asked   time.Time // when it was because of a hint
 
 	transactions []*transaction
 	permissions  map[netip.Addr]*permission
@@ -152,15 +156,23 @@ func (c *core) refresh(now time.Time) {
 	}
 }
 
-// check is refresh, in place of one that waits longer and longer for its answer.
+// check is refresh at once: one that waits longer and longer for its answer is
+// repeated, and begins to wait anew.
 func (c *core) check(now time.Time) {
 	if c.state != standing {
 		return
 	}
-	for _, t := range slices.Clone(c.transactions) {
-		if t.method == methodRefresh {
-			c.forget(t)
+	for _, t := range c.transactions {
+		if t.method != methodRefresh {
+			continue
 		}
+		if c.stream {
+			return // it arrives, if anything does
+		}
+		t.sends, t.wait = 1, firstRTO
+		t.due = now.Add(t.wait)
+		c.send(t.raw, now)
+		return
 	}
 	c.refresh(now)
 }
@@ -180,10 +192,19 @@ func (c *core) noteRefusal(now time.Time) {
 	case c.state == allocating:
 		c.end(ErrRefused)
 	case c.refused.IsZero():
-		c.refused = now
-		c.refresh(now)
+		c.refused, c.reasked = now, now
+		c.check(now)
 	case now.Sub(c.refused) >= refusedTimeout:
 		c.end(ErrRefused)
+	}
+}
+
+// reask asks the server again whose host says that nothing listens: it may be
+// starting anew, and then has lost the allocation.
+func (c *core) reask(now time.Time) {
+	if !c.refused.IsZero() && now.Sub(c.reasked) >= refusedRetry && now.Sub(c.refused) < 2*refusedTimeout {
+		c.reasked = now
+		c.check(now)
 	}
 }
 
@@ -196,6 +217,7 @@ func (c *core) tick(now time.Time) time.Time {
 		}
 	}
 	if c.state == standing {
+		c.reask(now)
 		c.tickAllocation(now)
 		c.tickPeers(now)
 	}
@@ -244,6 +266,7 @@ func (c *core) next(now time.Time) time.Time {
 		sooner(c.refreshAt)
 		sooner(c.sent.Add(keepInterval))
 		sooner(c.unheard.Add(silenceTimeout))
+		sooner(c.reasked.Add(refusedRetry))
 		c.nextPeers(sooner)
 	}
 	return at

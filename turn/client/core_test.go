@@ -556,11 +556,15 @@ func TestCore_RefusedSocket(t *testing.T) {
 		t.Errorf("two refusals a minute apart: %v", b.err)
 	}
 	b.lose = always
+	asked := len(b.sentAt)
 	b.noteRefusal(b.clock)
 	b.run(refusedTimeout - time.Millisecond)
 	b.noteRefusal(b.clock)
 	if b.state != standing {
 		t.Errorf("ended early: %v", b.err)
+	}
+	if n := len(b.sentAt) - asked; n != int(refusedTimeout/refusedRetry) {
+		t.Errorf("the server was asked %d times meanwhile, want one question each %s", n, refusedRetry)
 	}
 	b.run(time.Millisecond)
 	b.noteRefusal(b.clock)
@@ -586,6 +590,45 @@ func TestCore_Close(t *testing.T) {
 	b.close(b.clock)
 	if b.state != ended || !errors.Is(b.err, net.ErrClosed) {
 		t.Errorf("while allocating: state %d, %v", b.state, b.err)
+	}
+}
+
+// A server that has started anew, and so does not know the allocation any more,
+// is found out as soon as it answers.
+func TestCore_RefusedUntilTheServerIsBack(t *testing.T) {
+	b := standingBench(t, nil)
+	b.lose = always
+	b.noteRefusal(b.clock)
+	b.run(2 * refusedRetry)
+	b.lose, b.server.nonce, b.server.refuse[methodRefresh] = never, "nonce-1", 437
+	b.run(refusedRetry)
+	if !errors.Is(b.err, ErrLost) {
+		t.Errorf("state %d, %v", b.state, b.err)
+	}
+}
+
+// Who says that there is no allocation is not believed. The server is asked, and
+// not more often than it takes.
+func TestCore_Hints(t *testing.T) {
+	hint := newMessage(methodRefresh|classError, txID{}).add(attrErrorCode, []byte{0, 0, 4, 37})
+	b := standingBench(t, nil)
+	asked := len(b.sentAt)
+	for range 3 {
+		b.receive(hint, b.clock)
+		b.pump()
+	}
+	b.run(hintedEvery)
+	b.receive(hint, b.clock)
+	b.pump()
+	if n := len(b.sentAt) - asked; n != 2 || b.state != standing {
+		t.Errorf("%d questions, want 2; state %d", n, b.state)
+	}
+	b.server.refuse[methodRefresh] = 437
+	b.run(hintedEvery)
+	b.receive(hint, b.clock)
+	b.pump()
+	if !errors.Is(b.err, ErrLost) {
+		t.Errorf("state %d, %v", b.state, b.err)
 	}
 }
 

@@ -122,6 +122,10 @@ func (c *core) receiveResponse(m message, now time.Time) {
 	class := m.kind() & classMask
 	id := m.transaction()
 	i := slices.IndexFunc(c.transactions, func(t *transaction) bool { return t.id == id })
+	if i < 0 && m.kind() == methodRefresh|classError && id == (txID{}) && m.code() == 437 {
+		c.hinted(now)
+		return
+	}
 	if i < 0 || class != classSuccess && class != classError || m.kind()&^classMask != c.transactions[i].method {
 		return
 	}
@@ -147,6 +151,16 @@ func (c *core) receiveResponse(m message, now time.Time) {
 		c.heard()
 		c.forget(t)
 		c.succeed(t, m, now)
+	}
+}
+
+// hinted takes in that somebody says that there is no allocation: servers of
+// package turn do when they get data without one, as after they have started anew.
+// Anybody may have said so, so that the server is asked, and that now and then.
+func (c *core) hinted(now time.Time) {
+	if c.state == standing && now.Sub(c.asked) >= hintedEvery {
+		c.asked = now
+		c.check(now)
 	}
 }
 
