@@ -104,9 +104,13 @@ func (p *Pairs) follow(ctx context.Context) {
 	wait := askAgainFirst
 	for ctx.Err() == nil {
 		began := time.Now()
-		err := p.read(ctx)
+		told, err := p.read(ctx)
 		if time.Since(began) > askAgainMost {
 			wait = askAgainFirst
+		}
+		if told {
+			// Its relays may be gone as well, or are about to.
+			p.do(func(now time.Time) { p.relays.doubted = now })
 		}
 		p.log.Debug("directory of pairs is lost, trying again", "err", err)
 		timer := time.NewTimer(wait/2 + rand.N(wait/2))
@@ -119,13 +123,13 @@ func (p *Pairs) follow(ctx context.Context) {
 	}
 }
 
-// read follows one stream to its end.
-func (p *Pairs) read(ctx context.Context) error {
+// read follows one stream to its end. told says that the directory had spoken.
+func (p *Pairs) read(ctx context.Context) (told bool, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	book, err := p.cfg.Directory.Follow(ctx)
 	if err != nil {
-		return err
+		return false, err
 	}
 	// A new stream knows of nothing.
 	all := make(chan []string, 1)
@@ -140,10 +144,10 @@ func (p *Pairs) read(ctx context.Context) error {
 	select {
 	case list := <-all:
 		if err := book.Ask(list, nil); err != nil {
-			return err
+			return false, err
 		}
 	case <-ctx.Done():
-		return ctx.Err()
+		return false, ctx.Err()
 	}
 	asked := make(chan struct{})
 	go func() {
@@ -164,8 +168,9 @@ func (p *Pairs) read(ctx context.Context) error {
 	for {
 		news, err := book.Next()
 		if err != nil {
-			return err
+			return told, err
 		}
+		told = true
 		p.do(func(now time.Time) { p.learn(now, news) })
 	}
 }

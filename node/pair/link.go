@@ -223,7 +223,7 @@ func (l *link) rest(a wg.Activity) time.Duration {
 // doubt notes whether the packets of the link seem to arrive.
 func (l *link) doubt(now time.Time, a wg.Activity) {
 	relayed := l.route.Socket != path.Socket(wg.NativeSocket)
-	silent := now.Sub(a.Sent) < 2*time.Second && a.Sent.Sub(a.Heard) > time.Second
+	silent := now.Sub(a.Sent) < 2*time.Second && a.Sent.Sub(a.Heard) > time.Second || l.finder.State().Doubtful
 	switch {
 	case !l.ready.IsZero() && !(relayed && silent):
 		l.unsure = time.Time{}

@@ -25,13 +25,17 @@ const (
 	// may be there to refuse it.
 	datagramsTime = 2500 * time.Millisecond
 	// relayAgainFirst and relayAgainMost bound the pause after all attempts at a
-	// gateway have failed.
-	relayAgainFirst, relayAgainMost = 500 * time.Millisecond, 30 * time.Second
+	// gateway have failed. It begins to grow when patientFails have: a gateway that
+	// starts anew is back within seconds.
+	relayAgainFirst, relayAgainMost = 250 * time.Millisecond, 30 * time.Second
+	patientFails                    = 16
 	// relayRest is how long a relay stays that no link needs.
 	relayRest = 2 * time.Minute
 	// A relay that may be gone is asked for each checkEvery, for doubtFor, and given
-	// up when its server has been silent for silentRelay.
+	// up when its server has been silent for silentRelay. For hurryFor it is asked
+	// for each hurryEvery: gateways start anew in less.
 	checkEvery, doubtFor = time.Second, 10 * time.Second
+	hurryEvery, hurryFor = 200 * time.Millisecond, 3 * time.Second
 	silentRelay          = 2500 * time.Millisecond
 	// silentMoved is the same after an address of the host is gone, most likely
 	// that of the way to the server: two requests fit.
@@ -94,6 +98,10 @@ type server struct {
 	again  time.Time      // not to be tried before
 	fails  int
 	have   *relay
+	// lost says that there was a relay of which others may know. They are told of
+	// the next one, even if it is at the same address: what its server lets in is
+	// what it was told of.
+	lost bool
 }
 
 // relay is one that stands.
@@ -210,7 +218,11 @@ func (r *relays) verify(now time.Time, s *server, doubt bool) time.Time {
 	case one.doubted.IsZero():
 		one.doubted = now
 	}
-	if now.Sub(one.asked) >= checkEvery {
+	every := checkEvery
+	if now.Sub(later(one.doubted, r.doubted)) < hurryFor {
+		every = hurryEvery
+	}
+	if now.Sub(one.asked) >= every {
 		one.asked = now
 		one.Check()
 	}
@@ -223,7 +235,7 @@ func (r *relays) verify(now time.Time, s *server, doubt bool) time.Time {
 		r.lost(now, s)
 		return now
 	}
-	return earlier(one.asked.Add(checkEvery), later(one.doubted.Add(patience), now.Add(checkEvery/4)))
+	return earlier(one.asked.Add(every), later(one.doubted.Add(patience), now.Add(checkEvery/4)))
 }
 
 // lost gives up a relay that is gone. Its gateway may have started anew, and then
@@ -232,6 +244,7 @@ func (r *relays) lost(now time.Time, s *server) {
 	young := now.Sub(s.have.stood) < youngRelay
 	r.pairs.metrics.lost.Inc()
 	r.close(now, s)
+	s.lost = true
 	r.doubted = now
 	if young {
 		r.failed(now, s)
@@ -304,7 +317,7 @@ func (s *server) tries(t path.Transport) bool {
 func (r *relays) failed(now time.Time, s *server) {
 	s.stop()
 	s.began = time.Time{}
-	s.again = now.Add(min(relayAgainFirst<<min(s.fails, 10), relayAgainMost))
+	s.again = now.Add(min(relayAgainFirst<<min(max(s.fails-patientFails, 0), 10), relayAgainMost))
 	s.fails++
 }
 
@@ -373,8 +386,12 @@ func (r *relays) open(now time.Time, s *server, t path.Transport, got Relay) {
 	p.metrics.relays[t].Inc()
 	p.log.Debug("relay stands", "gateway", s.Relay, "transport", t.String(), "addr", got.Relayed())
 	for _, l := range p.links {
+		if s.lost {
+			l.told = nil
+		}
 		l.offer(now, one)
 	}
+	s.lost = false
 	p.running.Go(func() {
 		select {
 		case <-got.Done():

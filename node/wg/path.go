@@ -44,6 +44,8 @@ type path struct {
 	// handshakes limits the handshake messages that come in from packet sockets.
 	handshakes *rate.Limiter
 	ended      atomic.Bool
+	// held is what waits for a hop.
+	held held
 }
 
 // hop is a route that is ready for use.
@@ -70,6 +72,8 @@ type pathSet struct {
 	// as long as there are none.
 	table atomic.Pointer[sourceTable]
 	began time.Time
+	// held is how many packets wait in all paths.
+	held atomic.Int64
 
 	mu     sync.Mutex // guards the fields below, and changes of paths and table
 	byID   map[uint64]*path
@@ -99,6 +103,7 @@ func (s *pathSet) at(t int64) time.Time {
 // is invalid.
 func (b *bind) openPath(key mesh.WireGuardKey, first netip.AddrPort) (*path, error) {
 	p := &path{bind: b, key: key, handshakes: rate.NewLimiter(handshakeRate, handshakeBurst)}
+	p.held.all = &b.paths.held
 	start := Route{NativeSocket, first}
 	p.hop.Store(b.hopTo(start))
 	s := &b.paths
@@ -207,13 +212,22 @@ func (b *bind) hopTo(r Route) *hop {
 	return &hop{Route: r, native: ep}
 }
 
-// route sends packets another way from now on.
+// route sends packets another way from now on, and first those that wait for one.
 func (p *path) route(r Route) {
 	next := p.bind.hopTo(r)
 	p.bind.paths.mu.Lock()
-	defer p.bind.paths.mu.Unlock()
-	if !p.ended.Load() {
+	ended := p.ended.Load()
+	if !ended {
 		p.hop.Store(next)
+	}
+	p.bind.paths.mu.Unlock()
+	if next == nil || ended {
+		return
+	}
+	packets, lost := p.held.take(time.Now())
+	p.bind.metrics.dropMany(reasonPathNowhere, lost)
+	if len(packets) > 0 {
+		_ = p.sendTo(next, packets) // they may get lost, as on every way
 	}
 }
 
@@ -273,19 +287,42 @@ func (p *path) end(after netip.AddrPort) {
 	delete(set.byID, p.id)
 	delete(set.byKey, p.key)
 	p.bind.metrics.paths.Dec()
+	packets, lost := p.held.take(time.Now())
+	p.bind.metrics.dropMany(reasonPathNowhere, lost+len(packets))
 }
 
-// send sends packets where the path leads. Those that it leads nowhere are lost
-// like any datagram.
+// send sends packets where the path leads. The latest of those that it leads
+// nowhere wait for a while, and the others are lost like any datagram.
 func (p *path) send(packets [][]byte) error {
-	to := p.hop.Load()
-	if to == nil {
-		p.bind.metrics.dropMany(reasonPathNowhere, len(packets))
-		if p.ended.Load() {
-			return net.ErrClosed
-		}
-		return nil
+	if to := p.hop.Load(); to != nil {
+		return p.sendTo(to, packets)
 	}
+	to, err := p.hold(packets)
+	if to == nil {
+		return err
+	}
+	return p.sendTo(to, packets)
+}
+
+// hold keeps packets until the path leads somewhere, unless it does by now: then
+// it returns where.
+func (p *path) hold(packets [][]byte) (*hop, error) {
+	p.held.mu.Lock()
+	defer p.held.mu.Unlock()
+	// Whoever has changed that since takes what is held after us.
+	if to := p.hop.Load(); to != nil {
+		return to, nil
+	}
+	if p.ended.Load() {
+		p.bind.metrics.dropMany(reasonPathNowhere, len(packets))
+		return nil, net.ErrClosed
+	}
+	p.bind.metrics.dropMany(reasonPathNowhere, p.held.put(packets, time.Now()))
+	return nil, nil
+}
+
+// sendTo sends packets one way.
+func (p *path) sendTo(to *hop, packets [][]byte) error {
 	p.sent.Store(p.bind.paths.now())
 	if to.socket != nil {
 		to.socket.send(packets, to.To)
