@@ -166,8 +166,8 @@ func (c *batchConn) write(b *burst) error {
 			refusals++ // the reader hears of it as well
 		case errno == unix.ECONNREFUSED:
 			return nil
-		case segments && (errno == unix.EIO || errno == unix.EINVAL):
-			segments = false // EINVAL: larger than the path's MTU, which is fine for single datagrams
+		case segments && isUncut(errno):
+			segments = false
 			c.noSegments.Store(errno == unix.EIO)
 		case errno != 0:
 			return os.NewSyscallError("sendmmsg", errno)
@@ -178,6 +178,13 @@ func (c *batchConn) write(b *burst) error {
 		}
 	}
 	return nil
+}
+
+// isUncut says whether errno is the kernel's word that it does not cut a message
+// into datagrams, which may leave one by one: EINVAL, or EMSGSIZE since Linux 6.14,
+// means that they are larger than the path's MTU.
+func isUncut(errno syscall.Errno) bool {
+	return errno == unix.EIO || errno == unix.EINVAL || errno == unix.EMSGSIZE
 }
 
 // gather points headers at the parts of the packets of b from the given one on,

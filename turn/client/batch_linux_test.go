@@ -6,7 +6,10 @@ import (
 	"bytes"
 	"net"
 	"slices"
+	"syscall"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 func TestBurst_Runs(t *testing.T) {
@@ -105,6 +108,18 @@ func TestBatchConn_KeepsDatagramsApart(t *testing.T) {
 		}
 		if batch.noSegments.Load() == segments {
 			t.Error("the kernel has refused to cut")
+		}
+	}
+}
+
+// Whatever a kernel says of datagrams that are larger than the path's MTU, they
+// leave one by one.
+func TestBatch_Uncut(t *testing.T) {
+	for errno, want := range map[syscall.Errno]bool{
+		unix.EIO: true, unix.EINVAL: true, unix.EMSGSIZE: true, 0: false, unix.ECONNREFUSED: false, unix.EPERM: false,
+	} {
+		if got := isUncut(errno); got != want {
+			t.Errorf("%v: %t", errno, got)
 		}
 	}
 }
