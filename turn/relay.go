@@ -255,6 +255,13 @@ func (rs *relays) isOpen(port uint16) bool {
 	return ok
 }
 
+// mayOpen says whether peer may be a relay of this server at another time. Clients
+// that know each other from before it started anew ask for permissions before both
+// have their relays; packets go there when they do.
+func (rs *relays) mayOpen(peer netip.AddrPort) bool {
+	return rs.ports != (portRange{}) && peer.Addr() == rs.public && peer.Port() >= rs.ports.first && peer.Port() <= rs.ports.last
+}
+
 // inside returns where to send a packet for peer. Behind a one-to-one NAT the
 // public address is not on this host: relays reach each other on the bound one.
 func (rs *relays) inside(peer netip.AddrPort) netip.AddrPort {

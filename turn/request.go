@@ -78,7 +78,7 @@ func (g *gate) judgePeers(m message, r *relay, now time.Time) int {
 	}
 	for _, p := range peers {
 		switch {
-		case !g.server.policy.allows(r.user, p):
+		case !g.server.policy.allows(r.user, p) && !g.server.relays.mayOpen(p):
 			return codeForbidden
 		case !p.Addr().Is4():
 			return codePeerFamily
