@@ -4,7 +4,6 @@ package pair
 
 import (
 	"context"
-	"errors"
 	"net/netip"
 	"slices"
 	"time"
@@ -93,11 +92,15 @@ type server struct {
 	// there were some.
 	trying map[string]context.CancelFunc
 	tried  [path.TLS + 1]bool
-	round  int            // of attempts; those of an earlier one are over
-	worked path.Transport // of the last relay
-	again  time.Time      // not to be tried before
-	fails  int
-	have   *relay
+	// failed is when the last attempt over a transport has ended, and repeats how
+	// often one was repeated while others went on.
+	failed  [path.TLS + 1]time.Time
+	repeats int
+	round   int            // of attempts; those of an earlier one are over
+	worked  path.Transport // of the last relay
+	again   time.Time      // not to be tried before
+	fails   int
+	have    *relay
 	// lost says that there was a relay of which others may know. They are told of
 	// the next one, even if it is at the same address: what its server lets in is
 	// what it was told of.
@@ -270,105 +273,6 @@ func (l *link) unheard(now time.Time) bool {
 	return now.Sub(heard) > l.pairs.late.patience(silentAfter)
 }
 
-// attempt tries to get a relay from a server, unless it has one: over UDP first,
-// and soon over the others, too.
-func (r *relays) attempt(now time.Time, s *server) time.Time {
-	far := now.Add(time.Minute)
-	switch {
-	case s.have != nil:
-		return far
-	case s.again.After(now):
-		return s.again
-	case s.began.IsZero():
-		s.began = now
-		s.tried = [path.TLS + 1]bool{}
-	}
-	r.start(s, path.UDP)
-	streams, patience := s.began.Add(streamsAfter), datagramsTime
-	if s.worked > path.UDP && s.fails < 3 {
-		streams, patience = s.began, 0 // UDP did not get through here
-	}
-	if s.tries(path.UDP) && streams.After(now) {
-		return streams
-	}
-	r.start(s, path.TCP)
-	r.start(s, path.TLS)
-	if s.tries(path.TCP) || s.tries(path.TLS) {
-		return far
-	}
-	if over := s.began.Add(patience); s.tries(path.UDP) && over.After(now) {
-		return over
-	}
-	r.failed(now, s)
-	return s.again
-}
-
-// tries reports whether an attempt over a transport is under way.
-func (s *server) tries(t path.Transport) bool {
-	for url := range s.trying {
-		if transportOf(url) == t {
-			return true
-		}
-	}
-	return false
-}
-
-// failed has a server rest.
-func (r *relays) failed(now time.Time, s *server) {
-	s.stop()
-	s.began = time.Time{}
-	s.again = now.Add(min(relayAgainFirst<<min(max(s.fails-patientFails, 0), 10), relayAgainMost))
-	s.fails++
-}
-
-// start tries all URLs of one transport, unless that was tried: a server may have
-// addresses of both IP versions, and this host may have one of them.
-func (r *relays) start(s *server, t path.Transport) {
-	if s.tried[t] {
-		return
-	}
-	s.tried[t] = true
-	for _, url := range s.URLs {
-		if transportOf(url) == t && s.trying[url] == nil {
-			r.try(s, url)
-		}
-	}
-}
-
-// try tries one URL.
-func (r *relays) try(s *server, url string) {
-	p, user, password, t := r.pairs, s.Username, s.Password, transportOf(url)
-	ctx, cancel := context.WithTimeout(p.ctx, allocateTime)
-	s.trying[url] = cancel
-	round := s.round
-	p.running.Go(func() {
-		got, err := p.cfg.Allocate(ctx, url, user, password)
-		canceled := ctx.Err()
-		cancel()
-		taken := p.do(func(now time.Time) {
-			if s.round == round {
-				delete(s.trying, url)
-			}
-			if err != nil {
-				if canceled == nil || errors.Is(canceled, context.DeadlineExceeded) {
-					p.metrics.failed[t].Inc()
-				}
-				p.log.Debug("no relay", "url", url, "err", err)
-				return
-			}
-			p.metrics.made[t].Inc()
-			if canceled != nil || !slices.Contains(r.servers, s) || s.have != nil {
-				_ = got.Close() // another one was quicker
-				return
-			}
-			r.open(now, s, t, got)
-		})
-		if !taken && err == nil {
-			_ = got.Close()
-		}
-	})
-}
-
 // open puts a relay to use.
 func (r *relays) open(now time.Time, s *server, t path.Transport, got Relay) {
 	p := r.pairs
@@ -405,15 +309,6 @@ func (r *relays) open(now time.Time, s *server, t path.Transport, got Relay) {
 			}
 		})
 	})
-}
-
-// stop ends all attempts.
-func (s *server) stop() {
-	for url, cancel := range s.trying {
-		cancel()
-		delete(s.trying, url)
-	}
-	s.round++
 }
 
 // offer tells a link of a relay.
