@@ -11,8 +11,8 @@ import (
 	"github.com/meshgate/meshgate/internal/netlab"
 )
 
-// The same as the short forms, with a blackout of ten seconds, between other
-// kinds of access and for longer copies.
+// The same as the short forms, with a blackout of ten seconds and a stream of a
+// minute at least, between other kinds of access and for longer copies.
 
 func TestLife_Long(t *testing.T) {
 	for _, c := range []struct{ first, second netlab.Kind }{
@@ -22,7 +22,7 @@ func TestLife_Long(t *testing.T) {
 		{netlab.Symmetric, netlab.Only443},
 	} {
 		t.Run(c.first.String()+" and "+c.second.String(), func(t *testing.T) {
-			live(t, c.first, c.second, 10*time.Second)
+			live(t, c.first, c.second, 10*time.Second, time.Minute)
 		})
 	}
 }

@@ -28,8 +28,10 @@ const (
 	// much later, which has to be within 5 s with what the finder takes.
 	busyEvery, idleEvery = 250 * time.Millisecond, time.Second
 	// brokenAfter is how long a pair is without a way before the gateway carries
-	// its packets again.
-	brokenAfter = 500 * time.Millisecond
+	// its packets again, and brokenMost the same while no gateway answers: with one
+	// that starts anew the relays of the pair come back, and both ends need not agree
+	// again on who carries its packets.
+	brokenAfter, brokenMost = 500 * time.Millisecond, 3 * time.Second
 	// silentAfter is how long a gateway may be silent before it is looked for by
 	// way of relays, on an idle host.
 	silentAfter = 700 * time.Millisecond
@@ -346,9 +348,13 @@ func (l *link) settle(now time.Time) time.Time {
 			return far
 		case l.lost.IsZero():
 			l.lost = now
+			l.pairs.askGateways(now)
 		}
 		if now.Sub(l.lost) < brokenAfter {
 			return l.lost.Add(brokenAfter)
+		}
+		if now.Sub(l.lost) < brokenMost && !l.pairs.gatewaySince(l.lost) {
+			return now.Add(lookShaken)
 		}
 		l.stands, l.lost = false, time.Time{}
 		l.pairs.fresh = true
@@ -360,6 +366,29 @@ func (l *link) settle(now time.Time) time.Time {
 	}
 	look := min(max(now.Sub(later(l.ready, l.began))/8, lookShaken), shakeEvery)
 	return earlier(now.Add(look), l.shakeAt())
+}
+
+// askGateways has the ways to the gateways checked at once.
+func (p *Pairs) askGateways(now time.Time) {
+	for _, l := range p.links {
+		if l.kind == gateway {
+			l.finder.Restart(now)
+			l.due = now
+		}
+	}
+}
+
+// gatewaySince reports whether a gateway is known to have been there after a time.
+func (p *Pairs) gatewaySince(at time.Time) bool {
+	for _, l := range p.links {
+		if l.kind != gateway {
+			continue
+		}
+		if s := l.finder.State(); s.Standing && s.Verified.After(at) || l.way != nil && l.way.Activity().Heard.After(at) {
+			return true
+		}
+	}
+	return false
 }
 
 // shakeAt is when to ask for a session next.

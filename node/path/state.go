@@ -22,6 +22,8 @@ type State struct {
 	Transport Transport
 	Relay     string // the gateway whose relay it is; "" if direct or unknown
 	RTT       time.Duration
+	// Verified is when a check of the way was answered last.
+	Verified time.Time
 	// Doubtful says that checks of the way have not been answered of late.
 	Doubtful bool
 	// Since is when data began to go where it goes now.
@@ -48,6 +50,7 @@ func (s *ways) State() State {
 	if w := s.selected; w != nil {
 		st.Standing, st.Direct, st.Route, st.Since = true, !w.relayed(), w.route, s.since
 		st.Local, st.Remote, st.RTT = w.local.Kind, w.remote.Kind, w.rtt
+		st.Verified = w.verified
 		st.Doubtful = w.waiting >= suspectAfter
 		if !st.Direct {
 			st.Transport, st.Relay = max(w.local.Transport, w.remote.Transport), w.relay()
