@@ -21,8 +21,9 @@ const (
 	shakeEvery = time.Second
 	shakeLate  = 2 * time.Second
 	// lookShaken is how often the device is asked whether there is a session, to
-	// begin with: while there is none, less and less.
-	lookShaken = 30 * time.Millisecond
+	// begin with: while there is none, less and less. What is sent between the times
+	// at which both ends see it is lost.
+	lookShaken = 5 * time.Millisecond
 	// busyEvery is how often a link looks at its packets while there are any. Then
 	// the pause doubles, up to idleEvery: what is sent then and lost is noticed so
 	// much later, which has to be within 5 s with what the finder takes.
