@@ -62,6 +62,7 @@ type finder interface {
 	Selected() (path.Route, bool)
 	Accepted(now time.Time) []path.Route
 	Restart(now time.Time)
+	Doubt(now time.Time, relay string)
 	State() path.State
 }
 

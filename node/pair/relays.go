@@ -39,9 +39,9 @@ const (
 	// silentMoved is the same after an address of the host is gone, most likely
 	// that of the way to the server: two requests fit.
 	silentMoved = 700 * time.Millisecond
-	// youngRelay is how long a relay has to have stood for another one to be
-	// asked for at once when it is lost.
-	youngRelay = 10 * time.Second
+	// A relay that is lost is replaced at once, unless more than youngMost in a row
+	// have each stood for less than youngRelay: then after a pause.
+	youngRelay, youngMost = 10 * time.Second, 3
 )
 
 // Server is a TURN server, with a credential.
@@ -100,6 +100,7 @@ type server struct {
 	worked  path.Transport // of the last relay
 	again   time.Time      // not to be tried before
 	fails   int
+	young   int // relays in a row that were lost soon
 	have    *relay
 	// lost says that there was a relay of which others may know. They are told of
 	// the next one, even if it is at the same address: what its server lets in is
@@ -244,17 +245,22 @@ func (r *relays) verify(now time.Time, s *server, doubt bool) time.Time {
 // lost gives up a relay that is gone. Its gateway may have started anew, and then
 // knows no session either; the other relays may be gone as well.
 func (r *relays) lost(now time.Time, s *server) {
-	young := now.Sub(s.have.stood) < youngRelay
+	s.young++
+	if now.Sub(s.have.stood) >= youngRelay {
+		s.young = 0
+	}
 	r.pairs.metrics.lost.Inc()
 	r.close(now, s)
 	s.lost = true
 	r.doubted = now
-	if young {
+	if s.young > youngMost {
 		r.failed(now, s)
 	} else {
 		s.again = now
 	}
 	for _, l := range r.pairs.links {
+		l.finder.Doubt(now, s.Relay)
+		l.due = now
 		if l.kind == gateway && string(l.peer.Node.ID) == s.Relay {
 			l.revive(now)
 		}

@@ -239,7 +239,7 @@ func (a *Agent) request(now time.Time, r Route, m *Message) bool {
 	if w == nil {
 		return true
 	}
-	w.spent = 0
+	w.spent, w.served = 0, now
 	if !w.stands {
 		w.soon = true // the triggered check of RFC 8445 section 7.3.1.4
 	}

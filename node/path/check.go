@@ -310,6 +310,20 @@ func (s *ways) died(now time.Time, w *way) {
 	s.choose(now)
 }
 
+// Doubt takes the ways out of service that a relay is on, until they are checked
+// anew, which happens at once: its gateway may have started anew, and has forgotten
+// then whose packets it lets in where. Packets wait for less than a round trip.
+func (s *ways) Doubt(now time.Time, relay string) {
+	for _, w := range s.list {
+		if w.stands && w.relayed() && (w.local.Relay == relay || w.remote.Relay == relay) {
+			w.stands, w.waiting, w.better = false, 0, 0
+			w.tries, w.limit = 0, len(askGaps)
+		}
+	}
+	s.round.again(now)
+	s.choose(now)
+}
+
 // expire ends ways that are not checked any more.
 func (s *ways) expire(now time.Time) {
 	changed := false

@@ -27,6 +27,7 @@ type driven interface {
 	State() path.State
 	SetLocal(time.Time, path.Socket, []path.Candidate) error
 	Restart(time.Time)
+	Doubt(time.Time, string)
 }
 
 // host is a machine with one native socket, a few relays, and an agent or probe

@@ -123,6 +123,31 @@ func TestAgent_ListsWhatItTakesDataFrom(t *testing.T) {
 	}
 }
 
+// Ways over a relay that may have forgotten them do not stand until they are
+// checked, which is done at once; others stay.
+func TestAgent_DoubtsWaysOverARelay(t *testing.T) {
+	p := newPair(t)
+	meet(p.a, p.b)
+	p.await(t, 2*time.Second, direct(p.a, p.b))
+	p.a.paths.Doubt(p.w.now, "")
+	if s := p.a.paths.State(); !s.Direct {
+		t.Errorf("the direct way is doubted: %+v", s)
+	}
+	p = newPair(t, "natPP", "natPP")
+	meet(p.a, p.b)
+	p.await(t, 2*time.Second, standing(p.a))
+	relay := p.a.paths.State().Relay
+	p.a.paths.Doubt(p.w.now, "another one")
+	if !standing(p.a)() {
+		t.Error("the way over one relay is doubted with another one")
+	}
+	p.a.paths.Doubt(p.w.now, relay)
+	if s := p.a.paths.State(); s.Standing {
+		t.Errorf("%+v stands", s)
+	}
+	p.await(t, 500*time.Millisecond, standing(p.a))
+}
+
 func reflexiveOf(t *testing.T, h *host) netip.AddrPort {
 	t.Helper()
 	a, ok := reflexive(h.realms[0], h.addrs[0])

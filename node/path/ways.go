@@ -74,6 +74,7 @@ type way struct {
 	mapped   netip.AddrPort // what it said of where the check came from
 	heard    time.Time      // when data came last
 	used     time.Time      // when the peer said last that it sends here
+	served   time.Time      // when a check of the peer came last
 	rtt      time.Duration
 	better   int // checks in a row that were quicker by far than the selected way
 
@@ -349,12 +350,14 @@ func (s *ways) Selected() (Route, bool) {
 }
 
 // Accepted returns from where the peer's data may come: each way of which a check
-// was answered within the last minute. It has at most MaxAccepted of them, the
+// was answered within the last minute, or on which one of the peer's came: the peer
+// may send as soon as it has the answer to that. It has at most MaxAccepted of them, the
 // best first.
 func (s *ways) Accepted(now time.Time) []Route {
 	var list []Route
 	for _, w := range s.list {
-		if len(list) < MaxAccepted && (w.stands || !w.verified.IsZero() && now.Sub(w.verified) < acceptedFor) {
+		last := later(w.verified, w.served)
+		if len(list) < MaxAccepted && (w.stands || !last.IsZero() && now.Sub(last) < acceptedFor) {
 			list = append(list, w.route)
 		}
 	}
