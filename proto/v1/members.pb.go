@@ -125,7 +125,11 @@ type JoinRequest struct {
 	// v1 nodes in.
 	Proof *JoinProof `protobuf:"bytes,101,opt,name=proof,proto3" json:"proof,omitempty"`
 	// paths is an extension: the node takes part in pairs; see meshgate.v1.Pairs.
-	Paths         bool `protobuf:"varint,102,opt,name=paths,proto3" json:"paths,omitempty"`
+	Paths bool `protobuf:"varint,102,opt,name=paths,proto3" json:"paths,omitempty"`
+	// exit is an extension: the node takes packets for the Internet from those who
+	// choose it for that, as far as network ACLs let them. It takes VERB_PUT on
+	// RESOURCE_ROUTES.
+	Exit          bool `protobuf:"varint,120,opt,name=exit,proto3" json:"exit,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -275,6 +279,13 @@ func (x *JoinRequest) GetProof() *JoinProof {
 func (x *JoinRequest) GetPaths() bool {
 	if x != nil {
 		return x.Paths
+	}
+	return false
+}
+
+func (x *JoinRequest) GetExit() bool {
+	if x != nil {
+		return x.Exit
 	}
 	return false
 }
@@ -1089,7 +1100,7 @@ var File_v1_members_proto protoreflect.FileDescriptor
 
 const file_v1_members_proto_rawDesc = "" +
 	"\n" +
-	"\x10v1/members.proto\x12\x02v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\rv1/node.proto\x1a\rv1/raft.proto\x1a\x13v1/extensions.proto\x1a\x15v1/network_acls.proto\"\xd1\x05\n" +
+	"\x10v1/members.proto\x12\x02v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\rv1/node.proto\x1a\rv1/raft.proto\x1a\x13v1/extensions.proto\x1a\x15v1/network_acls.proto\"\xe5\x05\n" +
 	"\vJoinRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1d\n" +
 	"\n" +
@@ -1113,7 +1124,8 @@ const file_v1_members_proto_rawDesc = "" +
 	"\bservices\x18d \x03(\v2\v.v1.ServiceR\bservices\x12\x1b\n" +
 	"\tmember_of\x18n \x01(\tR\bmemberOf\x12#\n" +
 	"\x05proof\x18e \x01(\v2\r.v1.JoinProofR\x05proof\x12\x14\n" +
-	"\x05paths\x18f \x01(\bR\x05paths\x1aS\n" +
+	"\x05paths\x18f \x01(\bR\x05paths\x12\x12\n" +
+	"\x04exit\x18x \x01(\bR\x04exit\x1aS\n" +
 	"\x10DirectPeersEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12)\n" +
 	"\x05value\x18\x02 \x01(\x0e2\x13.v1.ConnectProtocolR\x05value:\x028\x01\"\xa2\x04\n" +

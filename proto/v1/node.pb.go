@@ -387,7 +387,10 @@ type MeshNode struct {
 	// empty where certificate authorities vouch for it.
 	ApiPin []byte `protobuf:"bytes,102,opt,name=api_pin,json=apiPin,proto3" json:"api_pin,omitempty"`
 	// paths is an extension: the node takes part in pairs; see meshgate.v1.Pairs.
-	Paths         bool `protobuf:"varint,103,opt,name=paths,proto3" json:"paths,omitempty"`
+	Paths bool `protobuf:"varint,103,opt,name=paths,proto3" json:"paths,omitempty"`
+	// exit is an extension: the node takes packets for the Internet from those who
+	// choose it for that. No plan sends it any.
+	Exit          bool `protobuf:"varint,120,opt,name=exit,proto3" json:"exit,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -516,6 +519,13 @@ func (x *MeshNode) GetApiPin() []byte {
 func (x *MeshNode) GetPaths() bool {
 	if x != nil {
 		return x.Paths
+	}
+	return false
+}
+
+func (x *MeshNode) GetExit() bool {
+	if x != nil {
+		return x.Exit
 	}
 	return false
 }
@@ -1230,7 +1240,7 @@ const file_v1_node_proto_rawDesc = "" +
 	"\rv1/node.proto\x12\x02v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x13v1/extensions.proto\"H\n" +
 	"\vFeaturePort\x12%\n" +
 	"\afeature\x18\x01 \x01(\x0e2\v.v1.FeatureR\afeature\x12\x12\n" +
-	"\x04port\x18\x02 \x01(\x05R\x04port\"\xfe\x03\n" +
+	"\x04port\x18\x02 \x01(\x05R\x04port\"\x92\x04\n" +
 	"\bMeshNode\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1d\n" +
 	"\n" +
@@ -1249,7 +1259,8 @@ const file_v1_node_proto_rawDesc = "" +
 	"\bservices\x18d \x03(\v2\v.v1.ServiceR\bservices\x12\x17\n" +
 	"\aapi_url\x18e \x01(\tR\x06apiUrl\x12\x17\n" +
 	"\aapi_pin\x18f \x01(\fR\x06apiPin\x12\x14\n" +
-	"\x05paths\x18g \x01(\bR\x05paths\".\n" +
+	"\x05paths\x18g \x01(\bR\x05paths\x12\x12\n" +
+	"\x04exit\x18x \x01(\bR\x04exit\".\n" +
 	"\bNodeList\x12\"\n" +
 	"\x05nodes\x18\x01 \x03(\v2\f.v1.MeshNodeR\x05nodes\"\"\n" +
 	"\x10GetStatusRequest\x12\x0e\n" +

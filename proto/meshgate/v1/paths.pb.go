@@ -87,6 +87,191 @@ func (PathKind) EnumDescriptor() ([]byte, []int) {
 	return file_meshgate_v1_paths_proto_rawDescGZIP(), []int{0}
 }
 
+// UseExitRequest says which exit to use.
+type UseExitRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// node_id is the exit; empty ends the use of one.
+	NodeId string `protobuf:"bytes,1,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
+	// open lets packets leave the host in the usual way while there is no way to the
+	// exit. Without it they are not sent.
+	Open          bool `protobuf:"varint,2,opt,name=open,proto3" json:"open,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UseExitRequest) Reset() {
+	*x = UseExitRequest{}
+	mi := &file_meshgate_v1_paths_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UseExitRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UseExitRequest) ProtoMessage() {}
+
+func (x *UseExitRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_meshgate_v1_paths_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UseExitRequest.ProtoReflect.Descriptor instead.
+func (*UseExitRequest) Descriptor() ([]byte, []int) {
+	return file_meshgate_v1_paths_proto_rawDescGZIP(), []int{0}
+}
+
+func (x *UseExitRequest) GetNodeId() string {
+	if x != nil {
+		return x.NodeId
+	}
+	return ""
+}
+
+func (x *UseExitRequest) GetOpen() bool {
+	if x != nil {
+		return x.Open
+	}
+	return false
+}
+
+// UseExitResponse is what became of it.
+type UseExitResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// exit is the exit in use; unset when there is none.
+	Exit          *ExitUse `protobuf:"bytes,1,opt,name=exit,proto3" json:"exit,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UseExitResponse) Reset() {
+	*x = UseExitResponse{}
+	mi := &file_meshgate_v1_paths_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UseExitResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UseExitResponse) ProtoMessage() {}
+
+func (x *UseExitResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_meshgate_v1_paths_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UseExitResponse.ProtoReflect.Descriptor instead.
+func (*UseExitResponse) Descriptor() ([]byte, []int) {
+	return file_meshgate_v1_paths_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *UseExitResponse) GetExit() *ExitUse {
+	if x != nil {
+		return x.Exit
+	}
+	return nil
+}
+
+// ExitUse says how a node uses an exit.
+type ExitUse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// node_id is the exit.
+	NodeId string `protobuf:"bytes,1,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
+	// works says that packets to the Internet go through it.
+	Works bool `protobuf:"varint,2,opt,name=works,proto3" json:"works,omitempty"`
+	// reason says in one sentence why they do not. It is for people.
+	Reason string `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	// open is that of UseExitRequest: while works is false, packets leave the host in
+	// the usual way.
+	Open bool `protobuf:"varint,4,opt,name=open,proto3" json:"open,omitempty"`
+	// since is when works became what it is.
+	Since         *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=since,proto3" json:"since,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExitUse) Reset() {
+	*x = ExitUse{}
+	mi := &file_meshgate_v1_paths_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExitUse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExitUse) ProtoMessage() {}
+
+func (x *ExitUse) ProtoReflect() protoreflect.Message {
+	mi := &file_meshgate_v1_paths_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExitUse.ProtoReflect.Descriptor instead.
+func (*ExitUse) Descriptor() ([]byte, []int) {
+	return file_meshgate_v1_paths_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *ExitUse) GetNodeId() string {
+	if x != nil {
+		return x.NodeId
+	}
+	return ""
+}
+
+func (x *ExitUse) GetWorks() bool {
+	if x != nil {
+		return x.Works
+	}
+	return false
+}
+
+func (x *ExitUse) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *ExitUse) GetOpen() bool {
+	if x != nil {
+		return x.Open
+	}
+	return false
+}
+
+func (x *ExitUse) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
 // Path is how packets get from one node to another.
 type Path struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -116,7 +301,7 @@ type Path struct {
 
 func (x *Path) Reset() {
 	*x = Path{}
-	mi := &file_meshgate_v1_paths_proto_msgTypes[0]
+	mi := &file_meshgate_v1_paths_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -128,7 +313,7 @@ func (x *Path) String() string {
 func (*Path) ProtoMessage() {}
 
 func (x *Path) ProtoReflect() protoreflect.Message {
-	mi := &file_meshgate_v1_paths_proto_msgTypes[0]
+	mi := &file_meshgate_v1_paths_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -141,7 +326,7 @@ func (x *Path) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Path.ProtoReflect.Descriptor instead.
 func (*Path) Descriptor() ([]byte, []int) {
-	return file_meshgate_v1_paths_proto_rawDescGZIP(), []int{0}
+	return file_meshgate_v1_paths_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *Path) GetNodeId() string {
@@ -211,7 +396,7 @@ type ListPathsRequest struct {
 
 func (x *ListPathsRequest) Reset() {
 	*x = ListPathsRequest{}
-	mi := &file_meshgate_v1_paths_proto_msgTypes[1]
+	mi := &file_meshgate_v1_paths_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -223,7 +408,7 @@ func (x *ListPathsRequest) String() string {
 func (*ListPathsRequest) ProtoMessage() {}
 
 func (x *ListPathsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_meshgate_v1_paths_proto_msgTypes[1]
+	mi := &file_meshgate_v1_paths_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -236,7 +421,7 @@ func (x *ListPathsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPathsRequest.ProtoReflect.Descriptor instead.
 func (*ListPathsRequest) Descriptor() ([]byte, []int) {
-	return file_meshgate_v1_paths_proto_rawDescGZIP(), []int{1}
+	return file_meshgate_v1_paths_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *ListPathsRequest) GetNodeId() string {
@@ -253,14 +438,16 @@ type ListPathsResponse struct {
 	NodeId string `protobuf:"bytes,1,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
 	// paths are those to its WireGuard peers, and to nodes that it has sent to of
 	// late, by their ids.
-	Paths         []*Path `protobuf:"bytes,2,rep,name=paths,proto3" json:"paths,omitempty"`
+	Paths []*Path `protobuf:"bytes,2,rep,name=paths,proto3" json:"paths,omitempty"`
+	// exit is the exit that it uses; unset when there is none.
+	Exit          *ExitUse `protobuf:"bytes,3,opt,name=exit,proto3" json:"exit,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ListPathsResponse) Reset() {
 	*x = ListPathsResponse{}
-	mi := &file_meshgate_v1_paths_proto_msgTypes[2]
+	mi := &file_meshgate_v1_paths_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -272,7 +459,7 @@ func (x *ListPathsResponse) String() string {
 func (*ListPathsResponse) ProtoMessage() {}
 
 func (x *ListPathsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_meshgate_v1_paths_proto_msgTypes[2]
+	mi := &file_meshgate_v1_paths_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -285,7 +472,7 @@ func (x *ListPathsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPathsResponse.ProtoReflect.Descriptor instead.
 func (*ListPathsResponse) Descriptor() ([]byte, []int) {
-	return file_meshgate_v1_paths_proto_rawDescGZIP(), []int{2}
+	return file_meshgate_v1_paths_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *ListPathsResponse) GetNodeId() string {
@@ -298,6 +485,13 @@ func (x *ListPathsResponse) GetNodeId() string {
 func (x *ListPathsResponse) GetPaths() []*Path {
 	if x != nil {
 		return x.Paths
+	}
+	return nil
+}
+
+func (x *ListPathsResponse) GetExit() *ExitUse {
+	if x != nil {
+		return x.Exit
 	}
 	return nil
 }
@@ -325,7 +519,7 @@ type PingRequest struct {
 
 func (x *PingRequest) Reset() {
 	*x = PingRequest{}
-	mi := &file_meshgate_v1_paths_proto_msgTypes[3]
+	mi := &file_meshgate_v1_paths_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -337,7 +531,7 @@ func (x *PingRequest) String() string {
 func (*PingRequest) ProtoMessage() {}
 
 func (x *PingRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_meshgate_v1_paths_proto_msgTypes[3]
+	mi := &file_meshgate_v1_paths_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -350,7 +544,7 @@ func (x *PingRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PingRequest.ProtoReflect.Descriptor instead.
 func (*PingRequest) Descriptor() ([]byte, []int) {
-	return file_meshgate_v1_paths_proto_rawDescGZIP(), []int{3}
+	return file_meshgate_v1_paths_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *PingRequest) GetNodeId() string {
@@ -416,7 +610,7 @@ type PingResponse struct {
 
 func (x *PingResponse) Reset() {
 	*x = PingResponse{}
-	mi := &file_meshgate_v1_paths_proto_msgTypes[4]
+	mi := &file_meshgate_v1_paths_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -428,7 +622,7 @@ func (x *PingResponse) String() string {
 func (*PingResponse) ProtoMessage() {}
 
 func (x *PingResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_meshgate_v1_paths_proto_msgTypes[4]
+	mi := &file_meshgate_v1_paths_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -441,7 +635,7 @@ func (x *PingResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PingResponse.ProtoReflect.Descriptor instead.
 func (*PingResponse) Descriptor() ([]byte, []int) {
-	return file_meshgate_v1_paths_proto_rawDescGZIP(), []int{4}
+	return file_meshgate_v1_paths_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *PingResponse) GetNodeId() string {
@@ -495,7 +689,7 @@ type ListServersRequest struct {
 
 func (x *ListServersRequest) Reset() {
 	*x = ListServersRequest{}
-	mi := &file_meshgate_v1_paths_proto_msgTypes[5]
+	mi := &file_meshgate_v1_paths_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -507,7 +701,7 @@ func (x *ListServersRequest) String() string {
 func (*ListServersRequest) ProtoMessage() {}
 
 func (x *ListServersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_meshgate_v1_paths_proto_msgTypes[5]
+	mi := &file_meshgate_v1_paths_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -520,7 +714,7 @@ func (x *ListServersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListServersRequest.ProtoReflect.Descriptor instead.
 func (*ListServersRequest) Descriptor() ([]byte, []int) {
-	return file_meshgate_v1_paths_proto_rawDescGZIP(), []int{5}
+	return file_meshgate_v1_paths_proto_rawDescGZIP(), []int{8}
 }
 
 // ListServersResponse names them.
@@ -540,7 +734,7 @@ type ListServersResponse struct {
 
 func (x *ListServersResponse) Reset() {
 	*x = ListServersResponse{}
-	mi := &file_meshgate_v1_paths_proto_msgTypes[6]
+	mi := &file_meshgate_v1_paths_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -552,7 +746,7 @@ func (x *ListServersResponse) String() string {
 func (*ListServersResponse) ProtoMessage() {}
 
 func (x *ListServersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_meshgate_v1_paths_proto_msgTypes[6]
+	mi := &file_meshgate_v1_paths_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -565,7 +759,7 @@ func (x *ListServersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListServersResponse.ProtoReflect.Descriptor instead.
 func (*ListServersResponse) Descriptor() ([]byte, []int) {
-	return file_meshgate_v1_paths_proto_rawDescGZIP(), []int{6}
+	return file_meshgate_v1_paths_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ListServersResponse) GetIceServers() []*v1.ICEServer {
@@ -607,7 +801,7 @@ type GatewayPorts struct {
 
 func (x *GatewayPorts) Reset() {
 	*x = GatewayPorts{}
-	mi := &file_meshgate_v1_paths_proto_msgTypes[7]
+	mi := &file_meshgate_v1_paths_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -619,7 +813,7 @@ func (x *GatewayPorts) String() string {
 func (*GatewayPorts) ProtoMessage() {}
 
 func (x *GatewayPorts) ProtoReflect() protoreflect.Message {
-	mi := &file_meshgate_v1_paths_proto_msgTypes[7]
+	mi := &file_meshgate_v1_paths_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -632,7 +826,7 @@ func (x *GatewayPorts) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GatewayPorts.ProtoReflect.Descriptor instead.
 func (*GatewayPorts) Descriptor() ([]byte, []int) {
-	return file_meshgate_v1_paths_proto_rawDescGZIP(), []int{7}
+	return file_meshgate_v1_paths_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *GatewayPorts) GetId() string {
@@ -667,7 +861,18 @@ var File_meshgate_v1_paths_proto protoreflect.FileDescriptor
 
 const file_meshgate_v1_paths_proto_rawDesc = "" +
 	"\n" +
-	"\x17meshgate/v1/paths.proto\x12\vmeshgate.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x13v1/extensions.proto\"\x98\x02\n" +
+	"\x17meshgate/v1/paths.proto\x12\vmeshgate.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x13v1/extensions.proto\"=\n" +
+	"\x0eUseExitRequest\x12\x17\n" +
+	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12\x12\n" +
+	"\x04open\x18\x02 \x01(\bR\x04open\";\n" +
+	"\x0fUseExitResponse\x12(\n" +
+	"\x04exit\x18\x01 \x01(\v2\x14.meshgate.v1.ExitUseR\x04exit\"\x96\x01\n" +
+	"\aExitUse\x12\x17\n" +
+	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12\x14\n" +
+	"\x05works\x18\x02 \x01(\bR\x05works\x12\x16\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\x12\x12\n" +
+	"\x04open\x18\x04 \x01(\bR\x04open\x120\n" +
+	"\x05since\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\"\x98\x02\n" +
 	"\x04Path\x12\x17\n" +
 	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12)\n" +
 	"\x04kind\x18\x02 \x01(\x0e2\x15.meshgate.v1.PathKindR\x04kind\x12\x10\n" +
@@ -679,10 +884,11 @@ const file_meshgate_v1_paths_proto_rawDesc = "" +
 	"\x05since\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12\x16\n" +
 	"\x06reason\x18\b \x01(\tR\x06reason\"+\n" +
 	"\x10ListPathsRequest\x12\x17\n" +
-	"\anode_id\x18\x01 \x01(\tR\x06nodeId\"U\n" +
+	"\anode_id\x18\x01 \x01(\tR\x06nodeId\"\x7f\n" +
 	"\x11ListPathsResponse\x12\x17\n" +
 	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12'\n" +
-	"\x05paths\x18\x02 \x03(\v2\x11.meshgate.v1.PathR\x05paths\"\xe4\x01\n" +
+	"\x05paths\x18\x02 \x03(\v2\x11.meshgate.v1.PathR\x05paths\x12(\n" +
+	"\x04exit\x18\x03 \x01(\v2\x14.meshgate.v1.ExitUseR\x04exit\"\xe4\x01\n" +
 	"\vPingRequest\x12\x17\n" +
 	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12\x17\n" +
 	"\afrom_id\x18\x02 \x01(\tR\x06fromId\x12\x14\n" +
@@ -714,11 +920,12 @@ const file_meshgate_v1_paths_proto_rawDesc = "" +
 	"\x0ePATH_KIND_NONE\x10\x01\x12\x14\n" +
 	"\x10PATH_KIND_DIRECT\x10\x02\x12\x15\n" +
 	"\x11PATH_KIND_RELAYED\x10\x03\x12\x15\n" +
-	"\x11PATH_KIND_CARRIED\x10\x042\xe4\x01\n" +
+	"\x11PATH_KIND_CARRIED\x10\x042\xaa\x02\n" +
 	"\x05Paths\x12J\n" +
 	"\tListPaths\x12\x1d.meshgate.v1.ListPathsRequest\x1a\x1e.meshgate.v1.ListPathsResponse\x12=\n" +
 	"\x04Ping\x12\x18.meshgate.v1.PingRequest\x1a\x19.meshgate.v1.PingResponse0\x01\x12P\n" +
-	"\vListServers\x12\x1f.meshgate.v1.ListServersRequest\x1a .meshgate.v1.ListServersResponseB;Z9github.com/meshgate/meshgate/proto/meshgate/v1;meshgatev1b\x06proto3"
+	"\vListServers\x12\x1f.meshgate.v1.ListServersRequest\x1a .meshgate.v1.ListServersResponse\x12D\n" +
+	"\aUseExit\x12\x1b.meshgate.v1.UseExitRequest\x1a\x1c.meshgate.v1.UseExitResponseB;Z9github.com/meshgate/meshgate/proto/meshgate/v1;meshgatev1b\x06proto3"
 
 var (
 	file_meshgate_v1_paths_proto_rawDescOnce sync.Once
@@ -733,43 +940,51 @@ func file_meshgate_v1_paths_proto_rawDescGZIP() []byte {
 }
 
 var file_meshgate_v1_paths_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_meshgate_v1_paths_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
+var file_meshgate_v1_paths_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
 var file_meshgate_v1_paths_proto_goTypes = []any{
 	(PathKind)(0),                 // 0: meshgate.v1.PathKind
-	(*Path)(nil),                  // 1: meshgate.v1.Path
-	(*ListPathsRequest)(nil),      // 2: meshgate.v1.ListPathsRequest
-	(*ListPathsResponse)(nil),     // 3: meshgate.v1.ListPathsResponse
-	(*PingRequest)(nil),           // 4: meshgate.v1.PingRequest
-	(*PingResponse)(nil),          // 5: meshgate.v1.PingResponse
-	(*ListServersRequest)(nil),    // 6: meshgate.v1.ListServersRequest
-	(*ListServersResponse)(nil),   // 7: meshgate.v1.ListServersResponse
-	(*GatewayPorts)(nil),          // 8: meshgate.v1.GatewayPorts
-	(*durationpb.Duration)(nil),   // 9: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil), // 10: google.protobuf.Timestamp
-	(*v1.ICEServer)(nil),          // 11: v1.ICEServer
+	(*UseExitRequest)(nil),        // 1: meshgate.v1.UseExitRequest
+	(*UseExitResponse)(nil),       // 2: meshgate.v1.UseExitResponse
+	(*ExitUse)(nil),               // 3: meshgate.v1.ExitUse
+	(*Path)(nil),                  // 4: meshgate.v1.Path
+	(*ListPathsRequest)(nil),      // 5: meshgate.v1.ListPathsRequest
+	(*ListPathsResponse)(nil),     // 6: meshgate.v1.ListPathsResponse
+	(*PingRequest)(nil),           // 7: meshgate.v1.PingRequest
+	(*PingResponse)(nil),          // 8: meshgate.v1.PingResponse
+	(*ListServersRequest)(nil),    // 9: meshgate.v1.ListServersRequest
+	(*ListServersResponse)(nil),   // 10: meshgate.v1.ListServersResponse
+	(*GatewayPorts)(nil),          // 11: meshgate.v1.GatewayPorts
+	(*timestamppb.Timestamp)(nil), // 12: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 13: google.protobuf.Duration
+	(*v1.ICEServer)(nil),          // 14: v1.ICEServer
 }
 var file_meshgate_v1_paths_proto_depIdxs = []int32{
-	0,  // 0: meshgate.v1.Path.kind:type_name -> meshgate.v1.PathKind
-	9,  // 1: meshgate.v1.Path.round_trip:type_name -> google.protobuf.Duration
-	10, // 2: meshgate.v1.Path.since:type_name -> google.protobuf.Timestamp
-	1,  // 3: meshgate.v1.ListPathsResponse.paths:type_name -> meshgate.v1.Path
-	9,  // 4: meshgate.v1.PingRequest.interval:type_name -> google.protobuf.Duration
-	9,  // 5: meshgate.v1.PingRequest.timeout:type_name -> google.protobuf.Duration
-	9,  // 6: meshgate.v1.PingResponse.round_trip:type_name -> google.protobuf.Duration
-	1,  // 7: meshgate.v1.PingResponse.path:type_name -> meshgate.v1.Path
-	11, // 8: meshgate.v1.ListServersResponse.ice_servers:type_name -> v1.ICEServer
-	8,  // 9: meshgate.v1.ListServersResponse.gateways:type_name -> meshgate.v1.GatewayPorts
-	2,  // 10: meshgate.v1.Paths.ListPaths:input_type -> meshgate.v1.ListPathsRequest
-	4,  // 11: meshgate.v1.Paths.Ping:input_type -> meshgate.v1.PingRequest
-	6,  // 12: meshgate.v1.Paths.ListServers:input_type -> meshgate.v1.ListServersRequest
-	3,  // 13: meshgate.v1.Paths.ListPaths:output_type -> meshgate.v1.ListPathsResponse
-	5,  // 14: meshgate.v1.Paths.Ping:output_type -> meshgate.v1.PingResponse
-	7,  // 15: meshgate.v1.Paths.ListServers:output_type -> meshgate.v1.ListServersResponse
-	13, // [13:16] is the sub-list for method output_type
-	10, // [10:13] is the sub-list for method input_type
-	10, // [10:10] is the sub-list for extension type_name
-	10, // [10:10] is the sub-list for extension extendee
-	0,  // [0:10] is the sub-list for field type_name
+	3,  // 0: meshgate.v1.UseExitResponse.exit:type_name -> meshgate.v1.ExitUse
+	12, // 1: meshgate.v1.ExitUse.since:type_name -> google.protobuf.Timestamp
+	0,  // 2: meshgate.v1.Path.kind:type_name -> meshgate.v1.PathKind
+	13, // 3: meshgate.v1.Path.round_trip:type_name -> google.protobuf.Duration
+	12, // 4: meshgate.v1.Path.since:type_name -> google.protobuf.Timestamp
+	4,  // 5: meshgate.v1.ListPathsResponse.paths:type_name -> meshgate.v1.Path
+	3,  // 6: meshgate.v1.ListPathsResponse.exit:type_name -> meshgate.v1.ExitUse
+	13, // 7: meshgate.v1.PingRequest.interval:type_name -> google.protobuf.Duration
+	13, // 8: meshgate.v1.PingRequest.timeout:type_name -> google.protobuf.Duration
+	13, // 9: meshgate.v1.PingResponse.round_trip:type_name -> google.protobuf.Duration
+	4,  // 10: meshgate.v1.PingResponse.path:type_name -> meshgate.v1.Path
+	14, // 11: meshgate.v1.ListServersResponse.ice_servers:type_name -> v1.ICEServer
+	11, // 12: meshgate.v1.ListServersResponse.gateways:type_name -> meshgate.v1.GatewayPorts
+	5,  // 13: meshgate.v1.Paths.ListPaths:input_type -> meshgate.v1.ListPathsRequest
+	7,  // 14: meshgate.v1.Paths.Ping:input_type -> meshgate.v1.PingRequest
+	9,  // 15: meshgate.v1.Paths.ListServers:input_type -> meshgate.v1.ListServersRequest
+	1,  // 16: meshgate.v1.Paths.UseExit:input_type -> meshgate.v1.UseExitRequest
+	6,  // 17: meshgate.v1.Paths.ListPaths:output_type -> meshgate.v1.ListPathsResponse
+	8,  // 18: meshgate.v1.Paths.Ping:output_type -> meshgate.v1.PingResponse
+	10, // 19: meshgate.v1.Paths.ListServers:output_type -> meshgate.v1.ListServersResponse
+	2,  // 20: meshgate.v1.Paths.UseExit:output_type -> meshgate.v1.UseExitResponse
+	17, // [17:21] is the sub-list for method output_type
+	13, // [13:17] is the sub-list for method input_type
+	13, // [13:13] is the sub-list for extension type_name
+	13, // [13:13] is the sub-list for extension extendee
+	0,  // [0:13] is the sub-list for field type_name
 }
 
 func init() { file_meshgate_v1_paths_proto_init() }
@@ -783,7 +998,7 @@ func file_meshgate_v1_paths_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_meshgate_v1_paths_proto_rawDesc), len(file_meshgate_v1_paths_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   8,
+			NumMessages:   11,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

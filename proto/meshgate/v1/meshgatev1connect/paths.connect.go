@@ -41,6 +41,8 @@ const (
 	PathsPingProcedure = "/meshgate.v1.Paths/Ping"
 	// PathsListServersProcedure is the fully-qualified name of the Paths's ListServers RPC.
 	PathsListServersProcedure = "/meshgate.v1.Paths/ListServers"
+	// PathsUseExitProcedure is the fully-qualified name of the Paths's UseExit RPC.
+	PathsUseExitProcedure = "/meshgate.v1.Paths/UseExit"
 )
 
 // PathsClient is a client for the meshgate.v1.Paths service.
@@ -58,6 +60,13 @@ type PathsClient interface {
 	// servers of the gateways, with credentials for the caller, and their WireGuard
 	// ports, which answer STUN, too.
 	ListServers(context.Context, *connect.Request[v1.ListServersRequest]) (*connect.Response[v1.ListServersResponse], error)
+	// UseExit chooses the node through which the host of the node that answers
+	// reaches the Internet, in place of the one before, until the node ends: its
+	// settings say how it begins. Only the operator of that host may call it, at
+	// the socket of the node. INVALID_ARGUMENT is a name that is none, or the node
+	// itself, and UNIMPLEMENTED a node that cannot use an exit: a gateway, or one
+	// that offers to be an exit.
+	UseExit(context.Context, *connect.Request[v1.UseExitRequest]) (*connect.Response[v1.UseExitResponse], error)
 }
 
 // NewPathsClient constructs a client for the meshgate.v1.Paths service. By default, it uses the
@@ -89,6 +98,12 @@ func NewPathsClient(httpClient connect.HTTPClient, baseURL string, opts ...conne
 			connect.WithSchema(pathsMethods.ByName("ListServers")),
 			connect.WithClientOptions(opts...),
 		),
+		useExit: connect.NewClient[v1.UseExitRequest, v1.UseExitResponse](
+			httpClient,
+			baseURL+PathsUseExitProcedure,
+			connect.WithSchema(pathsMethods.ByName("UseExit")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
@@ -97,6 +112,7 @@ type pathsClient struct {
 	listPaths   *connect.Client[v1.ListPathsRequest, v1.ListPathsResponse]
 	ping        *connect.Client[v1.PingRequest, v1.PingResponse]
 	listServers *connect.Client[v1.ListServersRequest, v1.ListServersResponse]
+	useExit     *connect.Client[v1.UseExitRequest, v1.UseExitResponse]
 }
 
 // ListPaths calls meshgate.v1.Paths.ListPaths.
@@ -114,6 +130,11 @@ func (c *pathsClient) ListServers(ctx context.Context, req *connect.Request[v1.L
 	return c.listServers.CallUnary(ctx, req)
 }
 
+// UseExit calls meshgate.v1.Paths.UseExit.
+func (c *pathsClient) UseExit(ctx context.Context, req *connect.Request[v1.UseExitRequest]) (*connect.Response[v1.UseExitResponse], error) {
+	return c.useExit.CallUnary(ctx, req)
+}
+
 // PathsHandler is an implementation of the meshgate.v1.Paths service.
 type PathsHandler interface {
 	// ListPaths lists the paths of a node. INVALID_ARGUMENT is a name that is none,
@@ -129,6 +150,13 @@ type PathsHandler interface {
 	// servers of the gateways, with credentials for the caller, and their WireGuard
 	// ports, which answer STUN, too.
 	ListServers(context.Context, *connect.Request[v1.ListServersRequest]) (*connect.Response[v1.ListServersResponse], error)
+	// UseExit chooses the node through which the host of the node that answers
+	// reaches the Internet, in place of the one before, until the node ends: its
+	// settings say how it begins. Only the operator of that host may call it, at
+	// the socket of the node. INVALID_ARGUMENT is a name that is none, or the node
+	// itself, and UNIMPLEMENTED a node that cannot use an exit: a gateway, or one
+	// that offers to be an exit.
+	UseExit(context.Context, *connect.Request[v1.UseExitRequest]) (*connect.Response[v1.UseExitResponse], error)
 }
 
 // NewPathsHandler builds an HTTP handler from the service implementation. It returns the path on
@@ -156,6 +184,12 @@ func NewPathsHandler(svc PathsHandler, opts ...connect.HandlerOption) (string, h
 		connect.WithSchema(pathsMethods.ByName("ListServers")),
 		connect.WithHandlerOptions(opts...),
 	)
+	pathsUseExitHandler := connect.NewUnaryHandler(
+		PathsUseExitProcedure,
+		svc.UseExit,
+		connect.WithSchema(pathsMethods.ByName("UseExit")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/meshgate.v1.Paths/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case PathsListPathsProcedure:
@@ -164,6 +198,8 @@ func NewPathsHandler(svc PathsHandler, opts ...connect.HandlerOption) (string, h
 			pathsPingHandler.ServeHTTP(w, r)
 		case PathsListServersProcedure:
 			pathsListServersHandler.ServeHTTP(w, r)
+		case PathsUseExitProcedure:
+			pathsUseExitHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -183,4 +219,8 @@ func (UnimplementedPathsHandler) Ping(context.Context, *connect.Request[v1.PingR
 
 func (UnimplementedPathsHandler) ListServers(context.Context, *connect.Request[v1.ListServersRequest]) (*connect.Response[v1.ListServersResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("meshgate.v1.Paths.ListServers is not implemented"))
+}
+
+func (UnimplementedPathsHandler) UseExit(context.Context, *connect.Request[v1.UseExitRequest]) (*connect.Response[v1.UseExitResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("meshgate.v1.Paths.UseExit is not implemented"))
 }

@@ -16,7 +16,107 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file meshgate/v1/paths.proto.
  */
 export const file_meshgate_v1_paths: GenFile = /*@__PURE__*/
-  fileDesc("ChdtZXNoZ2F0ZS92MS9wYXRocy5wcm90bxILbWVzaGdhdGUudjEi1wEKBFBhdGgSDwoHbm9kZV9pZBgBIAEoCRIjCgRraW5kGAIgASgOMhUubWVzaGdhdGUudjEuUGF0aEtpbmQSCwoDdmlhGAMgASgJEhEKCXRyYW5zcG9ydBgEIAEoCRIPCgdhZGRyZXNzGAUgASgJEi0KCnJvdW5kX3RyaXAYBiABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24SKQoFc2luY2UYByABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEg4KBnJlYXNvbhgIIAEoCSIjChBMaXN0UGF0aHNSZXF1ZXN0Eg8KB25vZGVfaWQYASABKAkiRgoRTGlzdFBhdGhzUmVzcG9uc2USDwoHbm9kZV9pZBgBIAEoCRIgCgVwYXRocxgCIAMoCzIRLm1lc2hnYXRlLnYxLlBhdGgirQEKC1BpbmdSZXF1ZXN0Eg8KB25vZGVfaWQYASABKAkSDwoHZnJvbV9pZBgCIAEoCRINCgVjb3VudBgDIAEoDRIrCghpbnRlcnZhbBgEIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbhIUCgx1bnRpbF9kaXJlY3QYBSABKAgSKgoHdGltZW91dBgGIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbiKiAQoMUGluZ1Jlc3BvbnNlEg8KB25vZGVfaWQYASABKAkSEAoIc2VxdWVuY2UYAiABKA0SDwoHYWRkcmVzcxgDIAEoCRItCgpyb3VuZF90cmlwGAQgASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uEh8KBHBhdGgYBSABKAsyES5tZXNoZ2F0ZS52MS5QYXRoEg4KBnJlYXNvbhgGIAEoCSIUChJMaXN0U2VydmVyc1JlcXVlc3QifQoTTGlzdFNlcnZlcnNSZXNwb25zZRIiCgtpY2Vfc2VydmVycxgBIAMoCzINLnYxLklDRVNlcnZlchIrCghnYXRld2F5cxgCIAMoCzIZLm1lc2hnYXRlLnYxLkdhdGV3YXlQb3J0cxIVCg1ub19jcmVkZW50aWFsGAMgASgJIlkKDEdhdGV3YXlQb3J0cxIKCgJpZBgBIAEoCRIbChN3aXJlZ3VhcmRfZW5kcG9pbnRzGAIgAygJEg8KB2FwaV91cmwYAyABKAkSDwoHYXBpX3BpbhgEIAEoCSp9CghQYXRoS2luZBIZChVQQVRIX0tJTkRfVU5TUEVDSUZJRUQQABISCg5QQVRIX0tJTkRfTk9ORRABEhQKEFBBVEhfS0lORF9ESVJFQ1QQAhIVChFQQVRIX0tJTkRfUkVMQVlFRBADEhUKEVBBVEhfS0lORF9DQVJSSUVEEAQy5AEKBVBhdGhzEkoKCUxpc3RQYXRocxIdLm1lc2hnYXRlLnYxLkxpc3RQYXRoc1JlcXVlc3QaHi5tZXNoZ2F0ZS52MS5MaXN0UGF0aHNSZXNwb25zZRI9CgRQaW5nEhgubWVzaGdhdGUudjEuUGluZ1JlcXVlc3QaGS5tZXNoZ2F0ZS52MS5QaW5nUmVzcG9uc2UwARJQCgtMaXN0U2VydmVycxIfLm1lc2hnYXRlLnYxLkxpc3RTZXJ2ZXJzUmVxdWVzdBogLm1lc2hnYXRlLnYxLkxpc3RTZXJ2ZXJzUmVzcG9uc2VCO1o5Z2l0aHViLmNvbS9tZXNoZ2F0ZS9tZXNoZ2F0ZS9wcm90by9tZXNoZ2F0ZS92MTttZXNoZ2F0ZXYxYgZwcm90bzM", [file_google_protobuf_duration, file_google_protobuf_timestamp, file_v1_extensions]);
+  fileDesc("ChdtZXNoZ2F0ZS92MS9wYXRocy5wcm90bxILbWVzaGdhdGUudjEiLwoOVXNlRXhpdFJlcXVlc3QSDwoHbm9kZV9pZBgBIAEoCRIMCgRvcGVuGAIgASgIIjUKD1VzZUV4aXRSZXNwb25zZRIiCgRleGl0GAEgASgLMhQubWVzaGdhdGUudjEuRXhpdFVzZSJyCgdFeGl0VXNlEg8KB25vZGVfaWQYASABKAkSDQoFd29ya3MYAiABKAgSDgoGcmVhc29uGAMgASgJEgwKBG9wZW4YBCABKAgSKQoFc2luY2UYBSABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wItcBCgRQYXRoEg8KB25vZGVfaWQYASABKAkSIwoEa2luZBgCIAEoDjIVLm1lc2hnYXRlLnYxLlBhdGhLaW5kEgsKA3ZpYRgDIAEoCRIRCgl0cmFuc3BvcnQYBCABKAkSDwoHYWRkcmVzcxgFIAEoCRItCgpyb3VuZF90cmlwGAYgASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uEikKBXNpbmNlGAcgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIOCgZyZWFzb24YCCABKAkiIwoQTGlzdFBhdGhzUmVxdWVzdBIPCgdub2RlX2lkGAEgASgJImoKEUxpc3RQYXRoc1Jlc3BvbnNlEg8KB25vZGVfaWQYASABKAkSIAoFcGF0aHMYAiADKAsyES5tZXNoZ2F0ZS52MS5QYXRoEiIKBGV4aXQYAyABKAsyFC5tZXNoZ2F0ZS52MS5FeGl0VXNlIq0BCgtQaW5nUmVxdWVzdBIPCgdub2RlX2lkGAEgASgJEg8KB2Zyb21faWQYAiABKAkSDQoFY291bnQYAyABKA0SKwoIaW50ZXJ2YWwYBCABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24SFAoMdW50aWxfZGlyZWN0GAUgASgIEioKB3RpbWVvdXQYBiABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24iogEKDFBpbmdSZXNwb25zZRIPCgdub2RlX2lkGAEgASgJEhAKCHNlcXVlbmNlGAIgASgNEg8KB2FkZHJlc3MYAyABKAkSLQoKcm91bmRfdHJpcBgEIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbhIfCgRwYXRoGAUgASgLMhEubWVzaGdhdGUudjEuUGF0aBIOCgZyZWFzb24YBiABKAkiFAoSTGlzdFNlcnZlcnNSZXF1ZXN0In0KE0xpc3RTZXJ2ZXJzUmVzcG9uc2USIgoLaWNlX3NlcnZlcnMYASADKAsyDS52MS5JQ0VTZXJ2ZXISKwoIZ2F0ZXdheXMYAiADKAsyGS5tZXNoZ2F0ZS52MS5HYXRld2F5UG9ydHMSFQoNbm9fY3JlZGVudGlhbBgDIAEoCSJZCgxHYXRld2F5UG9ydHMSCgoCaWQYASABKAkSGwoTd2lyZWd1YXJkX2VuZHBvaW50cxgCIAMoCRIPCgdhcGlfdXJsGAMgASgJEg8KB2FwaV9waW4YBCABKAkqfQoIUGF0aEtpbmQSGQoVUEFUSF9LSU5EX1VOU1BFQ0lGSUVEEAASEgoOUEFUSF9LSU5EX05PTkUQARIUChBQQVRIX0tJTkRfRElSRUNUEAISFQoRUEFUSF9LSU5EX1JFTEFZRUQQAxIVChFQQVRIX0tJTkRfQ0FSUklFRBAEMqoCCgVQYXRocxJKCglMaXN0UGF0aHMSHS5tZXNoZ2F0ZS52MS5MaXN0UGF0aHNSZXF1ZXN0Gh4ubWVzaGdhdGUudjEuTGlzdFBhdGhzUmVzcG9uc2USPQoEUGluZxIYLm1lc2hnYXRlLnYxLlBpbmdSZXF1ZXN0GhkubWVzaGdhdGUudjEuUGluZ1Jlc3BvbnNlMAESUAoLTGlzdFNlcnZlcnMSHy5tZXNoZ2F0ZS52MS5MaXN0U2VydmVyc1JlcXVlc3QaIC5tZXNoZ2F0ZS52MS5MaXN0U2VydmVyc1Jlc3BvbnNlEkQKB1VzZUV4aXQSGy5tZXNoZ2F0ZS52MS5Vc2VFeGl0UmVxdWVzdBocLm1lc2hnYXRlLnYxLlVzZUV4aXRSZXNwb25zZUI7WjlnaXRodWIuY29tL21lc2hnYXRlL21lc2hnYXRlL3Byb3RvL21lc2hnYXRlL3YxO21lc2hnYXRldjFiBnByb3RvMw", [file_google_protobuf_duration, file_google_protobuf_timestamp, file_v1_extensions]);
+
+/**
+ * UseExitRequest says which exit to use.
+ *
+ * @generated from message meshgate.v1.UseExitRequest
+ */
+export type UseExitRequest = Message<"meshgate.v1.UseExitRequest"> & {
+  /**
+   * node_id is the exit; empty ends the use of one.
+   *
+   * @generated from field: string node_id = 1;
+   */
+  nodeId: string;
+
+  /**
+   * open lets packets leave the host in the usual way while there is no way to the
+   * exit. Without it they are not sent.
+   *
+   * @generated from field: bool open = 2;
+   */
+  open: boolean;
+};
+
+/**
+ * Describes the message meshgate.v1.UseExitRequest.
+ * Use `create(UseExitRequestSchema)` to create a new message.
+ */
+export const UseExitRequestSchema: GenMessage<UseExitRequest> = /*@__PURE__*/
+  messageDesc(file_meshgate_v1_paths, 0);
+
+/**
+ * UseExitResponse is what became of it.
+ *
+ * @generated from message meshgate.v1.UseExitResponse
+ */
+export type UseExitResponse = Message<"meshgate.v1.UseExitResponse"> & {
+  /**
+   * exit is the exit in use; unset when there is none.
+   *
+   * @generated from field: meshgate.v1.ExitUse exit = 1;
+   */
+  exit?: ExitUse | undefined;
+};
+
+/**
+ * Describes the message meshgate.v1.UseExitResponse.
+ * Use `create(UseExitResponseSchema)` to create a new message.
+ */
+export const UseExitResponseSchema: GenMessage<UseExitResponse> = /*@__PURE__*/
+  messageDesc(file_meshgate_v1_paths, 1);
+
+/**
+ * ExitUse says how a node uses an exit.
+ *
+ * @generated from message meshgate.v1.ExitUse
+ */
+export type ExitUse = Message<"meshgate.v1.ExitUse"> & {
+  /**
+   * node_id is the exit.
+   *
+   * @generated from field: string node_id = 1;
+   */
+  nodeId: string;
+
+  /**
+   * works says that packets to the Internet go through it.
+   *
+   * @generated from field: bool works = 2;
+   */
+  works: boolean;
+
+  /**
+   * reason says in one sentence why they do not. It is for people.
+   *
+   * @generated from field: string reason = 3;
+   */
+  reason: string;
+
+  /**
+   * open is that of UseExitRequest: while works is false, packets leave the host in
+   * the usual way.
+   *
+   * @generated from field: bool open = 4;
+   */
+  open: boolean;
+
+  /**
+   * since is when works became what it is.
+   *
+   * @generated from field: google.protobuf.Timestamp since = 5;
+   */
+  since?: Timestamp | undefined;
+};
+
+/**
+ * Describes the message meshgate.v1.ExitUse.
+ * Use `create(ExitUseSchema)` to create a new message.
+ */
+export const ExitUseSchema: GenMessage<ExitUse> = /*@__PURE__*/
+  messageDesc(file_meshgate_v1_paths, 2);
 
 /**
  * Path is how packets get from one node to another.
@@ -90,7 +190,7 @@ export type Path = Message<"meshgate.v1.Path"> & {
  * Use `create(PathSchema)` to create a new message.
  */
 export const PathSchema: GenMessage<Path> = /*@__PURE__*/
-  messageDesc(file_meshgate_v1_paths, 0);
+  messageDesc(file_meshgate_v1_paths, 3);
 
 /**
  * ListPathsRequest asks for the paths of a node.
@@ -111,7 +211,7 @@ export type ListPathsRequest = Message<"meshgate.v1.ListPathsRequest"> & {
  * Use `create(ListPathsRequestSchema)` to create a new message.
  */
 export const ListPathsRequestSchema: GenMessage<ListPathsRequest> = /*@__PURE__*/
-  messageDesc(file_meshgate_v1_paths, 1);
+  messageDesc(file_meshgate_v1_paths, 4);
 
 /**
  * ListPathsResponse is how the packets of a node go.
@@ -133,6 +233,13 @@ export type ListPathsResponse = Message<"meshgate.v1.ListPathsResponse"> & {
    * @generated from field: repeated meshgate.v1.Path paths = 2;
    */
   paths: Path[];
+
+  /**
+   * exit is the exit that it uses; unset when there is none.
+   *
+   * @generated from field: meshgate.v1.ExitUse exit = 3;
+   */
+  exit?: ExitUse | undefined;
 };
 
 /**
@@ -140,7 +247,7 @@ export type ListPathsResponse = Message<"meshgate.v1.ListPathsResponse"> & {
  * Use `create(ListPathsResponseSchema)` to create a new message.
  */
 export const ListPathsResponseSchema: GenMessage<ListPathsResponse> = /*@__PURE__*/
-  messageDesc(file_meshgate_v1_paths, 2);
+  messageDesc(file_meshgate_v1_paths, 5);
 
 /**
  * PingRequest says whom to ask, from where and how often.
@@ -198,7 +305,7 @@ export type PingRequest = Message<"meshgate.v1.PingRequest"> & {
  * Use `create(PingRequestSchema)` to create a new message.
  */
 export const PingRequestSchema: GenMessage<PingRequest> = /*@__PURE__*/
-  messageDesc(file_meshgate_v1_paths, 3);
+  messageDesc(file_meshgate_v1_paths, 6);
 
 /**
  * PingResponse is an answer, or that there was none.
@@ -254,7 +361,7 @@ export type PingResponse = Message<"meshgate.v1.PingResponse"> & {
  * Use `create(PingResponseSchema)` to create a new message.
  */
 export const PingResponseSchema: GenMessage<PingResponse> = /*@__PURE__*/
-  messageDesc(file_meshgate_v1_paths, 4);
+  messageDesc(file_meshgate_v1_paths, 7);
 
 /**
  * ListServersRequest asks for the servers.
@@ -269,7 +376,7 @@ export type ListServersRequest = Message<"meshgate.v1.ListServersRequest"> & {
  * Use `create(ListServersRequestSchema)` to create a new message.
  */
 export const ListServersRequestSchema: GenMessage<ListServersRequest> = /*@__PURE__*/
-  messageDesc(file_meshgate_v1_paths, 5);
+  messageDesc(file_meshgate_v1_paths, 8);
 
 /**
  * ListServersResponse names them.
@@ -306,7 +413,7 @@ export type ListServersResponse = Message<"meshgate.v1.ListServersResponse"> & {
  * Use `create(ListServersResponseSchema)` to create a new message.
  */
 export const ListServersResponseSchema: GenMessage<ListServersResponse> = /*@__PURE__*/
-  messageDesc(file_meshgate_v1_paths, 6);
+  messageDesc(file_meshgate_v1_paths, 9);
 
 /**
  * GatewayPorts is where a gateway is reached.
@@ -349,7 +456,7 @@ export type GatewayPorts = Message<"meshgate.v1.GatewayPorts"> & {
  * Use `create(GatewayPortsSchema)` to create a new message.
  */
 export const GatewayPortsSchema: GenMessage<GatewayPorts> = /*@__PURE__*/
-  messageDesc(file_meshgate_v1_paths, 7);
+  messageDesc(file_meshgate_v1_paths, 10);
 
 /**
  * PathKind says who carries packets between two nodes.
@@ -443,6 +550,21 @@ export const Paths: GenService<{
     methodKind: "unary";
     input: typeof ListServersRequestSchema;
     output: typeof ListServersResponseSchema;
+  },
+  /**
+   * UseExit chooses the node through which the host of the node that answers
+   * reaches the Internet, in place of the one before, until the node ends: its
+   * settings say how it begins. Only the operator of that host may call it, at
+   * the socket of the node. INVALID_ARGUMENT is a name that is none, or the node
+   * itself, and UNIMPLEMENTED a node that cannot use an exit: a gateway, or one
+   * that offers to be an exit.
+   *
+   * @generated from rpc meshgate.v1.Paths.UseExit
+   */
+  useExit: {
+    methodKind: "unary";
+    input: typeof UseExitRequestSchema;
+    output: typeof UseExitResponseSchema;
   },
 }> = /*@__PURE__*/
   serviceDesc(file_meshgate_v1_paths, 0);
