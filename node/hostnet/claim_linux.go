@@ -111,7 +111,12 @@ func claimOf(path, name string) (setting, bool) {
 // the interface name before, and all whose interface is not there any more.
 // Call it when the interface is made, before the first Set; nobody else can have
 // one of the name then.
-func (h *Host) Clean(name string) error {
+func (h *Host) Clean(name string) error { return h.CleanFor(name, false) }
+
+// CleanFor is Clean, but for what an earlier process has left of Config.Exit for
+// the interface, if the node is to use an exit again: that stays in force, so that
+// nothing leaves the host beside the tunnel from one process to the next.
+func (h *Host) CleanFor(name string, exit bool) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	nl, err := netlink.NewHandle(unix.NETLINK_ROUTE)
@@ -120,6 +125,9 @@ func (h *Host) Clean(name string) error {
 	}
 	defer nl.Close()
 	if err := dropRoutes(nl, name); err != nil {
+		return err
+	}
+	if err := h.buryExits(nl, name, exit); err != nil {
 		return err
 	}
 	c, err := nft()

@@ -58,9 +58,9 @@ func runChild(script string, kill int) error {
 		return err
 	}
 	full := router()
-	full.Interface = "mesh0"
+	full.Interface, full.Exit = "mesh0", &Exit{IPv4: true, Block: true}
 	plain := full
-	plain.Serve, plain.Masquerade, plain.Routes = nil, nil, nil
+	plain.Serve, plain.Masquerade, plain.Routes, plain.Exit = nil, nil, nil, nil
 	for _, c := range []Config{full, plain, full} {
 		if err := h.Set(context.Background(), c); err != nil {
 			return err
@@ -121,6 +121,8 @@ func TestClean_AfterAKillAtEachStep(t *testing.T) {
 	}
 	k.run("nft", "add table inet theirs; add table ip nat; add chain ip nat out { type nat hook postrouting priority 100; }; add rule ip nat out oifname lan0 masquerade")
 	k.run("ip", "rule", "add", "from", "203.0.113.0/24", "table", "77")
+	k.run("ip", "route", "add", "default", "dev", "lan0")
+	k.run("sysctl", "-qw", "net.ipv4.conf.lan0.rp_filter=1")
 	before := k.dump()
 	steps := 1
 	for ; k.child("life", steps); steps++ {

@@ -39,6 +39,13 @@ func (h *Host) setForwarding(nl *netlink.Handle, link netlink.Link, c *Config) e
 		}
 		wanted = h.forwarding(append(egress, link.Attrs().Name), settingsDir)
 	}
+	if c.Exit != nil {
+		egress, err := egress(nl, link, []netip.Prefix{families[0].all})
+		if err != nil {
+			return err
+		}
+		wanted = append(wanted, h.loosened(egress)...)
+	}
 	f := &firewall{mesh: link.Attrs().Name, mtu: c.MTU, own: c.Addresses, networks: c.Networks, serve: c.Serve, masquerade: c.Masquerade}
 	if f.mtu == 0 {
 		f.mtu = link.Attrs().MTU
@@ -135,7 +142,8 @@ func egress(nl *netlink.Handle, link netlink.Link, networks []netip.Prefix) ([]s
 
 // leading returns the indices of the interfaces to which routes of one family
 // send packets for networks: by the routes within each, and by the longest
-// around it.
+// around it. To everything there lead only the routes that are for all of it, or
+// a half: what is routed apart is not meant by it.
 func leading(routes []netlink.Route, networks []netip.Prefix) []int {
 	var indices []int
 	for _, p := range networks {
@@ -147,7 +155,8 @@ func leading(routes []netlink.Route, networks []netip.Prefix) []int {
 		}
 		for i := range routes {
 			to := destinationOf(&routes[i], p)
-			if to.Bits() > p.Bits() && p.Contains(to.Addr()) || to.Bits() == around && to.Contains(p.Addr()) {
+			within := to.Bits() > p.Bits() && p.Contains(to.Addr()) && (p.Bits() > 0 || to.Bits() == 1)
+			if within || to.Bits() == around && to.Contains(p.Addr()) {
 				indices = append(indices, hops(&routes[i])...)
 			}
 		}

@@ -56,6 +56,8 @@ type Config struct {
 	// another interface from an address in them that Routes lead to, or from one
 	// of Addresses.
 	Networks []netip.Prefix
+	// Exit leads what goes nowhere else into the interface; nil does not.
+	Exit *Exit
 	// Masquerade are the networks whose packets leave for Serve with the host's
 	// own address, so that nobody there needs a route back; empty for none.
 	Masquerade []netip.Prefix
@@ -100,8 +102,10 @@ type Host struct {
 	logger *slog.Logger
 	// step is told before each change of the host, for tests; nil is not.
 	step func(what string)
-	mu   sync.Mutex // guards done
+	mu   sync.Mutex // guards the fields below
 	done record
+	// kept is the interface for which CleanFor left an Exit in force, until Set.
+	kept string
 }
 
 // New makes a Host that has changed nothing. A nil logger discards.

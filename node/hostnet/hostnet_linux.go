@@ -3,6 +3,7 @@
 package hostnet
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -32,6 +33,8 @@ type record struct {
 	settings          []setting
 	// firewall is the fingerprint of the table that was put; empty without one.
 	firewall string
+	// exit is set when there may be routes and rules for Config.Exit.
+	exit bool
 	// refused are the routes that are left out, each logged once.
 	refused []netip.Prefix
 }
@@ -81,10 +84,12 @@ func (h *Host) set(ctx context.Context, c *Config) error {
 	}
 	if index := link.Attrs().Index; h.done.index != index {
 		h.done.name = c.Interface
-		h.done = record{name: c.Interface, index: index, settings: h.done.outliving()}
+		kept := h.done.exit || h.kept == c.Interface
+		h.done = record{name: c.Interface, index: index, settings: h.done.outliving(), exit: kept}
+		h.kept = ""
 	}
 	steps := []func(nl *netlink.Handle, link netlink.Link, c *Config) error{
-		h.setLink, h.setForwarding, h.setAddresses, h.setRoutes, h.dropAddresses,
+		h.setLink, h.setForwarding, h.setAddresses, h.setRoutes, h.setExit, h.dropAddresses,
 	}
 	for _, step := range steps {
 		if err := ctx.Err(); err != nil {
@@ -245,6 +250,11 @@ func (h *Host) undo() error {
 		return errors.Join(append(errs, err)...)
 	}
 	defer nl.Close()
+	if name := cmp.Or(h.kept, h.done.name); h.kept != "" || h.done.exit {
+		table := exitTable(name)
+		errs = append(errs, h.dropExits(nl, func(t int) bool { return t == table }))
+		h.kept = ""
+	}
 	done := h.done
 	h.done = record{name: done.name, settings: done.settings, firewall: done.firewall}
 	if len(done.settings) == 0 {

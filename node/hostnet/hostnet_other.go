@@ -25,6 +25,9 @@ func (*Host) Set(_ context.Context, c Config) error {
 // Clean does nothing.
 func (*Host) Clean(string) error { return nil }
 
+// CleanFor does nothing.
+func (*Host) CleanFor(string, bool) error { return nil }
+
 // PathMTU returns an error that wraps mesh.ErrUnsupported.
 func (*Host) PathMTU([]netip.Addr) (int, error) { return 0, mesh.ErrUnsupported }
 

@@ -24,6 +24,10 @@ const (
 	noteSetting   = "setting "
 )
 
+// looseFilter has the kernel take packets that come in where their answers would
+// not go out (RFC 3704 section 2.4); strictFilter does not.
+const looseFilter, strictFilter = "2", "1"
+
 // maxNote is the longest comment that the nft tool shows.
 const maxNote = 128
 
@@ -45,7 +49,7 @@ func parseSetting(note string) (setting, error) {
 			return setting{}, fmt.Errorf("%w: value %q of setting %q is no digit", mesh.ErrInvalid, v, s.path)
 		}
 	}
-	if !ours(s.path) {
+	if !ours(s.path) || strings.HasSuffix(s.path, "/rp_filter") && s.value != looseFilter {
 		return setting{}, fmt.Errorf("%w: %q is no setting of ours", mesh.ErrInvalid, s.path)
 	}
 	return s, nil
@@ -58,7 +62,7 @@ func ours(path string) bool {
 		return false
 	}
 	switch parts[0] + " " + parts[3] {
-	case "ipv4 forwarding", "ipv6 force_forwarding", "ipv6 accept_ra":
+	case "ipv4 forwarding", "ipv4 rp_filter", "ipv6 force_forwarding", "ipv6 accept_ra":
 		return true
 	case "ipv6 forwarding":
 		return parts[2] == "all"

@@ -21,7 +21,7 @@ func (h *Host) PathMTU(addrs []netip.Addr) (int, error) {
 	defer nl.Close()
 	mesh, least := h.index(), 0
 	for _, addr := range addrs {
-		ways, err := nl.RouteGet(addr.AsSlice())
+		ways, err := nl.RouteGetWithOptions(addr.AsSlice(), &netlink.RouteGetOptions{Mark: Mark})
 		if err != nil {
 			continue // no way there: it says nothing about those to others
 		}

@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -27,6 +28,14 @@ func (h *host) run(name string, args ...string) string {
 	}
 	return string(out)
 }
+
+// output runs a tool that may fail.
+func output(name string, args ...string) (string, error) {
+	out, err := exec.Command(name, args...).CombinedOutput()
+	return string(out), err
+}
+
+func number(n int) string { return strconv.Itoa(n) }
 
 // volatile is what changes by itself in a dump: indices of interfaces that are
 // made anew, names of addresses that the kernel draws, and ages.

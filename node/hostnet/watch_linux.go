@@ -16,7 +16,7 @@ import (
 )
 
 // Changes tells when somebody else has changed the interface of the last Set,
-// its addresses, its routes or its packet filter, and when other interfaces come,
+// its addresses, its routes, the rules for them or its packet filter, and when other interfaces come,
 // go, or change their addresses or MTU, on which the tunnel may run. Several
 // changes may be told as one. The channel is closed when ctx ends, or when the
 // kernel has no more to say.
@@ -34,8 +34,8 @@ func (h *Host) Changes(ctx context.Context) (<-chan struct{}, error) {
 		}
 	}
 	changes := make(chan struct{}, 1)
-	watched := h.filterChanges(ctx)
-	filters := watched
+	watched, ruled := h.filterChanges(ctx), h.ruleChanges(ctx)
+	filters, rules := watched, ruled
 	go func() {
 		defer close(changes)
 		defer func() { // the library ends once nobody is needed to listen
@@ -44,6 +44,7 @@ func (h *Host) Changes(ctx context.Context) (<-chan struct{}, error) {
 			go drain(addrs)
 			go drain(routes)
 			drain(watched)
+			drain(ruled)
 		}()
 		for {
 			tell, ok := true, true
@@ -53,6 +54,10 @@ func (h *Host) Changes(ctx context.Context) (<-chan struct{}, error) {
 			case _, tell = <-filters:
 				if !tell {
 					filters = nil // never again
+				}
+			case _, tell = <-rules:
+				if !tell {
+					rules = nil
 				}
 			case _, ok = <-links:
 			case _, ok = <-addrs:
@@ -77,10 +82,21 @@ func (h *Host) Changes(ctx context.Context) (<-chan struct{}, error) {
 // filterChanges tells when something was deleted from our table, until ctx ends;
 // then the channel is closed. A kernel without nftables never tells.
 func (h *Host) filterChanges(ctx context.Context) <-chan struct{} {
+	return h.subscribe(ctx, "the packet filter of the mesh interface", unix.NETLINK_NETFILTER, h.concerns, unix.NFNLGRP_NFTABLES)
+}
+
+// ruleChanges tells when a routing rule of ours was deleted, likewise.
+func (h *Host) ruleChanges(ctx context.Context) <-chan struct{} {
+	return h.subscribe(ctx, "the routing rules of the mesh interface", unix.NETLINK_ROUTE, ruleDeleted, unix.RTNLGRP_IPV4_RULE, unix.RTNLGRP_IPV6_RULE)
+}
+
+// subscribe tells of messages of the kernel that concern us, until ctx ends; then
+// the channel is closed. What says for the log what they are about.
+func (h *Host) subscribe(ctx context.Context, what string, protocol int, concerns func([]syscall.NetlinkMessage) bool, groups ...uint) <-chan struct{} {
 	told := make(chan struct{}, 1)
-	socket, err := nl.Subscribe(unix.NETLINK_NETFILTER, unix.NFNLGRP_NFTABLES)
+	socket, err := nl.Subscribe(protocol, groups...)
 	if err != nil {
-		h.logger.Warn("that others change the packet filter of the mesh interface will not be noticed", "err", err)
+		h.logger.Warn("that others change "+what+" will not be noticed", "err", err)
 		close(told)
 		return told
 	}
@@ -99,7 +115,7 @@ func (h *Host) filterChanges(ctx context.Context) <-chan struct{} {
 			if err != nil && !lost {
 				return
 			}
-			if !lost && !h.concerns(messages) {
+			if !lost && !concerns(messages) {
 				continue
 			}
 			select {
@@ -109,6 +125,36 @@ func (h *Host) filterChanges(ctx context.Context) <-chan struct{} {
 		}
 	}()
 	return told
+}
+
+// fibHeader is the length of struct fib_rule_hdr.
+const fibHeader = 12
+
+// ruleDeleted reports whether one of the messages says that a rule was deleted
+// which may be ours.
+func ruleDeleted(messages []syscall.NetlinkMessage) bool {
+	for i := range messages {
+		if m := &messages[i]; m.Header.Type == unix.RTM_DELRULE {
+			if priority, ok := priorityOf(m.Data); ok {
+				if _, ours := ruleTable(priority); ours {
+					return true
+				}
+			}
+		}
+	}
+	return false
+}
+
+// priorityOf returns the priority in a message about a routing rule.
+func priorityOf(data []byte) (int, bool) {
+	if len(data) < fibHeader {
+		return 0, false
+	}
+	value := attribute(data[fibHeader:], unix.FRA_PRIORITY)
+	if len(value) != 4 {
+		return 0, false
+	}
+	return int(binary.NativeEndian.Uint32(value)), true
 }
 
 // nfHeader is the length of struct nfgenmsg.
@@ -137,17 +183,22 @@ func tableOf(data []byte) string {
 	if len(data) < nfHeader {
 		return ""
 	}
-	for data = data[nfHeader:]; len(data) >= 4; {
+	return strings.TrimRight(string(attribute(data[nfHeader:], unix.NFTA_TABLE_NAME)), "\x00")
+}
+
+// attribute returns the value of the first attribute of a kind; nil without one.
+func attribute(data []byte, wanted uint16) []byte {
+	for len(data) >= 4 {
 		size, kind := int(binary.NativeEndian.Uint16(data)), binary.NativeEndian.Uint16(data[2:])
 		if size < 4 || size > len(data) {
-			return ""
+			return nil
 		}
-		if kind&^(unix.NLA_F_NESTED|unix.NLA_F_NET_BYTEORDER) == unix.NFTA_TABLE_NAME {
-			return strings.TrimRight(string(data[4:size]), "\x00")
+		if kind&^(unix.NLA_F_NESTED|unix.NLA_F_NET_BYTEORDER) == wanted {
+			return data[4:size]
 		}
 		data = data[min(len(data), (size+3)&^3):]
 	}
-	return ""
+	return nil
 }
 
 // table is the name of the table of the interface that was set up last.
