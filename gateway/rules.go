@@ -113,6 +113,7 @@ func newRules(openReflection bool) map[string]rule {
 		meshgatev1connect.PathsListPathsProcedure:   {access: identified, needs: of(listPaths), local: true},
 		meshgatev1connect.PathsPingProcedure:        {access: identified, needs: of(pingFrom), local: true},
 		meshgatev1connect.PathsListServersProcedure: {access: identified, needs: readMesh, blind: true, relays: true, local: true},
+		meshgatev1connect.PathsUseExitProcedure:     {access: identified, needs: of(useExit), local: true},
 
 		v1connect.WebRTCStartDataChannelProcedure:   {access: identified, channel: true, needs: of(startDataChannel)},
 		v1connect.WebRTCStartSignalChannelProcedure: {access: identified, channel: true, needs: of(startSignalChannel), pair: pathTo, lasts: isPath},
@@ -329,13 +330,13 @@ func dataChannelTo(node string) ([]mesh.Action, error) {
 }
 
 // join: under the caller's own id, or under one that it may PUT edges of.
-// Routes, direct peers and a seat among the voters need their own grants.
+// Routes, an exit, direct peers and a seat among the voters need their own grants.
 func join(c api.Caller, m *v1.JoinRequest) ([]mesh.Action, error) {
 	var actions []mesh.Action
 	if m.GetId() != c.ID {
 		actions = append(actions, put(v1.RuleResource_RESOURCE_EDGES, m.GetId()))
 	}
-	if len(m.GetRoutes()) > 0 {
+	if len(m.GetRoutes()) > 0 || m.GetExit() {
 		actions = append(actions, put(v1.RuleResource_RESOURCE_ROUTES, ""))
 	}
 	for peer := range m.GetDirectPeers() {

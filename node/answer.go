@@ -96,7 +96,7 @@ func (f *follower) build(r *v1.JoinResponse) (*mesh.Snapshot, mesh.Plan, error) 
 	self := &mesh.Node{
 		ID: n.cfg.ID, PublicKey: n.cfg.Key.Public(), PrimaryEndpoint: n.cfg.PrimaryEndpoint,
 		Zone: n.cfg.Zone, Features: n.cfg.Features, Services: services(n.cfg.Expose),
-		Paths: f.cfg.Paths,
+		Paths: f.cfg.Paths, Exit: n.cfg.Exit,
 	}
 	s := &mesh.Snapshot{Version: 1, Domain: r.GetMeshDomain(), Nodes: mesh.NodesOf(self)}
 	for _, p := range []struct {

@@ -363,6 +363,7 @@ func (f *follower) request() *v1.JoinRequest {
 		Features:           self.GetFeatures(),
 		Services:           self.GetServices(),
 		Paths:              f.cfg.Paths,
+		Exit:               n.cfg.Exit,
 	}
 	for _, p := range n.cfg.Routes {
 		r.Routes = append(r.Routes, p.String())

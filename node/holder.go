@@ -153,6 +153,7 @@ func (h *holder) announce(ctx context.Context) error {
 		Features:        n.cfg.Features,
 		Services:        services(n.cfg.Expose),
 		API:             n.cfg.API,
+		Exit:            n.cfg.Exit,
 	}
 	self.WireGuardEndpoints = wireguardEndpoints(n.cfg.PrimaryEndpoint, n.cfg.OtherEndpoints, n.device.ListenPort())
 	if err := h.insist(ctx, func() error { return h.enter(ctx, self) }); err != nil {

@@ -84,7 +84,7 @@ func joinRequest(p *v1.JoinRequest) (mesh.JoinRequest, error) {
 	if err != nil {
 		return mesh.JoinRequest{}, fmt.Errorf("proof: %w", err)
 	}
-	n.Paths = p.GetPaths()
+	n.Paths, n.Exit = p.GetPaths(), p.GetExit()
 	r := mesh.JoinRequest{Node: *n, AssignIPv4: p.GetAssignIpv4(), Routes: routes, Proof: proof}
 	if text := p.GetMemberOf(); text != "" {
 		if r.MemberOf, err = netip.ParsePrefix(text); err != nil {

@@ -326,3 +326,13 @@ func TestPathMTU(t *testing.T) {
 		}
 	}
 }
+
+func FuzzPriorityOf(f *testing.F) {
+	f.Add(append(make([]byte, 12), 8, 0, 6, 0, 0x20, 0x4e, 0, 0))
+	f.Add([]byte{})
+	f.Fuzz(func(t *testing.T, data []byte) {
+		if n, ok := priorityOf(data); !ok && n != 0 {
+			t.Errorf("%d of none", n)
+		}
+	})
+}

@@ -54,7 +54,7 @@ func NodeToProto(n *Node) *v1.MeshNode {
 	if n.API.Pin != [sha256.Size]byte{} {
 		p.ApiPin = n.API.Pin[:]
 	}
-	p.Paths = n.Paths
+	p.Paths, p.Exit = n.Paths, n.Exit
 	return p
 }
 
@@ -63,7 +63,7 @@ func NodeToProto(n *Node) *v1.MeshNode {
 // have. A primary endpoint with a port, as v1 nodes send it within a
 // WireGuardPeer, loses the port.
 func NodeFromProto(p *v1.MeshNode) (*Node, error) {
-	n := &Node{Zone: p.GetZoneAwarenessId(), Multiaddrs: slices.Clone(p.GetMultiaddrs()), Paths: p.GetPaths()}
+	n := &Node{Zone: p.GetZoneAwarenessId(), Multiaddrs: slices.Clone(p.GetMultiaddrs()), Paths: p.GetPaths(), Exit: p.GetExit()}
 	var err error
 	if n.ID, err = ParseNodeID(p.GetId()); err != nil {
 		return nil, fmt.Errorf("id: %w", err)

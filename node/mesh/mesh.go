@@ -73,6 +73,9 @@ type Node struct {
 	// Paths is true for a node that takes part in pairs: it looks for a path to
 	// another one on which WireGuard goes without a gateway.
 	Paths bool
+	// Exit is true for a node that takes packets for the Internet from nodes that
+	// choose it for that. No plan has it.
+	Exit bool
 }
 
 // API is where a gateway serves its API, and how it is recognised there.
