@@ -75,6 +75,18 @@ func IsSpecial(addr netip.Addr) bool {
 	return false
 }
 
+// carriers is the space that carriers share (RFC 6598).
+var carriers = netip.MustParsePrefix("100.64.0.0/10")
+
+// IsInternet reports whether addr is one to which an exit takes packets: a unicast
+// address that is neither special nor, by RFC 1918, RFC 4193 and RFC 6598, of a
+// network of somebody's own. What an exit has of these it opens by routes, if at
+// all.
+func IsInternet(addr netip.Addr) bool {
+	return addr.IsValid() && addr.IsGlobalUnicast() && !addr.IsPrivate() && !carriers.Contains(addr) &&
+		!addr.Is4In6() && !IsSpecial(addr) && !EmbedsIPv4(addr)
+}
+
 // EmbedsIPv4 reports whether addr is an IPv6 address that stands for an IPv4 one
 // which a translator or tunnel takes out of it. What the IPv4 address would
 // have been refused for, the IPv6 one hides.

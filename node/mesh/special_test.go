@@ -56,3 +56,19 @@ func TestEmbedsIPv4(t *testing.T) {
 		}
 	}
 }
+
+func TestIsInternet(t *testing.T) {
+	for text, want := range map[string]bool{
+		"8.8.8.8": true, "203.0.113.9": true, "2a00::1": true, "2001:db8::1": true,
+		"10.0.0.1": false, "172.16.0.1": false, "192.168.7.1": false, "100.64.0.1": false, "fd00::1": false, "fc00::1": false,
+		"127.0.0.1": false, "169.254.169.254": false, "224.0.0.1": false, "255.255.255.255": false, "0.0.0.0": false, "168.63.129.16": false,
+		"::1": false, "fe80::1": false, "ff02::1": false, "::ffff:8.8.8.8": false, "64:ff9b::808:808": false, "2002:808:808::1": false,
+	} {
+		if got := mesh.IsInternet(netip.MustParseAddr(text)); got != want {
+			t.Errorf("%s: %v, want %v", text, got, want)
+		}
+	}
+	if mesh.IsInternet(netip.Addr{}) {
+		t.Error("no address is one")
+	}
+}

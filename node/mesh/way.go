@@ -48,3 +48,17 @@ type Pong struct {
 	Address netip.Addr
 	RTT     time.Duration
 }
+
+// ExitUse is how a node uses an exit.
+type ExitUse struct {
+	// Node is the exit; empty: none is used, and the rest is zero.
+	Node NodeID
+	// Works says that packets to the Internet go through it; Why says why not.
+	Works bool
+	Why   string
+	// Open says that packets leave the host in the usual way while it does not
+	// work; else they are not sent.
+	Open bool
+	// Since is when Works became what it is.
+	Since time.Time
+}

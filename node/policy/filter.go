@@ -76,6 +76,17 @@ func DeliveryFilter(s *mesh.Snapshot, p mesh.Plan, flows *Flows) *Filter {
 	return f
 }
 
+// ExitFilter compiles the ACLs of s for node self as an exit: what nobody offers
+// a route to belongs to it. Both ends of a packet must be somebody's, and a sender
+// must be a node that s has.
+func ExitFilter(s *mesh.Snapshot, self mesh.NodeID, flows *Flows) *Filter {
+	o := IndexOwners(s)
+	for _, all := range []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()} {
+		o.routes.add(netip.PrefixFrom(all, 0), string(self))
+	}
+	return newFilter(s, o, flows)
+}
+
 func newFilter(s *mesh.Snapshot, o *Owners, flows *Flows) *Filter {
 	return &Filter{
 		network: Compile(s), owners: o, flows: flows,

@@ -49,6 +49,25 @@ func NewFlows() *Flows {
 	return &Flows{seed: maphash.MakeSeed()}
 }
 
+// Sent remembers a packet that the node itself sent, where only answers to such
+// are let in.
+func (f *Flows) Sent(p mesh.Packet) {
+	if p.Kind == mesh.PacketUnclear {
+		f.note(p)
+	}
+}
+
+// Answers reports whether p may be the answer to a packet that Sent was told of.
+func (f *Flows) Answers(p mesh.Packet) bool {
+	switch p.Kind {
+	case mesh.PacketBroken, mesh.PacketOpens:
+		return false
+	case mesh.PacketUnclear:
+		return f.answers(p)
+	}
+	return true
+}
+
 // flowKey names a conversation; client opened it.
 type flowKey struct {
 	client, server         netip.Addr
