@@ -215,7 +215,7 @@ func (p *Pairs) want(now time.Time, text string) {
 	if len(p.wanted) >= maxWanted {
 		oldest := ""
 		for other, w := range p.wanted {
-			if p.links[w.node] == nil && (oldest == "" || w.sought.Before(p.wanted[oldest].sought)) {
+			if other != string(p.held) && p.links[w.node] == nil && (oldest == "" || w.sought.Before(p.wanted[oldest].sought)) {
 				oldest = other
 			}
 		}
@@ -303,10 +303,22 @@ func (p *Pairs) neighbour(id mesh.NodeID) bool {
 	return ok
 }
 
+// hold sees to it that the pair to keep is in use.
+func (p *Pairs) hold(now time.Time) {
+	if p.held == "" {
+		return
+	}
+	p.want(now, string(p.held))
+	if l := p.links[p.held]; l != nil {
+		l.used = now
+	}
+}
+
 // forget ends pairs that nobody uses, and what is wanted no more. It returns when
 // to look again.
 func (p *Pairs) forget(now time.Time) time.Time {
 	next := now.Add(idleAfter)
+	p.hold(now)
 	for text, w := range p.wanted {
 		if p.links[w.node] == nil && now.Sub(w.sought) >= idleAfter {
 			delete(p.wanted, text)

@@ -117,6 +117,7 @@ type Pairs struct {
 	fresh   bool // View has to be made anew
 	slept   slept
 	late    late
+	held    mesh.NodeID // of Hold
 }
 
 // datagram is a STUN message that came in.
@@ -207,6 +208,15 @@ func (p *Pairs) Offer(servers []Server) {
 	if len(servers) > 0 {
 		p.do(func(now time.Time) { p.relays.offer(now, servers) })
 	}
+}
+
+// Hold has the node keep a pair with another one, or go on trying for one, in place
+// of the one that it kept before; empty: with nobody.
+func (p *Pairs) Hold(id mesh.NodeID) {
+	p.do(func(now time.Time) {
+		p.held = id
+		p.hold(now)
+	})
 }
 
 // Seek tells of a packet of this node to an address. It does not wait.
