@@ -20,6 +20,7 @@ type applied struct {
 	// publicKey is that of privateKey, which takes some 60 microseconds to find.
 	publicKey  mesh.WireGuardKey
 	listenPort uint16
+	mark       uint32
 	peers      map[mesh.WireGuardKey]*appliedPeer
 	// owner says behind which peer each prefix is.
 	owner map[netip.Prefix]mesh.WireGuardKey
@@ -367,7 +368,7 @@ func (d *Device) resync() error {
 		return err
 	}
 	next := applied{
-		privateKey: s.privateKey, listenPort: s.listenPort,
+		privateKey: s.privateKey, listenPort: s.listenPort, mark: s.mark,
 		peers: make(map[mesh.WireGuardKey]*appliedPeer, len(s.peers)),
 		owner: make(map[netip.Prefix]mesh.WireGuardKey),
 	}

@@ -98,6 +98,12 @@ func (d *Device) set(ctx context.Context, c *Config) error {
 	if err := d.setPort(c); err != nil {
 		return err
 	}
+	if c.Mark != d.applied.mark {
+		if err := d.wg.IpcSet(fmt.Sprintf("fwmark=%d\n", c.Mark)); err != nil {
+			return fmt.Errorf("mark sockets: %w", err)
+		}
+		d.applied.mark = c.Mark
+	}
 	if err := d.setPeers(c, ch, lazy); err != nil {
 		return fmt.Errorf("apply: %w", err)
 	}

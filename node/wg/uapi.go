@@ -24,6 +24,7 @@ var errUAPI = errors.New("malformed interface state")
 type uapiState struct {
 	privateKey mesh.WireGuardPrivateKey
 	listenPort uint16
+	mark       uint32
 	peers      map[mesh.WireGuardKey]*mesh.PeerStats
 	// unclaimed are the prefixes of idle peers; see Device.nobody.
 	unclaimed []netip.Prefix
@@ -118,7 +119,8 @@ func (p *uapiParser) setDevice(key, value string) error {
 		p.state.listenPort = uint16(port)
 		return err
 	case "fwmark":
-		_, err := strconv.ParseUint(value, 10, 32)
+		mark, err := strconv.ParseUint(value, 10, 32)
+		p.state.mark = uint32(mark)
 		return err
 	}
 	return errUAPI

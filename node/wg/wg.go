@@ -135,6 +135,9 @@ type Config struct {
 	// after a second at the earliest, as far as a table of 256 remembers. It must
 	// not wait; nil is not told.
 	Seek func(dst netip.Addr)
+	// Mark is that of the UDP sockets (SO_MARK); 0 is none. It takes the right to
+	// administer the network.
+	Mark uint32
 	// Networks are those of the mesh. Names of endpoints that resolve into one
 	// are not used.
 	Networks []netip.Prefix
