@@ -3,6 +3,7 @@
 package peer
 
 import (
+	"context"
 	"crypto/sha256"
 	"crypto/subtle"
 	"crypto/tls"
@@ -30,6 +31,8 @@ type TLSOptions struct {
 	// server with that key is believed and nobody else is: authorities, names
 	// and dates do not count. It is how a self-signed gateway is trusted.
 	Pin [sha256.Size]byte
+	// Dial connects to the server; nil means net.Dialer.
+	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 }
 
 // Public is a client of a gateway on its public address.
@@ -63,7 +66,9 @@ func newPublic(baseURL string, token func(at time.Time) string, opts TLSOptions)
 		return nil, err
 	}
 	t := newTransport()
-	t.DialContext = (&net.Dialer{Timeout: dialTimeout}).DialContext
+	if t.DialContext = opts.Dial; t.DialContext == nil {
+		t.DialContext = (&net.Dialer{Timeout: dialTimeout}).DialContext
+	}
 	t.Proxy = http.ProxyFromEnvironment
 	t.Protocols.SetHTTP2(true)
 	if u.Scheme == "http" {

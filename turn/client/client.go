@@ -69,6 +69,9 @@ type Config struct {
 	// gets packets of the server alone and one Write per packet, or a stream for
 	// "tcp". The allocation owns what it returns. nil means net.Dialer.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
+	// LookUp finds the addresses of the server's name for UDP, as that of
+	// net.Resolver, which nil means. For streams Dial does it.
+	LookUp func(ctx context.Context, network, name string) ([]netip.Addr, error)
 	// Logger gets what an operator may want to know of one allocation, at level
 	// Debug; nil discards it. Peers and credentials are never logged.
 	Logger *slog.Logger
@@ -90,6 +93,9 @@ func Allocate(ctx context.Context, cfg Config) (*Allocation, error) {
 	if cfg.Dial == nil {
 		cfg.Dial = new(net.Dialer).DialContext
 	}
+	if cfg.LookUp == nil {
+		cfg.LookUp = net.DefaultResolver.LookupNetIP
+	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -107,7 +113,7 @@ func Allocate(ctx context.Context, cfg Config) (*Allocation, error) {
 func allocate(ctx context.Context, cfg Config, s server) (a *Allocation, err error) {
 	addresses := []string{s.at()}
 	if s.transport == UDP {
-		if addresses, err = lookup(ctx, s); err != nil {
+		if addresses, err = lookup(ctx, cfg, s); err != nil {
 			return nil, err
 		}
 	}
@@ -126,11 +132,11 @@ func allocate(ctx context.Context, cfg Config, s server) (a *Allocation, err err
 }
 
 // lookup returns the addresses of s to try.
-func lookup(ctx context.Context, s server) ([]string, error) {
+func lookup(ctx context.Context, cfg Config, s server) ([]string, error) {
 	if _, err := netip.ParseAddr(s.host); err == nil {
 		return []string{s.at()}, nil
 	}
-	found, err := net.DefaultResolver.LookupNetIP(ctx, "ip", s.host)
+	found, err := cfg.LookUp(ctx, "ip", s.host)
 	if err != nil {
 		return nil, fmt.Errorf("look up the server: %w", err)
 	}
