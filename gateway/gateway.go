@@ -92,6 +92,8 @@ type Config struct {
 	// Mesh are listeners on the node's mesh addresses. Who connects to them is
 	// the node that the snapshot says has the source address.
 	Mesh []net.Listener
+	// Exits is how the node uses an exit; nil: it cannot use one.
+	Exits api.Exits
 	// Local is a listener that only the operator of this node can connect to, such
 	// as a socket of the file system. Who does reads what this node knows and has it
 	// ping others, without credentials, and nothing else. Nil: none.

@@ -225,6 +225,14 @@ func pingFrom(c api.Caller, m *meshgatev1.PingRequest) ([]mesh.Action, error) {
 	return pathsOf(c, m.GetFromId())
 }
 
+// useExit: nobody but the operator of the node's host, whatever roles others have.
+func useExit(c api.Caller, _ *meshgatev1.UseExitRequest) ([]mesh.Action, error) {
+	if c.Local {
+		return nil, nil
+	}
+	return nil, fmt.Errorf("%w: a node's exit is for the operator of its host to choose (meshgate exit there)", mesh.ErrDenied)
+}
+
 func pathsOf(c api.Caller, id string) ([]mesh.Action, error) {
 	if c.Node != nil && !c.Node.Negotiates() && id != c.ID {
 		return nil, fmt.Errorf("%w: node %q may ask for its own paths only (meshgate ping on its host)", mesh.ErrDenied, c.ID)

@@ -45,7 +45,7 @@ type hostNetwork struct {
 // made, without what a node that was killed has left of it.
 func newHostNetwork(n *Node) *hostNetwork {
 	h := &hostNetwork{Host: hostnet.New(n.cfg.Logger), node: n}
-	if err := h.Clean(n.device.Name()); err != nil {
+	if err := h.CleanFor(n.device.Name(), n.cfg.ExitNode != ""); err != nil {
 		n.log.Warn("what a node that was killed has left on this host may still be there; the next start tries again", "err", err)
 	}
 	return h
@@ -132,7 +132,7 @@ func (h *hostNetwork) mend(ctx context.Context) error {
 func (h *hostNetwork) again(ctx context.Context, moved bool) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.plan == nil || moved && !toOneAddress(h.plan.Routes) && len(h.node.replicas.names()) == 0 {
+	if h.plan == nil || moved && h.node.exit.use().Node == "" && !toOneAddress(h.plan.Routes) && len(h.node.replicas.names()) == 0 {
 		return nil // the first plan is being applied, or there is nothing to compare
 	}
 	return h.force(ctx)
@@ -144,6 +144,14 @@ func (n *Node) hostConfig(s *mesh.Snapshot, plan *mesh.Plan) *hostnet.Config {
 		Addresses: addresses(plan.Self), Routes: plan.Routes, Outside: n.outside(plan),
 		Serve: served(s, n.cfg.ID), Networks: s.Networks(),
 	}
+	if n.cfg.Exit {
+		for _, all := range everything {
+			if !slices.Contains(c.Serve, all) {
+				c.Serve = append(c.Serve, all)
+			}
+		}
+	}
+	c.Exit = n.exit.host()
 	c.Forward = n.members != nil || len(c.Serve) > 0
 	if !n.cfg.KeepSources && len(c.Serve) > 0 {
 		c.Masquerade = s.Networks()

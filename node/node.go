@@ -27,6 +27,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/meshgate/meshgate/node/hostnet"
 	"github.com/meshgate/meshgate/node/mesh"
 	"github.com/meshgate/meshgate/node/pair"
 	"github.com/meshgate/meshgate/node/peer"
@@ -91,6 +92,19 @@ type Config struct {
 	// that they have in the mesh, to which these networks need a route; else the
 	// host puts its own there. It has no effect without a TUN interface.
 	KeepSources bool
+	// Exit has the node take packets for the Internet from nodes that choose it for
+	// that, as far as network ACLs let them. It needs a TUN interface, and does
+	// not go with KeepSources.
+	Exit bool
+	// ExitNode is the node through which this one reaches the Internet, and with it
+	// its host in ModeTUN; empty: none. It needs Follow, and does not go with Exit.
+	ExitNode mesh.NodeID
+	// ExitOpen lets packets leave the host in the usual way while there is no way
+	// to ExitNode; else they are not sent.
+	ExitOpen bool
+	// Outbound makes the connections to gateways and relays; it has to be that of
+	// Follow.Public. Nil makes one that only relays use.
+	Outbound *hostnet.Outbound
 
 	// InterfaceAddrs lists the addresses of the host's interfaces, which no
 	// route opens to the mesh; nil means net.InterfaceAddrs. It is asked when a
@@ -135,6 +149,7 @@ type Node struct {
 	peers   *peer.Peers
 	// pairs is nil on a node that takes no part in them.
 	pairs *pair.Pairs
+	exit  exitUser
 	// locals, contacts and origins are caches of what a connection needs to know.
 	locals   hostAddrs
 	contacts contacts
@@ -175,6 +190,9 @@ func (c *Config) Validate() error {
 	if c.MTU != 0 && (c.MTU < 1280 || c.MTU > 65535) {
 		return fmt.Errorf("%w: mtu %d is outside 1280 to 65535", mesh.ErrInvalid, c.MTU)
 	}
+	if err := c.validateExit(); err != nil {
+		return err
+	}
 	return validateExpose(c.Expose, c.Features)
 }
 
@@ -189,6 +207,9 @@ func New(cfg Config) (_ *Node, err error) {
 	}
 	if cfg.InterfaceName == "" {
 		cfg.InterfaceName = "meshgate0"
+	}
+	if cfg.Outbound == nil {
+		cfg.Outbound = new(hostnet.Outbound)
 	}
 	n := &Node{
 		cfg:    cfg,
@@ -216,6 +237,7 @@ func New(cfg Config) (_ *Node, err error) {
 			err = errors.Join(err, n.device.Close())
 		}
 	}()
+	n.exit.init(&cfg)
 	if cfg.Mode == wg.ModeTUN {
 		n.host = newHostNetwork(n)
 	}
@@ -258,6 +280,7 @@ func (n *Node) Run(ctx context.Context) error {
 			_ = n.pairs.Run(ways) // it ends with its context alone
 		}()
 		defer func() { stop(); <-ended }()
+		n.pairs.Hold(n.cfg.ExitNode)
 	}
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return n.source.run(ctx) })
@@ -316,6 +339,7 @@ func (n *Node) apply(ctx context.Context, s *mesh.Snapshot) error {
 	if err != nil {
 		return fmt.Errorf("plan for snapshot %d: %w", s.Version, err)
 	}
+	plan = n.exit.apply(s, plan, n)
 	if err := n.device.Set(ctx, n.deviceConfig(s, plan)); err != nil {
 		return fmt.Errorf("set wireguard: %w", err)
 	}
@@ -370,6 +394,11 @@ func (n *Node) deviceConfig(s *mesh.Snapshot, plan mesh.Plan) wg.Config {
 	}
 	if n.pairs != nil {
 		cfg.Seek = n.pairs.Seek
+	}
+	n.takeForExit(s, &cfg)
+	n.onlyAnswers(s, plan, &cfg)
+	if n.host != nil && n.members == nil {
+		cfg.Mark = hostnet.Mark
 	}
 	return cfg
 }

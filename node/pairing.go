@@ -235,7 +235,10 @@ func (f *follower) relayName(uri string) string {
 
 // allocate gets a relay from a gateway.
 func (f *follower) allocate(ctx context.Context, uri, username, password string) (pair.Relay, error) {
-	cfg := client.Config{Server: uri, Username: username, Password: password, Logger: f.node.cfg.Logger}
+	cfg := client.Config{
+		Server: uri, Username: username, Password: password, Logger: f.node.cfg.Logger,
+		Dial: f.node.cfg.Outbound.DialContext, LookUp: f.node.cfg.Outbound.LookupNetIP,
+	}
 	if f.cfg.RelayTLS != nil && strings.HasPrefix(uri, "turns:") {
 		cfg.TLS = f.cfg.RelayTLS(uri)
 	}

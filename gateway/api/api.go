@@ -82,7 +82,9 @@ type Config struct {
 	// Ways are those of this node, and RemoteWays of others.
 	Ways       Ways
 	RemoteWays RemoteWays
-	Signaling  Signaling
+	// Exits is how this node uses an exit; nil: it cannot use one.
+	Exits     Exits
+	Signaling Signaling
 	// Cluster is the nodes that keep the state; nil: this node alone.
 	Cluster Cluster
 	// Replicas changes which they are; nil where no state is kept.
@@ -152,7 +154,7 @@ func Services(cfg Config, opts ...connect.HandlerOption) ([]Service, error) {
 	links := &links{source: cfg.Links, ways: cfg.Ways}
 	membership := &membershipService{state: cfg.State, members: cfg.Members, cluster: cfg.Cluster, servers: cfg.RelayServers}
 	pairs := &pairsService{plans: cfg.Pairs, servers: cfg.RelayServers, membership: membership}
-	ways := &pathsService{state: cfg.State, ways: cfg.Ways, remote: cfg.RemoteWays, servers: cfg.RelayServers, pings: make(chan struct{}, maxPings)}
+	ways := &pathsService{state: cfg.State, ways: cfg.Ways, remote: cfg.RemoteWays, exits: cfg.Exits, servers: cfg.RelayServers, pings: make(chan struct{}, maxPings)}
 	return append(unimplemented(opts),
 		late(v1connect.NodeName, v1connect.NewNodeHandler, opts)(&nodeService{Config: cfg, links: links, started: time.Now()}),
 		late(v1connect.MeshName, v1connect.NewMeshHandler, opts)(&meshService{state: cfg.State}),

@@ -58,6 +58,7 @@ type pathsService struct {
 	state   State
 	ways    Ways
 	remote  RemoteWays
+	exits   Exits
 	servers func(ctx context.Context, node string) []*v1.ICEServer
 	// pings holds a token for each call of Ping that is under way.
 	pings chan struct{}
@@ -86,6 +87,7 @@ func (p *pathsService) ListPaths(ctx context.Context, req *connect.Request[meshg
 	for _, w := range ways {
 		list.Paths = append(list.Paths, wayToProto(w))
 	}
+	list.Exit = p.exit()
 	return connect.NewResponse(list), nil
 }
 
