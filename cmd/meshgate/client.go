@@ -13,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -53,6 +54,8 @@ type access struct {
 	// context is the name of a saved one, from contextsFile; empty: the
 	// current one, from the usual file.
 	context, contextsFile string
+	// dialer connects to the gateway; nil is the usual one.
+	dialer func(ctx context.Context, network, address string) (net.Conn, error)
 }
 
 // registerServer adds the flags of commands that call a gateway.
@@ -208,7 +211,7 @@ func (c *access) writeLocal(dataDir string) error {
 
 // tls says whom to believe.
 func (c *access) tls() (peer.TLSOptions, error) {
-	var opts peer.TLSOptions
+	opts := peer.TLSOptions{Dial: c.dialer}
 	if c.Pin != "" {
 		raw, err := hex.DecodeString(strings.TrimPrefix(c.Pin, "sha256:"))
 		if err != nil || len(raw) != sha256.Size {

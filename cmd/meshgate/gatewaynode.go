@@ -94,7 +94,7 @@ func (p *gatewayProcess) openNode(ctx context.Context) error {
 	p.node, err = node.New(node.Config{
 		ID: id, Key: key, Mode: mode, InterfaceName: c.wgInterface, ListenPort: c.wgPort, MTU: c.wgMTU,
 		PrimaryEndpoint: p.address.String(), OtherEndpoints: p.otherEndpoints(), API: api, Features: features, Expose: exposed,
-		Routes: routes, KeepSources: !c.masquerade,
+		Routes: routes, KeepSources: !c.masquerade, Exit: c.exit,
 		Hold: &node.Hold{
 			Store: p.store, CloseStore: p.store.Close, Replicas: p.store.Addresses, Admin: c.admin,
 			Domain: strings.TrimSuffix(c.meshDomain, ".") + ".", IPv4: netip.MustParsePrefix(c.meshIPv4),

@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/meshgate/meshgate/node"
+	"github.com/meshgate/meshgate/node/hostnet"
 	"github.com/meshgate/meshgate/node/mesh"
 )
 
@@ -29,6 +30,9 @@ type joinConfig struct {
 	expose        []string
 	routes        []string
 	masquerade    bool
+	exit          bool
+	exitNode      string
+	exitOpen      bool
 	wgMode        string
 	wgPort        uint16
 	wgInterface   string
@@ -50,6 +54,9 @@ func (c *joinConfig) register(f *pflag.FlagSet) {
 	f.StringArrayVar(&c.expose, "expose", nil, "make a service of this host reachable on the mesh: tcp:8080=127.0.0.1:3000 (repeat for more)")
 	f.StringSliceVar(&c.routes, "routes", nil, "networks that this node offers to reach")
 	f.BoolVar(&c.masquerade, "masquerade", true, "in tun mode, let packets of the mesh leave for --routes with this host's own address; without, these networks need a route to the mesh")
+	f.BoolVar(&c.exit, "exit", false, "in tun mode, offer this node to others as their way to the Internet: who chooses it with --exit-node has its packets leave with this host's address, as far as network ACLs let it; private networks stay closed but for --routes")
+	f.StringVar(&c.exitNode, "exit-node", "", "id of the node through which this node, in tun mode with its host, reaches the Internet; meshgate exit changes it while the node runs")
+	f.BoolVar(&c.exitOpen, "exit-open", false, "while there is no way to --exit-node, let packets to the Internet leave in the usual way; without, they are not sent")
 	f.StringVar(&c.wgMode, "wireguard.mode", "auto", "tun, netstack (no root), or auto: tun where the host allows it")
 	f.Uint16Var(&c.wgPort, "wireguard.listen-port", 0, "UDP port of WireGuard; 0 lets the host pick, which does not go with --public-address")
 	f.StringVar(&c.wgInterface, "wireguard.interface", "meshgate0", "name of the interface in tun mode")
@@ -95,6 +102,7 @@ func (a *app) join(ctx context.Context, c *joinConfig) error {
 	if err != nil {
 		return err
 	}
+	c.gateway.dialer = o.config.Outbound.DialContext
 	if o.gateway, err = c.gateway.connect(ctx); err != nil {
 		return err
 	}
@@ -182,6 +190,14 @@ func (c *joinConfig) options(log *slog.Logger) (nodeOptions, error) {
 	cfg := node.Config{
 		PrimaryEndpoint: c.publicAddress, Zone: c.zone,
 		ListenPort: c.wgPort, InterfaceName: c.wgInterface, MTU: c.wgMTU, KeepSources: !c.masquerade,
+		Exit: c.exit, ExitOpen: c.exitOpen, Outbound: new(hostnet.Outbound),
+	}
+	if c.exitNode != "" {
+		if cfg.ExitNode, err = nodeID(c.exitNode); err != nil {
+			return o, usagef("--exit-node %q: %w", c.exitNode, err)
+		}
+	} else if c.exitOpen {
+		return o, usagef("--exit-open says what happens without a way to --exit-node; give that, too")
 	}
 	if cfg.ID, err = nodeID(c.id); err != nil {
 		return o, err

@@ -173,7 +173,7 @@ func newRoot(stdout, stderr io.Writer) *cobra.Command {
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	root.PersistentFlags().StringVarP(&a.output, "output", "o", "table", "what goes to standard output: table, json or yaml")
 	root.AddCommand(
-		a.upCommand(), a.demoCommand(), a.joinCommand(), a.statusCommand(), a.pingCommand(), a.netcheckCommand(),
+		a.upCommand(), a.demoCommand(), a.joinCommand(), a.statusCommand(), a.exitCommand(), a.pingCommand(), a.netcheckCommand(),
 		a.getCommand(), a.putCommand(), a.deleteCommand(), a.contextCommand(),
 		a.peerCommand(), a.policyCommand(), a.portForwardCommand(), a.tokenCommand(),
 		a.clusterCommand(), a.backupCommand(), a.restoreCommand(), a.versionCommand(),

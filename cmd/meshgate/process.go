@@ -167,7 +167,7 @@ func (p *nodeProcess) serve(ctx context.Context, onReady func() error) error {
 	local := p.openDoor(ctx)
 	g, err := gateway.New(gateway.Config{
 		Node: p.node, Signaling: p.signaling, Build: build(),
-		Mesh: listeners, Metrics: p.options.metrics, Local: local,
+		Mesh: listeners, Metrics: p.options.metrics, Local: local, Exits: p.node,
 		RelayServers: func(ctx context.Context, _ string) []*v1.ICEServer { return p.node.FreshRelayServers(ctx) },
 		Logger:       p.options.log, Registerer: p.registry, Gatherer: p.registry,
 	})

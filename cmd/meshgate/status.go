@@ -110,7 +110,10 @@ func (a *app) meshStatus(ctx context.Context, gate *peer.Public) error {
 	if err != nil {
 		return fmt.Errorf("status: %w", err)
 	}
-	return a.printMesh(m, statesOf(m, a.lookAtCluster(ctx, gate)))
+	if err := a.printMesh(m, statesOf(m, a.lookAtCluster(ctx, gate))); err != nil || a.structured() {
+		return err
+	}
+	return a.printExit(lookAtExit(ctx, gate))
 }
 
 // lookAtCluster is who of the gateways is alive, by their ids. It is empty where

@@ -60,6 +60,7 @@ type upConfig struct {
 	expose      []string
 	routes      []string
 	masquerade  bool
+	exit        bool
 
 	iceListen string
 
@@ -115,6 +116,7 @@ func (c *upConfig) register(f *pflag.FlagSet) {
 	f.IntVar(&c.wgMTU, "wireguard.mtu", 0, "MTU of the mesh, 1280 to 65535; 0 is 1420, or in tun mode what the way to the gateways leaves if that is less")
 	f.StringArrayVar(&c.expose, "expose", nil, "make a service of this host reachable on the mesh: tcp:8080=127.0.0.1:3000 (repeat for more)")
 	f.StringSliceVar(&c.routes, "routes", nil, "networks that this node offers to reach")
+	f.BoolVar(&c.exit, "exit", false, "in tun mode, offer this gateway to nodes as their way to the Internet: who chooses it with --exit-node has its packets leave with this host's address, as far as network ACLs let it; private networks stay closed but for --routes")
 	f.BoolVar(&c.masquerade, "masquerade", true, "in tun mode, let packets of the mesh leave for --routes with this host's own address; without, these networks need a route to the mesh")
 
 	f.StringVar(&c.iceListen, "ice.listen", ":3479", "UDP address for DataChannels that end at this gateway")
