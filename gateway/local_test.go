@@ -20,6 +20,12 @@ import (
 // local serves a gateway with a socket, and makes a client of that.
 func local(t *testing.T) (*served, *http.Client) {
 	t.Helper()
+	return localWith(t, func(*Config) {})
+}
+
+// localWith is local of a gateway with changes.
+func localWith(t *testing.T, change func(*Config)) (*served, *http.Client) {
+	t.Helper()
 	dir, err := os.MkdirTemp("", "local")
 	if err != nil {
 		t.Fatal(err)
@@ -30,7 +36,7 @@ func local(t *testing.T) (*served, *http.Client) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := serve(t, func(c *Config) { c.Local = l })
+	s := serve(t, func(c *Config) { c.Local = l; change(c) })
 	tr := &http.Transport{Protocols: new(http.Protocols)}
 	tr.Protocols.SetUnencryptedHTTP2(true)
 	tr.DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) {
@@ -47,6 +53,7 @@ func TestLocal_OnlyWhatTheNodeTellsOfItself(t *testing.T) {
 	open := map[string]bool{
 		"/v1.Node/GetStatus": true, "/meshgate.v1.Watch/WatchMesh": true,
 		"/meshgate.v1.Paths/ListPaths": true, "/meshgate.v1.Paths/Ping": true, "/meshgate.v1.Paths/ListServers": true,
+		"/meshgate.v1.Paths/UseExit": true,
 	}
 	for _, m := range everyMethod(t) {
 		ctx, cancel := context.WithCancel(testContext(t))

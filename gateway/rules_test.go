@@ -60,6 +60,7 @@ func otherwiseFresh() map[string]freshness {
 		meshgatev1connect.ClusterStatusProcedure:        known,
 		meshgatev1connect.WatchWatchMeshProcedure:       known,
 		meshgatev1connect.PathsListPathsProcedure:       known,
+		meshgatev1connect.PathsUseExitProcedure:         known,
 		meshgatev1connect.PathsPingProcedure:            known,
 		meshgatev1connect.PathsListServersProcedure:     known,
 		v1connect.MembershipSubscribePeersProcedure:     known,
