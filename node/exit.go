@@ -162,7 +162,12 @@ func (n *Node) exitPeer(s *mesh.Snapshot, plan mesh.Plan, id mesh.NodeID) (peer 
 			continue
 		}
 		from := policy.Endpoint{Node: string(n.cfg.ID), Network: netip.PrefixFrom(own.Addr(), own.Addr().BitLen())}
-		grants = append(grants, network.Granted(from, policy.Endpoint{Node: string(id), Network: all})...)
+		for _, part := range network.Granted(from, policy.Endpoint{Node: string(id), Network: all}) {
+			// What ACLs say of the mesh itself is in the plan.
+			if !slices.ContainsFunc(s.Networks(), func(own netip.Prefix) bool { return own.Bits() <= part.Bits() && own.Contains(part.Addr()) }) {
+				grants = append(grants, part)
+			}
+		}
 	}
 	if len(grants) == 0 {
 		return peer, nil, fmt.Sprintf("no network ACL lets this node reach the Internet through %q", id)

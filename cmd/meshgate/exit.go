@@ -17,7 +17,7 @@ import (
 
 const (
 	// exitPatience is how long the command waits for an exit to work.
-	exitPatience = 10 * time.Second
+	exitPatience = 5 * time.Second
 	// lookAtExitEach is how often it looks.
 	lookAtExitEach = 100 * time.Millisecond
 )

@@ -25,7 +25,7 @@ const (
 	// askWithin is how long an answer may take. Each of these is one round trip.
 	askWithin = 3 * time.Second
 	// blockedAfter is how long a question is asked that must get no answer.
-	blockedAfter = time.Second
+	blockedAfter = 500 * time.Millisecond
 )
 
 // web is a host that tells callers who they are.
@@ -207,8 +207,6 @@ func TestExit_OfAnotherNode(t *testing.T) {
 		t.Error(text)
 	}
 	seen("open", atHome, home6)
-	use(1, "nas")
-	seen("blocked again", "nobody", "nobody")
 	offering.enter(t, exit)
 	eventually(t, patience, func() (bool, string) { who := laptop.seenAs(w.at4, blockedAfter); return who == atExit, who })
 	use(0, "--off")

@@ -199,6 +199,26 @@ func TestPairs_EndWhenIdle(t *testing.T) {
 	})
 }
 
+// A pair that one of the two holds is there without packets, and goes like others
+// when it is held no more.
+func TestPairs_Held(t *testing.T) {
+	inLab(t, func(t *testing.T, l *lab) {
+		a, b := l.two()
+		a.pairs.Hold("bob")
+		l.until(2*time.Second, "the pair stands", func() bool { return standing(a, b) })
+		// The other one, which knows nothing of it, ends it now and then.
+		<-time.After(idleAfter + 10*time.Second)
+		l.until(10*time.Second, "the pair stands again", func() bool { return standing(a, b) })
+		a.pairs.Hold("")
+		l.talk(a, b)
+		<-time.After(idleAfter + 2*time.Second)
+		synctest.Wait()
+		if _, there := a.has("bob"); there || len(a.pairs.wanted) != 0 {
+			t.Errorf("a pair that nobody holds is there: %v; wanted %d", there, len(a.pairs.wanted))
+		}
+	})
+}
+
 // A gateway whose WireGuard port is out of reach is reached by way of a relay, and
 // directly again when that goes.
 func TestPairs_GatewayBehindRelay(t *testing.T) {

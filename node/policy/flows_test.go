@@ -219,3 +219,28 @@ func BenchmarkLarge(b *testing.B) {
 		}
 	})
 }
+
+// What passes where only answers do.
+func TestFlows_Answers(t *testing.T) {
+	flows := policy.NewFlows()
+	flows.Sent(question())
+	flows.Sent(packet("a", "b", tcp, mesh.PacketOpens, 5000, 80))
+	for _, test := range []struct {
+		name string
+		p    mesh.Packet
+		want bool
+	}{
+		{"an answer", answer(), true},
+		{"an answer to another port", packet("b", "a", udp, unclear, 53, 5001), false},
+		{"another one's", packet("c", "a", udp, unclear, 53, 5000), false},
+		{"a call", packet("b", "a", tcp, mesh.PacketOpens, 80, 5000), false},
+		{"the rest of a connection", packet("b", "a", tcp, mesh.PacketContinues, 80, 5000), true},
+		{"an error", packet("b", "a", mesh.ProtocolICMP, mesh.PacketReports, 0, 0), true},
+		{"a later fragment", packet("b", "a", udp, mesh.PacketFragment, 0, 0), true},
+		{"nonsense", packet("b", "a", udp, mesh.PacketBroken, 0, 0), false},
+	} {
+		if got := flows.Answers(test.p); got != test.want {
+			t.Errorf("%s: %v, want %v", test.name, got, test.want)
+		}
+	}
+}
