@@ -68,8 +68,8 @@ type Config struct {
 	InterfaceName string
 	// ListenPort is WireGuard's UDP port; 0 means one that the host picks.
 	ListenPort uint16
-	// MTU of the mesh interface in bytes; 0 means 1420, or less on a TUN
-	// interface when the way to the gateways has not as much room.
+	// MTU of the mesh in bytes; 0 means 1420, or less when the way to the gateways
+	// has not as much room.
 	MTU int
 	// PrimaryEndpoint is the IP address or DNS name at which other nodes reach
 	// this one; empty for a node that only calls out.
@@ -138,6 +138,7 @@ type Node struct {
 	log    *slog.Logger
 	device *wg.Device
 	host   *hostNetwork // nil without an interface on the host
+	room   *room        // nil with one
 	// replicas are where gateways keep the state together; nil: nowhere.
 	replicas *lookups
 	source   source
@@ -240,6 +241,8 @@ func New(cfg Config) (_ *Node, err error) {
 	n.exit.init(&cfg)
 	if cfg.Mode == wg.ModeTUN {
 		n.host = newHostNetwork(n)
+	} else {
+		n.room = &room{node: n, pathMTU: hostnet.New(cfg.Logger).PathMTU, set: n.device.SetMTU}
 	}
 	if err := n.registerLeftOut(); err != nil {
 		return nil, err
@@ -288,6 +291,8 @@ func (n *Node) Run(ctx context.Context) error {
 	g.Go(func() error { return n.exposed.run(ctx) })
 	if n.host != nil {
 		g.Go(func() error { return n.host.mend(ctx) })
+	} else {
+		g.Go(func() error { return n.room.run(ctx) })
 	}
 	err := g.Wait()
 	if errors.Is(err, context.Canceled) {
@@ -348,6 +353,7 @@ func (n *Node) apply(ctx context.Context, s *mesh.Snapshot) error {
 			return err
 		}
 	}
+	n.room.fit(&plan)
 	if err := n.exposed.set(ctx, plan.Self.Addrs()); err != nil {
 		return fmt.Errorf("expose services: %w", err)
 	}

@@ -113,3 +113,16 @@ func (a textAddr) Network() string { return a.network }
 
 // String implements net.Addr.
 func (a textAddr) String() string { return a.address }
+
+// SetMTU changes the MTU of the packets that a device in ModeNetstack sends itself,
+// in bytes: 1280 to what Options had. In ModeTUN the error wraps
+// mesh.ErrUnsupported: the interface is the host's.
+func (d *Device) SetMTU(mtu int) error {
+	if mtu < minMTU || mtu > d.mtu {
+		return fmt.Errorf("mtu %d is not in %d..%d: %w", mtu, minMTU, d.mtu, mesh.ErrInvalid)
+	}
+	if err := d.plane.setMTU(mtu); err != nil {
+		return fmt.Errorf("set mtu %d: %w", mtu, err)
+	}
+	return nil
+}

@@ -20,7 +20,7 @@ const maxSuperSegment = 1<<16 - 1
 // into the queue that the device reads.
 type link struct {
 	queue   *packetQueue
-	mtu     uint32
+	mtu     atomic.Uint32
 	metrics *metrics
 	shut    zeroWindows
 	// up is the stack's receiving side, nil while detached.
@@ -82,9 +82,9 @@ func (l *link) Attach(up stack.NetworkDispatcher) {
 func (l *link) IsAttached() bool { return l.up.Load() != nil }
 
 // MTU implements stack.LinkEndpoint.
-func (l *link) MTU() uint32 { return l.mtu }
+func (l *link) MTU() uint32 { return l.mtu.Load() }
 
-// SetMTU implements stack.LinkEndpoint. The MTU is fixed.
+// SetMTU implements stack.LinkEndpoint. The stack does not set it; netstack does.
 func (*link) SetMTU(uint32) {}
 
 // Capabilities implements stack.LinkEndpoint. Checksums are up to the stack,

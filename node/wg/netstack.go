@@ -53,7 +53,7 @@ type netstack struct {
 	batch  []packet
 	queued []packet
 
-	mu        sync.Mutex // guards addresses
+	mu        sync.Mutex // guards addresses, and the end of events
 	addresses []netip.Addr
 }
 
@@ -64,10 +64,11 @@ func newNetstack(name string, mtu int, of sizes, f *filter, frames *framePool, m
 	n := &netstack{
 		name: name, filter: f, frames: frames, metrics: m,
 		batch:  make([]packet, of.batch),
-		link:   &link{queue: newPacketQueue(of.outbound), mtu: uint32(mtu), metrics: m},
-		events: make(chan tun.Event),
+		link:   &link{queue: newPacketQueue(of.outbound), metrics: m},
+		events: make(chan tun.Event, 1),
 		closed: make(chan struct{}),
 	}
+	n.link.mtu.Store(uint32(mtu))
 	n.runs.New = func() any { return new(run) }
 	n.stack = stack.New(stack.Options{
 		NetworkProtocols: []stack.NetworkProtocolFactory{
@@ -240,12 +241,12 @@ func (n *netstack) forward(p []byte) {
 func (*netstack) File() *os.File { return nil }
 
 // MTU implements tun.Device.
-func (n *netstack) MTU() (int, error) { return int(n.link.mtu), nil }
+func (n *netstack) MTU() (int, error) { return int(n.link.MTU()), nil }
 
 // Name implements tun.Device.
 func (n *netstack) Name() (string, error) { return n.name, nil }
 
-// Events implements tun.Device. There are none; Close closes the channel.
+// Events implements tun.Device. It tells of setMTU alone; Close closes the channel.
 func (n *netstack) Events() <-chan tun.Event { return n.events }
 
 // BatchSize implements tun.Device.
@@ -263,8 +264,28 @@ func (n *netstack) Close() error {
 		close(n.closed)
 		n.stack.RemoveNIC(nic)
 		n.stack.Close()
+		n.mu.Lock()
+		defer n.mu.Unlock()
 		close(n.events)
 	})
+	return nil
+}
+
+// setMTU implements plane. Connections that stand keep the size of their segments;
+// what is too large for the way then goes in fragments.
+func (n *netstack) setMTU(mtu int) error {
+	n.link.mtu.Store(uint32(mtu))
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	select {
+	case <-n.closed:
+		return net.ErrClosed
+	default:
+	}
+	select {
+	case n.events <- tun.EventMTUUpdate:
+	default: // one that was not taken yet tells as much
+	}
 	return nil
 }
 

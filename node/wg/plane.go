@@ -16,6 +16,8 @@ type plane interface {
 	tun.Device
 	// setAddresses makes want our addresses.
 	setAddresses(want []netip.Addr) error
+	// setMTU changes the MTU, in bytes.
+	setMTU(mtu int) error
 	// wait waits for the goroutines of a closed plane.
 	wait()
 	dial(ctx context.Context, network string, dst netip.AddrPort) (net.Conn, error)

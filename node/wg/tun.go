@@ -10,6 +10,8 @@ import (
 	"syscall"
 
 	"golang.zx2c4.com/wireguard/tun"
+
+	"github.com/meshgate/meshgate/node/mesh"
 )
 
 // hostTUN is a network interface of the host. The kernel delivers and
@@ -84,6 +86,11 @@ func (h *hostTUN) Write(bufs [][]byte, offset int) (int, error) {
 		return 0, nil
 	}
 	return h.Device.Write(pass, offset)
+}
+
+// setMTU implements plane. An interface of the host is its administrator's.
+func (*hostTUN) setMTU(int) error {
+	return fmt.Errorf("%w: the MTU of an interface is set on the host", mesh.ErrUnsupported)
 }
 
 // setAddresses implements plane. The interface's addresses are up to others.

@@ -174,6 +174,8 @@ type Device struct {
 	bind    *bind
 	wg      *device.Device
 	closed  atomic.Bool
+	// mtu is Options.MTU.
+	mtu int
 	// resident is Options.Resident, but 0 means none.
 	resident int
 	// nobody is the key of a peer that does not exist. In the library it has
@@ -232,7 +234,7 @@ func New(o Options) (*Device, error) {
 		return nil, err
 	}
 	d := &Device{
-		mode: o.Mode, name: o.InterfaceName, metrics: m, filter: new(filter),
+		mode: o.Mode, name: o.InterfaceName, mtu: o.MTU, metrics: m, filter: new(filter),
 		logger:   o.Logger.With("component", "wg"),
 		resident: o.Resident,
 		wakes:    make(chan wakeRequest),
