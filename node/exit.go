@@ -48,7 +48,12 @@ type exitUser struct {
 	// grants are the parts of everything that network ACLs grant through the exit, of
 	// the last time that it worked.
 	grants []netip.Prefix
+	// beside are the exit's own addresses in the Internet, of then.
+	beside []netip.Addr
 }
+
+// maxBeside is how many addresses of an exit are reached beside the tunnel.
+const maxBeside = 8
 
 // init takes what the node begins with.
 func (e *exitUser) init(cfg *Config) {
@@ -64,11 +69,12 @@ func (e *exitUser) begin(id mesh.NodeID, open bool) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if id == "" {
-		e.now, e.grants = mesh.ExitUse{}, nil
+		e.now, e.grants, e.beside = mesh.ExitUse{}, nil, nil
 		return
 	}
 	if e.now.Node != id {
 		e.now, e.grants = mesh.ExitUse{Node: id, Since: time.Now(), Why: "there is no path to it yet"}, nil
+		e.beside = nil
 	}
 	e.now.Open = open
 }
@@ -88,7 +94,7 @@ func (e *exitUser) host() *hostnet.Exit {
 	if e.now.Node == "" || e.now.Open && !e.now.Works {
 		return nil
 	}
-	x := &hostnet.Exit{Block: !e.now.Open}
+	x := &hostnet.Exit{Block: !e.now.Open, Beside: e.beside}
 	for _, p := range e.grants {
 		x.IPv4, x.IPv6 = x.IPv4 || p.Addr().Is4(), x.IPv6 || p.Addr().Is6()
 	}
@@ -103,7 +109,7 @@ func (e *exitUser) apply(s *mesh.Snapshot, plan mesh.Plan, n *Node) mesh.Plan {
 		return plan
 	}
 	peer, grants, why := n.exitPeer(s, plan, id)
-	changed, open := e.note(id, grants, why)
+	changed, open := e.note(id, grants, peer.Node, why)
 	switch {
 	case changed && why == "":
 		n.log.Info("packets to the Internet go through the exit", "peer", string(id))
@@ -124,7 +130,7 @@ func (e *exitUser) apply(s *mesh.Snapshot, plan mesh.Plan, n *Node) mesh.Plan {
 
 // note notes what is granted through the exit, or why it does not work. It reports
 // whether that is news, and exitUser.now.Open.
-func (e *exitUser) note(id mesh.NodeID, grants []netip.Prefix, why string) (changed, open bool) {
+func (e *exitUser) note(id mesh.NodeID, grants []netip.Prefix, exit *mesh.Node, why string) (changed, open bool) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.now.Node != id {
@@ -135,7 +141,10 @@ func (e *exitUser) note(id mesh.NodeID, grants []netip.Prefix, why string) (chan
 		e.now.Works, e.now.Since = works, time.Now()
 	}
 	if e.now.Why = why; works {
-		e.grants = grants
+		outside := slices.DeleteFunc(exit.Outside(), func(a netip.Addr) bool { return !mesh.IsInternet(a) })
+		slices.SortFunc(outside, netip.Addr.Compare)
+		outside = slices.Compact(outside)
+		e.grants, e.beside = grants, outside[:min(len(outside), maxBeside)]
 	}
 	return changed, e.now.Open
 }

@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"github.com/meshgate/meshgate/node/hostnet"
 	"github.com/meshgate/meshgate/node/mesh"
@@ -85,7 +86,7 @@ func TestExit_GetsWhatACLsGrant(t *testing.T) {
 		if diff := cmp.Diff(test.want, got); diff != "" {
 			t.Errorf("%s (-want +got):\n%s", test.name, diff)
 		}
-		if diff := cmp.Diff(test.host, n.exit.host()); diff != "" {
+		if diff := cmp.Diff(test.host, n.exit.host(), cmpopts.EquateEmpty(), cmpopts.EquateComparable(netip.Addr{})); diff != "" {
 			t.Errorf("%s: the host (-want +got):\n%s", test.name, diff)
 		}
 		use := n.ExitUse()
@@ -95,6 +96,31 @@ func TestExit_GetsWhatACLsGrant(t *testing.T) {
 		if peer, _ := plan.Peers.Get("nas"); !slices.Equal(peer.AllowedIPs, before.AllowedIPs) {
 			t.Errorf("%s: the plan that all share has changed", test.name)
 		}
+	}
+}
+
+// The exit takes no packets to its own addresses, as to a gateway's console: those
+// leave beside the tunnel.
+func TestExit_ItsOwnAddressesAreBesideIt(t *testing.T) {
+	n, s, plan := exitMesh("0.0.0.0/0")
+	nas, _ := plan.Peers.Get("nas")
+	record := *nas.Node
+	record.PrimaryEndpoint = "8.8.4.4"
+	for i := range 20 {
+		record.WireGuardEndpoints = append(record.WireGuardEndpoints, netip.AddrPortFrom(netip.AddrFrom4([4]byte{9, 9, 9, byte(20 - i)}), 51820))
+	}
+	record.WireGuardEndpoints = append(record.WireGuardEndpoints, netip.MustParseAddrPort("192.168.1.7:51820"))
+	nas.Node = &record
+	plan.Peers = plan.Peers.With(nas)
+	n.exit.begin("nas", false)
+	n.exit.apply(s, plan, n)
+	beside := n.exit.host().Beside
+	if len(beside) != maxBeside || beside[0] != netip.MustParseAddr("8.8.4.4") || beside[1] != netip.MustParseAddr("9.9.9.1") {
+		t.Errorf("%v", beside)
+	}
+	n.exit.begin("tv", false)
+	if beside := n.exit.host().Beside; len(beside) != 0 {
+		t.Errorf("another exit: %v", beside)
 	}
 }
 

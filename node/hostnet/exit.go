@@ -2,7 +2,10 @@
 
 package hostnet
 
-import "hash/fnv"
+import (
+	"hash/fnv"
+	"net/netip"
+)
 
 // Mark is what the sockets carry on which the tunnel itself runs, so that their
 // packets do not follow Config.Exit (SO_MARK). It has no bit in common with what
@@ -16,6 +19,9 @@ type Exit struct {
 	// IPv4 and IPv6 say of which version packets go into the interface. Those of
 	// the other one are refused, so that none leaves the host beside the tunnel.
 	IPv4, IPv6 bool
+	// Beside are addresses for which packets leave beside the tunnel: the exit's own,
+	// to which it takes none.
+	Beside []netip.Addr
 	// Block has packets refused when the interface is gone, until the next Clean.
 	// Without it they take the way that they had before.
 	Block bool

@@ -56,7 +56,7 @@ func (h *Host) setExit(nl *netlink.Handle, link netlink.Link, c *Config) error {
 		if f.number == netlink.FAMILY_V6 && withoutIPv6() {
 			continue
 		}
-		if err := h.setExitRoutes(nl, f.number, exitRoutes(link, table, f.all, enters, c.Exit.Block)); err != nil {
+		if err := h.setExitRoutes(nl, f.number, f.all, exitRoutes(link, table, f.all, enters, c.Exit)); err != nil {
 			return err
 		}
 		if err := h.setExitRules(nl, f.number, table, again); err != nil {
@@ -73,9 +73,15 @@ func withoutIPv6() bool {
 }
 
 // exitRoutes are the routes of a table of ours.
-func exitRoutes(link netlink.Link, table int, all netip.Prefix, enters, block bool) []*netlink.Route {
+func exitRoutes(link netlink.Link, table int, all netip.Prefix, enters bool, e *Exit) []*netlink.Route {
 	var list []*netlink.Route
-	if block || !enters {
+	for _, a := range e.Beside {
+		if a.Is4() == all.Addr().Is4() {
+			one := netip.PrefixFrom(a, a.BitLen())
+			list = append(list, &netlink.Route{Dst: ipNet(one), Table: table, Protocol: routeProtocol, Type: unix.RTN_THROW, Priority: 1})
+		}
+	}
+	if e.Block || !enters {
 		list = append(list, &netlink.Route{
 			Dst: ipNet(all), Table: table, Protocol: routeProtocol, Type: unix.RTN_UNREACHABLE, Priority: lastMetric,
 		})
@@ -91,13 +97,13 @@ func exitRoutes(link netlink.Link, table int, all netip.Prefix, enters, block bo
 
 // setExitRoutes adds the routes of a table that are missing, and removes others
 // of ours.
-func (h *Host) setExitRoutes(nl *netlink.Handle, family int, wanted []*netlink.Route) error {
+func (h *Host) setExitRoutes(nl *netlink.Handle, family int, all netip.Prefix, wanted []*netlink.Route) error {
 	present, err := nl.RouteListFiltered(family, &netlink.Route{Table: wantedTable(wanted), Protocol: routeProtocol}, netlink.RT_FILTER_TABLE|netlink.RT_FILTER_PROTOCOL)
 	if err != nil {
 		return fmt.Errorf("list routes of the exit: %w", err)
 	}
 	same := func(a, b *netlink.Route) bool {
-		return a.Type == b.Type && (a.Type == unix.RTN_UNREACHABLE || a.LinkIndex == b.LinkIndex)
+		return a.Type == b.Type && destinationOf(a, all) == destinationOf(b, all) && (a.Type != unix.RTN_UNICAST || a.LinkIndex == b.LinkIndex)
 	}
 	for _, w := range wanted {
 		if slices.ContainsFunc(present, func(p netlink.Route) bool { return same(&p, w) }) {

@@ -3,6 +3,7 @@
 package hostnet
 
 import (
+	"net/netip"
 	"strings"
 	"testing"
 
@@ -56,6 +57,11 @@ func TestSet_LeadsEverythingElseToTheExit(t *testing.T) {
 		{"IPv4 only", &Exit{IPv4: true}, ways{"8.8.8.8": "mesh0", "2a00::1": "refused"}},
 		{"none", &Exit{Block: true}, ways{"8.8.8.8": "refused", "2a00::1": "refused"}},
 		{"both again", &Exit{IPv4: true, IPv6: true}, ways{"8.8.8.8": "mesh0", "2a00::1": "mesh0"}},
+		{
+			"but for its own addresses", &Exit{IPv4: true, Block: true, Beside: []netip.Addr{netip.MustParseAddr("9.9.9.9"), netip.MustParseAddr("2a00::9")}},
+			ways{"8.8.8.8": "mesh0", "9.9.9.9": "lan0", "2a00::1": "refused", "2a00::9": "lan0"},
+		},
+		{"with them", &Exit{IPv4: true, Block: true}, ways{"8.8.8.8": "mesh0", "9.9.9.9": "mesh0", "2a00::9": "refused"}},
 		{"no exit", nil, ways{"8.8.8.8": "lan0", "2a00::1": "lan0"}},
 	}
 	for _, test := range tests {
@@ -67,8 +73,10 @@ func TestSet_LeadsEverythingElseToTheExit(t *testing.T) {
 		if diff := cmp.Diff(test.public, got); diff != "" {
 			t.Errorf("%s (-want +got):\n%s", test.name, diff)
 		}
-		if diff := cmp.Diff(ways{"8.8.8.8": "lan0", "2a00::1": "lan0"}, marked); diff != "" {
-			t.Errorf("%s: packets of the tunnel (-want +got):\n%s", test.name, diff)
+		for to, way := range marked {
+			if way != "lan0" {
+				t.Errorf("%s: packets of the tunnel to %s go to %s", test.name, to, way)
+			}
 		}
 		for to, want := range near {
 			if got := k.way(to, false); got != want {
