@@ -60,7 +60,7 @@ func (c *joinConfig) register(f *pflag.FlagSet) {
 	f.StringVar(&c.wgMode, "wireguard.mode", "auto", "tun, netstack (no root), or auto: tun where the host allows it")
 	f.Uint16Var(&c.wgPort, "wireguard.listen-port", 0, "UDP port of WireGuard; 0 lets the host pick, which does not go with --public-address")
 	f.StringVar(&c.wgInterface, "wireguard.interface", "meshgate0", "name of the interface in tun mode")
-	f.IntVar(&c.wgMTU, "wireguard.mtu", 0, "MTU of the mesh, 1280 to 65535; 0 is 1420, or in tun mode what the way to the gateways leaves if that is less")
+	f.IntVar(&c.wgMTU, "wireguard.mtu", 0, "MTU of the mesh, 1280 to 65535; 0 is 1420, or what the way to the gateways leaves if that is less")
 	f.StringVar(&c.iceListen, "ice.listen", ":0", "UDP address for DataChannels that end at this node")
 	f.StringVar(&c.metricsListen, "metrics.listen", "", "address of /metrics; empty for none")
 	f.StringVar(&c.logLevel, "log.level", "info", "debug, info, warn or error")

@@ -113,7 +113,7 @@ func (c *upConfig) register(f *pflag.FlagSet) {
 	f.StringVar(&c.wgMode, "wireguard.mode", "auto", "tun, netstack (no root), or auto: tun where the host allows it")
 	f.Uint16Var(&c.wgPort, "wireguard.listen-port", 51820, "UDP port of WireGuard; 0 lets the host pick")
 	f.StringVar(&c.wgInterface, "wireguard.interface", "meshgate0", "name of the interface in tun mode")
-	f.IntVar(&c.wgMTU, "wireguard.mtu", 0, "MTU of the mesh, 1280 to 65535; 0 is 1420, or in tun mode what the way to the gateways leaves if that is less")
+	f.IntVar(&c.wgMTU, "wireguard.mtu", 0, "MTU of the mesh, 1280 to 65535; 0 is 1420, or what the way to the gateways leaves if that is less")
 	f.StringArrayVar(&c.expose, "expose", nil, "make a service of this host reachable on the mesh: tcp:8080=127.0.0.1:3000 (repeat for more)")
 	f.StringSliceVar(&c.routes, "routes", nil, "networks that this node offers to reach")
 	f.BoolVar(&c.exit, "exit", false, "in tun mode, offer this gateway to nodes as their way to the Internet: who chooses it with --exit-node has its packets leave with this host's address, as far as network ACLs let it; private networks stay closed but for --routes")
