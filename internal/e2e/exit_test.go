@@ -218,3 +218,31 @@ func TestExit_OfAnotherNode(t *testing.T) {
 		t.Errorf("rules were left:\n%s\nbefore:\n%s", after, before)
 	}
 }
+
+// A gateway is an exit, too: of who says so when he joins. What it serves itself is
+// reached as before.
+func TestExit_OfAGateway(t *testing.T) {
+	m := newLabMesh(t)
+	server := m.lab.Server("web")
+	w := web{serve(t, server, server.Addr4()), serve(t, server, server.Addr6())}
+	m.gate.interrupt()
+	m.gate.process = m.gate.run(t, append(slices.Clone(m.up), "--exit")...)
+	m.joining = append(m.joining, "--exit-node", "gate")
+	laptop := m.join(t, netlab.DualStack)
+	for at, want := range map[string]netip.Addr{w.at4: m.gate.side.Addr4(), w.at6: m.gate.side.Addr6()} {
+		eventually(t, patience, func() (bool, string) {
+			who := laptop.seenAs(at, blockedAfter)
+			return who == want.String() || who == m.gate.side.Second(want).String(), who
+		})
+	}
+	at := netip.AddrPortFrom(m.gate.side.Addr4(), 443).String()
+	if err := laptop.side.Run(func() error {
+		c, err := (&net.Dialer{Timeout: askWithin}).Dial("tcp", at)
+		if err == nil {
+			err = c.Close()
+		}
+		return err
+	}); err != nil {
+		t.Errorf("the gateway's API, from the host of the node: %v", err)
+	}
+}
