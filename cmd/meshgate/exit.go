@@ -38,7 +38,7 @@ func (a *app) exitCommand() *cobra.Command {
 			if open && len(args) == 0 {
 				return usagef("--open goes with the node to use: meshgate exit NODE --open")
 			}
-			gate, err := to.dial(cmd.Flags())
+			gate, err := to.dial(cmd.Context(), cmd.Flags())
 			if err != nil {
 				return err
 			}
