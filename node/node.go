@@ -353,7 +353,7 @@ func (n *Node) apply(ctx context.Context, s *mesh.Snapshot) error {
 			return err
 		}
 	}
-	n.room.fit(&plan)
+	n.room.fit(&plan, false)
 	if err := n.exposed.set(ctx, plan.Self.Addrs()); err != nil {
 		return fmt.Errorf("expose services: %w", err)
 	}

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -20,18 +21,25 @@ type room struct {
 	pathMTU func([]netip.Addr) (int, error)
 	set     func(mtu int) error
 
-	mu  sync.Mutex // guards now, and is held while it is put in force
-	now int        // in force; 0 is defaultMTU
+	mu     sync.Mutex   // guards the fields below, and is held while they are put in force
+	now    int          // in force; 0 is defaultMTU
+	looked []netip.Addr // to where the last look was
 }
 
-// fit looks at the way to the peers of plan.
-func (r *room) fit(plan *mesh.Plan) {
+// fit looks at the way to the peers of plan, if they are elsewhere than at the last
+// look, or again is set.
+func (r *room) fit(plan *mesh.Plan, again bool) {
 	if r == nil || plan == nil || r.node.cfg.MTU != 0 {
 		return
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	path, err := r.pathMTU(r.node.underlay(plan))
+	to := r.node.underlay(plan)
+	if !again && slices.Equal(to, r.looked) {
+		return
+	}
+	r.looked = to
+	path, err := r.pathMTU(to)
 	if errors.Is(err, mesh.ErrUnsupported) {
 		return
 	}
@@ -60,7 +68,7 @@ func (r *room) run(ctx context.Context) error {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-tick.C:
-			r.fit(r.node.current.Load())
+			r.fit(r.node.current.Load(), true)
 		}
 	}
 }

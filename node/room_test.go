@@ -51,18 +51,21 @@ func TestRoom_FollowsTheWay(t *testing.T) {
 		{"at home", 9000, nil, nil, []int{1320, 1280, 1420}},
 	} {
 		path, fails, refuses = step.path, step.fails, step.refuses
-		r.fit(plan)
+		r.fit(plan, true)
 		if !slices.Equal(set, step.want) {
 			t.Errorf("%s: set %v, want %v", step.name, set, step.want)
 		}
 	}
 	path, fails, refuses = 1400, nil, nil
+	if r.fit(plan, false); len(set) != 3 {
+		t.Errorf("the same way was looked at again: %v", set)
+	}
 	r.node.cfg.MTU = 1400
-	r.fit(plan)
+	r.fit(plan, true)
 	if len(set) != 3 {
 		t.Errorf("what was configured is changed: %v", set)
 	}
 	var none *room
-	none.fit(plan)
-	r.fit(nil)
+	none.fit(plan, true)
+	r.fit(nil, true)
 }
