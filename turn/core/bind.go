@@ -1,0 +1,187 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package core
+
+import (
+	"iter"
+	"net/netip"
+)
+
+// judgePeer says with which code a peer of a CreatePermission, ChannelBind or
+// Connect request is refused, 0 when it is not.
+func (c *Core) judgePeer(a *allocation, addr netip.AddrPort) int {
+	switch {
+	case a.relayOf(addr.Addr()) == nil:
+		return codePeerFamily
+	case !c.permits(a.user, addr):
+		return codeForbidden
+	default:
+		return 0
+	}
+}
+
+// createPermission handles a CreatePermission request (RFC 8656 section 10.2):
+// all of its peers get a permission, or none.
+func (c *Core) createPermission(r *request) {
+	a := c.owned(r)
+	if a == nil {
+		return
+	}
+	c.sweep(a, r.now)
+	if code := c.judgePeers(a, &r.msg); code != 0 {
+		c.fail(r, code)
+		return
+	}
+	if !c.permit(a, r.msg.peers, r.now) {
+		c.fail(r, codeCapacity)
+		return
+	}
+	c.reply(r, c.success(r))
+}
+
+func (c *Core) judgePeers(a *allocation, m *message) int {
+	code, n := codeBadRequest, 0
+	for addr := range m.peers {
+		if n++; n > 4*c.cfg.Limits.Permissions {
+			return codeCapacity // more than there is room for, even if some come twice
+		}
+		if code = c.judgePeer(a, addr); code != 0 {
+			return code
+		}
+	}
+	return code
+}
+
+// permit gives a permissions for all peers, or none.
+func (c *Core) permit(a *allocation, peers iter.Seq[netip.AddrPort], now int64) bool {
+	var fresh []addrKey
+	for addr := range peers {
+		key := keyOfAddr(addr.Addr())
+		if a.permissions[key] != nil {
+			continue
+		}
+		if a.permissions == nil {
+			a.permissions = make(map[addrKey]*permission)
+		}
+		a.permissions[key] = &permission{}
+		fresh = append(fresh, key)
+	}
+	if len(fresh) > 0 && (len(a.permissions) > c.cfg.Limits.Permissions || !c.takes(a.user, Permissions, len(fresh))) {
+		for _, key := range fresh {
+			delete(a.permissions, key)
+		}
+		return false
+	}
+	for addr := range peers {
+		a.permissions[keyOfAddr(addr.Addr())].deadline = now + int64(permissionLifetime)
+	}
+	if len(fresh) > 0 {
+		c.wake(&a.timer, now+int64(permissionLifetime))
+	}
+	return true
+}
+
+// takes counts what a user gets and reports whether there is room for it.
+func (c *Core) takes(user string, what Resource, n int) bool {
+	return c.cfg.Quota == nil || c.cfg.Quota.Take(user, what, n) == Granted
+}
+
+// channelBind handles a ChannelBind request (RFC 8656 section 12.2).
+func (c *Core) channelBind(r *request) {
+	a := c.owned(r)
+	if a == nil {
+		return
+	}
+	m := &r.msg
+	c.sweep(a, r.now)
+	code := codeBadRequest
+	if m.has&hasPeer != 0 && m.has&hasChannel != 0 && m.peer.Port() != 0 && a.transport == UDP &&
+		m.channel >= minChannel && m.channel <= maxChannel && a.fits(m.channel, m.peer) {
+		code = c.judgePeer(a, m.peer)
+	}
+	if code == 0 && !c.bind(a, m, r.now) {
+		code = codeCapacity
+	}
+	if code != 0 {
+		c.fail(r, code)
+		return
+	}
+	c.reply(r, c.success(r))
+}
+
+// fits reports whether a channel can be bound to a peer: neither has another
+// of the other's kind.
+func (a *allocation) fits(channel uint16, addr netip.AddrPort) bool {
+	bound, at := a.channels[channel], a.peers[keyOfSocket(addr)]
+	return (bound == nil || bound.addr == addr) && (at == nil || at.channel == 0 || at.channel == channel)
+}
+
+// bind binds the channel of m or refreshes it, and the permission with it. It is
+// false when there is no room.
+func (c *Core) bind(a *allocation, m *message, now int64) bool {
+	p := a.channels[m.channel]
+	if p == nil && (len(a.channels) >= c.cfg.Limits.Channels || !c.takes(a.user, Channels, 1)) {
+		return false
+	}
+	first := func(yield func(netip.AddrPort) bool) { yield(m.peer) }
+	if !c.permit(a, first, now) {
+		if p == nil {
+			c.give(a.user, Channels, 1)
+		}
+		return false
+	}
+	if p == nil {
+		p = c.newChannel(a, m)
+	}
+	p.deadline = now + int64(channelLifetime)
+	c.wake(&a.timer, p.deadline)
+	return true
+}
+
+func (c *Core) newChannel(a *allocation, m *message) *peer {
+	key := keyOfSocket(m.peer)
+	p := a.peers[key]
+	if p == nil {
+		p = &peer{addr: m.peer}
+		a.keep(key, p)
+	} else {
+		a.verdicts--
+	}
+	p.channel, p.permission = m.channel, a.permissions[key.addr]
+	p.permission.channels++
+	if a.channels == nil {
+		a.channels = make(map[uint16]*peer)
+	}
+	a.channels[m.channel] = p
+	return p
+}
+
+// keep stores a peer.
+func (a *allocation) keep(key socketKey, p *peer) {
+	if a.peers == nil {
+		a.peers = make(map[socketKey]*peer)
+	}
+	a.peers[key] = p
+}
+
+// peer returns what is known about a socket at an address with permission. Of a
+// socket that is not known and for which there is no room it is good until the
+// next call, and judged anew.
+func (c *Core) peer(a *allocation, addr netip.AddrPort) *peer {
+	key := keyOfSocket(addr)
+	if p := a.peers[key]; p != nil {
+		return p
+	}
+	held := a.permissions[key.addr]
+	if held == nil {
+		return nil
+	}
+	if a.verdicts >= maxVerdicts {
+		c.lookup = peer{addr: addr, permission: held}
+		return &c.lookup
+	}
+	p := &peer{addr: addr, permission: held}
+	a.keep(key, p)
+	a.verdicts++
+	return p
+}

@@ -1,0 +1,273 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package core is the state machine of a TURN and STUN server (RFC 8656, RFC
+// 8489, RFC 6062, RFC 5780) without sockets, clock, goroutines and locks:
+// events go in, actions come out, and time is an argument. DESIGN.md beside
+// this file tells the life of a packet.
+//
+// A Core belongs to one goroutine at a time. A server has one per thread: under
+// SO_REUSEPORT a client's 5-tuple stays with one socket, and the relays of a
+// client belong to the thread of that socket. What cores share (quotas,
+// credentials, policy, the key of nonces) is behind the hooks of Config.
+package core
+
+import (
+	"crypto/rand"
+	"errors"
+	"fmt"
+	mathrand "math/rand/v2"
+	"net/netip"
+	"time"
+)
+
+// Config says what a Core serves and whom it asks. Realm, Listeners,
+// Authenticator and a family of Offers are required.
+type Config struct {
+	// Realm is the realm of all credentials: 1 to 20 bytes, so that a challenge
+	// to the shortest Allocate request stays below 2.6 times its size.
+	Realm string
+	// Listeners are where clients come in; Flow.Listener is an index into them.
+	Listeners []Listener
+	// Discovery names four datagram listeners that together answer RFC 5780's
+	// questions: address A port P, A port Q, address B port P, B port Q. nil
+	// turns NAT behaviour discovery off; CHANGE-REQUEST is then refused.
+	Discovery []uint16
+	// Offers says what clients can ask for.
+	Offers Offers
+	// Authenticator knows who may come.
+	Authenticator Authenticator
+	// Permit decides which peers a user may reach. It is asked for permissions,
+	// channels, connections and, unless it was asked since PolicyChanged, for
+	// packets. It must not block. nil denies all.
+	Permit func(user string, peer Peer) bool
+	// Answer is asked before a datagram is sent to an address that has shown no
+	// credential; false is silence. nil answers all.
+	Answer func(now time.Time, to netip.Addr) bool
+	// Quota counts what users hold; share one between cores. nil means no quota
+	// but the Limits.
+	Quota Quota
+	// Limits bounds one allocation and one core.
+	Limits Limits
+	// NonceKey authenticates nonces: 32 random bytes that all cores share, so
+	// that a client may go on at another. nil draws a key of this core's own.
+	NonceKey []byte
+	// Shard is the number of this core. It is the first byte of reservation
+	// tokens and connection ids: ShardOf finds it in a request.
+	Shard uint8
+	// Random fills its argument with unpredictable bytes; nil is crypto/rand.
+	Random func([]byte)
+}
+
+// Offers says what the driver of a Core can do for clients. One of IPv4 and
+// IPv6 is required.
+type Offers struct {
+	// IPv4 and IPv6 are the families of which relays can be opened.
+	IPv4, IPv6 bool
+	// TCP allows relays of TCP to clients on streams (RFC 6062).
+	TCP bool
+	// DontFragment says that SendPeer actions with DontFragment can be honoured.
+	DontFragment bool
+	// Userhash says that Authenticator.Reveal knows all usernames. Clients that
+	// can will then send hashes instead of names.
+	Userhash bool
+}
+
+// Listener is one socket address that clients send to. Replies leave from
+// there: a host with several addresses has one listener for each.
+type Listener struct {
+	// Addr is the address that clients see.
+	Addr netip.AddrPort
+	// Stream says that clients come by TCP or TLS, else by UDP.
+	Stream bool
+}
+
+// Authenticator knows the accounts of clients. It must not block.
+type Authenticator interface {
+	// Authenticate returns the account that a username stands for at now, and
+	// false when there is none (unknown, expired, revoked). The username is as
+	// hostile as its sender.
+	Authenticate(now time.Time, username []byte) (Account, bool)
+	// Reveal returns the username whose SHA-256(username ":" realm) is hash,
+	// and false when it knows none (RFC 8489 section 14.4).
+	Reveal(hash []byte) (username []byte, ok bool)
+}
+
+// Account is what an Authenticator knows about a username.
+type Account struct {
+	// User is whom quotas count and Permit is asked about. Several usernames
+	// may stand for one user; only they may use each other's allocations.
+	User string
+	// Keys are the keys that the client may sign with; several while a secret
+	// is rotated. At most 4 of them are tried.
+	Keys []Key
+	// Expires is when the credential ends; zero means never. No allocation gets a
+	// lifetime that ends later than the default lifetime after it.
+	Expires time.Time
+	// BytesPerSecond bounds what each allocation of the user relays, both
+	// directions together, with a burst of a second's worth; 0 means no bound.
+	BytesPerSecond int64
+}
+
+// Limits bounds what clients can take from one core. The zero value of each
+// field means its default.
+type Limits struct {
+	// DefaultLifetime is the lifetime of an allocation that asks for none or
+	// less, and MaxLifetime the longest. Defaults 10 minutes and 1 hour.
+	DefaultLifetime, MaxLifetime time.Duration
+	// NonceLifetime is how long a nonce is good, at most 12 hours. Default 1 hour.
+	NonceLifetime time.Duration
+	// Allocations is how many this core holds, reservations included. Default 65536.
+	Allocations int
+	// Permissions, Channels and Connections bound each allocation. Defaults 64, 64 and 16.
+	Permissions, Channels, Connections int
+}
+
+// Lifetimes and patience that the RFCs name.
+const (
+	permissionLifetime  = 5 * time.Minute  // RFC 8656 section 9
+	channelLifetime     = 10 * time.Minute // RFC 8656 section 12
+	reservationLifetime = 30 * time.Second // RFC 8656 section 7.2
+	connectPatience     = 30 * time.Second // RFC 6062 sections 5.2 and 5.3
+	openPatience        = 10 * time.Second // for the driver to answer OpenRelay
+)
+
+// maxRealm is the longest realm with which the challenge to an Allocate request
+// of 28 bytes is at most 72 bytes.
+const maxRealm = 20
+
+// Core is the state of a TURN server. New makes one.
+type Core struct {
+	cfg      Config
+	epoch    time.Time // of all int64 times within, in nanoseconds
+	nonces   *nonces
+	indicate *mathrand.ChaCha8 // transaction ids of indications
+	decoy    Key               // what a request of an unknown user is checked with
+
+	flows        map[flowKey]*allocation
+	relays       []*relay // by index of RelayID; 0 is none
+	spare        []uint32 // free indices of relays
+	byAddr       map[socketKey]RelayID
+	reservations map[token]*reservation
+	connections  map[ConnectionID]*connection
+	timers       timers
+
+	policy     uint32 // generation: verdicts of older ones are asked for again
+	alternates []Alternate
+	draining   bool
+	held       int // allocations and reservations
+
+	req    request // the request at hand
+	lookup peer    // a peer that found no room in a table
+	stats  Stats
+}
+
+// New returns a core without allocations. now and all later times should have a
+// monotonic reading (time.Now): only the expiry of nonces and of credentials
+// follows the wall clock.
+func New(now time.Time, cfg Config) (*Core, error) {
+	cfg.Limits = cfg.Limits.withDefaults()
+	if cfg.Random == nil {
+		cfg.Random = func(b []byte) { rand.Read(b) } // never fails (crypto/rand)
+	}
+	if cfg.NonceKey == nil {
+		cfg.NonceKey = make([]byte, 32)
+		cfg.Random(cfg.NonceKey)
+	}
+	if err := cfg.validate(); err != nil {
+		return nil, fmt.Errorf("turn core: %w", err)
+	}
+	var seed [32]byte
+	cfg.Random(seed[:])
+	c := &Core{
+		cfg:          cfg,
+		epoch:        now,
+		nonces:       newNonces(cfg.NonceKey, cfg.Limits.NonceLifetime, cfg.Offers.Userhash),
+		indicate:     mathrand.NewChaCha8(seed),
+		flows:        make(map[flowKey]*allocation),
+		relays:       make([]*relay, 1),
+		byAddr:       make(map[socketKey]RelayID),
+		reservations: make(map[token]*reservation),
+		connections:  make(map[ConnectionID]*connection),
+		policy:       1,
+	}
+	decoy := make([]byte, 16)
+	cfg.Random(decoy)
+	c.decoy = Key{MD5: [16]byte(decoy)}
+	return c, nil
+}
+
+func (l Limits) withDefaults() Limits {
+	duration := func(field *time.Duration, value time.Duration) {
+		if *field == 0 {
+			*field = value
+		}
+	}
+	count := func(field *int, value int) {
+		if *field == 0 {
+			*field = value
+		}
+	}
+	duration(&l.DefaultLifetime, 10*time.Minute)
+	duration(&l.MaxLifetime, max(time.Hour, l.DefaultLifetime))
+	duration(&l.NonceLifetime, time.Hour)
+	count(&l.Allocations, 65536)
+	count(&l.Permissions, 64)
+	count(&l.Channels, 64)
+	count(&l.Connections, 16)
+	return l
+}
+
+func (cfg *Config) validate() error {
+	l := cfg.Limits
+	switch {
+	case len(cfg.Realm) == 0 || len(cfg.Realm) > maxRealm:
+		return fmt.Errorf("Realm %q has %d bytes: give it 1 to %d", cfg.Realm, len(cfg.Realm), maxRealm)
+	case cfg.Authenticator == nil:
+		return errors.New("Authenticator is nil: somebody must know the credentials")
+	case !cfg.Offers.IPv4 && !cfg.Offers.IPv6:
+		return errors.New("Offers.IPv4 and Offers.IPv6 are both false: allow relays of one family")
+	case len(cfg.NonceKey) < 16:
+		return fmt.Errorf("NonceKey has %d bytes: give it 32 random ones", len(cfg.NonceKey))
+	case len(cfg.Listeners) == 0 || len(cfg.Listeners) > 1<<16:
+		return fmt.Errorf("Listeners has %d entries: give it 1 to 65536", len(cfg.Listeners))
+	case l.DefaultLifetime < time.Second || l.MaxLifetime < l.DefaultLifetime || l.MaxLifetime > 24*time.Hour:
+		return fmt.Errorf("Limits.DefaultLifetime %v and MaxLifetime %v must rise, from 1s to 24h", l.DefaultLifetime, l.MaxLifetime)
+	case l.NonceLifetime < time.Second || l.NonceLifetime > maxNonceLifetime:
+		return fmt.Errorf("Limits.NonceLifetime %v must be from 1s to %v", l.NonceLifetime, maxNonceLifetime)
+	case min(l.Allocations, l.Permissions, l.Channels, l.Connections) < 0:
+		return errors.New("Limits has a negative count")
+	}
+	for i, listener := range cfg.Listeners {
+		if !listener.Addr.Addr().IsValid() || listener.Addr.Addr().IsUnspecified() || listener.Addr.Port() == 0 {
+			return fmt.Errorf("Listeners[%d].Addr %v: give the address and port that clients send to", i, listener.Addr)
+		}
+	}
+	return cfg.validateDiscovery()
+}
+
+func (cfg *Config) validateDiscovery() error {
+	if cfg.Discovery == nil {
+		return nil
+	}
+	if len(cfg.Discovery) != 4 {
+		return fmt.Errorf("Discovery names %d listeners: give it 4 (A:P, A:Q, B:P, B:Q) or none", len(cfg.Discovery))
+	}
+	var addrs [4]netip.AddrPort
+	for i, n := range cfg.Discovery {
+		if int(n) >= len(cfg.Listeners) || cfg.Listeners[n].Stream {
+			return fmt.Errorf("Discovery[%d] is %d, which is no datagram listener", i, n)
+		}
+		addrs[i] = cfg.Listeners[n].Addr
+	}
+	a, b, p, q := addrs[0].Addr(), addrs[2].Addr(), addrs[0].Port(), addrs[1].Port()
+	square := addrs == [4]netip.AddrPort{
+		netip.AddrPortFrom(a, p), netip.AddrPortFrom(a, q), netip.AddrPortFrom(b, p), netip.AddrPortFrom(b, q),
+	}
+	if !square || a == b || p == q || a.Is4() != b.Is4() {
+		return fmt.Errorf("Discovery %v: give two addresses of one family with the same two ports, in the order A:P, A:Q, B:P, B:Q", addrs)
+	}
+	return nil
+}
+
+// at is now in the core's own time.
+func (c *Core) at(now time.Time) int64 { return int64(now.Sub(c.epoch)) }

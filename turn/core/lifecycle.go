@@ -1,0 +1,246 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package core
+
+import (
+	"math"
+	"net/netip"
+	"time"
+)
+
+// refresh handles a Refresh request (RFC 8656 section 8.2). With
+// REQUESTED-ADDRESS-FAMILY it is about one relay of two.
+func (c *Core) refresh(r *request) {
+	a := c.owned(r)
+	if a == nil {
+		return
+	}
+	m := &r.msg
+	if m.has&hasFamily != 0 && a.relayFor(m.family) == nil {
+		c.fail(r, codePeerFamily)
+		return
+	}
+	lifetime := time.Duration(0)
+	if m.has&hasLifetime == 0 || m.lifetime != 0 {
+		lifetime = c.lifetime(r)
+	}
+	for i, v := range a.relays {
+		switch {
+		case v == nil, m.has&hasFamily != 0 && m.family != v.family:
+		case lifetime == 0:
+			a.relays[i] = nil
+			c.closeRelay(v, r.out)
+			c.giveRelay(a.user)
+		default:
+			v.deadline = r.now + int64(lifetime)
+			c.wake(&a.timer, v.deadline)
+		}
+	}
+	if a.relays[0] == nil && a.relays[1] == nil {
+		c.end(a, r.out)
+	}
+	w := c.success(r)
+	w.uint32(attrLifetime, uint32(lifetime/time.Second))
+	c.reply(r, w)
+}
+
+// RelayFailed tells that a relay of an OpenRelay action could not be opened, or
+// that one that was open is broken and closed.
+func (c *Core) RelayFailed(now time.Time, id RelayID, out *Output) {
+	r := c.relay(id)
+	if r == nil || r.alloc == nil {
+		return
+	}
+	a, family, wasOpen := r.alloc, r.family, r.open
+	a.relays[slot(family)] = nil
+	c.forgetRelay(r)
+	c.giveRelay(a.user)
+	o := a.opening
+	switch {
+	case o != nil:
+		o.refused[slot(family)] = codeCapacity
+		if o.second != nil {
+			c.forgetRelay(o.second)
+			c.giveRelay(a.user)
+			o.second = nil
+		}
+		if !wasOpen {
+			c.settle(a, c.at(now), out)
+		}
+	case a.relays[0] == nil && a.relays[1] == nil:
+		c.end(a, out)
+	}
+}
+
+// StreamClosed tells that a client's stream has ended: so have its allocation
+// and what it was about to be spliced to.
+func (c *Core) StreamClosed(flow Flow, out *Output) {
+	if a := c.flows[flow.key()]; a != nil {
+		c.end(a, out)
+	}
+}
+
+// end removes an allocation and gives back all that it holds.
+func (c *Core) end(a *allocation, out *Output) {
+	delete(c.flows, a.flow.key())
+	c.stop(&a.timer)
+	for i, r := range a.relays {
+		if r != nil {
+			a.relays[i] = nil
+			c.closeRelay(r, out)
+			c.giveRelay(a.user)
+		}
+	}
+	if o := a.opening; o != nil {
+		if o.second != nil {
+			c.closeRelay(o.second, out)
+			c.giveRelay(a.user)
+		}
+		a.opening = nil
+	} else {
+		c.stats.Ended++
+	}
+	for _, v := range a.connections {
+		c.disconnect(v, out)
+	}
+	c.give(a.user, Permissions, len(a.permissions))
+	c.give(a.user, Channels, len(a.channels))
+}
+
+// due ends what has ended of an allocation.
+func (a *allocation) due(c *Core, now int64, out *Output) {
+	if a.opening != nil {
+		if a.opening.deadline > now {
+			c.wake(&a.timer, a.opening.deadline)
+		} else {
+			c.end(a, out) // the driver owes an answer; the client has given up
+		}
+		return
+	}
+	for i, r := range a.relays {
+		if r != nil && r.deadline <= now {
+			a.relays[i] = nil
+			c.closeRelay(r, out)
+			c.giveRelay(a.user)
+		}
+	}
+	if a.relays[0] == nil && a.relays[1] == nil {
+		c.end(a, out)
+		return
+	}
+	c.sweep(a, now)
+	c.wake(&a.timer, a.next())
+}
+
+// next is when the first of what a holds ends.
+func (a *allocation) next() int64 {
+	next := int64(math.MaxInt64)
+	for _, r := range a.relays {
+		if r != nil {
+			next = min(next, r.deadline)
+		}
+	}
+	for _, p := range a.channels {
+		next = min(next, p.deadline)
+	}
+	for _, p := range a.permissions {
+		if p.channels == 0 {
+			next = min(next, p.deadline)
+		}
+	}
+	return next
+}
+
+// sweep forgets channels and permissions of a that have ended.
+func (c *Core) sweep(a *allocation, now int64) {
+	channels, permissions := len(a.channels), len(a.permissions)
+	for number, p := range a.channels {
+		if p.deadline <= now {
+			delete(a.channels, number)
+			delete(a.peers, keyOfSocket(p.addr))
+			p.permission.channels--
+		}
+	}
+	for key, p := range a.permissions {
+		if p.deadline <= now && p.channels == 0 {
+			delete(a.permissions, key)
+		}
+	}
+	if len(a.permissions) < permissions {
+		for key, p := range a.peers {
+			if p.channel == 0 && p.permission.deadline <= now && a.permissions[key.addr] != p.permission {
+				delete(a.peers, key)
+				a.verdicts--
+			}
+		}
+	}
+	c.give(a.user, Channels, channels-len(a.channels))
+	c.give(a.user, Permissions, permissions-len(a.permissions))
+}
+
+// Alternate is another server for clients of this one (RFC 8489 section 10).
+type Alternate struct {
+	// Addr is where it listens, by the transport that Stream says.
+	Addr   netip.AddrPort
+	Stream bool
+	// Domain is the name in its certificate; "" leaves ALTERNATE-DOMAIN out.
+	Domain string
+}
+
+// Drain makes the core refuse new allocations: with 300 and one of the
+// alternates of the client's family and transport, else with 508. Those it has
+// go on until their clients end them. Drain(false, nil) takes it back.
+func (c *Core) Drain(on bool, alternates []Alternate) {
+	c.draining, c.alternates = on, alternates
+}
+
+// redirect answers an authenticated request with 300.
+func (c *Core) redirect(r *request) {
+	var fit []Alternate
+	for _, v := range c.alternates {
+		if v.Stream == r.stream && v.Addr.Addr().Is4() == r.flow.Client.Addr().Is4() {
+			fit = append(fit, v)
+		}
+	}
+	if len(fit) == 0 {
+		c.fail(r, codeCapacity)
+		return
+	}
+	v := fit[c.indicate.Uint64()%uint64(len(fit))]
+	w := c.failure(r, codeTryAlternate)
+	w.plain(attrAlternateServer, v.Addr)
+	if v.Domain != "" {
+		w.text(attrAlternateDomain, v.Domain)
+	}
+	c.reply(r, w)
+}
+
+// PolicyChanged tells that Permit may answer differently from now on. Packets
+// ask anew; connections to peers that are no longer permitted are closed.
+func (c *Core) PolicyChanged(out *Output) {
+	c.policy++
+	if c.policy == 0 {
+		c.policy = 1 // 0 is for peers that were never judged
+	}
+	for _, v := range c.connections {
+		if !c.permits(v.alloc.user, v.peer) {
+			c.refuse(v, out)
+		}
+	}
+}
+
+// Evict ends all allocations and reservations that match says true of, such as
+// those of a user whose credential was revoked. It is not told to the clients.
+func (c *Core) Evict(match func(Info) bool, out *Output) {
+	for _, a := range c.flows {
+		if match(a.info()) {
+			c.end(a, out)
+		}
+	}
+	for _, v := range c.reservations {
+		if match(Info{User: v.user, Relayed: [2]netip.AddrPort{v.relay.addr}}) {
+			c.stop(&v.timer)
+			v.due(c, 0, out)
+		}
+	}
+}

@@ -1,0 +1,186 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package core
+
+import (
+	"encoding/binary"
+	"net/netip"
+)
+
+// flowKey is a Flow as a map key that hashes as plain memory.
+type flowKey struct{ hi, lo, conn, port uint64 }
+
+func (f *Flow) key() flowKey {
+	b := f.Client.Addr().As16()
+	return flowKey{
+		hi:   binary.BigEndian.Uint64(b[:]),
+		lo:   binary.BigEndian.Uint64(b[8:]),
+		conn: f.Conn,
+		port: uint64(f.Client.Port())<<16 | uint64(f.Listener),
+	}
+}
+
+// addrKey is an address as a map key. IPv4 and IPv4-mapped are the same.
+type addrKey struct{ hi, lo uint64 }
+
+func keyOfAddr(a netip.Addr) addrKey {
+	b := a.As16()
+	return addrKey{hi: binary.BigEndian.Uint64(b[:]), lo: binary.BigEndian.Uint64(b[8:])}
+}
+
+// socketKey is an address with a port as a map key.
+type socketKey struct {
+	addr addrKey
+	port uint64
+}
+
+func keyOfSocket(a netip.AddrPort) socketKey {
+	return socketKey{addr: keyOfAddr(a.Addr()), port: uint64(a.Port())}
+}
+
+// token is a RESERVATION-TOKEN.
+type token [8]byte
+
+// relay is one relay socket.
+type relay struct {
+	id       RelayID
+	family   Family
+	open     bool // the driver has opened it, at addr
+	addr     netip.AddrPort
+	alloc    *allocation // nil while it is reserved
+	deadline int64
+}
+
+// newRelay takes an index for a relay that is to be opened.
+func (c *Core) newRelay(f Family) *relay {
+	if n := len(c.spare); n > 0 {
+		r := c.relays[c.spare[n-1]]
+		c.spare = c.spare[:n-1]
+		*r = relay{id: r.id + 1<<32, family: f}
+		return r
+	}
+	r := &relay{id: RelayID(len(c.relays)) | 1<<32, family: f}
+	c.relays = append(c.relays, r)
+	return r
+}
+
+// relay returns the relay with an id, nil when it is closed.
+func (c *Core) relay(id RelayID) *relay {
+	index := uint32(id)
+	if int(index) >= len(c.relays) {
+		return nil
+	}
+	if r := c.relays[index]; r != nil && r.id == id && r.family != 0 {
+		return r
+	}
+	return nil
+}
+
+// closeRelay gives a relay back.
+func (c *Core) closeRelay(r *relay, out *Output) {
+	out.add(Action{Kind: CloseRelay, Relay: r.id})
+	c.forgetRelay(r)
+}
+
+// forgetRelay is closeRelay for a relay that the driver has closed already.
+func (c *Core) forgetRelay(r *relay) {
+	if r.open {
+		delete(c.byAddr, keyOfSocket(r.addr))
+	}
+	*r = relay{id: r.id}
+	c.spare = append(c.spare, uint32(r.id))
+}
+
+// RelayAt returns the relay that this core has open at addr: a driver can hand
+// a datagram that one relay sends to another over as FromPeer, without a socket.
+func (c *Core) RelayAt(addr netip.AddrPort) (RelayID, bool) {
+	id, ok := c.byAddr[keyOfSocket(addr)]
+	return id, ok
+}
+
+// permission lets packets of one address come in (RFC 8656 section 9).
+type permission struct {
+	deadline int64
+	channels int // bound to sockets of the address: they keep the permission's place
+}
+
+// peer is one socket of a peer that has a channel or whose verdict is kept.
+type peer struct {
+	addr       netip.AddrPort
+	permission *permission
+	deadline   int64 // of the channel
+	policy     uint32
+	channel    uint16 // 0: none
+	allowed    bool   // by the policy of that generation
+}
+
+// maxVerdicts is how many sockets without a channel an allocation remembers.
+// What is beyond is asked about with every packet.
+const maxVerdicts = 64
+
+// allocation is what one client holds: one or two relays, permissions, channels.
+type allocation struct {
+	flow      Flow
+	user      string
+	transport Transport
+	relays    [2]*relay // IPv4, IPv6; nil where there is none
+	opening   *opening  // until all relays are open
+
+	transaction [12]byte  // of the Allocate request
+	token       token     // of the reservation that came with it; zero: none
+	refused     [2]uint16 // error code by family of relays that could not be opened, 0: none
+
+	permissions map[addrKey]*permission
+	peers       map[socketKey]*peer
+	channels    map[uint16]*peer
+	connections map[socketKey]*connection
+	verdicts    int // peers without a channel
+
+	bucket bucket
+	usage  Usage
+	timer  timer
+}
+
+// relayOf returns the allocation's relay of the family of a, nil when it has none.
+func (a *allocation) relayOf(addr netip.Addr) *relay {
+	if addr.Is4() {
+		return a.relays[0]
+	}
+	return a.relays[1]
+}
+
+// relayFor is relayOf by the number of the family.
+func (a *allocation) relayFor(f Family) *relay {
+	switch f {
+	case IPv4:
+		return a.relays[0]
+	case IPv6:
+		return a.relays[1]
+	default:
+		return nil
+	}
+}
+
+// slot is the place of a family in allocation.relays.
+func slot(f Family) int { return int(f - IPv4) }
+
+// bucket bounds the bytes that an allocation relays. The zero bucket does not.
+// It holds what a second brings, and at least one datagram of any size.
+type bucket struct {
+	rate, level float64 // bytes per second, bytes
+	at          int64
+}
+
+// take says whether n bytes may pass at now.
+func (b *bucket) take(now int64, n int) bool {
+	if b.rate == 0 {
+		return true
+	}
+	b.level = min(max(b.rate, 1<<16), b.level+float64(now-b.at)*b.rate/1e9)
+	b.at = now
+	if b.level < float64(n) {
+		return false
+	}
+	b.level -= float64(n)
+	return true
+}
