@@ -1,0 +1,380 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package core
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"pgregory.net/rapid"
+)
+
+// model is what RFC 8656 says of a few clients at a server, written a second
+// time and without tables, timers or bytes.
+type model struct {
+	now     time.Time
+	clients []*modelClient
+}
+
+type modelClient struct {
+	user        string
+	ends        time.Time // of the allocation; zero: none
+	transaction int       // of the Allocate request
+	permissions map[string]time.Time
+	channels    map[uint16]modelChannel
+}
+
+type modelChannel struct {
+	peer string
+	ends time.Time
+}
+
+func (m *model) live(c *modelClient) bool { return c.ends.After(m.now) }
+
+// forget drops what has ended.
+func (m *model) forget(c *modelClient) {
+	if !m.live(c) {
+		c.ends, c.permissions, c.channels = time.Time{}, map[string]time.Time{}, map[uint16]modelChannel{}
+	}
+	for n, v := range c.channels {
+		if !v.ends.After(m.now) {
+			delete(c.channels, n)
+		}
+	}
+	for a, ends := range c.permissions {
+		if !ends.After(m.now) && !c.channelTo(a) {
+			delete(c.permissions, a)
+		}
+	}
+}
+
+func (c *modelClient) channelTo(host string) bool {
+	for _, v := range c.channels {
+		if strings.HasPrefix(v.peer, host+":") {
+			return true
+		}
+	}
+	return false
+}
+
+func (m *model) held(user string) int {
+	n := 0
+	for _, c := range m.clients {
+		if c.user == user && m.live(c) {
+			n++
+		}
+	}
+	return n
+}
+
+func (m *model) allocate(c *modelClient, seconds int) string {
+	switch {
+	case m.live(c):
+		return "437"
+	case m.held(c.user) >= 2:
+		return "486"
+	}
+	m.forget(c)
+	c.ends = m.now.Add(granted(seconds))
+	return "ok"
+}
+
+func granted(seconds int) time.Duration {
+	return time.Duration(min(max(seconds, 600), 3600)) * time.Second
+}
+
+func (m *model) refresh(c *modelClient, user string, seconds int) string {
+	switch {
+	case !m.live(c):
+		return "437"
+	case user != c.user:
+		return "441"
+	case seconds == 0:
+		c.ends = time.Time{}
+		m.forget(c)
+	default:
+		c.ends = m.now.Add(granted(seconds))
+	}
+	return "ok"
+}
+
+func (m *model) permit(c *modelClient, hosts ...string) string {
+	if !m.live(c) {
+		return "437"
+	}
+	m.forget(c)
+	fresh := map[string]bool{}
+	for _, host := range hosts {
+		if host == modelForbidden {
+			return "403"
+		}
+		if _, ok := c.permissions[host]; !ok {
+			fresh[host] = true
+		}
+	}
+	if len(c.permissions)+len(fresh) > 3 && len(fresh) > 0 {
+		return "508"
+	}
+	for _, host := range hosts {
+		c.permissions[host] = m.now.Add(5 * time.Minute)
+	}
+	return "ok"
+}
+
+func (m *model) bind(c *modelClient, n uint16, peer string) string {
+	if !m.live(c) {
+		return "437"
+	}
+	m.forget(c)
+	for number, v := range c.channels {
+		if (number == n) != (v.peer == peer) {
+			return "400"
+		}
+	}
+	host, _, _ := strings.Cut(peer, ":")
+	if host == modelForbidden {
+		return "403"
+	}
+	if _, ok := c.channels[n]; !ok && len(c.channels) >= 2 {
+		return "508"
+	}
+	if got := m.permit(c, host); got != "ok" {
+		return got
+	}
+	c.channels[n] = modelChannel{peer: peer, ends: m.now.Add(10 * time.Minute)}
+	return "ok"
+}
+
+// hears says whether c hears a peer, and on which channel.
+func (m *model) hears(c *modelClient, peer string) (uint16, bool) {
+	host, _, _ := strings.Cut(peer, ":")
+	if !m.live(c) || !c.permissions[host].After(m.now) {
+		return 0, false
+	}
+	for n, v := range c.channels {
+		if v.peer == peer && v.ends.After(m.now) {
+			return n, true
+		}
+	}
+	return 0, true
+}
+
+const modelForbidden = "10.0.0.1"
+
+// modelWorld runs a model beside a core.
+type modelWorld struct {
+	*model
+	world *world
+	peers []*client
+	asked []time.Time // when each got its nonce
+}
+
+func newModelWorld(t *testing.T) *modelWorld {
+	w := newWorld(t, func(cfg *Config) {
+		cfg.Limits.Permissions, cfg.Limits.Channels, cfg.Limits.Allocations = 3, 2, 100
+		cfg.Limits.NonceLifetime = 12 * time.Hour
+	})
+	w.ledger.SetLimits(Counts{Relays: 2}, Counts{})
+	w.forbid(modelForbidden + "/32")
+	v := &modelWorld{model: &model{now: w.now}, world: w}
+	for i, user := range []string{"alice", "alice", "bob", "alice", "bob", "bob"} {
+		c := w.client(uint16(i%2*tcp4), i+1)
+		if user == "bob" {
+			c.as("bob", "builder")
+		}
+		v.peers = append(v.peers, c)
+		mc := &modelClient{user: user}
+		v.clients = append(v.clients, mc)
+		v.asked = append(v.asked, time.Time{})
+		v.forget(mc)
+	}
+	return v
+}
+
+func drawPeer(t *rapid.T) string {
+	host := rapid.SampledFrom([]string{"198.51.100.7", "198.51.100.8", "198.51.100.9", "203.0.113.50", modelForbidden}).Draw(t, "host")
+	return host + rapid.SampledFrom([]string{":1", ":2"}).Draw(t, "port")
+}
+
+// pick draws a client, in the core and in the model.
+func (v *modelWorld) pick(t *rapid.T) (*client, *modelClient) {
+	i := rapid.IntRange(0, len(v.peers)-1).Draw(t, "client")
+	c := v.peers[i]
+	v.now = v.world.now
+	if len(c.toClient) > 1000 {
+		c.toClient, c.toPeer = nil, nil
+	}
+	if v.now.Sub(v.asked[i]) > 11*time.Hour { // a nonce lasts for 12
+		c.nonce, v.asked[i] = "", v.now
+	}
+	return c, v.clients[i]
+}
+
+func same(t *rapid.T, got, want string) {
+	t.Helper()
+	if word, _, _ := strings.Cut(got, " "); word != want {
+		t.Fatalf("the core says %q, the model %q", got, want)
+	}
+}
+
+var seconds = []int{0, 1, 600, 700, 3600, 1 << 30}
+
+func (v *modelWorld) allocateStep(t *rapid.T) {
+	c, m := v.pick(t)
+	s := rapid.SampledFrom(seconds).Draw(t, "seconds")
+	b := c.signed(methodAllocate, udp(), lifetime(uint32(s)))
+	want := v.allocate(m, s)
+	same(t, c.exchange(b), want)
+	if want == "ok" && rapid.Bool().Draw(t, "again") {
+		same(t, c.exchange(b), "ok")
+	}
+}
+
+func (v *modelWorld) refreshStep(t *rapid.T) {
+	c, m := v.pick(t)
+	s := rapid.SampledFrom(seconds).Draw(t, "seconds")
+	stranger := rapid.IntRange(0, 9).Draw(t, "stranger") == 0
+	user := m.user
+	username, password, nonce := c.username, c.password, c.nonce
+	if stranger && user == "bob" {
+		user = "alice"
+		c.as("alice", "wonder")
+	}
+	same(t, c.ask(methodRefresh, lifetime(uint32(s))), v.refresh(m, user, s))
+	if user != m.user {
+		c.username, c.password, c.nonce = username, password, nonce
+	}
+}
+
+func (v *modelWorld) permitStep(t *rapid.T) {
+	c, m := v.pick(t)
+	one, two := drawPeer(t), drawPeer(t)
+	hostOne, _, _ := strings.Cut(one, ":")
+	hostTwo, _, _ := strings.Cut(two, ":")
+	same(t, c.ask(methodCreatePermission, peerAt(one), peerAt(two)), v.permit(m, hostOne, hostTwo))
+}
+
+func (v *modelWorld) bindStep(t *rapid.T) {
+	c, m := v.pick(t)
+	n, p := rapid.Uint16Range(0x4000, 0x4003).Draw(t, "channel"), drawPeer(t)
+	same(t, c.ask(methodChannelBind, channel(n), peerAt(p)), v.bind(m, n, p))
+}
+
+func (v *modelWorld) sendStep(t *rapid.T) {
+	c, m := v.pick(t)
+	p := drawPeer(t)
+	want := "none"
+	if _, ok := v.hears(m, p); ok {
+		want = `"x"`
+	}
+	same(t, c.indication(peerAt(p), data("x")), want)
+}
+
+func (v *modelWorld) channelStep(t *rapid.T) {
+	c, m := v.pick(t)
+	n := rapid.Uint16Range(0x4000, 0x4003).Draw(t, "channel")
+	want := "none"
+	if at, ok := m.channels[n]; ok && v.live(m) && at.ends.After(v.now) {
+		want = `"x" to ` + at.peer
+	}
+	if got := c.emit(channelData(n, "x")); got != want {
+		t.Fatalf("the core sends %s, the model %s", got, want)
+	}
+}
+
+func (v *modelWorld) peerStep(t *rapid.T) {
+	c, m := v.pick(t)
+	p := drawPeer(t)
+	n, ok := v.hears(m, p)
+	b := c.receive(p, "four")
+	got := "nothing"
+	switch {
+	case b != nil && b[0] >= 0x40:
+		got = fmt.Sprintf("%x", b)
+	case b != nil:
+		got = c.render(b)
+	}
+	want := "nothing"
+	switch {
+	case ok && n != 0:
+		want = fmt.Sprintf("%04x0004666f7572", n)
+	case ok:
+		want = "data peer=" + p + ` "four"`
+	}
+	if got != want {
+		t.Fatalf("the client gets %s, the model says %s", got, want)
+	}
+}
+
+func (v *modelWorld) timeStep(t *rapid.T) {
+	d := rapid.SampledFrom([]time.Duration{time.Nanosecond, time.Second, time.Minute, 5 * time.Minute, 599 * time.Second, time.Hour}).Draw(t, "time")
+	v.world.now = v.world.now.Add(d)
+	v.now = v.world.now
+	if rapid.Bool().Draw(t, "timer") {
+		v.world.pass(0)
+	}
+}
+
+// check runs the timer and compares what the core holds with the model.
+func (v *modelWorld) check(t *rapid.T) {
+	v.now = v.world.now
+	v.world.pass(0)
+	users := map[string]int{}
+	for i, m := range v.clients {
+		v.forget(m)
+		a := v.world.core.flows[v.peers[i].flow.key()]
+		if (a != nil) != v.live(m) {
+			t.Fatalf("client %d has an allocation: %v, in the model %v", i, a != nil, v.live(m))
+		}
+		if a == nil {
+			continue
+		}
+		users[m.user]++
+		if len(a.channels) != len(m.channels) || len(a.permissions) != len(m.permissions) {
+			t.Fatalf("client %d holds %d channels and %d permissions, in the model %d and %d", i,
+				len(a.channels), len(a.permissions), len(m.channels), len(m.permissions))
+		}
+		permissions, channels := 0, 0
+		for j := range v.clients {
+			if b := v.world.core.flows[v.peers[j].flow.key()]; b != nil && b.user == m.user {
+				permissions, channels = permissions+len(b.permissions), channels+len(b.channels)
+			}
+		}
+		if v.world.ledger.Held(m.user, Permissions) != permissions || v.world.ledger.Held(m.user, Channels) != channels {
+			t.Fatalf("the ledger of %s has %d permissions and %d channels, want %d and %d", m.user,
+				v.world.ledger.Held(m.user, Permissions), v.world.ledger.Held(m.user, Channels), permissions, channels)
+		}
+	}
+	for _, user := range []string{"alice", "bob"} {
+		if got := v.world.ledger.Held(user, Relays); got != users[user] {
+			t.Fatalf("the ledger of %s has %d relays, want %d", user, got, users[user])
+		}
+	}
+	if n := users["alice"] + users["bob"]; len(v.world.relays) != n || len(v.world.core.byAddr) != n || v.world.core.held != n {
+		t.Fatalf("%d sockets are open, %d known, %d held, want %d", len(v.world.relays), len(v.world.core.byAddr), v.world.core.held, n)
+	}
+	if next, ok := v.world.core.Next(); ok && !next.After(v.now) {
+		t.Fatalf("the timer is due at %v, and it is %v", next, v.now)
+	}
+}
+
+// TestCore_BehavesLikeTheModel draws sequences of what clients, peers and time
+// do. For a long run: -rapid.checks=20000 -rapid.steps=60.
+func TestCore_BehavesLikeTheModel(t *testing.T) {
+	rapid.Check(t, func(rt *rapid.T) {
+		v := newModelWorld(t)
+		rt.Repeat(map[string]func(*rapid.T){
+			"allocate": v.allocateStep,
+			"refresh":  v.refreshStep,
+			"permit":   v.permitStep,
+			"bind":     v.bindStep,
+			"send":     v.sendStep,
+			"channel":  v.channelStep,
+			"peer":     v.peerStep,
+			"time":     v.timeStep,
+			"":         v.check,
+		})
+	})
+}
