@@ -55,6 +55,7 @@ func allowed() map[string][]string {
 		"node/mesh":     {"proto"},
 		"turn":          {},
 		"turn/client":   {},
+		"turn/core":     {},
 		"web":           {},
 		"proto":         {},
 	}

@@ -32,9 +32,11 @@ func (c *Core) authenticate(r *request) bool {
 		}
 		s.algorithm = algorithm
 	}
-	account, key, ok := c.verify(r, s)
-	if !ok {
-		c.challenge(r, codeUnauthenticated)
+	account, key, known := c.verify(r, s)
+	if known != Known {
+		if known == Unknown {
+			c.challenge(r, codeUnauthenticated)
+		}
 		return false
 	}
 	if !c.nonces.good(r.wall, r.flow.Client, m.nonce) {
@@ -63,31 +65,49 @@ func (m *message) chosenAlgorithm() (uint16, bool) {
 }
 
 // verify finds the account that signed r and with which key. It takes as long
-// for a user that does not exist as for one with another key.
-func (c *Core) verify(r *request, s signer) (Account, Key, bool) {
+// for a user that does not exist as for one with another key. Pending means
+// that r waits for a Verdict.
+func (c *Core) verify(r *request, s signer) (Account, Key, Knowledge) {
 	m := &r.msg
-	username, known := m.username, m.has&hasUsername != 0
-	if !known && c.cfg.Offers.Userhash && len(m.userhash) == sha256Len {
-		username, known = c.cfg.Authenticator.Reveal(m.userhash)
+	account, known := c.account(r)
+	if known == Pending {
+		return Account{}, Key{}, Pending
 	}
-	var account Account
-	if known && len(username) > 0 && string(m.realm) == c.cfg.Realm {
-		account, known = c.cfg.Authenticator.Authenticate(r.wall, username)
-	} else {
-		known = false
-	}
-	if !known || len(account.Keys) == 0 {
+	if known != Known || len(account.Keys) == 0 {
 		s.key = c.decoy
 		s.verifies(m)
-		return Account{}, Key{}, false
+		return Account{}, Key{}, Unknown
 	}
 	for _, key := range account.Keys[:min(len(account.Keys), maxKeys)] {
 		s.key = key
 		if s.verifies(m) {
-			return account, key, true
+			return account, key, Known
 		}
 	}
-	return Account{}, Key{}, false
+	return Account{}, Key{}, Unknown
+}
+
+// account asks who the username of r is. When that is Pending, the driver is asked.
+func (c *Core) account(r *request) (Account, Knowledge) {
+	m := &r.msg
+	username, ok := m.username, m.has&hasUsername != 0
+	if !ok && c.cfg.Offers.Userhash && len(m.userhash) == sha256Len {
+		username, ok = c.cfg.Authenticator.Reveal(m.userhash)
+	}
+	if !ok || len(username) == 0 || string(m.realm) != c.cfg.Realm {
+		return Account{}, Unknown
+	}
+	if v := c.verdict; v != nil {
+		if v.ok {
+			return v.account, Known
+		}
+		return Account{}, Unknown
+	}
+	account, known := c.cfg.Authenticator.Authenticate(r.wall, username)
+	if known == Pending {
+		c.ask(r, username)
+	}
+	return account, known
 }
 
 // challenge answers r with 401 or 438, realm and nonce. SHA-256 is offered

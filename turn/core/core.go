@@ -83,14 +83,25 @@ type Listener struct {
 
 // Authenticator knows the accounts of clients. It must not block.
 type Authenticator interface {
-	// Authenticate returns the account that a username stands for at now, and
-	// false when there is none (unknown, expired, revoked). The username is as
-	// hostile as its sender.
-	Authenticate(now time.Time, username []byte) (Account, bool)
+	// Authenticate returns the account that a username stands for at now, if it
+	// is Known. The username is as hostile as its sender.
+	Authenticate(now time.Time, username []byte) (Account, Knowledge)
 	// Reveal returns the username whose SHA-256(username ":" realm) is hash,
 	// and false when it knows none (RFC 8489 section 14.4).
 	Reveal(hash []byte) (username []byte, ok bool)
 }
+
+// Knowledge says what an Authenticator knows about a username.
+type Knowledge uint8
+
+// What may be known.
+const (
+	Unknown Knowledge = iota // no such account, or expired, or revoked
+	Known
+	// Pending: somebody else must be asked. The core asks its driver by an
+	// AskAccount action and goes on with the request when Verdict comes.
+	Pending
+)
 
 // Account is what an Authenticator knows about a username.
 type Account struct {
@@ -120,6 +131,8 @@ type Limits struct {
 	Allocations int
 	// Permissions, Channels and Connections bound each allocation. Defaults 64, 64 and 16.
 	Permissions, Channels, Connections int
+	// Pending is how many requests of one core wait for an account. Default 1024.
+	Pending int
 }
 
 // Lifetimes and patience that the RFCs name.
@@ -150,6 +163,11 @@ type Core struct {
 	reservations map[token]*reservation
 	connections  map[ConnectionID]*connection
 	timers       timers
+
+	pending map[AskID]*pending // requests that wait for an account
+	asked   map[pendingKey]AskID
+	lastAsk AskID
+	verdict *verdict // about the request at hand; nil: the Authenticator knows
 
 	policy     uint32 // generation: verdicts of older ones are asked for again
 	alternates []Alternate
@@ -188,6 +206,8 @@ func New(now time.Time, cfg Config) (*Core, error) {
 		byAddr:       make(map[socketKey]RelayID),
 		reservations: make(map[token]*reservation),
 		connections:  make(map[ConnectionID]*connection),
+		pending:      make(map[AskID]*pending),
+		asked:        make(map[pendingKey]AskID),
 		policy:       1,
 	}
 	decoy := make([]byte, 16)
@@ -214,6 +234,7 @@ func (l Limits) withDefaults() Limits {
 	count(&l.Permissions, 64)
 	count(&l.Channels, 64)
 	count(&l.Connections, 16)
+	count(&l.Pending, 1024)
 	return l
 }
 
@@ -234,7 +255,7 @@ func (cfg *Config) validate() error {
 		return fmt.Errorf("Limits.DefaultLifetime %v and MaxLifetime %v must rise, from 1s to 24h", l.DefaultLifetime, l.MaxLifetime)
 	case l.NonceLifetime < time.Second || l.NonceLifetime > maxNonceLifetime:
 		return fmt.Errorf("Limits.NonceLifetime %v must be from 1s to %v", l.NonceLifetime, maxNonceLifetime)
-	case min(l.Allocations, l.Permissions, l.Channels, l.Connections) < 0:
+	case min(l.Allocations, l.Permissions, l.Channels, l.Connections, l.Pending) < 0:
 		return errors.New("Limits has a negative count")
 	}
 	for i, listener := range cfg.Listeners {

@@ -72,9 +72,10 @@ func (c *Core) RelayFailed(now time.Time, id RelayID, out *Output) {
 	}
 }
 
-// StreamClosed tells that a client's stream has ended: so have its allocation
-// and what it was about to be spliced to.
+// StreamClosed tells that a client's stream has ended, and so has its
+// allocation. Of a stream that was spliced ConnectionClosed tells.
 func (c *Core) StreamClosed(flow Flow, out *Output) {
+	c.forgetFlow(flow.key())
 	if a := c.flows[flow.key()]; a != nil {
 		c.end(a, out)
 	}

@@ -50,8 +50,9 @@ const (
 	Splice
 	// Disconnect: close Connection, and the stream spliced to it if there is one.
 	Disconnect
-	// CloseClient: close the stream Flow.Conn, which carries no TURN.
-	CloseClient
+	// AskAccount: find the account of the username in Data, which stays as it
+	// is, and answer with Verdict for Ask within 10 seconds.
+	AskAccount
 )
 
 // Action is something that the driver must do, in the order of the Output.
@@ -65,6 +66,7 @@ type Action struct {
 	Relay        RelayID
 	Second       RelayID
 	Connection   ConnectionID
+	Ask          AskID
 	Peer         netip.AddrPort
 	// Data lies in the packet that was handed in or in the Output: it is good
 	// until either is used again.

@@ -47,8 +47,8 @@ type Stats struct {
 	Errors [15]uint64
 	// Allocated and Ended count allocations.
 	Allocated, Ended uint64
-	// Allocations, Reservations and Connections are held now.
-	Allocations, Reservations, Connections int
+	// Allocations, Reservations, Connections and Pending are held now.
+	Allocations, Reservations, Connections, Pending int
 }
 
 func (s *Stats) count(code int) {
@@ -63,6 +63,7 @@ func (c *Core) drop(reason DropReason) { c.stats.Dropped[reason]++ }
 func (c *Core) Stats() Stats {
 	s := c.stats
 	s.Allocations, s.Reservations, s.Connections = len(c.flows), len(c.reservations), len(c.connections)
+	s.Pending = len(c.pending)
 	return s
 }
 

@@ -55,8 +55,11 @@ type sent struct {
 // people are the accounts of a world.
 type people map[string][]string // passwords by username
 
-func (p people) Authenticate(_ time.Time, username []byte) (Account, bool) {
+func (p people) Authenticate(_ time.Time, username []byte) (Account, Knowledge) {
 	name := string(username)
+	if name == "elsewhere" {
+		return Account{}, Pending
+	}
 	passwords, ok := p[name]
 	a := Account{User: name[strings.IndexByte(name, ':')+1:]}
 	for _, password := range passwords {
@@ -68,7 +71,10 @@ func (p people) Authenticate(_ time.Time, username []byte) (Account, bool) {
 	if name == "slow" {
 		a.BytesPerSecond = 1000
 	}
-	return a, ok
+	if !ok {
+		return Account{}, Unknown
+	}
+	return a, Known
 }
 
 func (p people) Reveal(hash []byte) ([]byte, bool) {
