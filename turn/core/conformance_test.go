@@ -253,6 +253,9 @@ func TestConformance_RefreshAndPermissions(t *testing.T) {
 			c.allocate()
 			return c.exchange(c.unsigned(methodCreatePermission, classRequest, peerAt(peer4), text(0x8022, "tests.....")))
 		}, "401 nonce algorithms"},
+		{"8656-10.2", "no credentials and no allocation", func(c *client) string {
+			return c.exchange(c.unsigned(methodCreatePermission, classRequest, peerAt(peer4), text(0x8022, "tests.....")))
+		}, "401 nonce algorithms"},
 		{"8656-10.2", "another user", func(c *client) string {
 			c.allocate()
 			return c.as("bob", "builder").ask(methodCreatePermission, peerAt(peer4))

@@ -7,9 +7,9 @@ import (
 	"errors"
 )
 
-// MaxFrame is the size of the largest frame on a stream: a ChannelData message
-// of 65535 bytes with header and padding. A STUN message is never longer.
-const MaxFrame = channelHeader + 1<<16
+// MaxFrame is the size of the largest frame on a stream: a STUN message.
+// ChannelData is at most 65540 bytes long with header and padding.
+const MaxFrame = headerLen + maxBody
 
 // ErrNotTURN says that a stream carries something else than STUN messages and
 // ChannelData. There is no way to find the next frame: close the stream.
