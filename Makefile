@@ -70,6 +70,7 @@ e2e: ## run the whole-system tests
 .PHONY: soak
 soak: ## run the whole-system tests that take minutes
 	go test $(LATE) -count=1 -tags "e2e soak" -run "Many|Long" -v ./internal/e2e/...
+	go test -count=1 -run Model ./turn/core -rapid.checks=12000 -rapid.steps=100
 
 .PHONY: chaos
 chaos: ## show that the state survives 300 faults, for 20 minutes

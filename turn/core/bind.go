@@ -36,6 +36,7 @@ func (c *Core) createPermission(r *request) {
 		c.fail(r, codeCapacity)
 		return
 	}
+	c.tell(a, r.out)
 	c.reply(r, c.success(r))
 }
 
@@ -106,6 +107,7 @@ func (c *Core) channelBind(r *request) {
 		c.fail(r, code)
 		return
 	}
+	c.tell(a, r.out)
 	c.reply(r, c.success(r))
 }
 

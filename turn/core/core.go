@@ -51,6 +51,9 @@ type Config struct {
 	// NonceKey authenticates nonces: 32 random bytes that all cores share, so
 	// that a client may go on at another. nil draws a key of this core's own.
 	NonceKey []byte
+	// Offload asks for ChannelsChanged actions, for a driver with a path that
+	// serves channels past the core.
+	Offload bool
 	// Shard is the number of this core. It is the first byte of reservation
 	// tokens and connection ids: ShardOf finds it in a request.
 	Shard uint8

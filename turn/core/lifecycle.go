@@ -38,6 +38,8 @@ func (c *Core) refresh(r *request) {
 	}
 	if a.relays[0] == nil && a.relays[1] == nil {
 		c.end(a, r.out)
+	} else {
+		c.tell(a, r.out)
 	}
 	w := c.success(r)
 	w.uint32(attrLifetime, uint32(lifetime/time.Second))
@@ -69,6 +71,8 @@ func (c *Core) RelayFailed(now time.Time, id RelayID, out *Output) {
 		}
 	case a.relays[0] == nil && a.relays[1] == nil:
 		c.end(a, out)
+	default:
+		c.tell(a, out)
 	}
 }
 
@@ -106,6 +110,9 @@ func (c *Core) end(a *allocation, out *Output) {
 	}
 	c.give(a.user, Permissions, len(a.permissions))
 	c.give(a.user, Channels, len(a.channels))
+	if a.channels = nil; a.told {
+		c.tell(a, out)
+	}
 }
 
 // due ends what has ended of an allocation.
@@ -129,7 +136,9 @@ func (a *allocation) due(c *Core, now int64, out *Output) {
 		c.end(a, out)
 		return
 	}
-	c.sweep(a, now)
+	if c.sweep(a, now) {
+		c.tell(a, out)
+	}
 	c.wake(&a.timer, a.next())
 }
 
@@ -152,8 +161,9 @@ func (a *allocation) next() int64 {
 	return next
 }
 
-// sweep forgets channels and permissions of a that have ended.
-func (c *Core) sweep(a *allocation, now int64) {
+// sweep forgets channels and permissions of a that have ended, and tells whether
+// there was a channel among them.
+func (c *Core) sweep(a *allocation, now int64) bool {
 	channels, permissions := len(a.channels), len(a.permissions)
 	for number, p := range a.channels {
 		if p.deadline <= now {
@@ -177,6 +187,7 @@ func (c *Core) sweep(a *allocation, now int64) {
 	}
 	c.give(a.user, Channels, channels-len(a.channels))
 	c.give(a.user, Permissions, permissions-len(a.permissions))
+	return len(a.channels) < channels
 }
 
 // Alternate is another server for clients of this one (RFC 8489 section 10).
@@ -222,6 +233,11 @@ func (c *Core) PolicyChanged(out *Output) {
 	c.policy++
 	if c.policy == 0 {
 		c.policy = 1 // 0 is for peers that were never judged
+	}
+	if c.cfg.Offload {
+		for _, a := range c.flows {
+			c.tell(a, out)
+		}
 	}
 	for _, v := range c.connections {
 		if !c.permits(v.alloc.user, v.peer) {

@@ -361,7 +361,7 @@ func (v *modelWorld) check(t *rapid.T) {
 }
 
 // TestCore_BehavesLikeTheModel draws sequences of what clients, peers and time
-// do. For a long run: -rapid.checks=20000 -rapid.steps=60.
+// do. "make soak" draws a million steps.
 func TestCore_BehavesLikeTheModel(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
 		v := newModelWorld(t)

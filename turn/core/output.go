@@ -53,6 +53,9 @@ const (
 	// AskAccount: find the account of the username in Data, which stays as it
 	// is, and answer with Verdict for Ask within 10 seconds.
 	AskAccount
+	// ChannelsChanged: a path that serves channels past the core must serve for
+	// Flow what Bindings yields now, and nothing else. Only with Config.Offload.
+	ChannelsChanged
 )
 
 // Action is something that the driver must do, in the order of the Output.

@@ -112,7 +112,7 @@ func (c *Core) Allocations() iter.Seq[Info] {
 					last = max(last, r.deadline)
 				}
 			}
-			info.Expires = c.epoch.Add(time.Duration(last))
+			info.Expires = c.time(last)
 			if !yield(info) {
 				return
 			}

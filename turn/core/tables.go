@@ -134,7 +134,8 @@ type allocation struct {
 	peers       map[socketKey]*peer
 	channels    map[uint16]*peer
 	connections map[socketKey]*connection
-	verdicts    int // peers without a channel
+	verdicts    int  // peers without a channel
+	told        bool // the driver knows of channels
 
 	bucket bucket
 	usage  Usage

@@ -73,7 +73,7 @@ func (c *Core) Next() (time.Time, bool) {
 	if len(c.timers) == 0 {
 		return time.Time{}, false
 	}
-	return c.epoch.Add(time.Duration(c.timers[0].at)), true
+	return c.time(c.timers[0].at), true
 }
 
 // Expire ends what has ended by now: allocations, permissions, channels,
