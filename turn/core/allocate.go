@@ -244,6 +244,7 @@ func (c *Core) RelayOpened(now time.Time, id RelayID, addr netip.AddrPort, out *
 	}
 	at, a := c.at(now), r.alloc
 	o := a.opening
+	addr = netip.AddrPortFrom(addr.Addr().Unmap(), addr.Port())
 	c.opened(r, addr, at+int64(o.lifetime))
 	if o.second != nil {
 		c.opened(o.second, netip.AddrPortFrom(addr.Addr(), addr.Port()+1), at+int64(reservationLifetime))

@@ -13,7 +13,6 @@ package core
 
 import (
 	"crypto/rand"
-	"errors"
 	"fmt"
 	mathrand "math/rand/v2"
 	"net/netip"
@@ -245,25 +244,25 @@ func (cfg *Config) validate() error {
 	l := cfg.Limits
 	switch {
 	case len(cfg.Realm) == 0 || len(cfg.Realm) > maxRealm:
-		return fmt.Errorf("Realm %q has %d bytes: give it 1 to %d", cfg.Realm, len(cfg.Realm), maxRealm)
+		return invalid("Realm", "%q has %d bytes: give it 1 to %d", cfg.Realm, len(cfg.Realm), maxRealm)
 	case cfg.Authenticator == nil:
-		return errors.New("Authenticator is nil: somebody must know the credentials")
+		return invalid("Authenticator", "nil: somebody must know the credentials")
 	case !cfg.Offers.IPv4 && !cfg.Offers.IPv6:
-		return errors.New("Offers.IPv4 and Offers.IPv6 are both false: allow relays of one family")
+		return invalid("Offers", "neither IPv4 nor IPv6: allow relays of one family")
 	case len(cfg.NonceKey) < 16:
-		return fmt.Errorf("NonceKey has %d bytes: give it 32 random ones", len(cfg.NonceKey))
+		return invalid("NonceKey", "%d bytes: give it 32 random ones", len(cfg.NonceKey))
 	case len(cfg.Listeners) == 0 || len(cfg.Listeners) > 1<<16:
-		return fmt.Errorf("Listeners has %d entries: give it 1 to 65536", len(cfg.Listeners))
+		return invalid("Listeners", "%d entries: give it 1 to 65536", len(cfg.Listeners))
 	case l.DefaultLifetime < time.Second || l.MaxLifetime < l.DefaultLifetime || l.MaxLifetime > 24*time.Hour:
-		return fmt.Errorf("Limits.DefaultLifetime %v and MaxLifetime %v must rise, from 1s to 24h", l.DefaultLifetime, l.MaxLifetime)
+		return invalid("Limits.MaxLifetime", "%v, with a default of %v: give them 1s to 24h, the default first", l.MaxLifetime, l.DefaultLifetime)
 	case l.NonceLifetime < time.Second || l.NonceLifetime > maxNonceLifetime:
-		return fmt.Errorf("Limits.NonceLifetime %v must be from 1s to %v", l.NonceLifetime, maxNonceLifetime)
+		return invalid("Limits.NonceLifetime", "%v: give it 1s to %v", l.NonceLifetime, maxNonceLifetime)
 	case min(l.Allocations, l.Permissions, l.Channels, l.Connections, l.Pending) < 0:
-		return errors.New("Limits has a negative count")
+		return invalid("Limits", "a count is negative: give it 0 for its default, or more")
 	}
 	for i, listener := range cfg.Listeners {
 		if !listener.Addr.Addr().IsValid() || listener.Addr.Addr().IsUnspecified() || listener.Addr.Port() == 0 {
-			return fmt.Errorf("Listeners[%d].Addr %v: give the address and port that clients send to", i, listener.Addr)
+			return invalid(fmt.Sprintf("Listeners[%d].Addr", i), "%v: give the address and port that clients send to", listener.Addr)
 		}
 	}
 	return cfg.validateDiscovery()
@@ -274,12 +273,12 @@ func (cfg *Config) validateDiscovery() error {
 		return nil
 	}
 	if len(cfg.Discovery) != 4 {
-		return fmt.Errorf("Discovery names %d listeners: give it 4 (A:P, A:Q, B:P, B:Q) or none", len(cfg.Discovery))
+		return invalid("Discovery", "%d listeners: give it 4 (A:P, A:Q, B:P, B:Q) or none", len(cfg.Discovery))
 	}
 	var addrs [4]netip.AddrPort
 	for i, n := range cfg.Discovery {
 		if int(n) >= len(cfg.Listeners) || cfg.Listeners[n].Stream {
-			return fmt.Errorf("Discovery[%d] is %d, which is no datagram listener", i, n)
+			return invalid(fmt.Sprintf("Discovery[%d]", i), "%d is no datagram listener: give the index of one", n)
 		}
 		addrs[i] = cfg.Listeners[n].Addr
 	}
@@ -288,9 +287,14 @@ func (cfg *Config) validateDiscovery() error {
 		netip.AddrPortFrom(a, p), netip.AddrPortFrom(a, q), netip.AddrPortFrom(b, p), netip.AddrPortFrom(b, q),
 	}
 	if !square || a == b || p == q || a.Is4() != b.Is4() {
-		return fmt.Errorf("Discovery %v: give two addresses of one family with the same two ports, in the order A:P, A:Q, B:P, B:Q", addrs)
+		return invalid("Discovery", "%v: give two addresses of one family with the same two ports, in the order A:P, A:Q, B:P, B:Q", addrs)
 	}
 	return nil
+}
+
+// invalid says what is wrong with a field of Config, and what to do.
+func invalid(field, format string, args ...any) error {
+	return fmt.Errorf("%s: %s", field, fmt.Sprintf(format, args...))
 }
 
 // at is now in the core's own time.

@@ -132,10 +132,11 @@ func (c *Core) FromPeer(now time.Time, id RelayID, from netip.AddrPort, buf []by
 func around(buf []byte, off, header, tail int, out *Output) []byte {
 	end := len(buf) + tail
 	if off < header || cap(buf) < end {
+		var zero [Headroom]byte
 		start := len(out.arena)
-		out.arena = append(out.arena, make([]byte, header)...)
+		out.arena = append(out.arena, zero[:header]...)
 		out.arena = append(out.arena, buf[off:]...)
-		out.arena = append(out.arena, make([]byte, tail)...)
+		out.arena = append(out.arena, zero[:tail]...)
 		return out.arena[start:len(out.arena):len(out.arena)]
 	}
 	frame := buf[off-header : end : end]

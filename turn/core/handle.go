@@ -179,17 +179,15 @@ func (c *Core) failUnknown(r *request, types []uint16) {
 // allocation returns the allocation of a flow, nil when it has none or none any more.
 func (c *Core) allocation(f *Flow, now int64, out *Output) *allocation {
 	a := c.flows[f.key()]
-	if a == nil || a.opening != nil {
+	if a == nil || a.opening != nil || c.trim(a, now, out) {
 		return a
 	}
-	for _, r := range a.relays {
-		if r != nil && r.deadline > now {
-			return a
-		}
-	}
-	c.end(a, out)
 	return nil
 }
+
+// Holds reports whether a flow has an allocation, or waits for one: a driver
+// can be more patient with such a client than with a stranger.
+func (c *Core) Holds(flow Flow) bool { return c.flows[flow.key()] != nil }
 
 // owned returns the allocation that r, a request other than Allocate, is about.
 // It answers r and returns nil when there is none for this user.

@@ -51,6 +51,7 @@ func (c *Core) refresh(r *request) {
 func (c *Core) RelayFailed(now time.Time, id RelayID, out *Output) {
 	r := c.relay(id)
 	if r == nil || r.alloc == nil {
+		c.reservationFailed(r)
 		return
 	}
 	a, family, wasOpen := r.alloc, r.family, r.open
@@ -73,6 +74,19 @@ func (c *Core) RelayFailed(now time.Time, id RelayID, out *Output) {
 		c.end(a, out)
 	default:
 		c.tell(a, out)
+	}
+}
+
+// reservationFailed ends the reservation of a relay that is broken.
+func (c *Core) reservationFailed(r *relay) {
+	for _, v := range c.reservations {
+		if v.relay == r {
+			delete(c.reservations, v.token)
+			c.stop(&v.timer)
+			c.forgetRelay(r)
+			c.giveRelay(v.user)
+			return
+		}
 	}
 }
 
@@ -125,6 +139,18 @@ func (a *allocation) due(c *Core, now int64, out *Output) {
 		}
 		return
 	}
+	if !c.trim(a, now, out) {
+		return
+	}
+	if c.sweep(a, now) {
+		c.tell(a, out)
+	}
+	c.wake(&a.timer, a.next())
+}
+
+// trim closes the relays of a that have ended, and ends a with the last of
+// them. It reports whether a goes on.
+func (c *Core) trim(a *allocation, now int64, out *Output) bool {
 	for i, r := range a.relays {
 		if r != nil && r.deadline <= now {
 			a.relays[i] = nil
@@ -134,12 +160,9 @@ func (a *allocation) due(c *Core, now int64, out *Output) {
 	}
 	if a.relays[0] == nil && a.relays[1] == nil {
 		c.end(a, out)
-		return
+		return false
 	}
-	if c.sweep(a, now) {
-		c.tell(a, out)
-	}
-	c.wake(&a.timer, a.next())
+	return true
 }
 
 // next is when the first of what a holds ends.

@@ -66,6 +66,14 @@ func TestReservation_EndsGiveAllBack(t *testing.T) {
 	for name, end := range map[string]func(*client){
 		"time":     func(c *client) { c.pass(30 * time.Second) },
 		"operator": func(c *client) { c.core.Evict(func(i Info) bool { return i.User == "alice" }, &c.out); c.drive() },
+		"socket": func(c *client) {
+			id, _ := c.core.RelayAt(netip.MustParseAddrPort("198.51.100.1:49153"))
+			c.core.RelayFailed(c.now, id, &c.out)
+			delete(c.relays, id)
+			if got := c.client(udp4, 3).ask(methodAllocate, udp(), c.token()); got != "508" {
+				c.Errorf("the token of a broken relay: %s", got)
+			}
+		},
 		"use": func(c *client) {
 			other := c.client(udp4, 2)
 			other.allocate(udp(), c.token())
@@ -86,6 +94,21 @@ func TestReservation_EndsGiveAllBack(t *testing.T) {
 			c.drive()
 			c.idle()
 		})
+	}
+}
+
+// TestRefresh_DoesNotRaiseTheDead refreshes both families when one has ended.
+func TestRefresh_DoesNotRaiseTheDead(t *testing.T) {
+	c := newWorld(t).client(udp4, 1)
+	c.allocate(udp(), additional(IPv6))
+	c.must(methodRefresh, family(IPv6), lifetime(1200))
+	c.now = c.now.Add(601 * time.Second) // without a timer
+	c.must(methodRefresh, lifetime(1200))
+	if got := c.ask(methodCreatePermission, peerAt(peer4)); got != "443" {
+		t.Errorf("a peer of the family that has ended: %s", got)
+	}
+	if len(c.relays) != 1 || !c.core.Holds(c.flow) || c.core.Holds(c.client(udp4, 2).flow) {
+		t.Errorf("%d relays are open", len(c.relays))
 	}
 }
 
@@ -237,19 +260,19 @@ func TestShardOf_FindsTokensAndConnections(t *testing.T) {
 
 func TestNew_SaysWhatIsWrong(t *testing.T) {
 	for field, change := range map[string]func(*Config){
-		"Realm":                  func(c *Config) { c.Realm = strings.Repeat("r", 21) },
-		"Realm \"\"":             func(c *Config) { c.Realm = "" },
-		"Authenticator":          func(c *Config) { c.Authenticator = nil },
-		"Offers.IPv4":            func(c *Config) { c.Offers = Offers{} },
-		"NonceKey":               func(c *Config) { c.NonceKey = []byte("short") },
-		"Listeners":              func(c *Config) { c.Listeners = nil },
-		"Listeners[0]":           func(c *Config) { c.Listeners[0].Addr = netip.MustParseAddrPort("0.0.0.0:1") },
-		"Limits.DefaultLifetime": func(c *Config) { c.Limits.MaxLifetime = time.Minute },
-		"Limits.NonceLifetime":   func(c *Config) { c.Limits.NonceLifetime = 13 * time.Hour },
-		"Limits has":             func(c *Config) { c.Limits.Channels = -1 },
-		"Discovery names 3":      func(c *Config) { c.Discovery = []uint16{udp4, udp4Q, udp4B} },
-		"Discovery[1]":           func(c *Config) { c.Discovery = []uint16{udp4, tcp4, udp4B, udp4BQ} },
-		"Discovery [":            func(c *Config) { c.Discovery = []uint16{udp4, udp4B, udp4Q, udp4BQ} },
+		"Realm: \"rrr":          func(c *Config) { c.Realm = strings.Repeat("r", 21) },
+		"Realm: \"\"":           func(c *Config) { c.Realm = "" },
+		"Authenticator:":        func(c *Config) { c.Authenticator = nil },
+		"Offers:":               func(c *Config) { c.Offers = Offers{} },
+		"NonceKey:":             func(c *Config) { c.NonceKey = []byte("short") },
+		"Listeners:":            func(c *Config) { c.Listeners = nil },
+		"Listeners[0].Addr:":    func(c *Config) { c.Listeners[0].Addr = netip.MustParseAddrPort("0.0.0.0:1") },
+		"Limits.MaxLifetime:":   func(c *Config) { c.Limits.MaxLifetime = time.Minute },
+		"Limits.NonceLifetime:": func(c *Config) { c.Limits.NonceLifetime = 13 * time.Hour },
+		"Limits:":               func(c *Config) { c.Limits.Channels = -1 },
+		"Discovery: 3":          func(c *Config) { c.Discovery = []uint16{udp4, udp4Q, udp4B} },
+		"Discovery[1]:":         func(c *Config) { c.Discovery = []uint16{udp4, tcp4, udp4B, udp4BQ} },
+		"Discovery: [":          func(c *Config) { c.Discovery = []uint16{udp4, udp4B, udp4Q, udp4BQ} },
 	} {
 		cfg := newWorld(t).core.cfg
 		cfg.Listeners = slices.Clone(cfg.Listeners)

@@ -21,7 +21,6 @@ type model struct {
 type modelClient struct {
 	user        string
 	ends        time.Time // of the allocation; zero: none
-	transaction int       // of the Allocate request
 	permissions map[string]time.Time
 	channels    map[uint16]modelChannel
 }

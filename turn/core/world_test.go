@@ -179,7 +179,6 @@ type client struct {
 	flow               Flow
 	username, password string
 	nonce              string
-	featured           bool // the nonce came with PASSWORD-ALGORITHMS
 	sha256             bool // negotiate SHA-256
 	userhash           bool
 	serial             uint32
