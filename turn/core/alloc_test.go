@@ -71,3 +71,16 @@ func BenchmarkDataPath(b *testing.B) {
 		})
 	}
 }
+
+// BenchmarkSetup is all that a client does to get a channel, and to end it.
+func BenchmarkSetup(b *testing.B) {
+	w := newWorld(b)
+	c := w.client(udp4, 1)
+	b.ReportAllocs()
+	for b.Loop() {
+		c.nonce = ""
+		c.bound()
+		c.must(methodRefresh, lifetime(0))
+		w.toClient, w.actions = nil, nil
+	}
+}

@@ -297,5 +297,19 @@ func invalid(field, format string, args ...any) error {
 	return fmt.Errorf("%s: %s", field, fmt.Sprintf(format, args...))
 }
 
+// SetLimits changes the limits: what is granted from now on obeys them, what was
+// granted stays. NonceLifetime holds for nonces that are out already. On an
+// error nothing has changed.
+func (c *Core) SetLimits(l Limits) error {
+	cfg := c.cfg
+	cfg.Limits = l.withDefaults()
+	if err := cfg.validate(); err != nil {
+		return fmt.Errorf("turn core: %w", err)
+	}
+	c.cfg = cfg
+	c.nonces.lifetime = int64(cfg.Limits.NonceLifetime / time.Second)
+	return nil
+}
+
 // at is now in the core's own time.
 func (c *Core) at(now time.Time) int64 { return int64(now.Sub(c.epoch)) }

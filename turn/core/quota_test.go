@@ -1,0 +1,128 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package core
+
+import (
+	"fmt"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+func TestLedger_CountsByUserAndInTotal(t *testing.T) {
+	l := NewLedger(Counts{Relays: 2, Permissions: 3}, Counts{Relays: 3, Channels: 1})
+	for i, step := range []struct {
+		user string
+		what Resource
+		n    int
+		want Grant
+	}{
+		{"alice", Relays, 2, Granted},
+		{"alice", Relays, 1, UserFull},
+		{"bob", Relays, 2, TotalFull}, // all or nothing
+		{"bob", Relays, 1, Granted},
+		{"carol", Relays, 1, TotalFull},
+		{"alice", Permissions, 4, UserFull},
+		{"alice", Permissions, 3, Granted},
+		{"bob", Permissions, 3, Granted},
+		{"alice", Channels, 1, Granted},
+		{"bob", Channels, 1, TotalFull},
+	} {
+		if got := l.Take(step.user, step.what, step.n); got != step.want {
+			t.Errorf("step %d: %s takes %d: %v, want %v", i, step.user, step.n, got, step.want)
+		}
+	}
+	l.Give("alice", Relays, 2)
+	if got := l.Take("carol", Relays, 2); got != Granted {
+		t.Errorf("what was given back: %v", got)
+	}
+	l.SetLimits(Counts{Relays: 1}, Counts{})
+	if got := l.Take("carol", Relays, 1); got != UserFull {
+		t.Errorf("beyond a limit that was lowered: %v", got)
+	}
+	for _, v := range []struct {
+		user string
+		what Resource
+		n    int
+	}{{"alice", Permissions, 3}, {"alice", Channels, 1}, {"bob", Relays, 1}, {"bob", Permissions, 3}, {"carol", Relays, 2}} {
+		l.Give(v.user, v.what, v.n)
+	}
+	if len(l.users) != 0 || l.held != [numResources]int{} {
+		t.Errorf("%d users are kept, who hold %v", len(l.users), l.held)
+	}
+}
+
+func TestLedger_IsSharedByCores(t *testing.T) {
+	l := NewLedger(Counts{}, Counts{Relays: 100})
+	var wait sync.WaitGroup
+	granted := make([]int, 4)
+	for i := range granted {
+		wait.Go(func() {
+			user := fmt.Sprint(i % 2)
+			for range 1000 {
+				if l.Take(user, Relays, 1) == Granted {
+					if granted[i]++; granted[i]%2 == 0 {
+						l.Give(user, Relays, 1)
+						granted[i]--
+					}
+				}
+			}
+		})
+	}
+	wait.Wait()
+	if sum := granted[0] + granted[1] + granted[2] + granted[3]; sum != l.held[Relays] || l.Held("0", Relays)+l.Held("1", Relays) != sum {
+		t.Errorf("%v were granted, and %d are held", granted, l.held[Relays])
+	}
+}
+
+// TestQuota_OfPermissionsAndChannels gives users less than allocations may have.
+func TestQuota_OfPermissionsAndChannels(t *testing.T) {
+	w := newWorld(t)
+	w.ledger.SetLimits(Counts{Permissions: 2, Channels: 1}, Counts{})
+	one, two := w.client(udp4, 1), w.client(udp4, 2)
+	one.allocate()
+	two.allocate()
+	for i, step := range []struct{ got, want string }{
+		{one.ask(methodCreatePermission, peerAt(peer4)), "ok"},
+		{two.ask(methodCreatePermission, peerAt("198.51.100.1:1"), peerAt("198.51.100.2:1")), "508"},
+		{two.ask(methodChannelBind, channel(0x4000), peerAt("198.51.100.1:1")), "ok"},
+		{one.ask(methodChannelBind, channel(0x4000), peerAt(peer4)), "508"},
+		{two.ask(methodChannelBind, channel(0x4000), peerAt("198.51.100.1:1")), "ok"},
+		{two.ask(methodCreatePermission, peerAt("198.51.100.1:1")), "ok"},
+	} {
+		if step.got != step.want {
+			t.Errorf("step %d: %s, want %s", i, step.got, step.want)
+		}
+	}
+	// A channel that gets no permission gives its place back.
+	w.ledger.SetLimits(Counts{Permissions: 2, Channels: 2}, Counts{})
+	if got := one.ask(methodChannelBind, channel(0x4001), peerAt("198.51.100.3:1")); got != "508" {
+		t.Errorf("channel to an address beyond the quota: %s", got)
+	}
+	if got := w.ledger.Held("alice", Channels); got != 1 {
+		t.Errorf("%d channels are counted, want 1", got)
+	}
+	w.pass(time.Hour)
+	w.idle()
+}
+
+func TestSetLimits_HoldsForWhatComes(t *testing.T) {
+	c := newWorld(t).client(udp4, 1)
+	c.allocate()
+	if err := c.core.SetLimits(Limits{NonceLifetime: 24 * time.Hour}); err == nil || !strings.Contains(err.Error(), "Limits.NonceLifetime") {
+		t.Errorf("limits that cannot be: %v", err)
+	}
+	if err := c.core.SetLimits(Limits{Allocations: 1, Permissions: 1, MaxLifetime: 20 * time.Minute}); err != nil {
+		t.Fatal(err)
+	}
+	for name, v := range map[string]struct{ got, want string }{
+		"lifetime":    {c.ask(methodRefresh, lifetime(3600)), "ok lifetime=1200"},
+		"permissions": {c.ask(methodCreatePermission, peerAt(peer4), peerAt("198.51.100.1:1")), "508"},
+		"allocations": {c.client(udp4, 2).ask(methodAllocate, udp()), "508"},
+	} {
+		if v.got != v.want {
+			t.Errorf("%s: %s, want %s", name, v.got, v.want)
+		}
+	}
+}
