@@ -174,15 +174,30 @@ func TestConformance_Indications(t *testing.T) {
 			c.permitted()
 			return fmt.Sprint(len(c.receive(peer4, strings.Repeat("x", 65468))), len(c.receive(peer4, strings.Repeat("x", 65500))))
 		}), "65504 0"},
-		{"8656-11.5", "ICMP", func(c *client) string {
-			c.permitted()
-			for id := range c.relays {
-				c.core.PeerError(c.now, id, netip.MustParseAddrPort(peer4), 3, 4, 1280, &c.out)
-			}
-			c.drive()
-			return c.render(c.toClient[len(c.toClient)-1].data)
-		}, "data peer=" + peer4 + " icmp=0000030400000500"},
+		{"8656-11.5", "ICMP: too big", func(c *client) string { c.permitted(); return c.icmp(peer4, 3, 4) }, "data peer=" + peer4 + " icmp=0000060400000500"},
+		{"8656-11.5", "ICMP: no port", func(c *client) string { c.permitted(); return c.icmp(peer4, 3, 3) }, "data peer=" + peer4 + " icmp=0000060300000000"},
+		{"8656-11.5", "ICMP: redirect", func(c *client) string { c.permitted(); return c.icmp(peer4, 5, 0) }, "none"},
+		{"8656-11.5", "ICMP without permission", func(c *client) string { c.permitted(); return c.icmp("198.51.100.78:1", 3, 3) }, "none"},
+		{"8656-11.5", "ICMPv6: too big", func(c *client) string {
+			c.allocate(udp(), family(IPv6))
+			c.must(methodCreatePermission, peerAt(peer6))
+			return c.icmp(peer6, 2, 0) + "; " + c.icmp(peer6, 128, 0)
+		}, "data peer=" + peer6 + " icmp=0000040000000500; none"},
 	})
+}
+
+// icmp has an ICMP error with an MTU of 1280 come for a packet to a peer.
+func (c *client) icmp(to string, kind, code uint8) string {
+	c.Helper()
+	before := len(c.toClient)
+	for id := range c.relays {
+		c.core.PeerError(c.now, id, netip.MustParseAddrPort(to), kind, code, 1280, &c.out)
+	}
+	c.drive()
+	if len(c.toClient) == before {
+		return "none"
+	}
+	return c.said()
 }
 
 func TestConformance_Messages(t *testing.T) {

@@ -171,23 +171,37 @@ func (c *Core) transaction() (id [12]byte) {
 }
 
 // PeerError tells that an ICMP error came for a datagram to a peer (RFC 8656
-// section 11.5): kind and code are those of ICMP or ICMPv6, info is the MTU
-// of a packet that was too big and else 0. The client learns of it if the peer
-// has a permission.
-func (c *Core) PeerError(now time.Time, id RelayID, to netip.AddrPort, kind, code uint8, info uint32, out *Output) {
+// section 11.5): kind and code are those of ICMP for an IPv4 peer, of ICMPv6 for
+// another, mtu is what a packet that was too big should have had. The client
+// learns of it if the peer has a permission and the error says that packets do
+// not arrive.
+func (c *Core) PeerError(now time.Time, id RelayID, to netip.AddrPort, kind, code uint8, mtu uint32, out *Output) {
 	at, v := c.at(now), c.relay(id)
-	if v == nil || v.alloc == nil || v.deadline <= at {
+	to = netip.AddrPortFrom(to.Addr().Unmap(), to.Port())
+	lost, tooBig := icmp(to.Addr().Is4(), kind, code)
+	if v == nil || v.alloc == nil || v.deadline <= at || !lost {
 		return
 	}
-	to = netip.AddrPortFrom(to.Addr().Unmap(), to.Port())
 	p := c.peer(v.alloc, to)
 	if p == nil || p.permission.deadline <= at || !c.allowed(v.alloc, p) {
 		return
 	}
+	if !tooBig {
+		mtu = 0
+	}
 	w := out.build(methodData, classIndication, c.transaction())
 	w.address(attrXORPeerAddress, to)
 	w.begin(attrICMP, 8)
-	out.arena = append(out.arena, 0, 0, kind, code)
-	out.arena = binary.BigEndian.AppendUint32(out.arena, info)
+	out.arena = binary.BigEndian.AppendUint32(out.arena, uint32(kind)<<9|uint32(code)) // 7 and 9 bits
+	out.arena = binary.BigEndian.AppendUint32(out.arena, mtu)
 	c.sendClient(v.alloc.flow, w.finish(signer{}, false), out)
+}
+
+// icmp says whether an ICMP message tells of a packet that was lost, and
+// whether because it was too big.
+func icmp(ipv4 bool, kind, code uint8) (lost, tooBig bool) {
+	if ipv4 {
+		return kind == 3 || kind == 11, kind == 3 && code == 4 // unreachable, time exceeded; fragmentation needed
+	}
+	return kind >= 1 && kind <= 3, kind == 2 // unreachable, packet too big, time exceeded
 }
