@@ -50,7 +50,7 @@ func (c *Core) allocate(r *request) {
 	switch {
 	case code != 0:
 		c.fail(r, code)
-	case c.draining:
+	case c.drain.on:
 		c.redirect(r)
 	default:
 		c.open(r, families)
@@ -153,7 +153,7 @@ func (c *Core) begin(a *allocation, r *request) {
 
 // take counts n relays for a user, and says with which code they are refused.
 func (c *Core) take(user string, n int) int {
-	if c.held+n > c.cfg.Limits.Allocations {
+	if c.relays.held+n > c.cfg.Limits.Allocations {
 		return codeCapacity
 	}
 	if c.cfg.Quota != nil {
@@ -164,13 +164,13 @@ func (c *Core) take(user string, n int) int {
 			return codeCapacity
 		}
 	}
-	c.held += n
+	c.relays.held += n
 	return 0
 }
 
 // giveRelay gives the place of a relay back.
 func (c *Core) giveRelay(user string) {
-	c.held--
+	c.relays.held--
 	c.give(user, Relays, 1)
 }
 
@@ -256,7 +256,7 @@ func (c *Core) RelayOpened(now time.Time, id RelayID, addr netip.AddrPort, out *
 
 func (c *Core) opened(r *relay, addr netip.AddrPort, deadline int64) {
 	r.open, r.addr, r.deadline = true, addr, deadline
-	c.byAddr[keyOfSocket(addr)] = r.id
+	c.relays.byAddr[keyOfSocket(addr)] = r.id
 }
 
 // reserve keeps a relay for whoever of the user of a brings the token.

@@ -97,7 +97,7 @@ func (c *Core) account(r *request) (Account, Knowledge) {
 	if !ok || len(username) == 0 || string(m.realm) != c.cfg.Realm {
 		return Account{}, Unknown
 	}
-	if v := c.verdict; v != nil {
+	if v := c.waiting.verdict; v != nil {
 		if v.ok {
 			return v.account, Known
 		}

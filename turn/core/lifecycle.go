@@ -222,17 +222,23 @@ type Alternate struct {
 	Domain string
 }
 
+// drain is what Drain was told.
+type drain struct {
+	on         bool
+	alternates []Alternate
+}
+
 // Drain makes the core refuse new allocations: with 300 and one of the
 // alternates of the client's family and transport, else with 508. Those it has
 // go on until their clients end them. Drain(false, nil) takes it back.
 func (c *Core) Drain(on bool, alternates []Alternate) {
-	c.draining, c.alternates = on, alternates
+	c.drain = drain{on: on, alternates: alternates}
 }
 
 // redirect answers an authenticated request with 300.
 func (c *Core) redirect(r *request) {
 	var fit []Alternate
-	for _, v := range c.alternates {
+	for _, v := range c.drain.alternates {
 		if v.Stream == r.stream && v.Addr.Addr().Is4() == r.flow.Client.Addr().Is4() {
 			fit = append(fit, v)
 		}

@@ -15,8 +15,8 @@ import (
 func (w *world) idle() {
 	w.Helper()
 	s := w.core.Stats()
-	if s.Allocations+s.Reservations+s.Connections != 0 || len(w.relays) != 0 || len(w.core.byAddr) != 0 || w.core.held != 0 {
-		w.Errorf("left over: %+v, sockets %v, %d addresses, %d held", s, w.relays, len(w.core.byAddr), w.core.held)
+	if s.Allocations+s.Reservations+s.Connections != 0 || len(w.relays) != 0 || len(w.core.relays.byAddr) != 0 || w.core.relays.held != 0 {
+		w.Errorf("left over: %+v, sockets %v, %d addresses, %d held", s, w.relays, len(w.core.relays.byAddr), w.core.relays.held)
 	}
 	if len(w.ledger.users) != 0 || w.ledger.held != [numResources]int{} {
 		w.Errorf("the ledger still has %v", w.ledger.users)

@@ -351,8 +351,8 @@ func (v *modelWorld) check(t *rapid.T) {
 			t.Fatalf("the ledger of %s has %d relays, want %d", user, got, users[user])
 		}
 	}
-	if n := users["alice"] + users["bob"]; len(v.world.relays) != n || len(v.world.core.byAddr) != n || v.world.core.held != n {
-		t.Fatalf("%d sockets are open, %d known, %d held, want %d", len(v.world.relays), len(v.world.core.byAddr), v.world.core.held, n)
+	if n := users["alice"] + users["bob"]; len(v.world.relays) != n || len(v.world.core.relays.byAddr) != n || v.world.core.relays.held != n {
+		t.Fatalf("%d sockets are open, %d known, %d held, want %d", len(v.world.relays), len(v.world.core.relays.byAddr), v.world.core.relays.held, n)
 	}
 	if next, ok := v.world.core.Next(); ok && !next.After(v.now) {
 		t.Fatalf("the timer is due at %v, and it is %v", next, v.now)

@@ -26,21 +26,29 @@ type pendingKey struct {
 // credentials, the rest is peers.
 const maxPendingBytes = 2048
 
+// questions are the requests that wait for an account.
+type questions struct {
+	byID    map[AskID]*pending
+	byKey   map[pendingKey]AskID
+	last    AskID
+	verdict *verdict // about the request at hand; nil: the Authenticator knows
+}
+
 // ask keeps r until the driver says whose username it is. What is beyond the
 // bounds is dropped, as if the network had lost it.
 func (c *Core) ask(r *request, username []byte) {
 	key := pendingKey{flow: r.flow.key(), transaction: r.msg.transaction}
 	switch {
-	case c.asked[key] != 0: // a repetition
+	case c.waiting.byKey[key] != 0: // a repetition
 		return
-	case len(c.pending) >= c.cfg.Limits.Pending || len(r.msg.raw) > maxPendingBytes:
+	case len(c.waiting.byID) >= c.cfg.Limits.Pending || len(r.msg.raw) > maxPendingBytes:
 		c.drop(DropUnanswered)
 		return
 	}
-	c.lastAsk++
-	p := &pending{id: c.lastAsk, key: key, flow: r.flow, bytes: append([]byte(nil), r.msg.raw...)}
+	c.waiting.last++
+	p := &pending{id: c.waiting.last, key: key, flow: r.flow, bytes: append([]byte(nil), r.msg.raw...)}
 	p.timer.owner = p
-	c.asked[key], c.pending[p.id] = p.id, p
+	c.waiting.byKey[key], c.waiting.byID[p.id] = p.id, p
 	c.wake(&p.timer, r.now+int64(openPatience))
 	r.out.add(Action{Kind: AskAccount, Ask: p.id, Data: append([]byte(nil), username...)})
 }
@@ -48,15 +56,15 @@ func (c *Core) ask(r *request, username []byte) {
 // Verdict answers an AskAccount action: the account of its username, and false
 // when there is none. The request that waited for it goes on.
 func (c *Core) Verdict(now time.Time, id AskID, account Account, ok bool, out *Output) {
-	p := c.pending[id]
+	p := c.waiting.byID[id]
 	if p == nil {
 		return
 	}
 	c.stop(&p.timer)
 	c.forgetPending(p)
-	c.verdict = &verdict{account: account, ok: ok}
+	c.waiting.verdict = &verdict{account: account, ok: ok}
 	c.FromClient(now, p.flow, p.bytes, out)
-	c.verdict = nil
+	c.waiting.verdict = nil
 }
 
 // verdict is what is known about the account of the request at hand.
@@ -72,13 +80,13 @@ func (p *pending) due(c *Core, _ int64, _ *Output) {
 }
 
 func (c *Core) forgetPending(p *pending) {
-	delete(c.pending, p.id)
-	delete(c.asked, p.key)
+	delete(c.waiting.byID, p.id)
+	delete(c.waiting.byKey, p.key)
 }
 
 // forgetFlow forgets the requests of a stream that has ended.
 func (c *Core) forgetFlow(k flowKey) {
-	for _, p := range c.pending {
+	for _, p := range c.waiting.byID {
 		if p.key.flow == k {
 			c.stop(&p.timer)
 			c.forgetPending(p)

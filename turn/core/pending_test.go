@@ -47,7 +47,7 @@ func TestPending_RequestGoesOnWithTheVerdict(t *testing.T) {
 		if got := v.do(c); got != v.want {
 			t.Errorf("%s: got %s, want %s", v.name, got, v.want)
 		}
-		if s := c.core.Stats(); s.Pending != 0 || len(c.core.asked) != 0 {
+		if s := c.core.Stats(); s.Pending != 0 || len(c.core.waiting.byKey) != 0 {
 			t.Errorf("%s: %d requests are pending", v.name, s.Pending)
 		}
 	}

@@ -63,7 +63,7 @@ func (c *Core) drop(reason DropReason) { c.stats.Dropped[reason]++ }
 func (c *Core) Stats() Stats {
 	s := c.stats
 	s.Allocations, s.Reservations, s.Connections = len(c.flows), len(c.reservations), len(c.connections)
-	s.Pending = len(c.pending)
+	s.Pending = len(c.waiting.byID)
 	return s
 }
 

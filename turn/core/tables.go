@@ -51,26 +51,34 @@ type relay struct {
 	deadline int64
 }
 
+// relays are all relay sockets of a core, open ones and those to come.
+type relays struct {
+	all    []*relay // by index of RelayID; 0 is none
+	spare  []uint32 // free indices
+	byAddr map[socketKey]RelayID
+	held   int // counted for users, reservations included
+}
+
 // newRelay takes an index for a relay that is to be opened.
 func (c *Core) newRelay(f Family) *relay {
-	if n := len(c.spare); n > 0 {
-		r := c.relays[c.spare[n-1]]
-		c.spare = c.spare[:n-1]
+	if n := len(c.relays.spare); n > 0 {
+		r := c.relays.all[c.relays.spare[n-1]]
+		c.relays.spare = c.relays.spare[:n-1]
 		*r = relay{id: r.id + 1<<32, family: f}
 		return r
 	}
-	r := &relay{id: RelayID(len(c.relays)) | 1<<32, family: f}
-	c.relays = append(c.relays, r)
+	r := &relay{id: RelayID(len(c.relays.all)) | 1<<32, family: f}
+	c.relays.all = append(c.relays.all, r)
 	return r
 }
 
 // relay returns the relay with an id, nil when it is closed.
 func (c *Core) relay(id RelayID) *relay {
 	index := uint32(id)
-	if int(index) >= len(c.relays) {
+	if int(index) >= len(c.relays.all) {
 		return nil
 	}
-	if r := c.relays[index]; r != nil && r.id == id && r.family != 0 {
+	if r := c.relays.all[index]; r != nil && r.id == id && r.family != 0 {
 		return r
 	}
 	return nil
@@ -85,16 +93,16 @@ func (c *Core) closeRelay(r *relay, out *Output) {
 // forgetRelay is closeRelay for a relay that the driver has closed already.
 func (c *Core) forgetRelay(r *relay) {
 	if r.open {
-		delete(c.byAddr, keyOfSocket(r.addr))
+		delete(c.relays.byAddr, keyOfSocket(r.addr))
 	}
 	*r = relay{id: r.id}
-	c.spare = append(c.spare, uint32(r.id))
+	c.relays.spare = append(c.relays.spare, uint32(r.id))
 }
 
 // RelayAt returns the relay that this core has open at addr: a driver can hand
 // a datagram that one relay sends to another over as FromPeer, without a socket.
 func (c *Core) RelayAt(addr netip.AddrPort) (RelayID, bool) {
-	id, ok := c.byAddr[keyOfSocket(addr)]
+	id, ok := c.relays.byAddr[keyOfSocket(addr)]
 	return id, ok
 }
 

@@ -1,0 +1,219 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package core
+
+import (
+	"fmt"
+	"net/netip"
+	"time"
+)
+
+// Config says what a Core serves and whom it asks. Realm, Listeners,
+// Authenticator and a family of Offers are required.
+type Config struct {
+	// Realm is the realm of all credentials: 1 to 20 bytes, so that a challenge
+	// to the shortest Allocate request stays below 2.6 times its size.
+	Realm string
+	// Listeners are where clients come in; Flow.Listener is an index into them.
+	Listeners []Listener
+	// Discovery names four datagram listeners that together answer RFC 5780's
+	// questions: address A port P, A port Q, address B port P, B port Q. nil
+	// turns NAT behaviour discovery off; CHANGE-REQUEST is then refused.
+	Discovery []uint16
+	// Offers says what clients can ask for.
+	Offers Offers
+	// Authenticator knows who may come.
+	Authenticator Authenticator
+	// Permit decides which peers a user may reach. It is asked for permissions,
+	// channels, connections and, unless it was asked since PolicyChanged, for
+	// packets. It must not block. nil denies all.
+	Permit func(user string, peer Peer) bool
+	// Answer is asked before a datagram is sent to an address that has shown no
+	// credential; false is silence. nil answers all.
+	Answer func(now time.Time, to netip.Addr) bool
+	// Quota counts what users hold; share one between cores. nil means no quota
+	// but the Limits.
+	Quota Quota
+	// Limits bounds one allocation and one core.
+	Limits Limits
+	// NonceKey authenticates nonces: 32 random bytes that all cores share, so
+	// that a client may go on at another. nil draws a key of this core's own.
+	NonceKey []byte
+	// Offload asks for ChannelsChanged actions, for a driver with a path that
+	// serves channels past the core.
+	Offload bool
+	// Shard is the number of this core. It is the first byte of reservation
+	// tokens and connection ids: ShardOf finds it in a request.
+	Shard uint8
+	// Random fills its argument with unpredictable bytes; nil is crypto/rand.
+	Random func([]byte)
+}
+
+// Offers says what the driver of a Core can do for clients. One of IPv4 and
+// IPv6 is required.
+type Offers struct {
+	// IPv4 and IPv6 are the families of which relays can be opened.
+	IPv4, IPv6 bool
+	// TCP allows relays of TCP to clients on streams (RFC 6062).
+	TCP bool
+	// DontFragment says that SendPeer actions with DontFragment can be honoured.
+	DontFragment bool
+	// Userhash says that Authenticator.Reveal knows all usernames. Clients that
+	// can will then send hashes instead of names.
+	Userhash bool
+}
+
+// Listener is one socket address that clients send to. Replies leave from
+// there: a host with several addresses has one listener for each.
+type Listener struct {
+	// Addr is the address that clients see.
+	Addr netip.AddrPort
+	// Stream says that clients come by TCP or TLS, else by UDP.
+	Stream bool
+}
+
+// Authenticator knows the accounts of clients. It must not block.
+type Authenticator interface {
+	// Authenticate returns the account that a username stands for at now, if it
+	// is Known. The username is as hostile as its sender.
+	Authenticate(now time.Time, username []byte) (Account, Knowledge)
+	// Reveal returns the username whose SHA-256(username ":" realm) is hash,
+	// and false when it knows none (RFC 8489 section 14.4).
+	Reveal(hash []byte) (username []byte, ok bool)
+}
+
+// Knowledge says what an Authenticator knows about a username.
+type Knowledge uint8
+
+// What may be known.
+const (
+	Unknown Knowledge = iota // no such account, or expired, or revoked
+	Known
+	// Pending: somebody else must be asked. The core asks its driver by an
+	// AskAccount action and goes on with the request when Verdict comes.
+	Pending
+)
+
+// Account is what an Authenticator knows about a username.
+type Account struct {
+	// User is whom quotas count and Permit is asked about. Several usernames
+	// may stand for one user; only they may use each other's allocations.
+	User string
+	// Keys are the keys that the client may sign with; several while a secret
+	// is rotated. At most 4 of them are tried.
+	Keys []Key
+	// Expires is when the credential ends; zero means never. No allocation gets a
+	// lifetime that ends later than the default lifetime after it.
+	Expires time.Time
+	// BytesPerSecond bounds what each allocation of the user relays, both
+	// directions together, with a burst of a second's worth; 0 means no bound.
+	BytesPerSecond int64
+}
+
+// Limits bounds what clients can take from one core. The zero value of each
+// field means its default.
+type Limits struct {
+	// DefaultLifetime is the lifetime of an allocation that asks for none or
+	// less, and MaxLifetime the longest. Defaults 10 minutes and 1 hour.
+	DefaultLifetime, MaxLifetime time.Duration
+	// NonceLifetime is how long a nonce is good, at most 12 hours. Default 1 hour.
+	NonceLifetime time.Duration
+	// Allocations is how many this core holds, reservations included. Default 65536.
+	Allocations int
+	// Permissions, Channels and Connections bound each allocation. Defaults 64, 64 and 16.
+	Permissions, Channels, Connections int
+	// Pending is how many requests of one core wait for an account. Default 1024.
+	Pending int
+}
+
+// Lifetimes and patience that the RFCs name.
+const (
+	permissionLifetime  = 5 * time.Minute  // RFC 8656 section 9
+	channelLifetime     = 10 * time.Minute // RFC 8656 section 12
+	reservationLifetime = 30 * time.Second // RFC 8656 section 7.2
+	connectPatience     = 30 * time.Second // RFC 6062 sections 5.2 and 5.3
+	openPatience        = 10 * time.Second // for the driver to answer OpenRelay
+)
+
+// maxRealm is the longest realm with which the challenge to an Allocate request
+// of 28 bytes is at most 72 bytes.
+const maxRealm = 20
+
+func (l Limits) withDefaults() Limits {
+	duration := func(field *time.Duration, value time.Duration) {
+		if *field == 0 {
+			*field = value
+		}
+	}
+	count := func(field *int, value int) {
+		if *field == 0 {
+			*field = value
+		}
+	}
+	duration(&l.DefaultLifetime, 10*time.Minute)
+	duration(&l.MaxLifetime, max(time.Hour, l.DefaultLifetime))
+	duration(&l.NonceLifetime, time.Hour)
+	count(&l.Allocations, 65536)
+	count(&l.Permissions, 64)
+	count(&l.Channels, 64)
+	count(&l.Connections, 16)
+	count(&l.Pending, 1024)
+	return l
+}
+
+func (cfg *Config) validate() error {
+	l := cfg.Limits
+	switch {
+	case len(cfg.Realm) == 0 || len(cfg.Realm) > maxRealm:
+		return invalid("Realm", "%q has %d bytes: give it 1 to %d", cfg.Realm, len(cfg.Realm), maxRealm)
+	case cfg.Authenticator == nil:
+		return invalid("Authenticator", "nil: somebody must know the credentials")
+	case !cfg.Offers.IPv4 && !cfg.Offers.IPv6:
+		return invalid("Offers", "neither IPv4 nor IPv6: allow relays of one family")
+	case len(cfg.NonceKey) < 16:
+		return invalid("NonceKey", "%d bytes: give it 32 random ones", len(cfg.NonceKey))
+	case len(cfg.Listeners) == 0 || len(cfg.Listeners) > 1<<16:
+		return invalid("Listeners", "%d entries: give it 1 to 65536", len(cfg.Listeners))
+	case l.DefaultLifetime < time.Second || l.MaxLifetime < l.DefaultLifetime || l.MaxLifetime > 24*time.Hour:
+		return invalid("Limits.MaxLifetime", "%v, with a default of %v: give them 1s to 24h, the default first", l.MaxLifetime, l.DefaultLifetime)
+	case l.NonceLifetime < time.Second || l.NonceLifetime > maxNonceLifetime:
+		return invalid("Limits.NonceLifetime", "%v: give it 1s to %v", l.NonceLifetime, maxNonceLifetime)
+	case min(l.Allocations, l.Permissions, l.Channels, l.Connections, l.Pending) < 0:
+		return invalid("Limits", "a count is negative: give it 0 for its default, or more")
+	}
+	for i, listener := range cfg.Listeners {
+		if !listener.Addr.Addr().IsValid() || listener.Addr.Addr().IsUnspecified() || listener.Addr.Port() == 0 {
+			return invalid(fmt.Sprintf("Listeners[%d].Addr", i), "%v: give the address and port that clients send to", listener.Addr)
+		}
+	}
+	return cfg.validateDiscovery()
+}
+
+func (cfg *Config) validateDiscovery() error {
+	if cfg.Discovery == nil {
+		return nil
+	}
+	if len(cfg.Discovery) != 4 {
+		return invalid("Discovery", "%d listeners: give it 4 (A:P, A:Q, B:P, B:Q) or none", len(cfg.Discovery))
+	}
+	var addrs [4]netip.AddrPort
+	for i, n := range cfg.Discovery {
+		if int(n) >= len(cfg.Listeners) || cfg.Listeners[n].Stream {
+			return invalid(fmt.Sprintf("Discovery[%d]", i), "%d is no datagram listener: give the index of one", n)
+		}
+		addrs[i] = cfg.Listeners[n].Addr
+	}
+	a, b, p, q := addrs[0].Addr(), addrs[2].Addr(), addrs[0].Port(), addrs[1].Port()
+	square := addrs == [4]netip.AddrPort{
+		netip.AddrPortFrom(a, p), netip.AddrPortFrom(a, q), netip.AddrPortFrom(b, p), netip.AddrPortFrom(b, q),
+	}
+	if !square || a == b || p == q || a.Is4() != b.Is4() {
+		return invalid("Discovery", "%v: give two addresses of one family with the same two ports, in the order A:P, A:Q, B:P, B:Q", addrs)
+	}
+	return nil
+}
+
+// invalid says what is wrong with a field of Config, and what to do.
+func invalid(field, format string, args ...any) error {
+	return fmt.Errorf("%s: %s", field, fmt.Sprintf(format, args...))
+}
