@@ -41,6 +41,7 @@ type world struct {
 	actions   []Action // of all other kinds
 	forbidden func(netip.AddrPort) bool
 	silent    bool // Config.Answer says no
+	async     bool // leave OpenRelay among the actions
 	conns     uint64
 }
 
@@ -137,9 +138,16 @@ func (w *world) drive() {
 			case SendPeer:
 				w.toPeer = append(w.toPeer, sent{relay: a.Relay, peer: a.Peer, whole: a.DontFragment, data: slices.Clone(a.Data)})
 			case OpenRelay:
-				w.openRelay(a)
+				if w.async {
+					w.actions = append(w.actions, a)
+				} else {
+					w.openRelay(a)
+				}
 			case CloseRelay:
 				delete(w.relays, a.Relay)
+				if w.async {
+					w.actions = append(w.actions, a)
+				}
 			default:
 				w.actions = append(w.actions, a)
 			}
