@@ -78,6 +78,13 @@ func TestConformance_Channels(t *testing.T) {
 			c.now = c.now.Add(10 * time.Minute)
 			return c.emit(channelData(0x4000, "hello"))
 		}, "none"},
+		{"8656-12.6", "after the end of the allocation", func(c *client) string {
+			c.bound()
+			c.pass(5 * time.Minute)
+			c.must(methodChannelBind, channel(0x4000), peerAt(peer4))
+			c.now = c.now.Add(5 * time.Minute) // without a timer
+			return c.emit(channelData(0x4000, "hello")) + fmt.Sprint(c.receive(peer4, "x"))
+		}, "none[]"},
 		{"8656-12.7", "from the peer", func(c *client) string { c.bound(); return fmt.Sprintf("%x", c.receive(peer4, "four")) }, "40000004666f7572"},
 		{"8656-12.7", "from the peer without permission", func(c *client) string {
 			c.bound()

@@ -72,7 +72,7 @@ type Action struct {
 	Ask          AskID
 	Peer         netip.AddrPort
 	// Data lies in the packet that was handed in or in the Output: it is good
-	// until either is used again.
+	// until that packet is overwritten, or Reset.
 	Data []byte
 }
 

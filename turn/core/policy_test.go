@@ -5,6 +5,7 @@ package core
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 )
@@ -88,6 +89,21 @@ func TestPolicy_ServerItselfIsNoPeer(t *testing.T) {
 		if got := c.ask(methodCreatePermission, peerAt(addr)); got != "403" {
 			t.Errorf("%s: %s", addr, got)
 		}
+	}
+}
+
+// TestPolicy_SeesWhatHides checks what Permit is told of an address in another.
+func TestPolicy_SeesWhatHides(t *testing.T) {
+	var seen []Peer
+	c := newWorld(t, func(cfg *Config) { cfg.Permit = func(_ string, p Peer) bool { seen = append(seen, p); return true } }).client(udp4, 1)
+	c.allocate(udp(), additional(IPv6))
+	c.must(methodCreatePermission, peerAt("[64:ff9b::c000:209]:5"), peerAt(peer4))
+	want := []Peer{
+		{Wire: netip.MustParseAddrPort("[64:ff9b::c000:209]:5"), Canonical: netip.MustParseAddrPort("192.0.2.9:5")},
+		{Wire: netip.MustParseAddrPort(peer4), Canonical: netip.MustParseAddrPort(peer4)},
+	}
+	if !slices.Equal(seen, want) || !seen[0].Embedded() || seen[1].Embedded() {
+		t.Errorf("%v, want %v", seen, want)
 	}
 }
 

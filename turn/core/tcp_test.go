@@ -3,6 +3,7 @@
 package core
 
 import (
+	"fmt"
 	"net/netip"
 	"strings"
 	"testing"
@@ -97,6 +98,12 @@ func TestConformance_TCP(t *testing.T) {
 		}), "508"},
 		{"6062-5.2", "refused by the peer", streams(func(c *client) string { c.core.ConnectFailed(c.dialled(), &c.out); return c.said() }), "447"},
 		{"6062-5.2", "no answer of the peer", streams(func(c *client) string { c.dialled(); c.pass(30 * time.Second); return c.said() }), "447"},
+		{"6062-5.2", "forbidden while connecting", streams(func(c *client) string {
+			c.dialled()
+			c.forbid("198.51.100.0/24")
+			c.core.PolicyChanged(&c.out)
+			return c.said()
+		}), "403"},
 		{"6062-5.2", "again after a failure", streams(func(c *client) string {
 			c.core.ConnectFailed(c.dialled(), &c.out)
 			c.said()
@@ -112,6 +119,23 @@ func TestConformance_TCP(t *testing.T) {
 			_, ok := c.incoming(peer4)
 			return map[bool]string{true: "accepted", false: "refused"}[ok]
 		}), "refused"},
+		{"6062-5.3", "peer that is forbidden now", streams(func(c *client) string {
+			permitted(c).forbid("198.51.100.0/24")
+			_, ok := c.incoming(peer4)
+			return map[bool]string{true: "accepted", false: "refused"}[ok]
+		}), "refused"},
+		{"6062-5.3", "more peers than there is room for", streams(func(c *client) string {
+			permitted(c)
+			_, one := c.incoming("198.51.100.77:1")
+			_, two := c.incoming("198.51.100.77:2")
+			_, three := c.incoming("198.51.100.77:3")
+			return fmt.Sprint(one, two, three)
+		}), "true true false"},
+		{"6062-5.3", "peer of a relay of UDP", func(c *client) string {
+			c.permitted()
+			_, ok := c.incoming(peer4)
+			return map[bool]string{true: "accepted", false: "refused"}[ok]
+		}, "refused"},
 		{"6062-5.4", "connection of a peer", streams(func(c *client) string { id, _ := permitted(c).incoming(peer4); return c.bindTo(id) }), "ok"},
 		{"6062-5.4", "connection to a peer", streams(func(c *client) string { return c.bindTo(c.connected()) }), "ok"},
 		{"6062-5.4", "before it is connected", streams(func(c *client) string { return c.bindTo(c.dialled()) }), "400"},
