@@ -351,12 +351,28 @@ func TestLink_BreaksAfterAWhile(t *testing.T) {
 				t.Fatal("lost, and it has a way")
 			}
 		}
-		l.ready = time.Time{}
-		l.settle(time.Now())
-		s.pass(brokenAfter)
-		s.fresh = false
-		if l.settle(time.Now()); l.stands || !s.fresh || !l.lost.IsZero() {
-			t.Errorf("stands %v, fresh %v, lost %s", l.stands, s.fresh, l.lost)
+		// As long as no gateway answers nobody could carry the packets instead.
+		gate, finder := s.link(gateway, s.gate("gate", 9))
+		for answers, within := range map[bool]time.Duration{true: brokenAfter, false: brokenMost} {
+			l.stands, l.ready = true, time.Time{}
+			restarts := finder.restarts
+			lost := time.Now()
+			l.settle(lost)
+			if finder.restarts != restarts+1 || gate.due != lost {
+				t.Error("the gateway is not asked at once")
+			}
+			if answers {
+				finder.state.Standing, finder.state.Verified = true, lost.Add(time.Millisecond)
+			}
+			s.pass(within - 1)
+			if l.settle(time.Now()); !l.stands {
+				t.Errorf("answers %v: broken before %s", answers, within)
+			}
+			s.fresh = false
+			s.pass(1)
+			if l.settle(time.Now()); l.stands || !s.fresh || !l.lost.IsZero() {
+				t.Errorf("answers %v: after %s stands %v, fresh %v, lost %s", answers, within, l.stands, s.fresh, l.lost)
+			}
 		}
 	})
 }

@@ -4,7 +4,6 @@ package pair
 
 import (
 	"context"
-	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
@@ -294,7 +293,7 @@ func TestRelays_GiveDatagramsTime(t *testing.T) {
 			t.Error("not tried again after the pause")
 		}
 		var pauses []time.Duration
-		for range 9 {
+		for range patientFails + 9 {
 			fails := server.fails
 			for server.fails == fails {
 				s.work(time.Millisecond)
@@ -303,7 +302,8 @@ func TestRelays_GiveDatagramsTime(t *testing.T) {
 			pauses = append(pauses, time.Until(server.again))
 		}
 		for i, p := range pauses {
-			if want := min(relayAgainFirst<<(i+1), relayAgainMost); p > want || p < want-100*time.Millisecond {
+			want := min(relayAgainFirst<<max(0, i+1-patientFails), relayAgainMost)
+			if p > want || p < want-100*time.Millisecond {
 				t.Errorf("pause %d is %s", i, p)
 			}
 		}
@@ -377,12 +377,12 @@ func TestRelays_AreDoubted(t *testing.T) {
 		}
 		one.silent = time.Hour
 		for range 2 {
-			for i := range 2 { // it has as long as others after each doubt
+			for i := range 10 { // it has as long as others after each doubt
 				doubt(true)
-				s.pass(checkEvery - 1)
+				s.pass(hurryEvery - 1)
 				before := one.checks
 				if doubt(true); one.checks != before {
-					t.Errorf("second %d: asked again too soon", i)
+					t.Errorf("time %d: asked again too soon", i)
 				}
 				s.pass(1)
 			}
@@ -391,8 +391,20 @@ func TestRelays_AreDoubted(t *testing.T) {
 			}
 			doubt(false)
 		}
-		if one.checks != 4 {
+		if one.checks != 20 {
 			t.Errorf("asked %d times", one.checks)
+		}
+		one.silent = 0 // who answers is asked less often after a while
+		asked := func(during time.Duration) int {
+			before := one.checks
+			for range during / hurryEvery {
+				doubt(true)
+				s.pass(hurryEvery)
+			}
+			return one.checks - before
+		}
+		if soon, later := asked(hurryFor), asked(5*checkEvery); soon != int(hurryFor/hurryEvery) || later != 5 {
+			t.Errorf("asked %d times at first and %d times later", soon, later)
 		}
 		one.silent = silentRelay - 1
 		doubt(true)
@@ -430,31 +442,33 @@ func TestRelays_MoveSooner(t *testing.T) {
 	}
 }
 
-// A relay that stood for long is asked for again at once when it is lost, and its
-// gateway for a session; one that did not, later.
+// A relay that is lost is asked for again at once, and its gateway for a session,
+// unless several in a row have stood for a moment only.
 func TestRelays_AreLost(t *testing.T) {
-	for stood, again := range map[time.Duration]bool{youngRelay - time.Millisecond: false, youngRelay + time.Millisecond: true} {
-		t.Run(fmt.Sprint(stood), func(t *testing.T) {
-			inStill(t, func(t *testing.T, s *still) {
-				_, _, one := s.standing()
-				gate, _ := s.link(gateway, s.gate("gate", 9))
-				other, _ := s.link(gateway, s.gate("other", 8))
-				s.pass(stood - time.Millisecond)
-				server := s.relays.servers[0]
-				_ = one.Close()
-				s.wait()
-				if server.have != nil || value(t, s.metrics.lost) != 1 || s.relays.doubted != time.Now() || len(s.removed) != 1 {
-					t.Fatalf("a lost relay: %+v", server)
-				}
-				if (server.again == time.Now()) != again || (server.fails == 1) == again {
-					t.Errorf("stood for %s: again at %s", stood, server.again)
-				}
-				if s.shakes[gate.key] != 1 || s.shakes[other.key] != 0 {
-					t.Errorf("%d and %d sessions", s.shakes[gate.key], s.shakes[other.key])
-				}
-			})
-		})
-	}
+	inStill(t, func(t *testing.T, s *still) {
+		_, _, one := s.standing()
+		gate, _ := s.link(gateway, s.gate("gate", 9))
+		other, _ := s.link(gateway, s.gate("other", 8))
+		server := s.relays.servers[0]
+		for i, stood := range []time.Duration{0, 0, youngRelay, youngRelay - 1, 0, 0, 0} {
+			s.pass(stood)
+			s.shakes[gate.key], gate.shook = 0, time.Time{}
+			_ = one.Close()
+			s.wait()
+			if server.have != nil || value(t, s.metrics.lost) != float64(i+1) || s.relays.doubted != time.Now() {
+				t.Fatalf("relay %d is lost: %+v", i, server)
+			}
+			if paused := i == 6; (server.again == time.Now()) == paused || (server.fails == 1) != paused {
+				t.Errorf("relay %d stood for %s: again in %s", i, stood, time.Until(server.again))
+			}
+			if s.shakes[gate.key] != 1 || s.shakes[other.key] != 0 {
+				t.Errorf("relay %d: %d and %d sessions", i, s.shakes[gate.key], s.shakes[other.key])
+			}
+			one = newStillRelay()
+			s.relays.open(time.Now(), server, path.UDP, one)
+			s.wait()
+		}
+	})
 }
 
 // A relay that the device does not take is asked for again after a pause.
