@@ -168,7 +168,13 @@ func TestFollowPairs_TellsOfEachAndOfItsChanges(t *testing.T) {
 				s.Nodes = s.Nodes.With(&mesh.Node{ID: "new", PublicKey: mesh.PublicKey{3}, Paths: true, IPv4: netip.MustParsePrefix("127.0.0.77/32")})
 			}, map[string]string{"127.0.0.77": `new CONNECT_ICE 127.0.0.77/32 at "" `}},
 			{"that leaves", nil, map[string]string{"127.0.0.77": first["127.0.0.77"]}},
-			{"an edge between the two", func(s *mesh.Snapshot) { s.Edges = s.Edges.With(mesh.Edge{Source: "desk", Target: "laptop"}) }, map[string]string{
+			{"an edge between the two", func(s *mesh.Snapshot) { s.Edges = s.Edges.With(mesh.Edge{Source: "desk", Target: "laptop"}) }, nil}, // a pair all the same
+			{"an edge to one that can be called", func(s *mesh.Snapshot) {
+				n := *s.Node("desk")
+				n.WireGuardEndpoints = []netip.AddrPort{netip.MustParseAddrPort("192.0.2.7:4")}
+				s.Nodes = s.Nodes.With(&n)
+				s.Edges = s.Edges.With(mesh.Edge{Source: "desk", Target: "laptop"})
+			}, map[string]string{
 				"127.0.0.5": `nodes "laptop" and "desk" are neighbours, and have each other for peers already`, "desk": `nodes "laptop" and "desk" are neighbours, and have each other for peers already`,
 			}},
 			{"a route", func(s *mesh.Snapshot) {

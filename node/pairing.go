@@ -112,7 +112,11 @@ func (f *follower) renew() {
 // pairs. The caller holds mu.
 func (f *follower) mergeLocked() {
 	s, plan := *f.base, f.basePlan
+	stands := make(map[mesh.NodeID]bool)
 	if f.node.pairs != nil {
+		for _, st := range f.node.pairs.Status() {
+			stands[st.Node] = st.Stands
+		}
 		view := f.node.pairs.View()
 		plan = view.Apply(plan)
 		for _, p := range view.Peers() {
@@ -121,6 +125,7 @@ func (f *follower) mergeLocked() {
 			}
 		}
 	}
+	plan = unshared(plan, stands)
 	if f.latest != nil {
 		s.Version = f.latest.Version + 1
 	}

@@ -112,7 +112,14 @@ func neighbours(m *meshgatev1.WatchMeshResponse) map[string]map[string]bool {
 			near[from][to] = inside
 		}
 	}
+	nodes := make(map[string]*v1.MeshNode, len(m.GetNodes()))
+	for _, o := range m.GetNodes() {
+		nodes[o.GetId()] = o
+	}
 	for _, e := range m.GetEdges() {
+		if waits(nodes[e.GetSource()]) && waits(nodes[e.GetTarget()]) {
+			continue // a pair, through which nobody else is reached
+		}
 		inside := slices.ContainsFunc([]v1.EdgeAttribute{v1.EdgeAttribute_EDGE_ATTRIBUTE_ICE, v1.EdgeAttribute_EDGE_ATTRIBUTE_LIBP2P},
 			func(a v1.EdgeAttribute) bool { return e.GetAttributes()[a.String()] == "true" })
 		add(e.GetSource(), e.GetTarget(), inside)
@@ -124,6 +131,10 @@ func neighbours(m *meshgatev1.WatchMeshResponse) map[string]map[string]bool {
 	}
 	return near
 }
+
+// waits reports whether a node takes part in pairs, and can be called only after
+// it said how.
+func waits(o *v1.MeshNode) bool { return o.GetPaths() && o.GetPrimaryEndpoint() == "" }
 
 // waysFrom is, for each node without a link, the neighbour of the gateway on the
 // shortest way to it. A neighbour that does not answer is no way to anybody; a

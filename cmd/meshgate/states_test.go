@@ -75,6 +75,25 @@ func TestStatesOf_SpeaksAsTheConsole(t *testing.T) {
 	}
 }
 
+// Two nodes behind NAT that have an edge are reached through their gateways all the
+// same.
+func TestStatesOf_APairIsNoWayToOthers(t *testing.T) {
+	m := watched()
+	pair := &v1.MeshEdge{Source: "laptop", Target: "nas", Attributes: map[string]string{"EDGE_ATTRIBUTE_ICE": "true"}}
+	m.Edges = append(m.Edges, pair, &v1.MeshEdge{Source: "laptop", Target: "island"})
+	for _, o := range m.GetNodes() {
+		o.Paths = o.GetId() == "laptop" || o.GetId() == "nas"
+	}
+	states := statesOf(m, nil)
+	if states["nas"] != "relayed through gw2" || states["island"] != "relayed through laptop" {
+		t.Errorf("nas is %s, island is %s", states["nas"], states["island"])
+	}
+	m.Links = m.GetLinks()[2:3] // to laptop alone
+	if states := statesOf(m, nil); states["nas"] != stateUnknown {
+		t.Errorf("without gateways nas is %s", states["nas"])
+	}
+}
+
 // Nobody is reached through a node that does not answer, nor without any link.
 func TestStatesOf_NoWayThroughTheDead(t *testing.T) {
 	m := watched()

@@ -87,7 +87,7 @@ func changeMesh(t *rapid.T, s *mesh.Snapshot, names []mesh.NodeID) *mesh.Snapsho
 
 // changeRecord changes something about a node.
 func changeRecord(t *rapid.T, n *mesh.Node) {
-	switch rapid.SampledFrom([]string{"key", "role", "IPv4", "IPv6", "endpoint", "zone", "wireguard"}).Draw(t, "what") {
+	switch rapid.SampledFrom([]string{"key", "role", "IPv4", "IPv6", "endpoint", "zone", "wireguard", "paths"}).Draw(t, "what") {
 	case "key":
 		n.PublicKey = mesh.PublicKey{byte(rapid.IntRange(0, 1).Draw(t, "key"))}
 	case "role":
@@ -104,6 +104,8 @@ func changeRecord(t *rapid.T, n *mesh.Node) {
 		}).Draw(t, "IPv6")
 	case "endpoint":
 		n.PrimaryEndpoint = rapid.SampledFrom([]string{"", "192.0.2.1", "gate.example.com"}).Draw(t, "endpoint")
+	case "paths":
+		n.Paths = !n.Paths
 	case "zone":
 		n.Zone = rapid.SampledFrom([]string{"", "x", "y"}).Draw(t, "zone")
 	case "wireguard":
@@ -144,6 +146,9 @@ func checkPlans(t *rapid.T, p *topology.Planner, ids []mesh.NodeID) {
 func TestPlanner_ChangesLeaveNoTrace(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		b := drawMesh(t)
+		if rapid.Bool().Draw(t, "pairs") {
+			b.paths(b.ids()...)
+		}
 		b.acls(append(drawACLs(t, b), between(true, "*", "*"))...)
 		names := append(b.ids(), "x1", "x2", "x3")
 		planners := []*topology.Planner{topology.New(b.Snapshot, nil)}

@@ -98,10 +98,12 @@ func (g *graph) fits(s *mesh.Snapshot) bool {
 func (g *graph) move(s *mesh.Snapshot) *delta {
 	old, d := g.at, new(delta)
 	g.at = s
-	var added []*vertex
+	var added, moved []*vertex
 	for before, after := range s.Nodes.Changes(old.Nodes) {
 		if v := g.replace(before, after, d); v != nil {
 			added = append(added, v)
+		} else if before != nil && after != nil && !reachedAlike(before, after) {
+			moved = append(moved, g.vertices.get(after.ID))
 		}
 	}
 	for _, v := range added {
@@ -114,6 +116,14 @@ func (g *graph) move(s *mesh.Snapshot) *delta {
 	for before, after := range s.Edges.Changes(old.Edges) {
 		e := cmp.Or(after, before)
 		g.setLink(g.vertices.get(e.Source), g.vertices.get(e.Target), d)
+	}
+	for _, v := range moved { // nil when it has no key
+		if v == nil {
+			continue
+		}
+		for e := range s.Edges.Of(v.id) {
+			g.setLink(g.vertices.get(e.Source), g.vertices.get(e.Target), d)
+		}
 	}
 	if !mesh.SameList(old.Routes, s.Routes) || g.stirred(old, s) {
 		g.setOffers(offersOf(s), d)
@@ -202,7 +212,7 @@ func (g *graph) linksOf(v *vertex) []link {
 		if other == v.id {
 			other = e.Target
 		}
-		if to := g.vertices.get(other); to != nil && to != v {
+		if to := g.vertices.get(other); to != nil && to != v && !standing(v.node, to.node) {
 			links = append(links, linkBy(e, to))
 		}
 	}
@@ -228,7 +238,7 @@ func (g *graph) setLink(a, b *vertex, d *delta) {
 		return
 	}
 	was, had := a.linkTo(b)
-	e, has := g.at.EdgeBetween(a.node, b.node)
+	e, has := g.edgeBetween(a, b)
 	switch {
 	case has:
 		is := linkBy(e, b)

@@ -26,7 +26,8 @@ const maxPairParts = 256
 // The error is a *mesh.Refusal. Its kind is mesh.ErrNotFound where there is no such
 // node, mesh.ErrDenied where the ACLs grant one of the two nothing of the
 // other, and mesh.ErrPrecondition where a pair is not possible or not needed:
-// one of the two takes no part in pairs, or they are neighbours already.
+// one of the two takes no part in pairs, or they are neighbours already. Two with
+// an edge that stands only as a pair are no neighbours.
 func (p *Planner) Pair(a, b mesh.NodeID) (peer mesh.Peer, err error) {
 	err = p.work.look(p.snapshot, func(w *work) error {
 		from, to, err := w.ends(a, b)

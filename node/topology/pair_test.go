@@ -104,7 +104,7 @@ func TestPair_SaysWhyNot(t *testing.T) {
 		"a stock peer":        {leaves(), "stock", mesh.ErrPrecondition, `node "stock" takes no part in pairs`},
 		"a placeholder":       {leaves().change("b", func(n *mesh.Node) { n.PublicKey = mesh.PublicKey{} }), "b", mesh.ErrPrecondition, `node "b" has no key yet`},
 		"an older node asks":  {leaves().change("a", func(n *mesh.Node) { n.Paths = false }), "b", mesh.ErrPrecondition, `node "a" takes no part in pairs`},
-		"neighbours":          {leaves().link("a", "b", 1), "b", mesh.ErrPrecondition, `nodes "a" and "b" are neighbours`},
+		"neighbours":          {leaves().link("a", "b", 1).endpoints("b", "203.0.113.7"), "b", mesh.ErrPrecondition, `nodes "a" and "b" are neighbours`},
 		"no ACL":              {leaves().acls(), "b", mesh.ErrDenied, `no network ACL lets nodes "a" and "b" reach each other`},
 		"an ACL that denies":  {leaves().acls(between(false, "b", "a"), between(true, "*", "*")), "b", mesh.ErrDenied, `no network ACL lets nodes "a" and "b" reach each other`},
 		"no family in common": {leaves().change("a", func(n *mesh.Node) { n.IPv6 = netip.Prefix{} }).change("b", func(n *mesh.Node) { n.IPv4 = netip.Prefix{} }), "b", mesh.ErrDenied, `no network ACL lets nodes`},
@@ -129,7 +129,9 @@ func TestMaySignal_PairsAndNeighboursByICE(t *testing.T) {
 	}{
 		"a pair":                       {leaves(), true},
 		"neighbours by ICE":            {leaves().link("a", "b", 1, "ICE"), true},
-		"neighbours by plain UDP":      {leaves().link("a", "b", 1), false},
+		"neighbours by ICE, public":    {leaves().link("a", "b", 1, "ICE").endpoints("b", "203.0.113.7"), true},
+		"neighbours by plain UDP":      {leaves().link("a", "b", 1).endpoints("b", "203.0.113.7"), false},
+		"a pair that stands, unasked":  {leaves().link("a", "b", 1), true},
 		"neighbours by ICE, kept away": {leaves().link("a", "b", 1, "ICE").acls(), false},
 	} {
 		if err := topology.New(c.mesh.Snapshot, nil).MaySignal("a", "b"); (err == nil) != c.may {

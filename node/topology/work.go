@@ -53,13 +53,18 @@ func (w *work) plan(s *mesh.Snapshot, self mesh.NodeID) (mesh.Plan, bool) {
 	}
 	w.moveTo(s)
 	start := w.graph.vertices.get(self)
+	return w.withStanding(w.planOf(s, start), start), true
+}
+
+// planOf plans for a vertex, without pairs.
+func (w *work) planOf(s *mesh.Snapshot, start *vertex) mesh.Plan {
 	if gate := w.gateOf(start); gate != nil {
-		return w.view(viewKey{root: gate, viewer: start.class, lone: true}, start.node).leafPlan(s, start), true
+		return w.view(viewKey{root: gate, viewer: start.class, lone: true}, start.node).leafPlan(s, start)
 	}
 	if plan, ok := w.nearPlan(start); ok {
-		return plan, true
+		return plan
 	}
-	return w.view(viewKey{root: start, viewer: start.class}, start.node).plan, true
+	return w.view(viewKey{root: start, viewer: start.class}, start.node).plan
 }
 
 // keepUp is Planner.KeepUp.
