@@ -5,6 +5,7 @@ package gateway
 import (
 	"fmt"
 	"maps"
+	"slices"
 
 	"connectrpc.com/grpchealth"
 	"connectrpc.com/grpcreflect"
@@ -159,7 +160,8 @@ func (r rule) pairWith(msg any) (to mesh.NodeID, ok bool, err error) {
 	return r.pair(msg)
 }
 
-// authorize checks the roles that r needs for a call of c that begins with msg.
+// authorize checks the roles that r needs for a call of c that begins with msg. To
+// offer networks takes none where routes give exactly these to the node.
 func (r rule) authorize(s *mesh.Snapshot, c api.Caller, msg any) error {
 	actions, err := r.actions(c, msg)
 	if err != nil {
@@ -169,6 +171,12 @@ func (r rule) authorize(s *mesh.Snapshot, c api.Caller, msg any) error {
 		// Ids of nodes and names of users are one namespace: who joins a node
 		// under a name that has roles hands out those roles.
 		actions = append(actions, everyAction())
+	}
+	if o, ok := offering(msg); ok {
+		actions = slices.DeleteFunc(actions, func(a mesh.Action) bool { return a == offerAction() })
+		if err := r.granted(s, c, []mesh.Action{offerAction()}); err != nil && !given(s, o) {
+			return ungiven(err, o)
+		}
 	}
 	return r.granted(s, c, actions)
 }
@@ -338,14 +346,15 @@ func dataChannelTo(node string) ([]mesh.Action, error) {
 }
 
 // join: under the caller's own id, or under one that it may PUT edges of.
-// Routes, an exit, direct peers and a seat among the voters need their own grants.
+// Routes, an exit, direct peers and a seat among the voters need their own grants;
+// routes that the node has already do not: see authorize.
 func join(c api.Caller, m *v1.JoinRequest) ([]mesh.Action, error) {
 	var actions []mesh.Action
 	if m.GetId() != c.ID {
 		actions = append(actions, put(v1.RuleResource_RESOURCE_EDGES, m.GetId()))
 	}
 	if len(m.GetRoutes()) > 0 || m.GetExit() {
-		actions = append(actions, put(v1.RuleResource_RESOURCE_ROUTES, ""))
+		actions = append(actions, offerAction())
 	}
 	for peer := range m.GetDirectPeers() {
 		actions = append(actions, put(v1.RuleResource_RESOURCE_EDGES, peer))
@@ -386,7 +395,7 @@ func update(c api.Caller, m *v1.UpdateRequest) ([]mesh.Action, error) {
 		actions = append(actions, put(v1.RuleResource_RESOURCE_EDGES, m.GetId()))
 	}
 	if len(m.GetRoutes()) > 0 {
-		actions = append(actions, put(v1.RuleResource_RESOURCE_ROUTES, ""))
+		actions = append(actions, offerAction())
 	}
 	if m.GetAsVoter() {
 		actions = append(actions, put(v1.RuleResource_RESOURCE_VOTES, ""))
