@@ -95,7 +95,12 @@ func (n *Node) dialPeer(ctx context.Context, d tunnel, s *mesh.Snapshot, network
 	}
 	peer, ok := contact()
 	if !ok || !silent(peer) {
-		return d.DialContext(ctx, network, at.String())
+		c, err := d.DialContext(ctx, network, at.String())
+		if err != nil {
+			owner, _ := s.NodeByAddr(at.Addr())
+			return nil, n.unrouted(s, owner, err)
+		}
+		return c, nil
 	}
 	node, _ := s.NodeByKey(peer.PublicKey)
 	early := n.early(node)

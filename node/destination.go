@@ -342,17 +342,23 @@ func (n *Node) RPCAddress(id mesh.NodeID) (netip.AddrPort, error) {
 	return netip.AddrPortFrom(addr, port), err
 }
 
-// RemoteStatus asks another node of the mesh how it is. One that does not answer
+// RemoteStatus asks another node of the mesh how it is; a node that holds no state
+// asks its gateway to do so for those that it does not know. One that does not answer
 // within statusPatience is an error that wraps mesh.ErrUnavailable and says since
 // when it has not been heard.
 func (n *Node) RemoteStatus(ctx context.Context, id mesh.NodeID) (*v1.Status, error) {
+	if s := n.Snapshot(); s != nil && s.Node(id) == nil {
+		if f, ok := n.source.(*follower); ok {
+			return f.askStatus(ctx, id)
+		}
+	}
 	at, err := n.RPCAddress(id)
 	if err != nil {
 		return nil, err
 	}
 	asked, cancel := context.WithTimeout(ctx, statusPatience)
 	defer cancel()
-	s, err := n.peers.Status(asked, at)
+	s, err := n.peers.Status(asked, at, "")
 	if err != nil && asked.Err() != nil && ctx.Err() == nil {
 		return nil, n.unanswered(id, at.Addr())
 	}

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/meshgate/meshgate/node/mesh"
+	"github.com/meshgate/meshgate/node/wg"
 	meshgatev1 "github.com/meshgate/meshgate/proto/meshgate/v1"
 	v1 "github.com/meshgate/meshgate/proto/v1"
 )
@@ -77,6 +78,9 @@ func (n *Node) Ping(ctx context.Context, o *mesh.Node) (mesh.Pong, error) {
 		return pong, fmt.Errorf("%w: no answer within %s: it is off, or its network ACLs or firewall do not let TCP port %d through",
 			mesh.ErrUnavailable, time.Since(began).Round(10*time.Millisecond), port)
 	}
+	if s := n.Snapshot(); errors.Is(err, wg.ErrNoRoute) && s != nil {
+		return pong, n.unrouted(s, o, err)
+	}
 	return pong, fmt.Errorf("%w: %w", mesh.ErrUnavailable, err)
 }
 
@@ -126,4 +130,20 @@ func (n *Node) FreshRelayServers(ctx context.Context) []*v1.ICEServer {
 		}
 	}
 	return n.RelayServers()
+}
+
+// askStatus has the gateway ask a node how it is.
+func (f *follower) askStatus(ctx context.Context, id mesh.NodeID) (*v1.Status, error) {
+	gate, at, err := f.gateway()
+	if err != nil {
+		return nil, err
+	}
+	// The gateway waits as long for the node.
+	asked, cancel := context.WithTimeout(ctx, 2*statusPatience)
+	defer cancel()
+	s, err := f.node.peers.Status(asked, at, string(id))
+	if err != nil {
+		return nil, fmt.Errorf("ask gateway %q for node %q: %w", gate.ID, id, err)
+	}
+	return s, nil
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/meshgate/meshgate/node/mesh"
 	"github.com/meshgate/meshgate/node/pair"
 	"github.com/meshgate/meshgate/node/path"
+	"github.com/meshgate/meshgate/node/policy"
 )
 
 // Ways says how packets of this node get to its WireGuard peers and to nodes that
@@ -45,6 +46,8 @@ func (n *Node) WayTo(ctx context.Context, o *mesh.Node) (mesh.Way, error) {
 // wayView is what is known of the ways of a node at a moment.
 type wayView struct {
 	snapshot *mesh.Snapshot
+	self     *mesh.Node // may be nil
+	network  *policy.Network
 	stats    mesh.InterfaceStats
 	pairs    map[mesh.NodeID]pair.Status
 	peers    map[mesh.WireGuardKey]mesh.PeerStats
@@ -63,7 +66,7 @@ func (n *Node) viewWays(ctx context.Context) (*wayView, error) {
 		return nil, fmt.Errorf("read interface statistics: %w", err)
 	}
 	v := &wayView{
-		snapshot: s, stats: stats, pairs: make(map[mesh.NodeID]pair.Status),
+		snapshot: s, self: s.Node(n.cfg.ID), network: n.networkOf(s), stats: stats, pairs: make(map[mesh.NodeID]pair.Status),
 		peers: make(map[mesh.WireGuardKey]mesh.PeerStats, len(stats.Peers)), gateways: make(map[netip.Addr]mesh.NodeID), now: time.Now(),
 	}
 	if n.pairs != nil {
@@ -137,7 +140,7 @@ func (v *wayView) endpoint(o *mesh.Node, p mesh.PeerStats) mesh.Way {
 
 // carried is the way to a node behind another one.
 func (v *wayView) carried(o *mesh.Node) mesh.Way {
-	w := mesh.Way{Node: o.ID, Why: "the network ACLs and the edges of the mesh leave no way to it"}
+	w := mesh.Way{Node: o.ID, Why: noWay(v.network, v.self, o)}
 	addr, err := firstAddr(o)
 	if err != nil {
 		return w

@@ -14,6 +14,7 @@ import (
 	"github.com/meshgate/meshgate/node/mesh"
 	"github.com/meshgate/meshgate/node/pair"
 	"github.com/meshgate/meshgate/node/path"
+	"github.com/meshgate/meshgate/node/policy"
 	v1 "github.com/meshgate/meshgate/proto/v1"
 )
 
@@ -37,6 +38,7 @@ func wayMesh(t *testing.T) (*wayView, map[mesh.NodeID]*mesh.Node) {
 	}
 	nodes["gw"].Features = []mesh.Feature{{Kind: v1.Feature_MEMBERSHIP, Port: 8443}}
 	v.snapshot = &mesh.Snapshot{Nodes: mesh.NodesOf(list...)}
+	v.network = policy.Compile(v.snapshot)
 	peer := func(id mesh.NodeID, endpoint string, age time.Duration, ips ...string) {
 		p := mesh.PeerStats{PublicKey: nodes[id].PublicKey.WireGuard(), Endpoint: endpoint}
 		if age >= 0 {
@@ -108,5 +110,9 @@ func TestWays_NothingLeadsThere(t *testing.T) {
 	v.stats.Peers, v.peers = nil, nil
 	if w := v.to(nodes["f"]); w.Kind != mesh.NoWay || !strings.Contains(w.Why, "leave no way to it") {
 		t.Errorf("without peers: %+v", w)
+	}
+	v.self = nodes["a"] // without network ACLs
+	if w := v.to(nodes["f"]); !strings.Contains(w.Why, "the network ACLs let nothing pass between a and f") {
+		t.Errorf("without network ACLs: %+v", w)
 	}
 }

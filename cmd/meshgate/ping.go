@@ -105,6 +105,8 @@ func verdictOf(id string, heard bool, last *meshgatev1.PingResponse, c *pingConf
 	switch {
 	case last == nil:
 		return fmt.Errorf("ping %s: the gateway ended the call without an answer; does it run this version of Meshgate?", id)
+	case !heard && last.GetPath().GetKind() == meshgatev1.PathKind_PATH_KIND_NONE && last.GetPath().GetReason() != "":
+		return advised{fmt.Errorf("%s does not answer: %s", id, last.GetPath().GetReason())}
 	case !heard:
 		return fmt.Errorf("%s does not answer; meshgate status %s says what is known of it", id, id)
 	case c.untilDirect && (last.GetRoundTrip() == nil || last.GetPath().GetKind() != meshgatev1.PathKind_PATH_KIND_DIRECT):

@@ -80,7 +80,21 @@ func lookAtPath(ctx context.Context, gate *peer.Public, id string) *meshgatev1.P
 			return p
 		}
 	}
-	return nil
+	return tryPath(ctx, gate, id)
+}
+
+// tryPath is how whoever answers reaches a node that is none of its peers, or why
+// it does not; nil where that is not told.
+func tryPath(ctx context.Context, gate *peer.Public, id string) *meshgatev1.Path {
+	stream, err := gate.Paths().Ping(ctx, connect.NewRequest(&meshgatev1.PingRequest{NodeId: id, Count: 1}))
+	if err != nil {
+		return nil
+	}
+	defer func() { _ = stream.Close() }() // it has ended
+	if !stream.Receive() {
+		return nil // such as of the node itself
+	}
+	return stream.Msg().GetPath()
 }
 
 // peerStatus prints what the gateway knows of a peer that cannot be asked.
@@ -165,7 +179,11 @@ func (a *app) printMesh(m *meshgatev1.WatchMeshResponse, states map[string]strin
 	for _, o := range nodes {
 		row := []string{o.GetId(), hostOf(o.GetPrivateIpv4(), o.GetPrivateIpv6()), states[o.GetId()]}
 		if l := links[o.GetId()]; l == nil || o.GetId() == m.GetGatewayId() {
-			row = append(row, "", "", "", "")
+			why := ""
+			if states[o.GetId()] == stateUnknown {
+				why = "meshgate status " + o.GetId() + " says why"
+			}
+			row = append(row, "", "", "", why)
 		} else {
 			last := "never"
 			if at := l.GetLastHandshake(); at != nil {

@@ -97,6 +97,19 @@ func (f *fake) Locate(_ context.Context, id mesh.NodeID) (*mesh.Node, error) {
 	return nil, fmt.Errorf("%w: no node %q", mesh.ErrNotFound, id)
 }
 
+// knows is a fake that finds one node more.
+type knows struct {
+	*fake
+	more *mesh.Node
+}
+
+func (k *knows) Locate(ctx context.Context, id mesh.NodeID) (*mesh.Node, error) {
+	if id == k.more.ID {
+		return k.more, nil
+	}
+	return k.fake.Locate(ctx, id)
+}
+
 func (f *fake) Ping(_ context.Context, o *mesh.Node) (mesh.Pong, error) {
 	return mesh.Pong{Address: o.Addrs()[0]}, f.err
 }
@@ -363,6 +376,13 @@ func TestNode_GetStatus(t *testing.T) {
 	f.self = "phone"
 	if s, err := status("phone"); err != nil || s.GetClusterStatus() != v1.ClusterStatus_CLUSTER_NODE || s.GetCurrentLeader() != "" {
 		t.Errorf("%v, %v", s, err)
+	}
+	// A node knows a part of the mesh; of the others it asks.
+	n.Ways = &knows{f, &mesh.Node{ID: "far", Features: []mesh.Feature{{Kind: v1.Feature_NODES, Port: 8443}}}}
+	for id, want := range map[string]error{"far": nil, "absent": mesh.ErrNotFound} {
+		if _, err := status(id); !errors.Is(err, want) {
+			t.Errorf("%s, on a node that knows a part: %v", id, err)
+		}
 	}
 	f.snap = nil
 	if _, err := status(""); !errors.Is(err, mesh.ErrUnavailable) {

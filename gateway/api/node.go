@@ -86,8 +86,14 @@ func (n *nodeService) remoteStatus(ctx context.Context, s *mesh.Snapshot, name s
 		return nil, err
 	}
 	other, ok := s.Nodes.Get(id)
-	if !ok {
+	switch {
+	case ok:
+	case s.Node(n.State.Self()).HoldsState():
 		return nil, unknownNode(id)
+	default: // it knows a part of the mesh
+		if other, err = n.Ways.Locate(ctx, id); err != nil {
+			return nil, err
+		}
 	}
 	if !other.RunsMeshgate() {
 		return nil, fmt.Errorf("%w: node %q is a plain WireGuard peer, which has no status to ask for; "+
