@@ -200,6 +200,8 @@ func (n *Node) notBehind(s *mesh.Snapshot, through *mesh.Node, host string) erro
 		why = fmt.Sprintf("node %q knows only its peers; if that is the address of another node, connect to that node itself", n.cfg.ID)
 	case err == nil && s.Contains(addr):
 		why = "no node of the mesh has that address"
+	case err == nil && n.members == nil && through.ID == n.cfg.ID:
+		why = fmt.Sprintf("node %q does not forward to it, whatever routes an admin has put; start it with --routes and the network", n.cfg.ID)
 	}
 	return fmt.Errorf("%w: %s is not reachable through node %q: %s", mesh.ErrDenied, host, through.ID, why)
 }

@@ -244,7 +244,8 @@ func TestDestination_SaysWhoseAddressItIs(t *testing.T) {
 		{"an address that a follower does not know", &partial, "nas", false, "172.16.0.2", "knows only its peers; if that is the address of another node, connect to that node itself", mesh.ErrDenied},
 		{"a name that a follower does not know", &partial, "nas", false, "phone", "if it is another node of the mesh, connect to it itself", mesh.ErrInvalid},
 		{"an address that nobody has", s, "gate", true, "172.16.9.9", "no node of the mesh has that address", mesh.ErrDenied},
-		{"an address outside", s, "nas", false, "192.0.2.1", "neither a node of the mesh nor in a route", mesh.ErrDenied},
+		{"an address outside", s, "gate", true, "192.0.2.1", "neither a node of the mesh nor in a route", mesh.ErrDenied},
+		{"a network that a node does not offer", s, "nas", false, "192.0.2.1", `node "nas" does not forward to it`, mesh.ErrDenied},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			_, err := self(t, tc.snapshot, tc.id, tc.holds).Destination("alice", tc.id, "tcp", tc.host, 80)

@@ -106,7 +106,7 @@ func (a *app) get(ctx context.Context, c calls, k kind, want target) error {
 		if a.structured() {
 			return a.printProtos(itemsOf(m))
 		}
-		return table(a.stdout, append([][]string{k.heading}, k.rows(m)...))
+		return a.printObjects(ctx, c, k, want, m)
 	}
 	m, err := k.get(ctx, c, want)
 	if err != nil {
@@ -115,7 +115,17 @@ func (a *app) get(ctx context.Context, c calls, k kind, want target) error {
 	if a.structured() {
 		return a.printProto(m)
 	}
-	return table(a.stdout, append([][]string{k.heading}, k.rows(m)...))
+	return a.printObjects(ctx, c, k, want, m)
+}
+
+// printObjects prints an object, or all of a kind, as a table, with what it is of
+// them that an admin has yet to do.
+func (a *app) printObjects(ctx context.Context, c calls, k kind, want target, m proto.Message) error {
+	if err := table(a.stdout, append([][]string{k.heading}, k.rows(m)...)); err != nil || k.name != "routes" {
+		return err
+	}
+	a.tellUnoffered(ctx, c, func(route string) bool { return want.name == "" || route == want.name })
+	return nil
 }
 
 // itemsOf are the objects of a list of the API, which is a message with one field.

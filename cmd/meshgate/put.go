@@ -94,6 +94,11 @@ func (p putter[M]) command(a *app) *cobra.Command {
 			if err != nil && file == "" {
 				return flagged("put "+p.kind, err)
 			}
+			if err == nil && p.kind == "routes" {
+				a.tellUnoffered(cmd.Context(), c, func(route string) bool {
+					return slices.ContainsFunc(objects, func(m proto.Message) bool { return objectName(m) == route })
+				})
+			}
 			return err
 		},
 	}
