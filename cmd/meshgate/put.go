@@ -94,10 +94,8 @@ func (p putter[M]) command(a *app) *cobra.Command {
 			if err != nil && file == "" {
 				return flagged("put "+p.kind, err)
 			}
-			if err == nil && p.kind == "routes" {
-				a.tellUnoffered(cmd.Context(), c, func(route string) bool {
-					return slices.ContainsFunc(objects, func(m proto.Message) bool { return objectName(m) == route })
-				})
+			if err == nil {
+				a.tellUndone(cmd.Context(), c, p.kind, objects)
 			}
 			return err
 		},
@@ -105,6 +103,20 @@ func (p putter[M]) command(a *app) *cobra.Command {
 	to.registerServer(cmd.Flags())
 	cmd.Flags().StringVarP(&file, "file", "f", "", "read the objects from this file (YAML or JSON) instead of flags; - is standard input")
 	return cmd
+}
+
+// tellUndone says what objects that were put do not do yet, and why.
+func (a *app) tellUndone(ctx context.Context, c calls, kind string, objects []proto.Message) {
+	switch kind {
+	case "routes":
+		a.tellUnoffered(ctx, c, func(route string) bool {
+			return slices.ContainsFunc(objects, func(m proto.Message) bool { return objectName(m) == route })
+		})
+	case "edges":
+		for _, m := range objects {
+			a.tellUncallable(ctx, c, m)
+		}
+	}
 }
 
 // objects are what is to be put: of a file, those named name, or all.
