@@ -5,11 +5,47 @@ package node
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
+	"google.golang.org/protobuf/proto"
+
 	"github.com/meshgate/meshgate/node/mesh"
+	v1 "github.com/meshgate/meshgate/proto/v1"
 )
+
+// A node that has an edge to another one which nobody can call has its packets
+// carried by the gateway, and the device takes that.
+func TestFollower_TheGatewayCarriesAPairThatWaits(t *testing.T) {
+	g := newFakeGateway(t)
+	key, err := mesh.GenerateKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	const far = "172.16.0.9/32"
+	gate := proto.CloneOf(g.answer.GetPeers()[0])
+	gate.AllowedIps = append(gate.AllowedIps, far)
+	g.answer.Peers = []*v1.WireGuardPeer{gate, {
+		Node:       &v1.MeshNode{Id: "far", PublicKey: key.Public().Encode(), PrivateIpv4: far, Paths: true},
+		AllowedIps: []string{far}, Proto: v1.ConnectProtocol_CONNECT_ICE,
+	}}
+	n := follow(t, g, "", func(c *Config) {
+		c.Follow.Paths = true
+		c.Follow.MeshPairs = func(netip.AddrPort) PairGateway { return noPairs{} }
+	})
+	hears(t, g) // which is when the first plan is in force
+	stats, err := n.node.device.Stats()
+	n.end()
+	if err != nil || len(stats.Peers) != 2 {
+		t.Fatalf("%d peers, %v", len(stats.Peers), err)
+	}
+	for _, p := range stats.Peers {
+		if carries := slices.Contains(p.AllowedIPs, netip.MustParsePrefix(far)); carries != (p.PublicKey != key.Public().WireGuard()) {
+			t.Errorf("peer %v has %v", p.PublicKey, p.AllowedIPs)
+		}
+	}
+}
 
 func TestUnshared_EachNetworkIsBehindOnePeer(t *testing.T) {
 	peer := func(id mesh.NodeID, paths bool, endpoint string, networks ...string) mesh.Peer {
