@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
@@ -236,7 +237,7 @@ func (a *app) checkBackup(file string) error {
 	return a.printBackup("whole:", file, info)
 }
 
-func (a *app) restore(file, dataDir, name string) error {
+func (a *app) restore(file, dataDir, name string) (err error) {
 	id, err := nodeID(name)
 	if err != nil {
 		return err
@@ -244,6 +245,11 @@ func (a *app) restore(file, dataDir, name string) error {
 	if _, err := os.Stat(filepath.Join(dataDir, nodeKeyFile)); errors.Is(err, fs.ErrNotExist) {
 		return usagef("%s is not there: a backup holds no keys; put the one of gateway %s there first", filepath.Join(dataDir, nodeKeyFile), id)
 	}
+	held, err := hold(dataDir, "a gateway", slog.New(slog.NewTextHandler(a.stderr, nil)))
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, held.Close()) }()
 	key, err := node.LoadKey(dataDir)
 	if err != nil {
 		return err

@@ -6,10 +6,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/netip"
-	"os"
 	"path/filepath"
 	"runtime/debug"
 	"strconv"
@@ -53,6 +53,7 @@ type gatewayProcess struct {
 	log       *slog.Logger
 	address   netip.Addr // at which nodes and browsers reach us
 	address6  netip.Addr // at which nodes do, too; invalid for none
+	held      io.Closer  // keeps others out of the data directory; nil before
 	token     string     // of the admin; empty when the operator gave tokens
 	pin       string     // of a self-signed certificate
 	public    net.Listener
@@ -101,10 +102,8 @@ func newGatewayProcess(ctx context.Context, c *upConfig, log *slog.Logger) (_ *g
 		return nil, err
 	}
 	p.address6 = publicIPv6(c, p.address)
-	if c.dataDir != "" {
-		if err := os.MkdirAll(c.dataDir, 0o700); err != nil {
-			return nil, fmt.Errorf("make data directory: %w", err)
-		}
+	if p.held, err = hold(c.dataDir, "another gateway", log); err != nil {
+		return nil, err
 	}
 	if err := p.loadToken(); err != nil {
 		return nil, err
@@ -324,6 +323,9 @@ func (p *gatewayProcess) close() error {
 		if err := l.Close(); !errors.Is(err, net.ErrClosed) {
 			errs = append(errs, err)
 		}
+	}
+	if p.held != nil { // let go of last
+		errs = append(errs, p.held.Close())
 	}
 	return errors.Join(errs...)
 }

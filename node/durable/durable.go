@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package durable changes files so that a crash of the machine does not take
-// the change back.
+// Package durable changes the files of a data directory so that neither a crash of
+// the machine nor a second process takes the change back.
 package durable
 
 import (

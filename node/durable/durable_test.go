@@ -56,6 +56,34 @@ func TestSyncDir_NeedsADirectory(t *testing.T) {
 	}
 }
 
+func TestLockDir_KeepsOthersOut(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "d")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	lock, err := durable.LockDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	wantAlone(t, filepath.Dir(dir), "d")
+	if _, err := durable.LockDir(dir); !errors.Is(err, durable.ErrInUse) {
+		t.Errorf("locked twice: got %v, want ErrInUse", err)
+	}
+	if err := lock.Close(); err != nil {
+		t.Error(err)
+	}
+	again, err := durable.LockDir(dir)
+	if err != nil {
+		t.Fatalf("after it was closed: %v", err)
+	}
+	if err := again.Close(); err != nil {
+		t.Error(err)
+	}
+	if _, err := durable.LockDir(filepath.Join(dir, "absent")); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("got %v, want ErrNotExist", err)
+	}
+}
+
 func wantAlone(t *testing.T, dir, name string) {
 	t.Helper()
 	entries, err := os.ReadDir(dir)

@@ -58,7 +58,7 @@ func openDisk(dir string, logger hclog.Logger, m *metrics, f *failure) (_ *disk,
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
-	lock, err := lockDir(dir)
+	lock, err := durable.LockDir(dir) // elsewhere the votes file is locked when it is opened
 	if err != nil {
 		return nil, err
 	}

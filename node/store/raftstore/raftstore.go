@@ -24,6 +24,7 @@ import (
 	"github.com/hashicorp/raft"
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/meshgate/meshgate/node/durable"
 	"github.com/meshgate/meshgate/node/store"
 	"github.com/meshgate/meshgate/node/store/kv"
 )
@@ -36,7 +37,7 @@ var (
 	// ErrOtherNode says that the directory belongs to a node with another id.
 	ErrOtherNode = errors.New("data directory of another node")
 	// ErrInUse says that another process has the directory open.
-	ErrInUse = errors.New("data directory is in use by another process")
+	ErrInUse = durable.ErrInUse
 	// ErrDisk says that a write to the log failed or did not finish. Nothing
 	// is acknowledged any more; end the process, so that another replica or
 	// the next start takes over.
