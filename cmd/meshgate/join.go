@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -93,11 +94,16 @@ func (a *app) joinCommand() *cobra.Command {
 }
 
 // join runs a node that follows a gateway until ctx ends.
-func (a *app) join(ctx context.Context, c *joinConfig) error {
+func (a *app) join(ctx context.Context, c *joinConfig) (err error) {
 	log, err := a.newLogger(c.logLevel, c.logFormat)
 	if err != nil {
 		return err
 	}
+	held, err := hold(c.dataDir, "another process", log)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, held.Close()) }() // let go of last
 	o, err := c.options(log)
 	if err != nil {
 		return err
