@@ -161,6 +161,15 @@ func lossText(s *meshgatev1.StatusResponse) string {
 	return fmt.Sprintf("; out of reach now: %s, so that %s more may", strings.Join(gone, ", "), more)
 }
 
+// contactText is how long ago a replica was heard from, as exactly as matters.
+func contactText(ago time.Duration) string {
+	unit := time.Millisecond
+	if ago >= time.Second {
+		unit = time.Second
+	}
+	return ago.Round(unit).String() + " ago"
+}
+
 func (a *app) printCluster(s *meshgatev1.StatusResponse) error {
 	if a.structured() {
 		return a.printProto(s)
@@ -176,7 +185,10 @@ func (a *app) printCluster(s *meshgatev1.StatusResponse) error {
 		}
 		heard, lag := "not known", "not known"
 		if r.GetLastContact() != nil {
-			heard, lag = r.GetLastContact().AsDuration().Round(time.Millisecond).String()+" ago", fmt.Sprint(r.GetLag())
+			heard = contactText(r.GetLastContact().AsDuration())
+			if !r.GetLagUnknown() {
+				lag = fmt.Sprint(r.GetLag())
+			}
 		}
 		switch {
 		case r.GetAlive() && r.GetLastContact() == nil:

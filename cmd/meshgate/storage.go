@@ -69,7 +69,7 @@ func (s storage) Replicas(ctx context.Context) []api.Replica {
 	for _, r := range s.store.Members(ctx) {
 		list = append(list, api.Replica{
 			ID: mesh.NodeID(r.ID), Address: r.Address, Voter: r.Voter, Leader: r.Leader,
-			Answers: r.Answers, Known: r.Known, LastContact: r.LastContact, Lag: r.Lag,
+			Answers: r.Answers, Known: r.Known, LastContact: r.LastContact, Lag: r.Lag, LagUnknown: r.LagUnknown,
 		})
 	}
 	return list

@@ -58,11 +58,14 @@ type Replica struct {
 	Voter, Leader bool
 	// Answers is true for one that answered this one, while no leader does.
 	Answers bool
-	// Known is true when the leader has heard of it, LastContact ago.
+	// Known is true when the leader has heard of it, LastContact ago, which is not
+	// longer than it leads.
 	Known       bool
 	LastContact time.Duration
-	// Lag is how many log entries it is not known to hold.
-	Lag uint64
+	// Lag is how many log entries it is not known to hold; it says nothing while
+	// LagUnknown is true, since it has not answered this leader yet.
+	Lag        uint64
+	LagUnknown bool
 }
 
 // clusterService serves meshgate.v1.Cluster.
@@ -82,9 +85,9 @@ func (c *clusterService) Status(ctx context.Context, _ *connect.Request[meshgate
 	replicas := c.replicas.Replicas(ctx)
 	answer.Trouble = trouble(replicas)
 	for _, r := range replicas {
-		m := &meshgatev1.Replica{Id: string(r.ID), Address: r.Address, Voter: r.Voter, Leader: r.Leader, Alive: r.Answers, Lag: r.Lag}
+		m := &meshgatev1.Replica{Id: string(r.ID), Address: r.Address, Voter: r.Voter, Leader: r.Leader, Alive: r.Answers, Lag: r.Lag, LagUnknown: r.LagUnknown}
 		if r.Known {
-			m.Alive, m.LastContact = r.LastContact <= aliveWithin, durationpb.New(r.LastContact)
+			m.Alive, m.LastContact = !r.LagUnknown && r.LastContact <= aliveWithin, durationpb.New(r.LastContact)
 		}
 		answer.Replicas = append(answer.Replicas, m)
 	}

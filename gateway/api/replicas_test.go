@@ -34,6 +34,7 @@ func (r *fakeReplicas) Replicas(context.Context) []Replica {
 		{ID: "gw", Address: "gw:1", Voter: true, Leader: true, Known: true},
 		{ID: "gw2", Address: "gw2:1", Voter: true, Known: true, LastContact: time.Minute, Lag: 7},
 		{ID: "gw3", Address: "gw3:1"},
+		{ID: "gw4", Address: "gw4:1", Known: true, LastContact: time.Second, LagUnknown: true},
 	}
 }
 
@@ -142,7 +143,7 @@ func TestCluster_ChangesSeats(t *testing.T) {
 
 func TestCluster_StatusTellsWhoIsInReach(t *testing.T) {
 	res, err := (&clusterService{state: testFake(t), replicas: &fakeReplicas{}}).Status(t.Context(), nil)
-	if err != nil || res.Msg.GetGatewayId() != "gw" || len(res.Msg.GetReplicas()) != 3 {
+	if err != nil || res.Msg.GetGatewayId() != "gw" || len(res.Msg.GetReplicas()) != 4 {
 		t.Fatalf("%v, %v", res, err)
 	}
 	list := res.Msg.GetReplicas()
@@ -154,6 +155,9 @@ func TestCluster_StatusTellsWhoIsInReach(t *testing.T) {
 	}
 	if r := list[2]; r.GetAlive() || r.GetVoter() || r.LastContact != nil {
 		t.Errorf("one that was never heard of: %v", r)
+	}
+	if r := list[3]; r.GetAlive() || !r.GetLagUnknown() || r.GetLastContact().AsDuration() != time.Second {
+		t.Errorf("one that has not answered a new leader: %v", r)
 	}
 }
 

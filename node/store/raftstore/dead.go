@@ -85,7 +85,7 @@ func (s *Store) buryOne(ctx context.Context, servers []raft.Server) {
 			// Its time runs from when this leader first looked for it.
 			s.transport.expect(server.ID)
 		default:
-			r.dead = time.Since(p.heard) >= s.deadAfter
+			r.dead = time.Since(role.heard(p)) >= s.deadAfter
 			r.live = s.inReach(r.id) && p.term == role.term && p.stored+maxLag >= last
 		}
 		replicas = append(replicas, r)

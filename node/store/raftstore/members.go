@@ -35,12 +35,16 @@ type Replica struct {
 	// Known is true when the fields below say something: the leader answered,
 	// and has heard of the replica.
 	Known bool
-	// LastContact is how long ago the leader heard from it.
+	// LastContact is how long ago the leader heard from it, or began to lead if
+	// that was later: what came before is another leader's to tell.
 	LastContact time.Duration
 	// Stored is the index of the last log entry that it is known to hold.
 	Stored uint64
-	// Lag is how many entries of the leader's log it is not known to hold.
-	Lag uint64
+	// Lag is how many entries of the leader's log it is not known to hold. It says
+	// nothing while LagUnknown is true: the replica has not answered the leader
+	// since that began to lead.
+	Lag        uint64
+	LagUnknown bool
 }
 
 // members wakes those who follow the cluster.
@@ -125,7 +129,7 @@ func replicasOf(list []*pb.ReplicaMember) []Replica {
 			ID: m.GetId(), Address: m.GetAddress(), Voter: m.GetVoter(), Leader: m.GetLeader(),
 			Known:       m.GetContactKnown(),
 			LastContact: time.Duration(m.GetContactMs()) * time.Millisecond,
-			Stored:      m.GetStored(), Lag: m.GetLag(),
+			Stored:      m.GetStored(), Lag: m.GetLag(), LagUnknown: m.GetLagUnknown(),
 		})
 	}
 	slices.SortFunc(replicas, func(a, b Replica) int { return cmp.Compare(a.ID, b.ID) })
@@ -172,11 +176,10 @@ func (s *Store) membersHere() ([]*pb.ReplicaMember, error) {
 			m.ContactKnown, m.Stored = true, last
 		} else if p, ok := s.transport.known(server.ID); ok && !p.heard.IsZero() {
 			m.ContactKnown = true
-			m.ContactMs = uint64(max(time.Since(p.heard).Milliseconds(), 0))
-			if p.term == role.term {
-				m.Stored = p.stored
+			m.ContactMs = uint64(max(time.Since(role.heard(p)).Milliseconds(), 0))
+			if m.LagUnknown = p.term != role.term; !m.LagUnknown {
+				m.Stored, m.Lag = p.stored, last-min(p.stored, last)
 			}
-			m.Lag = last - min(m.Stored, last)
 		}
 		list = append(list, m)
 	}

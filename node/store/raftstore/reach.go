@@ -29,15 +29,22 @@ func (s *Store) absent(role *role, servers []raft.Server) []absence {
 		if string(server.ID) == s.id {
 			continue
 		}
-		since := role.since
-		if p, ok := s.transport.known(server.ID); ok && p.heard.After(since) {
-			since = p.heard
-		}
+		p, _ := s.transport.known(server.ID)
+		since := role.heard(p)
 		if time.Since(since) >= missedTimeouts*s.election {
 			list = append(list, absence{string(server.ID), server.Suffrage == raft.Voter, since})
 		}
 	}
 	return list
+}
+
+// heard is when a leader with this role heard from a replica, or began to lead if
+// that was later: whom others led meanwhile, it did not hear from.
+func (r *role) heard(p progress) time.Time {
+	if p.heard.After(r.since) {
+		return p.heard
+	}
+	return r.since
 }
 
 // reach is what was said in the log about who is out of reach. Only upkeep

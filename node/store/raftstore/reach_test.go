@@ -273,3 +273,42 @@ func TestNoLeader_NamesWhoIsMissing(t *testing.T) {
 		}
 	})
 }
+
+// What a leader knows of a replica from an earlier time as the leader says nothing of
+// how long that is gone: others led meanwhile, or the replica itself.
+func TestMembers_TimesBeginWithTheLeader(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const deadAfter = 30 * time.Second
+		c := newClusterOf(t, "", func(cfg *raftstore.Config) { cfg.DeadAfter = deadAfter }, "a", "b", "c", "d")
+		for _, id := range []string{"b", "a"} {
+			if err := c.replicas["c"].Transfer(c.ctx(), id); err != nil {
+				t.Fatal(err)
+			}
+		}
+		<-time.After(2 * deadAfter)
+		c.kill("a")
+		c.leader()
+		if err := c.replicas["c"].Transfer(c.ctx(), "b"); err != nil {
+			t.Fatal(err)
+		}
+		led := time.Now()
+		at := func(id string) raftstore.Replica {
+			for _, m := range c.replicas["b"].Members(c.ctx()) {
+				if m.ID == id {
+					return m
+				}
+			}
+			return raftstore.Replica{}
+		}
+		c.until("c and d have answered", func() bool { return !at("c").LagUnknown && !at("d").LagUnknown && at("d").Stored > 0 })
+		if m := at("a"); !m.Known || m.LastContact > time.Since(led)+time.Second || !m.LagUnknown || m.Lag != 0 {
+			t.Errorf("%+v, want that b has led for %v, and no more", m, time.Since(led))
+		}
+		<-time.After(deadAfter / 2)
+		if m := at("a"); m.ID == "" || m.LastContact < deadAfter/2 {
+			t.Errorf("%+v after half the time that makes it dead", m)
+		}
+		<-time.After(deadAfter / 2)
+		c.until("a is removed", func() bool { return at("a").ID == "" })
+	})
+}
