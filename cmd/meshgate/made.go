@@ -21,7 +21,8 @@ import (
 const meshFile = "mesh"
 
 // checkState refuses to make a new mesh where another one was: its nodes would
-// all be strangers.
+// all be strangers. A gateway that was one of several gets its state from the
+// others, which hold a newer one than any backup.
 func checkState(dataDir, state string) error {
 	name, err := os.ReadFile(filepath.Join(dataDir, meshFile))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -33,8 +34,16 @@ func checkState(dataDir, state string) error {
 	if found, err := os.ReadDir(state); err == nil && len(found) > 0 {
 		return nil
 	}
-	return fmt.Errorf("the state of the mesh %s is not in %s: is its volume mounted? Restore it from a backup; to make a new mesh instead, remove %s",
-		strings.TrimSpace(string(name)), state, filepath.Join(dataDir, meshFile))
+	_, several, err := readClusterRecord(dataDir)
+	if err != nil {
+		return err
+	}
+	way := "Restore it from a backup"
+	if several {
+		way = "To get it from the other gateways, start this one with --cluster.join and --cluster.token-file; if none of them has it, restore it from a backup"
+	}
+	return fmt.Errorf("the state of the mesh %s is not in %s: is its volume mounted? %s; to make a new mesh instead, remove %s",
+		strings.TrimSpace(string(name)), state, way, filepath.Join(dataDir, meshFile))
 }
 
 // markMesh remembers that the data directory holds this mesh.

@@ -51,3 +51,39 @@ func TestTellFixed_WarnsOfWhatWasGiven(t *testing.T) {
 		}
 	}
 }
+
+// The gateway that made the mesh is told to get its state from the others, if there
+// are any: a backup would be older.
+func TestCheckState_SaysWhereTheStateIs(t *testing.T) {
+	const restore, join = "Restore it from a backup; to make", "--cluster.join and --cluster.token-file; if none of them has it, restore"
+	for name, tt := range map[string]struct {
+		record *clusterRecord
+		state  bool
+		want   string // of the error; empty: none
+	}{
+		"alone":              {want: restore},
+		"one of several":     {record: &clusterRecord{Address: "gw1:8443", Gateways: map[string]string{"gw1": "a", "gw2": "b"}}, want: join},
+		"alone, all there":   {state: true},
+		"several, all there": {record: &clusterRecord{}, state: true},
+	} {
+		dir := t.TempDir()
+		if err := os.WriteFile(filepath.Join(dir, meshFile), []byte("fd00::/48\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if tt.record != nil {
+			if err := writeClusterRecord(dir, *tt.record); err != nil {
+				t.Fatal(err)
+			}
+		}
+		state := filepath.Join(dir, stateDir)
+		if tt.state {
+			if err := os.MkdirAll(filepath.Join(state, "log"), 0o700); err != nil {
+				t.Fatal(err)
+			}
+		}
+		err := checkState(dir, state)
+		if (err == nil) != (tt.want == "") || err != nil && !strings.Contains(err.Error(), tt.want) {
+			t.Errorf("%s: got %v, want %q", name, err, tt.want)
+		}
+	}
+}
