@@ -44,9 +44,9 @@ type access struct {
 	CertFile string `json:"cert_file,omitempty"`
 
 	caFile, tokenFile, dataDir string
-	// nodes says that a node of this host may be asked as well as a gateway, and
-	// near that it comes before the current context.
-	nodes, near bool
+	// near says that a node of this host may be asked as well as a gateway. It
+	// comes before the current context: what is asked is how this host fares.
+	near bool
 	// given says that dataDir was.
 	given bool
 	// prefix is before the names of the flags, as in "cluster.".
@@ -68,12 +68,14 @@ func (c *access) registerServer(f *pflag.FlagSet) {
 }
 
 // registerNear is registerServer for commands that a node of this host answers,
-// too.
+// too, in one order for all: what was named, the node of this host, the current
+// context, the gateway of this host.
 func (c *access) registerNear(f *pflag.FlagSet) {
-	c.nodes = true
+	c.near = true
 	c.registerServer(f)
-	f.Lookup("server").Usage = "URL of the gateway (default: that of the context, else the gateway or the node of this host)"
-	f.Lookup("data-dir").Usage = "data directory of this host's gateway or node, used without --server and contexts"
+	f.Lookup("server").Usage = "URL of a gateway (default: the node of this host is asked, or else the gateway of the current context, or else that of this host)"
+	f.Lookup("context").Usage = "name of a saved context, whose gateway is asked (default: the current one, where no node runs)"
+	f.Lookup("data-dir").Usage = "data directory of the node or the gateway of this host that is asked, used without --server and --context"
 }
 
 // registerTrust adds the flags that say who we are and whom we believe.
@@ -116,11 +118,6 @@ func (c *access) connect(ctx context.Context) (*peer.Public, error) {
 		}
 		if c.Token = strings.TrimSpace(string(raw)); c.Token == "" {
 			return nil, usagef("--%stoken-file %s is empty", c.prefix, c.tokenFile)
-		}
-	}
-	if c.URL == "" && c.nodes {
-		if node, err := c.local(ctx); node != nil || err != nil {
-			return node, err
 		}
 	}
 	if c.URL == "" {

@@ -54,7 +54,6 @@ func (a *app) netcheckCommand() *cobra.Command {
 			return a.netcheck(cmd.Context(), gate, &to)
 		},
 	}
-	to.near = true
 	to.registerNear(cmd.Flags())
 	return cmd
 }

@@ -52,7 +52,6 @@ func (a *app) pingCommand() *cobra.Command {
 		},
 	}
 	f := cmd.Flags()
-	c.to.near = true
 	c.to.registerNear(f)
 	f.StringVar(&c.from, "from", "", "node that asks, by way of the gateway (default: the node of this host, else the gateway)")
 	f.Uint32VarP(&c.count, "count", "c", 4, "how often to ask, at most 1000")
