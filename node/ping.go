@@ -20,8 +20,9 @@ import (
 // listens there; that they say so is the answer.
 const discard = 9
 
-// Locate returns what the mesh knows of a node. One that holds no state asks its
-// gateway of those that it does not know. Errors wrap mesh.ErrNotFound for a node
+// Locate returns what the mesh knows of a node, which is named by its id, or by an
+// address that it has in the mesh. One that holds no state asks its gateway of the
+// ids that it does not know. Errors wrap mesh.ErrNotFound for a node
 // that is not there, and mesh.ErrUnavailable when that cannot be told now.
 func (n *Node) Locate(ctx context.Context, id mesh.NodeID) (*mesh.Node, error) {
 	s := n.Snapshot()
@@ -30,6 +31,12 @@ func (n *Node) Locate(ctx context.Context, id mesh.NodeID) (*mesh.Node, error) {
 	}
 	if o, ok := s.Nodes.Get(id); ok {
 		return o, nil
+	}
+	if addr, err := netip.ParseAddr(string(id)); err == nil {
+		if o, ok := s.NodeByAddr(addr); ok {
+			return o, nil
+		}
+		return nil, fmt.Errorf("%w: no node that %q knows has the address %s; name the node by its id", mesh.ErrNotFound, n.cfg.ID, addr)
 	}
 	f, ok := n.source.(*follower)
 	if !ok {

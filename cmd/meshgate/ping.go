@@ -3,6 +3,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"time"
@@ -30,13 +31,16 @@ func (a *app) pingCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "ping NODE",
 		Short: "ask a node for signs of life, and tell by what path its packets go",
-		Long: "ping has the node of this host, or else the gateway, ask NODE for a sign of life over\n" +
-			"the mesh, and says of each answer by what path packets go: directly, over a TURN\n" +
+		Long: "ping has the node of this host, or else the gateway, ask NODE, by its id or its address in\n" +
+			"the mesh, for a sign of life over the mesh, and says of each answer by what path packets go: directly, over a TURN\n" +
 			"server, or by way of a gateway. The first packets to a node have a path looked for;\n" +
 			"--until-direct waits for a direct one. The sign is a TCP connection, since nothing else\n" +
 			"is answered by every kind of node.",
-		Args: args(cobra.ExactArgs(1), "the id of a node"),
+		Args: args(cobra.ExactArgs(1), "the id of a node, or its address in the mesh"),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if c.count == 0 && !c.untilDirect {
+				return usagef("--count 0 asks nobody: give at least 1, or --until-direct")
+			}
 			gate, err := c.to.dial(cmd.Context(), cmd.Flags())
 			if err != nil {
 				return err
@@ -101,6 +105,7 @@ func (a *app) printPing(m *meshgatev1.PingResponse) error {
 
 // verdictOf is nil when a ping has ended as was wanted. last is its last answer.
 func verdictOf(id string, heard bool, last *meshgatev1.PingResponse, c *pingConfig) error {
+	id = cmp.Or(last.GetNodeId(), id) // of an address
 	switch {
 	case last == nil:
 		return fmt.Errorf("ping %s: the gateway ended the call without an answer; does it run this version of Meshgate?", id)

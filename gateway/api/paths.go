@@ -6,6 +6,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"fmt"
+	"net/netip"
 	"time"
 
 	"connectrpc.com/connect"
@@ -166,9 +167,11 @@ func parsePing(m *meshgatev1.PingRequest) (pingPlan, error) {
 	if m.GetNodeId() == "" {
 		return p, fmt.Errorf("%w: node_id is empty; name the node that is to answer", mesh.ErrInvalid)
 	}
-	var err error
-	if p.node, err = mesh.ParseNodeID(m.GetNodeId()); err != nil {
-		return p, fmt.Errorf("node_id: %w", err)
+	p.node = mesh.NodeID(m.GetNodeId())
+	if _, err := netip.ParseAddr(m.GetNodeId()); err != nil { // Locate takes addresses, too
+		if _, err := mesh.ParseNodeID(m.GetNodeId()); err != nil {
+			return p, fmt.Errorf("node_id: %w", err)
+		}
 	}
 	if m.GetCount() > maxPingCount {
 		return p, fmt.Errorf("%w: count %d: at most %d", mesh.ErrInvalid, m.GetCount(), maxPingCount)

@@ -97,6 +97,11 @@ func TestParsePing_NamesWhatIsWrong(t *testing.T) {
 			t.Errorf("%v: %v, want %q", m, err, text)
 		}
 	}
+	for _, name := range []string{"phone", "172.16.0.5", "fd00:1::5"} {
+		if plan, err := parsePing(&meshgatev1.PingRequest{NodeId: name}); err != nil || plan.node != mesh.NodeID(name) {
+			t.Errorf("%s: %v, %v", name, plan.node, err)
+		}
+	}
 }
 
 func TestPing_AsksAsOftenAsWanted(t *testing.T) {
