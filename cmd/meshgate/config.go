@@ -3,9 +3,12 @@
 package main
 
 import (
+	"errors"
 	"fmt"
+	"math"
 	"os"
 	"sort"
+	"strconv"
 	"strings"
 
 	"github.com/knadh/koanf/parsers/yaml"
@@ -49,7 +52,7 @@ func fromSources(flags *pflag.FlagSet, path string) error {
 		}
 		if text, ok := os.LookupEnv(envName(f.Name)); ok {
 			if err := flags.Set(f.Name, text); err != nil {
-				first = usagef("environment variable %s: %w", envName(f.Name), err)
+				first = usagef("environment variable %s: %w", envName(f.Name), valueError(err))
 			}
 			return
 		}
@@ -58,11 +61,33 @@ func fromSources(flags *pflag.FlagSet, path string) error {
 		}
 		if k.Exists(f.Name) {
 			if err := set(flags, f, k); err != nil {
-				first = usagef("configuration file %s: key %s: %w", path, f.Name, err)
+				first = usagef("configuration file %s: key %s: %w", path, f.Name, valueError(err))
 			}
 		}
 	})
 	return first
+}
+
+// valueError is err about the value of a flag, with the values that it takes in place
+// of what a parser of numbers says.
+func valueError(err error) error {
+	var wrong *pflag.InvalidValueError
+	var number *strconv.NumError
+	if !errors.As(err, &wrong) || !errors.As(err, &number) {
+		return err
+	}
+	want := "a whole number"
+	switch f := wrong.GetFlag(); f.Value.Type() {
+	case "bool":
+		want = "true or false"
+	case "int32":
+		want += fmt.Sprintf(" from %d to %d", math.MinInt32, math.MaxInt32)
+	case "uint16":
+		want += fmt.Sprintf(" from 0 to %d", math.MaxUint16)
+	case "uint32":
+		want += fmt.Sprintf(" from 0 to %d", uint32(math.MaxUint32))
+	}
+	return fmt.Errorf("--%s %q: want %s (%s)", wrong.GetFlag().Name, wrong.GetValue(), want, wrong.GetFlag().Usage)
 }
 
 func set(flags *pflag.FlagSet, f *pflag.Flag, k *koanf.Koanf) error {

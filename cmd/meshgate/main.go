@@ -170,7 +170,7 @@ func newRoot(stdout, stderr io.Writer) *cobra.Command {
 	}
 	root.SetOut(stdout)
 	root.SetErr(stderr)
-	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{valueError(err)} })
 	root.PersistentFlags().StringVarP(&a.output, "output", "o", "table", "what goes to standard output: table, json or yaml")
 	root.AddCommand(
 		a.upCommand(), a.demoCommand(), a.joinCommand(), a.statusCommand(), a.exitCommand(), a.pingCommand(), a.netcheckCommand(),
