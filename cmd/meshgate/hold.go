@@ -6,10 +6,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"os"
+	"path/filepath"
 
+	"github.com/meshgate/meshgate/node"
 	"github.com/meshgate/meshgate/node/durable"
+	"github.com/meshgate/meshgate/node/peer"
 )
 
 // hold makes the data directory dir, and keeps other processes of ours from running
@@ -33,6 +37,41 @@ func hold(dir, who string, log *slog.Logger) (io.Closer, error) {
 	}
 	log.Warn("a second process that runs from the data directory will not be noticed", "dir", dir, "err", err)
 	return free{}, nil
+}
+
+// nodeHome is the data directory of a node that this process runs.
+type nodeHome struct {
+	dir  string
+	lock io.Closer
+	// made is true when it was not there before, and asked once the gateway was
+	// asked to let the node in.
+	made, asked bool
+}
+
+// openHome holds the data directory of a node, and makes it if it is not there.
+func openHome(dir string, log *slog.Logger) (*nodeHome, error) {
+	_, err := os.Lstat(dir)
+	made := dir != "" && errors.Is(err, fs.ErrNotExist)
+	lock, err := hold(dir, "another process", log)
+	if err != nil {
+		return nil, err
+	}
+	return &nodeHome{dir: dir, lock: lock, made: made}, nil
+}
+
+// close lets go of the directory. One that was made for a node that was not let in
+// is removed with its key, since no mesh knows either; err is why the node ended. A
+// key that some gateway may have bound to the id stays.
+func (h *nodeHome) close(err error) error {
+	var gone error
+	if unknown := !h.asked || peer.Refused(err) || peer.Distrusted(err); err != nil && h.made && unknown && node.SavedID(h.dir) == "" {
+		gone = os.Remove(filepath.Join(h.dir, nodeKeyFile))
+		if errors.Is(gone, fs.ErrNotExist) {
+			gone = nil
+		}
+		gone = errors.Join(gone, os.Remove(h.dir))
+	}
+	return errors.Join(gone, h.lock.Close())
 }
 
 // free is the hold of what nobody can take.

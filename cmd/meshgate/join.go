@@ -99,11 +99,6 @@ func (a *app) join(ctx context.Context, c *joinConfig) (err error) {
 	if err != nil {
 		return err
 	}
-	held, err := hold(c.dataDir, "another process", log)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, held.Close()) }() // let go of last
 	o, err := c.options(log)
 	if err != nil {
 		return err
@@ -116,6 +111,14 @@ func (a *app) join(ctx context.Context, c *joinConfig) (err error) {
 	if o.trust, err = c.gateway.tls(); err != nil {
 		return err
 	}
+	home, err := openHome(c.dataDir, log)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, home.close(err)) }() // let go of last
+	if o.config.Key, err = loadKey(c.dataDir); err != nil {
+		return err
+	}
 	if c.metricsListen != "" {
 		var lc net.ListenConfig
 		if o.metrics, err = lc.Listen(ctx, "tcp", c.metricsListen); err != nil {
@@ -125,8 +128,9 @@ func (a *app) join(ctx context.Context, c *joinConfig) (err error) {
 	log.Info("starting", "version", version, "commit", commit, "data_dir", c.dataDir, "gateway", c.gateway.URL)
 	p, err := newNodeProcess(o)
 	if err != nil {
-		return err
+		return o.foresee(ctx, err)
 	}
+	home.asked = true
 	err = p.run(ctx, func() error {
 		self := p.node.Snapshot().Node(p.node.Self())
 		if a.structured() {
@@ -180,7 +184,8 @@ func stateHome() (string, error) {
 	return filepath.Join(home, ".local", "state", "meshgate"), err
 }
 
-// options turns flags into what a node process needs.
+// options turns flags into what a node process needs, but for the key and the
+// gateway.
 func (c *joinConfig) options(log *slog.Logger) (nodeOptions, error) {
 	o := nodeOptions{iceListen: c.iceListen, dataDir: c.dataDir, again: c.again, log: log}
 	var err error
@@ -215,9 +220,6 @@ func (c *joinConfig) options(log *slog.Logger) (nodeOptions, error) {
 		return o, err
 	}
 	if cfg.Routes, err = parseRoutes(c.routes); err != nil {
-		return o, err
-	}
-	if cfg.Key, err = loadKey(c.dataDir); err != nil {
 		return o, err
 	}
 	o.config = cfg

@@ -12,6 +12,7 @@ import (
 	"net/netip"
 	"time"
 
+	"connectrpc.com/connect"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"golang.org/x/sync/errgroup"
@@ -21,6 +22,7 @@ import (
 	"github.com/meshgate/meshgate/node"
 	"github.com/meshgate/meshgate/node/mesh"
 	"github.com/meshgate/meshgate/node/peer"
+	meshgatev1 "github.com/meshgate/meshgate/proto/meshgate/v1"
 	v1 "github.com/meshgate/meshgate/proto/v1"
 	"github.com/meshgate/meshgate/signaling"
 	"github.com/meshgate/meshgate/signaling/rtc"
@@ -114,6 +116,26 @@ func newNodeProcess(o nodeOptions) (_ *nodeProcess, err error) {
 	})
 	return p, err
 }
+
+// foresee is why a node did not get what it needs of its host, which err says, or
+// what the gateway would have said next to one that is no member yet: who gave a
+// wrong token or URL shall not first look for another name of an interface.
+func (o *nodeOptions) foresee(ctx context.Context, err error) error {
+	if o.dataDir != "" && node.SavedID(o.dataDir) != "" {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, foreseePatience)
+	defer cancel()
+	_, no := o.gateway.Enrolment().GetChallenge(ctx, connect.NewRequest(&meshgatev1.GetChallengeRequest{Id: string(o.config.ID)}))
+	switch {
+	case no == nil, connect.CodeOf(no) == connect.CodeUnimplemented, connect.CodeOf(no) == connect.CodeNotFound: // of v1, too
+		return err
+	}
+	return fmt.Errorf("join: %w", no)
+}
+
+// foreseePatience is how long the gateway may take for an answer of that kind.
+const foreseePatience = 5 * time.Second
 
 // nodePaths answers other nodes that look for a path to this one.
 type nodePaths struct{ *node.Node }
