@@ -248,11 +248,17 @@ func (g *Gateway) ended(ctx context.Context, spec connect.Spec, started time.Tim
 	if spec.StreamType == connect.StreamTypeUnary {
 		g.metrics.seconds.WithLabelValues(spec.Procedure).Observe(took.Seconds())
 	}
+	from, level := q.from.String(), g.level(spec.Procedure, public)
+	if q.local { // it has no address, and what its commands may not ask tells nobody anything
+		from = "local"
+		if code == connect.CodePermissionDenied.String() {
+			level = slog.LevelDebug
+		}
+	}
 	attrs := []slog.Attr{
 		slog.String("rpc", spec.Procedure), slog.String("code", code), slog.Duration("dur", took),
-		slog.String("caller", caller.ID), slog.String("addr", q.from.String()), slog.String("request_id", q.id),
+		slog.String("caller", caller.ID), slog.String("addr", from), slog.String("request_id", q.id),
 	}
-	level := g.level(spec.Procedure, public)
 	if public != nil && level == slog.LevelError {
 		attrs = append(attrs, slog.Any("err", err)) // the cause, which the client does not get
 	} else if public != nil {

@@ -4,6 +4,7 @@ package gateway
 
 import (
 	"context"
+	"log/slog"
 	"net"
 	"net/http"
 	"os"
@@ -89,5 +90,28 @@ func TestLocal_BelievesNoHeaders(t *testing.T) {
 	_, err := meshgatev1connect.NewClusterClient(admin, "http://localhost", connect.WithGRPC()).Status(testContext(t), connect.NewRequest(&meshgatev1.StatusRequest{}))
 	if connect.CodeOf(err) != connect.CodePermissionDenied {
 		t.Errorf("the admin's token at the socket: %v", err)
+	}
+}
+
+// Commands try what a node does not tell: that is nothing for its log, and who asks has
+// no address.
+func TestLocal_WhatIsDeniedIsDetail(t *testing.T) {
+	var log lockedBuffer
+	_, c := localWith(t, func(c *Config) {
+		c.Logger = slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	})
+	_, err := meshgatev1connect.NewClusterClient(c, "http://localhost", connect.WithGRPC()).Status(testContext(t), connect.NewRequest(&meshgatev1.StatusRequest{}))
+	if connect.CodeOf(err) != connect.CodePermissionDenied {
+		t.Fatal(err)
+	}
+	found := false
+	for line := range strings.Lines(log.String()) {
+		if strings.Contains(line, "rpc=/meshgate.v1.Cluster/Status code=permission_denied") {
+			found = strings.Contains(line, "level=DEBUG") && strings.Contains(line, "addr=local ")
+			t.Log(line)
+		}
+	}
+	if !found {
+		t.Errorf("want a record at DEBUG of a caller at local")
 	}
 }
