@@ -243,7 +243,7 @@ func useExit(c api.Caller, _ *meshgatev1.UseExitRequest) ([]mesh.Action, error) 
 
 func pathsOf(c api.Caller, id string) ([]mesh.Action, error) {
 	if c.Node != nil && !c.Node.Negotiates() && id != c.ID {
-		return nil, fmt.Errorf("%w: node %q may ask for its own paths only (meshgate ping on its host)", mesh.ErrDenied, c.ID)
+		return nil, fmt.Errorf("%w: node %q may ask for its own paths only", mesh.ErrDenied, c.ID)
 	}
 	return readMesh(c, nil)
 }

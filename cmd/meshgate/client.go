@@ -289,6 +289,8 @@ var hints = []struct{ cause, advice string }{ //nolint:gochecknoglobals // a con
 	{"i/o timeout", "Is this the gateway's address, and does a firewall let its port through?"},
 	{`unknown unit "d" in duration`, "Write days as hours: 2160h are 90 days"},
 	{"no answer on any path", "meshgate status NODE says whether the node is up"},
+	{"may ask for its own paths only", "Have a gateway ask: ping --from takes --server and --token-file of somebody who may read the mesh (get on edges)"},
+	{"unexpected EOF", "What answers there is not the API of a gateway, or it broke off: the API is at --listen of meshgate up, port 8443 unless it was set; TURN, at 3478, is another port"},
 	{"no such host", "Is the name spelled right?"},
 	{localFile + ": permission denied", "It holds the admin token of this host's gateway: use sudo, or give --server and --token-file"},
 	{"put on edges", "A token lets its holder join under its own name and no other: join as that name (--id of meshgate join and up), or use the admin's token"},

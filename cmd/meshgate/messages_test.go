@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"errors"
 	"io"
+	"net"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -25,6 +26,34 @@ func TestUp_SaysHowToWriteDays(t *testing.T) {
 // A node that does not answer is looked at next.
 func TestExplain_NoAnswerOnAnyPath(t *testing.T) {
 	if text := explain(errors.New("phone: no answer on any path")); !strings.Contains(text, "meshgate status NODE") {
+		t.Error(text)
+	}
+}
+
+// Who answers at another port than that of the API, as TURN does, ends what it does
+// not understand.
+func TestExplain_NoGatewaysAPI(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = l.Close() })
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			_, _ = c.Read(make([]byte, 16<<10)) // what it is does not matter
+			_ = c.Close()
+		}
+	}()
+	var stdout, stderr bytes.Buffer
+	code := run(t.Context(), []string{"get", "nodes", "--token", "x", "--server", "https://" + l.Addr().String()}, &stdout, &stderr)
+	if code != exitFailed || !strings.Contains(stderr.String(), "is not the API of a gateway") || !strings.Contains(stderr.String(), "8443") {
+		t.Errorf("exit code %d, %s", code, &stderr)
+	}
+	if text := explain(errors.New(`node "a" may ask for its own paths only`)); !strings.Contains(text, "--server and --token-file") {
 		t.Error(text)
 	}
 }
