@@ -50,7 +50,6 @@ func (a *app) exitCommand() *cobra.Command {
 			return a.exit(cmd.Context(), gate, ask, off || len(args) == 1)
 		},
 	}
-	to.near = true
 	to.registerNear(cmd.Flags())
 	cmd.Flags().BoolVar(&off, "off", false, "reach the Internet in the usual way")
 	cmd.Flags().BoolVar(&open, "open", false, "while there is no way to the exit, let packets leave in the usual way; without, they are not sent")
