@@ -81,7 +81,10 @@ type WatchMeshResponse struct {
 	Links []*Link `protobuf:"bytes,6,rep,name=links,proto3" json:"links,omitempty"`
 	// leaderless is true while no gateway leads, and has not for a few seconds:
 	// what is shown may be old, and nothing can be changed.
-	Leaderless    bool `protobuf:"varint,7,opt,name=leaderless,proto3" json:"leaderless,omitempty"`
+	Leaderless bool `protobuf:"varint,7,opt,name=leaderless,proto3" json:"leaderless,omitempty"`
+	// presence says which nodes are up, by their ids; empty from a gateway that does
+	// not tell.
+	Presence      []*NodePresence `protobuf:"bytes,8,rep,name=presence,proto3" json:"presence,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -163,6 +166,13 @@ func (x *WatchMeshResponse) GetLeaderless() bool {
 		return x.Leaderless
 	}
 	return false
+}
+
+func (x *WatchMeshResponse) GetPresence() []*NodePresence {
+	if x != nil {
+		return x.Presence
+	}
+	return nil
 }
 
 // Link is the WireGuard link between the answering gateway and one node.
@@ -270,8 +280,8 @@ var File_meshgate_v1_watch_proto protoreflect.FileDescriptor
 
 const file_meshgate_v1_watch_proto_rawDesc = "" +
 	"\n" +
-	"\x17meshgate/v1/watch.proto\x12\vmeshgate.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17meshgate/v1/paths.proto\x1a\rv1/mesh.proto\x1a\rv1/node.proto\"\x12\n" +
-	"\x10WatchMeshRequest\"\xfe\x01\n" +
+	"\x17meshgate/v1/watch.proto\x12\vmeshgate.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17meshgate/v1/paths.proto\x1a\x1ameshgate/v1/presence.proto\x1a\rv1/mesh.proto\x1a\rv1/node.proto\"\x12\n" +
+	"\x10WatchMeshRequest\"\xb5\x02\n" +
 	"\x11WatchMeshResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\x04R\aversion\x12\x1d\n" +
 	"\n" +
@@ -283,7 +293,8 @@ const file_meshgate_v1_watch_proto_rawDesc = "" +
 	"\x05links\x18\x06 \x03(\v2\x11.meshgate.v1.LinkR\x05links\x12\x1e\n" +
 	"\n" +
 	"leaderless\x18\a \x01(\bR\n" +
-	"leaderless\"\x89\x02\n" +
+	"leaderless\x125\n" +
+	"\bpresence\x18\b \x03(\v2\x19.meshgate.v1.NodePresenceR\bpresence\"\x89\x02\n" +
 	"\x04Link\x12\x17\n" +
 	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12\x16\n" +
 	"\x06online\x18\x02 \x01(\bR\x06online\x12\x1a\n" +
@@ -314,22 +325,24 @@ var file_meshgate_v1_watch_proto_goTypes = []any{
 	(*Link)(nil),                  // 2: meshgate.v1.Link
 	(*v1.MeshNode)(nil),           // 3: v1.MeshNode
 	(*v1.MeshEdge)(nil),           // 4: v1.MeshEdge
-	(*timestamppb.Timestamp)(nil), // 5: google.protobuf.Timestamp
-	(*Path)(nil),                  // 6: meshgate.v1.Path
+	(*NodePresence)(nil),          // 5: meshgate.v1.NodePresence
+	(*timestamppb.Timestamp)(nil), // 6: google.protobuf.Timestamp
+	(*Path)(nil),                  // 7: meshgate.v1.Path
 }
 var file_meshgate_v1_watch_proto_depIdxs = []int32{
 	3, // 0: meshgate.v1.WatchMeshResponse.nodes:type_name -> v1.MeshNode
 	4, // 1: meshgate.v1.WatchMeshResponse.edges:type_name -> v1.MeshEdge
 	2, // 2: meshgate.v1.WatchMeshResponse.links:type_name -> meshgate.v1.Link
-	5, // 3: meshgate.v1.Link.last_handshake:type_name -> google.protobuf.Timestamp
-	6, // 4: meshgate.v1.Link.path:type_name -> meshgate.v1.Path
-	0, // 5: meshgate.v1.Watch.WatchMesh:input_type -> meshgate.v1.WatchMeshRequest
-	1, // 6: meshgate.v1.Watch.WatchMesh:output_type -> meshgate.v1.WatchMeshResponse
-	6, // [6:7] is the sub-list for method output_type
-	5, // [5:6] is the sub-list for method input_type
-	5, // [5:5] is the sub-list for extension type_name
-	5, // [5:5] is the sub-list for extension extendee
-	0, // [0:5] is the sub-list for field type_name
+	5, // 3: meshgate.v1.WatchMeshResponse.presence:type_name -> meshgate.v1.NodePresence
+	6, // 4: meshgate.v1.Link.last_handshake:type_name -> google.protobuf.Timestamp
+	7, // 5: meshgate.v1.Link.path:type_name -> meshgate.v1.Path
+	0, // 6: meshgate.v1.Watch.WatchMesh:input_type -> meshgate.v1.WatchMeshRequest
+	1, // 7: meshgate.v1.Watch.WatchMesh:output_type -> meshgate.v1.WatchMeshResponse
+	7, // [7:8] is the sub-list for method output_type
+	6, // [6:7] is the sub-list for method input_type
+	6, // [6:6] is the sub-list for extension type_name
+	6, // [6:6] is the sub-list for extension extendee
+	0, // [0:6] is the sub-list for field type_name
 }
 
 func init() { file_meshgate_v1_watch_proto_init() }
@@ -338,6 +351,7 @@ func file_meshgate_v1_watch_proto_init() {
 		return
 	}
 	file_meshgate_v1_paths_proto_init()
+	file_meshgate_v1_presence_proto_init()
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{

@@ -12,6 +12,8 @@ import type { Timestamp } from "@bufbuild/protobuf/wkt";
 import { file_google_protobuf_timestamp } from "@bufbuild/protobuf/wkt";
 import type { Path } from "./paths_pb.js";
 import { file_meshgate_v1_paths } from "./paths_pb.js";
+import type { NodePresence } from "./presence_pb.js";
+import { file_meshgate_v1_presence } from "./presence_pb.js";
 import type { MeshEdge } from "../../v1/mesh_pb.js";
 import { file_v1_mesh } from "../../v1/mesh_pb.js";
 import type { MeshNode } from "../../v1/node_pb.js";
@@ -22,7 +24,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file meshgate/v1/watch.proto.
  */
 export const file_meshgate_v1_watch: GenFile = /*@__PURE__*/
-  fileDesc("ChdtZXNoZ2F0ZS92MS93YXRjaC5wcm90bxILbWVzaGdhdGUudjEiEgoQV2F0Y2hNZXNoUmVxdWVzdCK9AQoRV2F0Y2hNZXNoUmVzcG9uc2USDwoHdmVyc2lvbhgBIAEoBBISCgpnYXRld2F5X2lkGAIgASgJEhMKC21lc2hfZG9tYWluGAMgASgJEhsKBW5vZGVzGAQgAygLMgwudjEuTWVzaE5vZGUSGwoFZWRnZXMYBSADKAsyDC52MS5NZXNoRWRnZRIgCgVsaW5rcxgGIAMoCzIRLm1lc2hnYXRlLnYxLkxpbmsSEgoKbGVhZGVybGVzcxgHIAEoCCK9AQoETGluaxIPCgdub2RlX2lkGAEgASgJEg4KBm9ubGluZRgCIAEoCBIQCghlbmRwb2ludBgDIAEoCRIyCg5sYXN0X2hhbmRzaGFrZRgEIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASFQoNcmVjZWl2ZV9ieXRlcxgFIAEoBBIWCg50cmFuc21pdF9ieXRlcxgGIAEoBBIfCgRwYXRoGAcgASgLMhEubWVzaGdhdGUudjEuUGF0aDJVCgVXYXRjaBJMCglXYXRjaE1lc2gSHS5tZXNoZ2F0ZS52MS5XYXRjaE1lc2hSZXF1ZXN0Gh4ubWVzaGdhdGUudjEuV2F0Y2hNZXNoUmVzcG9uc2UwAUI7WjlnaXRodWIuY29tL21lc2hnYXRlL21lc2hnYXRlL3Byb3RvL21lc2hnYXRlL3YxO21lc2hnYXRldjFiBnByb3RvMw", [file_google_protobuf_timestamp, file_meshgate_v1_paths, file_v1_mesh, file_v1_node]);
+  fileDesc("ChdtZXNoZ2F0ZS92MS93YXRjaC5wcm90bxILbWVzaGdhdGUudjEiEgoQV2F0Y2hNZXNoUmVxdWVzdCLqAQoRV2F0Y2hNZXNoUmVzcG9uc2USDwoHdmVyc2lvbhgBIAEoBBISCgpnYXRld2F5X2lkGAIgASgJEhMKC21lc2hfZG9tYWluGAMgASgJEhsKBW5vZGVzGAQgAygLMgwudjEuTWVzaE5vZGUSGwoFZWRnZXMYBSADKAsyDC52MS5NZXNoRWRnZRIgCgVsaW5rcxgGIAMoCzIRLm1lc2hnYXRlLnYxLkxpbmsSEgoKbGVhZGVybGVzcxgHIAEoCBIrCghwcmVzZW5jZRgIIAMoCzIZLm1lc2hnYXRlLnYxLk5vZGVQcmVzZW5jZSK9AQoETGluaxIPCgdub2RlX2lkGAEgASgJEg4KBm9ubGluZRgCIAEoCBIQCghlbmRwb2ludBgDIAEoCRIyCg5sYXN0X2hhbmRzaGFrZRgEIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASFQoNcmVjZWl2ZV9ieXRlcxgFIAEoBBIWCg50cmFuc21pdF9ieXRlcxgGIAEoBBIfCgRwYXRoGAcgASgLMhEubWVzaGdhdGUudjEuUGF0aDJVCgVXYXRjaBJMCglXYXRjaE1lc2gSHS5tZXNoZ2F0ZS52MS5XYXRjaE1lc2hSZXF1ZXN0Gh4ubWVzaGdhdGUudjEuV2F0Y2hNZXNoUmVzcG9uc2UwAUI7WjlnaXRodWIuY29tL21lc2hnYXRlL21lc2hnYXRlL3Byb3RvL21lc2hnYXRlL3YxO21lc2hnYXRldjFiBnByb3RvMw", [file_google_protobuf_timestamp, file_meshgate_v1_paths, file_meshgate_v1_presence, file_v1_mesh, file_v1_node]);
 
 /**
  * WatchMeshRequest asks to follow the mesh.
@@ -94,6 +96,14 @@ export type WatchMeshResponse = Message<"meshgate.v1.WatchMeshResponse"> & {
    * @generated from field: bool leaderless = 7;
    */
   leaderless: boolean;
+
+  /**
+   * presence says which nodes are up, by their ids; empty from a gateway that does
+   * not tell.
+   *
+   * @generated from field: repeated meshgate.v1.NodePresence presence = 8;
+   */
+  presence: NodePresence[];
 };
 
 /**
