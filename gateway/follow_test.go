@@ -4,6 +4,7 @@ package gateway
 
 import (
 	"context"
+	"slices"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -150,6 +151,8 @@ type ledReplicas struct {
 	none atomic.Bool
 }
 
+func (*ledReplicas) Replicas(context.Context) []api.Replica { return nil }
+
 func (r *ledReplicas) Leads() bool { return !r.none.Load() }
 
 // A watcher is told that nobody leads once no election explains it, and that
@@ -186,6 +189,11 @@ func TestWatchMesh_Leaderless(t *testing.T) {
 		cancel()
 		<-w.end
 	})
+}
+
+// webIs reports whether the presence of web-1 is in a state.
+func webIs(m *meshgatev1.WatchMeshResponse, state meshgatev1.PresenceState) bool {
+	return slices.ContainsFunc(m.GetPresence(), func(p *meshgatev1.NodePresence) bool { return p.GetNodeId() == "web-1" && p.GetState() == state })
 }
 
 func TestWatchMesh(t *testing.T) {
@@ -241,6 +249,10 @@ func TestWatchMesh(t *testing.T) {
 		expect("a handshake", 1, func(m *meshgatev1.WatchMeshResponse) bool {
 			return link(m).GetOnline() && link(m).GetEndpoint() == "192.0.2.9:1"
 		})
+		pass(2 * time.Second)
+		expect("who is up", 1, func(m *meshgatev1.WatchMeshResponse) bool {
+			return webIs(m, meshgatev1.PresenceState_PRESENCE_STATE_UP)
+		})
 		handshake := time.Now()
 		s.node.setStats(stats(20, "192.0.2.9:1", handshake))
 		pass(2 * time.Second)
@@ -248,7 +260,9 @@ func TestWatchMesh(t *testing.T) {
 		pass(4 * time.Second)
 		expect("counters", 1, func(m *meshgatev1.WatchMeshResponse) bool { return link(m).GetReceiveBytes() == 20 })
 		pass(4 * time.Minute)
-		expect("silence", 1, func(m *meshgatev1.WatchMeshResponse) bool { return !link(m).GetOnline() })
+		expect("silence", 2, func(m *meshgatev1.WatchMeshResponse) bool {
+			return !link(m).GetOnline() && webIs(m, meshgatev1.PresenceState_PRESENCE_STATE_DOWN)
+		})
 		before := s.node.statsReads()
 		pass(time.Minute)
 		if n := s.node.statsReads() - before; n > 61 {

@@ -55,6 +55,7 @@ func TestLocal_OnlyWhatTheNodeTellsOfItself(t *testing.T) {
 		"/v1.Node/GetStatus": true, "/meshgate.v1.Watch/WatchMesh": true,
 		"/meshgate.v1.Paths/ListPaths": true, "/meshgate.v1.Paths/Ping": true, "/meshgate.v1.Paths/ListServers": true,
 		"/meshgate.v1.Paths/UseExit": true,
+		"/meshgate.v1.Presence/ListPresence": true,
 	}
 	for _, m := range everyMethod(t) {
 		ctx, cancel := context.WithCancel(testContext(t))

@@ -39,9 +39,10 @@ func (g *Gateway) services() (http.Handler, error) {
 		connect.WithRecover(g.recovered),
 	}
 	_, early := g.cfg.Node.(earlyNode)
+	presence, _ := g.cfg.Node.(api.RemotePresence) // who can ask others does
 	services, err := api.Services(api.Config{
 		State: g.cfg.Node, Members: g.cfg.Node, Objects: g.cfg.Node, Keys: g.cfg.Node,
-		Links: g.cfg.Node, Remote: g.cfg.Node, Ways: g.cfg.Node, RemoteWays: g.cfg.Node, Exits: g.cfg.Exits, Signaling: g.cfg.Signaling, Cluster: g.cfg.Cluster, Replicas: g.cfg.Replicas, Early: early,
+		Links: g.cfg.Node, Remote: g.cfg.Node, Ways: g.cfg.Node, RemoteWays: g.cfg.Node, Exits: g.cfg.Exits, Signaling: g.cfg.Signaling, Presence: presence, Cluster: g.cfg.Cluster, Replicas: g.cfg.Replicas, Early: early,
 		Store: g.cfg.Store, Tokens: g.cfg.Tokens, Pairs: g.cfg.Node, RelayServers: g.cfg.RelayServers, Build: g.cfg.Build,
 	}, opts...)
 	if err != nil {

@@ -111,6 +111,9 @@ func newRules(openReflection bool) map[string]rule {
 
 		meshgatev1connect.PairsFollowProcedure: {access: identified, needs: of(followPairs), lasts: ever},
 
+		meshgatev1connect.PresenceListPresenceProcedure: {access: identified, needs: readMesh, blind: true, local: true},
+		meshgatev1connect.PresenceStopProcedure:         {access: identified}, // the handler denies it to all but members
+
 		meshgatev1connect.PathsListPathsProcedure:   {access: identified, needs: of(listPaths), local: true},
 		meshgatev1connect.PathsPingProcedure:        {access: identified, needs: of(pingFrom), local: true},
 		meshgatev1connect.PathsListServersProcedure: {access: identified, needs: readMesh, blind: true, relays: true, local: true},

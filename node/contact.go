@@ -175,7 +175,7 @@ func (n *Node) unanswered(id mesh.NodeID, addr netip.Addr) error {
 		case !ok || via == nil:
 			known = "no tunnel of this node leads to it now; meshgate get edges shows its neighbours"
 		case via.ID != id:
-			known = fmt.Sprintf("it is reached through %s, which knows when it was last heard (meshgate status there)", via.ID)
+			known = fmt.Sprintf("it is reached through %s, and meshgate status says when it was last heard", via.ID)
 		case peer.LastHandshake.IsZero():
 			return unheard(via, peer, addr)
 		default:

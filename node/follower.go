@@ -166,6 +166,9 @@ func (f *follower) run(ctx context.Context) error {
 		alive, err := f.follow(ctx)
 		if ctx.Err() != nil {
 			f.leave(ctx)
+			if alive { // else nobody is there to be told
+				f.stop(ctx)
+			}
 			return ctx.Err()
 		}
 		if err := f.final(err); err != nil {

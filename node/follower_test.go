@@ -43,6 +43,7 @@ type fakeGateway struct {
 	adopts int
 	afters []uint64 // of subscriptions
 	left   []string
+	stops  int
 	// config is what a subscription begins with; nil: the peers of answer.
 	config *v1.PeerConfigurations
 	cut    chan struct{} // closed when the subscriptions of now break
@@ -87,6 +88,14 @@ func (g *fakeGateway) Leave(_ context.Context, id string) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.left = append(g.left, id)
+	return nil
+}
+
+// Stop implements stopper.
+func (g *fakeGateway) Stop(context.Context) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.stops++
 	return nil
 }
 
@@ -223,8 +232,8 @@ func TestFollower_RestartNeedsNoJoin(t *testing.T) {
 	if n := len(g.requests()); n != 1 || g.requests()[0].GetMemberOf() != "" {
 		t.Errorf("%d joins, the first as a member of %q", n, g.requests()[0].GetMemberOf())
 	}
-	if len(g.left) != 0 {
-		t.Errorf("a node that keeps its identity left: %v", g.left)
+	if len(g.left) != 0 || g.stops != 2 {
+		t.Errorf("a node that keeps its identity left: %v; it said %d times that it stops, want each time", g.left, g.stops)
 	}
 }
 

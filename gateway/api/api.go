@@ -85,6 +85,8 @@ type Config struct {
 	// Exits is how this node uses an exit; nil: it cannot use one.
 	Exits     Exits
 	Signaling Signaling
+	// Presence asks others which nodes are up; nil: nobody is asked.
+	Presence RemotePresence
 	// Cluster is the nodes that keep the state; nil: this node alone.
 	Cluster Cluster
 	// Replicas changes which they are; nil where no state is kept.
@@ -152,11 +154,14 @@ func Services(cfg Config, opts ...connect.HandlerOption) ([]Service, error) {
 		return nil, err
 	}
 	links := &links{source: cfg.Links, ways: cfg.Ways}
-	membership := &membershipService{state: cfg.State, members: cfg.Members, cluster: cfg.Cluster, servers: cfg.RelayServers}
+	presences := newPresences(&cfg, links)
+	membership := &membershipService{
+		state: cfg.State, members: cfg.Members, cluster: cfg.Cluster, servers: cfg.RelayServers, attendance: &presences.attendance,
+	}
 	pairs := &pairsService{plans: cfg.Pairs, servers: cfg.RelayServers, membership: membership}
 	ways := &pathsService{state: cfg.State, ways: cfg.Ways, remote: cfg.RemoteWays, exits: cfg.Exits, servers: cfg.RelayServers, pings: make(chan struct{}, maxPings)}
 	return append(unimplemented(opts),
-		late(v1connect.NodeName, v1connect.NewNodeHandler, opts)(&nodeService{Config: cfg, links: links, started: time.Now()}),
+		late(v1connect.NodeName, v1connect.NewNodeHandler, opts)(&nodeService{Config: cfg, links: links, presences: presences, started: time.Now()}),
 		late(v1connect.MeshName, v1connect.NewMeshHandler, opts)(&meshService{state: cfg.State}),
 		late(v1connect.AdminName, v1connect.NewAdminHandler, opts)(&adminService{state: cfg.State, objects: cfg.Objects}),
 		late(v1connect.StorageQueryServiceName, v1connect.NewStorageQueryServiceHandler, opts)(&queryService{state: cfg.State, keys: cfg.Keys}),
@@ -168,8 +173,9 @@ func Services(cfg Config, opts ...connect.HandlerOption) ([]Service, error) {
 		NewStoreHandler(cfg.Store, opts...),
 		late(meshgatev1connect.TokensName, meshgatev1connect.NewTokensHandler, opts)(&tokensService{tokens: cfg.Tokens}),
 		late(meshgatev1connect.PathsName, meshgatev1connect.NewPathsHandler, opts)(ways),
+		late(meshgatev1connect.PresenceName, meshgatev1connect.NewPresenceHandler, opts)(&presenceService{presences}),
 		late(meshgatev1connect.WatchName, meshgatev1connect.NewWatchHandler, opts)(
-			&watchService{state: cfg.State, links: links, replicas: cfg.Replicas, early: cfg.Early}),
+			&watchService{state: cfg.State, links: links, presences: presences, replicas: cfg.Replicas, early: cfg.Early}),
 	), nil
 }
 

@@ -342,7 +342,7 @@ func TestNode_GetStatus(t *testing.T) {
 			{PublicKey: testKey(t).WireGuard(), ReceiveBytes: 1},
 		},
 	}
-	n := &nodeService{Config: Config{State: f, Remote: f, Build: Build{Version: "v1", Commit: "c", Date: "d"}}, links: &links{source: f, ways: f}, started: time.Now()}
+	n := &nodeService{Config: Config{State: f, Remote: f, Build: Build{Version: "v1", Commit: "c", Date: "d"}}, links: &links{source: f, ways: f}, presences: newPresences(&Config{State: f}, &links{source: f, ways: f}), started: time.Now()}
 	status := func(id string) (*v1.Status, error) {
 		res, err := n.GetStatus(t.Context(), connect.NewRequest(&v1.GetStatusRequest{Id: id}))
 		if err != nil {

@@ -26,6 +26,8 @@ type membershipService struct {
 	peers     peerMessages
 	turns     turns
 	news      news
+	// attendance is told who follows this gateway; nil: nobody is.
+	attendance *attendance
 }
 
 var _ v1connect.MembershipHandler = (*membershipService)(nil)

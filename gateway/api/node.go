@@ -4,13 +4,16 @@ package api
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"connectrpc.com/connect"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/meshgate/meshgate/node/mesh"
+	meshgatev1 "github.com/meshgate/meshgate/proto/meshgate/v1"
 	v1 "github.com/meshgate/meshgate/proto/v1"
 	"github.com/meshgate/meshgate/proto/v1/v1connect"
 )
@@ -18,8 +21,10 @@ import (
 // nodeService serves v1.Node.
 type nodeService struct {
 	Config
-	links   *links
-	started time.Time
+	links *links
+	// presences knows which nodes are up.
+	presences *presences
+	started   time.Time
 }
 
 var _ v1connect.NodeHandler = (*nodeService)(nil)
@@ -99,7 +104,20 @@ func (n *nodeService) remoteStatus(ctx context.Context, s *mesh.Snapshot, name s
 		return nil, fmt.Errorf("%w: node %q is a plain WireGuard peer, which has no status to ask for; "+
 			"v1.Mesh/GetNode has its record, and the interface_metrics of a gateway show its link", mesh.ErrPrecondition, id)
 	}
-	return n.Remote.RemoteStatus(ctx, id)
+	list, _ := n.presences.all(ctx) // what is not known is not told
+	if stopped(list, id) {
+		return nil, explain(id, list, mesh.ErrUnavailable)
+	}
+	status, err := n.Remote.RemoteStatus(ctx, id)
+	if errors.Is(err, mesh.ErrUnavailable) {
+		err = explain(id, list, err)
+	}
+	return status, err
+}
+
+// stopped reports whether a node has said that it stops, so that nobody need be asked.
+func stopped(list []*meshgatev1.NodePresence, id mesh.NodeID) bool {
+	return slices.ContainsFunc(list, func(m *meshgatev1.NodePresence) bool { return m.GetNodeId() == string(id) && m.GetStopped() })
 }
 
 // NegotiateDataChannel answers a gateway that relays a client's negotiation.

@@ -68,6 +68,14 @@ type Replica struct {
 	LagUnknown bool
 }
 
+// alive reports whether the replica was heard of late.
+func (r *Replica) alive() bool {
+	if r.Known {
+		return !r.LagUnknown && r.LastContact <= aliveWithin
+	}
+	return r.Answers
+}
+
 // clusterService serves meshgate.v1.Cluster.
 type clusterService struct {
 	state    State
@@ -85,9 +93,9 @@ func (c *clusterService) Status(ctx context.Context, _ *connect.Request[meshgate
 	replicas := c.replicas.Replicas(ctx)
 	answer.Trouble = trouble(replicas)
 	for _, r := range replicas {
-		m := &meshgatev1.Replica{Id: string(r.ID), Address: r.Address, Voter: r.Voter, Leader: r.Leader, Alive: r.Answers, Lag: r.Lag, LagUnknown: r.LagUnknown}
+		m := &meshgatev1.Replica{Id: string(r.ID), Address: r.Address, Voter: r.Voter, Leader: r.Leader, Alive: r.alive(), Lag: r.Lag, LagUnknown: r.LagUnknown}
 		if r.Known {
-			m.Alive, m.LastContact = !r.LagUnknown && r.LastContact <= aliveWithin, durationpb.New(r.LastContact)
+			m.LastContact = durationpb.New(r.LastContact)
 		}
 		answer.Replicas = append(answer.Replicas, m)
 	}

@@ -34,6 +34,9 @@ func (m *membershipService) SubscribePeers(ctx context.Context, req *connect.Req
 	if err != nil {
 		return err
 	}
+	if m.attendance != nil && CallerFrom(ctx).IsNode(string(id)) {
+		defer m.attendance.enter(s, id)()
+	}
 	sub := &subscriber{service: m, id: id, packed: packs(req.Header()), answer: answerFrom(ctx)}
 	for {
 		looked := time.Now()

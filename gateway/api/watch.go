@@ -33,6 +33,8 @@ const (
 type watchService struct {
 	state State
 	links *links
+	// presences knows which nodes are up.
+	presences *presences
 	// replicas is nil on a node that keeps no state.
 	replicas Replicas
 	early    bool
@@ -49,12 +51,15 @@ func (w *watchService) WatchMesh(ctx context.Context, _ *connect.Request[meshgat
 		return err
 	}
 	ctx, cancel := context.WithCancel(ctx)
-	next := w.follow(ctx, s.Version)
+	next, roll := w.follow(ctx, s.Version), w.attend(ctx)
 	defer func() {
 		cancel()
 		for range next { // wait for follow to end
 		}
+		for range roll {
+		}
 	}()
+	presence := <-roll // whoever asks once wants it
 	ticker := time.NewTicker(linkInterval)
 	defer ticker.Stop()
 	var sent *meshgatev1.WatchMeshResponse
@@ -69,12 +74,14 @@ func (w *watchService) WatchMesh(ctx context.Context, _ *connect.Request[meshgat
 			return err
 		}
 		now := time.Now()
+		excuse(links, presence, now)
 		if w.replicas == nil || w.replicas.Leads() {
 			led = now
 		}
 		leaderless := now.Sub(led) >= electionPatience
-		if sent == nil || sent.GetVersion() != s.Version || sent.GetLeaderless() != leaderless || linksChanged(sent.GetLinks(), links, now.Sub(sentAt) >= counterInterval) {
+		if sent == nil || sent.GetVersion() != s.Version || sent.GetLeaderless() != leaderless || changed(sent, links, presence, now.Sub(sentAt) >= counterInterval) {
 			sent, sentAt = w.message(s, links), now
+			sent.Presence = presence
 			sent.Leaderless = leaderless
 			if err := stream.Send(sent); err != nil {
 				return err
@@ -88,6 +95,12 @@ func (w *watchService) WatchMesh(ctx context.Context, _ *connect.Request[meshgat
 				return fmt.Errorf("follow the mesh: %w", context.Cause(ctx))
 			}
 			s = newer
+		case list, ok := <-roll:
+			if !ok {
+				roll = nil
+			} else {
+				presence = list
+			}
 		case <-ticker.C:
 		}
 	}
@@ -116,6 +129,34 @@ func (w *watchService) follow(ctx context.Context, version uint64) <-chan *mesh.
 	return out
 }
 
+// attend delivers which nodes are up at once, nil where nobody knows, and again
+// presenceAge later whenever the receiver is ready. The channel closes when ctx ends.
+func (w *watchService) attend(ctx context.Context) <-chan []*meshgatev1.NodePresence {
+	out := make(chan []*meshgatev1.NodePresence)
+	go func() {
+		defer close(out)
+		tick := time.NewTicker(presenceAge)
+		defer tick.Stop()
+		for {
+			var list []*meshgatev1.NodePresence
+			if !w.early {
+				list, _ = w.presences.all(ctx) // who watches the mesh wants it without, too
+			}
+			select {
+			case out <- list:
+			case <-ctx.Done():
+				return
+			}
+			select {
+			case <-tick.C:
+			case <-ctx.Done():
+				return
+			}
+		}
+	}()
+	return out
+}
+
 func (w *watchService) linksOf(ctx context.Context, s *mesh.Snapshot) ([]*meshgatev1.Link, error) {
 	stats, ways, err := w.links.all(ctx)
 	if err != nil {
@@ -133,6 +174,43 @@ func (w *watchService) message(s *mesh.Snapshot, links []*meshgatev1.Link) *mesh
 		Edges:      edgesToProto(s),
 		Links:      links,
 	}
+}
+
+// excuse says of links that rest that this is all: without a packet there is no
+// handshake, and the node is up.
+func excuse(links []*meshgatev1.Link, presence []*meshgatev1.NodePresence, now time.Time) {
+	up := make(map[string]bool, len(presence))
+	for _, m := range presence {
+		up[m.GetNodeId()] = m.GetState() == meshgatev1.PresenceState_PRESENCE_STATE_UP
+	}
+	for _, l := range links {
+		if !up[l.GetNodeId()] || l.GetOnline() || l.GetPath().GetKind() != meshgatev1.PathKind_PATH_KIND_NONE {
+			continue
+		}
+		switch at := l.GetLastHandshake(); {
+		case at != nil:
+			l.Path.Kind = meshgatev1.PathKind_PATH_KIND_UNSPECIFIED
+			l.Path.Reason = "nothing was sent for " + strings.TrimSuffix(now.Sub(at.AsTime()).Truncate(time.Minute).String(), "0s")
+		case l.GetTransmitBytes() == 0:
+			l.Path.Kind, l.Path.Reason = meshgatev1.PathKind_PATH_KIND_UNSPECIFIED, "nothing was sent yet"
+		}
+	}
+}
+
+// changed reports whether links or presence are other than what was sent, counters
+// and times included or not.
+func changed(sent *meshgatev1.WatchMeshResponse, links []*meshgatev1.Link, presence []*meshgatev1.NodePresence, counters bool) bool {
+	return linksChanged(sent.GetLinks(), links, counters) || presenceChanged(sent.GetPresence(), presence, counters)
+}
+
+// presenceChanged is linksChanged for presence.
+func presenceChanged(a, b []*meshgatev1.NodePresence, counters bool) bool {
+	return !slices.EqualFunc(a, b, func(x, y *meshgatev1.NodePresence) bool {
+		if counters {
+			return proto.Equal(x, y)
+		}
+		return x.GetNodeId() == y.GetNodeId() && x.GetState() == y.GetState() && x.GetStopped() == y.GetStopped() && x.GetGatewayId() == y.GetGatewayId()
+	})
 }
 
 // linksChanged compares two lists sorted by node. Without counters it looks at

@@ -19,6 +19,8 @@ import (
 type Member struct {
 	membership v1connect.MembershipClient
 	enrolment  meshgatev1connect.EnrolmentClient
+	// presence is told that the node stops; nil: nobody is, as off the mesh.
+	presence meshgatev1connect.PresenceClient
 }
 
 // NewMember wraps clients of one gateway.
@@ -55,6 +57,19 @@ func (m *Member) Adopt(ctx context.Context, id string) (*v1.JoinResponse, error)
 // Leave ends the membership of node id.
 func (m *Member) Leave(ctx context.Context, id string) error {
 	_, err := m.membership.Leave(ctx, connect.NewRequest(&v1.LeaveRequest{Id: id}))
+	return err
+}
+
+// Stop says that the node ends and stays a member. A gateway that does not know the
+// call need not be told.
+func (m *Member) Stop(ctx context.Context) error {
+	if m.presence == nil {
+		return nil
+	}
+	_, err := m.presence.Stop(ctx, connect.NewRequest(&meshgatev1.StopRequest{}))
+	if connect.CodeOf(err) == connect.CodeUnimplemented {
+		return nil
+	}
 	return err
 }
 

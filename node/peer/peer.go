@@ -90,7 +90,9 @@ func (p *Peers) Store(addr netip.AddrPort) meshgatev1connect.StoreClient {
 
 // Member is the client with which nodes follow the gateway at addr.
 func (p *Peers) Member(addr netip.AddrPort) *Member {
-	return NewMember(p.Membership(addr), meshgatev1connect.NewEnrolmentClient(p.client, "http://"+addr.String(), clientOptions(nil)...))
+	m := NewMember(p.Membership(addr), meshgatev1connect.NewEnrolmentClient(p.client, "http://"+addr.String(), clientOptions(nil)...))
+	m.presence = p.presence(addr)
+	return m
 }
 
 // Pairs is what nodes that are a pair ask of the gateway at addr.
