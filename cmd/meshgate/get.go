@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"time"
 
@@ -13,6 +14,8 @@ import (
 	"github.com/spf13/cobra"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/emptypb"
+
+	meshgatev1 "github.com/meshgate/meshgate/proto/meshgate/v1"
 )
 
 // kindsUsage names what get and delete take.
@@ -121,11 +124,41 @@ func (a *app) get(ctx context.Context, c calls, k kind, want target) error {
 // printObjects prints an object, or all of a kind, as a table, with what it is of
 // them that an admin has yet to do.
 func (a *app) printObjects(ctx context.Context, c calls, k kind, want target, m proto.Message) error {
-	if err := table(a.stdout, append([][]string{k.heading}, k.rows(m)...)); err != nil || k.name != "routes" {
+	rows := append([][]string{k.heading}, k.rows(m)...)
+	if k.name == nodesKind {
+		rows = a.withPresence(ctx, c, rows)
+	}
+	if err := table(a.stdout, rows); err != nil || k.name != "routes" {
 		return err
 	}
 	a.tellUnoffered(ctx, c, func(route string) bool { return want.name == "" || route == want.name })
 	return nil
+}
+
+// withPresence puts into rows of nodes whether they are up, which is no part of what
+// the mesh keeps of them.
+func (a *app) withPresence(ctx context.Context, c calls, rows [][]string) [][]string {
+	answer, err := c.Presence().ListPresence(ctx, connect.NewRequest(&meshgatev1.ListPresenceRequest{}))
+	if err != nil {
+		switch connect.CodeOf(err) {
+		case connect.CodePermissionDenied, connect.CodeUnimplemented, connect.CodeUnavailable: // a caller or a gateway without it
+		default:
+			fmt.Fprintf(a.stderr, "which nodes are up is not known: %s\n", explain(err))
+		}
+		return rows
+	}
+	told := presenceOf(answer.Msg.GetNodes())
+	for i, row := range rows {
+		state := "STATE"
+		if i > 0 {
+			state = ""
+			if p := told[row[0]]; p != nil {
+				state = presenceState(p, time.Now())
+			}
+		}
+		rows[i] = slices.Insert(row, 1, state)
+	}
+	return rows
 }
 
 // itemsOf are the objects of a list of the API, which is a message with one field.

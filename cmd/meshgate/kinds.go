@@ -108,9 +108,12 @@ func findKind(name string) (kind, error) {
 	return kind{}, usagef("%q is no kind of object; there are %s", name, strings.Join(names, ", "))
 }
 
+// nodesKind is the name of the kind of nodes.
+const nodesKind = "nodes"
+
 func nodeKind() kind {
 	return kind{
-		name: "nodes", aliases: []string{"node", "no"},
+		name: nodesKind, aliases: []string{"node", "no"},
 		heading: []string{"NODE", "ADDRESSES", "ENDPOINT", "ZONE", "FEATURES", "JOINED"},
 		get: func(ctx context.Context, c calls, want target) (proto.Message, error) {
 			return msg(c.Mesh().GetNode(ctx, ask(c, &v1.GetNodeRequest{Id: want.name})))

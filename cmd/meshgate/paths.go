@@ -43,7 +43,7 @@ func pathText(p *meshgatev1.Path) string {
 func pathStory(p *meshgatev1.Path, now time.Time) string {
 	text := pathText(p)
 	if text == "" {
-		return ""
+		return p.GetReason()
 	}
 	if p.GetSince() != nil {
 		text += " since " + ago(now.Sub(p.GetSince().AsTime()))

@@ -3,9 +3,12 @@
 package main
 
 import (
+	"cmp"
+	"fmt"
 	"maps"
 	"net/netip"
 	"slices"
+	"time"
 
 	meshgatev1 "github.com/meshgate/meshgate/proto/meshgate/v1"
 	v1 "github.com/meshgate/meshgate/proto/v1"
@@ -20,19 +23,23 @@ const (
 	stateDown    = "down"
 	stateWaiting = "waiting"
 	stateUnknown = "not connected"
+	// stateIdle is a node to which a way stands, and nothing was sent of late.
+	stateIdle = "idle"
 	// stateHeard is a gateway that the cluster hears and no tunnel has led to yet:
 	// that its port of the API is reached says nothing about that of WireGuard.
 	stateHeard = "no tunnel yet"
 )
 
-// statesOf is how each node is, by its id, as the gateway that answered sees it.
-// alive says which of the gateways are, as the cluster hears of them many times a
-// second: a link between gateways that has nothing to carry says nothing.
+// statesOf is how each node is, by its id. Who is up is what the mesh says, the same
+// at every gateway; how packets get there is as the one that answered sees it. From
+// one that does not tell who is up, links have to say it, and alive, which of the
+// gateways the cluster hears.
 func statesOf(m *meshgatev1.WatchMeshResponse, alive map[string]bool) map[string]string {
 	links := linksOf(m)
 	near := neighbours(m)
 	ways := waysFrom(m.GetGatewayId(), near, links, alive)
 	states := make(map[string]string, len(m.GetNodes()))
+	told := presenceOf(m.GetPresence())
 	for _, o := range m.GetNodes() {
 		id := o.GetId()
 		up, gateway := alive[id]
@@ -40,6 +47,12 @@ func statesOf(m *meshgatev1.WatchMeshResponse, alive map[string]bool) map[string
 		switch via := ways[id]; {
 		case id == m.GetGatewayId():
 			states[id] = selfState(o)
+		case link != nil && !link.GetOnline() && stands(link.GetPath()):
+			states[id] = stateIdle
+		case told[id] != nil && told[id].GetState() != meshgatev1.PresenceState_PRESENCE_STATE_UP:
+			states[id] = presenceState(told[id], time.Now())
+		case told[id] != nil:
+			states[id] = upState(o, told[id], link, cmp.Or(via, told[id].GetGatewayId()), near[id][m.GetGatewayId()])
 		case gateway && !up:
 			states[id] = stateDown
 		case gateway && link.GetLastHandshake() == nil:
@@ -57,6 +70,69 @@ func statesOf(m *meshgatev1.WatchMeshResponse, alive map[string]bool) map[string
 		}
 	}
 	return states
+}
+
+// presenceOf are nodes by their ids.
+func presenceOf(list []*meshgatev1.NodePresence) map[string]*meshgatev1.NodePresence {
+	told := make(map[string]*meshgatev1.NodePresence, len(list))
+	for _, p := range list {
+		told[p.GetNodeId()] = p
+	}
+	return told
+}
+
+// stands reports whether a way is there that was checked, packets or not.
+func stands(p *meshgatev1.Path) bool {
+	k := p.GetKind()
+	return k == meshgatev1.PathKind_PATH_KIND_DIRECT || k == meshgatev1.PathKind_PATH_KIND_RELAYED
+}
+
+// presenceState is the state of a node wherever one asks; p may be nil.
+func presenceState(p *meshgatev1.NodePresence, now time.Time) string {
+	switch p.GetState() {
+	case meshgatev1.PresenceState_PRESENCE_STATE_UP:
+		return stateOnline
+	case meshgatev1.PresenceState_PRESENCE_STATE_NEVER:
+		return stateWaiting
+	case meshgatev1.PresenceState_PRESENCE_STATE_UNSPECIFIED:
+		if p.GetGatewayId() == "" {
+			return ""
+		}
+		return fmt.Sprintf("not known: %s does not answer", p.GetGatewayId())
+	}
+	if p.GetLastHeard() == nil {
+		return stateDown
+	}
+	what := "last heard"
+	if p.GetStopped() {
+		what = "stopped"
+	}
+	text := fmt.Sprintf("%s, %s %s ago", stateDown, what, ago(now.Sub(p.GetLastHeard().AsTime())))
+	if p.GetGatewayId() != "" {
+		text += " (" + p.GetGatewayId() + ")"
+	}
+	return text
+}
+
+// upState is the state of a node that is up: how the one that answers reaches it,
+// through via where it has no link, or inside of another connection.
+func upState(o *v1.MeshNode, p *meshgatev1.NodePresence, link *meshgatev1.Link, via string, inside bool) string {
+	switch {
+	case link == nil && via == "":
+		return stateOnline // a gateway that the edges do not lead to
+	case link == nil:
+		return stateRelayed + " through " + via
+	case link.GetPath().GetKind() == meshgatev1.PathKind_PATH_KIND_CARRIED:
+		return stateRelayed + " through " + link.GetPath().GetVia()
+	case link.GetOnline():
+		return linkState(link, inside)
+	case link.GetLastHandshake() == nil && link.GetTransmitBytes() == 0:
+		return stateIdle
+	case link.GetLastHandshake() == nil && p.GetGatewayId() == "" && selfState(o) == stateSelf:
+		return stateHeard
+	default:
+		return stateOnline
+	}
 }
 
 // selfState is the state of who answers: a gateway, or the node of this host.

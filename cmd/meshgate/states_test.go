@@ -94,6 +94,36 @@ func TestStatesOf_APairIsNoWayToOthers(t *testing.T) {
 	}
 }
 
+// Who is up is what the mesh says; how it is reached is as the one that answers
+// sees it. A link that rests says nothing.
+func TestStatesOf_SaysWhoIsUpAsTheMeshDoes(t *testing.T) {
+	m := watched()
+	heard := timestamppb.New(time.Now().Add(-5 * time.Minute))
+	const up, down = meshgatev1.PresenceState_PRESENCE_STATE_UP, meshgatev1.PresenceState_PRESENCE_STATE_DOWN
+	m.Presence = []*meshgatev1.NodePresence{
+		{NodeId: "gw1", State: up}, {NodeId: "gw2", State: down, LastHeard: heard}, {NodeId: "gw3", State: up},
+		{NodeId: "laptop", State: down, Stopped: true, LastHeard: heard, GatewayId: "gw3"},
+		{NodeId: "page", State: up, GatewayId: "gw3"}, {NodeId: "tablet", State: up, GatewayId: "gw3"},
+		{NodeId: "away", State: up, GatewayId: "gw3"}, {NodeId: "new", State: meshgatev1.PresenceState_PRESENCE_STATE_NEVER},
+		{NodeId: "nas", State: down, LastHeard: heard, GatewayId: "gw2"}, {NodeId: "behind", GatewayId: "gw2"},
+		{NodeId: "island", State: up, GatewayId: "gw1"},
+	}
+	m.Links = append(m.Links, &meshgatev1.Link{NodeId: "pair", LastHandshake: heard, Path: &meshgatev1.Path{Kind: meshgatev1.PathKind_PATH_KIND_RELAYED, Via: "gw1"}})
+	m.Nodes = append(m.Nodes, &v1.MeshNode{Id: "pair"})
+	want := map[string]string{
+		"gw1": "idle", "gw2": "down, last heard 5m0s ago", "gw3": "this gateway", "laptop": "down, stopped 5m0s ago (gw3)", "page": "relayed",
+		"tablet": "relayed", "away": "online", "new": "waiting", "nas": "down, last heard 5m0s ago (gw2)", "behind": "not known: gw2 does not answer",
+		"island": "relayed through gw1", "pair": "idle",
+	}
+	if diff := cmp.Diff(want, statesOf(m, map[string]bool{"gw1": true, "gw2": true, "gw3": true})); diff != "" {
+		t.Errorf("-want +got:\n%s", diff)
+	}
+	m.Links[0].TransmitBytes = 148 // a call to gw1, which nobody answered
+	if state := statesOf(m, nil)["gw1"]; state != stateHeard {
+		t.Errorf("gw1 is %q", state)
+	}
+}
+
 // Nobody is reached through a node that does not answer, nor without any link.
 func TestStatesOf_NoWayThroughTheDead(t *testing.T) {
 	m := watched()

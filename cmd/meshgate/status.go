@@ -54,6 +54,7 @@ func (a *app) nodeStatus(ctx context.Context, gate *peer.Public, id string) erro
 	}
 	rows := [][]string{
 		{"id", s.GetId()},
+		{"state", stateOnline}, // it has answered
 		{"version", s.GetVersion()},
 		{"uptime", s.GetUptime()},
 		{"in the cluster", s.GetClusterStatus().String()},
