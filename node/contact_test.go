@@ -155,7 +155,7 @@ func TestRemoteStatus_SaysSinceWhenTheNodeIsSilent(t *testing.T) {
 		"a moment":          {"nas", 20 * time.Second, 0, "it was last heard 20s ago; see that it is on and online"},
 		"never":             {"nas", 0, 0, "nas has never shaken hands with this node; start Meshgate on it"},
 		"noted by the mesh": {"phone", time.Second, 3*time.Hour + time.Minute, "nas has not been heard since 1999-12-31T20:59:00Z, 3h ago; see that it is on"},
-		"through another":   {"phone", time.Second, 0, "it is reached through phone, which knows when it was last heard (meshgate status there)"},
+		"through another":   {"phone", time.Second, 0, "it is reached through phone, and meshgate status says when it was last heard"},
 		"nowhere":           {"", time.Second, 0, "no tunnel of this node leads to it now"},
 	} {
 		t.Run(name, func(t *testing.T) {
