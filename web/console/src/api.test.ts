@@ -77,6 +77,9 @@ function gateway(): MeshClient {
               },
             },
           ],
+          presence: [
+            { nodeId: "Web 1", state: 2, gatewayId: "gw2", lastHeard: seconds(1_700_000_001), stopped: true },
+          ],
         };
       },
     });
@@ -161,6 +164,15 @@ test("a watch message becomes a snapshot", async () => {
           since: new Date(1_700_000_001_500),
           reason: "UDP is blocked",
         },
+      },
+    ]);
+    assert.deepEqual(snapshot.presence, [
+      {
+        nodeId: "Web 1",
+        state: "down",
+        gatewayId: "gw2",
+        lastHeard: new Date(1_700_000_001_500),
+        stopped: true,
       },
     ]);
     assert.equal(snapshot.version, "1152921504606846976");

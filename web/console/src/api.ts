@@ -124,8 +124,18 @@ function toSnapshot(response: client.WatchMeshResponse): Snapshot {
       transmitBytes: Number(link.transmitBytes),
       ...(link.path && { path: toLinkPath(link.path) }),
     })),
+    presence: response.presence.map((one) => ({
+      nodeId: one.nodeId,
+      state: presenceStates[one.state] ?? "unknown",
+      gatewayId: one.gatewayId,
+      lastHeard: toDate(one.lastHeard),
+      stopped: one.stopped,
+    })),
   };
 }
+
+/** The states of nodes, by their numbers. */
+const presenceStates = ["unknown", "up", "down", "never"] as const;
 
 /** The kinds of paths, by their numbers. */
 const pathKinds = ["unknown", "none", "direct", "relayed", "carried"] as const;

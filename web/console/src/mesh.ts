@@ -77,6 +77,19 @@ export interface Link {
   readonly path?: LinkPath;
 }
 
+/** Whether a node is up, which is the same at every gateway. */
+export interface Presence {
+  readonly nodeId: string;
+  /** "unknown": the gateway that would know does not answer. "never": not since the gateways started. */
+  readonly state: "unknown" | "up" | "down" | "never";
+  /** The gateway that heard it last or that would know; empty for none. */
+  readonly gatewayId: string;
+  /** undefined: now, or it is not known. */
+  readonly lastHeard: Date | undefined;
+  /** It is down because it said so. */
+  readonly stopped: boolean;
+}
+
 /** The whole mesh as one gateway sees it at one version. */
 export interface Snapshot {
   readonly version: string;
@@ -85,6 +98,8 @@ export interface Snapshot {
   readonly nodes: readonly MeshNode[];
   readonly edges: readonly MeshEdge[];
   readonly links: readonly Link[];
+  /** Missing from a gateway that does not tell. */
+  readonly presence?: readonly Presence[];
   /** True while no gateway leads: what is shown may be old, and nothing can be changed. */
   readonly leaderless: boolean;
 }

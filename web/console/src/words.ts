@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 import type { Path, PathEnd, Way, WayStep } from "./backend.ts";
-import { duration, label, milliseconds } from "./format.ts";
+import { ago, duration, label, milliseconds } from "./format.ts";
 import type { EdgeState, NodeModel, Reach } from "./graph/model.ts";
 import type { Feature, Link, LinkPath, Service, Transport } from "./mesh.ts";
 
@@ -30,8 +30,31 @@ export const transportWords: Record<Transport, string> = {
   libp2p: "WireGuard over libp2p",
 };
 
-/** Why a node is in its state: one sentence. */
-export function explainReach({ reach, via, link }: NodeModel): string {
+/** Why a node is in its state, now in milliseconds: one sentence. */
+export function explainReach(node: NodeModel, now: number): string {
+  return explainPresence(node, now) ?? explainLink(node);
+}
+
+/** What the mesh says of a node that is not up, or undefined for nothing. */
+function explainPresence({ reach, presence }: NodeModel, now: number): string | undefined {
+  if (presence === undefined || presence.state === "up" || reach === "gateway") {
+    return undefined;
+  }
+  const { state, gatewayId, lastHeard, stopped } = presence;
+  const by = gatewayId === "" ? "" : ` by ${label(gatewayId)}`;
+  switch (state) {
+    case "unknown":
+      return gatewayId === "" ? undefined : `It is behind ${label(gatewayId)}, which does not answer.`;
+    case "never":
+      return "No gateway has heard it since the gateways started. If it runs, check its configuration and that UDP gets through.";
+    case "down":
+      return lastHeard === undefined
+        ? "It is switched off or out of reach."
+        : `${stopped ? "It stopped" : "It was last heard"} ${ago(lastHeard, now)}${stopped ? "" : by}.`;
+  }
+}
+
+function explainLink({ reach, via, link, presence }: NodeModel): string {
   if (link?.path?.kind === "relayed" && link.online) {
     return `Packets go ${pathName(link.path)}${link.path.reason === "" ? "" : `: ${label(link.path.reason)}`}.`;
   }
@@ -39,7 +62,9 @@ export function explainReach({ reach, via, link }: NodeModel): string {
     case "gateway":
       return "This gateway answers your browser.";
     case "online":
-      return "Packets go straight over UDP, and the last handshake is fresh.";
+      return link?.online === false || (link === undefined && presence !== undefined)
+        ? "It is up, and nothing was sent between this gateway and it of late."
+        : "Packets go straight over UDP, and the last handshake is fresh.";
     case "relayed":
       return via === ""
         ? "UDP does not get through, so packets travel inside a data channel."

@@ -2,7 +2,8 @@
 
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import type { Link, MeshNode, Snapshot } from "../mesh.ts";
+import type { Link, MeshNode, Presence, Snapshot } from "../mesh.ts";
+import { explainReach } from "../words.ts";
 import { compareText, describeMesh, isPlainEndpoint, peerName } from "./model.ts";
 
 function node(id: string, part: Partial<MeshNode> = {}): MeshNode {
@@ -103,6 +104,73 @@ test("describeMesh tells how each node is reached", () => {
     farther: "relayed via hub",
     alone: "unknown",
   });
+});
+
+test("describeMesh takes from the mesh who is up, and from links how it is reached", () => {
+  const now = 1_000_000_000;
+  const presence = (
+    nodeId: string,
+    state: Presence["state"],
+    gatewayId = "",
+    part: Partial<Presence> = {},
+  ): Presence => ({ nodeId, state, gatewayId, lastHeard: undefined, stopped: false, ...part });
+  const rests = { online: false, lastHandshake: new Date(0) };
+  const fiveMinutesAgo = new Date(now - 300_000);
+  const mesh = describeMesh(
+    snapshot({
+      nodes: ["gw", "gw2", "gw3", "gw4", "near", "far", "gone", "ended", "fresh", "lost"].map((id) =>
+        node(id),
+      ),
+      edges: [edge("gw", "gw2"), edge("gw", "gw3"), edge("gw3", "far"), edge("gw2", "gone")],
+      // The links between gateways rest; that to "ended" does not know yet.
+      links: [link("gw2", rests), link("gw3", { online: false }), link("gw4"), link("near"), link("ended")],
+      presence: [
+        presence("gw", "up"),
+        presence("gw2", "up"),
+        presence("gw3", "up"),
+        presence("gw4", "down"),
+        presence("near", "up", "gw"),
+        presence("far", "up", "gw3"),
+        presence("gone", "down", "gw2", { lastHeard: fiveMinutesAgo }),
+        presence("ended", "down", "gw", { lastHeard: fiveMinutesAgo, stopped: true }),
+        presence("fresh", "never"),
+        presence("lost", "unknown", "gw4"),
+      ],
+    }),
+  );
+  assert.deepEqual(reachOf(mesh), {
+    gw: "gateway",
+    gw2: "online",
+    gw3: "online",
+    gw4: "down",
+    near: "online",
+    far: "relayed via gw3",
+    gone: "down",
+    ended: "down",
+    fresh: "waiting",
+    lost: "unknown",
+  });
+  assert.deepEqual(
+    mesh.edges
+      .filter(({ source, target }) => source === "gw" && target.startsWith("gw"))
+      .map(({ target, state }) => [target, state]),
+    [
+      ["gw2", "online"],
+      ["gw3", "online"],
+      ["gw4", "down"],
+    ],
+  );
+  const why = (id: string): string => {
+    const found = mesh.byId.get(id);
+    assert.ok(found);
+    return explainReach(found, now);
+  };
+  assert.equal(why("gone"), "It was last heard 5 min ago by gw2.");
+  assert.equal(why("ended"), "It stopped 5 min ago.");
+  assert.equal(why("lost"), "It is behind gw4, which does not answer.");
+  assert.match(why("gw2"), /nothing was sent/);
+  assert.match(why("far"), /through gw3/);
+  assert.match(why("fresh"), /No gateway has heard it/);
 });
 
 test("describeMesh prefers a way through a node that answers", () => {

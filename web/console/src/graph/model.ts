@@ -1,17 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 
-import type { Link, MeshEdge, MeshNode, PeerStats, Snapshot, Transport } from "../mesh.ts";
+import type { Link, MeshEdge, MeshNode, PeerStats, Presence, Snapshot, Transport } from "../mesh.ts";
 import { pointOfNode, pointOfWireGuard } from "./keys.ts";
 
 /**
- * How a node is reached, as the answering gateway sees it.
+ * How a node is reached, as the answering gateway sees it. Who is up is what the mesh says, where it
+ * does: a link of this gateway that rests, as between gateways, says nothing.
  *
  * - gateway: it is the gateway that answers
- * - online: WireGuard over UDP, recent handshake
+ * - online: WireGuard over UDP
  * - relayed: reached, but through another node or inside a data channel
- * - down: the last handshake is too old
+ * - down: it has stopped, or is not heard any more
  * - waiting: there was no handshake yet, as with a peer that was just created
- * - unknown: nothing connects it to this gateway
+ * - unknown: nothing connects it to this gateway, or who would know it does not answer
  */
 export type Reach = "gateway" | "online" | "relayed" | "down" | "waiting" | "unknown";
 
@@ -25,6 +26,8 @@ export interface NodeModel {
   /** The node that passes traffic on, for a relayed node; otherwise empty. */
   readonly via: string;
   readonly link: Link | undefined;
+  /** Missing from a gateway that does not tell. */
+  readonly presence?: Presence;
   /** True for a peer that runs no Meshgate: the gateway answers for it. */
   readonly stock: boolean;
   readonly degree: number;
@@ -57,19 +60,22 @@ export interface MeshModel {
 export function describeMesh(snapshot: Snapshot): MeshModel {
   const ids = new Set(snapshot.nodes.map((node) => node.id));
   const links = new Map(snapshot.links.map((link) => [link.nodeId, link]));
-  const edges = uniteEdges(snapshot, ids, links);
+  const presences = new Map(snapshot.presence?.map((one) => [one.nodeId, one]));
+  const edges = uniteEdges(snapshot, ids, links, presences);
   const neighbours = neighbourhood(edges);
-  const ways = findWays(snapshot.gatewayId, neighbours, links);
+  const ways = findWays(snapshot.gatewayId, neighbours, links, presences);
 
   const nodes = snapshot.nodes
     .map((node): NodeModel => {
       const link = links.get(node.id);
+      const presence = presences.get(node.id);
       const carried = neighbours.get(node.id)?.get(snapshot.gatewayId)?.transport;
       return {
         id: node.id,
         node,
         link,
-        ...reachOf(node.id, snapshot.gatewayId, link, carried, ways),
+        ...(presence && { presence }),
+        ...reachOf(node.id, snapshot.gatewayId, { link, presence, transport: carried }, ways),
         // By the same feature gateways tell them apart.
         stock: !node.features.some(({ name }) => name === "NODES"),
         degree: neighbours.get(node.id)?.size ?? 0,
@@ -136,8 +142,30 @@ export function isPlainEndpoint(endpoint: string): boolean {
   return /^(\[[0-9a-f:.]+(%[^\]]+)?\]|\d{1,3}(\.\d{1,3}){3}):\d{1,5}$/i.test(endpoint);
 }
 
-/** The state of the gateway's own link to a node. */
-function linkState(link: Link, transport: Transport | undefined): "online" | "relayed" | "down" | "waiting" {
+/** What is known of a node besides its record. */
+interface Known {
+  readonly link: Link | undefined;
+  readonly presence: Presence | undefined;
+  /** That of its edge to the gateway, if there is one. */
+  readonly transport: Transport | undefined;
+}
+
+/** The state of the gateway's own link to a node. One that rests is online while the node is up. */
+function linkState(
+  link: Link,
+  transport: Transport | undefined,
+  presence: Presence | undefined,
+): "online" | "relayed" | "down" | "waiting" {
+  switch (presence?.state) {
+    case "down":
+      return "down";
+    case "never":
+      return "waiting";
+    default:
+  }
+  if (!link.online && presence?.state === "up") {
+    return link.path?.kind === "carried" ? "relayed" : "online";
+  }
   if (!link.online) {
     return link.lastHandshake === undefined ? "waiting" : "down";
   }
@@ -153,6 +181,7 @@ function uniteEdges(
   snapshot: Snapshot,
   ids: ReadonlySet<string>,
   links: ReadonlyMap<string, Link>,
+  presences: ReadonlyMap<string, Presence>,
 ): EdgeModel[] {
   const edges = new Map<string, EdgeModel>();
   const add = (edge: MeshEdge): void => {
@@ -164,7 +193,7 @@ function uniteEdges(
     const key = JSON.stringify([a, b]);
     const far = a === snapshot.gatewayId ? b : b === snapshot.gatewayId ? a : undefined;
     const link = far === undefined ? undefined : links.get(far);
-    const state = link === undefined ? "unknown" : linkState(link, transport);
+    const state = link === undefined ? "unknown" : linkState(link, transport, presences.get(link.nodeId));
     if (!edges.has(key)) {
       edges.set(key, { key, source: a, target: b, weight, transport, state });
     }
@@ -201,10 +230,13 @@ function findWays(
   gateway: string,
   neighbours: Neighbours,
   links: ReadonlyMap<string, Link>,
+  presences: ReadonlyMap<string, Presence>,
 ): Map<string, string> {
   const ways = new Map<string, string>();
+  const answers = (id: string): boolean =>
+    presences.get(id)?.state === "up" || (presences.get(id) === undefined && links.get(id)?.online === true);
   const first = [...(neighbours.get(gateway)?.keys() ?? [])].sort(compareText);
-  let border: [string, string][] = first.filter((id) => links.get(id)?.online === true).map((id) => [id, id]);
+  let border: [string, string][] = first.filter(answers).map((id) => [id, id]);
   while (border.length > 0) {
     const next: [string, string][] = [];
     for (const [at, via] of border) {
@@ -223,16 +255,29 @@ function findWays(
 function reachOf(
   id: string,
   gateway: string,
-  link: Link | undefined,
-  transport: Transport | undefined,
+  { link, presence, transport }: Known,
   ways: ReadonlyMap<string, string>,
 ): { reach: Reach; via: string } {
   if (id === gateway) {
     return { reach: "gateway", via: "" };
   }
-  if (link !== undefined) {
-    return { reach: linkState(link, transport), via: "" };
+  if (presence?.state === "unknown") {
+    return { reach: "unknown", via: "" };
   }
-  const via = ways.get(id);
-  return via === undefined ? { reach: "unknown", via: "" } : { reach: "relayed", via };
+  if (link !== undefined) {
+    return { reach: linkState(link, transport, presence), via: "" };
+  }
+  switch (presence?.state) {
+    case "down":
+      return { reach: "down", via: "" };
+    case "never":
+      return { reach: "waiting", via: "" };
+    default:
+  }
+  const via =
+    ways.get(id) ?? (presence === undefined || presence.gatewayId === gateway ? "" : presence.gatewayId);
+  if (via === "") {
+    return { reach: presence === undefined ? "unknown" : "online", via: "" };
+  }
+  return { reach: "relayed", via };
 }
