@@ -11,13 +11,12 @@ import (
 	"github.com/meshgate/meshgate/node/path"
 )
 
-// attempt tries to get a relay from a server, unless it has one: over UDP first,
-// and soon over the others, too.
+// attempt tries to get a relay from a server, unless it has one that is good enough:
+// over UDP first, and soon over the others, too.
 func (r *relays) attempt(now time.Time, s *server) time.Time {
-	far := now.Add(time.Minute)
 	switch {
 	case s.have != nil:
-		return far
+		return r.improve(now, s)
 	case s.again.After(now):
 		return s.again
 	case s.began.IsZero():
@@ -122,7 +121,7 @@ func (r *relays) try(s *server, url string) {
 				return
 			}
 			p.metrics.made[t].Inc()
-			if canceled != nil || !slices.Contains(r.servers, s) || s.have != nil {
+			if canceled != nil || !slices.Contains(r.servers, s) || !s.wants(t) {
 				_ = got.Close() // another one was quicker
 				return
 			}

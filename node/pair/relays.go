@@ -102,6 +102,12 @@ type server struct {
 	fails   int
 	young   int // relays in a row that were lost soon
 	have    *relay
+	// old is one over TCP or TLS that have took the place of a moment ago; nil: none.
+	old *relay
+	// better is when to try UDP again while have is over TCP or TLS, and improves how
+	// often that was tried since UDP has served well.
+	better   time.Time
+	improves int
 	// lost says that there was a relay of which others may know. They are told of
 	// the next one, even if it is at the same address: what its server lets in is
 	// what it was told of.
@@ -248,6 +254,9 @@ func (r *relays) lost(now time.Time, s *server) {
 	s.young++
 	if now.Sub(s.have.stood) >= youngRelay {
 		s.young = 0
+		if s.have.transport == path.UDP {
+			s.improves = 0
+		}
 	}
 	r.pairs.metrics.lost.Inc()
 	r.close(now, s)
@@ -285,14 +294,17 @@ func (r *relays) open(now time.Time, s *server, t path.Transport, got Relay) {
 	socket, remove, err := p.cfg.Device.AddSocket(got)
 	if err != nil {
 		p.log.Warn("relay not used", "err", err)
-		r.failed(now, s)
+		if s.have == nil {
+			r.failed(now, s)
+		}
 		return
 	}
 	s.stop()
 	one := &relay{Relay: got, transport: t, socket: socket, remove: remove, candidate: path.Candidate{
 		Kind: path.Relayed, Addr: got.Relayed(), Transport: t, Relay: s.Relay,
 	}, stood: now}
-	s.have, s.fails, s.began, s.worked = one, 0, time.Time{}, t
+	s.old, s.have, s.fails, s.began, s.worked = s.have, one, 0, time.Time{}, t
+	s.better = now.Add(improvePause(s.improves))
 	p.metrics.relays[t].Inc()
 	p.log.Debug("relay stands", "gateway", s.Relay, "transport", t.String(), "addr", got.Relayed())
 	for _, l := range p.links {
@@ -309,9 +321,12 @@ func (r *relays) open(now time.Time, s *server, t path.Transport, got Relay) {
 			return
 		}
 		p.do(func(now time.Time) {
-			if s.have == one {
+			switch one {
+			case s.have:
 				r.lost(now, s)
 				p.log.Debug("relay is lost", "gateway", s.Relay)
+			case s.old:
+				r.retire(now, s)
 			}
 		})
 	})
@@ -338,11 +353,17 @@ func (r *relays) introduce(now time.Time, l *link) {
 func (r *relays) close(now time.Time, s *server) {
 	s.stop()
 	s.began = time.Time{}
-	one := s.have
-	if one == nil {
-		return
+	have, old := s.have, s.old
+	s.have, s.old = nil, nil
+	for _, one := range []*relay{have, old} {
+		if one != nil {
+			r.giveUp(now, one)
+		}
 	}
-	s.have = nil
+}
+
+// giveUp ends a relay, which is no server's any more.
+func (r *relays) giveUp(now time.Time, one *relay) {
 	r.pairs.metrics.relays[one.transport].Dec()
 	for _, l := range r.pairs.links {
 		_ = l.finder.SetLocal(now, path.Socket(one.socket), nil) // none is always right

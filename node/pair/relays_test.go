@@ -501,3 +501,80 @@ func TestPairs_EndGivesBack(t *testing.T) {
 		}
 	})
 }
+
+// A relay over TLS gives its place to one over UDP once that gets through: the new
+// one stands before the old one goes, and what does not get through is tried ever
+// more seldom.
+func TestRelays_MoveBackToUDP(t *testing.T) {
+	inStill(t, func(t *testing.T, s *still) {
+		l, f := s.link(sought, s.peer("ada", 1))
+		l.due = time.Now().Add(time.Hour)
+		s.grants("turns:")
+		s.relays.offer(time.Now(), []Server{turnServer("gate", "one")})
+		server := s.relays.servers[0]
+		s.work(time.Millisecond)
+		first := server.have
+		if first == nil || first.transport != path.TLS {
+			t.Fatalf("a relay over TLS does not stand: %+v", server)
+		}
+		s.attempts()
+		s.work(improveFirst - 10*time.Millisecond)
+		if got := s.attempts(); len(got) != 0 {
+			t.Errorf("tried %v at once", got)
+		}
+		began := time.Now()
+		s.work(10 * time.Minute)
+		got := s.attempts()
+		if n := len(got); n < 4 || n > 6 || slices.ContainsFunc(got, func(url string) bool { return url != udpURL }) {
+			t.Errorf("tried %v within %s", got, time.Since(began))
+		}
+		if server.have != first || server.old != nil {
+			t.Error("the relay is gone, although no other one stands")
+		}
+		s.grants("turn:gate:3478?transport=udp")
+		s.work(improveMost)
+		if server.have == first || server.have.transport != path.UDP || server.old != nil || server.worked != path.UDP {
+			t.Fatalf("no relay over UDP took over: %+v", server)
+		}
+		s.mu.Lock()
+		removed := slices.Clone(s.removed)
+		s.mu.Unlock()
+		if !slices.Equal(removed, []wg.Socket{first.socket}) || f.local[path.Socket(first.socket)] != nil || len(f.local[path.Socket(server.have.socket)]) != 1 {
+			t.Errorf("removed %v; the link has %v", removed, f.local)
+		}
+		if value(t, s.metrics.relays[path.TLS]) != 0 || value(t, s.metrics.relays[path.UDP]) != 1 {
+			t.Error("the relays are not counted")
+		}
+		s.attempts()
+		s.work(10 * time.Minute)
+		if got := s.attempts(); len(got) != 0 {
+			t.Errorf("tried %v with a relay over UDP", got)
+		}
+	})
+}
+
+// While both stand, either may be lost.
+func TestRelays_OverlapOnTheWayToUDP(t *testing.T) {
+	for what, lose := range map[string]func(first, second *stillRelay){
+		"the old one": func(first, _ *stillRelay) { _ = first.Close() },
+		"the new one": func(_, second *stillRelay) { _ = second.Close() },
+	} {
+		inStill(t, func(t *testing.T, s *still) {
+			s.link(sought, s.peer("ada", 1))
+			first := s.grants("turns:")
+			s.relays.offer(time.Now(), []Server{turnServer("gate", "one")})
+			server := s.relays.servers[0]
+			s.work(time.Millisecond)
+			second := s.grants("turn:gate:3478?transport=udp", "turns:")
+			s.work(improveFirst + time.Millisecond)
+			if server.old == nil || server.have.transport != path.UDP {
+				t.Fatalf("%s: both do not stand: %+v", what, server)
+			}
+			lose((*first)[0], (*second)[0])
+			s.work(100 * time.Millisecond)
+			if server.old != nil || server.have == nil || value(t, s.metrics.relays[path.TLS])+value(t, s.metrics.relays[path.UDP]) != 1 {
+				t.Errorf("%s: %+v", what, server)
+			}
+		})
+	}
+}
