@@ -54,7 +54,7 @@ func TestLocal_OnlyWhatTheNodeTellsOfItself(t *testing.T) {
 	open := map[string]bool{
 		"/v1.Node/GetStatus": true, "/meshgate.v1.Watch/WatchMesh": true,
 		"/meshgate.v1.Paths/ListPaths": true, "/meshgate.v1.Paths/Ping": true, "/meshgate.v1.Paths/ListServers": true,
-		"/meshgate.v1.Paths/UseExit": true,
+		"/meshgate.v1.Paths/UseExit":         true,
 		"/meshgate.v1.Presence/ListPresence": true,
 	}
 	for _, m := range everyMethod(t) {
