@@ -110,6 +110,7 @@ func (n *nodeService) remoteStatus(ctx context.Context, s *mesh.Snapshot, name s
 	}
 	status, err := n.Remote.RemoteStatus(ctx, id)
 	if errors.Is(err, mesh.ErrUnavailable) {
+		list, _ = n.presences.all(ctx) // it may have stopped since
 		err = explain(id, list, err)
 	}
 	return status, err

@@ -184,10 +184,12 @@ func excuse(links []*meshgatev1.Link, presence []*meshgatev1.NodePresence, now t
 		up[m.GetNodeId()] = m.GetState() == meshgatev1.PresenceState_PRESENCE_STATE_UP
 	}
 	for _, l := range links {
-		if !up[l.GetNodeId()] || l.GetOnline() || l.GetPath().GetKind() != meshgatev1.PathKind_PATH_KIND_NONE {
+		if !up[l.GetNodeId()] || l.GetPath().GetKind() != meshgatev1.PathKind_PATH_KIND_NONE {
 			continue
 		}
 		switch at := l.GetLastHandshake(); {
+		case l.GetOnline():
+			l.Path = nil // what was known of it is older than the handshake
 		case at != nil:
 			l.Path.Kind = meshgatev1.PathKind_PATH_KIND_UNSPECIFIED
 			l.Path.Reason = "nothing was sent for " + strings.TrimSuffix(now.Sub(at.AsTime()).Truncate(time.Minute).String(), "0s")
