@@ -121,7 +121,7 @@ func (r *relays) try(s *server, url string) {
 				return
 			}
 			p.metrics.made[t].Inc()
-			if canceled != nil || !slices.Contains(r.servers, s) || !s.wants(t) {
+			if canceled != nil || !slices.Contains(r.servers, s) || s.have != nil && (s.round != round || !s.wants(t)) {
 				_ = got.Close() // another one was quicker
 				return
 			}
