@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -25,11 +26,11 @@ import (
 type others struct {
 	heard    map[mesh.NodeID][]*meshgatev1.NodePresence
 	followed mesh.NodeID
-	asked    int
+	asked    atomic.Int32
 }
 
 func (o *others) RemotePresence(ctx context.Context, id mesh.NodeID, own bool) ([]*meshgatev1.NodePresence, error) {
-	o.asked++
+	o.asked.Add(1)
 	list, ok := o.heard[id]
 	if !ok || own == (o.followed != "") {
 		<-ctx.Done()
@@ -116,8 +117,8 @@ func TestPresence_TheGatewayThatHeardANodeLastDecides(t *testing.T) {
 			t.Errorf("%v (-want +got):\n%s", err, diff)
 		}
 		// A second question within presenceAge asks nobody.
-		if _, err := p.all(t.Context()); err != nil || o.asked != 2 {
-			t.Errorf("asked %d times, %v", o.asked, err)
+		if _, err := p.all(t.Context()); err != nil || o.asked.Load() != 2 {
+			t.Errorf("asked %d times, %v", o.asked.Load(), err)
 		}
 	})
 }
