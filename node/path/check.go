@@ -85,6 +85,9 @@ func (s *ways) Tick(now time.Time) (next time.Time) {
 	if at, ok := s.nextRound(); ok && at.Before(next) {
 		next = at
 	}
+	if at, ok := s.measure(now); ok && at.Before(next) {
+		next = at
+	}
 	for w, at := s.mostDue(now); w != nil; w, at = s.mostDue(now) {
 		at = later(at, s.pace.next(paceEvery, paceBurst))
 		if !s.met {
@@ -228,26 +231,30 @@ func (s *ways) wanted(w *way) bool {
 
 // ask sends a check.
 func (s *ways) ask(now time.Time, w *way, round bool) {
-	id := newTransaction(s.tag)
+	m := s.newCheck(w, round)
 	copy(w.asks[1:], w.asks[:])
-	w.asks[0] = ask{id, now}
+	w.asks[0] = ask{m.ID, now}
 	w.asked, w.soon = now, false
 	w.waiting++
 	w.spent++
 	if !w.stands {
 		w.tries++
 	}
-	s.sequence++
-	s.counters.Asked++
-	m := &Message{
-		Type:        BindingRequest,
-		ID:          id,
-		Note:        &Note{Sequence: s.sequence, Leg: w.local.Transport, Uses: w == s.selected, Round: round},
-		Fingerprint: true,
-	}
 	s.out = append(s.out, Packet{w.route, s.marshal(m, w)})
 	if w == s.selected && w.waiting == suspectAfter {
 		s.suspect(now)
+	}
+}
+
+// newCheck makes the message of a check, and counts it.
+func (s *ways) newCheck(w *way, round bool) *Message {
+	s.sequence++
+	s.counters.Asked++
+	return &Message{
+		Type:        BindingRequest,
+		ID:          newTransaction(s.tag),
+		Note:        &Note{Sequence: s.sequence, Leg: w.local.Transport, Uses: w == s.selected, Round: round},
+		Fingerprint: true,
 	}
 }
 
@@ -271,6 +278,9 @@ func (s *ways) answered(now time.Time, r Route, id Transaction) (w *way, took ti
 			return w, now.Sub(a.at), true
 		}
 	}
+	if at := w.room.answered(id); !at.IsZero() && now.Sub(at) < answerable {
+		return w, now.Sub(at), true
+	}
 	return nil, 0, false
 }
 
@@ -281,6 +291,7 @@ func (s *ways) stood(now time.Time, w *way, m *Message, took time.Duration) {
 			w.asks[i] = ask{} // it counts once
 		}
 	}
+	w.room.stood(m.ID)
 	s.met = true
 	s.counters.Answered++
 	if w.rtt == 0 || !w.stands {

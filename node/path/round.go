@@ -118,5 +118,6 @@ func (s *ways) Restart(now time.Time) {
 	for _, w := range s.list {
 		w.tries, w.limit, w.spent = 0, len(askGaps), 0
 		w.soon = w.stands
+		w.room.asked = time.Time{}
 	}
 }

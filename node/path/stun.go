@@ -18,8 +18,9 @@ const (
 	BindingError   MessageType = 0x0111
 )
 
-// MaxMessage bounds a STUN message that is parsed, in bytes. Ours have a hundred.
-const MaxMessage = 1280
+// MaxMessage bounds a STUN message that is parsed, in bytes. Ours have a hundred,
+// but for those that are to be as large as a full packet.
+const MaxMessage = 1500
 
 // What this package reads and writes of STUN (RFC 8489 section 14, RFC 5780
 // section 7, RFC 8445 section 16.1).
@@ -42,6 +43,8 @@ const (
 	attrFingerprint = 0x8028
 	// attrNote is ours: see Note. It is one of those that others ignore.
 	attrNote = 0xFF4D
+	// attrFiller is ours: see Message.Length. That of RFC 5780 is not ignored.
+	attrFiller = 0xFF4E
 
 	firstOptional   = 0x8000 // attributes from here on may be ignored
 	fingerprintXor  = 0x5354554E
@@ -98,6 +101,9 @@ type Message struct {
 	ErrorCode int
 	// Fingerprint says that the message has one. A wrong one makes it malformed.
 	Fingerprint bool
+	// Length is what Marshal fills the message up to, in bytes, a multiple of four;
+	// 0, or less than it has anyway, for not. It is not parsed.
+	Length int
 
 	raw    []byte // what was parsed
 	sealed int    // where MESSAGE-INTEGRITY begins in raw; 0 for none
@@ -278,6 +284,7 @@ func (m *Message) Marshal(password string) []byte {
 		value := binary.BigEndian.AppendUint64(nil, n.Sequence)
 		b = appendAttribute(b, attrNote, append(value, bit(n.Uses, 1)|bit(n.Round, 2), byte(n.Leg), 0, 0))
 	}
+	b = m.fill(b, password != "")
 	if password != "" {
 		b = appendAttribute(b, attrIntegrity, integrity(b, len(b), password))
 	}
@@ -287,6 +294,21 @@ func (m *Message) Marshal(password string) []byte {
 		b = appendAttribute(b, attrFingerprint, binary.BigEndian.AppendUint32(nil, crc32.ChecksumIEEE(b)^fingerprintXor))
 	}
 	return b
+}
+
+// fill appends what is missing to Length, before what comes last.
+func (m *Message) fill(b []byte, sealed bool) []byte {
+	missing := m.Length - len(b) - 4
+	if sealed {
+		missing -= integritySize
+	}
+	if m.Fingerprint {
+		missing -= fingerprintSize
+	}
+	if missing < 0 {
+		return b
+	}
+	return appendAttribute(b, attrFiller, make([]byte, missing))
 }
 
 func setLength(b []byte, end int) { binary.BigEndian.PutUint16(b[2:], uint16(end-stunHeader)) }

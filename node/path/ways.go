@@ -85,6 +85,7 @@ type way struct {
 	tries   int       // checks of the round that runs, for a way that does not stand
 	limit   int       // how many this round has
 	spent   int       // checks since a message of the peer came this way
+	room    room
 }
 
 // rank orders ways by what they are made of; less is better. It is the same for
