@@ -35,6 +35,9 @@ type contact struct {
 	key mesh.WireGuardKey
 	// state is changed under Device.changing and may be read without.
 	state atomic.Uint32
+	// leads is the path that OpenPath gave the peer last, which may be closed, or
+	// nil. It may be read without a lock.
+	leads atomic.Pointer[path]
 
 	// The next fields are guarded by Device.changing.
 

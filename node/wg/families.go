@@ -3,6 +3,7 @@
 package wg
 
 import (
+	"net"
 	"reflect"
 	"sync/atomic"
 	"unsafe"
@@ -56,6 +57,22 @@ func (f *families) Send(packets [][]byte, ep conn.Endpoint) error {
 		}
 	}
 	return f.StdNetBind.Send(packets, ep)
+}
+
+// control6 calls do for the IPv6 socket, if there is one.
+func (f *families) control6(do func(fd int)) {
+	six := f.six.Load()
+	if six == nil {
+		return
+	}
+	field := reflect.ValueOf(six).Elem().FieldByName("ipv6")
+	c := *(**net.UDPConn)(unsafe.Pointer(field.UnsafeAddr()))
+	if c == nil {
+		return
+	}
+	if raw, err := c.SyscallConn(); err == nil {
+		_ = raw.Control(func(fd uintptr) { do(int(fd)) }) // it fails when it is closed
+	}
 }
 
 // sender6 returns a bind that sends on the IPv6 sockets of an open one. Nothing of

@@ -13,6 +13,7 @@ type gate struct {
 	plane
 	filter  *filter
 	metrics *metrics
+	paths   *pathSet
 	// wake makes the library have idle peers. It returns when it does, or when
 	// there is no hope.
 	wake func([]*contact)
@@ -42,6 +43,9 @@ func (g *gate) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
 	}
 	if rules.lazy {
 		g.wait(rules.routes, bufs, sizes[:n], offset)
+	}
+	if g.paths.narrow.Load() > 0 {
+		g.widen(rules.routes, bufs, sizes[:n], offset)
 	}
 	return n, err
 }

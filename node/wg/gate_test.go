@@ -58,7 +58,7 @@ func testGate(tb testing.TB, lazy bool, woken func([]*contact)) *gate {
 	}
 	f := new(filter)
 	f.current.Store(&rules{lazy: lazy, routes: newPrefixSet(routes)})
-	return &gate{filter: f, metrics: m, wake: woken}
+	return &gate{filter: f, metrics: m, paths: new(pathSet), wake: woken}
 }
 
 func TestGate_WaitsForIdlePeersOnce(t *testing.T) {

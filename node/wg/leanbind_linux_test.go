@@ -16,7 +16,7 @@ import (
 // Both sockets of a lean device are at one port, and let routers cut what is too
 // large.
 func TestLean_OpensBothFamilies(t *testing.T) {
-	l := newLean(minMTU)
+	l := newLean()
 	_, port, err := l.Open(0)
 	if err != nil {
 		t.Fatal(err)
@@ -39,7 +39,7 @@ func TestLean_OpensBothFamilies(t *testing.T) {
 	if _, _, err := l.Open(0); !errors.Is(err, conn.ErrBindAlreadyOpen) {
 		t.Errorf("opened twice: %v", err)
 	}
-	if _, _, err := newLean(minMTU).Open(port); !errors.Is(err, unix.EADDRINUSE) {
+	if _, _, err := newLean().Open(port); !errors.Is(err, unix.EADDRINUSE) {
 		t.Errorf("another one at its port: %v", err)
 	}
 	to, err := l.ParseEndpoint("127.0.0.1:9")

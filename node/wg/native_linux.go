@@ -7,9 +7,11 @@ package wg
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -28,28 +30,28 @@ const oneByOne = time.Second
 // packets; where ICMP is filtered, nobody tells that they are too large.
 type fragmenting struct {
 	conn.Bind
-	// small has IPv6 packets leave in fragments that fit every link. Routers
-	// do not cut them.
-	small bool
+	// cutting is held by whoever has fragments of all that is sent over IPv6 be
+	// small, and read by all who send.
+	cutting sync.RWMutex
 	// until is when batches are tried again, in ns since 1970.
 	until atomic.Int64
 }
 
-// newNative returns the UDP bind for packets of mtu in the tunnel.
-func newNative(mtu int) conn.Bind {
-	return &fragmenting{Bind: withFamilies(conn.NewDefaultBind()), small: mtu == minMTU}
-}
+// newNative returns the UDP bind.
+func newNative() conn.Bind { return &fragmenting{Bind: withFamilies(conn.NewDefaultBind())} }
 
 // newLean returns the UDP bind of a lean device, which sends as newNative's does
-// what does not fit whole.
-func newLean(mtu int) conn.Bind {
-	f := &fragmenting{small: mtu == minMTU}
+// what does not fit whole. It has no batches that small fragments would hinder.
+func newLean() conn.Bind {
 	return &lean{control: func(fd int, six bool) {
 		family := unix.AF_INET
 		if six {
 			family = unix.AF_INET6
 		}
-		_ = f.allow(fd, family) // without, only ways with a small MTU suffer
+		_ = allow(fd, family) // without, only ways with a small MTU suffer
+		if six {
+			setFragments(fd, minMTU)
+		}
 	}}
 }
 
@@ -58,7 +60,7 @@ func (f *fragmenting) Open(port uint16) ([]conn.ReceiveFunc, uint16, error) {
 	fns, actual, err := f.Bind.Open(port)
 	if err == nil {
 		// Without, only ways with a small MTU suffer.
-		_ = eachSocket(actual, f.allow)
+		_ = eachSocket(actual, allow)
 	}
 	return fns, actual, err
 }
@@ -66,6 +68,8 @@ func (f *fragmenting) Open(port uint16) ([]conn.ReceiveFunc, uint16, error) {
 // Send implements conn.Bind. The kernel cuts a batch into packets or a packet
 // into fragments, not both: a batch of packets that do not fit is refused.
 func (f *fragmenting) Send(packets [][]byte, ep conn.Endpoint) error {
+	f.cutting.RLock()
+	defer f.cutting.RUnlock()
 	if len(packets) == 1 || time.Now().UnixNano() >= f.until.Load() {
 		err := f.Bind.Send(packets, ep)
 		// Before Linux 6.13 it was EINVAL, which has other causes, too.
@@ -84,16 +88,55 @@ func (f *fragmenting) Send(packets [][]byte, ep conn.Endpoint) error {
 	return nil
 }
 
+// SendNarrow implements narrowSender. The kernel has one size of fragments for a
+// socket, and refuses to cut batches into packets that are larger: others wait.
+func (f *fragmenting) SendNarrow(packets [][]byte, ep conn.Endpoint) error {
+	six, ok := f.Bind.(*families)
+	if !ok || !tooLarge(packets) {
+		return f.Send(packets, ep)
+	}
+	f.cutting.Lock()
+	defer f.cutting.Unlock()
+	six.control6(func(fd int) { setFragments(fd, minMTU) })
+	defer six.control6(func(fd int) { setFragments(fd, 0) })
+	for i := range packets {
+		if err := f.Bind.Send(packets[i:i+1], ep); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// setFragments sets how large the fragments may be of what is sent on an IPv6
+// socket and does not fit the host's link; 0 means as large as fits there. Without,
+// only narrow ways suffer.
+func setFragments(fd, size int) { _ = unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_MTU, size) }
+
+// linkMTU is the MTU of the link on which the host sends to an IPv6 address, in
+// bytes; usualMTU when it does not say.
+func linkMTU(to netip.AddrPort) int {
+	fd, err := unix.Socket(unix.AF_INET6, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return usualMTU
+	}
+	defer unix.Close(fd)
+	// It sends nothing.
+	if err := unix.Connect(fd, &unix.SockaddrInet6{Addr: to.Addr().As16(), Port: int(to.Port())}); err != nil {
+		return usualMTU
+	}
+	mtu, err := unix.GetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_MTU)
+	if err != nil {
+		return usualMTU
+	}
+	return mtu
+}
+
 // allow lets routers, and the kernel, cut what is sent on a socket.
-func (f *fragmenting) allow(fd, family int) error {
+func allow(fd, family int) error {
 	if family == unix.AF_INET {
 		return unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_DONT)
 	}
-	err := unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER, unix.IPV6_PMTUDISC_DONT)
-	if err == nil && f.small {
-		err = unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_MTU, minMTU)
-	}
-	return err
+	return unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER, unix.IPV6_PMTUDISC_DONT)
 }
 
 // eachSocket calls do for the UDP sockets of this process with a local port. The

@@ -5,6 +5,8 @@ package wg
 import (
 	"errors"
 	"fmt"
+	"net"
+	"net/netip"
 	"testing"
 	"time"
 
@@ -58,29 +60,89 @@ func TestFragmenting_SendsOneByOneWhatIsRefusedTogether(t *testing.T) {
 
 // The sockets that the library opened let routers cut what is too large.
 func TestFragmenting_FindsTheSockets(t *testing.T) {
-	for _, mtu := range []int{minMTU, 1420} {
-		f := newNative(mtu)
-		_, port, err := f.Open(0)
-		if err != nil {
+	f := newNative()
+	_, port, err := f.Open(0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	seen := map[int]int{}
+	err = eachSocket(port, func(fd, family int) error {
+		seen[family]++
+		option, err := unix.GetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER)
+		if family == unix.AF_INET {
+			option, err = unix.GetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_MTU_DISCOVER)
+		}
+		if option != unix.IP_PMTUDISC_DONT {
+			t.Errorf("family %d: discovers MTUs (%d)", family, option)
+		}
+		return err
+	})
+	if err != nil || seen[unix.AF_INET] != 1 || seen[unix.AF_INET6] != 1 {
+		t.Errorf("sockets %v, %v", seen, err)
+	}
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// After packets were sent in small fragments, batches go out as before.
+func TestFragmenting_SendsNarrowForOneCallOnly(t *testing.T) {
+	f, ok := newNative().(*fragmenting)
+	if !ok {
+		t.Fatal("it is of another type")
+	}
+	if _, _, err := f.Open(0); err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	sink, err := net.ListenUDP("udp6", &net.UDPAddr{IP: net.IPv6loopback})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer sink.Close()
+	to, err := f.ParseEndpoint(sink.LocalAddr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	// The library makes one of both where the first has room for the second.
+	pair := func(size int) [][]byte { return [][]byte{make([]byte, size, 2*size), make([]byte, size)} }
+	found := 0
+	f.Bind.(*families).control6(func(fd int) {
+		found++
+		setFragments(fd, minMTU)
+		if err := f.Send(pair(1400), to); err != nil || f.until.Load() == 0 {
+			t.Errorf("the kernel cuts batches into large packets meanwhile (%v): then there is no need to wait", err)
+		}
+		setFragments(fd, 0)
+	})
+	if found != 1 {
+		t.Fatalf("%d IPv6 sockets", found)
+	}
+	f.until.Store(0)
+	send := []func([][]byte, conn.Endpoint) error{f.SendNarrow, f.Send}
+	buf := make([]byte, 2000)
+	for range 2 { // what the test itself has sent
+		if n, err := sink.Read(buf); n != 1400 || err != nil {
+			t.Fatal(n, err)
+		}
+	}
+	for i, do := range send {
+		if err := do(pair(1400+i), to); err != nil {
 			t.Fatal(err)
 		}
-		seen := map[int]int{}
-		err = eachSocket(port, func(fd, family int) error {
-			seen[family]++
-			option, err := unix.GetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER)
-			if family == unix.AF_INET {
-				option, err = unix.GetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_MTU_DISCOVER)
+		for range 2 {
+			if n, err := sink.Read(buf); n != 1400+i || err != nil {
+				t.Fatalf("call %d: %d bytes, %v", i, n, err)
 			}
-			if option != unix.IP_PMTUDISC_DONT {
-				t.Errorf("mtu %d, family %d: discovers MTUs (%d)", mtu, family, option)
-			}
-			return err
-		})
-		if err != nil || seen[unix.AF_INET] != 1 || seen[unix.AF_INET6] != 1 {
-			t.Errorf("mtu %d: sockets %v, %v", mtu, seen, err)
 		}
-		if err := f.Close(); err != nil {
-			t.Fatal(err)
-		}
+	}
+	if f.until.Load() != 0 {
+		t.Error("a batch was refused after the fragments")
+	}
+}
+
+func TestLinkMTU_IsThatOfTheHost(t *testing.T) {
+	if got := linkMTU(netip.MustParseAddrPort("[::1]:9")); got <= largestMTU {
+		t.Errorf("loopback: %d", got)
 	}
 }

@@ -44,6 +44,9 @@ type path struct {
 	// handshakes limits the handshake messages that come in from packet sockets.
 	handshakes *rate.Limiter
 	ended      atomic.Bool
+	// padded is what packets of the tunnel are padded to that have no room where
+	// the path leads, in bytes; 0 when all have.
+	padded atomic.Int32
 	// held is what waits for a hop.
 	held held
 }
@@ -74,6 +77,8 @@ type pathSet struct {
 	began time.Time
 	// held is how many packets wait in all paths.
 	held atomic.Int64
+	// narrow is how many paths are padded.
+	narrow atomic.Int32
 
 	mu     sync.Mutex // guards the fields below, and changes of paths and table
 	byID   map[uint64]*path
@@ -283,6 +288,7 @@ func (p *path) end(after netip.AddrPort) {
 		return
 	}
 	p.hop.Store(last)
+	p.pad(0)
 	set.replace(p, nil)
 	delete(set.byID, p.id)
 	delete(set.byKey, p.key)
@@ -328,7 +334,7 @@ func (p *path) sendTo(to *hop, packets [][]byte) error {
 		to.socket.send(packets, to.To)
 		return nil
 	}
-	return p.bind.sendNative(packets, to.native)
+	return p.bind.sendPath(p, packets, to.native)
 }
 
 // activity is Path.Activity.

@@ -74,6 +74,7 @@ func (d *Device) openPath(key mesh.WireGuardKey) (*path, error) {
 		return nil, err
 	}
 	peer.contact.path, peer.contact.endpoint = p, p.DstToString()
+	peer.contact.leads.Store(p)
 	d.steering.Do(func() { d.bind.spawn(d.steer) })
 	d.turn()
 	return p, nil

@@ -267,8 +267,8 @@ func New(o Options) (*Device, error) {
 		m.unregister()
 		return nil, err
 	}
-	d.bind = newBind(native(o.MTU), sizes, frames, o.STUN, m)
-	d.wg = device.NewDevice(&gate{plane: d.plane, filter: d.filter, metrics: m, wake: d.wake}, d.bind.extended(), d.peerLog.library())
+	d.bind = newBind(native(), sizes, frames, o.STUN, m)
+	d.wg = device.NewDevice(&gate{plane: d.plane, filter: d.filter, metrics: m, paths: &d.bind.paths, wake: d.wake}, d.bind.extended(), d.peerLog.library())
 	if name, err := d.plane.Name(); err == nil {
 		d.name = name // the system may have chosen another
 	}
