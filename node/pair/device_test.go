@@ -141,6 +141,8 @@ func (w *fakeWay) Accept(routes []wg.Route) error {
 	return nil
 }
 
+func (w *fakeWay) Narrow(bool) {}
+
 func (w *fakeWay) Activity() wg.Activity {
 	w.n.mu.Lock()
 	defer w.n.mu.Unlock()

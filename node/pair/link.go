@@ -60,6 +60,7 @@ type finder interface {
 	Tick(now time.Time) time.Time
 	Outgoing() []path.Packet
 	Selected() (path.Route, bool)
+	Narrow() bool
 	Accepted(now time.Time) []path.Route
 	Restart(now time.Time)
 	Doubt(now time.Time, relay string)
@@ -84,6 +85,7 @@ type link struct {
 	session  uint64
 	began    time.Time
 	route    path.Route
+	narrow   bool
 	accepted []path.Route
 
 	// answered is when the directory last told of the node.
@@ -267,6 +269,7 @@ func (l *link) open(now time.Time) bool {
 		return false
 	}
 	l.way, l.opened, l.route, l.accepted = way, now, path.Route{}, nil
+	l.narrow = false
 	return true
 }
 
@@ -297,7 +300,8 @@ func (l *link) steer(now time.Time) {
 		}
 		l.accepted = accepted
 	}
-	if route != l.route {
+	moved := route != l.route
+	if moved {
 		l.way.Route(wg.Socket(route.Socket), route.To)
 		l.route = route
 		if l.kind == gateway && now.Sub(l.way.Activity().Heard) > l.pairs.late.patience(silentAfter) {
@@ -306,6 +310,11 @@ func (l *link) steer(now time.Time) {
 			l.shook = time.Time{}
 			l.revive(now)
 		}
+	}
+	if narrow := l.finder.Narrow(); narrow != l.narrow || narrow && moved {
+		l.way.Narrow(narrow)
+		l.narrow = narrow
+		l.pairs.log.Debug("room for full packets on the way", "node", string(l.peer.Node.ID), "addr", route.To, "ok", !narrow)
 	}
 	switch {
 	case !ok:

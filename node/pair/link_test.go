@@ -40,6 +40,34 @@ func TestEndpoints(t *testing.T) {
 	}
 }
 
+// The device is told whether the way is narrow: once, and again where it leads
+// elsewhere, or is another path.
+func TestLink_TellsTheDeviceOfNarrowWays(t *testing.T) {
+	inStill(t, func(t *testing.T, s *still) {
+		l, f := s.link(sought, s.peer("ada", 1))
+		tell := func(want ...bool) {
+			t.Helper()
+			l.tend(time.Now())
+			l.tend(time.Now())
+			if got := s.ways[l.key].narrow; !slices.Equal(got, want) {
+				t.Errorf("the path was told %v, want %v", got, want)
+			}
+		}
+		f.finds(true)
+		tell()
+		f.narrow = true
+		tell(true)
+		f.selected.To = netip.MustParseAddrPort("10.0.0.7:51821")
+		tell(true, true)
+		f.narrow = false
+		tell(true, true, false)
+		f.narrow = true
+		tell(true, true, false, true)
+		s.ways[l.key].closed = true
+		tell(true)
+	})
+}
+
 // The finder is told of the packets, and what it wants to send goes out.
 func TestLink_TellsTheFinderOfPackets(t *testing.T) {
 	inStill(t, func(t *testing.T, s *still) {

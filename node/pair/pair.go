@@ -51,6 +51,7 @@ const (
 type Way interface {
 	Route(s wg.Socket, to netip.AddrPort)
 	Accept(routes []wg.Route) error
+	Narrow(on bool)
 	Activity() wg.Activity
 	Closed() bool
 	Close()

@@ -150,6 +150,7 @@ type stillFinder struct {
 	finder
 	selected    path.Route
 	ok          bool
+	narrow      bool
 	accepted    []path.Route
 	state       path.State
 	out         []path.Packet
@@ -177,6 +178,7 @@ func (f *stillFinder) Heard(at time.Time, from path.Route) { f.heard, f.from = a
 func (f *stillFinder) Tick(now time.Time) time.Time        { return now.Add(time.Hour) }
 func (f *stillFinder) Outgoing() []path.Packet             { return f.out }
 func (f *stillFinder) Selected() (path.Route, bool)        { return f.selected, f.ok }
+func (f *stillFinder) Narrow() bool                        { return f.narrow }
 func (f *stillFinder) Accepted(time.Time) []path.Route     { return slices.Clone(f.accepted) }
 func (f *stillFinder) Restart(time.Time)                   { f.restarts++ }
 func (f *stillFinder) State() path.State                   { return f.state }
@@ -198,6 +200,7 @@ type stillWay struct {
 	err      error // of Accept
 	activity wg.Activity
 	closed   bool
+	narrow   []bool // all that it was told
 }
 
 func (w *stillWay) Route(s wg.Socket, to netip.AddrPort) {
@@ -207,6 +210,7 @@ func (w *stillWay) Accept(list []wg.Route) error {
 	w.accepted = append(w.accepted, list)
 	return w.err
 }
+func (w *stillWay) Narrow(on bool)        { w.narrow = append(w.narrow, on) }
 func (w *stillWay) Activity() wg.Activity { return w.activity }
 func (w *stillWay) Closed() bool          { return w.closed }
 func (w *stillWay) Close()                { w.closed = true }
