@@ -28,3 +28,5 @@ func TestLife_Long(t *testing.T) {
 }
 
 func TestLife_NarrowLinksLong(t *testing.T) { copies(t, 100<<20) }
+
+func TestLife_NarrowIPv6Long(t *testing.T) { copies6(t, 100<<20) }

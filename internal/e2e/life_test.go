@@ -420,6 +420,31 @@ func copies(t *testing.T, size int64) {
 	}
 }
 
+// The same directly over IPv6, whose packets no router cuts.
+func TestLife_NarrowIPv6(t *testing.T) { copies6(t, 1<<20) }
+
+// copies6 copies so many bytes both ways between nodes that have only IPv6, over
+// links of several MTUs. What the link has no more room for is found out.
+func copies6(t *testing.T, size int64) {
+	m := newLabMesh(t)
+	a, b := m.node(t, "ada", netlab.IPv6Only), m.node(t, "bob", netlab.IPv6Only)
+	for _, n := range []*labNode{a, b} {
+		must(t, n.side.DropICMP())
+		must(t, n.side.MTU(1280)) // joining is to work there, too
+		m.enter(t, n)
+	}
+	a.exchange(t, b, 1<<10)
+	awaitDirect(t, a, b)
+	for _, mtu := range []int{1280, 1400, 1500, 1280} {
+		must(t, errors.Join(a.side.MTU(mtu), b.side.MTU(mtu)))
+		took := a.exchange(t, b, size)
+		t.Logf("MTU %d: %d bytes each way at once in %s", mtu, size, took.Round(time.Millisecond))
+	}
+	if a.says("pair is broken")+b.says("pair is broken") > 0 {
+		t.Error("a pair broke meanwhile: the gateway carried it")
+	}
+}
+
 // exchange sends so many bytes to another node and gets as many from it at the
 // same time, and returns how long that took.
 func (n *labNode) exchange(t testing.TB, to *labNode, size int64) time.Duration {
