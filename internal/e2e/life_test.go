@@ -421,11 +421,11 @@ func copies(t *testing.T, size int64) {
 }
 
 // The same directly over IPv6, whose packets no router cuts.
-func TestLife_NarrowIPv6(t *testing.T) { copies6(t, 1<<20) }
+func TestLife_NarrowIPv6(t *testing.T) { copies6(t, 1<<20, 1280, 1400, 1500) }
 
 // copies6 copies so many bytes both ways between nodes that have only IPv6, over
-// links of several MTUs. What the link has no more room for is found out.
-func copies6(t *testing.T, size int64) {
+// links of some MTUs, one after the other.
+func copies6(t *testing.T, size int64, mtus ...int) {
 	m := newLabMesh(t)
 	a, b := m.node(t, "ada", netlab.IPv6Only), m.node(t, "bob", netlab.IPv6Only)
 	for _, n := range []*labNode{a, b} {
@@ -435,7 +435,7 @@ func copies6(t *testing.T, size int64) {
 	}
 	a.exchange(t, b, 1<<10)
 	awaitDirect(t, a, b)
-	for _, mtu := range []int{1280, 1400, 1500, 1280} {
+	for _, mtu := range mtus {
 		must(t, errors.Join(a.side.MTU(mtu), b.side.MTU(mtu)))
 		took := a.exchange(t, b, size)
 		t.Logf("MTU %d: %d bytes each way at once in %s", mtu, size, took.Round(time.Millisecond))
