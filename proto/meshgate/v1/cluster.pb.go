@@ -140,11 +140,15 @@ type Replica struct {
 	// alive is true when the leader heard from it within the last two seconds, or,
 	// while no leader answers, when it answered the gateway that was asked.
 	Alive bool `protobuf:"varint,5,opt,name=alive,proto3" json:"alive,omitempty"`
-	// last_contact is how long ago the leader heard from it; unset when it never
-	// did, or when there is no leader to be asked.
+	// last_contact is how long ago the leader heard from it, or began to lead if
+	// that was later; unset when it never did, or when there is no leader to be
+	// asked.
 	LastContact *durationpb.Duration `protobuf:"bytes,6,opt,name=last_contact,json=lastContact,proto3" json:"last_contact,omitempty"`
-	// lag is how many log entries of the leader it is not known to hold.
-	Lag           uint64 `protobuf:"varint,7,opt,name=lag,proto3" json:"lag,omitempty"`
+	// lag is how many log entries of the leader it is not known to hold; it says
+	// nothing while lag_unknown is true.
+	Lag uint64 `protobuf:"varint,7,opt,name=lag,proto3" json:"lag,omitempty"`
+	// lag_unknown is true while it has not answered the leader that there is now.
+	LagUnknown    bool `protobuf:"varint,8,opt,name=lag_unknown,json=lagUnknown,proto3" json:"lag_unknown,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -226,6 +230,13 @@ func (x *Replica) GetLag() uint64 {
 		return x.Lag
 	}
 	return 0
+}
+
+func (x *Replica) GetLagUnknown() bool {
+	if x != nil {
+		return x.LagUnknown
+	}
+	return false
 }
 
 // PromoteRequest names an observer.
@@ -653,7 +664,7 @@ const file_meshgate_v1_cluster_proto_rawDesc = "" +
 	"\breplicas\x18\x01 \x03(\v2\x14.meshgate.v1.ReplicaR\breplicas\x12\x1d\n" +
 	"\n" +
 	"gateway_id\x18\x02 \x01(\tR\tgatewayId\x12\x18\n" +
-	"\atrouble\x18\x03 \x01(\tR\atrouble\"\xc7\x01\n" +
+	"\atrouble\x18\x03 \x01(\tR\atrouble\"\xe8\x01\n" +
 	"\aReplica\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x14\n" +
@@ -661,7 +672,9 @@ const file_meshgate_v1_cluster_proto_rawDesc = "" +
 	"\x06leader\x18\x04 \x01(\bR\x06leader\x12\x14\n" +
 	"\x05alive\x18\x05 \x01(\bR\x05alive\x12<\n" +
 	"\flast_contact\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\vlastContact\x12\x10\n" +
-	"\x03lag\x18\a \x01(\x04R\x03lag\" \n" +
+	"\x03lag\x18\a \x01(\x04R\x03lag\x12\x1f\n" +
+	"\vlag_unknown\x18\b \x01(\bR\n" +
+	"lagUnknown\" \n" +
 	"\x0ePromoteRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\"\x11\n" +
 	"\x0fPromoteResponse\"\x1f\n" +

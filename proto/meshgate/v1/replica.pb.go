@@ -906,12 +906,17 @@ type ReplicaMember struct {
 	Leader bool `protobuf:"varint,4,opt,name=leader,proto3" json:"leader,omitempty"`
 	// contact_known is true when contact_ms says something.
 	ContactKnown bool `protobuf:"varint,5,opt,name=contact_known,json=contactKnown,proto3" json:"contact_known,omitempty"`
-	// contact_ms is how long ago the leader heard from it, in milliseconds.
+	// contact_ms is how long ago the leader heard from it, or began to lead if that
+	// was later, in milliseconds.
 	ContactMs uint64 `protobuf:"varint,6,opt,name=contact_ms,json=contactMs,proto3" json:"contact_ms,omitempty"`
 	// stored is the index of the last log entry that it is known to hold.
 	Stored uint64 `protobuf:"varint,7,opt,name=stored,proto3" json:"stored,omitempty"`
-	// lag is how many log entries of the leader it is not known to hold.
-	Lag           uint64 `protobuf:"varint,8,opt,name=lag,proto3" json:"lag,omitempty"`
+	// lag is how many log entries of the leader it is not known to hold; it says
+	// nothing while lag_unknown is true.
+	Lag uint64 `protobuf:"varint,8,opt,name=lag,proto3" json:"lag,omitempty"`
+	// lag_unknown is true while it has not answered the leader since that began to
+	// lead.
+	LagUnknown    bool `protobuf:"varint,9,opt,name=lag_unknown,json=lagUnknown,proto3" json:"lag_unknown,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1000,6 +1005,13 @@ func (x *ReplicaMember) GetLag() uint64 {
 		return x.Lag
 	}
 	return 0
+}
+
+func (x *ReplicaMember) GetLagUnknown() bool {
+	if x != nil {
+		return x.LagUnknown
+	}
+	return false
 }
 
 // ReplicaResponse answers the request with the same id.
@@ -1136,7 +1148,7 @@ const file_meshgate_v1_replica_proto_rawDesc = "" +
 	"\rReplicaChange\x122\n" +
 	"\x06action\x18\x01 \x01(\x0e2\x1a.meshgate.v1.ReplicaActionR\x06action\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\tR\x02id\x12\x18\n" +
-	"\aaddress\x18\x03 \x01(\tR\aaddress\"\xd5\x01\n" +
+	"\aaddress\x18\x03 \x01(\tR\aaddress\"\xf6\x01\n" +
 	"\rReplicaMember\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x14\n" +
@@ -1146,7 +1158,9 @@ const file_meshgate_v1_replica_proto_rawDesc = "" +
 	"\n" +
 	"contact_ms\x18\x06 \x01(\x04R\tcontactMs\x12\x16\n" +
 	"\x06stored\x18\a \x01(\x04R\x06stored\x12\x10\n" +
-	"\x03lag\x18\b \x01(\x04R\x03lag\"\xd5\x01\n" +
+	"\x03lag\x18\b \x01(\x04R\x03lag\x12\x1f\n" +
+	"\vlag_unknown\x18\t \x01(\bR\n" +
+	"lagUnknown\"\xd5\x01\n" +
 	"\x0fReplicaResponse\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x122\n" +
 	"\x06status\x18\x02 \x01(\v2\x1a.meshgate.v1.ReplicaStatusR\x06status\x12\x18\n" +

@@ -14,7 +14,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file meshgate/v1/cluster.proto.
  */
 export const file_meshgate_v1_cluster: GenFile = /*@__PURE__*/
-  fileDesc("ChltZXNoZ2F0ZS92MS9jbHVzdGVyLnByb3RvEgttZXNoZ2F0ZS52MSIPCg1TdGF0dXNSZXF1ZXN0Il0KDlN0YXR1c1Jlc3BvbnNlEiYKCHJlcGxpY2FzGAEgAygLMhQubWVzaGdhdGUudjEuUmVwbGljYRISCgpnYXRld2F5X2lkGAIgASgJEg8KB3Ryb3VibGUYAyABKAkikgEKB1JlcGxpY2ESCgoCaWQYASABKAkSDwoHYWRkcmVzcxgCIAEoCRINCgV2b3RlchgDIAEoCBIOCgZsZWFkZXIYBCABKAgSDQoFYWxpdmUYBSABKAgSLwoMbGFzdF9jb250YWN0GAYgASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uEgsKA2xhZxgHIAEoBCIcCg5Qcm9tb3RlUmVxdWVzdBIKCgJpZBgBIAEoCSIRCg9Qcm9tb3RlUmVzcG9uc2UiGwoNRGVtb3RlUmVxdWVzdBIKCgJpZBgBIAEoCSIQCg5EZW1vdGVSZXNwb25zZSIbCg1SZW1vdmVSZXF1ZXN0EgoKAmlkGAEgASgJIhAKDlJlbW92ZVJlc3BvbnNlIicKGVRyYW5zZmVyTGVhZGVyc2hpcFJlcXVlc3QSCgoCaWQYASABKAkiHAoaVHJhbnNmZXJMZWFkZXJzaGlwUmVzcG9uc2UiDwoNQmFja3VwUmVxdWVzdCIeCg5CYWNrdXBSZXNwb25zZRIMCgRkYXRhGAEgASgMMsQDCgdDbHVzdGVyEkEKBlN0YXR1cxIaLm1lc2hnYXRlLnYxLlN0YXR1c1JlcXVlc3QaGy5tZXNoZ2F0ZS52MS5TdGF0dXNSZXNwb25zZRJECgdQcm9tb3RlEhsubWVzaGdhdGUudjEuUHJvbW90ZVJlcXVlc3QaHC5tZXNoZ2F0ZS52MS5Qcm9tb3RlUmVzcG9uc2USQQoGRGVtb3RlEhoubWVzaGdhdGUudjEuRGVtb3RlUmVxdWVzdBobLm1lc2hnYXRlLnYxLkRlbW90ZVJlc3BvbnNlEkEKBlJlbW92ZRIaLm1lc2hnYXRlLnYxLlJlbW92ZVJlcXVlc3QaGy5tZXNoZ2F0ZS52MS5SZW1vdmVSZXNwb25zZRJlChJUcmFuc2ZlckxlYWRlcnNoaXASJi5tZXNoZ2F0ZS52MS5UcmFuc2ZlckxlYWRlcnNoaXBSZXF1ZXN0GicubWVzaGdhdGUudjEuVHJhbnNmZXJMZWFkZXJzaGlwUmVzcG9uc2USQwoGQmFja3VwEhoubWVzaGdhdGUudjEuQmFja3VwUmVxdWVzdBobLm1lc2hnYXRlLnYxLkJhY2t1cFJlc3BvbnNlMAFCO1o5Z2l0aHViLmNvbS9tZXNoZ2F0ZS9tZXNoZ2F0ZS9wcm90by9tZXNoZ2F0ZS92MTttZXNoZ2F0ZXYxYgZwcm90bzM", [file_google_protobuf_duration]);
+  fileDesc("ChltZXNoZ2F0ZS92MS9jbHVzdGVyLnByb3RvEgttZXNoZ2F0ZS52MSIPCg1TdGF0dXNSZXF1ZXN0Il0KDlN0YXR1c1Jlc3BvbnNlEiYKCHJlcGxpY2FzGAEgAygLMhQubWVzaGdhdGUudjEuUmVwbGljYRISCgpnYXRld2F5X2lkGAIgASgJEg8KB3Ryb3VibGUYAyABKAkipwEKB1JlcGxpY2ESCgoCaWQYASABKAkSDwoHYWRkcmVzcxgCIAEoCRINCgV2b3RlchgDIAEoCBIOCgZsZWFkZXIYBCABKAgSDQoFYWxpdmUYBSABKAgSLwoMbGFzdF9jb250YWN0GAYgASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uEgsKA2xhZxgHIAEoBBITCgtsYWdfdW5rbm93bhgIIAEoCCIcCg5Qcm9tb3RlUmVxdWVzdBIKCgJpZBgBIAEoCSIRCg9Qcm9tb3RlUmVzcG9uc2UiGwoNRGVtb3RlUmVxdWVzdBIKCgJpZBgBIAEoCSIQCg5EZW1vdGVSZXNwb25zZSIbCg1SZW1vdmVSZXF1ZXN0EgoKAmlkGAEgASgJIhAKDlJlbW92ZVJlc3BvbnNlIicKGVRyYW5zZmVyTGVhZGVyc2hpcFJlcXVlc3QSCgoCaWQYASABKAkiHAoaVHJhbnNmZXJMZWFkZXJzaGlwUmVzcG9uc2UiDwoNQmFja3VwUmVxdWVzdCIeCg5CYWNrdXBSZXNwb25zZRIMCgRkYXRhGAEgASgMMsQDCgdDbHVzdGVyEkEKBlN0YXR1cxIaLm1lc2hnYXRlLnYxLlN0YXR1c1JlcXVlc3QaGy5tZXNoZ2F0ZS52MS5TdGF0dXNSZXNwb25zZRJECgdQcm9tb3RlEhsubWVzaGdhdGUudjEuUHJvbW90ZVJlcXVlc3QaHC5tZXNoZ2F0ZS52MS5Qcm9tb3RlUmVzcG9uc2USQQoGRGVtb3RlEhoubWVzaGdhdGUudjEuRGVtb3RlUmVxdWVzdBobLm1lc2hnYXRlLnYxLkRlbW90ZVJlc3BvbnNlEkEKBlJlbW92ZRIaLm1lc2hnYXRlLnYxLlJlbW92ZVJlcXVlc3QaGy5tZXNoZ2F0ZS52MS5SZW1vdmVSZXNwb25zZRJlChJUcmFuc2ZlckxlYWRlcnNoaXASJi5tZXNoZ2F0ZS52MS5UcmFuc2ZlckxlYWRlcnNoaXBSZXF1ZXN0GicubWVzaGdhdGUudjEuVHJhbnNmZXJMZWFkZXJzaGlwUmVzcG9uc2USQwoGQmFja3VwEhoubWVzaGdhdGUudjEuQmFja3VwUmVxdWVzdBobLm1lc2hnYXRlLnYxLkJhY2t1cFJlc3BvbnNlMAFCO1o5Z2l0aHViLmNvbS9tZXNoZ2F0ZS9tZXNoZ2F0ZS9wcm90by9tZXNoZ2F0ZS92MTttZXNoZ2F0ZXYxYgZwcm90bzM", [file_google_protobuf_duration]);
 
 /**
  * StatusRequest asks for the gateways.
@@ -110,19 +110,28 @@ export type Replica = Message<"meshgate.v1.Replica"> & {
   alive: boolean;
 
   /**
-   * last_contact is how long ago the leader heard from it; unset when it never
-   * did, or when there is no leader to be asked.
+   * last_contact is how long ago the leader heard from it, or began to lead if
+   * that was later; unset when it never did, or when there is no leader to be
+   * asked.
    *
    * @generated from field: google.protobuf.Duration last_contact = 6;
    */
   lastContact?: Duration | undefined;
 
   /**
-   * lag is how many log entries of the leader it is not known to hold.
+   * lag is how many log entries of the leader it is not known to hold; it says
+   * nothing while lag_unknown is true.
    *
    * @generated from field: uint64 lag = 7;
    */
   lag: bigint;
+
+  /**
+   * lag_unknown is true while it has not answered the leader that there is now.
+   *
+   * @generated from field: bool lag_unknown = 8;
+   */
+  lagUnknown: boolean;
 };
 
 /**
