@@ -420,28 +420,36 @@ func copies(t *testing.T, size int64) {
 	}
 }
 
-// The same directly over IPv6, whose packets no router cuts.
+// The same over IPv6, whose packets no router cuts: directly, and over a relay to a
+// node that has only IPv4.
 func TestLife_NarrowIPv6(t *testing.T) { copies6(t, 1<<20, 1280, 1400, 1500) }
 
-// copies6 copies so many bytes both ways between nodes that have only IPv6, over
-// links of some MTUs, one after the other.
+// copies6 copies so many bytes both ways between a node that has only IPv6 and
+// others, over links of some MTUs, one after the other.
 func copies6(t *testing.T, size int64, mtus ...int) {
 	m := newLabMesh(t)
-	a, b := m.node(t, "ada", netlab.IPv6Only), m.node(t, "bob", netlab.IPv6Only)
-	for _, n := range []*labNode{a, b} {
+	a, b, old := m.node(t, "ada", netlab.IPv6Only), m.node(t, "bob", netlab.IPv6Only), m.node(t, "old", netlab.PortRestricted)
+	for _, n := range []*labNode{a, b, old} {
 		must(t, n.side.DropICMP())
 		must(t, n.side.MTU(1280)) // joining is to work there, too
 		m.enter(t, n)
 	}
-	a.exchange(t, b, 1<<10)
-	awaitDirect(t, a, b)
-	for _, mtu := range mtus {
-		must(t, errors.Join(a.side.MTU(mtu), b.side.MTU(mtu)))
-		took := a.exchange(t, b, size)
-		t.Logf("MTU %d: %d bytes each way at once in %s", mtu, size, took.Round(time.Millisecond))
+	for _, to := range []*labNode{b, old} {
+		a.exchange(t, to, 1<<10)
 	}
-	if a.says("pair is broken")+b.says("pair is broken") > 0 {
-		t.Error("a pair broke meanwhile: the gateway carried it")
+	awaitDirect(t, a, b)
+	awaitSaid(t, "pair stands", old)
+	for _, mtu := range mtus {
+		must(t, errors.Join(a.side.MTU(mtu), b.side.MTU(mtu), old.side.MTU(mtu)))
+		for _, to := range []*labNode{b, old} {
+			took := a.exchange(t, to, size)
+			t.Logf("MTU %d, %s: %d bytes each way at once in %s", mtu, to.id, size, took.Round(time.Millisecond))
+		}
+	}
+	for _, n := range []*labNode{a, b, old} {
+		if n.says("pair is broken") > 0 {
+			t.Errorf("%s lost a pair meanwhile: the gateway carried it", n.id)
+		}
 	}
 }
 

@@ -10,6 +10,10 @@ import "time"
 const (
 	// fullCheck is the datagram of a packet of 1500 bytes, in bytes.
 	fullCheck = 1500 - 40 - 8
+	// relayedCheck is the same by way of a relay, with room for the head of a Send
+	// indication. What is larger than the host's link would go in fragments, and be
+	// answered whatever room there is for what is not.
+	relayedCheck = fullCheck - 36 - 8
 	// roomAsks unanswered checks in a row mean that there is no room.
 	roomAsks = 3
 	// roomEvery is between such rounds while data flows: the way may lead over
@@ -27,14 +31,16 @@ type room struct {
 
 // Narrow says that data goes now where only packets of 1280 bytes are known to
 // get through, the least that IPv6 has room for. Ways of IPv4 are not narrow, as
-// routers cut packets there, nor are those by way of this node's relays, whose
-// sockets are not the caller's.
+// routers cut packets there, unless a relay is on them that is reached by UDP: by
+// which IP version its owner does that, nobody says.
 func (s *ways) Narrow() bool {
 	return s.selected != nil && s.selected.uncut() && !s.selected.room.full
 }
 
-// uncut says that packets leave on the way as IPv6 packets of this node.
-func (w *way) uncut() bool { return w.route.Socket == Native && w.route.To.Addr().Is6() }
+// uncut says that packets may go on the way, or a part of it, as IPv6 packets.
+func (w *way) uncut() bool {
+	return w.local.Transport == UDP || w.remote.Transport == UDP || w.route.Socket == Native && w.route.To.Addr().Is6()
+}
 
 // measure sends a full check on the selected way if one is due, and returns when
 // the next one is; false for not in the foreseeable future.
@@ -74,7 +80,9 @@ func (s *ways) askFull(now time.Time, w *way) {
 		r.n = 0
 	}
 	m := s.newCheck(w, false)
-	m.Length = fullCheck
+	if m.Length = fullCheck; w.relayed() {
+		m.Length = relayedCheck
+	}
 	r.asks[r.n] = ask{m.ID, now}
 	r.asked = now
 	if r.n++; r.n == roomAsks {

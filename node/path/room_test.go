@@ -117,6 +117,33 @@ func TestNarrow_AsksLittle(t *testing.T) {
 	}
 }
 
+// A relay that is reached by UDP may be so over IPv6. What a Send indication makes
+// of a full check still fits 1500 bytes.
+func TestNarrow_OverRelays(t *testing.T) {
+	for _, transport := range []path.Transport{path.UDP, path.TCP, path.TLS} {
+		w := newWire(t, "192.0.2.1:51820", "192.0.2.2:51820")
+		relayed := path.Candidate{Kind: path.Relayed, Addr: netip.MustParseAddrPort("203.0.113.1:5000"), Transport: transport}
+		must(t, w.SetLocal(w.now, path.Native, nil))
+		must(t, w.SetLocal(w.now, 1, []path.Candidate{relayed}))
+		for _, narrow := range []bool{false, true} {
+			if w.room = 1452 - 44; narrow {
+				w.room--
+			}
+			w.pass(7*time.Second, true)
+			if !w.State().Standing || w.Narrow() != (narrow && transport == path.UDP) || (w.full > 0) != (transport == path.UDP) {
+				t.Errorf("%v, room for %d: narrow is %v after %d full checks: %+v", transport, w.room, w.Narrow(), w.full, w.State())
+			}
+		}
+	}
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
 func TestMessage_IsFilledUp(t *testing.T) {
 	const password = "VOkJxbRl1RmTxUk/WvJxBt"
 	for _, m := range samples() {

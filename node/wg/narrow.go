@@ -33,8 +33,8 @@ type narrowSender interface {
 }
 
 // Narrow says whether nothing larger than IPv6 packets of 1280 bytes is known to
-// get through where the path leads now: then what is larger goes in fragments,
-// if that is an IPv6 address and the socket is the native one. It holds until it
+// get through where the path leads now: then what is larger goes in fragments, from
+// the native socket or from those of relays that do their part. It holds until it
 // is called again, which it has to be when the path leads elsewhere. Large packets
 // go one by one meanwhile, and are up to a fifth larger, or much more where the
 // host's own link is larger than usual.
@@ -43,8 +43,12 @@ func (p *Path) Narrow(on bool) { p.path.setNarrow(on) }
 // setNarrow is Path.Narrow.
 func (p *path) setNarrow(on bool) {
 	size := 0
-	if to := p.where(); on && to.Socket == NativeSocket && to.To.Addr().Is6() {
+	switch to := p.where(); {
+	case !on || !to.To.IsValid():
+	case to.Socket == NativeSocket && to.To.Addr().Is6():
 		size = paddedTo(linkMTU(to.To))
+	default:
+		size = paddedTo(usualMTU) // of who sends them on as IPv6
 	}
 	set := &p.bind.paths
 	set.mu.Lock()
@@ -107,7 +111,7 @@ func (g *gate) widen(routes *prefixSet, bufs [][]byte, sizes []int, offset int) 
 // sendPath sends packets of a path through the native bind.
 func (b *bind) sendPath(p *path, packets [][]byte, ep conn.Endpoint) error {
 	narrow, ok := b.udp.(narrowSender)
-	if !ok || p.padded.Load() == 0 {
+	if !ok || p.padded.Load() == 0 || !ep.DstIP().Is6() {
 		return b.sendNative(packets, ep)
 	}
 	b.metrics.out[kindNative].Add(float64(len(packets)))

@@ -84,7 +84,7 @@ func TestGate_PadsWhatHasNoRoom(t *testing.T) {
 	}
 }
 
-// Only native ways over IPv6 are padded, and no path that is closed.
+// Nothing is padded on loopback, nor on a path that is closed or leads nowhere.
 func TestPath_IsNarrowWhereItLeads(t *testing.T) {
 	m, err := newMetrics(nil)
 	if err != nil {
@@ -106,7 +106,7 @@ func TestPath_IsNarrowWhereItLeads(t *testing.T) {
 	for _, to := range []struct {
 		addr   string
 		narrow bool
-	}{{"192.0.2.1:9", false}, {"[2001:db8::1]:9", true}, {"[::1]:9", false}, {"[2001:db8::1]:9", true}} {
+	}{{"192.0.2.1:9", true}, {"[2001:db8::1]:9", true}, {"[::1]:9", false}, {"[2001:db8::1]:9", true}} {
 		p.route(Route{NativeSocket, netip.MustParseAddrPort(to.addr)})
 		p.setNarrow(true)
 		want(to.narrow)
