@@ -50,6 +50,10 @@ func TestAccept_ProbesIdleConnections(t *testing.T) {
 			continue // the listener
 		}
 		found++
+		var control tcpip.CongestionControlOption
+		if err := ep.GetSockOpt(&control); err != nil || control != "reno" {
+			t.Errorf("congestion control %q, %v: that of others may come to a halt", control, err)
+		}
 		var idle tcpip.KeepaliveIdleOption
 		if err := ep.GetSockOpt(&idle); err != nil || !ep.SocketOptions().GetKeepAlive() || int64(idle) != int64(keepaliveIdle) {
 			t.Errorf("a connection is probed: %v, after %v, %v", ep.SocketOptions().GetKeepAlive(), idle, err)
