@@ -189,6 +189,35 @@ func TestZeroWindow_NewsOfThePeerAreTaken(t *testing.T) {
 	}
 }
 
+// TestZeroWindow_MovesBackOnly shows that what probes whether the other side is
+// there stays a probe: a sequence number before the expected one is answered.
+func TestZeroWindow_MovesBackOnly(t *testing.T) {
+	const next = 1 << 31
+	flow := func() tcpFlow { return tcpFlow{} }
+	shut := tcpSegment(tcpFlagAck)
+	binary.BigEndian.PutUint32(shut[tcpAck:], next)
+	var s shutWindows
+	s.note(shut, flow)
+	for _, c := range []struct {
+		what      string
+		flags     byte
+		seq, want uint32
+	}{
+		{"a probe", tcpFlagAck, next - 1, next - 1},
+		{"an acknowledgement that is acceptable", tcpFlagAck, next, next},
+		{"one that is not", tcpFlagAck, next + 64, next},
+		{"a reset", tcpFlagAck | 0x04, next + 64, next + 64},
+	} {
+		ack := tcpSegment(c.flags)
+		binary.BigEndian.PutUint32(ack[tcpSequence:], c.seq)
+		before := checksum.Checksum(ack, 0)
+		s.move(ack, flow)
+		if got := binary.BigEndian.Uint32(ack[tcpSequence:]); got != c.want || checksum.Checksum(ack, 0) != before {
+			t.Errorf("%s: the sequence number is %d off, and its checksum right: %v", c.what, int32(got-c.want), checksum.Checksum(ack, 0) == before)
+		}
+	}
+}
+
 // TestZeroWindow_Forgets shows what ends the memory of a shut window, and that
 // it is bounded.
 func TestZeroWindow_Forgets(t *testing.T) {
