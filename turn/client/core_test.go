@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math"
 	"net"
 	"net/netip"
 	"slices"
@@ -423,6 +424,14 @@ func TestCore_RefreshesAtThreeQuarters(t *testing.T) {
 	b.run(time.Hour)
 	if b.state != standing {
 		t.Errorf("it ended: %v", b.err)
+	}
+}
+
+// A server that promises a lifetime without an end is asked again within the hour.
+func TestCore_LifetimesAreBounded(t *testing.T) {
+	b := standingBench(t, func(_ *Config, s *fakeServer) { s.life = math.MaxInt32 })
+	if within := b.refreshAt.Sub(b.clock); within > maxLife*3/4 {
+		t.Errorf("refreshed after %s", within)
 	}
 }
 

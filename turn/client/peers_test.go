@@ -207,6 +207,10 @@ func TestCore_DenialIsByPort(t *testing.T) {
 	}
 	b.mustWrite(testPeer, 1, queued)
 	b.mustWrite(testPeer, 1, indicated)
+	// The permission that stands now is for the address, whatever was refused before.
+	if err := b.allow(denied, b.clock); err != nil {
+		t.Errorf("permit, with a permission for the address: %v", err)
+	}
 }
 
 // What waits behind a request for another port of the address is asked for in turn.
