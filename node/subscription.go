@@ -84,6 +84,13 @@ func (f *follower) subscribe(ctx context.Context) (alive bool, err error) {
 		f.shake(ctx, gate.PublicKey.WireGuard(), pausesAfter(f.failed), heard)
 	}()
 	defer func() { cancel(nil); <-ended }()
+	seeking, found := context.WithCancel(ctx)
+	sought := make(chan struct{})
+	go func() {
+		defer close(sought)
+		f.seekRelays(seeking, gate.ID, gate.PublicKey.WireGuard())
+	}()
+	defer func() { found(); <-sought }()
 	patience := subscribeGrace
 	if len(f.candidates()) > 1 {
 		patience = failoverGrace
@@ -93,6 +100,9 @@ func (f *follower) subscribe(ctx context.Context) (alive bool, err error) {
 	})
 	defer grace.Stop()
 	err = f.cfg.Mesh(at).SubscribePeers(ctx, string(f.node.cfg.ID), f.revision(), func(c *v1.PeerConfigurations) error {
+		// What is heard is told in place of what the node knows, relay servers and all.
+		found()
+		<-sought
 		if err := f.update(c); err != nil {
 			return err
 		}
