@@ -90,6 +90,9 @@ func (g *gate) open() (*relay, error) {
 	s, client, user := g.server, g.now.client, g.now.user
 	conn, err := s.relays.listen(user, g.now.even)
 	if err != nil {
+		if errors.Is(err, errCapacity) {
+			s.full.refuse(time.Now())
+		}
 		return nil, err
 	}
 	port := localPort(conn)

@@ -31,6 +31,7 @@ const (
 // first packet comes, so an attacker cannot grow them and zeros show.
 type metrics struct {
 	allocations, connections prometheus.Gauge
+	most                     prometheus.Gauge
 	created                  prometheus.Counter
 	packets, bytes           map[string]prometheus.Counter
 	drops, failures, refused map[string]prometheus.Counter
@@ -42,6 +43,9 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 		allocations: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "meshgate_turn_allocations", Help: "TURN allocations that exist now.",
 		}),
+		most: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "meshgate_turn_allocations_limit", Help: "TURN allocations that may exist at a time: no more than there are relay ports.",
+		}),
 		connections: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "meshgate_turn_connections", Help: "TCP and TLS connections of TURN clients that are open now.",
 		}),
@@ -49,7 +53,7 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 			Name: "meshgate_turn_allocations_total", Help: "TURN allocations made.",
 		}),
 	}
-	own := []prometheus.Collector{m.allocations, m.connections, m.created}
+	own := []prometheus.Collector{m.allocations, m.most, m.connections, m.created}
 	family := func(name, help, label string, values ...string) map[string]prometheus.Counter {
 		vec := prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, []string{label})
 		own = append(own, vec)

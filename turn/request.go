@@ -62,6 +62,7 @@ func (g *gate) judgeAllocate(m message, r *relay) int {
 	case errors.Is(err, errQuota):
 		return codeQuota
 	case err != nil:
+		g.server.full.refuse(time.Now())
 		return codeCapacity
 	default:
 		return 0

@@ -171,6 +171,7 @@ type Server struct {
 	allowUser func(string) bool
 	policy    *policy
 	relays    *relays
+	full      *fullness
 	answers   *limiter
 	conns     *connections
 	metrics   *metrics
@@ -243,6 +244,7 @@ func (s *Server) configure(cfg Config) (err error) {
 		secrets: cfg.Secrets, perUser: s.limits.AllocationsPerUser, total: s.limits.Allocations,
 		users: make(map[string]int), open: make(map[uint16]struct{}),
 	}
+	s.full = &fullness{log: s.log, relays: s.relays}
 	s.policy = &policy{
 		special: newBlocks(specialPurpose()), relayIP: cfg.Relay.Public, isRelay: s.relays.isOpen,
 		allow: cfg.AllowPeer,
@@ -261,6 +263,7 @@ func (s *Server) configure(cfg Config) (err error) {
 	if err != nil {
 		return fmt.Errorf("register turn metrics: %w", err)
 	}
+	s.metrics.most.Set(float64(s.limits.Allocations))
 	return nil
 }
 
