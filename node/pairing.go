@@ -248,7 +248,12 @@ func (f *follower) allocate(ctx context.Context, uri, username, password string)
 		cfg.TLS = f.cfg.RelayTLS(uri)
 	}
 	a, err := client.Allocate(ctx, cfg)
-	if err != nil {
+	switch {
+	case errors.Is(err, client.ErrCapacity):
+		return nil, fmt.Errorf("%w: all of its relay ports are in use, widen --turn.relay-ports there", pair.ErrFull)
+	case errors.Is(err, client.ErrQuota):
+		return nil, fmt.Errorf("%w: this node holds as many as it may, some of which end within minutes", pair.ErrFull)
+	case err != nil:
 		return nil, err
 	}
 	return a, nil

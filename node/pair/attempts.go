@@ -5,6 +5,7 @@ package pair
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"time"
 
@@ -39,6 +40,7 @@ func (r *relays) attempt(now time.Time, s *server) time.Time {
 	if over := s.began.Add(patience); s.tries(path.UDP) && over.After(now) {
 		return over
 	}
+	s.full = nil // by now it is something else
 	r.failed(now, s)
 	return s.again
 }
@@ -84,6 +86,33 @@ func (r *relays) failed(now time.Time, s *server) {
 	s.fails++
 }
 
+// refused has a server rest that has no relay left: whatever else is tried there
+// would be refused as well, and each attempt is work for a server that is busy.
+func (r *relays) refused(now time.Time, s *server, err error) {
+	if s.full == nil {
+		r.pairs.log.Warn("a gateway has no relay for this node; nodes without a direct path are reached by way of gateways, which is slower",
+			"gateway", s.Relay, "err", err)
+	}
+	s.full = err
+	s.fails = max(s.fails, patientFails+fullFails)
+	r.failed(now, s)
+}
+
+// without says why a node has no relays, as far as gateways have said so; empty
+// where it has one.
+func (r *relays) without() string {
+	why := ""
+	for _, s := range r.servers {
+		switch {
+		case s.have != nil:
+			return ""
+		case s.full != nil && why == "":
+			why = fmt.Sprintf("gateway %s: %v", s.Relay, s.full)
+		}
+	}
+	return why
+}
+
 // start tries all URLs of one transport, unless that was tried: a server may have
 // addresses of both IP versions, and this host may have one of them.
 func (r *relays) start(s *server, t path.Transport) {
@@ -118,6 +147,9 @@ func (r *relays) try(s *server, url string) {
 					p.metrics.failed[t].Inc()
 				}
 				p.log.Debug("no relay", "url", url, "err", err)
+				if errors.Is(err, ErrFull) && s.round == round && s.have == nil && slices.Contains(r.servers, s) {
+					r.refused(now, s, err)
+				}
 				return
 			}
 			p.metrics.made[t].Inc()

@@ -4,6 +4,7 @@ package pair
 
 import (
 	"context"
+	"errors"
 	"net/netip"
 	"slices"
 	"time"
@@ -28,6 +29,9 @@ const (
 	// starts anew is back within seconds.
 	relayAgainFirst, relayAgainMost = 250 * time.Millisecond, 30 * time.Second
 	patientFails                    = 16
+	// fullFails is how many failures beyond patientFails it counts for when a server
+	// has no relay left: the pause begins with 4 s.
+	fullFails = 4
 	// relayRest is how long a relay stays that no link needs.
 	relayRest = 2 * time.Minute
 	// A relay that may be gone is asked for each checkEvery, for doubtFor, and given
@@ -69,6 +73,10 @@ type Relay interface {
 	Done() <-chan struct{}
 }
 
+// ErrFull is what Allocate wraps when a server has no relay left for the node: it
+// has none over any other transport either, and not in a moment.
+var ErrFull = errors.New("no relay left")
+
 // Allocate gets a relay from a server, by one of its URLs.
 type Allocate func(ctx context.Context, url, username, password string) (Relay, error)
 
@@ -100,8 +108,11 @@ type server struct {
 	worked  path.Transport // of the last relay
 	again   time.Time      // not to be tried before
 	fails   int
-	young   int // relays in a row that were lost soon
-	have    *relay
+	// full is what the server said when it had no relay left; nil: nothing, or it
+	// has given one since.
+	full  error
+	young int // relays in a row that were lost soon
+	have  *relay
 	// old is one over TCP or TLS that have took the place of a moment ago; nil: none.
 	old *relay
 	// better is when to try UDP again while have is over TCP or TLS, and improves how
@@ -303,7 +314,7 @@ func (r *relays) open(now time.Time, s *server, t path.Transport, got Relay) {
 	one := &relay{Relay: got, transport: t, socket: socket, remove: remove, candidate: path.Candidate{
 		Kind: path.Relayed, Addr: got.Relayed(), Transport: t, Relay: s.Relay,
 	}, stood: now}
-	s.old, s.have, s.fails, s.began, s.worked = s.have, one, 0, time.Time{}, t
+	s.old, s.have, s.fails, s.full, s.began, s.worked = s.have, one, 0, nil, time.Time{}, t
 	s.better = now.Add(improvePause(s.improves))
 	p.metrics.relays[t].Inc()
 	p.log.Debug("relay stands", "gateway", s.Relay, "transport", t.String(), "addr", got.Relayed())

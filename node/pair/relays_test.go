@@ -4,6 +4,7 @@ package pair
 
 import (
 	"context"
+	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
@@ -481,6 +482,44 @@ func TestRelays_NotTaken(t *testing.T) {
 		s.work(time.Millisecond)
 		if server := s.relays.servers[0]; server.have != nil || server.fails != 1 || len(s.attempts()) != 1 {
 			t.Errorf("%+v", server)
+		}
+	})
+}
+
+// A server without a relay left is not asked over the other transports, and has a
+// rest; the status of the links says so until there is a relay.
+func TestRelays_NoneIsLeft(t *testing.T) {
+	inStill(t, func(t *testing.T, s *still) {
+		l, f := s.link(sought, s.peer("ada", 1))
+		f.state.Why = "no answer"
+		s.mu.Lock()
+		s.allocate = func(context.Context, string) (Relay, error) { return nil, fmt.Errorf("%w: all are in use", ErrFull) }
+		s.mu.Unlock()
+		s.relays.offer(time.Now(), []Server{turnServer("gate", "one")})
+		s.work(3 * time.Second)
+		if got := s.attempts(); len(got) != 1 {
+			t.Errorf("within 3 s it tried %v", got)
+		}
+		if got, want := l.status().Path.Why, "no answer; gateway gate: no relay left: all are in use"; got != want {
+			t.Errorf("the status says %q, want %q", got, want)
+		}
+		s.work(2 * time.Minute)
+		if got := s.attempts(); len(got) < 5 || len(got) > 8 {
+			t.Errorf("within 2 minutes it tried %d times", len(got))
+		}
+		f.state.Why = ""
+		s.grants("turn:")
+		s.work(relayAgainMost)
+		if server := s.relays.servers[0]; server.have == nil || server.full != nil || l.status().Path.Why != "" {
+			t.Errorf("once there is room: %+v, %q", server, l.status().Path.Why)
+		}
+	})
+	inStill(t, func(t *testing.T, s *still) {
+		l, f := s.link(sought, s.peer("ada", 1))
+		f.state = path.State{Standing: true}
+		s.relays.servers = []*server{{Server: turnServer("gate", "one"), full: ErrFull}}
+		if got := l.status().Path.Why; got != "" {
+			t.Errorf("of a path that stands the status says %q", got)
 		}
 	})
 }

@@ -6,6 +6,7 @@ import (
 	"cmp"
 	"context"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/meshgate/meshgate/node/mesh"
@@ -29,7 +30,11 @@ type Status struct {
 func (p *Pairs) Status() []Status { return *p.status.Load() }
 
 func (l *link) status() Status {
-	return Status{Node: l.peer.Node.ID, Gateway: l.kind == gateway, Stands: l.stands, Path: l.finder.State(), Used: l.used}
+	st := Status{Node: l.peer.Node.ID, Gateway: l.kind == gateway, Stands: l.stands, Path: l.finder.State(), Used: l.used}
+	if why := l.pairs.relays.without(); why != "" && !st.Path.Standing {
+		st.Path.Why = strings.TrimPrefix(st.Path.Why+"; "+why, "; ")
+	}
+	return st
 }
 
 // Look is Status as of now, with the round trips of the last checks. Where Run does
