@@ -143,6 +143,7 @@ func forget[K comparable](m map[K]time.Time, now time.Time) {
 type relays struct {
 	public  netip.Addr // advertised to clients
 	bind    netip.Addr // bound to; may be unspecified
+	here    []uint16   // of the host's own sockets at public
 	ports   portRange
 	secrets *Secrets // of which ports come
 	perUser int
@@ -262,10 +263,15 @@ func (rs *relays) mayOpen(peer netip.AddrPort) bool {
 	return rs.ports != (portRange{}) && peer.Addr() == rs.public && peer.Port() >= rs.ports.first && peer.Port() <= rs.ports.last
 }
 
+// isHere says whether who sends to port at the public address means a socket of
+// this host: a relay, or one of its own.
+func (rs *relays) isHere(port uint16) bool { return slices.Contains(rs.here, port) || rs.isOpen(port) }
+
 // inside returns where to send a packet for peer. Behind a one-to-one NAT the
-// public address is not on this host: relays reach each other on the bound one.
+// public address is not on this host: relays reach each other, and the sockets of
+// the host, on the bound one.
 func (rs *relays) inside(peer netip.AddrPort) netip.AddrPort {
-	if peer.Addr() == rs.public && rs.isOpen(peer.Port()) {
+	if peer.Addr() == rs.public && rs.isHere(peer.Port()) {
 		return netip.AddrPortFrom(rs.local(), peer.Port())
 	}
 	return peer
@@ -274,7 +280,7 @@ func (rs *relays) inside(peer netip.AddrPort) netip.AddrPort {
 // outside undoes inside for the source of a packet. Nobody else can hold a
 // port of the bound address while the relay does.
 func (rs *relays) outside(src netip.AddrPort) netip.AddrPort {
-	if src.Addr() == rs.local() && rs.isOpen(src.Port()) {
+	if src.Addr() == rs.local() && rs.isHere(src.Port()) {
 		return netip.AddrPortFrom(rs.public, src.Port())
 	}
 	return src

@@ -141,6 +141,43 @@ func TestServer_RelaysMeetBehindNAT(t *testing.T) {
 	}
 }
 
+// So do relays and the sockets of the host that peers have at the public address,
+// although no router turns the packets back. What else listens there is not theirs.
+func TestServer_RelaysMeetTheHostBehindNAT(t *testing.T) {
+	public := netip.MustParseAddr("11.7.7.7")
+	for _, bind := range []netip.Addr{loopback, {}} {
+		host, addr := listenUDP(t)
+		other, closed := listenUDP(t)
+		s := newServer(t, func(c *Config) {
+			c.Relay = Relay{Public: public, Bind: bind, Here: []uint16{addr.Port()}}
+			c.AllowPeer = func(_ string, p netip.AddrPort) bool { return p.Addr() == public }
+		})
+		c := dialUDP(t, s, s.secrets.Mint("u", time.Minute))
+		relay := c.allocate()
+		c.request(stun.MethodChannelBind, channelNumber(0x4000), peerAddress(netip.AddrPortFrom(public, addr.Port())))
+		c.send([]byte("\x40\x00\x00\x04ping"))
+		buf := make([]byte, 100)
+		host.SetReadDeadline(time.Now().Add(patience))
+		n, from, err := host.ReadFromUDPAddrPort(buf)
+		if err != nil || string(buf[:n]) != "ping" || from.Port() != relay.Port() {
+			t.Fatalf("bind %v: the host got %q from %v: %v", bind, buf[:n], from, err)
+		}
+		// Nothing but the ports that were named is the public address.
+		other.WriteToUDPAddrPort([]byte("nope"), from)
+		host.WriteToUDPAddrPort([]byte("pong"), from)
+		if got := c.packet(); string(got) != "\x40\x00\x00\x04pong" {
+			t.Errorf("bind %v: the client got %q", bind, got)
+		}
+		if got := s.relays.inside(netip.AddrPortFrom(public, closed.Port())); got.Addr() != public {
+			t.Errorf("bind %v: what is for another port goes to %v", bind, got)
+		}
+	}
+	cfg := Config{UDP: []netip.AddrPort{netip.AddrPortFrom(loopback, 0)}, Secrets: &Secrets{}, Relay: Relay{Public: public, Here: []uint16{0}}}
+	if err := cfg.Validate(); err == nil || !strings.Contains(err.Error(), "port 0") {
+		t.Errorf("port 0: %v", err)
+	}
+}
+
 func TestServer_NeverCutsADatagram(t *testing.T) {
 	peer, addr := listenUDP(t)
 	s := newServer(t, func(c *Config) { c.AllowPeer = func(_ string, p netip.AddrPort) bool { return p == addr } })

@@ -15,6 +15,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -75,6 +76,11 @@ type Relay struct {
 	// Bind is the address of this host to which packets for Public come: Public
 	// itself, or a private one behind a one-to-one NAT. Zero binds to all.
 	Bind netip.Addr
+	// Here are UDP ports of this host, open on all of its IPv4 addresses or on Bind,
+	// that peers have at Public. Relays reach them on the host itself: many routers
+	// do not turn back what a host sends to its own public address. Which of them a
+	// user may reach is for AllowPeer to say.
+	Here []uint16
 	// MinPort and MaxPort are the range of relay ports; both 0 leaves the choice to the kernel.
 	MinPort, MaxPort uint16
 }
@@ -154,6 +160,8 @@ func (c Config) Validate() error {
 		return fmt.Errorf("turn relay address %s is not an IPv4 address that peers can reach", c.Relay.Public)
 	case c.Relay.Bind.IsValid() && !c.Relay.Bind.Is4():
 		return fmt.Errorf("turn relay bind address %s is not IPv4", c.Relay.Bind)
+	case slices.Contains(c.Relay.Here, 0):
+		return errors.New("turn relay here holds port 0, which is none")
 	case c.Relay.MinPort > c.Relay.MaxPort || c.Relay.MinPort == 0 && c.Relay.MaxPort != 0:
 		return fmt.Errorf("turn relay ports %d-%d are no range", c.Relay.MinPort, c.Relay.MaxPort)
 	}
@@ -240,7 +248,7 @@ func (s *Server) configure(cfg Config) (err error) {
 		bind = netip.IPv4Unspecified()
 	}
 	s.relays = &relays{
-		public: cfg.Relay.Public, bind: bind, ports: portRange{cfg.Relay.MinPort, cfg.Relay.MaxPort},
+		public: cfg.Relay.Public, bind: bind, here: slices.Clone(cfg.Relay.Here), ports: portRange{cfg.Relay.MinPort, cfg.Relay.MaxPort},
 		secrets: cfg.Secrets, perUser: s.limits.AllocationsPerUser, total: s.limits.Allocations,
 		users: make(map[string]int), open: make(map[uint16]struct{}),
 	}

@@ -62,8 +62,13 @@ func (p *gatewayProcess) openTURN(ctx context.Context) error {
 		listeners = append(listeners, p.turnTLS)
 	}
 	relay := turn.Relay{Public: p.address, MinPort: low, MaxPort: high}
-	if isOwnAddress(p.address) {
+	switch {
+	case isOwnAddress(p.address):
 		relay.Bind = p.address
+	case c.wgPort != 0:
+		// A NAT is in front, which need not turn back what this host sends to its
+		// own public address; nodes without UDP get to WireGuard by a relay.
+		relay.Here = []uint16{c.wgPort}
 	}
 	p.turn, err = turn.New(turn.Config{
 		PacketConns: []net.PacketConn{udp}, Listeners: listeners,
