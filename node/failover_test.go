@@ -252,6 +252,27 @@ func TestFollower_NamesTheGatewayThatItLost(t *testing.T) {
 	}
 }
 
+// A node that a gateway takes is a member: where no packet of WireGuard gets there,
+// the log does not have it join again.
+func TestFollower_AGatewayThatIsNotHeardIsNoRefusal(t *testing.T) {
+	l, dir := newGates(t, 1, 5), t.TempDir()
+	n := l.follow(t, dir)
+	hears(t, l["gw1"])
+	n.end()
+	l["gw1"].script(nil, true)
+	noToken := newFakeGateway(t)
+	noToken.script(errRefused, true)
+	var log lockedBuffer
+	n = l.follow(t, dir, func(c *Config) {
+		c.Follow.Public, c.Logger = noToken, slog.New(slog.NewTextHandler(&log, nil))
+	})
+	poll(t, func() bool { return strings.Contains(log.String(), "level=WARN") })
+	n.end()
+	if said := log.String(); !strings.Contains(said, "a gateway knows this node and does not answer on the mesh") || strings.Contains(said, "--again") {
+		t.Errorf("the log says:\n%s", said)
+	}
+}
+
 // A node whose gateway stays away says so, and then says little.
 func TestFollower_RepeatsItselfRarely(t *testing.T) {
 	var log lockedBuffer

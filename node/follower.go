@@ -118,6 +118,9 @@ type follower struct {
 	// how many rounds there were since in which none was heard. Only run uses them.
 	broke  bool
 	failed int
+	// taken is true when a gateway took the node in the present round and then was
+	// not heard over the mesh. Only run uses it.
+	taken bool
 	// asks are the names of the gateways that the present round has tried, and
 	// troubles what the log was told of those before. Only run uses them.
 	asks     []string
@@ -211,7 +214,7 @@ func (f *follower) complain(ctx context.Context, err error, dur time.Duration) {
 func (f *follower) follow(ctx context.Context) (alive bool, err error) {
 	asked := f.request()
 	others := f.candidates()
-	f.asks = nil
+	f.asks, f.taken = nil, false
 	var errs []error
 	// One that was lost just now is not waited for while there are others.
 	if f.isMember() && f.known(asked) && !(f.broke && len(others) > 0) {
@@ -335,6 +338,9 @@ func (f *follower) explain(err error) string {
 func (f *follower) trouble(err error) string {
 	if !f.isMember() {
 		return "gateway not reached yet, trying again"
+	}
+	if f.taken {
+		return "a gateway knows this node and does not answer on the mesh, trying again: see that packets of WireGuard get there, by UDP or by its relays"
 	}
 	for _, e := range verdicts(err) {
 		if e.gate == "" && f.cfg.Refused(e.error) {

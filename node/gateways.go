@@ -5,6 +5,7 @@ package node
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"hash/fnv"
 	"net/netip"
@@ -73,7 +74,11 @@ func (f *follower) enter(ctx context.Context, gate *mesh.Node, asked *v1.JoinReq
 	if string(gate.ID) != home {
 		f.node.log.Info("gateway takes this node", "gateway", string(gate.ID), "url", gate.API.URL)
 	}
-	return f.subscribe(ctx)
+	alive, err = f.subscribe(ctx)
+	if !alive && !errors.Is(err, errCutOff) {
+		f.taken = true
+	}
+	return alive, err
 }
 
 func (f *follower) ask(ctx context.Context, client Gateway, asked *v1.JoinRequest) (*v1.JoinResponse, error) {
