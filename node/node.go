@@ -153,6 +153,7 @@ type Node struct {
 	exit  exitUser
 	// locals, contacts and origins are caches of what a connection needs to know.
 	locals   hostAddrs
+	tunnels  hostTunnels
 	contacts contacts
 	origins  origins
 	// opened is when the device was.

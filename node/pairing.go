@@ -41,7 +41,7 @@ func (n *Node) newPairs(f *follower) (*pair.Pairs, error) {
 	}
 	return pair.New(pair.Config{
 		Self: n.cfg.ID, Device: pairDevice{n.device}, Directory: pairDirectory{f}, Signals: pairSignals{f},
-		Allocate: f.allocate, Addrs: n.hostAddrs, Publish: f.renew,
+		Allocate: f.allocate, Addrs: n.hostAddrs, Beside: n.inOtherTunnel, Publish: f.renew,
 		Logger: n.cfg.Logger, Registerer: n.cfg.Registerer,
 	})
 }
@@ -77,6 +77,7 @@ func (n *Node) hostAddrs() ([]netip.Addr, error) {
 func (n *Node) look() {
 	if n.pairs != nil {
 		n.locals.forget()
+		n.tunnels.forget()
 		n.pairs.HostChanged()
 	}
 }

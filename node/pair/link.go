@@ -124,7 +124,7 @@ func (p *Pairs) newLink(now time.Time, k kind, peer mesh.Peer) (*link, error) {
 	l := &link{pairs: p, kind: k, peer: peer, key: peer.Node.PublicKey.WireGuard(), due: now, used: now}
 	if k == gateway {
 		probe := path.NewProbe()
-		if err := probe.SetRemote(now, endpoints(peer)); err != nil {
+		if err := probe.SetRemote(now, p.outside(peer)); err != nil {
 			return nil, err
 		}
 		l.finder, l.stands = probe, true
@@ -159,8 +159,19 @@ func endpoints(peer mesh.Peer) []netip.AddrPort {
 	return list
 }
 
-// forbidden are addresses of the mesh: a tunnel does not run in itself.
-func (p *Pairs) forbidden(a netip.Addr) bool { return p.inMesh(a) }
+// outside are the endpoints of a gateway at which it can be asked from here. What
+// the plan says holds, since an operator has said so.
+func (p *Pairs) outside(peer mesh.Peer) []netip.AddrPort {
+	return slices.DeleteFunc(endpoints(peer), func(at netip.AddrPort) bool {
+		return at.String() != peer.Endpoint && p.forbidden(at.Addr())
+	})
+}
+
+// forbidden are addresses of the mesh, and those behind the tunnels of other meshes
+// on the host: a tunnel does not run in itself, nor in one that may run in it.
+func (p *Pairs) forbidden(a netip.Addr) bool {
+	return p.inMesh(a) || p.cfg.Beside != nil && p.cfg.Beside(a)
+}
 
 // drop ends a link.
 func (p *Pairs) drop(l *link, why string) {

@@ -68,7 +68,7 @@ func (n *natives) look(now time.Time) {
 	var host []netip.Addr
 	for _, a := range list {
 		a = a.Unmap()
-		if path.CheckAddress(netip.AddrPortFrom(a, 1)) == nil && !n.pairs.inMesh(a) && !slices.Contains(host, a) {
+		if path.CheckAddress(netip.AddrPortFrom(a, 1)) == nil && !n.pairs.forbidden(a) && !slices.Contains(host, a) {
 			host = append(host, a)
 		}
 	}
@@ -116,7 +116,7 @@ func (n *natives) ask(now time.Time) {
 		if !p.Node.HoldsState() {
 			continue
 		}
-		for _, at := range endpoints(p) {
+		for _, at := range n.pairs.outside(p) {
 			if out, err := n.lookup.Ask(now, path.Native, at); err == nil {
 				_ = n.pairs.cfg.Device.SendSTUN(wg.NativeSocket, out.To, out.Bytes) // asked again soon
 			}
@@ -148,7 +148,7 @@ func (n *natives) renew(now time.Time) {
 	}
 	slices.SortFunc(servers, netip.AddrPort.Compare)
 	for _, s := range servers {
-		if at := n.mapped[s]; !slices.ContainsFunc(list, func(c path.Candidate) bool { return c.Addr == at }) {
+		if at := n.mapped[s]; !n.pairs.forbidden(at.Addr()) && !slices.ContainsFunc(list, func(c path.Candidate) bool { return c.Addr == at }) {
 			list = append(list, path.Candidate{Kind: path.ServerReflexive, Addr: at})
 		}
 	}

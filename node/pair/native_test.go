@@ -363,3 +363,31 @@ func TestPairs_PacketsFindTheirLink(t *testing.T) {
 		}
 	})
 }
+
+// What another mesh on the host carries is neither offered nor used: the two
+// tunnels would run in each other.
+func TestNatives_KeepOutOfOtherTunnels(t *testing.T) {
+	inStill(t, func(t *testing.T, s *still) {
+		s.beside = netip.MustParsePrefix("10.200.0.0/16")
+		within, at := netip.MustParseAddrPort("10.200.0.9:51820"), netip.MustParseAddrPort("10.0.0.9:51820")
+		gate := s.gate("gate", 9)
+		gate.Node.WireGuardEndpoints = []netip.AddrPort{at, within}
+		s.follow(gate)
+		s.host("10.0.0.2", "10.200.0.3")
+		s.native.mapped[at] = netip.MustParseAddrPort("10.200.0.3:7")
+		s.native.renew(time.Now())
+		if host, said := s.natives(path.Host), s.natives(path.ServerReflexive); !slices.Equal(host, []string{"10.0.0.2:51820"}) || len(said) != 0 {
+			t.Errorf("offers %v and %v", host, said)
+		}
+		if got := s.outside(gate); !slices.Equal(got, []netip.AddrPort{at}) {
+			t.Errorf("asks the gateway at %v", got)
+		}
+		gate.Endpoint = within.String()
+		if got := s.outside(gate); !slices.Equal(got, []netip.AddrPort{within, at}) {
+			t.Errorf("leaves the operator's endpoint out: %v", got)
+		}
+		if !s.forbidden(within.Addr()) || !s.forbidden(netip.MustParseAddr("172.16.0.3")) || s.forbidden(at.Addr()) {
+			t.Error("takes candidates in a tunnel")
+		}
+	})
+}

@@ -68,8 +68,8 @@ type Device interface {
 	Stats() (mesh.InterfaceStats, error)
 }
 
-// Config says what Pairs work with. All of it is required but Logger and
-// Registerer.
+// Config says what Pairs work with. All of it is required but Beside, Logger
+// and Registerer.
 type Config struct {
 	Self   mesh.NodeID
 	Device Device
@@ -81,6 +81,10 @@ type Config struct {
 	Allocate Allocate
 	// Addrs are the addresses of this host's interfaces.
 	Addrs func() ([]netip.Addr, error)
+	// Beside reports whether this host sends what is for an address into a tunnel
+	// that is not the node's own, which may run in this one. It is quick; nil knows
+	// of no such tunnel.
+	Beside func(netip.Addr) bool
 	// Publish is told that View has changed. It must not wait.
 	Publish func()
 	// Logger may be nil, which discards.

@@ -36,6 +36,7 @@ type still struct {
 	socketErr error // of AddSocket
 	addrs     []netip.Addr
 	addrsErr  error
+	beside    netip.Prefix
 
 	mu       sync.Mutex // guards the fields below
 	removed  []wg.Socket
@@ -64,7 +65,8 @@ func inStill(t *testing.T, test func(t *testing.T, s *still)) {
 				s.mu.Unlock()
 				return allocate(ctx, url)
 			},
-			Addrs: func() ([]netip.Addr, error) { return slices.Clone(s.addrs), s.addrsErr },
+			Addrs:  func() ([]netip.Addr, error) { return slices.Clone(s.addrs), s.addrsErr },
+			Beside: func(a netip.Addr) bool { return s.beside.IsValid() && s.beside.Contains(a) },
 		})
 		if err != nil {
 			t.Fatal(err)

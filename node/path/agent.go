@@ -141,7 +141,7 @@ func (a *Agent) AddRemote(now time.Time, c Candidate) error {
 		return fmt.Errorf("candidate: %w", err)
 	}
 	if a.forbidden(c.Addr.Addr()) {
-		return fmt.Errorf("candidate: address %v is in the mesh; a tunnel does not run in itself: %w", c.Addr, mesh.ErrInvalid)
+		return fmt.Errorf("candidate: address %v is in the mesh, or behind a tunnel of another one; a tunnel does not run in itself: %w", c.Addr, mesh.ErrInvalid)
 	}
 	for i := range a.remotes {
 		if r := &a.remotes[i]; !r.learned && r.Addr == c.Addr {
