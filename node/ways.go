@@ -94,15 +94,26 @@ func (v *wayView) to(o *mesh.Node) mesh.Way {
 	switch {
 	case ok && st.Path.Standing && (st.Stands || st.Gateway):
 		return wayOf(o.ID, st.Path)
+	case ok && st.Gateway && !st.Silent.IsZero():
+		return mesh.Way{Node: o.ID, Why: fmt.Sprintf("no answer for %s: it is off, or out of reach", v.age(st.Silent))}
 	case ok && !st.Gateway:
-		w := v.carried(o)
+		w, silent := v.carried(o)
+		if silent {
+			return w
+		}
 		w.Why = cmp.Or(st.Path.Why, "both nodes have a path, and wait for the first handshake on it")
 		return w
 	}
 	if p, ok := v.peers[o.PublicKey.WireGuard()]; ok && len(p.AllowedIPs) > 0 {
 		return v.endpoint(o, p)
 	}
-	return v.carried(o)
+	w, _ := v.carried(o)
+	return w
+}
+
+// age is how long ago a time is, for people.
+func (v *wayView) age(at time.Time) time.Duration {
+	return max(v.now.Sub(at).Round(time.Second), time.Second)
 }
 
 // wayOf is a way that package path has found.
@@ -138,30 +149,34 @@ func (v *wayView) endpoint(o *mesh.Node, p mesh.PeerStats) mesh.Way {
 	return w
 }
 
-// carried is the way to a node behind another one.
-func (v *wayView) carried(o *mesh.Node) mesh.Way {
-	w := mesh.Way{Node: o.ID, Why: noWay(v.network, v.self, o)}
+// carried is the way to a node behind another one. silent is true for none because
+// that one, a gateway, does not answer.
+func (v *wayView) carried(o *mesh.Node) (w mesh.Way, silent bool) {
+	w = mesh.Way{Node: o.ID, Why: noWay(v.network, v.self, o)}
 	addr, err := firstAddr(o)
 	if err != nil {
-		return w
+		return w, false
 	}
 	p, ok := carrier(v.stats, addr)
 	if !ok {
-		return w
+		return w, false
 	}
 	by, ok := v.snapshot.NodeByKey(p.PublicKey)
 	switch {
 	case !ok:
-		return w
+		return w, false
 	case by.ID == o.ID:
-		return v.endpoint(o, p)
+		return v.endpoint(o, p), false
+	case !v.pairs[by.ID].Silent.IsZero():
+		w.Why = fmt.Sprintf("out of reach: gateway %s has not answered for %s", by.ID, v.age(v.pairs[by.ID].Silent))
+		return w, true
 	case v.now.Sub(p.LastHandshake) >= silence:
 		w.Why = fmt.Sprintf("%s, by way of which it is reached, does not answer", by.ID)
-		return w
+		return w, false
 	}
 	w.Kind, w.Via, w.Why = mesh.CarriedWay, string(by.ID), "no packet was sent there of late, which is what a direct path is looked for by"
 	if !o.Paths {
 		w.Why = "it runs no version of Meshgate that looks for direct paths"
 	}
-	return w
+	return w, false
 }

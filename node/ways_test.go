@@ -99,6 +99,26 @@ func TestWays_APairThatIsRelayedOrWaits(t *testing.T) {
 	}
 }
 
+// A gateway that has stopped answering is not there, whatever handshakes say, and
+// neither is what it carried.
+func TestWays_TheGatewayIsSilent(t *testing.T) {
+	v, nodes := wayMesh(t)
+	v.pairs["gw"] = pair.Status{Node: "gw", Gateway: true, Stands: true, Silent: v.now.Add(-8 * time.Second)}
+	v.pairs["b"] = pair.Status{Node: "b", Path: path.State{Why: "the other node does not answer any more"}}
+	for id, want := range map[mesh.NodeID]string{
+		"gw": "no answer for 8s: it is off, or out of reach",
+		"b":  "out of reach: gateway gw has not answered for 8s",
+		"f":  "out of reach: gateway gw has not answered for 8s",
+	} {
+		if w := v.to(nodes[id]); w.Kind != mesh.NoWay || w.Why != want {
+			t.Errorf("%s: %+v", id, w)
+		}
+	}
+	if w := v.to(nodes["a"]); w.Kind != mesh.DirectWay {
+		t.Errorf("a node with a way of its own: %+v", w)
+	}
+}
+
 func TestWays_NothingLeadsThere(t *testing.T) {
 	v, nodes := wayMesh(t)
 	for i := range v.stats.Peers {

@@ -25,6 +25,8 @@ const (
 	stateUnknown = "not connected"
 	// stateIdle is a node to which a way stands, and nothing was sent of late.
 	stateIdle = "idle"
+	// stateSilent is a node with a session to which no way stands any more.
+	stateSilent = "no answer"
 	// stateHeard is a gateway that the cluster hears and no tunnel has led to yet:
 	// that its port of the API is reached says nothing about that of WireGuard.
 	stateHeard = "no tunnel yet"
@@ -157,6 +159,9 @@ func linkState(l *meshgatev1.Link, inside bool) string {
 		}
 		return stateDown
 	}
+	if silent(l) {
+		return stateSilent
+	}
 	plain := !inside
 	if at := l.GetEndpoint(); at != "" {
 		_, err := netip.ParseAddrPort(at)
@@ -166,6 +171,11 @@ func linkState(l *meshgatev1.Link, inside bool) string {
 		return stateOnline
 	}
 	return stateRelayed
+}
+
+// silent reports whether there is no way any more to a node that shook hands of late.
+func silent(l *meshgatev1.Link) bool {
+	return l.GetOnline() && l.GetPath().GetKind() == meshgatev1.PathKind_PATH_KIND_NONE
 }
 
 func linksOf(m *meshgatev1.WatchMeshResponse) map[string]*meshgatev1.Link {
@@ -217,7 +227,7 @@ func waits(o *v1.MeshNode) bool { return o.GetPaths() && o.GetPrimaryEndpoint() 
 // gateway that the cluster hears does, although the link to it may rest.
 func waysFrom(gateway string, near map[string]map[string]bool, links map[string]*meshgatev1.Link, alive map[string]bool) map[string]string {
 	ways := map[string]string{}
-	border := slices.DeleteFunc(slices.Sorted(maps.Keys(near[gateway])), func(id string) bool { return !links[id].GetOnline() && !alive[id] })
+	border := slices.DeleteFunc(slices.Sorted(maps.Keys(near[gateway])), func(id string) bool { return (!links[id].GetOnline() || silent(links[id])) && !alive[id] })
 	via := map[string]string{} // of those to go on from
 	for _, id := range border {
 		via[id] = id

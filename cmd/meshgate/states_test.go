@@ -133,6 +133,11 @@ func TestStatesOf_NoWayThroughTheDead(t *testing.T) {
 	if states := statesOf(m, nil); states["nas"] != stateUnknown || states["behind"] != stateUnknown {
 		t.Errorf("no neighbour answers, but nas is %s and behind is %s", states["nas"], states["behind"])
 	}
+	m = watched()
+	m.Links[1].Path = &meshgatev1.Path{Kind: meshgatev1.PathKind_PATH_KIND_NONE, Reason: "no answer for 8s"}
+	if states := statesOf(m, nil); states["gw2"] != stateSilent || states["nas"] != stateUnknown {
+		t.Errorf("without an answer gw2 is %s and nas is %s", states["gw2"], states["nas"])
+	}
 	m.Links = nil
 	for id, state := range statesOf(m, nil) {
 		if id != "gw3" && state != stateUnknown {

@@ -104,7 +104,12 @@ type link struct {
 	// unanswered is when the first packet went out of those since the last one
 	// that came; zero for none.
 	unanswered time.Time
-	used       time.Time // when the last packet went or came, or was sought
+	// verified is when the way to a gateway was last known to stand, and gone since
+	// when it is not; zero for never, and while it does. mute is set once that is
+	// logged.
+	verified, gone time.Time
+	mute           bool
+	used           time.Time // when the last packet went or came, or was sought
 	// seen is what the packets were at the last look, and pause how long the next
 	// one may wait.
 	seen  wg.Activity
@@ -333,7 +338,11 @@ func (l *link) steer(now time.Time) {
 	case l.ready.IsZero():
 		l.ready = now
 	}
-	if s := l.finder.State(); s.Standing != l.last.Standing || s.Direct != l.last.Direct || s.Route != l.last.Route {
+	s := l.finder.State()
+	if l.kind == gateway {
+		l.attest(now, s)
+	}
+	if s.Standing != l.last.Standing || s.Direct != l.last.Direct || s.Route != l.last.Route {
 		l.moved(s)
 	}
 }
@@ -378,9 +387,13 @@ func (l *link) settle(now time.Time) time.Time {
 		if now.Sub(l.lost) < brokenMost && !l.pairs.gatewaySince(l.lost) {
 			return now.Add(lookShaken)
 		}
+		if l.pairs.gatewaySince(l.lost) {
+			l.pairs.log.Info("pair is broken; the gateway carries its packets", "node", string(l.peer.Node.ID), "reason", l.last.Why)
+		} else {
+			l.pairs.log.Warn("pair is broken, and no gateway has answered since", "node", string(l.peer.Node.ID), "reason", l.last.Why)
+		}
 		l.stands, l.lost = false, time.Time{}
 		l.pairs.fresh = true
-		l.pairs.log.Info("pair is broken; the gateway carries its packets", "node", string(l.peer.Node.ID), "reason", l.last.Why)
 		return far
 	}
 	if l.ready.IsZero() {

@@ -20,6 +20,9 @@ type Status struct {
 	Gateway bool
 	// Stands is true when packets go over the pair; else a gateway carries them.
 	Stands bool
+	// Silent is when a gateway was last heard that does not answer any more; zero
+	// while it does, and for one that never did.
+	Silent time.Time
 	// Path is where they go, or why they do not.
 	Path path.State
 	// Used is when a packet last went or came.
@@ -30,7 +33,7 @@ type Status struct {
 func (p *Pairs) Status() []Status { return *p.status.Load() }
 
 func (l *link) status() Status {
-	st := Status{Node: l.peer.Node.ID, Gateway: l.kind == gateway, Stands: l.stands, Path: l.finder.State(), Used: l.used}
+	st := Status{Node: l.peer.Node.ID, Gateway: l.kind == gateway, Stands: l.stands, Silent: l.silent(time.Now()), Path: l.finder.State(), Used: l.used}
 	if why := l.pairs.relays.without(); why != "" && !st.Path.Standing {
 		st.Path.Why = strings.TrimPrefix(st.Path.Why+"; "+why, "; ")
 	}
