@@ -109,7 +109,10 @@ type link struct {
 	// logged.
 	verified, gone time.Time
 	mute           bool
-	used           time.Time // when the last packet went or came, or was sought
+	// over is the transport by which a gateway is reached, as was logged last:
+	// NoRelay, which is where all begin, for directly.
+	over path.Transport
+	used time.Time // when the last packet went or came, or was sought
 	// seen is what the packets were at the last look, and pause how long the next
 	// one may wait.
 	seen  wg.Activity
@@ -359,7 +362,10 @@ func (l *link) moved(s path.State) {
 	case s.Direct:
 		log("packets go directly", "node", string(l.peer.Node.ID), "addr", s.Route.To, "dur", s.RTT)
 	default:
-		log("packets go over a relay", "node", string(l.peer.Node.ID), "gateway", s.Relay, "reason", s.Why)
+		log("packets go over a relay", "node", string(l.peer.Node.ID), "gateway", s.Relay, "transport", s.Transport.String(), "reason", s.Why)
+	}
+	if l.kind == gateway && s.Standing {
+		l.reached(s)
 	}
 	l.last = s
 	l.pairs.fresh = true

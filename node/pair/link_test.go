@@ -336,7 +336,7 @@ func TestLink_LogsWherePacketsGo(t *testing.T) {
 			want   string
 		}{
 			{l, true, direct, "level=INFO msg=\"packets go directly\""},
-			{l, true, path.State{Standing: true, Relay: "gate"}, "level=INFO msg=\"packets go over a relay\""},
+			{l, true, path.State{Standing: true, Relay: "gate", Transport: path.TLS}, "level=INFO msg=\"packets go over a relay\" node=ada gateway=gate transport=TLS"},
 			{l, true, path.State{}, "level=INFO msg=\"no way to the node\""},
 			{l, false, direct, "level=DEBUG msg=\"packets go directly\""},
 			{gate, true, direct, "level=DEBUG msg=\"packets go directly\""},

@@ -53,3 +53,21 @@ func (l *link) silent(now time.Time) time.Time {
 	}
 	return since
 }
+
+// reached logs when a gateway is reached in another way than before. That it is
+// directly, to begin with, is no news.
+func (l *link) reached(s path.State) {
+	over := path.NoRelay
+	if !s.Direct {
+		over = s.Transport
+	}
+	if over == l.over {
+		return
+	}
+	l.over = over
+	if s.Direct {
+		l.pairs.log.Info("gateway is reached directly", "gateway", string(l.peer.Node.ID), "addr", s.Route.To)
+	} else {
+		l.pairs.log.Info("gateway is reached over a relay", "gateway", string(l.peer.Node.ID), "transport", over.String(), "reason", s.Why)
+	}
+}

@@ -82,3 +82,28 @@ func TestLink_BreaksWithoutAGateway(t *testing.T) {
 		}
 	})
 }
+
+// How the gateway is reached is logged when that is another way than before.
+func TestLink_LogsHowTheGatewayIsReached(t *testing.T) {
+	inStill(t, func(t *testing.T, s *still) {
+		var log bytes.Buffer
+		s.log = slog.New(slog.NewTextHandler(&log, nil))
+		l, _ := s.link(gateway, s.gate("gate", 9))
+		direct, none := path.State{Standing: true, Direct: true}, path.State{}
+		tcp := path.State{Standing: true, Transport: path.TCP, Relay: "gate", Why: "no answer on 2 direct ways"}
+		tls := tcp
+		tls.Transport = path.TLS
+		for i, c := range []struct {
+			state path.State
+			want  string
+		}{
+			{direct, ""}, {none, ""}, {tcp, "over a relay\" gateway=gate transport=TCP reason=\"no answer"}, {none, ""}, {tcp, ""},
+			{tls, "transport=TLS"}, {direct, "gateway is reached directly"}, {direct, ""},
+		} {
+			log.Reset()
+			if l.moved(c.state); c.want == "" && log.Len() > 0 || !strings.Contains(log.String(), c.want) {
+				t.Errorf("%d: got %q, want %q", i, log.String(), c.want)
+			}
+		}
+	})
+}
