@@ -93,7 +93,7 @@ func (v *wayView) to(o *mesh.Node) mesh.Way {
 	st, ok := v.pairs[o.ID]
 	switch {
 	case ok && st.Path.Standing && (st.Stands || st.Gateway):
-		return wayOf(o.ID, st.Path)
+		return wayOf(o.ID, st.Path, v.now)
 	case ok && st.Gateway && !st.Silent.IsZero():
 		return mesh.Way{Node: o.ID, Why: fmt.Sprintf("no answer for %s: it is off, or out of reach", v.age(st.Silent))}
 	case ok && !st.Gateway:
@@ -101,7 +101,7 @@ func (v *wayView) to(o *mesh.Node) mesh.Way {
 		if silent {
 			return w
 		}
-		w.Why = cmp.Or(st.Path.Why, "both nodes have a path, and wait for the first handshake on it")
+		w.Why = cmp.Or(whyOf(st.Path, v.now), "both nodes have a path, and wait for the first handshake on it")
 		return w
 	}
 	if p, ok := v.peers[o.PublicKey.WireGuard()]; ok && len(p.AllowedIPs) > 0 {
@@ -117,12 +117,21 @@ func (v *wayView) age(at time.Time) time.Duration {
 }
 
 // wayOf is a way that package path has found.
-func wayOf(id mesh.NodeID, st path.State) mesh.Way {
+func wayOf(id mesh.NodeID, st path.State, now time.Time) mesh.Way {
 	w := mesh.Way{Node: id, Kind: mesh.DirectWay, Remote: st.Route.To, RTT: st.RTT, Since: st.Since}
 	if !st.Direct {
-		w.Kind, w.Via, w.Transport, w.Why = mesh.RelayedWay, st.Relay, st.Transport.String(), st.Why
+		w.Kind, w.Via, w.Transport, w.Why = mesh.RelayedWay, st.Relay, st.Transport.String(), whyOf(st, now)
 	}
 	return w
+}
+
+// whyOf is why a way is not direct, or why there is none, and when it was last.
+func whyOf(st path.State, now time.Time) string {
+	ago := now.Sub(st.DirectEnded).Round(time.Second)
+	if st.Why == "" || st.DirectEnded.IsZero() || ago > time.Hour {
+		return st.Why
+	}
+	return fmt.Sprintf("%s; it was direct to %s until %s ago", st.Why, st.LastDirect, max(ago, 0))
 }
 
 // endpoint is the way to a peer of which only its endpoint is known.

@@ -99,6 +99,27 @@ func TestWays_APairThatIsRelayedOrWaits(t *testing.T) {
 	}
 }
 
+// A way that was direct a while ago says so, for an hour.
+func TestWays_WereDirectBefore(t *testing.T) {
+	v, nodes := wayMesh(t)
+	st := path.State{Why: "no answer any more on 2 direct ways", LastDirect: netip.MustParseAddrPort("203.0.113.7:51820")}
+	for _, c := range []struct {
+		ago      time.Duration
+		standing bool
+		want     string
+	}{
+		{11 * time.Second, true, st.Why + "; it was direct to 203.0.113.7:51820 until 11s ago"},
+		{11 * time.Second, false, st.Why + "; it was direct to 203.0.113.7:51820 until 11s ago"},
+		{2 * time.Hour, true, st.Why},
+	} {
+		st.Standing, st.DirectEnded = c.standing, v.now.Add(-c.ago)
+		v.pairs["b"] = pair.Status{Node: "b", Stands: c.standing, Path: st}
+		if w := v.to(nodes["b"]); w.Why != c.want {
+			t.Errorf("%+v: got %q", c, w.Why)
+		}
+	}
+}
+
 // A gateway that has stopped answering is not there, whatever handshakes say, and
 // neither is what it carried.
 func TestWays_TheGatewayIsSilent(t *testing.T) {

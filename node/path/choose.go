@@ -2,7 +2,10 @@
 
 package path
 
-import "time"
+import (
+	"net/netip"
+	"time"
+)
 
 // When one of two equal ways is the better one: quicker by both, in so many
 // checks in a row.
@@ -40,6 +43,7 @@ func (s *ways) choose(now time.Time) {
 		}
 	}
 	if best != s.selected {
+		s.note(best, now)
 		s.selected, s.since = best, now
 		for _, w := range s.list {
 			w.better = 0
@@ -51,6 +55,16 @@ func (s *ways) choose(now time.Time) {
 		}
 	}
 	s.chooseSpare()
+}
+
+// note keeps in mind which direct way is left for best, a relayed one or none.
+func (s *ways) note(best *way, now time.Time) {
+	switch {
+	case best != nil && !best.relayed():
+		s.lastDirect, s.ended = netip.AddrPort{}, time.Time{}
+	case s.selected != nil && !s.selected.relayed():
+		s.lastDirect, s.ended = s.selected.route.To, now
+	}
 }
 
 // prefer says whether a is better than b.

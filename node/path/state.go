@@ -4,6 +4,7 @@ package path
 
 import (
 	"fmt"
+	"net/netip"
 	"slices"
 	"time"
 )
@@ -30,6 +31,10 @@ type State struct {
 	Since time.Time
 	// Why says in one sentence why the way is not direct, or why there is none.
 	Why string
+	// LastDirect is where packets went directly before, until DirectEnded; zero while
+	// they do, and when they never did.
+	LastDirect  netip.AddrPort
+	DirectEnded time.Time
 	// Ways is how many there are, Tried on how many checks were sent, and Alive how
 	// many stand.
 	Ways, Tried, Alive int
@@ -38,7 +43,7 @@ type State struct {
 
 // State returns what is known now.
 func (s *ways) State() State {
-	st := State{Ways: len(s.list), Counters: s.counters, Why: s.why()}
+	st := State{Ways: len(s.list), Counters: s.counters, Why: s.why(), LastDirect: s.lastDirect, DirectEnded: s.ended}
 	for _, w := range s.list {
 		if !w.asked.IsZero() {
 			st.Tried++
@@ -88,6 +93,9 @@ func (s *ways) why() string {
 		return "direct ways are being tried"
 	case s.selected == nil:
 		return fmt.Sprintf("the other node does not answer any more on any of %d ways", len(s.list))
+	}
+	if !s.ended.IsZero() { // no NAT or firewall that was there all along
+		return fmt.Sprintf("no answer any more on %d direct ways", directs)
 	}
 	return fmt.Sprintf("no answer on %d direct ways: a NAT that changes ports or a firewall is between the nodes", directs)
 }

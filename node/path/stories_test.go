@@ -5,6 +5,7 @@ package path_test
 import (
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -99,8 +100,12 @@ func TestAgent_LeavesADeadWay(t *testing.T) {
 			cut := p.w.now
 			p.natA.closed = true
 			p.natA.forget()
+			was := p.a.paths.State().Route.To
 			p.await(t, 5*time.Second, relayed(p.a, p.b))
 			t.Logf("relayed after %v", p.w.now.Sub(cut))
+			if s := p.a.paths.State(); s.LastDirect != was || s.DirectEnded.Before(cut) || strings.Contains(s.Why, "NAT") {
+				t.Errorf("it was direct to %v from %v on: %+v", was, cut, s)
+			}
 			p.w.run(5*time.Second, nil)
 			for _, h := range []*host{p.a, p.b} {
 				if h.peer.streams && h.stall(cut) > 4500*time.Millisecond {

@@ -137,6 +137,10 @@ type ways struct {
 	selected *way
 	spare    *way // a relayed way that is kept for when the selected one dies
 	since    time.Time
+	// lastDirect is where the last direct way led that was selected, and ended when
+	// it was no more; zero while one is, and for never.
+	lastDirect netip.AddrPort
+	ended      time.Time
 
 	met      bool // a message of the peer came: it is there
 	sequence uint64
