@@ -54,12 +54,19 @@ type labMesh struct {
 // newLabMesh starts the gateway, on the ports that it has in the world.
 func newLabMesh(t testing.TB) *labMesh {
 	t.Helper()
-	lab, dir := netlab.New(t), t.TempDir()
-	server := lab.Server("gate")
-	gate := &labNode{id: "gate", side: server, kind: server.Kind()}
+	return meshIn(t, netlab.New(t), "gate")
+}
+
+// meshIn is newLabMesh in a lab that is there, with more arguments for the gateway.
+func meshIn(t testing.TB, lab *netlab.TestLab, id string, more ...string) *labMesh {
+	t.Helper()
+	dir := t.TempDir()
+	server := lab.Server(id)
+	gate := &labNode{id: id, side: server, kind: server.Kind()}
 	up := []string{"up", "--data-dir", dir, "--public-address", server.Addr4().String(), "--listen", ":443",
 		"--turn.listen", ":3478", "--wireguard.listen-port", "51820", "--metrics.listen", "127.0.0.1:9090",
 		"--mesh.default-network-policy", "accept"}
+	up = append(up, more...)
 	gate.process = gate.run(t, up...)
 	gate.found(t)
 	raw, err := os.ReadFile(filepath.Join(dir, "local.json"))
