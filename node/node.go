@@ -34,6 +34,7 @@ import (
 	"github.com/meshgate/meshgate/node/policy"
 	"github.com/meshgate/meshgate/node/store"
 	"github.com/meshgate/meshgate/node/wg"
+	"github.com/meshgate/meshgate/turn/limiter"
 )
 
 // keepalive is how often a node without a public address sends a packet to
@@ -150,7 +151,9 @@ type Node struct {
 	peers   *peer.Peers
 	// pairs is nil on a node that takes no part in them.
 	pairs *pair.Pairs
-	exit  exitUser
+	// strangers bounds what the device answers to STUN where pairs is nil.
+	strangers *limiter.Limiter
+	exit      exitUser
 	// locals, contacts and origins are caches of what a connection needs to know.
 	locals   hostAddrs
 	tunnels  hostTunnels
@@ -220,6 +223,7 @@ func New(cfg Config) (_ *Node, err error) {
 		opened: time.Now(),
 		flows:  policy.NewFlows(),
 
+		strangers:   limiter.New(strangersRate, strangersBurst),
 		devicePeers: devicePeers{calls: cfg.PrimaryEndpoint == ""},
 	}
 	n.device, err = wg.New(wg.Options{

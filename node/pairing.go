@@ -21,6 +21,11 @@ import (
 	"github.com/meshgate/meshgate/turn/client"
 )
 
+// strangersRate and strangersBurst bound the answers to STUN per second, and at
+// once, to each network (see package limiter). A probe asks every few seconds:
+// some hundred nodes behind one address stay below.
+const strangersRate, strangersBurst = 100, 300
+
 // pairDevice is the device as package pair sees it.
 type pairDevice struct{ *wg.Device }
 
@@ -48,15 +53,21 @@ func (n *Node) newPairs(f *follower) (*pair.Pairs, error) {
 
 // stun takes the STUN messages that come to the device. A node that holds state
 // answers those who ask where they come from, which is how nodes see that its
-// port is open to them.
+// port is open to them; of one network no more than strangersRate.
 func (n *Node) stun(s wg.Socket, from netip.AddrPort, b []byte) {
 	if n.pairs != nil {
 		n.pairs.STUN(s, from, b)
 		return
 	}
-	if answer, ok := path.Answer(b, from); ok {
+	if answer, ok := n.tell(from, b); ok {
 		_ = n.device.SendSTUN(s, from, answer) // who lost it asks again
 	}
+}
+
+// tell is what a node that holds state answers to a STUN message, if anything.
+func (n *Node) tell(from netip.AddrPort, b []byte) ([]byte, bool) {
+	answer, ok := path.Answer(b, from)
+	return answer, ok && n.strangers.Take(from.Addr().Unmap())
 }
 
 // hostAddrs are the addresses of the host's interfaces.

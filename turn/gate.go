@@ -146,7 +146,7 @@ func (g *gate) admitData(b []byte, client netip.AddrPort) []byte {
 func (g *gate) hint(b []byte, client netip.AddrPort) {
 	out := newMessage(g.out, refreshRequest|classError, new([12]byte)[:])
 	out = out.add(attrErrorCode, []byte{0, 0, codeMismatch / 100, codeMismatch % 100})
-	if g.stream || len(out) > len(b) || !g.server.answers.take(client.Addr()) {
+	if g.stream || len(out) > len(b) || !g.server.answers.Take(client.Addr()) {
 		return
 	}
 	_, _ = g.WriteTo(out, g.address(client)) // the next packet is another occasion
@@ -169,7 +169,7 @@ func (g *gate) admitSend(m message, client netip.AddrPort) []byte {
 // the client's address or with a challenge. Over UDP the source may be forged,
 // so each network gets its share of answers.
 func (g *gate) admitStranger(m message, client netip.AddrPort) []byte {
-	if !g.stream && g.relay(client) == nil && !g.server.answers.take(client.Addr()) {
+	if !g.stream && g.relay(client) == nil && !g.server.answers.Take(client.Addr()) {
 		g.server.metrics.drop(dropRate)
 		return nil
 	}

@@ -20,6 +20,8 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/meshgate/meshgate/turn/limiter"
 )
 
 // DefaultRealm is the realm of a server whose Config names none. It is short
@@ -180,7 +182,7 @@ type Server struct {
 	policy    *policy
 	relays    *relays
 	full      *fullness
-	answers   *limiter
+	answers   *limiter.Limiter
 	conns     *connections
 	metrics   *metrics
 	log       *slog.Logger
@@ -263,7 +265,7 @@ func (s *Server) configure(cfg Config) (err error) {
 	if err := s.policy.refresh(); err != nil {
 		return fmt.Errorf("read interface addresses: %w", err)
 	}
-	s.answers = newLimiter(s.limits.AnswersPerSecond, 3*s.limits.AnswersPerSecond)
+	s.answers = limiter.New(s.limits.AnswersPerSecond, 3*s.limits.AnswersPerSecond)
 	s.conns = &connections{
 		total: s.limits.Connections, perSource: s.limits.ConnectionsPerSource, bySource: make(map[netip.Addr]int),
 	}

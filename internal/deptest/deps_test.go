@@ -31,8 +31,9 @@ func allowed() map[string][]string {
 		"signaling/rtc":    {},
 		"signaling/bridge": {},
 		"signaling/client": {"signaling/rtc", "signaling/bridge", "node/mesh", "proto"},
-		// A node reaches peers through allocations on the TURN servers of gateways.
-		"node": {"turn/client", "proto"},
+		// A node reaches peers through allocations on the TURN servers of gateways, and
+		// a gateway answers strangers no more often than its TURN server does.
+		"node": {"turn/client", "turn/limiter", "proto"},
 		// Features, protocols of edges, resources and verbs are enums of the API:
 		// who reads these fields of a value needs their names.
 		"node/member":   {"node/registry", "node/ipam", "node/policy", "node/mesh", "proto"},
@@ -56,6 +57,7 @@ func allowed() map[string][]string {
 		"turn":          {},
 		"turn/client":   {},
 		"turn/core":     {},
+		"turn/limiter":  {},
 		"web":           {},
 		"proto":         {},
 	}

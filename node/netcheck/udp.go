@@ -138,7 +138,7 @@ func ask(ctx context.Context, conn net.PacketConn, servers []netip.AddrPort) []a
 func request() (path.Transaction, []byte) {
 	var id path.Transaction
 	_, _ = rand.Read(id[:]) // it never fails
-	m := path.Message{Type: path.BindingRequest, ID: id, Fingerprint: true}
+	m := path.Message{Type: path.BindingRequest, ID: id, Fingerprint: true, Length: path.AskLength}
 	return id, m.Marshal("")
 }
 

@@ -56,7 +56,7 @@ func (l *Lookup) Ask(now time.Time, number Socket, server netip.AddrPort) (Packe
 	if !server.IsValid() || server.Port() == 0 {
 		return Packet{}, fmt.Errorf("server %v is not IP:PORT: %w", server, mesh.ErrInvalid)
 	}
-	m := Message{Type: BindingRequest, ID: newTransaction(l.tag), Fingerprint: true}
+	m := Message{Type: BindingRequest, ID: newTransaction(l.tag), Fingerprint: true, Length: AskLength}
 	if len(l.asked) == maxLookups {
 		l.asked = slices.Delete(l.asked, 0, 1)
 	}

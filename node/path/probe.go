@@ -11,6 +11,10 @@ import (
 	"github.com/meshgate/meshgate/node/mesh"
 )
 
+// AskLength is how long plain Binding requests are, in bytes: as long as an answer
+// that names an IPv6 address. No server need send more than it got (see Answer).
+const AskLength = stunHeader + 4 + 20 + fingerprintSize
+
 // Probe keeps the best way to a peer that does not signal, but answers plain
 // Binding requests (see Answer) at addresses that are known: the WireGuard port
 // of a gateway, directly or by way of relays. Answers are known by their source
@@ -30,7 +34,7 @@ func NewProbe() *Probe {
 		patient: lostMostProbe,
 		met:     true, // its addresses are of our own configuration
 		marshal: func(m *Message, _ *way) []byte {
-			m.Note = nil
+			m.Note, m.Length = nil, max(m.Length, AskLength)
 			return m.Marshal("")
 		},
 	}
@@ -103,9 +107,10 @@ func (p *Probe) Reflexive() []netip.AddrPort {
 }
 
 // Answer returns the answer to a plain Binding request that came from an address:
-// what the address is. False for what is none, and where the answer would be more
-// than twice as long as the request, since the source may be forged. It keeps
-// nothing.
+// what the address is. False for what is none, and where the answer would be
+// longer than the request, since the source may be forged: requests of nodes are
+// AskLength long for that. It keeps nothing, and bounds nothing: who sends the
+// answer does.
 func Answer(b []byte, from netip.AddrPort) ([]byte, bool) {
 	m, err := ParseMessage(b)
 	if err != nil || m.Type != BindingRequest || m.strange || m.Username != nil || m.sealed > 0 || m.ChangeIP || m.ChangePort ||
@@ -114,5 +119,5 @@ func Answer(b []byte, from netip.AddrPort) ([]byte, bool) {
 	}
 	answer := Message{Type: BindingSuccess, ID: m.ID, Mapped: unmap(from), Fingerprint: m.Fingerprint}
 	out := answer.Marshal("")
-	return out, len(out) <= 2*len(b)
+	return out, len(out) <= len(b)
 }
