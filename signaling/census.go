@@ -20,10 +20,12 @@ type census struct {
 	held     map[string]int // sessions by caller
 	paths    map[string]int // path channels, by both nodes
 	pathsAll int
+	paces    map[string]*pathPace // of those that said something of late, by both nodes
+	sweepAt  int                  // how many paces there are when rested ones are forgotten
 }
 
 func newCensus(l Limits) census {
-	return census{limits: l, half: map[string]int{}, held: map[string]int{}, paths: map[string]int{}, sessions: map[*session]struct{}{}}
+	return census{limits: l, half: map[string]int{}, held: map[string]int{}, paths: map[string]int{}, paces: map[string]*pathPace{}, sessions: map[*session]struct{}{}}
 }
 
 func (c *census) list() []*session {

@@ -9,8 +9,6 @@ import (
 	"io"
 	"time"
 
-	"golang.org/x/time/rate"
-
 	"github.com/meshgate/meshgate/node/mesh"
 	v1 "github.com/meshgate/meshgate/proto/v1"
 )
@@ -39,7 +37,6 @@ func (s *Service) newInbox(ctx context.Context, receive func() (signal, error)) 
 	in := &inbox{c: make(chan signal)}
 	s.running.Go(func() {
 		defer close(in.c)
-		paths := rate.NewLimiter(pathRate, pathBurst)
 		for n := 0; n < maxMessages; {
 			m, err := receive()
 			if err != nil {
@@ -47,10 +44,7 @@ func (s *Service) newInbox(ctx context.Context, receive func() (signal, error)) 
 				return
 			}
 			if m.path == nil {
-				n++
-			} else if !paths.Allow() {
-				in.err = fmt.Errorf("more than %d signals with paths per second in one call: %w", pathRate, mesh.ErrExhausted)
-				return
+				n++ // paths are paced where they are taken: see pathPace
 			}
 			select {
 			case in.c <- m:

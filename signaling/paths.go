@@ -18,10 +18,6 @@ const (
 	// maxPathChannels is how many path channels may go from one node to another:
 	// the present one, and some that are on their way out.
 	maxPathChannels = 4
-	// pathRate and pathBurst bound the signals with paths of one side of a channel,
-	// per second and at once. A node with twenty addresses that moves to another
-	// network each minute stays below.
-	pathRate, pathBurst = 2, 128
 	// pathIdle ends a path channel on which nothing is said. Who has something to
 	// say later opens another one.
 	pathIdle = 10 * time.Minute
@@ -64,7 +60,7 @@ func (m signal) notPath() error {
 func (s *Service) pathChannel(from, to string) (end func(), err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	c, key := &s.census, from+"\x00"+to
+	c, key := &s.census, pathKey(from, to)
 	switch {
 	case s.closed:
 		return nil, ErrClosed
@@ -72,6 +68,8 @@ func (s *Service) pathChannel(from, to string) (end func(), err error) {
 		err = fmt.Errorf("too many path channels at this node, try again later: %w", mesh.ErrExhausted)
 	case c.paths[key] >= maxPathChannels:
 		err = fmt.Errorf("%d path channels from %q to %q are open; close some: %w", maxPathChannels, from, to, mesh.ErrExhausted)
+	default:
+		err = c.open(from, to)
 	}
 	if err != nil {
 		s.metrics.refused.Inc()
@@ -122,7 +120,9 @@ func (s *Service) startPaths(ctx context.Context, caller Caller, node mesh.NodeI
 	}
 	s.metrics.relayed.Inc()
 	r := pathRelay{
-		node: node, client: in, toNode: toNode, closeNode: call.CloseSend,
+		clientPace: func() error { return s.pacePath(caller.ID, string(node)) },
+		nodePace:   func() error { return s.pacePath(string(node), caller.ID) },
+		node:       node, client: in, toNode: toNode, closeNode: call.CloseSend,
 		fromNode: s.newInbox(ctx, func() (signal, error) {
 			m, err := call.Receive()
 			return signalOf(m), err
@@ -140,6 +140,8 @@ type pathRelay struct {
 	client, fromNode *inbox
 	toClient, toNode func(mesh.PathSignal) error
 	closeNode        func() error
+	// clientPace and nodePace count a signal of either; their errors end the channel.
+	clientPace, nodePace func() error
 }
 
 // run carries until one of the two ends. After the client's half-close the other
@@ -161,6 +163,9 @@ func (r *pathRelay) run(ctx context.Context) error {
 				continue
 			}
 			path, err := m.inPath()
+			if err == nil {
+				err = r.clientPace()
+			}
 			if err != nil {
 				return err
 			}
@@ -173,6 +178,9 @@ func (r *pathRelay) run(ctx context.Context) error {
 				return r.over()
 			}
 			path, err := m.inPath()
+			if err == nil {
+				err = r.nodePace()
+			}
 			if err != nil {
 				return fmt.Errorf("node %q: %w: %w", r.node, mesh.ErrUnavailable, err) // it is not the client's fault
 			}
@@ -250,7 +258,10 @@ func (s *Service) servePaths(ctx context.Context, from string, first mesh.PathSi
 		return err
 	}
 	defer end()
-	return s.cfg.Paths.ServePaths(ctx, id, &pathEnd{ctx: ctx, first: &first, in: in, send: send})
+	return s.cfg.Paths.ServePaths(ctx, id, &pathEnd{
+		ctx: ctx, first: &first, in: in, send: send,
+		pace: func() error { return s.pacePath(from, string(s.cfg.Self)) },
+	})
 }
 
 // pathEnd is this node's end of a path channel.
@@ -259,6 +270,7 @@ type pathEnd struct {
 	first *mesh.PathSignal
 	in    *inbox
 	send  func(*v1.PathSignal) error
+	pace  func() error // counts a signal of the other node
 }
 
 // Receive implements PathStream.
@@ -274,7 +286,11 @@ func (e *pathEnd) Receive() (mesh.PathSignal, error) {
 		if !ok {
 			return mesh.PathSignal{}, e.in.err
 		}
-		return m.inPath()
+		path, err := m.inPath()
+		if err == nil {
+			err = e.pace()
+		}
+		return path, err
 	case <-idle.C:
 		return mesh.PathSignal{}, errPathIdle
 	case <-e.ctx.Done():
