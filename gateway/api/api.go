@@ -159,7 +159,7 @@ func Services(cfg Config, opts ...connect.HandlerOption) ([]Service, error) {
 		state: cfg.State, members: cfg.Members, cluster: cfg.Cluster, servers: cfg.RelayServers, attendance: &presences.attendance,
 	}
 	pairs := &pairsService{plans: cfg.Pairs, servers: cfg.RelayServers, membership: membership}
-	ways := &pathsService{state: cfg.State, ways: cfg.Ways, remote: cfg.RemoteWays, exits: cfg.Exits, servers: cfg.RelayServers, pings: make(chan struct{}, maxPings)}
+	ways := &pathsService{state: cfg.State, ways: cfg.Ways, remote: cfg.RemoteWays, exits: cfg.Exits, servers: cfg.RelayServers}
 	return append(unimplemented(opts),
 		late(v1connect.NodeName, v1connect.NewNodeHandler, opts)(&nodeService{Config: cfg, links: links, presences: presences, started: time.Now()}),
 		late(v1connect.MeshName, v1connect.NewMeshHandler, opts)(&meshService{state: cfg.State}),

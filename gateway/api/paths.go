@@ -41,13 +41,13 @@ type RemoteWays interface {
 }
 
 const (
-	// maxPings bounds the calls of Ping that are under way at a node, each of which
-	// has one connection at a time.
-	maxPings = 64
 	// maxPingCount bounds the answers to one call.
 	maxPingCount = 1000
 	// pingEvery is the default of PingRequest.interval, and minPingEvery the least.
 	pingEvery, minPingEvery = time.Second, 100 * time.Millisecond
+	// maxPingTime bounds count times interval: all that may be asked for, at the
+	// default interval.
+	maxPingTime = maxPingCount * pingEvery
 	// pingPatience is how long an answer may take.
 	pingPatience = 2 * time.Second
 	// untilDirect is the default of PingRequest.timeout, and maxUntilDirect the most.
@@ -61,8 +61,7 @@ type pathsService struct {
 	remote  RemoteWays
 	exits   Exits
 	servers func(ctx context.Context, node string) []*v1.ICEServer
-	// pings holds a token for each call of Ping that is under way.
-	pings chan struct{}
+	pings   pings
 }
 
 var _ meshgatev1connect.PathsHandler = (*pathsService)(nil)
@@ -125,12 +124,11 @@ func (p *pathsService) Ping(ctx context.Context, req *connect.Request[meshgatev1
 	if err != nil {
 		return err
 	}
-	select {
-	case p.pings <- struct{}{}:
-		defer func() { <-p.pings }()
-	default:
-		return fmt.Errorf("%w: %d pings are under way at %q; wait for one to end", mesh.ErrExhausted, maxPings, p.state.Self())
+	leave, err := p.pings.enter(CallerFrom(ctx), p.state.Self())
+	if err != nil {
+		return err
 	}
+	defer leave()
 	if away {
 		asked := &meshgatev1.PingRequest{
 			NodeId: req.Msg.GetNodeId(), Count: req.Msg.GetCount(), Interval: req.Msg.GetInterval(),
@@ -180,6 +178,9 @@ func parsePing(m *meshgatev1.PingRequest) (pingPlan, error) {
 		if p.every = m.GetInterval().AsDuration(); !m.GetInterval().IsValid() || p.every < minPingEvery || p.every > maxUntilDirect {
 			return p, fmt.Errorf("%w: interval %s: between %s and %s", mesh.ErrInvalid, p.every, minPingEvery, maxUntilDirect)
 		}
+	}
+	if took := time.Duration(p.count) * p.every; took > maxPingTime && !m.GetUntilDirect() {
+		return p, fmt.Errorf("%w: interval %s: %d answers take %s, more than %s; ask for fewer", mesh.ErrInvalid, p.every, p.count, took, maxPingTime)
 	}
 	if m.GetUntilDirect() {
 		p.count, p.until = m.GetCount(), untilDirect

@@ -56,7 +56,7 @@ func newPinged(t *testing.T) *pinged {
 }
 
 func (p *pinged) service() *pathsService {
-	return &pathsService{state: p, ways: p, remote: p, pings: make(chan struct{}, 2)}
+	return &pathsService{state: p, ways: p, remote: p}
 }
 
 // run is Ping without a stream.
@@ -88,6 +88,7 @@ func TestParsePing_NamesWhatIsWrong(t *testing.T) {
 		"node_id: ":                         {NodeId: "no/id"},
 		"count 1001: at most 1000":          {NodeId: "phone", Count: 1001},
 		"interval 1ms: between":             {NodeId: "phone", Interval: durationpb.New(time.Millisecond)},
+		"interval 5m0s: 4 answers take 20m": {NodeId: "phone", Count: 4, Interval: durationpb.New(5 * time.Minute)},
 		"interval -1s: between":             {NodeId: "phone", Interval: durationpb.New(-time.Second)},
 		"timeout 0s: more than 0":           {NodeId: "phone", UntilDirect: true, Timeout: durationpb.New(0)},
 		"timeout 6m0s: more than":           {NodeId: "phone", UntilDirect: true, Timeout: durationpb.New(6 * time.Minute)},
