@@ -507,6 +507,7 @@ type PingRequest struct {
 	// 1000.
 	Count uint32 `protobuf:"varint,3,opt,name=count,proto3" json:"count,omitempty"`
 	// interval is the time from one to the next; unset is a second. At least 100 ms.
+	// Without until_direct, count times interval is 1000 s at most.
 	Interval *durationpb.Duration `protobuf:"bytes,4,opt,name=interval,proto3" json:"interval,omitempty"`
 	// until_direct ends the call as soon as an answer came over a direct path, and
 	// otherwise when timeout is over.

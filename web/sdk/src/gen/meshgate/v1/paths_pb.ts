@@ -279,6 +279,7 @@ export type PingRequest = Message<"meshgate.v1.PingRequest"> & {
 
   /**
    * interval is the time from one to the next; unset is a second. At least 100 ms.
+   * Without until_direct, count times interval is 1000 s at most.
    *
    * @generated from field: google.protobuf.Duration interval = 4;
    */
