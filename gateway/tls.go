@@ -3,7 +3,6 @@
 package gateway
 
 import (
-	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -33,10 +32,6 @@ const (
 	// renewBefore is how long before its end a self-signed certificate is
 	// replaced. The key stays, and with it the pin.
 	renewBefore = 30 * 24 * time.Hour
-	// warnBefore is how long before the end of a certificate its operator is
-	// warned, each lookAgain.
-	warnBefore = 14 * 24 * time.Hour
-	lookAgain  = 24 * time.Hour
 	// clockSkew is how far a client's clock may be behind.
 	clockSkew = time.Hour
 )
@@ -155,34 +150,6 @@ func (c *certificates) config(turn bool) *tls.Config {
 		cfg.NextProtos = append(cfg.NextProtos, alpnTURN)
 	}
 	return cfg
-}
-
-// watch says in the log when the certificate ends soon or has ended: at once,
-// and then once a day. It returns when ctx ends.
-func (c *certificates) watch(ctx context.Context) {
-	tick := time.NewTicker(lookAgain)
-	defer tick.Stop()
-	for {
-		c.judge(time.Now())
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-		}
-	}
-}
-
-// judge tells an operator what is wrong with the certificate at now.
-func (c *certificates) judge(now time.Time) {
-	leaf := c.current().Leaf
-	switch {
-	case now.After(leaf.NotAfter):
-		c.log.Error("the public certificate has expired, clients refuse it: put a new one into its files", "ended", leaf.NotAfter)
-	case now.Before(leaf.NotBefore):
-		c.log.Error("the public certificate is not valid yet, clients refuse it: is the clock right?", "begins", leaf.NotBefore)
-	case leaf.NotAfter.Sub(now) < warnBefore:
-		c.log.Warn("the public certificate ends soon: put a new one into its files", "ends", leaf.NotAfter)
-	}
 }
 
 // pin is the hash of the current certificate's public key.

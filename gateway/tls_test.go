@@ -396,7 +396,7 @@ func TestTLS_LogTellsWhenTheCertificateEnds(t *testing.T) {
 		{"before its beginning", leaf.NotBefore.Add(-time.Hour), "not valid yet"},
 	} {
 		log.Reset()
-		c.judge(tt.now)
+		c.judge(tt.now, judgement{})
 		if got := log.String(); (got == "") != (tt.want == "") || !strings.Contains(got, tt.want) {
 			t.Errorf("%s: the log says %q", tt.name, got)
 		}
