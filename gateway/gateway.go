@@ -31,6 +31,7 @@ import (
 
 	"github.com/meshgate/meshgate/gateway/api"
 	"github.com/meshgate/meshgate/gateway/gather"
+	meshgatev1 "github.com/meshgate/meshgate/proto/meshgate/v1"
 	v1 "github.com/meshgate/meshgate/proto/v1"
 )
 
@@ -79,6 +80,9 @@ type Config struct {
 	// pairs or a user that looks at its network, and for nobody ("") those of STUN;
 	// nil: there are none. It may ask api.CallerFrom.
 	RelayServers func(ctx context.Context, node string) []*v1.ICEServer
+	// Trust is whom the node believes at gateways, for the operator who calls on
+	// Local; nil: it was told nobody.
+	Trust *meshgatev1.GatewayTrust
 	// Build is what Node.GetStatus shows of the program.
 	Build api.Build
 

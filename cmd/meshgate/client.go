@@ -44,6 +44,8 @@ type access struct {
 	CertFile string `json:"cert_file,omitempty"`
 
 	caFile, tokenFile, dataDir string
+	// authorities are what tls has read from caFile.
+	authorities []byte
 	// near says that a node of this host may be asked as well as a gateway. It
 	// comes before the current context: what is asked is how this host fares.
 	near bool
@@ -224,7 +226,7 @@ func (c *access) tls() (peer.TLSOptions, error) {
 		if err != nil {
 			return opts, fmt.Errorf("read certificate authorities: %w", err)
 		}
-		opts.RootCAs = x509.NewCertPool()
+		c.authorities, opts.RootCAs = raw, x509.NewCertPool()
 		if !opts.RootCAs.AppendCertsFromPEM(raw) {
 			return opts, usagef("--%sca-file %s holds no PEM certificate", c.prefix, c.caFile)
 		}

@@ -18,6 +18,7 @@ import (
 	"github.com/meshgate/meshgate/node"
 	"github.com/meshgate/meshgate/node/hostnet"
 	"github.com/meshgate/meshgate/node/mesh"
+	meshgatev1 "github.com/meshgate/meshgate/proto/meshgate/v1"
 )
 
 // joinConfig is what the flags of join say, as typed.
@@ -111,6 +112,7 @@ func (a *app) join(ctx context.Context, c *joinConfig) (err error) {
 	if o.trust, err = c.gateway.tls(); err != nil {
 		return err
 	}
+	o.told = &meshgatev1.GatewayTrust{Authorities: c.gateway.authorities, Url: o.gateway.URL(), Pin: c.gateway.Pin}
 	home, err := openHome(c.dataDir, log)
 	if err != nil {
 		return err

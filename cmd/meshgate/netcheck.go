@@ -6,6 +6,7 @@ import (
 	"cmp"
 	"context"
 	"crypto/sha256"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"net"
@@ -110,9 +111,16 @@ func ownAddrs() []netip.Addr {
 }
 
 // targetsOf makes targets of what a gateway or a node told, or, where that is
-// nothing, of the URL of a gateway. trust is whom to believe.
+// nothing, of the URL of a gateway. trust is whom to believe; where it names nobody,
+// whom the node that told believes.
 func targetsOf(ctx context.Context, list *meshgatev1.ListServersResponse, base string, trust peer.TLSOptions) []netcheck.Target {
 	var out []netcheck.Target
+	known := trust.Pin != [sha256.Size]byte{}
+	usual := trust // of TURN servers that are no gateway's, as nodes do
+	if !known && trust.RootCAs == nil {
+		trust.RootCAs = authoritiesOf(list.GetTrust())
+		usual = pinned(trust, list.GetTrust().GetPin())
+	}
 	index := map[string]int{}
 	// find is the target of a gateway, by its name for people.
 	find := func(name string) *netcheck.Target {
@@ -120,7 +128,7 @@ func targetsOf(ctx context.Context, list *meshgatev1.ListServersResponse, base s
 		if !ok {
 			i = len(out)
 			index[name] = i
-			out = append(out, netcheck.Target{Gateway: name, TLS: trust.Config()})
+			out = append(out, netcheck.Target{Gateway: name, TLS: usual.Config()})
 		}
 		return &out[i]
 	}
@@ -137,12 +145,14 @@ func targetsOf(ctx context.Context, list *meshgatev1.ListServersResponse, base s
 		if u, err := url.Parse(g.GetApiUrl()); err == nil && u.Hostname() != "" {
 			hosts[u.Hostname()] = g.GetId()
 		}
-		if trust.Pin == [sha256.Size]byte{} && g.GetApiPin() != "" {
-			own := access{Pin: g.GetApiPin()}
-			if opts, err := own.tls(); err == nil {
-				t.TLS = opts.Config()
-			}
+		if known {
+			continue
 		}
+		pin := g.GetApiPin()
+		if told := list.GetTrust(); told.GetUrl() == g.GetApiUrl() && usual.Pin != [sha256.Size]byte{} {
+			pin = told.GetPin()
+		}
+		t.TLS = pinned(trust, pin).Config()
 	}
 	for _, s := range list.GetIceServers() {
 		for _, uri := range s.GetUrls() {
@@ -171,6 +181,24 @@ func targetsOf(ctx context.Context, list *meshgatev1.ListServersResponse, base s
 		}
 	}
 	return out
+}
+
+// authoritiesOf are those that a node believes; nil: those of the system.
+func authoritiesOf(told *meshgatev1.GatewayTrust) *x509.CertPool {
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(told.GetAuthorities()) {
+		return nil
+	}
+	return pool
+}
+
+// pinned is trust with the pin of a gateway, if there is one.
+func pinned(trust peer.TLSOptions, pin string) peer.TLSOptions {
+	own := access{Pin: pin}
+	if opts, err := own.tls(); err == nil {
+		trust.Pin = opts.Pin
+	}
+	return trust
 }
 
 // portOfURI is the port in the URI of a STUN server (RFC 7064).

@@ -3,7 +3,12 @@
 package main
 
 import (
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/pem"
+	"net/http/httptest"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/meshgate/meshgate/node/netcheck"
@@ -38,6 +43,46 @@ func TestTargetsOf_GathersTheServersOfEachGateway(t *testing.T) {
 	got = targetsOf(t.Context(), nil, "https://192.0.2.1:8443", peer.TLSOptions{})
 	if want := []string{"192.0.2.1:3478", "192.0.2.1:51820"}; len(got) != 1 || !slices.Equal(stunOf(got[0]), want) || len(got[0].TURN) != 0 {
 		t.Errorf("%+v", got)
+	}
+}
+
+// On the host of a node, what the node believes is believed without a flag.
+func TestTargetsOf_BelieveWhomTheNodeBelieves(t *testing.T) {
+	server := httptest.NewTLSServer(nil)
+	defer server.Close()
+	ca := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw})
+	pool := x509.NewCertPool()
+	pool.AddCert(server.Certificate())
+	pin := "sha256:" + strings.Repeat("01", sha256.Size)
+	list := &meshgatev1.ListServersResponse{
+		Gateways: []*meshgatev1.GatewayPorts{{Id: "gw1", ApiUrl: "https://192.0.2.1"}, {Id: "gw2", ApiUrl: "https://192.0.2.2"}},
+		Trust:    &meshgatev1.GatewayTrust{Authorities: ca},
+	}
+	// pinned says which of both gateways are believed by their keys.
+	pinned := func(trust peer.TLSOptions) (of [2]bool) {
+		t.Helper()
+		got := targetsOf(t.Context(), list, "", trust)
+		if len(got) != 2 {
+			t.Fatalf("%+v", got)
+		}
+		for i, target := range got {
+			of[i] = target.TLS.VerifyConnection != nil
+			if want := trust.RootCAs == nil; pool.Equal(target.TLS.RootCAs) != want {
+				t.Errorf("%s: of the node's authorities: %t, want %t", target.Gateway, !want, want)
+			}
+		}
+		return of
+	}
+	if got := pinned(peer.TLSOptions{}); got != [2]bool{} {
+		t.Errorf("without a pin: %v", got)
+	}
+	list.Trust.Url, list.Trust.Pin = "https://192.0.2.2", pin
+	if got := pinned(peer.TLSOptions{}); got != [2]bool{false, true} {
+		t.Errorf("pinned at the second: %v", got)
+	}
+	// What the user says counts more.
+	if got := pinned(peer.TLSOptions{RootCAs: x509.NewCertPool()}); got != [2]bool{} {
+		t.Errorf("with authorities of the user: %v", got)
 	}
 }
 

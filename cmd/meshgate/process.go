@@ -38,7 +38,9 @@ type nodeOptions struct {
 	gateway *peer.Public
 	// trust is whom to believe of the gateways; zero: the authorities of the
 	// system, and the keys that the mesh names.
-	trust   peer.TLSOptions
+	trust peer.TLSOptions
+	// told is trust as the operator of this host may ask for it.
+	told    *meshgatev1.GatewayTrust
 	dataDir string
 	// again joins anew, whatever dataDir says of an earlier membership.
 	again bool
@@ -191,6 +193,7 @@ func (p *nodeProcess) serve(ctx context.Context, onReady func() error) error {
 		Node: p.node, Signaling: p.signaling, Build: build(),
 		Mesh: listeners, Metrics: p.options.metrics, Local: local, Exits: p.node,
 		RelayServers: func(ctx context.Context, _ string) []*v1.ICEServer { return p.node.FreshRelayServers(ctx) },
+		Trust:        p.options.told,
 		Logger:       p.options.log, Registerer: p.registry, Gatherer: p.registry,
 	})
 	if err != nil {

@@ -15,6 +15,7 @@ import (
 	"connectrpc.com/connect"
 
 	"github.com/meshgate/meshgate/node/mesh"
+	meshgatev1 "github.com/meshgate/meshgate/proto/meshgate/v1"
 	"github.com/meshgate/meshgate/proto/meshgate/v1/meshgatev1connect"
 	v1 "github.com/meshgate/meshgate/proto/v1"
 	"github.com/meshgate/meshgate/proto/v1/v1connect"
@@ -104,6 +105,8 @@ type Config struct {
 	// RelayServers mints STUN and TURN servers of the mesh for a node or a user,
 	// with credentials, and for nobody ("") those of STUN; nil: there are none.
 	RelayServers func(ctx context.Context, node string) []*v1.ICEServer
+	// Trust is what ListServers tells the operator of this host; may be nil.
+	Trust *meshgatev1.GatewayTrust
 	// Build is shown by Node.GetStatus; empty fields stay empty.
 	Build Build
 }
@@ -159,7 +162,7 @@ func Services(cfg Config, opts ...connect.HandlerOption) ([]Service, error) {
 		state: cfg.State, members: cfg.Members, cluster: cfg.Cluster, servers: cfg.RelayServers, attendance: &presences.attendance,
 	}
 	pairs := &pairsService{plans: cfg.Pairs, servers: cfg.RelayServers, membership: membership}
-	ways := &pathsService{state: cfg.State, ways: cfg.Ways, remote: cfg.RemoteWays, exits: cfg.Exits, servers: cfg.RelayServers}
+	ways := &pathsService{state: cfg.State, ways: cfg.Ways, remote: cfg.RemoteWays, exits: cfg.Exits, servers: cfg.RelayServers, trust: cfg.Trust}
 	return append(unimplemented(opts),
 		late(v1connect.NodeName, v1connect.NewNodeHandler, opts)(&nodeService{Config: cfg, links: links, presences: presences, started: time.Now()}),
 		late(v1connect.MeshName, v1connect.NewMeshHandler, opts)(&meshService{state: cfg.State}),

@@ -61,6 +61,7 @@ type pathsService struct {
 	remote  RemoteWays
 	exits   Exits
 	servers func(ctx context.Context, node string) []*v1.ICEServer
+	trust   *meshgatev1.GatewayTrust
 	pings   pings
 }
 
@@ -265,9 +266,11 @@ func (p *pathsService) ListServers(ctx context.Context, _ *connect.Request[meshg
 	if err != nil {
 		return nil, err
 	}
-	list := &meshgatev1.ListServersResponse{}
+	list, caller := &meshgatev1.ListServersResponse{}, CallerFrom(ctx)
+	if caller.Local {
+		list.Trust = p.trust
+	}
 	if p.servers != nil {
-		caller := CallerFrom(ctx)
 		if caller.Allowed != nil {
 			if err := caller.Allowed(); err != nil {
 				caller.ID, list.NoCredential = "", publicText(err)

@@ -232,3 +232,14 @@ func TestListServers_NamesTheGateways(t *testing.T) {
 	}
 	t.Errorf("%v", res.Msg.GetGateways())
 }
+
+func TestListServers_TellsTheOperatorWhomTheNodeBelieves(t *testing.T) {
+	s := newPinged(t).service()
+	s.trust = &meshgatev1.GatewayTrust{Url: "https://gate.example.org"}
+	for caller, want := range map[*Caller]string{{Local: true}: s.trust.Url, {ID: "alice"}: ""} {
+		res, err := s.ListServers(WithCaller(t.Context(), *caller), connect.NewRequest(&meshgatev1.ListServersRequest{}))
+		if err != nil || res.Msg.GetTrust().GetUrl() != want {
+			t.Errorf("%+v: %v, %v", *caller, res, err)
+		}
+	}
+}
