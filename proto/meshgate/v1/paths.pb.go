@@ -728,7 +728,10 @@ type ListServersResponse struct {
 	Gateways []*GatewayPorts `protobuf:"bytes,2,rep,name=gateways,proto3" json:"gateways,omitempty"`
 	// no_credential says why there are no TURN servers in ice_servers: the caller
 	// gets no credential. It is for people. Empty where that is not the reason.
-	NoCredential  string `protobuf:"bytes,3,opt,name=no_credential,json=noCredential,proto3" json:"no_credential,omitempty"`
+	NoCredential string `protobuf:"bytes,3,opt,name=no_credential,json=noCredential,proto3" json:"no_credential,omitempty"`
+	// trust is whom the node that answers believes at its gateways. Only a node that
+	// was told so says it, and only to its operator.
+	Trust         *GatewayTrust `protobuf:"bytes,4,opt,name=trust,proto3" json:"trust,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -784,6 +787,79 @@ func (x *ListServersResponse) GetNoCredential() string {
 	return ""
 }
 
+func (x *ListServersResponse) GetTrust() *GatewayTrust {
+	if x != nil {
+		return x.Trust
+	}
+	return nil
+}
+
+// GatewayTrust is whom a node believes at gateways, as it was told when it started.
+type GatewayTrust struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// authorities are certificate authorities (PEM) that it believes instead of the
+	// system's; empty: those of the system.
+	Authorities []byte `protobuf:"bytes,1,opt,name=authorities,proto3" json:"authorities,omitempty"`
+	// url is the API of the gateway at which it joined.
+	Url string `protobuf:"bytes,2,opt,name=url,proto3" json:"url,omitempty"`
+	// pin is the key that it believes there and nowhere else, as "sha256:HEX"; empty:
+	// it looks at the certificate.
+	Pin           string `protobuf:"bytes,3,opt,name=pin,proto3" json:"pin,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GatewayTrust) Reset() {
+	*x = GatewayTrust{}
+	mi := &file_meshgate_v1_paths_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GatewayTrust) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GatewayTrust) ProtoMessage() {}
+
+func (x *GatewayTrust) ProtoReflect() protoreflect.Message {
+	mi := &file_meshgate_v1_paths_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GatewayTrust.ProtoReflect.Descriptor instead.
+func (*GatewayTrust) Descriptor() ([]byte, []int) {
+	return file_meshgate_v1_paths_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *GatewayTrust) GetAuthorities() []byte {
+	if x != nil {
+		return x.Authorities
+	}
+	return nil
+}
+
+func (x *GatewayTrust) GetUrl() string {
+	if x != nil {
+		return x.Url
+	}
+	return ""
+}
+
+func (x *GatewayTrust) GetPin() string {
+	if x != nil {
+		return x.Pin
+	}
+	return ""
+}
+
 // GatewayPorts is where a gateway is reached.
 type GatewayPorts struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -802,7 +878,7 @@ type GatewayPorts struct {
 
 func (x *GatewayPorts) Reset() {
 	*x = GatewayPorts{}
-	mi := &file_meshgate_v1_paths_proto_msgTypes[10]
+	mi := &file_meshgate_v1_paths_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -814,7 +890,7 @@ func (x *GatewayPorts) String() string {
 func (*GatewayPorts) ProtoMessage() {}
 
 func (x *GatewayPorts) ProtoReflect() protoreflect.Message {
-	mi := &file_meshgate_v1_paths_proto_msgTypes[10]
+	mi := &file_meshgate_v1_paths_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -827,7 +903,7 @@ func (x *GatewayPorts) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GatewayPorts.ProtoReflect.Descriptor instead.
 func (*GatewayPorts) Descriptor() ([]byte, []int) {
-	return file_meshgate_v1_paths_proto_rawDescGZIP(), []int{10}
+	return file_meshgate_v1_paths_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *GatewayPorts) GetId() string {
@@ -905,12 +981,17 @@ const file_meshgate_v1_paths_proto_rawDesc = "" +
 	"round_trip\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\troundTrip\x12%\n" +
 	"\x04path\x18\x05 \x01(\v2\x11.meshgate.v1.PathR\x04path\x12\x16\n" +
 	"\x06reason\x18\x06 \x01(\tR\x06reason\"\x14\n" +
-	"\x12ListServersRequest\"\xa1\x01\n" +
+	"\x12ListServersRequest\"\xd2\x01\n" +
 	"\x13ListServersResponse\x12.\n" +
 	"\vice_servers\x18\x01 \x03(\v2\r.v1.ICEServerR\n" +
 	"iceServers\x125\n" +
 	"\bgateways\x18\x02 \x03(\v2\x19.meshgate.v1.GatewayPortsR\bgateways\x12#\n" +
-	"\rno_credential\x18\x03 \x01(\tR\fnoCredential\"\x81\x01\n" +
+	"\rno_credential\x18\x03 \x01(\tR\fnoCredential\x12/\n" +
+	"\x05trust\x18\x04 \x01(\v2\x19.meshgate.v1.GatewayTrustR\x05trust\"T\n" +
+	"\fGatewayTrust\x12 \n" +
+	"\vauthorities\x18\x01 \x01(\fR\vauthorities\x12\x10\n" +
+	"\x03url\x18\x02 \x01(\tR\x03url\x12\x10\n" +
+	"\x03pin\x18\x03 \x01(\tR\x03pin\"\x81\x01\n" +
 	"\fGatewayPorts\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12/\n" +
 	"\x13wireguard_endpoints\x18\x02 \x03(\tR\x12wireguardEndpoints\x12\x17\n" +
@@ -941,7 +1022,7 @@ func file_meshgate_v1_paths_proto_rawDescGZIP() []byte {
 }
 
 var file_meshgate_v1_paths_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_meshgate_v1_paths_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
+var file_meshgate_v1_paths_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
 var file_meshgate_v1_paths_proto_goTypes = []any{
 	(PathKind)(0),                 // 0: meshgate.v1.PathKind
 	(*UseExitRequest)(nil),        // 1: meshgate.v1.UseExitRequest
@@ -954,38 +1035,40 @@ var file_meshgate_v1_paths_proto_goTypes = []any{
 	(*PingResponse)(nil),          // 8: meshgate.v1.PingResponse
 	(*ListServersRequest)(nil),    // 9: meshgate.v1.ListServersRequest
 	(*ListServersResponse)(nil),   // 10: meshgate.v1.ListServersResponse
-	(*GatewayPorts)(nil),          // 11: meshgate.v1.GatewayPorts
-	(*timestamppb.Timestamp)(nil), // 12: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 13: google.protobuf.Duration
-	(*v1.ICEServer)(nil),          // 14: v1.ICEServer
+	(*GatewayTrust)(nil),          // 11: meshgate.v1.GatewayTrust
+	(*GatewayPorts)(nil),          // 12: meshgate.v1.GatewayPorts
+	(*timestamppb.Timestamp)(nil), // 13: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 14: google.protobuf.Duration
+	(*v1.ICEServer)(nil),          // 15: v1.ICEServer
 }
 var file_meshgate_v1_paths_proto_depIdxs = []int32{
 	3,  // 0: meshgate.v1.UseExitResponse.exit:type_name -> meshgate.v1.ExitUse
-	12, // 1: meshgate.v1.ExitUse.since:type_name -> google.protobuf.Timestamp
+	13, // 1: meshgate.v1.ExitUse.since:type_name -> google.protobuf.Timestamp
 	0,  // 2: meshgate.v1.Path.kind:type_name -> meshgate.v1.PathKind
-	13, // 3: meshgate.v1.Path.round_trip:type_name -> google.protobuf.Duration
-	12, // 4: meshgate.v1.Path.since:type_name -> google.protobuf.Timestamp
+	14, // 3: meshgate.v1.Path.round_trip:type_name -> google.protobuf.Duration
+	13, // 4: meshgate.v1.Path.since:type_name -> google.protobuf.Timestamp
 	4,  // 5: meshgate.v1.ListPathsResponse.paths:type_name -> meshgate.v1.Path
 	3,  // 6: meshgate.v1.ListPathsResponse.exit:type_name -> meshgate.v1.ExitUse
-	13, // 7: meshgate.v1.PingRequest.interval:type_name -> google.protobuf.Duration
-	13, // 8: meshgate.v1.PingRequest.timeout:type_name -> google.protobuf.Duration
-	13, // 9: meshgate.v1.PingResponse.round_trip:type_name -> google.protobuf.Duration
+	14, // 7: meshgate.v1.PingRequest.interval:type_name -> google.protobuf.Duration
+	14, // 8: meshgate.v1.PingRequest.timeout:type_name -> google.protobuf.Duration
+	14, // 9: meshgate.v1.PingResponse.round_trip:type_name -> google.protobuf.Duration
 	4,  // 10: meshgate.v1.PingResponse.path:type_name -> meshgate.v1.Path
-	14, // 11: meshgate.v1.ListServersResponse.ice_servers:type_name -> v1.ICEServer
-	11, // 12: meshgate.v1.ListServersResponse.gateways:type_name -> meshgate.v1.GatewayPorts
-	5,  // 13: meshgate.v1.Paths.ListPaths:input_type -> meshgate.v1.ListPathsRequest
-	7,  // 14: meshgate.v1.Paths.Ping:input_type -> meshgate.v1.PingRequest
-	9,  // 15: meshgate.v1.Paths.ListServers:input_type -> meshgate.v1.ListServersRequest
-	1,  // 16: meshgate.v1.Paths.UseExit:input_type -> meshgate.v1.UseExitRequest
-	6,  // 17: meshgate.v1.Paths.ListPaths:output_type -> meshgate.v1.ListPathsResponse
-	8,  // 18: meshgate.v1.Paths.Ping:output_type -> meshgate.v1.PingResponse
-	10, // 19: meshgate.v1.Paths.ListServers:output_type -> meshgate.v1.ListServersResponse
-	2,  // 20: meshgate.v1.Paths.UseExit:output_type -> meshgate.v1.UseExitResponse
-	17, // [17:21] is the sub-list for method output_type
-	13, // [13:17] is the sub-list for method input_type
-	13, // [13:13] is the sub-list for extension type_name
-	13, // [13:13] is the sub-list for extension extendee
-	0,  // [0:13] is the sub-list for field type_name
+	15, // 11: meshgate.v1.ListServersResponse.ice_servers:type_name -> v1.ICEServer
+	12, // 12: meshgate.v1.ListServersResponse.gateways:type_name -> meshgate.v1.GatewayPorts
+	11, // 13: meshgate.v1.ListServersResponse.trust:type_name -> meshgate.v1.GatewayTrust
+	5,  // 14: meshgate.v1.Paths.ListPaths:input_type -> meshgate.v1.ListPathsRequest
+	7,  // 15: meshgate.v1.Paths.Ping:input_type -> meshgate.v1.PingRequest
+	9,  // 16: meshgate.v1.Paths.ListServers:input_type -> meshgate.v1.ListServersRequest
+	1,  // 17: meshgate.v1.Paths.UseExit:input_type -> meshgate.v1.UseExitRequest
+	6,  // 18: meshgate.v1.Paths.ListPaths:output_type -> meshgate.v1.ListPathsResponse
+	8,  // 19: meshgate.v1.Paths.Ping:output_type -> meshgate.v1.PingResponse
+	10, // 20: meshgate.v1.Paths.ListServers:output_type -> meshgate.v1.ListServersResponse
+	2,  // 21: meshgate.v1.Paths.UseExit:output_type -> meshgate.v1.UseExitResponse
+	18, // [18:22] is the sub-list for method output_type
+	14, // [14:18] is the sub-list for method input_type
+	14, // [14:14] is the sub-list for extension type_name
+	14, // [14:14] is the sub-list for extension extendee
+	0,  // [0:14] is the sub-list for field type_name
 }
 
 func init() { file_meshgate_v1_paths_proto_init() }
@@ -999,7 +1082,7 @@ func file_meshgate_v1_paths_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_meshgate_v1_paths_proto_rawDesc), len(file_meshgate_v1_paths_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   11,
+			NumMessages:   12,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -16,7 +16,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file meshgate/v1/paths.proto.
  */
 export const file_meshgate_v1_paths: GenFile = /*@__PURE__*/
-  fileDesc("ChdtZXNoZ2F0ZS92MS9wYXRocy5wcm90bxILbWVzaGdhdGUudjEiLwoOVXNlRXhpdFJlcXVlc3QSDwoHbm9kZV9pZBgBIAEoCRIMCgRvcGVuGAIgASgIIjUKD1VzZUV4aXRSZXNwb25zZRIiCgRleGl0GAEgASgLMhQubWVzaGdhdGUudjEuRXhpdFVzZSJyCgdFeGl0VXNlEg8KB25vZGVfaWQYASABKAkSDQoFd29ya3MYAiABKAgSDgoGcmVhc29uGAMgASgJEgwKBG9wZW4YBCABKAgSKQoFc2luY2UYBSABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wItcBCgRQYXRoEg8KB25vZGVfaWQYASABKAkSIwoEa2luZBgCIAEoDjIVLm1lc2hnYXRlLnYxLlBhdGhLaW5kEgsKA3ZpYRgDIAEoCRIRCgl0cmFuc3BvcnQYBCABKAkSDwoHYWRkcmVzcxgFIAEoCRItCgpyb3VuZF90cmlwGAYgASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uEikKBXNpbmNlGAcgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIOCgZyZWFzb24YCCABKAkiIwoQTGlzdFBhdGhzUmVxdWVzdBIPCgdub2RlX2lkGAEgASgJImoKEUxpc3RQYXRoc1Jlc3BvbnNlEg8KB25vZGVfaWQYASABKAkSIAoFcGF0aHMYAiADKAsyES5tZXNoZ2F0ZS52MS5QYXRoEiIKBGV4aXQYAyABKAsyFC5tZXNoZ2F0ZS52MS5FeGl0VXNlIq0BCgtQaW5nUmVxdWVzdBIPCgdub2RlX2lkGAEgASgJEg8KB2Zyb21faWQYAiABKAkSDQoFY291bnQYAyABKA0SKwoIaW50ZXJ2YWwYBCABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24SFAoMdW50aWxfZGlyZWN0GAUgASgIEioKB3RpbWVvdXQYBiABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24iogEKDFBpbmdSZXNwb25zZRIPCgdub2RlX2lkGAEgASgJEhAKCHNlcXVlbmNlGAIgASgNEg8KB2FkZHJlc3MYAyABKAkSLQoKcm91bmRfdHJpcBgEIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbhIfCgRwYXRoGAUgASgLMhEubWVzaGdhdGUudjEuUGF0aBIOCgZyZWFzb24YBiABKAkiFAoSTGlzdFNlcnZlcnNSZXF1ZXN0In0KE0xpc3RTZXJ2ZXJzUmVzcG9uc2USIgoLaWNlX3NlcnZlcnMYASADKAsyDS52MS5JQ0VTZXJ2ZXISKwoIZ2F0ZXdheXMYAiADKAsyGS5tZXNoZ2F0ZS52MS5HYXRld2F5UG9ydHMSFQoNbm9fY3JlZGVudGlhbBgDIAEoCSJZCgxHYXRld2F5UG9ydHMSCgoCaWQYASABKAkSGwoTd2lyZWd1YXJkX2VuZHBvaW50cxgCIAMoCRIPCgdhcGlfdXJsGAMgASgJEg8KB2FwaV9waW4YBCABKAkqfQoIUGF0aEtpbmQSGQoVUEFUSF9LSU5EX1VOU1BFQ0lGSUVEEAASEgoOUEFUSF9LSU5EX05PTkUQARIUChBQQVRIX0tJTkRfRElSRUNUEAISFQoRUEFUSF9LSU5EX1JFTEFZRUQQAxIVChFQQVRIX0tJTkRfQ0FSUklFRBAEMqoCCgVQYXRocxJKCglMaXN0UGF0aHMSHS5tZXNoZ2F0ZS52MS5MaXN0UGF0aHNSZXF1ZXN0Gh4ubWVzaGdhdGUudjEuTGlzdFBhdGhzUmVzcG9uc2USPQoEUGluZxIYLm1lc2hnYXRlLnYxLlBpbmdSZXF1ZXN0GhkubWVzaGdhdGUudjEuUGluZ1Jlc3BvbnNlMAESUAoLTGlzdFNlcnZlcnMSHy5tZXNoZ2F0ZS52MS5MaXN0U2VydmVyc1JlcXVlc3QaIC5tZXNoZ2F0ZS52MS5MaXN0U2VydmVyc1Jlc3BvbnNlEkQKB1VzZUV4aXQSGy5tZXNoZ2F0ZS52MS5Vc2VFeGl0UmVxdWVzdBocLm1lc2hnYXRlLnYxLlVzZUV4aXRSZXNwb25zZUI7WjlnaXRodWIuY29tL21lc2hnYXRlL21lc2hnYXRlL3Byb3RvL21lc2hnYXRlL3YxO21lc2hnYXRldjFiBnByb3RvMw", [file_google_protobuf_duration, file_google_protobuf_timestamp, file_v1_extensions]);
+  fileDesc("ChdtZXNoZ2F0ZS92MS9wYXRocy5wcm90bxILbWVzaGdhdGUudjEiLwoOVXNlRXhpdFJlcXVlc3QSDwoHbm9kZV9pZBgBIAEoCRIMCgRvcGVuGAIgASgIIjUKD1VzZUV4aXRSZXNwb25zZRIiCgRleGl0GAEgASgLMhQubWVzaGdhdGUudjEuRXhpdFVzZSJyCgdFeGl0VXNlEg8KB25vZGVfaWQYASABKAkSDQoFd29ya3MYAiABKAgSDgoGcmVhc29uGAMgASgJEgwKBG9wZW4YBCABKAgSKQoFc2luY2UYBSABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wItcBCgRQYXRoEg8KB25vZGVfaWQYASABKAkSIwoEa2luZBgCIAEoDjIVLm1lc2hnYXRlLnYxLlBhdGhLaW5kEgsKA3ZpYRgDIAEoCRIRCgl0cmFuc3BvcnQYBCABKAkSDwoHYWRkcmVzcxgFIAEoCRItCgpyb3VuZF90cmlwGAYgASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uEikKBXNpbmNlGAcgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIOCgZyZWFzb24YCCABKAkiIwoQTGlzdFBhdGhzUmVxdWVzdBIPCgdub2RlX2lkGAEgASgJImoKEUxpc3RQYXRoc1Jlc3BvbnNlEg8KB25vZGVfaWQYASABKAkSIAoFcGF0aHMYAiADKAsyES5tZXNoZ2F0ZS52MS5QYXRoEiIKBGV4aXQYAyABKAsyFC5tZXNoZ2F0ZS52MS5FeGl0VXNlIq0BCgtQaW5nUmVxdWVzdBIPCgdub2RlX2lkGAEgASgJEg8KB2Zyb21faWQYAiABKAkSDQoFY291bnQYAyABKA0SKwoIaW50ZXJ2YWwYBCABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24SFAoMdW50aWxfZGlyZWN0GAUgASgIEioKB3RpbWVvdXQYBiABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24iogEKDFBpbmdSZXNwb25zZRIPCgdub2RlX2lkGAEgASgJEhAKCHNlcXVlbmNlGAIgASgNEg8KB2FkZHJlc3MYAyABKAkSLQoKcm91bmRfdHJpcBgEIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbhIfCgRwYXRoGAUgASgLMhEubWVzaGdhdGUudjEuUGF0aBIOCgZyZWFzb24YBiABKAkiFAoSTGlzdFNlcnZlcnNSZXF1ZXN0IqcBChNMaXN0U2VydmVyc1Jlc3BvbnNlEiIKC2ljZV9zZXJ2ZXJzGAEgAygLMg0udjEuSUNFU2VydmVyEisKCGdhdGV3YXlzGAIgAygLMhkubWVzaGdhdGUudjEuR2F0ZXdheVBvcnRzEhUKDW5vX2NyZWRlbnRpYWwYAyABKAkSKAoFdHJ1c3QYBCABKAsyGS5tZXNoZ2F0ZS52MS5HYXRld2F5VHJ1c3QiPQoMR2F0ZXdheVRydXN0EhMKC2F1dGhvcml0aWVzGAEgASgMEgsKA3VybBgCIAEoCRILCgNwaW4YAyABKAkiWQoMR2F0ZXdheVBvcnRzEgoKAmlkGAEgASgJEhsKE3dpcmVndWFyZF9lbmRwb2ludHMYAiADKAkSDwoHYXBpX3VybBgDIAEoCRIPCgdhcGlfcGluGAQgASgJKn0KCFBhdGhLaW5kEhkKFVBBVEhfS0lORF9VTlNQRUNJRklFRBAAEhIKDlBBVEhfS0lORF9OT05FEAESFAoQUEFUSF9LSU5EX0RJUkVDVBACEhUKEVBBVEhfS0lORF9SRUxBWUVEEAMSFQoRUEFUSF9LSU5EX0NBUlJJRUQQBDKqAgoFUGF0aHMSSgoJTGlzdFBhdGhzEh0ubWVzaGdhdGUudjEuTGlzdFBhdGhzUmVxdWVzdBoeLm1lc2hnYXRlLnYxLkxpc3RQYXRoc1Jlc3BvbnNlEj0KBFBpbmcSGC5tZXNoZ2F0ZS52MS5QaW5nUmVxdWVzdBoZLm1lc2hnYXRlLnYxLlBpbmdSZXNwb25zZTABElAKC0xpc3RTZXJ2ZXJzEh8ubWVzaGdhdGUudjEuTGlzdFNlcnZlcnNSZXF1ZXN0GiAubWVzaGdhdGUudjEuTGlzdFNlcnZlcnNSZXNwb25zZRJECgdVc2VFeGl0EhsubWVzaGdhdGUudjEuVXNlRXhpdFJlcXVlc3QaHC5tZXNoZ2F0ZS52MS5Vc2VFeGl0UmVzcG9uc2VCO1o5Z2l0aHViLmNvbS9tZXNoZ2F0ZS9tZXNoZ2F0ZS9wcm90by9tZXNoZ2F0ZS92MTttZXNoZ2F0ZXYxYgZwcm90bzM", [file_google_protobuf_duration, file_google_protobuf_timestamp, file_v1_extensions]);
 
 /**
  * UseExitRequest says which exit to use.
@@ -407,6 +407,14 @@ export type ListServersResponse = Message<"meshgate.v1.ListServersResponse"> & {
    * @generated from field: string no_credential = 3;
    */
   noCredential: string;
+
+  /**
+   * trust is whom the node that answers believes at its gateways. Only a node that
+   * was told so says it, and only to its operator.
+   *
+   * @generated from field: meshgate.v1.GatewayTrust trust = 4;
+   */
+  trust?: GatewayTrust | undefined;
 };
 
 /**
@@ -415,6 +423,43 @@ export type ListServersResponse = Message<"meshgate.v1.ListServersResponse"> & {
  */
 export const ListServersResponseSchema: GenMessage<ListServersResponse> = /*@__PURE__*/
   messageDesc(file_meshgate_v1_paths, 9);
+
+/**
+ * GatewayTrust is whom a node believes at gateways, as it was told when it started.
+ *
+ * @generated from message meshgate.v1.GatewayTrust
+ */
+export type GatewayTrust = Message<"meshgate.v1.GatewayTrust"> & {
+  /**
+   * authorities are certificate authorities (PEM) that it believes instead of the
+   * system's; empty: those of the system.
+   *
+   * @generated from field: bytes authorities = 1;
+   */
+  authorities: Uint8Array;
+
+  /**
+   * url is the API of the gateway at which it joined.
+   *
+   * @generated from field: string url = 2;
+   */
+  url: string;
+
+  /**
+   * pin is the key that it believes there and nowhere else, as "sha256:HEX"; empty:
+   * it looks at the certificate.
+   *
+   * @generated from field: string pin = 3;
+   */
+  pin: string;
+};
+
+/**
+ * Describes the message meshgate.v1.GatewayTrust.
+ * Use `create(GatewayTrustSchema)` to create a new message.
+ */
+export const GatewayTrustSchema: GenMessage<GatewayTrust> = /*@__PURE__*/
+  messageDesc(file_meshgate_v1_paths, 10);
 
 /**
  * GatewayPorts is where a gateway is reached.
@@ -457,7 +502,7 @@ export type GatewayPorts = Message<"meshgate.v1.GatewayPorts"> & {
  * Use `create(GatewayPortsSchema)` to create a new message.
  */
 export const GatewayPortsSchema: GenMessage<GatewayPorts> = /*@__PURE__*/
-  messageDesc(file_meshgate_v1_paths, 10);
+  messageDesc(file_meshgate_v1_paths, 11);
 
 /**
  * PathKind says who carries packets between two nodes.
