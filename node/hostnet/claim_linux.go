@@ -32,6 +32,7 @@ func (h *Host) claim(f *firewall, wanted []setting) error {
 			// Another interface of ours may have done it. Then the last of us undoes it.
 			theirs, ok := claimOf(s.path, f.mesh)
 			if !ok {
+				h.leave(s.path, f.mesh)
 				continue
 			}
 			s.before = theirs.before
@@ -42,6 +43,34 @@ func (h *Host) claim(f *firewall, wanted []setting) error {
 		h.done.settings = append(h.done.settings, s)
 	}
 	return h.protect(f, len(f.serve) > 0)
+}
+
+// leave says of a setting that was on already, and that no note says is ours, that
+// it stays on. Where the host as a whole forwards nothing, it may be what a node that
+// was killed had switched on, whose notes somebody has flushed with the tables.
+func (h *Host) leave(path, mesh string) {
+	if !alone(path, settingsDir) || strings.Contains(path, "/conf/"+mesh+"/") || slices.Contains(h.done.left, path) {
+		return
+	}
+	h.done.left = append(h.done.left, path)
+	h.logger.Warn("an interface forwards already, though the host does not: nothing says that a node switched it on, so that it stays on; "+
+		"unless that is wanted, write 0 there once the node has ended", "setting", settingsDir+path)
+}
+
+// alone reports whether a path is the switch of one interface, which is on while
+// that of the whole host is not. dir is where settings are.
+func alone(path, dir string) bool {
+	parts := strings.Split(path, "/")
+	if len(parts) != 4 || parts[2] == "all" || !strings.HasSuffix(parts[3], "forwarding") {
+		return false
+	}
+	for _, name := range []string{"forwarding", parts[3]} {
+		all, err := os.ReadFile(dir + parts[0] + "/conf/all/" + name)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) || strings.TrimSpace(string(all)) == on {
+			return false
+		}
+	}
+	return true
 }
 
 // protect puts the firewall in force, with the present ledger. A kernel without

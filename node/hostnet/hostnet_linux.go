@@ -37,6 +37,8 @@ type record struct {
 	exit bool
 	// refused are the routes that are left out, each logged once.
 	refused []netip.Prefix
+	// left are the settings that were on before, each logged once.
+	left []string
 }
 
 // Set makes the interface what c says. Equal calls change nothing; what is
