@@ -253,3 +253,53 @@ func TestHostile_Replays(t *testing.T) {
 		}
 	})
 }
+
+// A member that passes off what one node tells it to another one, and the other way
+// round, gets them no way to it: their checks of each other are not its own.
+func TestHostile_PassesOnWhatOthersSay(t *testing.T) {
+	inLab(t, func(t *testing.T, l *lab) {
+		a, b := l.two()
+		l.until(2*time.Second, "the pair stands", func() bool { return standing(a, b) })
+		m := newMallory(l, a)
+		in, out := make(chan mesh.PathSignal, 4), make(chan mesh.PathSignal, 64)
+		var running sync.WaitGroup
+		running.Go(func() { _ = b.pairs.Answer(m.ctx, m.id, end{m.ctx, in, out}) })
+		for _, ends := range [][2]chan mesh.PathSignal{{m.out, in}, {out, m.in}} {
+			running.Go(func() {
+				for {
+					select {
+					case s := <-ends[0]:
+						select {
+						case ends[1] <- s:
+						case <-m.ctx.Done():
+						}
+					case <-m.ctx.Done():
+						return
+					}
+				}
+			})
+		}
+		defer running.Wait()
+		defer m.stop()
+		asked := uint64(0)
+		for range 200 {
+			<-time.After(100 * time.Millisecond)
+			l.talk(a, b)
+			synctest.Wait()
+			for _, n := range []*testNode{a, b} {
+				var s path.State
+				n.pairs.do(func(time.Time) { s = n.pairs.links["mallory"].finder.State() })
+				synctest.Wait()
+				if asked = max(asked, s.Counters.Asked); s.Standing || s.Counters.Served > 0 {
+					t.Fatalf("%s has a way to somebody else: %+v", n.id, s)
+				}
+			}
+		}
+		if asked == 0 {
+			t.Error("nothing was asked at all: the test shows nothing")
+		}
+		if !standing(a, b) {
+			t.Error("the pair broke")
+		}
+	})
+}

@@ -41,7 +41,8 @@ type Config struct {
 //
 // Checks are those of RFC 8445 section 7: Binding requests with USERNAME,
 // PRIORITY, MESSAGE-INTEGRITY and FINGERPRINT, and a Note in place of roles and
-// nominations. A request whose Note was seen before changes nothing.
+// nominations. A request whose Note was seen before changes nothing. The key of the
+// integrity is not the password alone: see seal.
 type Agent struct {
 	ways
 	cfg      Config
@@ -178,7 +179,15 @@ func (a *Agent) check(m *Message, w *way) []byte {
 	}
 	m.Username = []byte(a.remote.Ufrag + ":" + a.cfg.Local.Ufrag)
 	m.Priority = priority(kind, w.local.Transport)
-	return m.Marshal(a.remote.Password)
+	return m.Marshal(seal(a.remote.Password, a.cfg.Self, a.cfg.Peer))
+}
+
+// seal is the key of the integrity of messages from one node to another. It names
+// both, since a third node may pass off the credentials and addresses of one to the
+// other as its own: the checks between the two must not stand for ways to it. No
+// password holds a zero byte, and no id does.
+func seal(password string, from, to mesh.NodeID) string {
+	return password + "\x00" + string(from) + "\x00" + string(to)
 }
 
 // Packet takes a datagram that came to one of the sockets from an address, and
@@ -211,7 +220,7 @@ func (a *Agent) Packet(now time.Time, number Socket, from netip.AddrPort, b []by
 // not the way there.
 func (a *Agent) response(now time.Time, r Route, m *Message) {
 	w, took, ok := a.answered(now, r, m.ID)
-	if !ok || m.Type != BindingSuccess || m.strange || !m.Mapped.IsValid() || !m.Fingerprint || !m.Holds(a.remote.Password) {
+	if !ok || m.Type != BindingSuccess || m.strange || !m.Mapped.IsValid() || !m.Fingerprint || !m.Holds(seal(a.remote.Password, a.cfg.Peer, a.cfg.Self)) {
 		a.counters.Refused++
 		return
 	}
@@ -221,7 +230,7 @@ func (a *Agent) response(now time.Time, r Route, m *Message) {
 // request takes a check of the peer; false if it is none, or one too many.
 func (a *Agent) request(now time.Time, r Route, m *Message) bool {
 	if !a.signaled || m.strange || m.Note == nil || !m.Fingerprint ||
-		string(m.Username[len(a.cfg.Local.Ufrag)+1:]) != a.remote.Ufrag || !m.Holds(a.cfg.Local.Password) {
+		string(m.Username[len(a.cfg.Local.Ufrag)+1:]) != a.remote.Ufrag || !m.Holds(seal(a.cfg.Local.Password, a.cfg.Peer, a.cfg.Self)) {
 		return false
 	}
 	if a.socket(r.Socket) == nil || CheckAddress(r.To) != nil || a.forbidden(r.To.Addr()) {
@@ -234,7 +243,7 @@ func (a *Agent) request(now time.Time, r Route, m *Message) bool {
 	a.counters.Served++
 	a.met = true
 	answer := Message{Type: BindingSuccess, ID: m.ID, Mapped: r.To, Fingerprint: true}
-	a.out = append(a.out, Packet{r, answer.Marshal(a.cfg.Local.Password)})
+	a.out = append(a.out, Packet{r, answer.Marshal(seal(a.cfg.Local.Password, a.cfg.Self, a.cfg.Peer))})
 	w := a.learn(now, r, m.Note.Leg)
 	if w == nil {
 		return true

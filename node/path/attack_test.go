@@ -23,15 +23,20 @@ type victim struct {
 	now      time.Time
 	own      path.Credentials
 	peer     path.Credentials
+	self     string // the name of a; that of the peer is bob
 	sequence uint64
 }
+
+// sealed is the key of what the peer sends, of the password of the side that it
+// is for.
+func (v *victim) sealed(password string) string { return password + "\x00bob\x00" + v.self }
 
 // peerAddr is where the peer says that it is.
 var peerAddr = netip.MustParseAddrPort("198.51.100.2:51820")
 
 func newVictim(t testing.TB) *victim {
 	t.Helper()
-	v := &victim{t: t, now: time.Unix(1_800_000_000, 0), own: path.NewCredentials(), peer: path.NewCredentials()}
+	v := &victim{t: t, now: time.Unix(1_800_000_000, 0), own: path.NewCredentials(), peer: path.NewCredentials(), self: "alice"}
 	mesh := netip.MustParsePrefix(meshNetwork)
 	a, err := path.New(path.Config{Self: "alice", Peer: "bob", Local: v.own, Forbidden: mesh.Contains})
 	if err != nil {
@@ -101,7 +106,7 @@ func (v *victim) stand() {
 		for _, p := range v.tick(20 * time.Millisecond) {
 			if p.Route == (path.Route{To: peerAddr}) {
 				answer := v.answer(p)
-				v.packet(peerAddr, answer.Marshal(v.peer.Password))
+				v.packet(peerAddr, answer.Marshal(v.sealed(v.peer.Password)))
 			}
 		}
 	}
@@ -132,7 +137,7 @@ func TestAgent_AnswersTheChecksOfItsPeer(t *testing.T) {
 	v.stand()
 	for _, from := range []string{"198.51.100.2:51820", "198.51.100.2:7", "[2001:db8::2]:5", "[::ffff:198.51.100.2]:8", "192.168.7.7:5"} {
 		m := v.request()
-		request := m.Marshal(v.own.Password)
+		request := m.Marshal(v.sealed(v.own.Password))
 		if tag, ok := path.Owner(request); !ok || tag != v.a.Tag() {
 			t.Error("the request has another owner")
 		}
@@ -141,7 +146,7 @@ func TestAgent_AnswersTheChecksOfItsPeer(t *testing.T) {
 			t.Fatalf("%s: %d answers", from, len(out))
 		}
 		got, err := path.ParseMessage(out[0].Bytes)
-		if err != nil || got.Type != path.BindingSuccess || got.ID != m.ID || got.Mapped != out[0].To || !got.Fingerprint || !got.Holds(v.own.Password) {
+		if err != nil || got.Type != path.BindingSuccess || got.ID != m.ID || got.Mapped != out[0].To || !got.Fingerprint || !got.Holds(v.own.Password+"\x00alice\x00bob") {
 			t.Errorf("%s: %+v, %v", from, got, err)
 		}
 		if len(out[0].Bytes) > len(request) {
@@ -158,8 +163,12 @@ func TestAgent_ForgedRequestsChangeNothing(t *testing.T) {
 		change   func(*victim, *path.Message)
 		from     netip.AddrPort // zero: elsewhere
 	}{
-		{name: "wrong password", password: func(*victim) string { return path.NewCredentials().Password }},
-		{name: "the peer's own password", password: func(v *victim) string { return v.peer.Password }},
+		{name: "wrong password", password: func(v *victim) string { return v.sealed(path.NewCredentials().Password) }},
+		{name: "the peer's own password", password: func(v *victim) string { return v.sealed(v.peer.Password) }},
+		{name: "the password alone", password: func(v *victim) string { return v.own.Password }},
+		{name: "of another node", password: func(v *victim) string { return v.own.Password + "\x00eve\x00alice" }},
+		{name: "to another node", password: func(v *victim) string { return v.own.Password + "\x00bob\x00eve" }},
+		{name: "the other way round", password: func(v *victim) string { return v.own.Password + "\x00alice\x00bob" }},
 		{name: "no seal", password: func(*victim) string { return "" }},
 		{name: "another sender", change: func(v *victim, m *path.Message) { m.Username = []byte(v.own.Ufrag + ":someone") }},
 		{name: "an empty sender", change: func(v *victim, m *path.Message) { m.Username = []byte(v.own.Ufrag + ":") }},
@@ -181,7 +190,7 @@ func TestAgent_ForgedRequestsChangeNothing(t *testing.T) {
 			if tt.change != nil {
 				tt.change(v, &m)
 			}
-			password := v.own.Password
+			password := v.sealed(v.own.Password)
 			if tt.password != nil {
 				password = tt.password(v)
 			}
@@ -203,7 +212,7 @@ func TestAgent_RequestsToSocketsThatAreNotThereChangeNothing(t *testing.T) {
 	v.stand()
 	m := v.request()
 	v.unchanged(func() {
-		v.a.Packet(v.now, 7, peerAddr, m.Marshal(v.own.Password))
+		v.a.Packet(v.now, 7, peerAddr, m.Marshal(v.sealed(v.own.Password)))
 		if len(v.a.Outgoing()) > 0 {
 			t.Error("an answer")
 		}
@@ -214,7 +223,7 @@ func TestAgent_ReplayedRequestsChangeNothing(t *testing.T) {
 	v := newVictim(t)
 	v.stand()
 	m := v.request()
-	b := m.Marshal(v.own.Password)
+	b := m.Marshal(v.sealed(v.own.Password))
 	if len(v.packet(peerAddr, b)) != 1 {
 		t.Fatal("the first one is not answered")
 	}
@@ -230,7 +239,7 @@ func TestAgent_ReplayedRequestsChangeNothing(t *testing.T) {
 		v.packet(netip.MustParseAddrPort("198.51.100.66:6"), b)
 	}
 	next := v.request()
-	if len(v.packet(peerAddr, next.Marshal(v.own.Password))) != 1 {
+	if len(v.packet(peerAddr, next.Marshal(v.sealed(v.own.Password)))) != 1 {
 		t.Error("after a flood of replays the peer is not answered")
 	}
 }
@@ -243,7 +252,7 @@ func TestAgent_ReflectedMessagesChangeNothing(t *testing.T) {
 		own = v.tick(time.Second)
 	}
 	m := v.request()
-	own = append(own, v.packet(peerAddr, m.Marshal(v.own.Password))...)
+	own = append(own, v.packet(peerAddr, m.Marshal(v.sealed(v.own.Password)))...)
 	v.stand()
 	for _, p := range own {
 		v.unchanged(func() {
@@ -267,7 +276,10 @@ func TestAgent_ForgedResponsesChangeNothing(t *testing.T) {
 		{name: "another address", from: netip.MustParseAddrPort("198.51.100.66:51820")},
 		{name: "another socket", socket: 1},
 		{name: "too late", after: 6 * time.Second},
-		{name: "wrong password", password: func(v *victim) string { return v.own.Password }},
+		{name: "wrong password", password: func(v *victim) string { return v.sealed(v.own.Password) }},
+		{name: "the password alone", password: func(v *victim) string { return v.peer.Password }},
+		{name: "of another node", password: func(v *victim) string { return v.peer.Password + "\x00eve\x00alice" }},
+		{name: "to another node", password: func(v *victim) string { return v.peer.Password + "\x00bob\x00eve" }},
 		{name: "no seal", password: func(*victim) string { return "" }},
 		{name: "another id", change: func(m *path.Message) { m.ID[11]++ }},
 		{name: "no address", change: func(m *path.Message) { m.Mapped = netip.AddrPort{} }},
@@ -286,7 +298,7 @@ func TestAgent_ForgedResponsesChangeNothing(t *testing.T) {
 			if tt.change != nil {
 				tt.change(&answer)
 			}
-			password, from := v.peer.Password, peerAddr
+			password, from := v.sealed(v.peer.Password), peerAddr
 			if tt.password != nil {
 				password = tt.password(v)
 			}
@@ -302,11 +314,11 @@ func TestAgent_ForgedResponsesChangeNothing(t *testing.T) {
 				return
 			}
 			good := v.answer(asked)
-			v.a.Packet(v.now, path.Native, peerAddr, good.Marshal(v.peer.Password))
+			v.a.Packet(v.now, path.Native, peerAddr, good.Marshal(v.sealed(v.peer.Password)))
 			if !v.a.State().Standing {
 				t.Error("the right answer is not believed any more")
 			}
-			v.a.Packet(v.now, path.Native, peerAddr, good.Marshal(v.peer.Password))
+			v.a.Packet(v.now, path.Native, peerAddr, good.Marshal(v.sealed(v.peer.Password)))
 			if s := v.a.State(); s.Counters.Answered != 1 {
 				t.Error("an answer counts twice")
 			}
@@ -326,7 +338,7 @@ func TestAgent_FloodOfItsPeerIsBounded(t *testing.T) {
 		m.Note.Round, m.Note.Uses = true, i%2 == 0
 		m.Note.Leg = path.Transport(i % 4)
 		from := netip.AddrPortFrom(netip.AddrFrom4([4]byte{198, 51, byte(i >> 8), byte(i)}), uint16(1+i%1000))
-		answers += len(v.packet(from, m.Marshal(v.own.Password)))
+		answers += len(v.packet(from, m.Marshal(v.sealed(v.own.Password))))
 		_ = v.a.AddRemote(v.now, path.Candidate{Addr: netip.AddrPortFrom(from.Addr(), 9)})
 		v.a.Tick(v.now)
 		asks += len(v.a.Outgoing())
@@ -366,13 +378,13 @@ func TestAgent_FloodOfStrangersSendsNothing(t *testing.T) {
 func TestAgent_DoesNotTakeTwoAgentsForOne(t *testing.T) {
 	v, other := newVictim(t), newVictim(t)
 	m := other.request()
-	b := m.Marshal(other.own.Password)
+	b := m.Marshal(other.sealed(other.own.Password))
 	if v.a.Packet(v.now, 0, peerAddr, b) || v.a.Tag() == other.a.Tag() {
 		t.Error("an agent takes the message of another one")
 	}
 	for _, p := range other.tick(15 * time.Millisecond) {
 		answer := other.answer(p)
-		if v.a.Packet(v.now, 0, p.To, answer.Marshal(other.peer.Password)) {
+		if v.a.Packet(v.now, 0, p.To, answer.Marshal(other.sealed(other.peer.Password))) {
 			t.Error("an agent takes the answer to another one")
 		}
 		tag, ok := path.Owner(answer.Marshal(""))
@@ -386,7 +398,7 @@ func TestAgent_FollowsAtOnceWhereItDoesNotDecide(t *testing.T) {
 	v := newVictim(t)
 	a, err := path.New(path.Config{Self: "zoe", Peer: "bob", Local: v.own})
 	v.check(err)
-	v.a = a
+	v.a, v.self = a, "zoe"
 	second := netip.MustParseAddrPort("198.51.100.2:52000")
 	v.check(a.SetRemote(v.now, v.peer, 1))
 	v.check(a.SetLocal(v.now, path.Native, []path.Candidate{{Addr: netip.MustParseAddrPort("192.168.1.10:51820")}}))
@@ -396,14 +408,14 @@ func TestAgent_FollowsAtOnceWhereItDoesNotDecide(t *testing.T) {
 	for range 50 {
 		for _, p := range v.tick(20 * time.Millisecond) {
 			answer := v.answer(p)
-			v.packet(p.To, answer.Marshal(v.peer.Password))
+			v.packet(p.To, answer.Marshal(v.sealed(v.peer.Password)))
 		}
 	}
 	for _, to := range []netip.AddrPort{second, peerAddr} {
 		v.now = v.now.Add(time.Second)
 		m := v.request()
 		m.Note.Uses = true
-		v.packet(to, m.Marshal(v.own.Password))
+		v.packet(to, m.Marshal(v.sealed(v.own.Password)))
 		if r, ok := a.Selected(); !ok || r.To != to {
 			t.Errorf("data goes to %v, %v", r, ok)
 		}

@@ -31,7 +31,7 @@ func BenchmarkAgent_Served(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {
 		m := v.request()
-		if len(v.packet(peerAddr, m.Marshal(v.own.Password))) != 1 {
+		if len(v.packet(peerAddr, m.Marshal(v.sealed(v.own.Password)))) != 1 {
 			b.Fatal("not answered")
 		}
 		v.now = v.now.Add(10 * time.Millisecond)

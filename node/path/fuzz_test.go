@@ -55,11 +55,11 @@ func FuzzAgent_Packet(f *testing.F) {
 		if response {
 			asked := v.tick(time.Millisecond)
 			answer := v.answer(asked[0])
-			valid = answer.Marshal(v.peer.Password)
+			valid = answer.Marshal(v.sealed(v.peer.Password))
 		} else {
 			v.stand()
 			m := v.request()
-			valid = m.Marshal(v.own.Password)
+			valid = m.Marshal(v.sealed(v.own.Password))
 		}
 		mutated := bytes.Clone(valid)
 		mutated[int(at)%len(mutated)] ^= flip
