@@ -115,7 +115,7 @@ func TestBind_SortsWhatComesIn(t *testing.T) {
 		t.Fatal(err)
 	}
 	// The other socket's are none of the native one's.
-	if err := p.accept([]Route{{NativeSocket, host(1)}, {7, host(3)}}); err != nil {
+	if _, err := p.accept([]Route{{NativeSocket, host(1)}, {7, host(3)}}); err != nil {
 		t.Fatal(err)
 	}
 	got := newBatch(7)
@@ -150,7 +150,7 @@ func TestPath_LimitsHandshakesOfItsPeer(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := p.accept([]Route{{1, host(1)}}); err != nil {
+		if _, err := p.accept([]Route{{1, host(1)}}); err != nil {
 			t.Fatal(err)
 		}
 		s, in := &packetSocket{bind: b, id: 1, done: make(chan struct{})}, finder{socket: 1}
@@ -321,7 +321,7 @@ func BenchmarkPacketSocket_Receive(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	if err := p.accept([]Route{{1, host(1)}}); err != nil {
+	if _, err := p.accept([]Route{{1, host(1)}}); err != nil {
 		b.Fatal(err)
 	}
 	s := &batchSocket{left: b.N, data: message(4, 1452), done: make(chan struct{})}

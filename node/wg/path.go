@@ -236,44 +236,58 @@ func (p *path) route(r Route) {
 	}
 }
 
-// accept makes routes the sources of the path. After an error nothing changed.
-func (p *path) accept(routes []Route) error {
+// accept makes routes the sources of the path, and says whether other paths have
+// lost some by that. After an error nothing changed.
+func (p *path) accept(routes []Route) (taken bool, err error) {
 	if len(routes) > maxRoutes {
-		return fmt.Errorf("%d routes, more than %d: %w", len(routes), maxRoutes, mesh.ErrInvalid)
+		return false, fmt.Errorf("%d routes, more than %d: %w", len(routes), maxRoutes, mesh.ErrInvalid)
 	}
 	set := &p.bind.paths
 	set.mu.Lock()
 	defer set.mu.Unlock()
 	if p.ended.Load() {
-		return net.ErrClosed
+		return false, net.ErrClosed
 	}
 	var (
 		was  = *p.sources.Load()
 		next = make([]*source, 0, len(routes))
+		lost []*source // of other paths
 		same = 0
 	)
 	for _, r := range routes {
 		r.To = unmapped(r.To)
 		if !r.To.IsValid() || r.To.Port() == 0 {
-			return fmt.Errorf("route %v on socket %d: not an address with a port: %w", r.To, r.Socket, mesh.ErrInvalid)
+			return false, fmt.Errorf("route %v on socket %d: not an address with a port: %w", r.To, r.Socket, mesh.ErrInvalid)
+		}
+		if slices.ContainsFunc(next, func(other *source) bool { return other.Route == r }) {
+			continue
 		}
 		s := set.of(r)
 		switch {
-		case s == nil:
-			s = &source{Route: r, path: p}
-		case s.path != p:
-			return fmt.Errorf("route %v on socket %d: it is another path's: %w", r.To, r.Socket, mesh.ErrExists)
-		case !slices.Contains(next, s):
+		case s != nil && s.path == p:
 			same++
+		case s != nil:
+			lost = append(lost, s)
+			fallthrough
+		default:
+			s = &source{Route: r, path: p}
 		}
-		if !slices.ContainsFunc(next, func(other *source) bool { return other.Route == r }) {
-			next = append(next, s)
-		}
+		next = append(next, s)
 	}
 	if same < len(was) || same < len(next) {
+		for _, s := range lost {
+			s.path.lose(s)
+		}
 		set.replace(p, next)
 	}
-	return nil
+	return len(lost) > 0, nil
+}
+
+// lose takes away a source that another path gets. The caller holds mu of the set,
+// and puts another source in the place of this one there.
+func (p *path) lose(gone *source) {
+	rest := slices.DeleteFunc(slices.Clone(*p.sources.Load()), func(s *source) bool { return s == gone })
+	p.sources.Store(&rest)
 }
 
 // end takes the path out of use; again is harmless. What the library still has

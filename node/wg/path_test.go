@@ -288,6 +288,56 @@ func TestPath_LeadsBackAPeerThatRoamed(t *testing.T) {
 	ping(t, a.Node, b.Node)
 }
 
+// A node in the place of another one, where that one's path is still led, is heard
+// and answered on its own path.
+func TestPath_TakesTheRouteOfAnother(t *testing.T) {
+	a, b := sides(t)
+	a.to(a.direct)
+	b.to(b.direct)
+	ping(t, a.Node, b.Node)
+	port := b.ListenPort()
+	if err := b.Close(); err != nil {
+		t.Fatal(err)
+	}
+	c := wgtest.New(t, 3, wg.Options{})
+	c.Config.ListenPort = port
+	c.SetPeers(a.Peer())
+	a.SetPeers(withoutEndpoint(b.Peer()), withoutEndpoint(c.Peer()))
+	own, err := a.OpenPath(c.Key())
+	if err != nil {
+		t.Fatal(err)
+	}
+	own.Route(a.direct.Socket, a.direct.To)
+	if err := own.Accept([]wg.Route{a.direct}); err != nil {
+		t.Fatal(err)
+	}
+	before := a.path.Activity()
+	ping(t, c, a.Node)
+	ping(t, a.Node, c)
+	if got := own.Activity(); got.From != a.direct || got.Heard.IsZero() {
+		t.Errorf("the path that has the route now: %+v", got)
+	}
+	if got := a.path.Activity(); before.From == a.direct || got.Heard != before.Heard {
+		t.Errorf("the path that had the route: from %+v to %+v", before, got)
+	}
+	if err := a.path.Accept([]wg.Route{a.relayed}); err != nil {
+		t.Fatal(err)
+	}
+	ping(t, a.Node, c) // the other one gives back what it lost: nothing
+	a.path.Close()
+	ping(t, c, a.Node)
+	disguised := wg.Route{To: netip.AddrPortFrom(netip.AddrFrom16(a.direct.To.Addr().As16()), port)}
+	if a.path, err = a.OpenPath(b.Key()); err != nil {
+		t.Fatal(err)
+	}
+	if err := a.path.Accept([]wg.Route{disguised, a.direct}); err != nil {
+		t.Fatal(err)
+	}
+	if got := own.Activity(); !got.Heard.IsZero() {
+		t.Errorf("the route in disguise is still the other path's: %+v", got)
+	}
+}
+
 // connectUDP returns a function that sends a datagram to nobody at an address.
 func connectUDP(tb testing.TB, n *wgtest.Node, to netip.Addr) func() error {
 	tb.Helper()
@@ -467,8 +517,6 @@ func TestPath_RefusesWhatIsNoRoute(t *testing.T) {
 		{"no address", []wg.Route{many[0], {Socket: 3}}, mesh.ErrInvalid, "socket 3: not an address"},
 		{"no port", []wg.Route{{To: netip.MustParseAddrPort("192.0.2.1:0")}}, mesh.ErrInvalid, "192.0.2.1:0 on socket 0"},
 		{"too many", many, mesh.ErrInvalid, "33 routes, more than 32"},
-		{"another path's", []wg.Route{many[0], a.relayed}, mesh.ErrExists, "another path's"},
-		{"another path's, in disguise", []wg.Route{{To: netip.AddrPortFrom(netip.AddrFrom16(a.direct.To.Addr().As16()), a.direct.To.Port())}}, mesh.ErrExists, "another path's"},
 	} {
 		err := other.Accept(bad.routes)
 		if !errors.Is(err, bad.want) || !strings.Contains(err.Error(), bad.text) || !strings.Contains(err.Error(), c.Key().String()) {

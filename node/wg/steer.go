@@ -95,14 +95,19 @@ func (p *Path) Routed() Route { return p.path.where() }
 // Accept makes routes the places that the peer's packets may come from, instead
 // of those before; at most 32. Only those of which the peer has shown that they
 // are its own should be among them: WireGuard checks each packet, but sends its
-// answers to the path.
+// answers to the path. A route that another path accepts is taken away from that:
+// the caller knows which peer is there now.
 //
 // After an error nothing changed. Errors wrap mesh.ErrInvalid for a route that
-// is none or too many, mesh.ErrExists for one that another path accepts, and are
-// net.ErrClosed when the path is closed.
+// is none or too many, and are net.ErrClosed when the path is closed.
 func (p *Path) Accept(routes []Route) error {
-	if err := p.path.accept(routes); err != nil {
+	taken, err := p.path.accept(routes)
+	if err != nil {
 		return fmt.Errorf("accept routes of peer %v: %w", p.path.key, err)
+	}
+	if taken {
+		// What came from there has made the other path the endpoint of this peer.
+		p.device.turn()
 	}
 	return nil
 }
