@@ -4,6 +4,7 @@ package pair
 
 import (
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/meshgate/meshgate/node/mesh"
@@ -137,6 +138,9 @@ func (w *fakeWay) Route(s wg.Socket, to netip.AddrPort) {
 func (w *fakeWay) Accept(routes []wg.Route) error {
 	w.n.mu.Lock()
 	defer w.n.mu.Unlock()
+	for _, o := range w.n.ways {
+		o.accepted = slices.DeleteFunc(o.accepted, func(r wg.Route) bool { return o != w && slices.Contains(routes, r) })
+	}
 	w.accepted = routes
 	return nil
 }

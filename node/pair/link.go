@@ -62,6 +62,7 @@ type finder interface {
 	Selected() (path.Route, bool)
 	Narrow() bool
 	Accepted(now time.Time) []path.Route
+	Verified(r path.Route) time.Time
 	Restart(now time.Time)
 	Doubt(now time.Time, relay string)
 	State() path.State
@@ -87,6 +88,7 @@ type link struct {
 	route    path.Route
 	narrow   bool
 	accepted []path.Route
+	claimed  []path.Route // see claims
 
 	// answered is when the directory last told of the node.
 	answered time.Time
@@ -194,6 +196,7 @@ func (p *Pairs) drop(l *link, why string) {
 
 // end gives back what a link holds.
 func (l *link) end() {
+	l.unclaim()
 	for _, c := range slices.Clone(l.calls) {
 		c.end()
 	}
@@ -296,19 +299,17 @@ func (l *link) open(now time.Time) bool {
 func (l *link) steer(now time.Time) {
 	route, ok := l.finder.Selected()
 	accepted := l.finder.Accepted(now)
-	if l.kind == gateway {
+	if home, is := l.home(); is {
 		// Its own endpoint holds until something is known to be better: nobody else
 		// answers there.
-		if at, err := netip.ParseAddrPort(l.peer.Endpoint); err == nil {
-			home := path.Route{Socket: path.Native, To: at}
-			if !ok {
-				route, ok = home, true
-			}
-			if !slices.Contains(accepted, home) {
-				accepted = append(accepted, home)
-			}
+		if !ok {
+			route, ok = home, true
+		}
+		if !slices.Contains(accepted, home) {
+			accepted = append(accepted[:min(len(accepted), path.MaxAccepted-1)], home)
 		}
 	}
+	accepted = l.claim(now, accepted)
 	if !slices.Equal(accepted, l.accepted) {
 		routes := make([]wg.Route, 0, len(accepted))
 		for _, r := range accepted {

@@ -264,6 +264,13 @@ func TestLink_SteersToTheGateway(t *testing.T) {
 		if l.ready.IsZero() || l.ready == time.Now() {
 			t.Errorf("there is a way since %s", l.ready)
 		}
+		f.accepted = make([]path.Route, path.MaxAccepted)
+		for i := range f.accepted {
+			f.accepted[i] = path.Route{Socket: path.Socket(i + 5), To: home.To}
+		}
+		if l.steer(time.Now()); len(l.accepted) != path.MaxAccepted || l.accepted[path.MaxAccepted-1].Socket != path.Native {
+			t.Errorf("of as many as may be it accepts %v", l.accepted)
+		}
 	})
 	inStill(t, func(t *testing.T, s *still) {
 		peer := s.gate("gate", 9)

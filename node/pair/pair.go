@@ -116,6 +116,7 @@ type Pairs struct {
 	asking  requests
 	links   map[mesh.NodeID]*link
 	tags    map[path.Tag]*link
+	claims  claims
 	callers map[mesh.NodeID][]*call
 	relays  relays
 	native  natives
@@ -147,8 +148,8 @@ func New(cfg Config) (*Pairs, error) {
 		events: make(chan func(time.Time), eventQueue), seeks: make(chan netip.Addr, seekQueue),
 		packets: make(chan datagram, packetQueue), ended: make(chan struct{}),
 		wanted: make(map[string]*want), links: make(map[mesh.NodeID]*link), tags: make(map[path.Tag]*link),
-		callers: make(map[mesh.NodeID][]*call),
-		inMesh:  func(netip.Addr) bool { return false },
+		callers: make(map[mesh.NodeID][]*call), claims: make(claims),
+		inMesh: func(netip.Addr) bool { return false },
 	}
 	p.began = time.Now()
 	p.asking.init()

@@ -154,6 +154,7 @@ type stillFinder struct {
 	ok          bool
 	narrow      bool
 	accepted    []path.Route
+	verified    map[path.Route]time.Time
 	state       path.State
 	out         []path.Packet
 	sent, heard time.Time
@@ -182,6 +183,7 @@ func (f *stillFinder) Outgoing() []path.Packet             { return f.out }
 func (f *stillFinder) Selected() (path.Route, bool)        { return f.selected, f.ok }
 func (f *stillFinder) Narrow() bool                        { return f.narrow }
 func (f *stillFinder) Accepted(time.Time) []path.Route     { return slices.Clone(f.accepted) }
+func (f *stillFinder) Verified(r path.Route) time.Time     { return f.verified[r] }
 func (f *stillFinder) Restart(time.Time)                   { f.restarts++ }
 func (f *stillFinder) State() path.State                   { return f.state }
 

@@ -369,6 +369,16 @@ func (s *ways) Accepted(now time.Time) []Route {
 	return list
 }
 
+// Verified returns when a check of a route was answered last: that is where the
+// peer was then. Zero for never, which may be so of what Accepted returns, since who
+// sends a check may have forged its source.
+func (s *ways) Verified(r Route) time.Time {
+	if w := s.find(r); w != nil {
+		return w.verified
+	}
+	return time.Time{}
+}
+
 // MaxAccepted bounds what Accepted returns.
 const MaxAccepted = 32
 
