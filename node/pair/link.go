@@ -113,8 +113,9 @@ type link struct {
 	mute           bool
 	// over is the transport by which a gateway is reached, as was logged last:
 	// NoRelay, which is where all begin, for directly.
-	over path.Transport
-	used time.Time // when the last packet went or came, or was sought
+	over    path.Transport
+	silence silence
+	used    time.Time // when the last packet went or came, or was sought
 	// seen is what the packets were at the last look, and pause how long the next
 	// one may wait.
 	seen  wg.Activity
@@ -228,6 +229,9 @@ func (l *link) tend(now time.Time) time.Time {
 	}
 	l.steer(now)
 	l.doubt(now, a)
+	if l.voiceless(a) {
+		l.mistrust(now)
+	}
 	next = earlier(next, l.settle(now))
 	next = earlier(next, l.call(now))
 	// Packets that go out unanswered are to be noticed.

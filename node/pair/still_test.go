@@ -30,7 +30,8 @@ type still struct {
 	stun      []netip.AddrPort // where messages went
 	shakes    map[mesh.WireGuardKey]int
 	shaken    map[mesh.WireGuardKey]time.Time
-	looks     int // at Stats
+	received  uint64 // of each peer
+	looks     int    // at Stats
 	statsErr  error
 	sockets   wg.Socket
 	socketErr error // of AddSocket
@@ -248,7 +249,7 @@ func (s *still) Stats() (mesh.InterfaceStats, error) {
 	s.looks++
 	var stats mesh.InterfaceStats
 	for key, at := range s.shaken {
-		stats.Peers = append(stats.Peers, mesh.PeerStats{PublicKey: key, LastHandshake: at})
+		stats.Peers = append(stats.Peers, mesh.PeerStats{PublicKey: key, LastHandshake: at, ReceiveBytes: s.received})
 	}
 	return stats, s.statsErr
 }
