@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"runtime"
 	"slices"
 	"testing"
@@ -19,10 +21,11 @@ import (
 	"github.com/meshgate/meshgate/turn/client"
 )
 
-// devGateway opens a gateway for development that does not serve.
-func devGateway(t *testing.T) *gatewayProcess {
+// devGateway opens a gateway for development that does not serve, with further
+// flags as pairs of name and value.
+func devGateway(t *testing.T, flags ...string) *gatewayProcess {
 	t.Helper()
-	p := openDev(t)
+	p := openDev(t, flags...)
 	t.Cleanup(func() {
 		if err := p.close(); err != nil {
 			t.Error(err)
@@ -32,14 +35,16 @@ func devGateway(t *testing.T) *gatewayProcess {
 }
 
 // openDev opens one that the caller has to run or close.
-func openDev(t *testing.T) *gatewayProcess {
+func openDev(t *testing.T, flags ...string) *gatewayProcess {
 	t.Helper()
 	c := &upConfig{dev: true}
 	f := pflag.NewFlagSet("up", pflag.ContinueOnError)
 	c.register(f)
 	c.dev = true
-	if err := f.Set("listen", "127.0.0.1:0"); err != nil {
-		t.Fatal(err)
+	for pair := range slices.Chunk(append([]string{"listen", "127.0.0.1:0"}, flags...), 2) {
+		if err := f.Set(pair[0], pair[1]); err != nil {
+			t.Fatal(err)
+		}
 	}
 	if err := c.load(f); err != nil {
 		t.Fatal(err)
@@ -142,8 +147,11 @@ func TestNetworks(t *testing.T) {
 // A relay ends with the right of its user at each gateway, also where another one
 // gave the credential.
 func TestRightsChanged_EndsRelaysThatOthersGaveCredentialsFor(t *testing.T) {
-	p := devGateway(t)
-	p.cfg.turnSecretFile = "shared" // others mint, too
+	secret := filepath.Join(t.TempDir(), "secret")
+	if err := os.WriteFile(secret, []byte("what others mint with, too"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	p := devGateway(t, "turn.secret-file", secret)
 	was := &mesh.Snapshot{Nodes: mesh.NodesOf(&mesh.Node{ID: "laptop"}, &mesh.Node{ID: "phone"})}
 	p.departed.follow(was)
 	for _, user := range []string{"laptop", "phone", "outsider"} {
