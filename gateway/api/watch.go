@@ -51,14 +51,15 @@ func (w *watchService) WatchMesh(ctx context.Context, _ *connect.Request[meshgat
 		return err
 	}
 	ctx, cancel := context.WithCancel(ctx)
-	next, roll := w.follow(ctx, s.Version), w.attend(ctx)
+	next, rolls := w.follow(ctx, s.Version), w.attend(ctx)
 	defer func() {
 		cancel()
 		for range next { // wait for follow to end
 		}
-		for range roll {
+		for range rolls {
 		}
 	}()
+	roll := rolls      // nil once there are no more
 	presence := <-roll // whoever asks once wants it
 	ticker := time.NewTicker(linkInterval)
 	defer ticker.Stop()
