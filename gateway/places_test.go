@@ -197,12 +197,22 @@ func TestPlaces_TURNTakesAQuarter(t *testing.T) {
 		return c
 	}
 	settle := func(c net.Conn, holds bool) { c.(interface{ Settled(bool) }).Settled(holds) }
+	next := func(what string) net.Conn {
+		t.Helper()
+		select {
+		case c := <-handed:
+			return c
+		case <-time.After(patience):
+			t.Fatalf("%s was not handed to TURN", what)
+			return nil
+		}
+	}
 	first := dial()
-	settle(<-handed, false)
+	settle(next("the first connection"), false)
 	var relays []net.Conn
 	for range 2 { // the second one gets the place of who has no relay
 		dial()
-		relays = append(relays, <-handed)
+		relays = append(relays, next("a connection after it"))
 		settle(relays[len(relays)-1], true)
 	}
 	closed(t, first)
@@ -237,12 +247,7 @@ func TestPlaces_TURNTakesAQuarter(t *testing.T) {
 		}
 	}
 	dial() // there is a place again
-	select {
-	case conn := <-handed:
-		_ = conn.Close()
-	case <-time.After(patience):
-		t.Error("a relay that ended keeps its place")
-	}
+	_ = next("a connection in the place of a relay that ended").Close()
 }
 
 // One network cannot take the places of TURN from others: the one of its own that
