@@ -22,9 +22,12 @@ import (
 )
 
 // strangersRate and strangersBurst bound the answers to STUN per second, and at
-// once, to each network (see package limiter). A probe asks every few seconds:
-// some hundred nodes behind one address stay below.
-const strangersRate, strangersBurst = 100, 300
+// once, to each network (see package limiter). A node asks on the way that it uses
+// each few seconds, and thousands of them may be behind one address: that of a NAT,
+// or that of a gateway which has their relays. An answer is no longer than what it
+// answers, so a forged source gains nothing over sending there itself; what it gets
+// at most is 1.4 Mbit/s.
+const strangersRate, strangersBurst = 2000, 6000
 
 // pairDevice is the device as package pair sees it.
 type pairDevice struct{ *wg.Device }
