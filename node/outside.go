@@ -20,6 +20,9 @@ const lookAtPeers = 30 * time.Second
 
 // addrOf returns the address of a "host:port" whose host is one.
 func addrOf(at string) (netip.Addr, bool) {
+	if at == "" { // that of most: errors cost memory
+		return netip.Addr{}, false
+	}
 	host, _, err := net.SplitHostPort(at)
 	if err != nil {
 		return netip.Addr{}, false
