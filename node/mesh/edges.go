@@ -5,6 +5,7 @@ package mesh
 import (
 	"cmp"
 	"iter"
+	"maps"
 )
 
 // Edges is an immutable set of edges, at most one between two nodes. Like
@@ -81,10 +82,14 @@ func (s Edges) Of(id NodeID) iter.Seq[Edge] {
 }
 
 // With returns the set with e in it, in place of an edge between the same
-// nodes. An edge from a node to itself is left out.
+// nodes. An edge from a node to itself is left out; one that is there as it is
+// leaves the set as it is.
 func (s Edges) With(e Edge) Edges {
 	e.Source, e.Target = min(e.Source, e.Target), max(e.Source, e.Target)
 	if e.Source == e.Target {
+		return s
+	}
+	if old, ok := s.Get(e.Source, e.Target); ok && old.Weight == e.Weight && maps.Equal(old.Attributes, e.Attributes) {
 		return s
 	}
 	s.ends = s.ends.with(end{edge: &e}, atEnd(e.Source, e.Target))
