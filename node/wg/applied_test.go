@@ -298,7 +298,7 @@ func TestSet_RefusesAPrefixOfAPeerThatStays(t *testing.T) {
 
 func TestPrefixSet_WithIsANewSet(t *testing.T) {
 	pool := prefixes("0.0.0.0/0", "10.0.0.0/8", "10.1.0.0/16", "fd00::/8")
-	for i := range 2 * maxRecent {
+	for i := range 512 {
 		pool = append(pool, netip.MustParsePrefix(fmt.Sprintf("10.%d.%d.0/24", i>>8, i&255)))
 	}
 	rapid.Check(t, func(t *rapid.T) {
@@ -321,8 +321,22 @@ func TestPrefixSet_WithIsANewSet(t *testing.T) {
 					delete(in, p)
 				}
 			}
-			if len(s.recent) > maxRecent {
-				t.Fatalf("%d recent prefixes", len(s.recent))
+			for at, used := range [][]length{s.used4, s.used6} {
+				count := make(map[int]int)
+				for p := range in {
+					if p.Addr().Is4() == (at == 0) {
+						count[p.Bits()]++
+					}
+				}
+				for _, l := range used {
+					if count[l.bits] != l.count {
+						t.Fatalf("%d prefixes of %d bits, want %d", l.count, l.bits, count[l.bits])
+					}
+					delete(count, l.bits)
+				}
+				if len(count) > 0 {
+					t.Fatalf("lengths %v are not in use: %v", count, used)
+				}
 			}
 			var routes []route
 			for p, to := range in {

@@ -8,9 +8,11 @@ import (
 	"slices"
 )
 
-// maxRecent is how many prefixes a set may hold beside those that it shares
-// with the set before. Copying them is what a small change costs.
-const maxRecent = 256
+// shelves is into how many maps a set is cut: a change copies one of them, and the
+// list of them. Some kilobytes each with ten thousand prefixes.
+const shelves = 1 << shelfBits
+
+const shelfBits = 7
 
 // route is a prefix and the peer that is behind it.
 type route struct {
@@ -19,25 +21,21 @@ type route struct {
 }
 
 // prefixSet finds the longest prefix that holds an address, and the peer behind
-// it. It is immutable; nil is the empty set.
+// it. It is immutable and shares what has not changed with the set that it was made
+// from; nil is the empty set.
 type prefixSet struct {
-	members map[netip.Prefix]*contact
-	// recent are prefixes that are in the set, or not in it (nil), whatever
-	// members says.
-	recent map[netip.Prefix]*contact
-	// bits4 and bits6 are the prefix lengths in use, longest first. A mesh
+	members [shelves]map[netip.Prefix]*contact
+	// used4 and used6 are the prefix lengths in use, longest first. A mesh
 	// has a handful of them, so one map look-up per length beats a trie.
-	bits4, bits6 []int
+	used4, used6 []length
 }
+
+// length is how many prefixes of a set have so many bits.
+type length struct{ bits, count int }
 
 // newPrefixSet builds a set of masked prefixes.
 func newPrefixSet(routes []route) *prefixSet {
-	s := &prefixSet{members: make(map[netip.Prefix]*contact, len(routes))}
-	for _, r := range routes {
-		s.members[r.prefix] = r.to
-		s.noteLength(r.prefix)
-	}
-	return s
+	return new(prefixSet).with(routes, nil)
 }
 
 // with returns the set with some masked prefixes more, and some less.
@@ -45,68 +43,57 @@ func (s *prefixSet) with(added []route, removed []netip.Prefix) *prefixSet {
 	if len(added) == 0 && len(removed) == 0 && s != nil {
 		return s
 	}
-	if s == nil {
-		s = new(prefixSet)
+	next := new(prefixSet)
+	if s != nil {
+		*next = *s
+		next.used4, next.used6 = slices.Clone(s.used4), slices.Clone(s.used6)
 	}
-	if len(s.recent)+len(added)+len(removed) > maxRecent {
-		return newPrefixSet(s.list(added, removed))
+	var copied [shelves]bool
+	of := func(p netip.Prefix) map[netip.Prefix]*contact {
+		i := shelf(p)
+		if !copied[i] {
+			copied[i] = true
+			if next.members[i] = maps.Clone(next.members[i]); next.members[i] == nil {
+				next.members[i] = make(map[netip.Prefix]*contact)
+			}
+		}
+		return next.members[i]
 	}
-	next := &prefixSet{
-		members: s.members, recent: make(map[netip.Prefix]*contact, len(s.recent)+len(added)+len(removed)),
-		bits4: slices.Clone(s.bits4), bits6: slices.Clone(s.bits6),
-	}
-	maps.Copy(next.recent, s.recent)
 	for _, p := range removed {
-		next.recent[p] = nil
+		if next.to(p) != nil {
+			delete(of(p), p)
+			next.count(p, -1)
+		}
 	}
 	for _, r := range added {
-		next.recent[r.prefix] = r.to
-		next.noteLength(r.prefix)
+		if next.to(r.prefix) == nil {
+			next.count(r.prefix, 1)
+		}
+		of(r.prefix)[r.prefix] = r.to
 	}
 	return next
 }
 
-// list returns all prefixes of the set with some more and some less.
-func (s *prefixSet) list(added []route, removed []netip.Prefix) []route {
-	all := make(map[netip.Prefix]*contact, len(s.members)+len(added))
-	maps.Copy(all, s.members)
-	maps.Copy(all, s.recent)
-	for _, p := range removed {
-		all[p] = nil
+// count counts n more prefixes of the length of p.
+func (s *prefixSet) count(p netip.Prefix, n int) {
+	used := &s.used6
+	if p.Addr().Is4() {
+		used = &s.used4
 	}
-	for _, r := range added {
-		all[r.prefix] = r.to
+	i, found := slices.BinarySearchFunc(*used, p.Bits(), func(a length, b int) int { return b - a.bits })
+	if !found {
+		*used = slices.Insert(*used, i, length{bits: p.Bits()})
 	}
-	routes := make([]route, 0, len(all))
-	for p, to := range all {
-		if to != nil {
-			routes = append(routes, route{p, to})
-		}
+	if (*used)[i].count += n; (*used)[i].count == 0 {
+		*used = slices.Delete(*used, i, i+1)
 	}
-	return routes
 }
 
-// noteLength adds the length of a prefix to those in use.
-func (s *prefixSet) noteLength(p netip.Prefix) {
-	bits := &s.bits6
-	if p.Addr().Is4() {
-		bits = &s.bits4
-	}
-	i, found := slices.BinarySearchFunc(*bits, p.Bits(), func(a, b int) int { return b - a })
-	if !found {
-		*bits = slices.Insert(*bits, i, p.Bits())
-	}
-}
+// shelf is in which map of a set p is.
+func shelf(p netip.Prefix) uint64 { return spread(p.Addr()) >> (64 - shelfBits) }
 
 // to returns the peer behind p itself, or nil.
-func (s *prefixSet) to(p netip.Prefix) *contact {
-	if len(s.recent) > 0 {
-		if to, known := s.recent[p]; known {
-			return to
-		}
-	}
-	return s.members[p]
-}
+func (s *prefixSet) to(p netip.Prefix) *contact { return s.members[shelf(p)][p] }
 
 // match returns the length of the longest prefix that holds a, or false.
 func (s *prefixSet) match(a netip.Addr) (int, bool) {
@@ -120,17 +107,17 @@ func (s *prefixSet) find(a netip.Addr) (int, *contact) {
 	if s == nil {
 		return 0, nil
 	}
-	lengths := s.bits6
+	used := s.used6
 	if a.Is4() {
-		lengths = s.bits4
+		used = s.used4
 	}
-	for _, bits := range lengths {
-		p, err := a.Prefix(bits)
+	for _, l := range used {
+		p, err := a.Prefix(l.bits)
 		if err != nil {
 			return 0, nil
 		}
 		if to := s.to(p); to != nil {
-			return bits, to
+			return l.bits, to
 		}
 	}
 	return 0, nil
