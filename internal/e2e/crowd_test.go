@@ -65,6 +65,10 @@ type crowdReport struct {
 	CPU             time.Duration
 }
 
+// crowdStep is how many nodes join, and leave, at a time: a node that ends does
+// not wait long for the answer to its leave.
+const crowdStep = 8
+
 // meshPort is where nodes answer each other.
 const meshPort = 8443
 
@@ -116,6 +120,9 @@ type crowdOf struct {
 	lost  int
 	ended bool
 	err   string
+	// rss is what kept saw when it looked.
+	rss    int64
+	looked time.Time
 }
 
 // report prints one.
@@ -146,13 +153,28 @@ func (c *crowdOf) report() error {
 		return err
 	}
 	r.Goroutines, r.FDs = runtime.NumGoroutine(), len(list)
-	if r.RSS, _, err = child.RSS(os.Getpid()); err != nil {
+	if r.RSS, err = c.kept(); err != nil {
 		return err
 	}
 	if r.CPU, err = child.CPU(os.Getpid()); err != nil {
 		return err
 	}
 	return c.out.Encode(r)
+}
+
+// keptEvery is the time between two collections of garbage.
+const keptEvery = 20 * time.Second
+
+// kept is the memory that the process had after the last collection. A quiet
+// process of some hundred MiB makes as much garbage in minutes as it holds, before
+// it collects any by itself: that is no growth. The caller holds mu.
+func (c *crowdOf) kept() (_ int64, err error) {
+	if now := time.Now(); now.Sub(c.looked) >= keptEvery || c.ended {
+		runtime.GC()
+		c.looked = now
+		c.rss, _, err = child.RSS(os.Getpid())
+	}
+	return c.rss, err
 }
 
 // wayToGateway is the best one.
@@ -217,19 +239,25 @@ func (c *crowdOf) run(ctx context.Context) error {
 			}
 		}
 	})
-	joining := make(chan struct{}, 8)
+	var ends []func() // each ends a node and waits until it has left
+	joining := make(chan struct{}, crowdStep)
 	for i := range c.Nodes {
 		select {
 		case joining <- struct{}{}:
 		case <-ctx.Done():
-			return g.Wait()
+		}
+		if ctx.Err() != nil {
+			break
 		}
 		n, err := newCrowdNode(nodemesh.NodeID(fmt.Sprintf("%s-%d", c.Name, i)), gate, opts.Config())
 		if err != nil {
 			g.Go(func() error { return err })
 			break
 		}
-		g.Go(func() error { return n.run(ctx) })
+		on, end := context.WithCancel(context.WithoutCancel(ctx))
+		ended := make(chan struct{})
+		ends = append(ends, func() { end(); <-ended })
+		g.Go(func() error { defer close(ended); return n.run(on) })
 		g.Go(func() error {
 			defer func() { <-joining }()
 			select {
@@ -243,6 +271,15 @@ func (c *crowdOf) run(ctx context.Context) error {
 			return nil
 		})
 	}
+	g.Go(func() error {
+		<-ctx.Done()
+		var leaving errgroup.Group
+		leaving.SetLimit(crowdStep)
+		for _, end := range ends {
+			leaving.Go(func() error { end(); return nil })
+		}
+		return leaving.Wait()
+	})
 	return g.Wait()
 }
 
