@@ -53,6 +53,7 @@ type Agent struct {
 	window   window   // requests of the peer
 	serve    bucket
 	newcomer bucket
+	veiled   bool // the peer takes veiled data, as its latest request said
 }
 
 // New returns an agent that knows nothing yet. Errors wrap mesh.ErrInvalid.
@@ -98,10 +99,26 @@ func (a *Agent) SetRemote(now time.Time, remote Credentials, session uint64) err
 	}
 	a.remote, a.session, a.signaled = remote, session, true
 	a.window = window{}
-	a.met = false
+	a.met, a.veiled = false, false
 	a.forget(now)
 	return nil
 }
+
+// TakeVeils says whether this side takes data that comes veiled; at first it does
+// not. The peer is told with the next check, which is soon if that is news to it.
+func (a *Agent) TakeVeils(on bool) {
+	if a.veils == on {
+		return
+	}
+	a.veils = on
+	if a.selected != nil {
+		a.selected.soon = true
+	}
+}
+
+// PeerTakesVeils reports whether the peer does, as far as its checks have said so in
+// this session.
+func (a *Agent) PeerTakesVeils() bool { return a.veiled }
 
 // insist gives a peer another round that signals, and has not shown itself by
 // checks. It pays for that as for new addresses.
@@ -242,6 +259,9 @@ func (a *Agent) request(now time.Time, r Route, m *Message) bool {
 	}
 	a.counters.Served++
 	a.met = true
+	if m.Note.Sequence == a.window.last { // none that is late
+		a.veiled = m.Note.Veils
+	}
 	answer := Message{Type: BindingSuccess, ID: m.ID, Mapped: r.To, Fingerprint: true}
 	a.out = append(a.out, Packet{r, answer.Marshal(seal(a.cfg.Local.Password, a.cfg.Self, a.cfg.Peer))})
 	w := a.learn(now, r, m.Note.Leg)

@@ -253,7 +253,7 @@ func (s *ways) newCheck(w *way, round bool) *Message {
 	return &Message{
 		Type:        BindingRequest,
 		ID:          newTransaction(s.tag),
-		Note:        &Note{Sequence: s.sequence, Leg: w.local.Transport, Uses: w == s.selected, Round: round},
+		Note:        &Note{Sequence: s.sequence, Leg: w.local.Transport, Uses: w == s.selected, Round: round, Veils: s.veils},
 		Fingerprint: true,
 	}
 }

@@ -156,3 +156,32 @@ func reflexiveOf(t *testing.T, h *host) netip.AddrPort {
 	}
 	return a
 }
+
+// What a peer says of veils in its latest check counts, and not in one that is late.
+func TestAgent_KnowsWhetherThePeerTakesVeils(t *testing.T) {
+	p := newPair(t)
+	meet(p.a, p.b)
+	var late []path.Packet
+	p.b.tap = func(out path.Packet) { late = append(late, out) }
+	p.b.agent.TakeVeils(true)
+	p.await(t, 2*time.Second, direct(p.a, p.b))
+	if !p.a.agent.PeerTakesVeils() || p.b.agent.PeerTakesVeils() {
+		t.Fatalf("the peers take veils: %v, %v", p.a.agent.PeerTakesVeils(), p.b.agent.PeerTakesVeils())
+	}
+	for _, on := range []bool{false, true, false} {
+		p.b.agent.TakeVeils(on)
+		p.b.pump()
+		p.await(t, time.Second, func() bool { return p.a.agent.PeerTakesVeils() == on })
+	}
+	before := late[0]
+	p.a.agent.Packet(p.w.now, path.Native, reflexiveOf(t, p.b), before.Bytes)
+	if p.a.agent.PeerTakesVeils() {
+		t.Error("a check that came twice has changed it")
+	}
+	p.b.agent.TakeVeils(true)
+	p.b.pump()
+	p.await(t, time.Second, p.a.agent.PeerTakesVeils)
+	if err := p.a.agent.SetRemote(p.w.now, path.NewCredentials(), 2); err != nil || p.a.agent.PeerTakesVeils() {
+		t.Errorf("another session takes veils: %v, %v", p.a.agent.PeerTakesVeils(), err)
+	}
+}

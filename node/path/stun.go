@@ -77,6 +77,9 @@ type Note struct {
 	// Round asks the other side to try all ways that are better than this one
 	// now: packets that meet halfway are what opens NATs.
 	Round bool
+	// Veils says that the sender takes data that comes veiled, which is up to the
+	// caller; those who know nothing of it say no.
+	Veils bool
 }
 
 // Message is a STUN Binding message. Its zero fields stand for attributes that
@@ -202,6 +205,7 @@ func (m *Message) number(kind uint16, value []byte) bool {
 			Sequence: binary.BigEndian.Uint64(value),
 			Uses:     value[8]&1 != 0,
 			Round:    value[8]&2 != 0,
+			Veils:    value[8]&4 != 0,
 			Leg:      Transport(value[9]),
 		}
 	}
@@ -282,7 +286,7 @@ func (m *Message) Marshal(password string) []byte {
 	}
 	if n := m.Note; n != nil {
 		value := binary.BigEndian.AppendUint64(nil, n.Sequence)
-		b = appendAttribute(b, attrNote, append(value, bit(n.Uses, 1)|bit(n.Round, 2), byte(n.Leg), 0, 0))
+		b = appendAttribute(b, attrNote, append(value, bit(n.Uses, 1)|bit(n.Round, 2)|bit(n.Veils, 4), byte(n.Leg), 0, 0))
 	}
 	b = m.fill(b, password != "")
 	if password != "" {

@@ -23,7 +23,7 @@ func samples() []path.Message {
 	return []path.Message{
 		{Type: path.BindingRequest, ID: id},
 		{Type: path.BindingRequest, ID: id, Username: []byte("abcdefgh:ijklmnop"), Priority: 1 << 30, Fingerprint: true,
-			Note: &path.Note{Sequence: 1 << 40, Leg: path.TLS, Uses: true, Round: true}},
+			Note: &path.Note{Sequence: 1 << 40, Leg: path.TLS, Uses: true, Round: true, Veils: true}},
 		{Type: path.BindingRequest, ID: id, ChangeIP: true, ChangePort: true},
 		{Type: path.BindingSuccess, ID: id, Mapped: v4, Fingerprint: true},
 		{Type: path.BindingSuccess, ID: id, Mapped: v6, Other: v4, Origin: v6},

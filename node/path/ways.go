@@ -128,6 +128,8 @@ type ways struct {
 	decides bool
 	// patient is the longest wait between rounds while there is no way.
 	patient time.Duration
+	// veils is what checks say of this side; see Note.
+	veils bool
 	// marshal makes a check of a message that has its id and note.
 	marshal func(*Message, *way) []byte
 
