@@ -89,7 +89,7 @@ func (d *devicePeers) renew(s *mesh.Snapshot, peers []mesh.Peer, known map[mesh.
 }
 
 func (d *devicePeers) peer(s *mesh.Snapshot, p *mesh.Peer) wg.Peer {
-	peer := wg.Peer{Key: s.Nodes.WireGuardKey(p.Node), Name: string(p.Node.ID), Endpoint: p.Endpoint, AllowedIPs: p.AllowedIPs}
+	peer := wg.Peer{Key: s.Nodes.WireGuardKey(p.Node), Name: string(p.Node.ID), Endpoint: p.Endpoint, AllowedIPs: p.AllowedIPs, Veiled: p.Veiled, Veil: p.Veils}
 	if d.calls && p.Endpoint != "" {
 		peer.Keepalive = keepalive
 	}

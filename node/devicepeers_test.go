@@ -35,7 +35,7 @@ func TestDevicePeers_AreThoseOfThePlan(t *testing.T) {
 	incremental := devicePeers{calls: true}
 	for range 300 {
 		all := slices.Collect(peers.All())
-		switch p := all[random.IntN(len(all))]; random.IntN(6) {
+		switch p := all[random.IntN(len(all))]; random.IntN(7) {
 		case 0:
 			if len(all) > 1 {
 				peers = peers.Without(p.Node.ID)
@@ -49,6 +49,9 @@ func TestDevicePeers_AreThoseOfThePlan(t *testing.T) {
 			p.AllowedIPs = append(slices.Clip(p.AllowedIPs), netip.MustParsePrefix("10.8.0.0/16"))[random.IntN(2):]
 			peers = peers.With(p)
 		case 4: // nothing changes
+		case 6:
+			p.Veiled, p.Veils = [][]netip.Prefix{nil, p.AllowedIPs}[random.IntN(2)], random.IntN(2) == 0
+			peers = peers.With(p)
 		case 5: // all are the memory of nothing before
 			peers = mesh.PeersOf(all...)
 		}

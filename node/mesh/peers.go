@@ -68,13 +68,14 @@ func (p Peers) Chunks() iter.Seq[[]Peer] { return slices.Values(p.list.chunks) }
 // there is much of it. Plans share what has not changed.
 func (p Peer) Shares(other Peer) bool {
 	return p.Node == other.Node && p.Endpoint == other.Endpoint && p.Protocol == other.Protocol &&
-		SameList(p.AllowedIPs, other.AllowedIPs)
+		SameList(p.AllowedIPs, other.AllowedIPs) && SameList(p.Veiled, other.Veiled) && p.Veils == other.Veils
 }
 
 // Equal reports whether p says the same as another peer, in whatever memory. The
 // zero Peer, which is none, equals itself alone.
 func (p Peer) Equal(other Peer) bool {
 	return p.Endpoint == other.Endpoint && p.Protocol == other.Protocol && slices.Equal(p.AllowedIPs, other.AllowedIPs) &&
+		slices.Equal(p.Veiled, other.Veiled) && p.Veils == other.Veils &&
 		(p.Node == other.Node || reflect.DeepEqual(p.Node, other.Node))
 }
 

@@ -174,6 +174,8 @@ func TestPeer_Equal(t *testing.T) {
 		"another endpoint":   {peer(func(p *Peer) { p.Endpoint = "" }), false},
 		"another protocol":   {peer(func(p *Peer) { p.Protocol = v1.ConnectProtocol_CONNECT_NATIVE }), false},
 		"other networks":     {peer(func(p *Peer) { p.AllowedIPs = nil }), false},
+		"veiled networks":    {peer(func(p *Peer) { p.Veiled = p.AllowedIPs }), false},
+		"sent to veiled":     {peer(func(p *Peer) { p.Veils = true }), false},
 		"another record":     {peer(func(p *Peer) { p.Node.PrimaryEndpoint = "" }), false},
 		"the same but no id": {peer(func(p *Peer) { p.Node = nil }), false},
 	} {

@@ -25,6 +25,11 @@ type Plan struct {
 type Peer struct {
 	Node       *Node
 	AllowedIPs []netip.Prefix
+	// Veiled and Veils are those of wg.Peer (Veil): networks behind the node that
+	// are behind another peer as well, and whether packets go to this one. Plans
+	// that nodes are told have none.
+	Veiled []netip.Prefix
+	Veils  bool
 	// Endpoint is "ip:port" or "name:port"; empty when the peer must call first.
 	Endpoint string
 	Protocol v1.ConnectProtocol

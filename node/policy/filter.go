@@ -67,7 +67,7 @@ func DeliveryFilter(s *mesh.Snapshot, p mesh.Plan, flows *Flows) *Filter {
 			f.trusted[string(peer.Node.ID)] = true
 			continue
 		}
-		for _, network := range peer.AllowedIPs {
+		for _, network := range slices.Concat(peer.AllowedIPs, peer.Veiled) {
 			if !o.own(network) {
 				o.more.add(network, string(peer.Node.ID))
 			}

@@ -223,7 +223,7 @@ func TestDeliveryFilter(t *testing.T) {
 	s.Node("c").Features = []mesh.Feature{{Kind: v1.Feature_MEMBERSHIP, Port: 8443}}
 	s.Routes = nil
 	plan := mesh.Plan{Self: s.Node("a"), Peers: mesh.PeersOf(
-		mesh.Peer{Node: s.Node("b"), AllowedIPs: prefixes("172.16.0.2/32", "10.0.0.0/8")},
+		mesh.Peer{Node: s.Node("b"), AllowedIPs: prefixes("172.16.0.2/32", "10.0.0.0/8"), Veiled: prefixes("192.168.5.0/24")},
 		mesh.Peer{Node: s.Node("c"), AllowedIPs: prefixes("172.16.0.3/32", "172.16.0.9/32", "192.0.2.0/24")},
 	)}
 	fresh := func() *policy.Filter { return policy.DeliveryFilter(s, plan, policy.NewFlows()) }
@@ -237,6 +237,8 @@ func TestDeliveryFilter(t *testing.T) {
 		{"a peer, another port", packet("b", "a", tcp, opens, 5000, 22), false},
 		{"the network behind a peer, the port", from("10.1.2.3", packet("b", "a", tcp, opens, 5000, 443)), true},
 		{"the network behind a peer, another port", from("10.1.2.3", packet("b", "a", tcp, opens, 5000, 22)), false},
+		{"a veiled network behind a peer, the port", from("192.168.5.3", packet("b", "a", tcp, opens, 5000, 443)), true},
+		{"a veiled network behind a peer, another port", from("192.168.5.3", packet("b", "a", tcp, opens, 5000, 22)), false},
 		{"a gateway", packet("c", "a", tcp, opens, 5000, 22), true},
 		{"whom a gateway forwards", from("172.16.0.9", packet("c", "a", tcp, opens, 5000, 22)), true},
 		{"a network behind a gateway", from("192.0.2.7", packet("c", "a", tcp, opens, 5000, 22)), true},

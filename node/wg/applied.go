@@ -44,7 +44,8 @@ type appliedList struct {
 // changed.
 type appliedPeer struct {
 	name      string
-	allowed   []netip.Prefix // not the caller's memory
+	allowed   []netip.Prefix // Peer.networks, not the caller's memory
+	veil      bool           // Peer.Veil
 	keepalive time.Duration  // whole seconds
 	endpoint  peerEndpoint
 	contact   *contact
@@ -202,7 +203,7 @@ func (a *applied) missing(gone []appliedList) (keys []mesh.WireGuardKey) {
 func (was *appliedPeer) is(p *Peer) bool {
 	return !was.lost && was.endpoint.text == p.Endpoint && (p.Endpoint == "" || was.endpoint.addr.IsValid()) &&
 		was.name == p.Name && was.keepalive == p.Keepalive.Truncate(time.Second) && p.Keepalive >= 0 &&
-		slices.Equal(was.allowed, p.AllowedIPs)
+		slices.Equal(was.allowed, p.networks()) && was.veil == p.Veil
 }
 
 // validate checks the peers that change, and that no two peers get one prefix.
@@ -226,7 +227,7 @@ func (a *applied) validate(ch *changes) error {
 		if err := p.validate(); err != nil {
 			return fmt.Errorf("peer %v: %w", p.Key, err)
 		}
-		for _, prefix := range p.AllowedIPs {
+		for _, prefix := range p.networks() {
 			other, held := taken[prefix]
 			if !held && !free[prefix] {
 				other, held = a.owner[prefix]
@@ -263,8 +264,8 @@ func (ch *changes) routes(a *applied) (added []route, removed []netip.Prefix) {
 	}
 	for i := range ch.peers {
 		p := &ch.peers[i]
-		removed = append(removed, without(p.had(), p.AllowedIPs)...)
-		for _, prefix := range without(p.AllowedIPs, p.had()) {
+		removed = append(removed, without(p.had(), p.networks())...)
+		for _, prefix := range without(p.networks(), p.had()) {
 			added = append(added, route{prefix, p.contact})
 		}
 	}
@@ -285,7 +286,7 @@ func (ch *changes) allRoutes(a *applied, c *Config) []route {
 			if to == nil {
 				to = a.peers[p.Key].contact
 			}
-			for _, prefix := range p.AllowedIPs {
+			for _, prefix := range p.networks() {
 				all = append(all, route{prefix, to})
 			}
 		}
@@ -317,8 +318,8 @@ func (a *applied) take(c *Config, ch *changes) {
 	for i := range ch.peers {
 		p := &ch.peers[i]
 		allowed := p.had()
-		if !slices.Equal(allowed, p.AllowedIPs) {
-			allowed = slices.Clone(p.AllowedIPs)
+		if networks := p.networks(); !slices.Equal(allowed, networks) {
+			allowed = slices.Clone(networks)
 		}
 		for _, prefix := range allowed {
 			a.owner[prefix] = p.Key
@@ -326,7 +327,7 @@ func (a *applied) take(c *Config, ch *changes) {
 		a.peers[p.Key] = &appliedPeer{
 			name: p.Name, allowed: allowed,
 			keepalive: p.Keepalive.Truncate(time.Second), endpoint: p.endpoint,
-			contact: p.contact,
+			contact: p.contact, veil: p.Veil,
 		}
 	}
 	a.takeLists(c, ch)
@@ -434,7 +435,7 @@ func (is *appliedPeer) label(key mesh.WireGuardKey) string {
 
 // follow takes from was what the library does not know.
 func (is *appliedPeer) follow(was *appliedPeer) {
-	is.name, is.endpoint, is.contact = was.name, was.endpoint, was.contact
+	is.name, is.endpoint, is.contact, is.veil = was.name, was.endpoint, was.contact, was.veil
 	is.lost = is.lost && was.endpoint.addr.IsValid()
 	if slices.Equal(sorted(was.allowed), sorted(is.allowed)) {
 		is.allowed = was.allowed

@@ -111,7 +111,7 @@ func (r *rules) judge(packet []byte) verdict {
 	switch {
 	case !ok:
 		return dropMalformed
-	case martian(src) || r.ownAddr(src):
+	case martian(src) || r.ownAddr(src) || isVeiled(src):
 		return dropMartian
 	case r.ownAddr(dst):
 		if r.accept != nil && !r.accept(describe(packet)) {

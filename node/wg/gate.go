@@ -5,6 +5,7 @@ package wg
 import (
 	"net/netip"
 	"slices"
+	"sync/atomic"
 )
 
 // gate is a plane whose packets for idle peers wait until the library has
@@ -20,6 +21,17 @@ type gate struct {
 
 	// seeker is told of what goes out.
 	seeker seeker
+	// veils are the peers to which packets go veiled, and from which such come; nil
+	// for none.
+	veils atomic.Pointer[veils]
+	// veiled are destinations of the last packets, and whether those go veiled by
+	// veiling and veilingOf. They belong to Read.
+	veiled [1 << recentBits]struct {
+		dst netip.Addr
+		on  bool
+	}
+	veiling   *veils
+	veilingOf *prefixSet
 	// recent are destinations of the last packets, which are those of the next
 	// ones most likely, and who was behind them according to known. They belong
 	// to Read.
@@ -40,6 +52,9 @@ func (g *gate) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
 	rules := g.filter.load()
 	if rules.seek != nil {
 		g.seeker.observe(rules, bufs, sizes[:n], offset)
+	}
+	if v := g.veils.Load(); v != nil && len(v.on) > 0 {
+		g.veil(v, rules.routes, bufs, sizes[:n], offset)
 	}
 	if rules.lazy {
 		g.wait(rules.routes, bufs, sizes[:n], offset)

@@ -180,7 +180,7 @@ func (d *Device) whole(p *changedPeer) string {
 	if d.nowhere(endpoint) {
 		endpoint = p.endpoint.literal()
 	}
-	return whole(p.Key, p.AllowedIPs, p.Keepalive, endpoint)
+	return whole(p.Key, p.networks(), p.Keepalive, endpoint)
 }
 
 // settle decides which of the peers that change the library is to have, and

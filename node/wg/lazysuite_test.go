@@ -56,6 +56,7 @@ func TestLazy_WholeSuite(t *testing.T) {
 		{"tcp to ourselves", TestTCP_ToOurselves},
 		{"udp", TestUDP_BothFamilies},
 		{"refused port", TestDial_RefusedPort},
+		{"veils are shown", TestVeil_StatsShowWherePacketsGo},
 		{"no route", TestDial_WithoutRouteFailsAtOnce},
 		{"sockets are closed", TestSockets_SayThatTheyAreClosed},
 		{"close ends waits", TestClose_EndsEverythingThatWaits},

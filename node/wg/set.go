@@ -104,9 +104,14 @@ func (d *Device) set(ctx context.Context, c *Config) error {
 		}
 		d.applied.mark = c.Mark
 	}
+	// The gate makes no use of what the library does not have.
+	veiled, still := d.veiled(ch)
+	d.gate.veils.Store(newVeils(still))
 	if err := d.setPeers(c, ch, lazy); err != nil {
 		return fmt.Errorf("apply: %w", err)
 	}
+	d.veiledPeers = veiled
+	d.gate.veils.Store(newVeils(veiled))
 	d.metrics.peers.Set(float64(c.count()))
 	if !d.up {
 		if err := d.wg.Up(); err != nil {
@@ -208,7 +213,8 @@ func (d *Device) diff(c *Config, ch *changes) string {
 	}
 	for i := range ch.peers {
 		peer := &ch.peers[i]
-		lost, gained := without(peer.had(), peer.AllowedIPs), without(peer.AllowedIPs, peer.had())
+		networks := peer.networks()
+		lost, gained := without(peer.had(), networks), without(networks, peer.had())
 		switch {
 		case !peer.stays:
 			withdraw(&unclaimed, lost)

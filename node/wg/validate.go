@@ -48,6 +48,11 @@ func (p *Peer) validate() error {
 			return fmt.Errorf("allowed prefix %v: %w", prefix, mesh.ErrInvalid)
 		}
 	}
+	for _, prefix := range p.Veiled {
+		if prefix != prefix.Masked() || !CanVeil(prefix) {
+			return fmt.Errorf("veiled prefix %v: %w", prefix, mesh.ErrInvalid)
+		}
+	}
 	return nil
 }
 

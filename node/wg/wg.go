@@ -155,6 +155,13 @@ type Peer struct {
 	// AllowedIPs are the networks behind the peer. No two peers share a
 	// prefix; of overlapping ones the more specific wins.
 	AllowedIPs []netip.Prefix
+	// Veiled are networks of which packets are taken from the peer besides, veiled,
+	// whoever has them behind it: see CanVeil, which has to hold for each of them. No
+	// two peers share one.
+	Veiled []netip.Prefix
+	// Veil has packets for Veiled go to the peer, veiled, in place of where they
+	// would go else. The other end has to have this node's networks as Veiled.
+	Veil bool
 	// Keepalive is rounded down to seconds; 0 means none.
 	Keepalive time.Duration
 }
@@ -171,6 +178,7 @@ type Device struct {
 	metrics *metrics
 	filter  *filter
 	plane   plane
+	gate    *gate
 	bind    *bind
 	wg      *device.Device
 	closed  atomic.Bool
@@ -204,8 +212,10 @@ type Device struct {
 	doorman *doorman // nil before the first peers were idle
 	// unsure is true when applied may be wrong, since a Set did not end well.
 	unsure bool
-	// routes are the allowed IPs of all peers.
+	// routes are the allowed IPs of all peers, veiled ones among them.
 	routes *prefixSet
+	// veiledPeers are those of the last Set that ended well.
+	veiledPeers map[mesh.WireGuardKey]veiledPeer
 }
 
 // New makes a device. It does nothing until the first Set.
@@ -268,7 +278,8 @@ func New(o Options) (*Device, error) {
 		return nil, err
 	}
 	d.bind = newBind(native(), sizes, frames, o.STUN, m)
-	d.wg = device.NewDevice(&gate{plane: d.plane, filter: d.filter, metrics: m, paths: &d.bind.paths, wake: d.wake}, d.bind.extended(), d.peerLog.library())
+	d.gate = &gate{plane: d.plane, filter: d.filter, metrics: m, paths: &d.bind.paths, wake: d.wake}
+	d.wg = device.NewDevice(d.gate, d.bind.extended(), d.peerLog.library())
 	if name, err := d.plane.Name(); err == nil {
 		d.name = name // the system may have chosen another
 	}
@@ -396,5 +407,6 @@ func (d *Device) wholeState() (*uapiState, error) {
 		sum := c.before.plus(trafficOf(is))
 		is.ReceiveBytes, is.TransmitBytes, is.LastHandshake = sum.rx, sum.tx, sum.handshake
 	}
+	d.showVeils(s)
 	return s, nil
 }
