@@ -31,6 +31,8 @@ type lab struct {
 	blocked func(from, to netip.AddrPort) bool
 	// tap sees each datagram that is sent, with mu held; nil: nobody does.
 	tap func(to netip.AddrPort, b []byte)
+	// published is told that a node has a new plan; nil: nobody is.
+	published func()
 	// refused says why two nodes are no pair.
 	refused func(a, b mesh.NodeID) string
 	// routes are networks behind nodes.
@@ -205,19 +207,28 @@ func (n *testNode) listen(number wg.Socket, addr netip.AddrPort) {
 func (n *testNode) published() {
 	plan := n.pairs.View().Apply(n.plan)
 	n.mu.Lock()
-	defer n.mu.Unlock()
 	for key, w := range n.ways {
 		if !known(plan, key) {
 			w.closed = true
 			delete(n.ways, key)
 		}
 	}
+	n.mu.Unlock()
+	n.lab.mu.Lock()
+	told := n.lab.published
+	n.lab.mu.Unlock()
+	if told != nil {
+		told()
+	}
 }
 
-// has is what the plan says of a node: whether it is a peer, and what is behind
-// it.
-func (n *testNode) has(id mesh.NodeID) (allowed []netip.Prefix, ok bool) {
+// has is what the plan says of a node: whether it is a peer, and to what networks
+// packets go there.
+func (n *testNode) has(id mesh.NodeID) (sent []netip.Prefix, ok bool) {
 	p, ok := n.pairs.View().Apply(n.plan).Peers.Get(id)
+	if p.Veils {
+		return slices.Concat(p.AllowedIPs, p.Veiled), ok
+	}
 	return p.AllowedIPs, ok
 }
 

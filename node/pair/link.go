@@ -95,6 +95,9 @@ type link struct {
 	// stands is true once there is a session; only links that are no gateway's
 	// have to wait for one.
 	stands bool
+	// veils is true when this node takes veiled packets of the other one, and
+	// peerVeils when that one takes those of this node: see veil.go.
+	veils, peerVeils bool
 	// lost is since when a link that stands is without a way; zero when it has one.
 	lost time.Time
 	// ready is since when there is a way; zero when there is none.
@@ -227,6 +230,7 @@ func (l *link) tend(now time.Time) time.Time {
 		// A socket that is gone loses it, as networks do.
 		_ = l.pairs.cfg.Device.SendSTUN(wg.Socket(out.Socket), out.To, out.Bytes)
 	}
+	l.agree()
 	l.steer(now)
 	l.doubt(now, a)
 	if l.voiceless(a) {

@@ -191,6 +191,7 @@ func transportOf(url string) path.Transport {
 // replan takes a plan of the node.
 func (p *Pairs) replan(now time.Time, plan mesh.Plan, inMesh func(netip.Addr) bool) {
 	p.plan, p.inMesh = plan, inMesh
+	p.veilsRouted = routesVeils(plan)
 	has := make(map[mesh.NodeID]bool, plan.Peers.Len())
 	for peer := range plan.Peers.All() {
 		k, ok := kindOf(peer)

@@ -124,6 +124,9 @@ type Pairs struct {
 	slept   slept
 	late    late
 	held    mesh.NodeID // of Hold
+	// veilless is true when no packets may go veiled, since addresses that those have
+	// are behind a node; veilsRouted when the plan has them.
+	veilless, veilsRouted bool
 }
 
 // datagram is a STUN message that came in.
@@ -222,6 +225,7 @@ func (p *Pairs) Hold(id mesh.NodeID) {
 	p.do(func(now time.Time) {
 		p.held = id
 		p.hold(now)
+		p.fresh = true // see mayVeil
 	})
 }
 
@@ -266,6 +270,9 @@ func (p *Pairs) packet(now time.Time, d datagram) {
 func (p *Pairs) tend(now time.Time) time.Time {
 	next := p.native.tend(now)
 	p.shake(now)
+	if p.fresh {
+		p.declare(now)
+	}
 	for _, l := range p.links {
 		if !l.due.After(now) {
 			l.due = l.tend(now)

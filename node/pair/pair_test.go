@@ -4,6 +4,7 @@ package pair
 
 import (
 	"net/netip"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -287,10 +288,8 @@ func TestPairs_NetworkMovesBetweenNodes(t *testing.T) {
 		l.until(2*time.Second, "both pairs stand", func() bool { return standing(a, b) && standing(a, c) })
 		behind := func() (list []mesh.NodeID) {
 			for p := range a.pairs.View().Apply(a.plan).Peers.All() {
-				for _, allowed := range p.AllowedIPs {
-					if allowed == office {
-						list = append(list, p.Node.ID)
-					}
+				if sent, _ := a.has(p.Node.ID); slices.Contains(sent, office) {
+					list = append(list, p.Node.ID)
 				}
 			}
 			return list

@@ -16,19 +16,26 @@ type View struct {
 	// peers are those that the plan does not have, by their ids. The addresses of
 	// one whose session does not stand are left out: a gateway carries them.
 	peers []mesh.Peer
-	// waiting are peers of the plan whose session does not stand.
+	// waiting are peers of the plan whose session does not stand, or that are sent to
+	// veiled.
 	waiting map[mesh.NodeID]bool
+	// veils are what peers of the plan have veiled.
+	veils map[mesh.NodeID]veil
 }
 
 // Apply returns the plan with the pairs in it. What a peer of the plan loses
 // while it waits is what a gateway carries: without one it would be lost.
 func (v *View) Apply(plan mesh.Plan) mesh.Plan {
-	if len(v.peers) == 0 && len(v.waiting) == 0 {
+	if len(v.peers) == 0 && len(v.waiting) == 0 && len(v.veils) == 0 {
 		return plan
 	}
 	for p := range plan.Peers.All() {
+		veil, veiled := v.veils[p.Node.ID]
+		p.Veiled, p.Veils = veil.networks, veil.on
 		if v.waiting[p.Node.ID] {
 			p.AllowedIPs = slices.DeleteFunc(slices.Clone(p.AllowedIPs), func(a netip.Prefix) bool { return carried(plan.Peers, p.Node.ID, a) })
+		}
+		if veiled || v.waiting[p.Node.ID] {
 			plan.Peers = plan.Peers.With(p)
 		}
 	}
@@ -76,9 +83,10 @@ func carried(peers mesh.Peers, id mesh.NodeID, network netip.Prefix) bool {
 
 // publish makes the view anew.
 func (p *Pairs) publish() {
-	v := &View{waiting: make(map[mesh.NodeID]bool)}
+	v := &View{waiting: make(map[mesh.NodeID]bool), veils: make(map[mesh.NodeID]veil)}
 	taken := make(map[netip.Prefix]bool)
 	links := slices.SortedFunc(maps.Values(p.links), func(a, b *link) int { return b.answered.Compare(a.answered) })
+	veils := p.veil(links)
 	for _, l := range links {
 		id := l.peer.Node.ID
 		switch {
@@ -86,17 +94,20 @@ func (p *Pairs) publish() {
 			peer := l.peer
 			peer.Endpoint = ""
 			peer.AllowedIPs = nil
+			peer.Veiled, peer.Veils = veils[l].networks, veils[l].on
 			for _, a := range l.peer.AllowedIPs {
 				// A network that moves from one node to another is behind the one that the
 				// directory told of last.
-				if l.stands && !taken[a] {
+				if l.bare() && !taken[a] {
 					taken[a] = true
 					peer.AllowedIPs = append(peer.AllowedIPs, a)
 				}
 			}
 			v.peers = append(v.peers, peer)
-		case l.kind == edge && !l.stands:
-			v.waiting[id] = true
+		case l.kind == edge:
+			if v.veils[id] = veils[l]; !l.bare() {
+				v.waiting[id] = true
+			}
 		}
 	}
 	slices.SortFunc(v.peers, func(a, b mesh.Peer) int { return cmp.Compare(a.Node.ID, b.Node.ID) })
