@@ -57,6 +57,7 @@ func TestLazy_WholeSuite(t *testing.T) {
 		{"udp", TestUDP_BothFamilies},
 		{"refused port", TestDial_RefusedPort},
 		{"veils are shown", TestVeil_StatsShowWherePacketsGo},
+		{"veils lose nothing", TestVeil_NothingIsLostBetweenTwoWays},
 		{"no route", TestDial_WithoutRouteFailsAtOnce},
 		{"sockets are closed", TestSockets_SayThatTheyAreClosed},
 		{"close ends waits", TestClose_EndsEverythingThatWaits},
