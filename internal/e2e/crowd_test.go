@@ -17,6 +17,7 @@ import (
 	"net/netip"
 	"os"
 	"runtime"
+	"runtime/debug"
 	"strings"
 	"sync"
 	"time"
@@ -165,12 +166,12 @@ func (c *crowdOf) report() error {
 // keptEvery is the time between two collections of garbage.
 const keptEvery = 20 * time.Second
 
-// kept is the memory that the process had after the last collection. A quiet
+// kept is the memory that the process had when it last gave back what is garbage. A quiet
 // process of some hundred MiB makes as much garbage in minutes as it holds, before
 // it collects any by itself: that is no growth. The caller holds mu.
 func (c *crowdOf) kept() (_ int64, err error) {
 	if now := time.Now(); now.Sub(c.looked) >= keptEvery || c.ended {
-		runtime.GC()
+		debug.FreeOSMemory()
 		c.looked = now
 		c.rss, _, err = child.RSS(os.Getpid())
 	}

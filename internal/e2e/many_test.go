@@ -5,11 +5,13 @@
 package e2e
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
 	"net"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -249,8 +251,8 @@ func slope(list []held) float64 {
 }
 
 // grownBy says what has grown from the first third of the time to the last, or
-// nothing. Memory may do what garbage collection makes of it: it is looked at
-// only where there is time enough.
+// nothing. Memory goes up and down with what is under way: the least of it counts,
+// from the second third to the last, and only where there is time enough.
 func grownBy(list []held) string {
 	third := max(len(list)/3, 1)
 	most := func(part []held, of func(held) int) int {
@@ -268,11 +270,14 @@ func grownBy(list []held) string {
 			return fmt.Sprintf("from %d to %d %s", a, b, name)
 		}
 	}
-	if manySlope == 0 {
+	if manyGrowth == 0 {
 		return ""
 	}
-	if s := slope(list[len(list)/3:]); s > manySlope {
-		return fmt.Sprintf("by %.0f bytes of memory a second, more than %.0f", s, float64(manySlope))
+	least := func(part []held) int64 {
+		return slices.MinFunc(part, func(a, b held) int { return cmp.Compare(a.rss, b.rss) }).rss
+	}
+	if a, b := least(list[third:len(list)-third]), least(late); b > a+a*manyGrowth/100 {
+		return fmt.Sprintf("from %d to %d bytes of memory at least", a, b)
 	}
 	return ""
 }

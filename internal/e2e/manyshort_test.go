@@ -12,7 +12,7 @@ const (
 	manyFor              = 5 * time.Second
 	manyEvery            = 500 * time.Millisecond
 	manyJoin             = patience
-	manySlope            = 0 // too short to tell
+	manyGrowth           = 0 // too short to tell
 	// manyLinger is how many connections of nodes that have left may be there: the
 	// gateway ends them with the next keepalive, after 15 s.
 	manyLinger = manyNodes

@@ -11,8 +11,8 @@ const (
 	manyFor              = 5 * time.Minute
 	manyEvery            = 5 * time.Second
 	manyJoin             = 5 * time.Minute
-	// manySlope is how many bytes a second the memory may grow, of hundreds of MiB.
-	manySlope = 32 << 10
+	// manyGrowth is by how many percent the memory may grow in a third of manyFor.
+	manyGrowth = 2
 	// manyLinger is how many connections of nodes that have left may be there: the
 	// gateway ends them with the next keepalive, after 15 s.
 	manyLinger = 0
