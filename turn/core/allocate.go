@@ -134,7 +134,7 @@ func (c *Core) open(r *request, want [2]bool) {
 		a.relays[i] = c.newRelay(f)
 		a.relays[i].alloc = a
 		o.waiting++
-		action := Action{Kind: OpenRelay, Relay: a.relays[i].id, Family: f, Transport: a.transport, Even: m.has&hasEvenPort != 0}
+		action := Action{Kind: OpenRelay, Relay: a.relays[i].id, Family: f, Transport: a.transport, Even: m.has&hasEvenPort != 0, User: a.user}
 		if m.reserve {
 			o.second = c.newRelay(f)
 			action.Second = o.second.id
@@ -147,7 +147,12 @@ func (c *Core) open(r *request, want [2]bool) {
 // begin puts an allocation of the user of r into the tables.
 func (c *Core) begin(a *allocation, r *request) {
 	a.timer.owner = a
+	a.id, a.since = uint64(c.cfg.Shard)<<56|c.serial&(1<<56-1), r.wall
+	c.serial++
 	a.bucket = bucket{rate: float64(r.account.BytesPerSecond), level: float64(r.account.BytesPerSecond), at: r.now}
+	if c.cfg.Rate != nil {
+		a.rate = c.cfg.Rate(a.user)
+	}
 	c.flows[a.flow.key()] = a
 }
 

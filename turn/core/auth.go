@@ -2,10 +2,26 @@
 
 package core
 
-import "encoding/binary"
+import (
+	"encoding/binary"
+	"time"
+)
 
 // maxKeys bounds the work for one request.
 const maxKeys = 4
+
+// finding is what a credential was found to be.
+type finding uint8
+
+const (
+	bad finding = iota
+	good
+	undecided // it may be good by a key that is still to come
+)
+
+// maxAhead is how far off the end of an account may be. What lasts longer was hardly
+// meant to: who mints with milliseconds makes credentials that never end.
+const maxAhead = 366 * 24 * time.Hour
 
 // authenticate checks the long-term credential of r in the order of RFC 8489
 // section 9.2.4. When it fails, r is answered.
@@ -32,12 +48,13 @@ func (c *Core) authenticate(r *request) bool {
 		}
 		s.algorithm = algorithm
 	}
-	account, key, known := c.verify(r, s)
-	if known != Known {
-		if known == Unknown {
-			c.challenge(r, codeUnauthenticated)
-		}
+	account, key, found := c.verify(r, s)
+	switch found {
+	case bad:
+		c.challenge(r, codeUnauthenticated)
 		return false
+	case undecided:
+		return false // no answer: the client asks again
 	}
 	if !c.nonces.good(r.wall, r.flow.Client, m.nonce) {
 		c.challenge(r, codeStaleNonce)
@@ -65,49 +82,64 @@ func (m *message) chosenAlgorithm() (uint16, bool) {
 }
 
 // verify finds the account that signed r and with which key. It takes as long
-// for a user that does not exist as for one with another key. Pending means
-// that r waits for a Verdict.
-func (c *Core) verify(r *request, s signer) (Account, Key, Knowledge) {
+// for a user that does not exist as for one with another key.
+func (c *Core) verify(r *request, s signer) (Account, Key, finding) {
 	m := &r.msg
 	account, known := c.account(r)
-	if known == Pending {
-		return Account{}, Key{}, Pending
-	}
-	if known != Known || len(account.Keys) == 0 {
+	if !known || len(account.Keys) == 0 {
 		s.key = c.decoy
 		s.verifies(m)
-		return Account{}, Key{}, Unknown
+		if !known {
+			return c.mismatch(account, FailedUnknown)
+		}
+		return c.mismatch(account, FailedMismatch)
 	}
 	for _, key := range account.Keys[:min(len(account.Keys), maxKeys)] {
 		s.key = key
-		if s.verifies(m) {
-			return account, key, Known
+		if !s.verifies(m) {
+			continue
 		}
+		if why, refused := c.refuses(r, &account); refused {
+			c.stats.Failed[why]++
+			return Account{}, Key{}, bad
+		}
+		return account, key, good
 	}
-	return Account{}, Key{}, Unknown
+	return c.mismatch(account, FailedMismatch)
 }
 
-// account asks who the username of r is. When that is Pending, the driver is asked.
-func (c *Core) account(r *request) (Account, Knowledge) {
+// refuses says whether and why an account is refused that the client has a key of.
+func (c *Core) refuses(r *request, a *Account) (Failure, bool) {
+	switch {
+	case !a.Expires.IsZero() && !r.wall.Before(a.Expires):
+		return FailedExpired, true
+	case !a.Expires.IsZero() && a.Expires.Sub(r.wall) > maxAhead:
+		return FailedTooFar, true
+	case c.cfg.Admit != nil && !c.cfg.Admit(a.User):
+		return FailedRevoked, true
+	default:
+		return 0, false
+	}
+}
+
+// mismatch is what becomes of a request that no key of its account has signed,
+// which is counted as why.
+func (c *Core) mismatch(a Account, why Failure) (Account, Key, finding) {
+	if a.Awaited {
+		c.stats.Failed[FailedAwaited]++
+		return Account{}, Key{}, undecided
+	}
+	c.stats.Failed[why]++
+	return Account{}, Key{}, bad
+}
+
+// account asks who the username of r is.
+func (c *Core) account(r *request) (Account, bool) {
 	m := &r.msg
-	username, ok := m.username, m.has&hasUsername != 0
-	if !ok && c.cfg.Offers.Userhash && len(m.userhash) == sha256Len {
-		username, ok = c.cfg.Authenticator.Reveal(m.userhash)
+	if len(m.username) == 0 || string(m.realm) != c.cfg.Realm {
+		return Account{}, false
 	}
-	if !ok || len(username) == 0 || string(m.realm) != c.cfg.Realm {
-		return Account{}, Unknown
-	}
-	if v := c.waiting.verdict; v != nil {
-		if v.ok {
-			return v.account, Known
-		}
-		return Account{}, Unknown
-	}
-	account, known := c.cfg.Authenticator.Authenticate(r.wall, username)
-	if known == Pending {
-		c.ask(r, username)
-	}
-	return account, known
+	return c.cfg.Authenticator.Authenticate(r.wall, m.username)
 }
 
 // challenge answers r with 401 or 438, realm and nonce. SHA-256 is offered

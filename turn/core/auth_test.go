@@ -3,6 +3,7 @@
 package core
 
 import (
+	"crypto/sha256"
 	"encoding/binary"
 	"fmt"
 	"net/netip"
@@ -126,14 +127,9 @@ func TestConformance_Credentials(t *testing.T) {
 			binary.BigEndian.PutUint16(b[2:], uint16(len(b)-headerLen))
 			return c.exchange(b)
 		}, "401 nonce algorithms"},
-		{"8489-14.4", "USERHASH", func(c *client) string { c.userhash, c.sha256 = true, true; return c.ask(methodRefresh) }, "437 sha256"},
-		{"8489-14.4", "USERHASH of nobody", func(c *client) string {
-			c.userhash = true
-			return c.as("mallory", "x").ask(methodRefresh)
-		}, "401 nonce algorithms"},
-		{"8489-14.4", "USERHASH that is not offered", func(c *client) string {
-			c.core.cfg.Offers.Userhash, c.userhash = false, true
-			return c.ask(methodRefresh)
+		{"8489-14.4", "USERHASH, which is not offered", func(c *client) string {
+			h := sha256.Sum256([]byte(c.username + ":meshgate"))
+			return c.signedWith(c.md5(), append(without(c.credentials(), attrUsername), attr{attrUserhash, h[:]})...)
 		}, "401 nonce algorithms"},
 	})
 }
@@ -225,7 +221,7 @@ func TestAnswers_ToStrangersStopWhenToldTo(t *testing.T) {
 // TestNonce_IsForOneSocket checks that clients never share nonces, whichever
 // part of their address differs, and that cores with one key do.
 func TestNonce_IsForOneSocket(t *testing.T) {
-	n, twin, other := newNonces([]byte("key"), time.Hour, true), newNonces([]byte("key"), time.Hour, true), newNonces([]byte("yek"), time.Hour, true)
+	n, twin, other := newNonces([]byte("key"), time.Hour), newNonces([]byte("key"), time.Hour), newNonces([]byte("yek"), time.Hour)
 	clients := []netip.AddrPort{
 		netip.MustParseAddrPort("192.0.2.1:1"), netip.MustParseAddrPort("192.0.2.1:2"), netip.MustParseAddrPort("192.0.2.2:1"),
 		netip.MustParseAddrPort("[2001:db8::1]:1"),
@@ -258,10 +254,9 @@ func TestNonce_IsForOneSocket(t *testing.T) {
 
 func TestNonce_TellsFeaturesBothWays(t *testing.T) {
 	client := netip.MustParseAddrPort("192.0.2.1:1")
-	for userhash, want := range map[bool]string{true: nonceCookie + "wAAD", false: nonceCookie + "gAAB"} {
-		if got := string(newNonces([]byte("key"), time.Hour, userhash).issue(start, client, true)); !strings.HasPrefix(got, want) {
-			t.Errorf("%s, want %s", got, want)
-		}
+	want := nonceCookie + "gAAB"
+	if got := string(newNonces([]byte("key"), time.Hour).issue(start, client, true)); !strings.HasPrefix(got, want) {
+		t.Errorf("%s, want %s", got, want)
 	}
 }
 

@@ -8,12 +8,12 @@ import (
 )
 
 // judgePeer says with which code a peer of a CreatePermission, ChannelBind or
-// Connect request is refused, 0 when it is not.
-func (c *Core) judgePeer(a *allocation, addr netip.AddrPort) int {
+// Connect request, the last of which is traffic, is refused, 0 when it is not.
+func (c *Core) judgePeer(a *allocation, addr netip.AddrPort, traffic bool) int {
 	switch {
 	case a.relayOf(addr.Addr()) == nil:
 		return codePeerFamily
-	case !c.permits(a.user, addr):
+	case !c.permits(a, addr, traffic):
 		return codeForbidden
 	default:
 		return 0
@@ -46,7 +46,7 @@ func (c *Core) judgePeers(a *allocation, m *message) int {
 		if n++; n > 4*c.cfg.Limits.Permissions {
 			return codeCapacity // more than there is room for, even if some come twice
 		}
-		if code = c.judgePeer(a, addr); code != 0 {
+		if code = c.judgePeer(a, addr, false); code != 0 {
 			return code
 		}
 	}
@@ -98,7 +98,7 @@ func (c *Core) channelBind(r *request) {
 	code := codeBadRequest
 	if m.has&hasPeer != 0 && m.has&hasChannel != 0 && m.peer.Port() != 0 && a.transport == UDP &&
 		m.channel >= minChannel && m.channel <= maxChannel && a.fits(m.channel, m.peer) {
-		code = c.judgePeer(a, m.peer)
+		code = c.judgePeer(a, m.peer, false)
 	}
 	if code == 0 && !c.bind(a, m, r.now) {
 		code = codeCapacity

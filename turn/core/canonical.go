@@ -12,6 +12,12 @@ type Peer struct {
 	// at. Decide by it. Port 0 is a permission for all ports of the address:
 	// what is sent under it is asked about again with its port.
 	Canonical netip.AddrPort
+	// TCP says that it is a peer of a TCP relay, else of a UDP one.
+	TCP bool
+	// Traffic says that something is to be sent to it, or has come from it; else
+	// it is asked about for a permission or a channel, which is only the right to
+	// ask again.
+	Traffic bool
 }
 
 // Embedded reports whether one address hides in the other.
@@ -44,7 +50,7 @@ func Canonical(a netip.Addr) netip.Addr {
 
 // permits is the one place where a peer is judged: for permissions, channels,
 // packets in both directions and connections.
-func (c *Core) permits(user string, wire netip.AddrPort) bool {
+func (c *Core) permits(a *allocation, wire netip.AddrPort, traffic bool) bool {
 	addr := Canonical(wire.Addr())
 	if !addr.IsValid() || wire.Addr().Is4In6() || c.cfg.Permit == nil {
 		return false // an IPv4-mapped address is no address on any wire
@@ -55,13 +61,18 @@ func (c *Core) permits(user string, wire netip.AddrPort) bool {
 			return false // a relay that talks to this server is a loop
 		}
 	}
-	return c.cfg.Permit(user, Peer{Wire: wire, Canonical: canonical})
+	return c.cfg.Permit(a.user, Peer{Wire: wire, Canonical: canonical, TCP: a.transport == TCP, Traffic: traffic})
 }
 
-// allowed is permits with the verdict kept until the policy changes.
+// allowed is permits for packets, with the verdict kept until the policy changes.
 func (c *Core) allowed(a *allocation, p *peer) bool {
-	if p.policy != c.policy {
-		p.allowed, p.policy = c.permits(a.user, p.addr), c.policy
+	switch {
+	case p.policy != c.policy:
+		p.policy = c.policy
+		p.fleeting = c.cfg.Fleeting != nil && c.cfg.Fleeting(netip.AddrPortFrom(Canonical(p.addr.Addr()), p.addr.Port()))
+	case !p.fleeting:
+		return p.allowed
 	}
+	p.allowed = c.permits(a, p.addr, true)
 	return p.allowed
 }

@@ -18,7 +18,7 @@ import (
 type chaos struct {
 	*world
 	clients []*client
-	asked   []Action // OpenRelay, Connect and AskAccount without an answer
+	asked   []Action // OpenRelay and Connect without an answer
 	sockets map[RelayID]bool
 	peers   map[ConnectionID]bool // connections that the driver has
 	closed  map[Flow]bool         // streams that have ended
@@ -26,7 +26,7 @@ type chaos struct {
 
 func newChaos(t *testing.T) *chaos {
 	w := newWorld(t, func(cfg *Config) {
-		cfg.Limits.Pending, cfg.Limits.Allocations = 4, 12
+		cfg.Limits.Allocations = 12
 		seed := mathrand.NewChaCha8([32]byte{})
 		cfg.Random = func(b []byte) { seed.Read(b) } // the same sequence must do the same again
 	})
@@ -35,11 +35,8 @@ func newChaos(t *testing.T) *chaos {
 	c := &chaos{world: w, sockets: map[RelayID]bool{}, peers: map[ConnectionID]bool{}, closed: map[Flow]bool{}}
 	for n := range 8 {
 		v := w.client(uint16(n%(tcp6+1)), n+1)
-		switch n % 3 {
-		case 1:
+		if n%3 == 1 {
 			v.as("bob", "builder")
-		case 2:
-			v.as("elsewhere", "secret")
 		}
 		c.clients = append(c.clients, v)
 	}
@@ -67,8 +64,6 @@ func (c *chaos) settle(t *rapid.T) {
 				t.Fatalf("connection %d from relay %#x", a.Connection, a.Relay)
 			}
 			c.peers[a.Connection] = true
-			c.asked = append(c.asked, a)
-		case AskAccount:
 			c.asked = append(c.asked, a)
 		case Splice:
 			if !c.peers[a.Connection] || c.closed[a.Flow] {
@@ -158,9 +153,6 @@ func (c *chaos) answer(t *rapid.T) {
 			delete(c.peers, a.Connection)
 			c.core.ConnectFailed(a.Connection, &c.out)
 		}
-	case AskAccount:
-		account := Account{User: "alice", Keys: []Key{NewKey("elsewhere", "meshgate", "secret")}}
-		c.core.Verdict(c.now, a.Ask, account, good, &c.out)
 	}
 	c.settle(t)
 }
@@ -261,7 +253,7 @@ func (c *chaos) check(t *rapid.T) {
 		}
 	}
 	held := c.ledger.held
-	switch timers := len(c.core.flows) + len(c.core.reservations) + len(c.core.connections) - idle + len(c.core.waiting.byID); {
+	switch timers := len(c.core.flows) + len(c.core.reservations) + len(c.core.connections) - idle; {
 	case relays != c.core.relays.held || relays != held[Relays] || relays != len(c.sockets):
 		t.Fatalf("%d relays, held %d, in the ledger %d, at the driver %d", relays, c.core.relays.held, held[Relays], len(c.sockets))
 	case permissions != held[Permissions] || channels != held[Channels]:

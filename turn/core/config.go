@@ -24,21 +24,46 @@ type Config struct {
 	Offers Offers
 	// Authenticator knows who may come.
 	Authenticator Authenticator
+	// Admit is asked about the user of each request that is signed with a key of
+	// its account. One that it refuses is answered as if the key were wrong. It
+	// must not block. nil admits all.
+	Admit func(user string) bool
 	// Permit decides which peers a user may reach. It is asked for permissions,
 	// channels, connections and, unless it was asked since PolicyChanged, for
 	// packets. It must not block. nil denies all.
 	Permit func(user string, peer Peer) bool
+	// Fleeting says of which peers, by their canonical address, Permit may change
+	// its mind without PolicyChanged, as of the relays of other cores, which come
+	// and go: it is asked about each packet then, and no path past the core gets
+	// their channels. nil: of none.
+	Fleeting func(peer netip.AddrPort) bool
 	// Answer is asked before a datagram is sent to an address that has shown no
-	// credential; false is silence. nil answers all.
+	// credential; false is silence. Where a client with an allocation is, the core
+	// bounds such answers itself. nil answers all.
 	Answer func(now time.Time, to netip.Addr) bool
 	// Quota counts what users hold; share one between cores. nil means no quota
 	// but the Limits.
 	Quota Quota
+	// MayConnect is asked before a user's relay of TCP connects to a peer: false
+	// refuses it with 486. It must not block. nil lets all.
+	MayConnect func(now time.Time, user string) bool
 	// Limits bounds one allocation and one core.
 	Limits Limits
 	// NonceKey authenticates nonces: 32 random bytes that all cores share, so
 	// that a client may go on at another. nil draws a key of this core's own.
 	NonceKey []byte
+	// Rate returns the rate that bounds all allocations of a user together, for one
+	// that is being made; nil is none. A path past the core does not serve
+	// allocations that have one beside that of their account. nil: nobody has one.
+	Rate func(user string) *Rate
+	// Ended is told of each allocation that was made and has ended, Expires left out. It
+	// must not block. nil: nobody is.
+	Ended func(Info)
+	// Hint answers data over UDP from who has no allocation by a 437 that is
+	// unsigned and answers no request: nobody else would tell a client for seconds
+	// that the server has started anew. It is no larger than what it is for, and
+	// sent only if Answer says so. Clients that know it ask whether it is true.
+	Hint bool
 	// Offload asks for ChannelsChanged actions, for a driver with a path that
 	// serves channels past the core.
 	Offload bool
@@ -58,9 +83,6 @@ type Offers struct {
 	TCP bool
 	// DontFragment says that SendPeer actions with DontFragment can be honoured.
 	DontFragment bool
-	// Userhash says that Authenticator.Reveal knows all usernames. Clients that
-	// can will then send hashes instead of names.
-	Userhash bool
 }
 
 // Listener is one socket address that clients send to. Replies leave from
@@ -68,31 +90,18 @@ type Offers struct {
 type Listener struct {
 	// Addr is the address that clients see.
 	Addr netip.AddrPort
-	// Stream says that clients come by TCP or TLS, else by UDP.
-	Stream bool
+	// Stream says that clients come by TCP or TLS, else by UDP, and Secure that
+	// it is TLS.
+	Stream, Secure bool
 }
 
 // Authenticator knows the accounts of clients. It must not block.
 type Authenticator interface {
 	// Authenticate returns the account that a username stands for at now, if it
-	// is Known. The username is as hostile as its sender.
-	Authenticate(now time.Time, username []byte) (Account, Knowledge)
-	// Reveal returns the username whose SHA-256(username ":" realm) is hash,
-	// and false when it knows none (RFC 8489 section 14.4).
-	Reveal(hash []byte) (username []byte, ok bool)
+	// is known. The username is as hostile as its sender. Of an account that has
+	// ended it is best to say when: then all failures take the same time.
+	Authenticate(now time.Time, username []byte) (_ Account, known bool)
 }
-
-// Knowledge says what an Authenticator knows about a username.
-type Knowledge uint8
-
-// What may be known.
-const (
-	Unknown Knowledge = iota // no such account, or expired, or revoked
-	Known
-	// Pending: somebody else must be asked. The core asks its driver by an
-	// AskAccount action and goes on with the request when Verdict comes.
-	Pending
-)
 
 // Account is what an Authenticator knows about a username.
 type Account struct {
@@ -102,8 +111,13 @@ type Account struct {
 	// Keys are the keys that the client may sign with; several while a secret
 	// is rotated. At most 4 of them are tried.
 	Keys []Key
-	// Expires is when the credential ends; zero means never. No allocation gets a
-	// lifetime that ends later than the default lifetime after it.
+	// Awaited says that there may soon be more Keys. A request that none of these
+	// has signed gets no answer then: a client would give up a good credential.
+	Awaited bool
+	// Expires is when the credential ends; zero means never. From then on requests
+	// are refused, and no allocation gets a lifetime that ends later than the
+	// default lifetime after it. They are refused, too, while it is more than 366
+	// days off.
 	Expires time.Time
 	// BytesPerSecond bounds what each allocation of the user relays, both
 	// directions together, with a burst of a second's worth; 0 means no bound.
@@ -122,8 +136,6 @@ type Limits struct {
 	Allocations int
 	// Permissions, Channels and Connections bound each allocation. Defaults 64, 64 and 16.
 	Permissions, Channels, Connections int
-	// Pending is how many requests of one core wait for an account. Default 1024.
-	Pending int
 }
 
 // Lifetimes and patience that the RFCs name.
@@ -157,7 +169,6 @@ func (l Limits) withDefaults() Limits {
 	count(&l.Permissions, 64)
 	count(&l.Channels, 64)
 	count(&l.Connections, 16)
-	count(&l.Pending, 1024)
 	return l
 }
 
@@ -178,7 +189,7 @@ func (cfg *Config) validate() error {
 		return invalid("Limits.MaxLifetime", "%v, with a default of %v: give them 1s to 24h, the default first", l.MaxLifetime, l.DefaultLifetime)
 	case l.NonceLifetime < time.Second || l.NonceLifetime > maxNonceLifetime:
 		return invalid("Limits.NonceLifetime", "%v: give it 1s to %v", l.NonceLifetime, maxNonceLifetime)
-	case min(l.Allocations, l.Permissions, l.Channels, l.Connections, l.Pending) < 0:
+	case min(l.Allocations, l.Permissions, l.Channels, l.Connections) < 0:
 		return invalid("Limits", "a count is negative: give it 0 for its default, or more")
 	}
 	for i, listener := range cfg.Listeners {

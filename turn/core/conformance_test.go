@@ -178,6 +178,11 @@ func TestConformance_Allocate(t *testing.T) {
 			c.drainTo()
 			return strings.Replace(c.ask(methodAllocate, udp()), "[2001:db8::9]", "203.0.113.9", 1)
 		}, "300 alternate=203.0.113.9:3478 domain=b.example"},
+		{"8489-10", "draining, over TLS", func(c *client) string {
+			c.core.cfg.Listeners[c.flow.Listener].Secure = true
+			c.drainTo()
+			return strings.Replace(c.ask(methodAllocate, udp()), "[2001:db8::9]", "203.0.113.9", 1)
+		}, "300 alternate=203.0.113.9:443 domain=tls.example"},
 		{"8489-10", "draining without", func(c *client) string { c.core.Drain(true, nil); return c.ask(methodAllocate, udp()) }, "508"},
 		{"8489-10", "draining keeps what is there", func(c *client) string {
 			c.allocate()
@@ -203,6 +208,8 @@ func (c *client) drainTo() {
 	c.core.Drain(true, []Alternate{
 		{Addr: netip.MustParseAddrPort("203.0.113.9:1"), Stream: !stream, Domain: "no.example"},
 		{Addr: netip.MustParseAddrPort("[2001:db8::9]:1"), Stream: !stream, Domain: "no.example"},
+		{Addr: netip.MustParseAddrPort("203.0.113.9:443"), Stream: stream, Secure: true, Domain: "tls.example"},
+		{Addr: netip.MustParseAddrPort("[2001:db8::9]:443"), Stream: stream, Secure: true, Domain: "tls.example"},
 		{Addr: netip.MustParseAddrPort("203.0.113.9:3478"), Stream: stream, Domain: "b.example"},
 		{Addr: netip.MustParseAddrPort("[2001:db8::9]:3478"), Stream: stream, Domain: "b.example"},
 	})

@@ -13,6 +13,7 @@ package core
 
 import (
 	"crypto/rand"
+	"encoding/binary"
 	"fmt"
 	mathrand "math/rand/v2"
 	"time"
@@ -30,11 +31,11 @@ type Core struct {
 	relays       relays
 	reservations map[token]*reservation
 	connections  map[ConnectionID]*connection
-	waiting      questions
 	timers       timers
 
 	policy uint32 // generation: verdicts of older ones are asked for again
 	drain  drain
+	serial uint64 // of the next allocation; the first one is random
 
 	req    request // the request at hand
 	lookup peer    // a peer that found no room in a table
@@ -61,18 +62,17 @@ func New(now time.Time, cfg Config) (*Core, error) {
 	c := &Core{
 		cfg:          cfg,
 		epoch:        now,
-		nonces:       newNonces(cfg.NonceKey, cfg.Limits.NonceLifetime, cfg.Offers.Userhash),
+		nonces:       newNonces(cfg.NonceKey, cfg.Limits.NonceLifetime),
 		indicate:     mathrand.NewChaCha8(seed),
 		flows:        make(map[flowKey]*allocation),
 		relays:       relays{all: make([]*relay, 1), byAddr: make(map[socketKey]RelayID)},
 		reservations: make(map[token]*reservation),
 		connections:  make(map[ConnectionID]*connection),
-		waiting:      questions{byID: make(map[AskID]*pending), byKey: make(map[pendingKey]AskID)},
 		policy:       1,
 	}
-	decoy := make([]byte, 16)
+	decoy := make([]byte, 16+8)
 	cfg.Random(decoy)
-	c.decoy = Key{MD5: [16]byte(decoy)}
+	c.decoy, c.serial = Key{MD5: [16]byte(decoy)}, binary.BigEndian.Uint64(decoy[16:])
 	return c, nil
 }
 

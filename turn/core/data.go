@@ -27,6 +27,7 @@ func (c *Core) channelData(now int64, flow *Flow, packet []byte, out *Output) {
 		return
 	case a == nil:
 		c.drop(DropNoAllocation)
+		c.hint(now, flow, len(packet), out)
 		return
 	}
 	p := a.channels[binary.BigEndian.Uint16(packet)]
@@ -48,6 +49,9 @@ func (c *Core) send(r *request) {
 	a := c.flows[r.flow.key()]
 	if a == nil || a.transport != UDP {
 		c.drop(DropNoAllocation)
+		if a == nil {
+			c.hint(r.now, &r.flow, len(m.raw), r.out)
+		}
 		return
 	}
 	p := c.peer(a, m.peer)
@@ -56,6 +60,18 @@ func (c *Core) send(r *request) {
 		return
 	}
 	c.toPeer(r.now, a, p, m.data, m.has&hasDontFragment != 0, r.out)
+}
+
+// hint tells a client that has sent data of a size without an allocation so.
+func (c *Core) hint(now int64, flow *Flow, size int, out *Output) {
+	if !c.cfg.Hint || size < headerLen+attrHeader+4 || c.cfg.Listeners[flow.Listener].Stream ||
+		c.cfg.Answer != nil && !c.cfg.Answer(c.time(now), flow.Client.Addr()) {
+		return
+	}
+	c.stats.count(codeMismatch)
+	w := out.build(methodRefresh, classError, [12]byte{})
+	w.errorCode(codeMismatch, "")
+	c.sendClient(*flow, w.finish(signer{}, false), out)
 }
 
 // toPeer relays a datagram to a peer that has a channel or a permission.
@@ -68,11 +84,13 @@ func (c *Core) toPeer(now int64, a *allocation, p *peer, data []byte, whole bool
 		c.drop(DropForbidden)
 	case len(data) > maxDatagram(p.addr.Addr()):
 		c.drop(DropOversize)
-	case !a.bucket.take(now, len(data)):
+	case !c.passes(a, now, len(data)):
 		c.drop(DropRate)
 	default:
 		a.usage.SentPackets++
 		a.usage.SentBytes += uint64(len(data))
+		c.stats.Relayed.SentPackets++
+		c.stats.Relayed.SentBytes += uint64(len(data))
 		out.add(Action{Kind: SendPeer, Relay: v.id, Peer: p.addr, Data: data, DontFragment: whole})
 	}
 }
@@ -111,12 +129,14 @@ func (c *Core) FromPeer(now time.Time, id RelayID, from netip.AddrPort, buf []by
 	case !stream && header+n+tail > maxDatagram(a.flow.Client.Addr()), !channel && header-headerLen+n+tail > maxBody, n > 1<<16-1:
 		c.drop(DropOversize)
 		return
-	case !a.bucket.take(at, n):
+	case !c.passes(a, at, n):
 		c.drop(DropRate)
 		return
 	}
 	a.usage.ReceivedPackets++
 	a.usage.ReceivedBytes += uint64(n)
+	c.stats.Relayed.ReceivedPackets++
+	c.stats.Relayed.ReceivedBytes += uint64(n)
 	frame := around(buf, off, header, tail, out)
 	if channel {
 		binary.BigEndian.PutUint16(frame, p.channel)

@@ -13,14 +13,12 @@ import (
 // one is an Authenticator that knows one username.
 type one struct{ name, password string }
 
-func (o one) Authenticate(_ time.Time, username []byte) (core.Account, core.Knowledge) {
+func (o one) Authenticate(_ time.Time, username []byte) (core.Account, bool) {
 	if string(username) != o.name {
-		return core.Account{}, core.Unknown
+		return core.Account{}, false
 	}
-	return core.Account{User: o.name, Keys: []core.Key{core.NewKey(o.name, "example", o.password)}}, core.Known
+	return core.Account{User: o.name, Keys: []core.Key{core.NewKey(o.name, "example", o.password)}}, true
 }
-
-func (one) Reveal([]byte) ([]byte, bool) { return nil, false }
 
 // A server reads datagrams, hands them to its core and does what that says.
 func ExampleCore() {

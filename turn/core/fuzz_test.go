@@ -25,7 +25,7 @@ func seeds(c *client) [][]byte {
 		c.signed(methodConnectionBind, u32(attrConnectionID, 1)),
 		channelData(0x4000, "hello"), {0x40}, nil, make([]byte, headerLen),
 	}
-	c.sha256, c.userhash = true, true
+	c.sha256 = true
 	return append(all, c.signed(methodRefresh, family(IPv6), text(attrReservationToken, "12345678")))
 }
 

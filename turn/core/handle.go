@@ -127,7 +127,11 @@ func (c *Core) reply(r *request, w builder) {
 		if print && w.len()+attrHeader+4 > r.room() {
 			print = false
 		}
-		if w.len() > r.room() || !c.answers(r) {
+		size := w.len()
+		if print {
+			size += attrHeader + 4
+		}
+		if w.len() > r.room() || !c.answers(r, size) {
 			w.drop()
 			c.drop(DropUnanswered)
 			return
@@ -136,9 +140,37 @@ func (c *Core) reply(r *request, w builder) {
 	c.sendClient(r.flow, w.finish(r.signer, print), r.out)
 }
 
-// answers asks whether an address that has shown no credential gets an answer.
-func (c *Core) answers(r *request) bool {
-	return c.cfg.Answer == nil || c.flows[r.flow.key()] != nil || c.cfg.Answer(r.wall, r.flow.Client.Addr())
+// Answers to requests without a good credential that come from the address of a
+// client with an allocation: so many a second, after a burst.
+const (
+	heldAnswers = 10
+	heldBurst   = 50
+)
+
+// answers asks whether an address that has shown no credential gets an answer of
+// size bytes. That it has an allocation says nothing of who sends in its name. But
+// then an answer that is smaller than its request is worth nothing to who forges it,
+// and it keeps a client that others forge in business: such is 438 to a signed
+// request.
+func (c *Core) answers(r *request, size int) bool {
+	if c.cfg.Answer == nil {
+		return true
+	}
+	if a := c.flows[r.flow.key()]; a != nil {
+		return size < len(r.msg.raw) || a.answers(r.now)
+	}
+	return c.cfg.Answer(r.wall, r.flow.Client.Addr())
+}
+
+// answers takes one of the answers that strangers get who send from the client's address.
+func (a *allocation) answers(now int64) bool {
+	const each = int64(time.Second) / heldAnswers
+	at := max(a.answered, now-(heldBurst-1)*each)
+	if at > now {
+		return false
+	}
+	a.answered = at + each
+	return true
 }
 
 func (c *Core) sendClient(f Flow, data []byte, out *Output) {

@@ -54,11 +54,6 @@ func (k Key) String() string { return "[key]" }
 // GoString hides the key.
 func (k Key) GoString() string { return k.String() }
 
-// Userhash is the USERHASH of a username (RFC 8489 section 14.4).
-func Userhash(username, realm string) [sha256.Size]byte {
-	return sha256.Sum256([]byte(username + ":" + realm))
-}
-
 // signer signs the answer to a request as the request was signed. The zero
 // signer does not sign.
 type signer struct {

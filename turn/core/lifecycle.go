@@ -28,7 +28,7 @@ func (c *Core) refresh(r *request) {
 		switch {
 		case v == nil, m.has&hasFamily != 0 && m.family != v.family:
 		case lifetime == 0:
-			a.relays[i] = nil
+			a.relays[i], a.ended[i] = nil, v.addr
 			c.closeRelay(v, r.out)
 			c.giveRelay(a.user)
 		default:
@@ -55,7 +55,7 @@ func (c *Core) RelayFailed(now time.Time, id RelayID, out *Output) {
 		return
 	}
 	a, family, wasOpen := r.alloc, r.family, r.open
-	a.relays[slot(family)] = nil
+	a.relays[slot(family)], a.ended[slot(family)] = nil, r.addr
 	c.forgetRelay(r)
 	c.giveRelay(a.user)
 	o := a.opening
@@ -93,7 +93,6 @@ func (c *Core) reservationFailed(r *relay) {
 // StreamClosed tells that a client's stream has ended, and so has its
 // allocation. Of a stream that was spliced ConnectionClosed tells.
 func (c *Core) StreamClosed(flow Flow, out *Output) {
-	c.forgetFlow(flow.key())
 	if a := c.flows[flow.key()]; a != nil {
 		c.end(a, out)
 	}
@@ -103,6 +102,9 @@ func (c *Core) StreamClosed(flow Flow, out *Output) {
 func (c *Core) end(a *allocation, out *Output) {
 	delete(c.flows, a.flow.key())
 	c.stop(&a.timer)
+	if a.opening == nil && c.cfg.Ended != nil {
+		c.cfg.Ended(a.last())
+	}
 	for i, r := range a.relays {
 		if r != nil {
 			a.relays[i] = nil
@@ -153,7 +155,7 @@ func (a *allocation) due(c *Core, now int64, out *Output) {
 func (c *Core) trim(a *allocation, now int64, out *Output) bool {
 	for i, r := range a.relays {
 		if r != nil && r.deadline <= now {
-			a.relays[i] = nil
+			a.relays[i], a.ended[i] = nil, r.addr
 			c.closeRelay(r, out)
 			c.giveRelay(a.user)
 		}
@@ -215,9 +217,10 @@ func (c *Core) sweep(a *allocation, now int64) bool {
 
 // Alternate is another server for clients of this one (RFC 8489 section 10).
 type Alternate struct {
-	// Addr is where it listens, by the transport that Stream says.
-	Addr   netip.AddrPort
-	Stream bool
+	// Addr is where it listens, by the transport that Stream and Secure say, as
+	// those of Listener: who speaks TLS finds nothing where TCP is served.
+	Addr           netip.AddrPort
+	Stream, Secure bool
 	// Domain is the name in its certificate; "" leaves ALTERNATE-DOMAIN out.
 	Domain string
 }
@@ -238,8 +241,9 @@ func (c *Core) Drain(on bool, alternates []Alternate) {
 // redirect answers an authenticated request with 300.
 func (c *Core) redirect(r *request) {
 	var fit []Alternate
+	here := c.cfg.Listeners[r.flow.Listener]
 	for _, v := range c.drain.alternates {
-		if v.Stream == r.stream && v.Addr.Addr().Is4() == r.flow.Client.Addr().Is4() {
+		if v.Stream == here.Stream && v.Secure == here.Secure && v.Addr.Addr().Is4() == r.flow.Client.Addr().Is4() {
 			fit = append(fit, v)
 		}
 	}
@@ -269,7 +273,26 @@ func (c *Core) PolicyChanged(out *Output) {
 		}
 	}
 	for _, v := range c.connections {
-		if !c.permits(v.alloc.user, v.peer) {
+		if !c.permits(v.alloc, v.peer, true) {
+			c.refuse(v, out)
+		}
+	}
+}
+
+// PolicyChangedFor tells, as PolicyChanged does, that Permit may answer differently
+// about the peers of one user. Others are left alone, and cost next to nothing.
+func (c *Core) PolicyChangedFor(user string, out *Output) {
+	for _, a := range c.flows {
+		if a.user != user {
+			continue
+		}
+		for _, p := range a.peers {
+			p.policy = 0
+		}
+		c.tell(a, out)
+	}
+	for _, v := range c.connections {
+		if v.alloc.user == user && !c.permits(v.alloc, v.peer, true) {
 			c.refuse(v, out)
 		}
 	}

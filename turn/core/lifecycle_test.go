@@ -224,7 +224,7 @@ func TestAllocations_AreListed(t *testing.T) {
 	c.receive(peer4, "four")
 	for i := range c.core.Allocations() {
 		want := Info{
-			Flow: c.flow, User: "alice", Transport: UDP, Relayed: [2]netip.AddrPort{netip.MustParseAddrPort("198.51.100.1:49152")},
+			ID: i.ID, Since: start, Flow: c.flow, User: "alice", Transport: UDP, Relayed: [2]netip.AddrPort{netip.MustParseAddrPort("198.51.100.1:49152")},
 			Expires: start.Add(10 * time.Minute), Permissions: 1, Channels: 1,
 			Usage: Usage{SentPackets: 1, SentBytes: 5, ReceivedPackets: 1, ReceivedBytes: 4},
 		}
@@ -299,5 +299,15 @@ func TestErrors_AreCounted(t *testing.T) {
 	s := c.core.Stats()
 	if got := fmt.Sprint(s.Errors[slices.Index(ErrorCodes(), 401)], s.Errors[slices.Index(ErrorCodes(), 437)]); got != "1 1" {
 		t.Errorf("401 and 437 were counted %s times", got)
+	}
+}
+
+// A driver can choose the port of a relay by who asks: usernames change, users stay.
+func TestAllocate_NamesTheUserOfTheRelay(t *testing.T) {
+	w := newWorld(t)
+	w.async = true
+	w.client(udp4, 1).as("1:carol", "new").ask(methodAllocate, udp())
+	if a := w.lastOf(OpenRelay); a.User != "carol" {
+		t.Errorf("the relay is for %q, want carol", a.User)
 	}
 }

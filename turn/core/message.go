@@ -49,10 +49,10 @@ type message struct {
 	has         has
 	malformed   bool // an attribute of a known type cannot be what it claims
 
-	username, userhash, realm, nonce []byte
-	algorithm, algorithms            []byte
-	integrity, integritySHA256       []byte
-	integrityAt, integritySHA256At   int // where these attributes begin
+	username, realm, nonce         []byte
+	algorithm, algorithms          []byte
+	integrity, integritySHA256     []byte
+	integrityAt, integritySHA256At int // where these attributes begin
 
 	peer       netip.AddrPort // the first XOR-PEER-ADDRESS
 	data       []byte
@@ -136,8 +136,9 @@ func (m *message) attribute(kind uint16, v []byte) {
 	case attrUsername:
 		m.text(hasUsername, &m.username, v, 509)
 	case attrUserhash:
-		m.text(hasUserhash, &m.userhash, v, sha256Len+1)
-		m.malformed = m.malformed || len(v) != sha256Len
+		if m.first(hasUserhash) { // the hash of a name that nobody has: it is not offered
+			m.note(hasUserhash, len(v) == sha256Len)
+		}
 	case attrRealm:
 		m.text(hasRealm, &m.realm, v, 764)
 	case attrNonce:

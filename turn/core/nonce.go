@@ -31,13 +31,11 @@ const (
 	nonceEarly     = 60      // seconds that clocks of cores and machines may differ
 )
 
-// The security features of RFC 8489 section 18.1. Its text counts bits from the
-// left, its example and erratum 6290 from the right; a client looks at one of
-// the two, and all other bits are unassigned: both are set.
-const (
-	passwordFeature = 1<<23 | 1<<0
-	userhashFeature = 1<<22 | 1<<1
-)
+// passwordFeature is the security feature of RFC 8489 section 18.1 that is offered:
+// password algorithms, but no USERHASH, since expiring usernames cannot be enumerated.
+// The RFC's text counts bits from the left, its example and erratum 6290 from the
+// right; a client looks at one of the two: both are set.
+const passwordFeature = 1<<23 | 1<<0
 
 // maxNonceLifetime keeps the stamps of nonces that may be good apart.
 const maxNonceLifetime = 12 * time.Hour
@@ -53,15 +51,11 @@ type nonces struct {
 	text     [featuredNonce]byte
 }
 
-func newNonces(key []byte, lifetime time.Duration, userhash bool) *nonces {
-	features := uint32(passwordFeature)
-	if userhash {
-		features |= userhashFeature
-	}
+func newNonces(key []byte, lifetime time.Duration) *nonces {
 	return &nonces{
 		mac:      hmac.New(sha256.New, key),
 		lifetime: int64(lifetime / time.Second),
-		flags:    base64.StdEncoding.EncodeToString(binary.BigEndian.AppendUint32(nil, features)[1:]),
+		flags:    base64.StdEncoding.EncodeToString(binary.BigEndian.AppendUint32(nil, passwordFeature)[1:]),
 	}
 }
 

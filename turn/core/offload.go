@@ -18,28 +18,33 @@ type Binding struct {
 	// ToPeer and FromPeer are when packets to and from the peer must end,
 	// unless a later Binding says otherwise.
 	ToPeer, FromPeer time.Time
-	// BytesPerSecond bounds the allocation; 0 means no bound.
+	// BytesPerSecond bounds the allocation, both directions together; 0 means no
+	// bound. With Rate it bounds all allocations together that have the same one.
 	BytesPerSecond int64
+	Rate           *Rate
 }
 
 // Bindings yields the channels of a flow's allocation whose peers the policy
-// allows now. After a ChannelsChanged action they are all that such a path may
+// allows until it changes. After a ChannelsChanged action they are all that such a path may
 // serve for the flow; the core must not be given events meanwhile.
 func (c *Core) Bindings(now time.Time, flow Flow) iter.Seq[Binding] {
 	return func(yield func(Binding) bool) {
 		at, a := c.at(now), c.flows[flow.key()]
-		if a == nil {
-			return
+		if a == nil || a.rate != nil && a.rate.PerSecond() > 0 && a.bucket.rate > 0 {
+			return // two bounds at once are more than such a path has to know
 		}
 		for number, p := range a.channels {
 			r := a.relayOf(p.addr.Addr())
-			if r == nil || r.deadline <= at || p.deadline <= at || !c.allowed(a, p) {
+			if r == nil || r.deadline <= at || p.deadline <= at || !c.allowed(a, p) || p.fleeting {
 				continue
 			}
 			b := Binding{
 				Channel: number, Relay: r.id, Relayed: r.addr, Peer: p.addr, BytesPerSecond: int64(a.bucket.rate),
 				ToPeer:   c.time(min(r.deadline, p.deadline)),
 				FromPeer: c.time(min(r.deadline, p.deadline, p.permission.deadline)),
+			}
+			if a.rate != nil && a.rate.PerSecond() > 0 {
+				b.BytesPerSecond, b.Rate = a.rate.PerSecond(), a.rate
 			}
 			if !yield(b) {
 				return
@@ -48,16 +53,20 @@ func (c *Core) Bindings(now time.Time, flow Flow) iter.Seq[Binding] {
 	}
 }
 
-// Credit counts what another path has relayed for the allocation of a flow.
-func (c *Core) Credit(flow Flow, u Usage) {
+// Credit counts what another path has relayed for the allocation of a flow, which
+// may have ended since. The core then relays as much less: both paths together keep
+// the rate of the account and that of the user.
+func (c *Core) Credit(now time.Time, flow Flow, u Usage) {
+	c.stats.Relayed.add(u)
 	a := c.flows[flow.key()]
 	if a == nil {
 		return
 	}
-	a.usage.SentPackets += u.SentPackets
-	a.usage.SentBytes += u.SentBytes
-	a.usage.ReceivedPackets += u.ReceivedPackets
-	a.usage.ReceivedBytes += u.ReceivedBytes
+	a.usage.add(u)
+	a.bucket.spend(c.at(now), u.SentBytes+u.ReceivedBytes)
+	if a.rate != nil {
+		a.rate.spend(now, u.SentBytes+u.ReceivedBytes)
+	}
 }
 
 // tell says that the channels of a are not what they were, if anybody wants to know.

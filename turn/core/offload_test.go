@@ -68,11 +68,40 @@ func TestOffload_IsCredited(t *testing.T) {
 	c := newWorld(t).client(udp4, 1)
 	c.bound()
 	c.emit(channelData(0x4000, "hello"))
-	c.core.Credit(c.flow, Usage{SentPackets: 1, SentBytes: 2, ReceivedPackets: 3, ReceivedBytes: 4})
-	c.core.Credit(c.client(udp4, 2).flow, Usage{SentPackets: 1})
+	c.core.Credit(c.now, c.flow, Usage{SentPackets: 1, SentBytes: 2, ReceivedPackets: 3, ReceivedBytes: 4})
+	c.core.Credit(c.now, c.client(udp4, 2).flow, Usage{SentPackets: 1})
 	for i := range c.core.Allocations() {
 		if want := (Usage{SentPackets: 2, SentBytes: 7, ReceivedPackets: 3, ReceivedBytes: 4}); i.Usage != want {
 			t.Errorf("%+v, want %+v", i.Usage, want)
 		}
+	}
+}
+
+// TestOffload_SharesTheRate: a path beside the core keeps the rate by itself, and
+// what it relays is missing to the core.
+func TestOffload_SharesTheRate(t *testing.T) {
+	c := newWorld(t).client(udp4, 1).as("slow", "x")
+	c.bound()
+	passed := 0
+	for range 20 {
+		c.pass(time.Second)
+		c.core.Credit(c.now, c.flow, Usage{SentBytes: 300, ReceivedBytes: 300})
+		for range 20 {
+			if c.emit(channelData(0x4000, strings.Repeat("x", 50))) != "none" {
+				passed += 50
+			}
+		}
+	}
+	if passed < 7500 || passed > 9000 {
+		t.Errorf("%d bytes passed in 20 seconds at 1000 bytes a second of which others took 600", passed)
+	}
+	c.core.Credit(c.now, c.flow, Usage{SentBytes: 5000})
+	c.pass(4 * time.Second)
+	if got := c.emit(channelData(0x4000, "x")); got != "none" {
+		t.Errorf("before the debt was paid: %s", got)
+	}
+	c.pass(2 * time.Second)
+	if got := c.emit(channelData(0x4000, "x")); got == "none" {
+		t.Error("nothing passes after it")
 	}
 }

@@ -34,8 +34,8 @@ const (
 	SendClient Kind = iota + 1
 	// SendPeer: send Data from Relay to Peer, unfragmented if DontFragment.
 	SendPeer
-	// OpenRelay: open a relay for Family and Transport and answer with
-	// RelayOpened or RelayFailed. With Even the port is even, and with Second
+	// OpenRelay: open a relay for Family and Transport, on behalf of User, and
+	// answer with RelayOpened or RelayFailed. With Even the port is even, and with Second
 	// not 0 the next port is opened too, under that id, or both fail.
 	OpenRelay
 	// CloseRelay: close Relay. No event for it counts any more.
@@ -50,9 +50,6 @@ const (
 	Splice
 	// Disconnect: close Connection, and the stream spliced to it if there is one.
 	Disconnect
-	// AskAccount: find the account of the username in Data, which stays as it
-	// is, and answer with Verdict for Ask within 10 seconds.
-	AskAccount
 	// ChannelsChanged: a path that serves channels past the core must serve for
 	// Flow what Bindings yields now, and nothing else. Only with Config.Offload.
 	ChannelsChanged
@@ -69,8 +66,9 @@ type Action struct {
 	Relay        RelayID
 	Second       RelayID
 	Connection   ConnectionID
-	Ask          AskID
 	Peer         netip.AddrPort
+	// User is who has the allocation: a driver may choose ports by it.
+	User string
 	// Data lies in the packet that was handed in or in the Output: it is good
 	// until that packet is overwritten, or Reset.
 	Data []byte

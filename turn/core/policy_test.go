@@ -155,6 +155,46 @@ func TestPolicy_ChangeHoldsForWhatIsThere(t *testing.T) {
 	}
 }
 
+// TestPolicy_ChangeForOneUser leaves others alone, whose verdicts are kept: neither
+// are they asked about, nor is a path beside the core told of them.
+func TestPolicy_ChangeForOneUser(t *testing.T) {
+	w := newWorld(t, func(cfg *Config) { cfg.Offload = true })
+	a, b, tcp := w.client(udp4, 1), w.client(udp4, 2).as("bob", "builder"), w.client(tcp4, 3)
+	a.bound()
+	b.bound()
+	connection := tcp.connected()
+	passes := func() string {
+		return fmt.Sprint(a.emit(channelData(0x4000, "x")) != "none", b.emit(channelData(0x4000, "x")) != "none", w.core.connections[connection] != nil)
+	}
+	if got := passes(); got != "true true true" {
+		t.Fatal(got)
+	}
+	w.forbid("198.51.100.77/32")
+	for _, step := range []struct {
+		name   string
+		change func()
+		want   string
+		told   int
+	}{
+		{"of nobody here", func() { w.core.PolicyChangedFor("carol", &w.out) }, "true true true", 0},
+		{"of alice", func() { w.core.PolicyChangedFor("alice", &w.out) }, "false true false", 1},
+		{"of all", func() { w.core.PolicyChanged(&w.out) }, "false false false", 2},
+		{"of bob, back", func() { w.forbidden = nil; w.core.PolicyChangedFor("bob", &w.out) }, "false true false", 1},
+	} {
+		step.change()
+		told := 0
+		for _, action := range w.out.Actions {
+			if action.Kind == ChannelsChanged {
+				told++
+			}
+		}
+		w.drive()
+		if got := passes(); got != step.want || told != step.told {
+			t.Errorf("%s: passes %s, told %d times; want %s, %d", step.name, got, told, step.want, step.told)
+		}
+	}
+}
+
 // TestPolicy_VerdictsAreBounded talks to more ports than verdicts are kept of.
 func TestPolicy_VerdictsAreBounded(t *testing.T) {
 	c := newWorld(t).client(udp4, 1)

@@ -3,6 +3,8 @@
 package core
 
 import (
+	"maps"
+	"slices"
 	"sync"
 )
 
@@ -15,6 +17,7 @@ const (
 	Relays Resource = iota
 	Permissions
 	Channels
+	Connections // of relays of TCP to peers, those that are being made included
 	numResources
 )
 
@@ -38,10 +41,10 @@ type Quota interface {
 }
 
 // Counts has a number for each resource; 0 means no limit.
-type Counts struct{ Relays, Permissions, Channels int }
+type Counts struct{ Relays, Permissions, Channels, Connections int }
 
 func (c Counts) of(what Resource) int {
-	return [numResources]int{c.Relays, c.Permissions, c.Channels}[what]
+	return [numResources]int{c.Relays, c.Permissions, c.Channels, c.Connections}[what]
 }
 
 // Ledger is a Quota that counts in memory. It is safe for concurrent use. It
@@ -102,6 +105,21 @@ func (l *Ledger) Give(user string, what Resource, n int) {
 	if *u == [numResources]int{} {
 		delete(l.users, user)
 	}
+}
+
+// Users lists who holds relays, in no order.
+func (l *Ledger) Users() []string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	users := slices.Collect(maps.Keys(l.users))
+	return slices.DeleteFunc(users, func(u string) bool { return l.users[u][Relays] == 0 })
+}
+
+// Total returns what all users hold of a resource.
+func (l *Ledger) Total(what Resource) int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.held[what]
 }
 
 // Held returns what a user holds of a resource.

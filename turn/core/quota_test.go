@@ -4,6 +4,7 @@ package core
 
 import (
 	"fmt"
+	"net/netip"
 	"strings"
 	"sync"
 	"testing"
@@ -124,5 +125,54 @@ func TestSetLimits_HoldsForWhatComes(t *testing.T) {
 		if v.got != v.want {
 			t.Errorf("%s: %s, want %s", name, v.got, v.want)
 		}
+	}
+}
+
+// TestQuota_OfConnections gives users fewer connections to peers than their
+// allocations may have, and all users together fewer than that.
+func TestQuota_OfConnections(t *testing.T) {
+	may := true
+	w := newWorld(t, func(cfg *Config) { cfg.MayConnect = func(time.Time, string) bool { return may } })
+	w.ledger.SetLimits(Counts{Connections: 2}, Counts{Connections: 3})
+	alice, bob := w.client(tcp4, 1), w.client(tcp4, 2).as("bob", "builder")
+	alice.allocate(tcp())
+	bob.allocate(tcp())
+	second := w.client(tcp4, 3)
+	second.allocate(tcp())
+	may = false
+	if got := alice.ask(methodConnect, peerAt(peer4)); got != "486" {
+		t.Errorf("more often than it may: %s, want 486", got)
+	}
+	may = true
+	if got := alice.ask(methodConnect, peerAt(peer4)); got != "none" {
+		t.Fatalf("connect: %s", got)
+	}
+	id := alice.lastOf(Connect).Connection
+	second.must(methodCreatePermission, peerAt(peer4))
+	relayOf := func(c *client) RelayID { return w.core.flows[c.flow.key()].relays[0].id }
+	if _, ok := w.core.PeerConnected(w.now, relayOf(second), netip.MustParseAddrPort(peer4), &w.out); !ok {
+		t.Fatal("a peer is refused")
+	}
+	w.drive()
+	if _, ok := w.core.PeerConnected(w.now, relayOf(second), netip.MustParseAddrPort("198.51.100.77:9"), &w.out); ok {
+		t.Error("a peer is one more than the user may have")
+	}
+	for i, step := range []struct{ got, want string }{
+		{alice.ask(methodConnect, peerAt("198.51.100.77:2")), "486"},
+		{bob.ask(methodConnect, peerAt(peer4)), "none"},
+		{bob.ask(methodConnect, peerAt("198.51.100.77:2")), "508"},
+	} {
+		if step.got != step.want {
+			t.Errorf("step %d: %s, want %s", i, step.got, step.want)
+		}
+	}
+	w.core.ConnectFailed(id, &w.out)
+	w.drive()
+	if got := alice.ask(methodConnect, peerAt(peer4)); got != "none" {
+		t.Errorf("in the place of one that failed: %s", got)
+	}
+	w.pass(time.Hour)
+	if n := w.ledger.Total(Connections); n != 0 {
+		t.Errorf("%d are still held", n)
 	}
 }

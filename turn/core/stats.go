@@ -30,6 +30,25 @@ func (d DropReason) String() string {
 	return [...]string{"junk", "unanswered", "no_allocation", "no_channel", "no_permission", "forbidden", "oversize", "rate"}[d]
 }
 
+// Failure is why the credential of a request was refused. Its client is not told.
+type Failure uint8
+
+// The failures.
+const (
+	FailedMismatch Failure = iota // none of the keys of the account
+	FailedExpired                 // the key is right, the account has ended
+	FailedRevoked                 // the key is right, Config.Admit says no
+	FailedAwaited                 // no key that is known yet: no answer
+	FailedTooFar                  // the key is right, the account would end in more than a year
+	FailedUnknown                 // no such account, or the name is none that there can be
+	NumFailures
+)
+
+// String is the failure as a label.
+func (f Failure) String() string {
+	return [...]string{"mismatch", "expired", "revoked", "undecided", "too_far", "unknown"}[f]
+}
+
 // ErrorCodes are all codes of error responses, in rising order.
 func ErrorCodes() []int {
 	return []int{
@@ -45,10 +64,14 @@ type Stats struct {
 	Dropped [NumDropReasons]uint64
 	// Errors counts error responses, in the order of ErrorCodes.
 	Errors [15]uint64
+	// Failed counts requests whose credential was refused.
+	Failed [NumFailures]uint64
+	// Relayed counts what all allocations have relayed.
+	Relayed Usage
 	// Allocated and Ended count allocations.
 	Allocated, Ended uint64
-	// Allocations, Reservations, Connections and Pending are held now.
-	Allocations, Reservations, Connections, Pending int
+	// Allocations, Reservations and Connections are held now.
+	Allocations, Reservations, Connections int
 }
 
 func (s *Stats) count(code int) {
@@ -59,11 +82,36 @@ func (s *Stats) count(code int) {
 
 func (c *Core) drop(reason DropReason) { c.stats.Dropped[reason]++ }
 
+// Add adds what another core has counted, and holds.
+func (s *Stats) Add(o Stats) {
+	for i, n := range o.Dropped {
+		s.Dropped[i] += n
+	}
+	for i, n := range o.Errors {
+		s.Errors[i] += n
+	}
+	for i, n := range o.Failed {
+		s.Failed[i] += n
+	}
+	s.Relayed.add(o.Relayed)
+	s.Allocated += o.Allocated
+	s.Ended += o.Ended
+	s.Allocations += o.Allocations
+	s.Reservations += o.Reservations
+	s.Connections += o.Connections
+}
+
+// Refused is how many requests had a credential that was refused. A driver tells by
+// it who guesses.
+func (c *Core) Refused() uint64 {
+	f := &c.stats.Failed
+	return f[FailedMismatch] + f[FailedExpired] + f[FailedRevoked]
+}
+
 // Stats returns the counters.
 func (c *Core) Stats() Stats {
 	s := c.stats
 	s.Allocations, s.Reservations, s.Connections = len(c.flows), len(c.reservations), len(c.connections)
-	s.Pending = len(c.waiting.byID)
 	return s
 }
 
@@ -73,9 +121,21 @@ type Usage struct {
 	ReceivedPackets, ReceivedBytes uint64
 }
 
+func (u *Usage) add(o Usage) {
+	u.SentPackets += o.SentPackets
+	u.SentBytes += o.SentBytes
+	u.ReceivedPackets += o.ReceivedPackets
+	u.ReceivedBytes += o.ReceivedBytes
+}
+
 // Info describes an allocation.
 type Info struct {
-	Flow      Flow
+	// ID names the allocation; no other one, also of another core, has it.
+	// Reservations, which Evict tells of, have none.
+	ID   uint64
+	Flow Flow
+	// Since is when it was asked for.
+	Since     time.Time
 	User      string
 	Transport Transport
 	// Relayed are the relayed addresses, IPv4 first; invalid where there is none.
@@ -89,12 +149,23 @@ type Info struct {
 
 func (a *allocation) info() Info {
 	i := Info{
-		Flow: a.flow, User: a.user, Transport: a.transport, Usage: a.usage,
+		ID: a.id, Flow: a.flow, Since: a.since, User: a.user, Transport: a.transport, Usage: a.usage,
 		Permissions: len(a.permissions), Channels: len(a.channels), Connections: len(a.connections),
 	}
 	for n, r := range a.relays {
 		if r != nil && r.open {
 			i.Relayed[n] = r.addr
+		}
+	}
+	return i
+}
+
+// last is the info of an allocation that ends, with all relayed addresses that it had.
+func (a *allocation) last() Info {
+	i := a.info()
+	for n, addr := range a.ended {
+		if !i.Relayed[n].IsValid() {
+			i.Relayed[n] = addr
 		}
 	}
 	return i
@@ -119,3 +190,7 @@ func (c *Core) Allocations() iter.Seq[Info] {
 		}
 	}
 }
+
+// ShardOfAllocation is Config.Shard of the core that has the allocation with an
+// Info.ID, if there is one.
+func ShardOfAllocation(id uint64) uint8 { return uint8(id >> 56) }

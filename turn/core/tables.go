@@ -5,6 +5,7 @@ package core
 import (
 	"encoding/binary"
 	"net/netip"
+	"time"
 )
 
 // flowKey is a Flow as a map key that hashes as plain memory.
@@ -120,6 +121,7 @@ type peer struct {
 	policy     uint32
 	channel    uint16 // 0: none
 	allowed    bool   // by the policy of that generation
+	fleeting   bool   // that may change at any time
 }
 
 // maxVerdicts is how many sockets without a channel an allocation remembers.
@@ -128,11 +130,15 @@ const maxVerdicts = 64
 
 // allocation is what one client holds: one or two relays, permissions, channels.
 type allocation struct {
+	id        uint64
+	since     time.Time
 	flow      Flow
 	user      string
 	transport Transport
 	relays    [2]*relay // IPv4, IPv6; nil where there is none
 	opening   *opening  // until all relays are open
+
+	ended [2]netip.AddrPort // addresses of relays that it has no more
 
 	transaction [12]byte  // of the Allocate request
 	token       token     // of the reservation that came with it; zero: none
@@ -145,7 +151,10 @@ type allocation struct {
 	verdicts    int  // peers without a channel
 	told        bool // the driver knows of channels
 
+	answered int64 // up to when answers without a credential are spent
+
 	bucket bucket
+	rate   *Rate // shared with others; nil: none
 	usage  Usage
 	timer  timer
 }
@@ -185,11 +194,26 @@ func (b *bucket) take(now int64, n int) bool {
 	if b.rate == 0 {
 		return true
 	}
-	b.level = min(max(b.rate, 1<<16), b.level+float64(now-b.at)*b.rate/1e9)
-	b.at = now
+	b.fill(now)
 	if b.level < float64(n) {
 		return false
 	}
 	b.level -= float64(n)
 	return true
+}
+
+// spend takes n bytes that have passed already, and returns for how long no more
+// may pass.
+func (b *bucket) spend(now int64, n uint64) time.Duration {
+	if b.rate == 0 {
+		return 0
+	}
+	b.fill(now)
+	b.level -= float64(n)
+	return time.Duration(max(0, -b.level) / b.rate * 1e9)
+}
+
+func (b *bucket) fill(now int64) {
+	b.level = min(max(b.rate, 1<<16), b.level+float64(now-b.at)*b.rate/1e9)
+	b.at = now
 }

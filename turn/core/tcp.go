@@ -45,7 +45,7 @@ func (c *Core) connect(r *request) {
 	case m.has&hasPeer == 0 || m.peer.Port() == 0:
 		code = codeBadRequest
 	default:
-		code = c.judgePeer(a, m.peer)
+		code = c.judgePeer(a, m.peer, true)
 	}
 	switch {
 	case code != 0:
@@ -53,6 +53,10 @@ func (c *Core) connect(r *request) {
 		code = codeConnectionExists
 	case len(a.connections) >= c.cfg.Limits.Connections:
 		code = codeCapacity
+	case c.cfg.MayConnect != nil && !c.cfg.MayConnect(r.wall, a.user):
+		code = codeQuota
+	default:
+		code = c.takeConnection(a.user)
 	}
 	if code != 0 {
 		c.fail(r, code)
@@ -61,6 +65,22 @@ func (c *Core) connect(r *request) {
 	v := c.newConnection(a, m.peer, r.now)
 	v.transaction, v.signer, v.print = m.transaction, r.signer, m.has&hasFingerprint != 0
 	r.out.add(Action{Kind: Connect, Relay: a.relayOf(m.peer.Addr()).id, Connection: v.id, Peer: m.peer})
+}
+
+// takeConnection counts a connection for a user, and says with which code it is
+// refused. forget gives it back.
+func (c *Core) takeConnection(user string) int {
+	if c.cfg.Quota == nil {
+		return 0
+	}
+	switch c.cfg.Quota.Take(user, Connections, 1) {
+	case UserFull:
+		return codeQuota
+	case TotalFull:
+		return codeCapacity
+	default:
+		return 0
+	}
 }
 
 // newConnection makes a connection that waits for connectPatience.
@@ -128,10 +148,10 @@ func (c *Core) PeerConnected(now time.Time, id RelayID, from netip.AddrPort, out
 	case held == nil || held.deadline <= at:
 		c.drop(DropNoPermission)
 		return 0, false
-	case !c.permits(a.user, from):
+	case !c.permits(a, from, true):
 		c.drop(DropForbidden)
 		return 0, false
-	case a.connections[keyOfSocket(from)] != nil || len(a.connections) >= c.cfg.Limits.Connections:
+	case a.connections[keyOfSocket(from)] != nil || len(a.connections) >= c.cfg.Limits.Connections, c.takeConnection(a.user) != 0:
 		c.drop(DropRate)
 		return 0, false
 	}
@@ -171,6 +191,25 @@ func (c *Core) ConnectionClosed(id ConnectionID, out *Output) {
 	}
 }
 
+// Carried counts what went through a spliced connection since it was told last.
+// The driver must then leave both ends unread for wait, so that the allocation
+// stays within the rates of its account and of its user. Where there is one it is bounded, and the
+// driver tells of every read; else now and then is enough.
+func (c *Core) Carried(now time.Time, id ConnectionID, u Usage) (wait time.Duration, bounded bool) {
+	v := c.connections[id]
+	if v == nil {
+		return 0, false
+	}
+	a, n := v.alloc, u.SentBytes+u.ReceivedBytes
+	a.usage.add(u)
+	c.stats.Relayed.add(u)
+	wait, bounded = a.bucket.spend(c.at(now), n), a.bucket.rate > 0
+	if a.rate != nil {
+		wait, bounded = max(wait, a.rate.spend(now, n)), bounded || a.rate.PerSecond() > 0
+	}
+	return wait, bounded
+}
+
 // due gives up on a connection that was not made or not fetched in time.
 func (v *connection) due(c *Core, _ int64, out *Output) {
 	if v.state == connecting {
@@ -196,4 +235,5 @@ func (c *Core) forget(v *connection) {
 	c.stop(&v.timer)
 	delete(c.connections, v.id)
 	delete(v.alloc.connections, keyOfSocket(v.peer))
+	c.give(v.alloc.user, Connections, 1)
 }

@@ -260,3 +260,58 @@ func TestConformance_Discovery(t *testing.T) {
 		})
 	}
 }
+
+// What a connection carries counts for its allocation, and with the rate of the
+// account all connections of an allocation share what may pass.
+func TestTCP_CarriedBytesCountAndAreBounded(t *testing.T) {
+	c := newWorld(t).client(tcp4, 1)
+	id := c.connected()
+	if wait, bounded := c.core.Carried(c.now, id, Usage{SentBytes: 1 << 30, ReceivedBytes: 7}); wait != 0 || bounded {
+		t.Errorf("an account without a rate waits %v (bounded %v)", wait, bounded)
+	}
+	for i := range c.core.Allocations() {
+		if i.Usage.SentBytes != 1<<30 || i.Usage.ReceivedBytes != 7 {
+			t.Errorf("counted %+v", i.Usage)
+		}
+	}
+	slow := newWorld(t).client(tcp4, 2).as("slow", "x")
+	id = slow.connected()
+	// A thousand bytes a second, and at most 65536 at once.
+	for _, v := range []struct {
+		bytes uint64
+		pass  time.Duration
+		want  time.Duration
+	}{{1 << 16, 0, 64536 * time.Millisecond}, {500, 64536 * time.Millisecond, 500 * time.Millisecond}, {0, time.Second, 0}} {
+		slow.now = slow.now.Add(v.pass)
+		if wait, bounded := slow.core.Carried(slow.now, id, Usage{SentBytes: v.bytes / 2, ReceivedBytes: v.bytes - v.bytes/2}); wait != v.want || !bounded {
+			t.Errorf("after %d bytes: wait %v (bounded %v), want %v", v.bytes, wait, bounded, v.want)
+		}
+	}
+	if wait, bounded := slow.core.Carried(slow.now, id+1, Usage{SentBytes: 1 << 30}); wait != 0 || bounded {
+		t.Errorf("a connection that is not there waits %v", wait)
+	}
+}
+
+// All connections and allocations of a user share the rate of the user.
+func TestTCP_CarriedBytesCountForTheUser(t *testing.T) {
+	shared := NewRate(1 << 16)
+	shared.start = start
+	w := newWorld(t, func(cfg *Config) { cfg.Rate = func(string) *Rate { return shared } })
+	one, two := w.client(tcp4, 1).connected(), w.client(tcp4, 2).connected()
+	for i, v := range []struct {
+		id    ConnectionID
+		bytes uint64
+		want  time.Duration
+	}{{one, 1 << 16, 0}, {two, 1 << 15, time.Second / 2}} {
+		if wait, bounded := w.core.Carried(w.now, v.id, Usage{SentBytes: v.bytes}); wait != v.want || !bounded {
+			t.Errorf("connection %d: wait %v (bounded %v), want %v", i, wait, bounded, v.want)
+		}
+	}
+	if got := w.core.Stats().Relayed.SentBytes; got != 1<<16+1<<15 {
+		t.Errorf("counted %d bytes", got)
+	}
+	shared.Set(0)
+	if wait, bounded := w.core.Carried(w.now, two, Usage{SentBytes: 1 << 40}); wait != 0 || bounded {
+		t.Errorf("without a bound: wait %v (bounded %v)", wait, bounded)
+	}
+}

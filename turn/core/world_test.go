@@ -56,11 +56,8 @@ type sent struct {
 // people are the accounts of a world.
 type people map[string][]string // passwords by username
 
-func (p people) Authenticate(_ time.Time, username []byte) (Account, Knowledge) {
+func (p people) Authenticate(_ time.Time, username []byte) (Account, bool) {
 	name := string(username)
-	if name == "elsewhere" {
-		return Account{}, Pending
-	}
 	passwords, ok := p[name]
 	a := Account{User: name[strings.IndexByte(name, ':')+1:]}
 	for _, password := range passwords {
@@ -72,19 +69,7 @@ func (p people) Authenticate(_ time.Time, username []byte) (Account, Knowledge) 
 	if name == "slow" {
 		a.BytesPerSecond = 1000
 	}
-	if !ok {
-		return Account{}, Unknown
-	}
-	return a, Known
-}
-
-func (p people) Reveal(hash []byte) ([]byte, bool) {
-	for name := range p {
-		if h := Userhash(name, "meshgate"); string(h[:]) == string(hash) {
-			return []byte(name), true
-		}
-	}
-	return nil, false
+	return a, ok
 }
 
 var start = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
@@ -106,7 +91,7 @@ func newWorld(t testing.TB, change ...func(*Config)) *world {
 			udp4B:  {Addr: netip.MustParseAddrPort("203.0.113.2:3478")},
 			udp4BQ: {Addr: netip.MustParseAddrPort("203.0.113.2:3479")},
 		},
-		Offers: Offers{IPv4: true, IPv6: true, TCP: true, DontFragment: true, Userhash: true},
+		Offers: Offers{IPv4: true, IPv6: true, TCP: true, DontFragment: true},
 		Authenticator: people{
 			"alice": {"wonder"}, "bob": {"builder"}, "1:carol": {"new", "old"}, "2:carol": {"old"}, "ending": {"x"}, "slow": {"x"},
 		},
@@ -188,7 +173,6 @@ type client struct {
 	username, password string
 	nonce              string
 	sha256             bool // negotiate SHA-256
-	userhash           bool
 	serial             uint32
 	transaction        [12]byte // of the last request
 }
@@ -263,10 +247,6 @@ func (c *client) signed(m method, attrs ...attr) []byte {
 		c.exchange(c.unsigned(methodAllocate, classRequest, udp(), text(0x8022, "tests.")))
 	}
 	auth := []attr{text(attrUsername, c.username), text(attrRealm, "meshgate"), text(attrNonce, c.nonce)}
-	if c.userhash {
-		h := Userhash(c.username, "meshgate")
-		auth[0] = attr{attrUserhash, h[:]}
-	}
 	s := signer{kind: hasIntegrity, algorithm: algorithmMD5, key: NewKey(c.username, "meshgate", c.password)}
 	if c.sha256 {
 		s.kind, s.algorithm = hasIntegritySHA256, algorithmSHA256

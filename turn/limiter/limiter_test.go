@@ -63,6 +63,38 @@ func TestLimiter_ForgedFloodIsBounded(t *testing.T) {
 	})
 }
 
+// Whoever names a new network with each packet gets one answer for five of them,
+// but for what a few hundred networks get; and all is well a moment later.
+func TestLimiter_FloodOfAllNetworksIsBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const seconds, rate = 2, 100_000
+		l := New(10, 30)
+		asked, got := 0, 0
+		for range seconds * 100 {
+			time.Sleep(time.Second / 100) // the bubble's clock
+			for range rate / 100 {
+				asked++
+				if l.Take(netip.AddrFrom4([4]byte{byte(asked>>16) + 11, byte(asked >> 8), byte(asked), 1})) {
+					got++
+				}
+			}
+		}
+		if least, most := asked/share/2, asked/share+networks*(30+10*seconds); got < least || got > most {
+			t.Errorf("%d of %d are answered, want %d to %d", got, asked, least, most)
+		}
+		time.Sleep(3 * time.Second)
+		got = 0
+		for i := range networks * 30 {
+			if l.Take(netip.AddrFrom4([4]byte{10, 0, byte(i % networks), 1})) {
+				got++
+			}
+		}
+		if want := networks * 30 * 9 / 10; got < want { // some networks share a slot
+			t.Errorf("when the flood is over %d of %d are answered, want %d", got, networks*30, want)
+		}
+	})
+}
+
 func BenchmarkLimiter(b *testing.B) {
 	l := New(10, 30)
 	addr := netip.MustParseAddr("11.0.0.1")
