@@ -18,6 +18,9 @@ PKG ?= ./...
 BENCH ?= .
 FUZZTIME ?= 10s
 
+# How long allocations come and go in the long run of the TURN server: make soak SOAK=60s
+SOAK ?= 1h
+
 # When the tests of a package are given up: a busy machine may take longer than Go's ten
 # minutes for what a fast one does in one.
 LATE := -timeout 20m
@@ -68,9 +71,10 @@ e2e: ## run the whole-system tests
 	go test -race $(LATE) -count=1 -tags e2e ./internal/e2e/... ./internal/chaos/... ./internal/netlab/...
 
 .PHONY: soak
-soak: ## run the whole-system tests that take minutes
+soak: ## run the whole-system tests that take minutes, and the TURN server for SOAK
 	go test $(LATE) -count=1 -tags "e2e soak" -run "Many|Long" -v ./internal/e2e/...
 	go test -count=1 -run Model ./turn/core -rapid.checks=12000 -rapid.steps=100
+	go run ./internal/bench-turn -soak $(SOAK)
 
 .PHONY: chaos
 chaos: ## show that the state survives 300 faults, for 20 minutes
@@ -92,6 +96,10 @@ bench-control: ## measure the control plane, its writes beside an embedded etcd
 .PHONY: bench-data
 bench-data: ## measure the data plane beside plain wireguard-go; needs root
 	go run ./internal/bench-data
+
+.PHONY: bench-turn
+bench-turn: ## measure the TURN server beside coturn and pion; needs root
+	go run ./internal/bench-turn
 
 .PHONY: microbench
 microbench: ## run the benchmarks of PKG that match BENCH
@@ -119,6 +127,7 @@ fmt: $(MODULES) ## format all code
 .PHONY: generate
 generate: $(MODULES) ## write generated files anew
 	npx buf generate proto --template proto/buf.gen.yaml
+	scripts/generate-xdp.sh
 	go test -count=1 ./cmd/meshgate -run ConfigDoc -update
 
 .PHONY: check-generate

@@ -11,6 +11,7 @@ require (
 	connectrpc.com/grpcreflect v1.3.1
 	filippo.io/edwards25519 v1.1.0
 	github.com/anishathalye/porcupine v1.3.1
+	github.com/cilium/ebpf v0.17.3
 	github.com/coder/websocket v1.8.15
 	github.com/go-chi/chi/v5 v5.5.0
 	github.com/google/btree v1.1.2
@@ -31,7 +32,6 @@ require (
 	github.com/pion/sctp v1.11.3
 	github.com/pion/sdp/v3 v3.0.9
 	github.com/pion/stun v0.6.1
-	github.com/pion/stun/v2 v2.0.0
 	github.com/pion/transport/v2 v2.2.10
 	github.com/pion/turn/v3 v3.0.3
 	github.com/pion/webrtc/v3 v3.3.6
@@ -85,6 +85,7 @@ require (
 	github.com/pion/rtcp v1.2.14 // indirect
 	github.com/pion/rtp v1.8.7 // indirect
 	github.com/pion/srtp/v2 v2.0.20 // indirect
+	github.com/pion/stun/v2 v2.0.0 // indirect
 	github.com/pion/transport/v3 v3.0.2 // indirect
 	github.com/pion/transport/v5 v5.0.1 // indirect
 	github.com/pion/turn/v2 v2.1.6 // indirect

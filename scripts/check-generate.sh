@@ -6,7 +6,7 @@
 set -euo pipefail
 
 sums() {
-	git ls-files -co --exclude-standard proto web/sdk/src/gen docs/config.md | sort |
+	git ls-files -co --exclude-standard proto web/sdk/src/gen docs/config.md turn/xdp/program | sort |
 		while read -r file; do [[ ! -f $file ]] || sha256sum "$file"; done
 }
 
