@@ -80,6 +80,8 @@ type Config struct {
 	// pairs or a user that looks at its network, and for nobody ("") those of STUN;
 	// nil: there are none. It may ask api.CallerFrom.
 	RelayServers func(ctx context.Context, node string) []*v1.ICEServer
+	// Relays is the TURN server of this gateway, for operators; nil: it has none.
+	Relays api.Relays
 	// Trust is whom the node believes at gateways, for the operator who calls on
 	// Local; nil: it was told nobody.
 	Trust *meshgatev1.GatewayTrust

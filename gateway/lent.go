@@ -4,6 +4,8 @@ package gateway
 
 import (
 	"container/list"
+	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 )
@@ -102,6 +104,24 @@ func (c *lentConn) Settled(holds bool) {
 	if c.place != nil {
 		c.place.settle(holds)
 	}
+}
+
+// CloseWrite ends the client's half of a connection that package turn carries to a peer.
+func (c *lentConn) CloseWrite() error {
+	v, ok := c.Conn.(interface{ CloseWrite() error })
+	if !ok {
+		return fmt.Errorf("close one direction of a %T: %w", c.Conn, errors.ErrUnsupported)
+	}
+	return v.CloseWrite()
+}
+
+// NetConn is the connection below TLS, which package turn closes when the client
+// does not read: the last word of TLS would wait for it.
+func (c *lentConn) NetConn() net.Conn {
+	if v, ok := c.Conn.(interface{ NetConn() net.Conn }); ok {
+		return v.NetConn()
+	}
+	return c.Conn
 }
 
 // firstOf is the place in front of a list; nil: it is empty.

@@ -373,3 +373,23 @@ func TestPlace_ReadsLittleOfStrangers(t *testing.T) {
 	p.recognise()
 	read("somebody known", maxUnknown, nil)
 }
+
+// A connection that is lent to TURN can end one direction, with TLS knowing of it,
+// and be closed below TLS, with its place knowing of it.
+func TestLentConn_ReachesBothSidesOfTLS(t *testing.T) {
+	ours, theirs := net.Pipe()
+	defer ours.Close()
+	below := &shaking{Conn: theirs}
+	for _, c := range []net.Conn{tls.Server(below, nil), &peekedConn{Conn: tls.Server(below, nil)}} {
+		lent := &lentConn{Conn: c}
+		if lent.NetConn() != net.Conn(below) {
+			t.Errorf("below a %T is a %T", c, lent.NetConn())
+		}
+		if err := lent.CloseWrite(); err == nil || errors.Is(err, errors.ErrUnsupported) { // before a handshake
+			t.Errorf("a %T ends one direction: %v", c, err)
+		}
+	}
+	if plain := (&lentConn{Conn: theirs}); plain.NetConn() != theirs || !errors.Is(plain.CloseWrite(), errors.ErrUnsupported) {
+		t.Error("a connection without TLS is not what it is")
+	}
+}

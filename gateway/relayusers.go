@@ -80,17 +80,21 @@ func (u *RelayUsers) Minted(user string, allowed func() error, until time.Time) 
 
 // Candidate notes that namer, the other side of a session of user, has named at
 // as an address of its own. Only public addresses count: whoever has a node in
-// the mesh can make it name any address at all.
-func (u *RelayUsers) Candidate(user, namer string, at netip.AddrPort) {
+// the mesh can make it name any address at all. It says whether user may reach what
+// it could not reach before.
+func (u *RelayUsers) Candidate(user, namer string, at netip.AddrPort) (added bool) {
 	if !turn.IsPublic(at.Addr()) {
-		return
+		return false
 	}
 	at = netip.AddrPortFrom(at.Addr().Unmap(), at.Port())
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	now := time.Now()
 	u.named.expire(now)
-	u.named.add(u.getLocked(user), namer, at, now.Add(u.lifetime))
+	k := u.getLocked(user)
+	added = !k.has(func(p *relayPeer) bool { return p.at == at })
+	u.named.add(k, namer, at, now.Add(u.lifetime))
+	return added
 }
 
 // getLocked returns user, whom it makes if need be.

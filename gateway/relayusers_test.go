@@ -79,13 +79,15 @@ func TestRelayUsers_Peers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		u := NewRelayUsers(20*time.Minute, nil)
 		at := netip.MustParseAddrPort
-		u.Candidate("alice", "friend", at("8.8.8.8:4000"))
-		u.Candidate("alice", "friend", at("[::ffff:9.9.9.9]:4000"))
+		for i, a := range []string{"8.8.8.8:4000", "[::ffff:9.9.9.9]:4000", "9.9.9.9:4000", "8.8.8.8:4000"} {
+			if added := u.Candidate("alice", "friend", at(a)); added != (i < 2) {
+				t.Errorf("%s, named as number %d: added %t", a, i, added)
+			}
+		}
 		for _, a := range []string{
 			"10.0.0.1:4000", "127.0.0.1:4000", "169.254.169.254:80", "[::1]:1", "[fd00::1]:1", "[64:ff9b::a00:1]:1", "[::ffff:10.0.0.1]:1",
 		} {
-			u.Candidate("alice", "friend", at(a))
-			if u.AllowPeer("alice", at(a)) {
+			if u.Candidate("alice", "friend", at(a)) || u.AllowPeer("alice", at(a)) {
 				t.Errorf("%s is allowed", a)
 			}
 		}

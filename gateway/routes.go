@@ -40,10 +40,11 @@ func (g *Gateway) services() (http.Handler, error) {
 	}
 	_, early := g.cfg.Node.(earlyNode)
 	presence, _ := g.cfg.Node.(api.RemotePresence) // who can ask others does
+	remoteRelays, _ := g.cfg.Node.(api.RemoteRelays)
 	services, err := api.Services(api.Config{
 		State: g.cfg.Node, Members: g.cfg.Node, Objects: g.cfg.Node, Keys: g.cfg.Node,
 		Links: g.cfg.Node, Remote: g.cfg.Node, Ways: g.cfg.Node, RemoteWays: g.cfg.Node, Exits: g.cfg.Exits, Signaling: g.cfg.Signaling, Presence: presence, Cluster: g.cfg.Cluster, Replicas: g.cfg.Replicas, Early: early,
-		Store: g.cfg.Store, Tokens: g.cfg.Tokens, Pairs: g.cfg.Node, RelayServers: g.cfg.RelayServers, Trust: g.cfg.Trust, Build: g.cfg.Build,
+		Store: g.cfg.Store, Tokens: g.cfg.Tokens, Pairs: g.cfg.Node, RelayServers: g.cfg.RelayServers, Trust: g.cfg.Trust, Relays: g.cfg.Relays, RemoteRelays: remoteRelays, Build: g.cfg.Build,
 	}, opts...)
 	if err != nil {
 		return nil, err

@@ -137,6 +137,7 @@ func newRules(openReflection bool) map[string]rule {
 	maps.Copy(rules, clusterRules())
 	maps.Copy(rules, storeRules())
 	maps.Copy(rules, tokenRules())
+	maps.Copy(rules, turnRules())
 	reflection := rule{access: identified, needs: everything, blind: true}
 	if openReflection {
 		reflection = rule{access: anyone}

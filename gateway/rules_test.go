@@ -62,6 +62,7 @@ func otherwiseFresh() map[string]freshness {
 		meshgatev1connect.PathsListPathsProcedure:       known,
 		meshgatev1connect.PathsUseExitProcedure:         known,
 		meshgatev1connect.PresenceListPresenceProcedure: known,
+		meshgatev1connect.TurnListAllocationsProcedure:  known,
 		meshgatev1connect.PresenceStopProcedure:         known,
 		meshgatev1connect.PathsPingProcedure:            known,
 		meshgatev1connect.PathsListServersProcedure:     known,

@@ -147,7 +147,9 @@ func (c *certificates) config(turn bool) *tls.Config {
 		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return c.current(), nil },
 	}
 	if turn {
-		cfg.NextProtos = append(cfg.NextProtos, alpnTURN)
+		// The first that the client offers, too, is taken. Clients of TURN may offer
+		// HTTP as well, as that of coturn does; none of HTTP offers TURN.
+		cfg.NextProtos = append([]string{alpnTURN}, cfg.NextProtos...)
 	}
 	return cfg
 }

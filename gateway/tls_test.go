@@ -135,7 +135,9 @@ func TestDemux(t *testing.T) {
 		}
 		return c
 	}
-	for name, c := range map[string]net.Conn{"by ALPN": dial("stun.turn"), "by first byte": dial()} {
+	for name, c := range map[string]net.Conn{
+		"by ALPN": dial("stun.turn"), "by first byte": dial(), "among others": dial("http/1.1", "stun.turn", "stun.nat-discovery"),
+	} {
 		if _, err := c.Write(binding); err != nil {
 			t.Fatal(err)
 		}

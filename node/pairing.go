@@ -4,6 +4,7 @@ package node
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
@@ -261,6 +262,7 @@ func (f *follower) allocate(ctx context.Context, uri, username, password string)
 	}
 	if f.cfg.RelayTLS != nil && strings.HasPrefix(uri, "turns:") {
 		cfg.TLS = f.cfg.RelayTLS(uri)
+		cfg.AlternateTLS = func(host string) *tls.Config { return f.cfg.RelayTLS("turns:" + net.JoinHostPort(host, "5349")) }
 	}
 	a, err := client.Allocate(ctx, cfg)
 	switch {

@@ -15,7 +15,8 @@ import (
 
 	"github.com/pion/stun"
 	"github.com/prometheus/client_golang/prometheus"
-	dto "github.com/prometheus/client_model/go"
+
+	"github.com/meshgate/meshgate/turn/core"
 )
 
 // patience is how long a test waits for what must come.
@@ -23,8 +24,33 @@ const patience = 30 * time.Second
 
 var loopback = netip.MustParseAddr("127.0.0.1")
 
+// testServer is a server on loopback with what mints its credentials.
+type testServer struct {
+	*Server
+	secrets *Secrets
+}
+
+// held is how many allocations there are, and dropped how many packets were
+// dropped for a reason.
+func (s *testServer) held() int                       { return s.totals().core.Allocations }
+func (s *testServer) dropped(why core.DropReason) int { return int(s.totals().core.Dropped[why]) }
+
+// nothingLeft says whether users, relays and their ports are all given back.
+func (s *testServer) nothingLeft() bool {
+	for _, side := range s.relays.sides {
+		for _, set := range []bool{false, true} {
+			for port := 0; side != nil && port < 1<<16; port++ {
+				if side.set(set)[port].Load() != 0 {
+					return false
+				}
+			}
+		}
+	}
+	return s.held() == 0 && s.ledger.Total(core.Relays) == 0 && len(s.ledger.Users()) == 0
+}
+
 // newServer starts a server on loopback; change adjusts its configuration.
-func newServer(t testing.TB, change func(*Config)) *Server {
+func newServer(t testing.TB, change func(*Config)) *testServer {
 	t.Helper()
 	secrets, err := NewSecrets(nil, nil)
 	if err != nil {
@@ -45,7 +71,7 @@ func newServer(t testing.TB, change func(*Config)) *Server {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { s.Close() })
-	return s
+	return &testServer{s, cfg.Secrets}
 }
 
 // rawClient speaks STUN to a server, message by message; pion/stun is its codec,
@@ -57,11 +83,11 @@ type rawClient struct {
 	realm, nonce string
 }
 
-func dialUDP(t testing.TB, s *Server, cred Credential) *rawClient {
+func dialUDP(t testing.TB, s *testServer, cred Credential) *rawClient {
 	return dial(t, "udp", s.UDPAddrs()[0].String(), cred)
 }
 
-func dialTCP(t testing.TB, s *Server, cred Credential) *rawClient {
+func dialTCP(t testing.TB, s *testServer, cred Credential) *rawClient {
 	return dial(t, "tcp", s.TCPAddrs()[0].String(), cred)
 }
 
@@ -78,7 +104,7 @@ func dial(t testing.TB, network, address string, cred Credential) *rawClient {
 // login gets realm and nonce from the server's challenge.
 func (c *rawClient) login() *rawClient {
 	c.Helper()
-	res := c.do(stun.MustBuild(stun.TransactionID, stun.NewType(stun.MethodAllocate, stun.ClassRequest)))
+	res := c.do(stun.MustBuild(stun.TransactionID, stun.NewType(stun.MethodAllocate, stun.ClassRequest), transportUDP))
 	var realm stun.Realm
 	var nonce stun.Nonce
 	if err := res.Parse(&realm, &nonce); err != nil || code(res) != 401 {
@@ -89,9 +115,12 @@ func (c *rawClient) login() *rawClient {
 }
 
 // allocate logs in and makes an allocation; it returns the relay's address.
-func (c *rawClient) allocate() netip.AddrPort {
+func (c *rawClient) allocate(attrs ...stun.Setter) netip.AddrPort {
 	c.Helper()
-	res := c.login().request(stun.MethodAllocate, transportUDP)
+	if len(attrs) == 0 {
+		attrs = []stun.Setter{transportUDP}
+	}
+	res := c.login().request(stun.MethodAllocate, attrs...)
 	var relayed stun.XORMappedAddress
 	if err := relayed.GetFromAs(res, stun.AttrXORRelayedAddress); err != nil {
 		c.Fatalf("allocate: %v, error code %d", err, code(res))
@@ -192,11 +221,14 @@ func (c *rawClient) receive() *stun.Message {
 	return m
 }
 
+// longSoftware makes a request larger than its answer, of which there may then be any number.
+func longSoftware() stun.Setter { return stun.NewSoftware("of somebody who asks again and again") }
+
 // binding shows that the server answers, and that it answered nothing since: the
 // server works in order, so any other response would have come first.
 func (c *rawClient) binding() {
 	c.Helper()
-	m := stun.MustBuild(stun.TransactionID, stun.BindingRequest)
+	m := stun.MustBuild(stun.TransactionID, stun.BindingRequest, longSoftware())
 	c.send(m.Raw)
 	res := c.receive()
 	if res.TransactionID != m.TransactionID || res.Type != stun.BindingSuccess {
@@ -227,13 +259,7 @@ func rawAttr(t stun.AttrType, v []byte) stun.Setter {
 func peerAddress(p netip.AddrPort) stun.Setter {
 	return setter(func(m *stun.Message) error {
 		if p.Addr().Is4In6() { // the codec would shorten it
-			raw := binary.BigEndian.AppendUint16([]byte{0, familyIPv6}, p.Port()^cookie>>16)
-			mask := binary.BigEndian.AppendUint32(nil, cookie)
-			mask = append(mask, m.TransactionID[:]...)
-			for i, b := range p.Addr().AsSlice() {
-				raw = append(raw, b^mask[i])
-			}
-			m.Add(stun.AttrXORPeerAddress, raw)
+			m.Add(stun.AttrXORPeerAddress, xored(p, m.TransactionID[:]))
 			return nil
 		}
 		a := stun.XORMappedAddress{IP: p.Addr().AsSlice(), Port: int(p.Port())}
@@ -249,7 +275,12 @@ func lifetimeSeconds(n uint32) stun.Setter {
 	return rawAttr(stun.AttrLifetime, binary.BigEndian.AppendUint32(nil, n))
 }
 
-var transportUDP = rawAttr(stun.AttrRequestedTransport, []byte{protocolUDP, 0, 0, 0})
+var (
+	transportUDP = rawAttr(stun.AttrRequestedTransport, []byte{protocolUDP, 0, 0, 0})
+	transportTCP = rawAttr(stun.AttrRequestedTransport, []byte{protocolTCP, 0, 0, 0})
+	familyOf6    = rawAttr(stun.AttrRequestedAddressFamily, []byte{familyIPv6, 0, 0, 0})
+	bothFamilies = rawAttr(stun.AttrType(attrAdditionalFamily), []byte{familyIPv6, 0, 0, 0})
+)
 
 // listenUDP opens a socket on loopback that stands for a peer.
 func listenUDP(t testing.TB) (*net.UDPConn, netip.AddrPort) {
@@ -302,25 +333,4 @@ func eventually(t testing.TB, what string, ok func() bool) {
 	}
 }
 
-// value reads a counter or a gauge.
-func value(c prometheus.Metric) int {
-	var m dto.Metric
-	if err := c.Write(&m); err != nil {
-		panic(err)
-	}
-	return int(m.GetCounter().GetValue() + m.GetGauge().GetValue())
-}
-
 func timedOut(err error) bool { return errors.Is(err, os.ErrDeadlineExceeded) }
-
-// gateOf returns the gate that holds the allocation of client.
-func (s *Server) gateOf(client netip.AddrPort) *gate {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for g := range s.gates {
-		if g.relay(client) != nil {
-			return g
-		}
-	}
-	return nil
-}

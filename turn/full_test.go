@@ -5,11 +5,13 @@ package turn
 import (
 	"bytes"
 	"log/slog"
+	"net/netip"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/pion/stun"
+	"github.com/prometheus/client_golang/prometheus"
 )
 
 // An operator whose relay ports run out finds it in the log, though not once for
@@ -29,7 +31,7 @@ func TestServer_SaysThatItIsFull(t *testing.T) {
 				c.Relay.MinPort, c.Relay.MaxPort = addr.Port(), addr.Port()
 				c.Logger = slog.New(slog.NewTextHandler(&log, nil))
 			})
-			if got := value(s.metrics.most); got != 1 {
+			if got := s.totals().limit; got != 1 {
 				t.Errorf("a limit of %d", got)
 			}
 			if tt.others == 0 {
@@ -44,19 +46,48 @@ func TestServer_SaysThatItIsFull(t *testing.T) {
 			}
 			s.Close()
 			text := log.String()
-			if strings.Count(text, "level=WARN") != 1 || !strings.Contains(text, tt.want) || !strings.Contains(text, "--turn.relay-ports") {
+			if strings.Count(text, "a client is refused") != 1 || !strings.Contains(text, tt.want) || !strings.Contains(text, "--turn.relay-ports") {
 				t.Errorf("three refusals in the log:\n%s", text)
 			}
 		})
 	}
 }
 
+// Metrics say that there is no room for more whatever clients ask for: those of both
+// families have two relays each.
+func TestMetrics_ShowThatItIsFull(t *testing.T) {
+	registry := prometheus.NewPedanticRegistry()
+	s := newServer(t, func(c *Config) {
+		c.Relay.Public6, c.Relay.Bind6 = netip.IPv6Loopback(), netip.IPv6Loopback()
+		c.Limits.Allocations, c.Registerer = 4, registry
+	})
+	for _, user := range []string{"a", "b"} {
+		dialUDP(t, s, s.secrets.Mint(user, time.Minute)).allocate(transportUDP, bothFamilies)
+	}
+	if got := code(dialUDP(t, s, s.secrets.Mint("c", time.Minute)).login().request(stun.MethodAllocate, transportUDP)); got != 508 {
+		t.Errorf("got %d, want 508", got)
+	}
+	families, err := registry.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := map[string]float64{"meshgate_turn_allocations": 2, "meshgate_turn_relays": 4, "meshgate_turn_allocations_limit": 4}
+	for _, f := range families {
+		if n, ok := want[f.GetName()]; ok && f.GetMetric()[0].GetGauge().GetValue() == n {
+			delete(want, f.GetName())
+		}
+	}
+	if len(want) > 0 {
+		t.Errorf("without %v", want)
+	}
+}
+
 func TestFullness_TellsAgainLater(t *testing.T) {
 	var log bytes.Buffer
-	f := &fullness{log: slog.New(slog.NewTextHandler(&log, nil)), relays: &relays{count: 2, total: 2}}
+	f := &fullness{log: slog.New(slog.NewTextHandler(&log, nil)), use: func() (int, int) { return 2, 2 }}
 	now := time.Now()
 	for i := range 4 {
-		f.refuse(now.Add(time.Duration(i) * fullEach / 2))
+		f.refuse(now.Add(time.Duration(i)*fullEach/2), noRoom)
 	}
 	if text := log.String(); strings.Count(text, "used=2 limit=2") != 2 || !strings.Contains(text, "n=1") || !strings.Contains(text, "n=2") {
 		t.Errorf("told:\n%s", text)

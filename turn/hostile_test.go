@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/pion/stun"
+
+	"github.com/meshgate/meshgate/turn/core"
 )
 
 // The packet that ends a bare pion/turn v3.0.3: an authenticated user's Send
@@ -32,10 +34,10 @@ func TestHostile_EmptyPeerAddress(t *testing.T) {
 			c.send(packet(sendIndication, attr(attrData, 1, 0), attr(attrXORPeerAddress, length, value...)))
 			c.send(packet(createPermissionRequest, attr(attrXORPeerAddress, length, value...)))
 		}
-		c.binding()
+		drain(c)
 	}
-	if n := value(s.metrics.drops[dropMalformed]); n != 2*2*19 {
-		t.Errorf("%d dropped, want %d", n, 2*2*19)
+	if n := s.dropped(core.DropJunk); n != 2*19 {
+		t.Errorf("%d dropped, want %d", n, 2*19)
 	}
 }
 
@@ -62,7 +64,7 @@ func (m *mutator) corrupt() []byte {
 		case 3:
 			b = append(b[:at], append(m.noise(m.IntN(12)), b[at:]...)...)
 		case 4: // a length that lies, with a header that fits
-			if len(b) >= headerLen+attrHeader {
+			if len(b) >= headerLen+4 {
 				binary.BigEndian.PutUint16(b[headerLen+2:], uint16(m.IntN(64)))
 			}
 		}
@@ -151,7 +153,7 @@ func TestHostile_RandomAndMutatedPackets(t *testing.T) {
 // drain waits until the server has worked off what c has sent.
 func drain(c *rawClient) {
 	c.Helper()
-	c.do(stun.MustBuild(stun.TransactionID, stun.BindingRequest))
+	c.do(stun.MustBuild(stun.TransactionID, stun.BindingRequest, longSoftware()))
 }
 
 // The same over streams: what breaks the framing costs the connection, never the server.
@@ -188,38 +190,73 @@ func TestHostile_MutatedStreams(t *testing.T) {
 		c.Close()
 	}
 	eventually(t, "all connections and allocations are gone", func() bool {
-		return value(s.metrics.connections) == 0 && value(s.metrics.allocations) == 0
+		return s.totals().connections == 0 && s.nothingLeft()
 	})
 	dialTCP(t, s, s.secrets.Mint("honest", time.Minute)).allocate()
 }
 
-// A stranger gets back no more than its share, however much it sends; a client
-// with an allocation is served during the flood.
+// A stranger gets back no more than its share, and no more than 2.6 times what it
+// sent, however much it sends.
 func TestHostile_AnswersToStrangersAreBounded(t *testing.T) {
 	const flood = 2000
-	s := newServer(t, nil)
-	g := newGate(s, nil)
-	src := netip.MustParseAddrPort("11.0.0.1:1000")
-	bind, alloc := packet(bindingRequest), packet(allocateRequest)
+	s := newServer(t, func(c *Config) { c.Threads, c.TCP = 1, nil })
 	answered, began := 0, time.Now()
-	for i := range flood {
-		src := netip.AddrPortFrom(src.Addr(), uint16(1000+i))
-		if g.admit(bind, src) != nil {
-			answered++
+	s.each(func(now time.Time, c *core.Core, out *core.Output) {
+		for i := range flood {
+			src := core.Flow{Client: netip.AddrPortFrom(publicPeer.Addr(), uint16(1000+i))}
+			for _, kind := range []uint16{bindingRequest, allocateRequest} {
+				b := packet(kind, attr(attrRequestedTransport, 4, protocolUDP, 0, 0, 0))
+				c.FromClient(now, src, b, out)
+				for _, a := range out.Actions {
+					if answered++; len(a.Data)*10 > len(b)*26 {
+						t.Errorf("%d bytes are answered by %d", len(b), len(a.Data))
+					}
+				}
+				out.Reset() // to nobody
+			}
 		}
-		if g.admit(alloc, src) != nil {
-			answered++
-		}
-	}
-	rate, seconds := s.limits.AnswersPerSecond, int(time.Since(began)/time.Second)+1
+	})
+	rate, seconds := s.limits.Load().AnswersPerSecond, int(time.Since(began)/time.Second)+1
 	if limit := (3 + seconds) * rate; answered == 0 || answered > limit {
 		t.Errorf("%d of %d answered, limit %d", answered, 2*flood, limit)
 	}
-	if n := value(s.metrics.drops[dropRate]); n != 2*flood-answered {
+	if n := s.dropped(core.DropUnanswered); n != 2*flood-answered {
 		t.Errorf("%d dropped, want %d", n, 2*flood-answered)
 	}
-	g.relays[src] = &relay{}
-	if g.admit(bind, src) == nil {
-		t.Error("a client with an allocation is not answered")
+	c := dialUDP(t, s, s.secrets.Mint("u", time.Minute))
+	c.allocate()
+	c.binding()
+}
+
+// What no server is sent is dropped, and counted; data without an allocation gets a
+// hint over UDP, if that is no larger.
+func TestHostile_DropsWhatIsNotForAServer(t *testing.T) {
+	s := newServer(t, nil)
+	c := dialUDP(t, s, s.secrets.Mint("u", time.Minute))
+	send := func(typ stun.MessageType, attrs ...stun.Setter) {
+		c.send(stun.MustBuild(append([]stun.Setter{stun.TransactionID, typ}, attrs...)...).Raw)
+	}
+	send(stun.BindingSuccess)
+	send(stun.NewType(stun.MethodAllocate, stun.ClassSuccessResponse))
+	send(stun.NewType(stun.MethodData, stun.ClassIndication))
+	send(stun.NewType(0xfff, stun.ClassRequest))
+	send(stun.NewType(stun.MethodSend, stun.ClassIndication))                              // no data
+	send(stun.NewType(stun.MethodSend, stun.ClassIndication), rawAttr(stun.AttrData, nil)) // no peer
+	c.send([]byte{0x50, 0, 0, 0})
+	c.send([]byte("GET / HTTP/1.1\r\n\r\n"))
+	c.send(nil)
+	c.binding()
+	if n := s.dropped(core.DropJunk); n != 9 {
+		t.Errorf("%d junk, want 9", n)
+	}
+	c.send([]byte{0x40, 0, 0, 0}) // smaller than what would be said of it
+	c.binding()
+	c.indicate(publicPeer, []byte("x"))
+	if m := c.receive(); m.Type != stun.NewType(stun.MethodRefresh, stun.ClassErrorResponse) || code(m) != 437 || m.TransactionID != [12]byte{} {
+		t.Errorf("data without an allocation is answered by %v, want a hint", m)
+	}
+	c.binding()
+	if n := s.dropped(core.DropNoAllocation); n != 2 {
+		t.Errorf("%d without allocation, want 2", n)
 	}
 }

@@ -4,21 +4,13 @@ package turn
 
 import (
 	"strconv"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-)
 
-// Why a packet went no further: the values of the reason label.
-const (
-	dropMalformed   = "malformed"     // not a well-formed STUN or ChannelData message
-	dropUnexpected  = "unexpected"    // well-formed, but nothing that a server is sent
-	dropOversize    = "oversize"      // larger than the engine relays
-	dropRate        = "rate_limited"  // a stranger whose prefix had its share of answers
-	dropNoRelay     = "no_allocation" // data from a client without an allocation
-	dropPeer        = "denied_peer"   // to a peer that the policy forbids
-	dropSource      = "denied_source" // from a peer that the policy forbids
-	dropSocket      = "socket_error"  // the kernel refused it
-	dropConnections = "connections"   // a stream connection beyond the limits
+	"github.com/meshgate/meshgate/turn/core"
+	"github.com/meshgate/meshgate/turn/stream"
+	"github.com/meshgate/meshgate/turn/xdp"
 )
 
 // Directions of relayed traffic: the values of the direction label.
@@ -27,75 +19,167 @@ const (
 	toClient = "to_client"
 )
 
-// metrics are the counters of one server. All label values are known before the
+// dropLabels are the values of the reason label of drops, by reason of core.
+func dropLabels() [core.NumDropReasons]string {
+	return [core.NumDropReasons]string{
+		core.DropJunk:         "malformed",     // no message that a server takes
+		core.DropUnanswered:   "rate_limited",  // a stranger whose prefix had its share of answers
+		core.DropNoAllocation: "no_allocation", // data from a client without an allocation
+		core.DropNoChannel:    "no_channel",    // data on a channel that is not bound
+		core.DropNoPermission: "no_permission", // data to or from an address without permission
+		core.DropForbidden:    "denied_peer",   // to or from a peer that the policy forbids
+		core.DropOversize:     "oversize",      // does not fit a datagram with its header
+		core.DropRate:         "bandwidth",     // beyond what the user may relay
+	}
+}
+
+// More reasons, of which core knows nothing.
+const (
+	dropSocket      = "socket_error" // the kernel did not take it
+	dropQueue       = "queue_full"   // the kernel had no room for it, or a client does not read
+	dropConnections = "connections"  // a stream connection beyond the limits, or of a proxy without its header
+	dropGuessing    = "guessing"     // a stream connection that tried too many credentials
+	dropSilent      = "silent"       // a stream connection that sent no request in time
+)
+
+// totals are what all parts of a server have counted.
+type totals struct {
+	core        core.Stats
+	kernel      xdp.Stats
+	relays      int // ports that clients hold
+	limit       int // of relays
+	connections int // of clients, open now
+	draining    int // 1 while new clients are sent on
+	// refused, silent and guessing connections, unsent and overflowed datagrams or frames.
+	refused, silent, guessing, unsent, overflowed uint64
+}
+
+// metrics show what a server has counted. All label values are known before the
 // first packet comes, so an attacker cannot grow them and zeros show.
 type metrics struct {
-	allocations, connections prometheus.Gauge
-	most                     prometheus.Gauge
-	created                  prometheus.Counter
-	packets, bytes           map[string]prometheus.Counter
-	drops, failures, refused map[string]prometheus.Counter
+	totals func() totals
+
+	allocations, relays, limit              *prometheus.Desc
+	connections, created, draining          *prometheus.Desc
+	packets, bytes, drops, failures, errors *prometheus.Desc
+	channels, outcomes                      *prometheus.Desc // of the kernel path
 }
 
-// newMetrics registers with reg; nil leaves the metrics unregistered.
-func newMetrics(reg prometheus.Registerer) (*metrics, error) {
-	m := &metrics{
-		allocations: prometheus.NewGauge(prometheus.GaugeOpts{
-			Name: "meshgate_turn_allocations", Help: "TURN allocations that exist now.",
-		}),
-		most: prometheus.NewGauge(prometheus.GaugeOpts{
-			Name: "meshgate_turn_allocations_limit", Help: "TURN allocations that may exist at a time: no more than there are relay ports.",
-		}),
-		connections: prometheus.NewGauge(prometheus.GaugeOpts{
-			Name: "meshgate_turn_connections", Help: "TCP and TLS connections of TURN clients that are open now.",
-		}),
-		created: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "meshgate_turn_allocations_total", Help: "TURN allocations made.",
-		}),
+func newMetrics(now func() totals) *metrics {
+	desc := func(name, help string, labels ...string) *prometheus.Desc {
+		return prometheus.NewDesc(name, help, labels, nil)
 	}
-	own := []prometheus.Collector{m.allocations, m.most, m.connections, m.created}
-	family := func(name, help, label string, values ...string) map[string]prometheus.Counter {
-		vec := prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, []string{label})
-		own = append(own, vec)
-		counters := make(map[string]prometheus.Counter, len(values))
-		for _, v := range values {
-			counters[v] = vec.WithLabelValues(v)
-		}
-		return counters
+	return &metrics{
+		totals:      now,
+		allocations: desc("meshgate_turn_allocations", "TURN allocations that exist now."),
+		relays:      desc("meshgate_turn_relays", "Relay ports that TURN clients hold now: an allocation of both families, or with a reserved port, holds two."),
+		limit:       desc("meshgate_turn_allocations_limit", "Relay ports that TURN clients may hold at a time: meshgate_turn_relays gets no higher."),
+		connections: desc("meshgate_turn_connections", "TCP and TLS connections of TURN clients that are open now."),
+		draining:    desc("meshgate_turn_draining", "1 while new TURN clients are sent on to other gateways, because this one ends; else 0."),
+		created:     desc("meshgate_turn_allocations_total", "TURN allocations made."),
+		packets:     desc("meshgate_turn_relayed_packets_total", "Packets relayed.", "direction"),
+		bytes:       desc("meshgate_turn_relayed_bytes_total", "Payload bytes relayed.", "direction"),
+		drops:       desc("meshgate_turn_drops_total", "Packets and connections dropped.", "reason"),
+		failures:    desc("meshgate_turn_auth_failures_total", "Requests whose credential was refused.", "reason"),
+		errors:      desc("meshgate_turn_errors_total", "Error responses sent.", "code"),
+		channels:    desc("meshgate_turn_kernel_channels", "TURN channels that the kernel serves past the server now."),
+		outcomes: desc("meshgate_turn_kernel_packets_total",
+			"Packets of such channels, by outcome. What was not sent, limited or broken went to the server.", "outcome"),
 	}
-	m.packets = family("meshgate_turn_relayed_packets_total", "Packets relayed.", "direction", toPeer, toClient)
-	m.bytes = family("meshgate_turn_relayed_bytes_total", "Payload bytes relayed.", "direction", toPeer, toClient)
-	m.drops = family("meshgate_turn_drops_total", "Packets and connections dropped.", "reason",
-		dropMalformed, dropUnexpected, dropOversize, dropRate, dropNoRelay, dropPeer, dropSource, dropSocket, dropConnections)
-	m.failures = family("meshgate_turn_auth_failures_total", "Requests whose credential was refused.", "reason",
-		string(mismatch), string(expired), string(revoked), string(undecided))
-	m.refused = family("meshgate_turn_errors_total", "Error responses sent.", "code",
-		"400", "401", "403", "420", "437", "438", "440", "441", "442", "443", "486", "508", otherCode)
+}
+
+// register registers with reg; nil leaves the metrics unregistered.
+func (m *metrics) register(reg prometheus.Registerer) error {
 	if reg == nil {
-		return m, nil
+		return nil
 	}
-	for _, c := range own {
-		if err := reg.Register(c); err != nil {
-			return nil, err
+	return reg.Register(m)
+}
+
+// Describe implements prometheus.Collector.
+func (m *metrics) Describe(ch chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{
+		m.allocations, m.relays, m.limit, m.connections, m.draining, m.created, m.packets, m.bytes, m.drops, m.failures, m.errors,
+		m.channels, m.outcomes,
+	} {
+		ch <- d
+	}
+}
+
+// Collect implements prometheus.Collector.
+func (m *metrics) Collect(ch chan<- prometheus.Metric) {
+	t := m.totals()
+	gauge := func(d *prometheus.Desc, v int) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, float64(v))
+	}
+	counter := func(d *prometheus.Desc, v uint64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v), labels...)
+	}
+	gauge(m.allocations, t.core.Allocations)
+	gauge(m.relays, t.relays)
+	gauge(m.limit, t.limit)
+	gauge(m.connections, t.connections)
+	gauge(m.draining, t.draining)
+	counter(m.created, t.core.Allocated)
+	counter(m.packets, t.core.Relayed.SentPackets, toPeer)
+	counter(m.packets, t.core.Relayed.ReceivedPackets, toClient)
+	counter(m.bytes, t.core.Relayed.SentBytes, toPeer)
+	counter(m.bytes, t.core.Relayed.ReceivedBytes, toClient)
+	for i, label := range dropLabels() {
+		counter(m.drops, t.core.Dropped[i], label)
+	}
+	counter(m.drops, t.unsent, dropSocket)
+	counter(m.drops, t.overflowed, dropQueue)
+	counter(m.drops, t.refused, dropConnections)
+	counter(m.drops, t.silent, dropSilent)
+	counter(m.drops, t.guessing, dropGuessing)
+	for i, n := range t.core.Failed {
+		counter(m.failures, n, core.Failure(i).String())
+	}
+	for i, code := range core.ErrorCodes() {
+		counter(m.errors, t.core.Errors[i], strconv.Itoa(code))
+	}
+	gauge(m.channels, t.kernel.Bindings)
+	for i, n := range t.kernel.Packets {
+		counter(m.outcomes, n, xdp.Outcome(i).String())
+	}
+}
+
+// totals returns what the server has counted, at last before it was closed.
+func (s *Server) totals() totals {
+	if t := s.last.Load(); t != nil {
+		return *t
+	}
+	return s.count()
+}
+
+func (s *Server) count() totals {
+	var t totals
+	s.each(func(_ time.Time, c *core.Core, _ *core.Output) { t.core.Add(c.Stats()) })
+	for i := range s.shards {
+		if sh := s.shards[i].Load(); sh != nil {
+			v := sh.Stats()
+			t.unsent += v.Unsent
+			t.overflowed += v.Overflowed + v.Uncarried
+			t.core.Dropped[core.DropOversize] += v.Truncated
 		}
 	}
-	return m, nil
-}
-
-// otherCode stands for error codes that this package does not expect to send.
-const otherCode = "other"
-
-func (m *metrics) drop(reason string) { m.drops[reason].Inc() }
-
-func (m *metrics) refuse(code int) {
-	c, ok := m.refused[strconv.Itoa(code)]
-	if !ok {
-		c = m.refused[otherCode]
+	t.kernel = s.kernel.Stats()
+	t.core.Dropped[core.DropRate] += t.kernel.Packets[xdp.Limited]
+	t.relays, t.limit = s.use()
+	if s.draining.Load() {
+		t.draining = 1
 	}
-	c.Inc()
-}
-
-func (m *metrics) relayed(direction string, n int) {
-	m.packets[direction].Inc()
-	m.bytes[direction].Add(float64(n))
+	t.refused = s.forged.Load()
+	if s.streams == nil {
+		return t
+	}
+	v := s.streams.Stats()
+	t.connections = v.Connections
+	t.core.Dropped[core.DropJunk] += v.Ended[stream.Garbage]
+	t.core.Dropped[core.DropOversize] += v.Ended[stream.Oversize]
+	t.silent, t.guessing = v.Ended[stream.Silent], v.Ended[stream.Guessing]
+	t.refused += v.Ended[stream.Crowded] + v.Ended[stream.Displaced] + v.Ended[stream.Forged]
+	t.overflowed += v.Ended[stream.Lagging] + v.Ended[stream.Stuck]
+	return t
 }

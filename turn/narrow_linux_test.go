@@ -24,24 +24,6 @@ func option(t *testing.T, socket syscall.Conn, level, name int) (v int) {
 }
 
 func TestFitNarrow(t *testing.T) {
-	for _, network := range []string{"udp4", "udp6", "udp"} {
-		c, err := net.ListenPacket(network, ":0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer c.Close()
-		fitNarrow(c)
-		if network != "udp6" {
-			if v := option(t, c.(syscall.Conn), unix.IPPROTO_IP, unix.IP_MTU_DISCOVER); v != unix.IP_PMTUDISC_DONT {
-				t.Errorf("%s: IPv4 packets may not be cut: %d", network, v)
-			}
-		}
-		if network != "udp4" {
-			if v := option(t, c.(syscall.Conn), unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER); v != unix.IPV6_PMTUDISC_DONT {
-				t.Errorf("%s: IPv6 packets may not be cut: %d", network, v)
-			}
-		}
-	}
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -68,5 +50,5 @@ func TestFitNarrow(t *testing.T) {
 			t.Errorf("segments of %d bytes", v)
 		}
 	}
-	fitNarrow("something else") // is nothing
+	fitNarrow(struct{ net.Listener }{l}) // of what is no socket it makes nothing
 }

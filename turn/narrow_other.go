@@ -4,6 +4,8 @@
 
 package turn
 
+import "net"
+
 // fitNarrow leaves sockets as they are: only Linux is known to forbid routers to
 // cut packets.
-func fitNarrow(any) {}
+func fitNarrow(net.Listener) {}

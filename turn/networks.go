@@ -16,18 +16,40 @@ type openNetwork struct {
 	special bool
 }
 
-// openNetworks checks what an operator wants to open. Loopback, link-local and
-// multicast addresses and metadata services of clouds are nobody's to open by
-// network: what listens there trusts whoever can reach it. Nor are IPv6
-// addresses in which IPv4 ones hide: the policy knows those by the latter.
-func openNetworks(list []netip.Prefix, special *blocks) ([]openNetwork, error) {
-	var never []netip.Prefix
-	for _, s := range []string{
+// neverOpen are networks that are nobody's to open, alone or within a wider one.
+// What listens at loopback, link-local and multicast addresses trusts whoever can
+// reach it. IPv6 addresses in which IPv4 ones hide are there, too: the policy knows
+// those by the latter.
+func neverOpen() []netip.Prefix {
+	return prefixes(
 		"0.0.0.0/8", "127.0.0.0/8", "168.63.129.16/32", "169.254.0.0/16", "224.0.0.0/3",
 		"::/64", "64:ff9b::/32", "2001::/32", "2002::/16", "fe80::/10", "ff00::/8",
-	} {
-		never = append(never, netip.MustParsePrefix(s))
+	)
+}
+
+// metadata are addresses at which clouds serve secrets to their machines, in
+// networks that there are other reasons to open. Only who names such an address
+// alone opens it.
+func metadata() []netip.Prefix {
+	return prefixes(
+		"100.100.100.200/32", // Alibaba
+		"192.0.0.192/32",     // Oracle
+		"fd00:ec2::254/128",  // Amazon
+		"fd20:ce::254/128",   // Google
+	)
+}
+
+func prefixes(list ...string) (out []netip.Prefix) {
+	for _, s := range list {
+		out = append(out, netip.MustParsePrefix(s))
 	}
+	return out
+}
+
+// openNetworks checks what an operator wants to open. What is refused here is of no
+// use; isOpen looks at each address.
+func openNetworks(list []netip.Prefix, special *blocks) ([]openNetwork, error) {
+	never := neverOpen()
 	out := make([]openNetwork, 0, len(list))
 	for _, p := range list {
 		if !p.IsValid() || p != p.Masked() || p.Addr().Is4In6() {
@@ -63,8 +85,8 @@ func (b *blocks) cover(p netip.Prefix) bool {
 
 // isOpen says whether the canonical address addr is in an open network.
 func (p *policy) isOpen(addr netip.Addr) bool {
-	for _, n := range p.open {
-		if n.Contains(addr) && (n.special || p.special.public(addr)) {
+	for _, n := range *p.open.Load() {
+		if n.Contains(addr) && (n.special && (n.IsSingleIP() || !p.shut.holds(addr)) || p.special.public(addr)) {
 			return true
 		}
 	}

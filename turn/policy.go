@@ -7,47 +7,67 @@ import (
 	"net/netip"
 	"slices"
 	"sync/atomic"
+
+	"github.com/meshgate/meshgate/turn/core"
 )
 
 // policy decides which addresses the relays of a server may exchange packets
-// with. It is asked for each permission, for each channel and again for each
-// packet, always with the same answer to the same question:
+// with. It is asked for each permission, channel and connection, and for packets:
 //
-//	a UDP listener of this server        never: it would be a loop
+//	a listener of this server            never: it would be a loop
+//	a port of TCP that takes mail        never
 //	a relay of this server               yes: two clients meet there
 //	in an open network, not own          yes
-//	everything else                      only if the allow hook says so
+//	everything else                      only if the allow hook says so, for UDP
 //
 // Port 0 names no socket. It is accepted in open networks alone, where a
 // permission covers the whole address anyway (RFC 8656 section 9).
 type policy struct {
 	special   *blocks
-	own       atomic.Pointer[[]netip.Addr] // addresses of the host's interfaces and the relay address
-	relayIP   netip.Addr
-	isRelay   func(port uint16) bool
-	listeners []netip.AddrPort // an unspecified address stands for every own one
-	open      []openNetwork
+	shut      *blocks                      // of special: what no wider network opens
+	own       atomic.Pointer[[]netip.Addr] // addresses of the host's interfaces and of the relays
+	open      atomic.Pointer[[]openNetwork]
+	relays    *relays
+	listeners []netip.AddrPort                            // an unspecified address stands for every own one
 	allow     func(user string, peer netip.AddrPort) bool // nil: no
 }
 
-// allows says whether the relay of user may talk to peer.
-func (p *policy) allows(user string, peer netip.AddrPort) bool {
-	outer := peer.Addr().Unmap().WithZone("")
-	addr := canonical(outer)
+// setOpen changes the networks that are open to all users.
+func (p *policy) setOpen(networks []netip.Prefix) error {
+	open, err := openNetworks(networks, p.special)
+	if err != nil {
+		return err
+	}
+	p.open.Store(&open)
+	return nil
+}
+
+// permit is Permit of core.Config.
+func (p *policy) permit(user string, peer core.Peer) bool {
+	addr, port := peer.Canonical.Addr(), peer.Canonical.Port()
 	own := slices.Contains(*p.own.Load(), addr)
 	switch {
-	case !addr.IsValid(), own && p.isListener(addr, peer.Port()):
+	case !addr.IsValid(), own && p.isListener(addr, port), peer.TCP && isMail(port):
 		return false
-	case addr == p.relayIP && p.isRelay(peer.Port()):
+	case !peer.Embedded() && p.relays.isOpen(peer.Canonical, peer.TCP):
+		return true
+	case !peer.Embedded() && !peer.Traffic && p.relays.mayOpen(peer.Canonical):
 		return true
 	case !own && p.isOpen(addr):
 		return true
-	case p.allow == nil, peer.Port() == 0, addr != outer: // an address within an address is nobody's to allow
+	case p.allow == nil, port == 0, peer.TCP, peer.Embedded(): // the hook speaks of UDP; an address within another is nobody's to allow
 		return false
 	default:
-		return p.allow(user, netip.AddrPortFrom(addr, peer.Port()))
+		return p.allow(user, peer.Canonical)
 	}
 }
+
+// isMail says whether a port of TCP takes mail: what is sent there in the name of a
+// gateway ruins its address.
+func isMail(port uint16) bool { return port == 25 || port == 465 || port == 587 }
+
+// fleeting is Fleeting of core.Config: relays come and go without a word.
+func (p *policy) fleeting(peer netip.AddrPort) bool { return p.relays.isPublic(peer.Addr()) }
 
 func (p *policy) isListener(addr netip.Addr, port uint16) bool {
 	return slices.ContainsFunc(p.listeners, func(l netip.AddrPort) bool {
@@ -55,44 +75,33 @@ func (p *policy) isListener(addr netip.Addr, port uint16) bool {
 	})
 }
 
-// refresh reads the addresses of the host's interfaces again.
-func (p *policy) refresh() error {
+// refresh reads the addresses of the host's interfaces again, and says whether
+// they are others.
+func (p *policy) refresh() (changed bool, err error) {
+	own, err := hostAddrs()
+	if err != nil {
+		return false, err
+	}
+	own = append(own, p.relays.public()...)
+	before := p.own.Swap(&own)
+	return before == nil || !slices.Equal(*before, own), nil
+}
+
+// hostAddrs are the addresses of the host's interfaces.
+func hostAddrs() ([]netip.Addr, error) {
 	found, err := net.InterfaceAddrs()
 	if err != nil {
-		return err
+		return nil, err
 	}
-	own := []netip.Addr{p.relayIP}
+	var addrs []netip.Addr
 	for _, f := range found {
 		if n, ok := f.(*net.IPNet); ok {
 			if a, ok := netip.AddrFromSlice(n.IP); ok {
-				own = append(own, a.Unmap())
+				addrs = append(addrs, a.Unmap())
 			}
 		}
 	}
-	p.own.Store(&own)
-	return nil
-}
-
-// canonical returns the address that a packet to a may really end at: IPv4
-// addresses hide in IPv6 ones in several ways, and each of them has been used
-// to walk around a list of denied addresses.
-func canonical(a netip.Addr) netip.Addr {
-	a = a.Unmap().WithZone("") // ::ffff:0:0/96
-	if !a.Is6() {
-		return a
-	}
-	b := a.As16()
-	switch {
-	case [12]byte(b[:]) == [12]byte{}, // IPv4-compatible, ::/96
-		[12]byte(b[:]) == [12]byte{0x00, 0x64, 0xff, 0x9b}: // NAT64, 64:ff9b::/96 (RFC 6052)
-		return netip.AddrFrom4([4]byte(b[12:]))
-	case b[0] == 0x20 && b[1] == 0x02: // 6to4, 2002::/16 (RFC 3056)
-		return netip.AddrFrom4([4]byte(b[2:]))
-	case [4]byte(b[:]) == [4]byte{0x20, 0x01}: // Teredo, 2001::/32 (RFC 4380): the client's address, inverted
-		return netip.AddrFrom4([4]byte{^b[12], ^b[13], ^b[14], ^b[15]})
-	default:
-		return a
-	}
+	return addrs, nil
 }
 
 // blocks are prefixes by the first byte of their addresses: most packets go to
@@ -110,22 +119,31 @@ func newBlocks(prefixes []netip.Prefix) *blocks {
 	return &b
 }
 
+// holds says whether a is in one of the blocks.
+func (b *blocks) holds(a netip.Addr) bool {
+	return slices.ContainsFunc(b[firstByte(a)], func(p netip.Prefix) bool { return p.Contains(a) })
+}
+
 // public says whether the canonical address a is globally reachable unicast:
 // outside of the blocks and, for IPv6, inside the only one that IANA gives out.
 func (b *blocks) public(a netip.Addr) bool {
-	first := a.As16()[0]
-	if a.Is4() {
-		first = a.As4()[0]
-	} else if first>>5 != 1 { // 2000::/3
+	if a.Is6() && firstByte(a)>>5 != 1 { // 2000::/3
 		return false
 	}
-	return !slices.ContainsFunc(b[first], func(p netip.Prefix) bool { return p.Contains(a) })
+	return !b.holds(a)
+}
+
+func firstByte(a netip.Addr) byte {
+	if a.Is4() {
+		return a.As4()[0]
+	}
+	return a.As16()[0]
 }
 
 // IsPublic says whether a packet to addr would end at globally reachable
 // unicast, whatever other address hides in addr.
 func IsPublic(addr netip.Addr) bool {
-	addr = canonical(addr)
+	addr = core.Canonical(addr)
 	return addr.IsValid() && newBlocks(specialPurpose()).public(addr)
 }
 

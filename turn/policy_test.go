@@ -5,8 +5,11 @@ package turn
 import (
 	"encoding/binary"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
+
+	"github.com/meshgate/meshgate/turn/core"
 )
 
 // specials are addresses that no relay may reach unless the hook says so: one or
@@ -57,22 +60,31 @@ func hide(a [4]byte) []netip.Addr {
 func newPolicy(t testing.TB, own ...string) *policy {
 	t.Helper()
 	p := &policy{
-		special: newBlocks(specialPurpose()), relayIP: netip.MustParseAddr("11.9.9.9"),
-		isRelay: func(port uint16) bool { return port == 5000 },
+		special: newBlocks(specialPurpose()), shut: newBlocks(slices.Concat(neverOpen(), metadata())), relays: newRelays(Relay{Public: netip.MustParseAddr("11.9.9.9")}, nil),
 		listeners: []netip.AddrPort{
 			netip.MustParseAddrPort("[::]:3478"), netip.MustParseAddrPort("11.9.9.9:3479"),
 		},
 	}
-	addrs := []netip.Addr{p.relayIP}
+	p.relays.sides[0].open[0][5000].Add(1)
+	addrs := p.relays.public()
 	for _, o := range own {
 		addrs = append(addrs, netip.MustParseAddr(o))
 	}
 	p.own.Store(&addrs)
-	var err error
-	if p.open, err = openNetworks(everywhere(), p.special); err != nil {
+	if err := p.setOpen(everywhere()); err != nil {
 		t.Fatal(err)
 	}
 	return p
+}
+
+// allows asks a policy as core does, for a packet.
+func (p *policy) allows(user string, wire netip.AddrPort) bool {
+	addr := core.Canonical(wire.Addr())
+	if !addr.IsValid() {
+		return false
+	}
+	wire = netip.AddrPortFrom(wire.Addr().Unmap().WithZone(""), wire.Port())
+	return p.permit(user, core.Peer{Wire: wire, Canonical: netip.AddrPortFrom(addr, wire.Port()), Traffic: true})
 }
 
 // everywhere are networks that open the Internet, and nothing else.
@@ -118,7 +130,7 @@ func TestPolicy_PublicUnicastPasses(t *testing.T) {
 
 func TestPolicy_PublicIsDeniedByDefault(t *testing.T) {
 	p := newPolicy(t)
-	p.open = nil
+	_ = p.setOpen(nil)
 	peer := netip.MustParseAddrPort("8.8.8.8:53")
 	if p.allows("u", peer) {
 		t.Error("allowed without a hook")
@@ -132,24 +144,34 @@ func TestPolicy_PublicIsDeniedByDefault(t *testing.T) {
 // An open network opens what an operator means by it.
 func TestPolicy_OpenNetworks(t *testing.T) {
 	for network, peers := range map[string]map[string]bool{
-		"0.0.0.0/0":       {"8.8.8.8:53": true, "10.0.0.1:53": false, "127.0.0.1:53": false, "169.254.169.254:80": false, "[2a00::6]:1": false},
-		"::/0":            {"[2a00::6]:1": true, "[fd00::1]:1": false, "8.8.8.8:53": false},
-		"10.1.0.0/16":     {"10.1.2.3:53": true, "10.1.2.3:0": true, "10.2.0.1:53": false, "[::ffff:10.1.2.3]:53": true, "10.1.9.9:53": false, "8.8.8.8:53": false},
-		"8.8.8.0/24":      {"8.8.8.8:53": true, "8.8.8.8:0": true, "8.8.9.8:53": false, "[64:ff9b::808:808]:53": true},
-		"fd00:1::/32":     {"[fd00:1::1]:53": true, "[fd00:2::1]:53": false},
-		"8.0.0.0/5":       {"8.8.8.8:53": true, "10.0.0.1:53": false}, // holds 10.0.0.0/8, and more
-		"198.18.0.0/15":   {"198.19.0.1:53": true},
-		"203.0.113.7/32":  {"203.0.113.7:9": true, "203.0.113.8:9": false},
-		"2001:4860::/32":  {"[2001:4860::1]:1": true},
-		"172.16.0.0/12":   {"172.17.0.1:1": true, "172.15.0.1:1": false},
-		"100.64.0.0/10":   {"100.64.1.1:1": true},
-		"11.0.0.0/8":      {"11.0.0.6:22": true, "11.0.0.5:22": false, "11.9.9.9:22": false},
-		"192.168.0.0/24":  {"192.168.0.1:1": true, "192.168.1.1:1": false},
-		"168.63.129.0/24": {"168.63.129.16:80": false, "168.63.129.17:80": true},
+		"0.0.0.0/0":      {"8.8.8.8:53": true, "10.0.0.1:53": false, "127.0.0.1:53": false, "169.254.169.254:80": false, "[2a00::6]:1": false},
+		"::/0":           {"[2a00::6]:1": true, "[fd00::1]:1": false, "8.8.8.8:53": false},
+		"10.1.0.0/16":    {"10.1.2.3:53": true, "10.1.2.3:0": true, "10.2.0.1:53": false, "[::ffff:10.1.2.3]:53": true, "10.1.9.9:53": false, "8.8.8.8:53": false},
+		"8.8.8.0/24":     {"8.8.8.8:53": true, "8.8.8.8:0": true, "8.8.9.8:53": false, "[64:ff9b::808:808]:53": true},
+		"fd00:1::/32":    {"[fd00:1::1]:53": true, "[fd00:2::1]:53": false},
+		"8.0.0.0/5":      {"8.8.8.8:53": true, "10.0.0.1:53": false}, // holds 10.0.0.0/8, and more
+		"198.18.0.0/15":  {"198.19.0.1:53": true},
+		"203.0.113.7/32": {"203.0.113.7:9": true, "203.0.113.8:9": false},
+		"2001:4860::/32": {"[2001:4860::1]:1": true},
+		"172.16.0.0/12":  {"172.17.0.1:1": true, "172.15.0.1:1": false},
+		"100.64.0.0/10":  {"100.64.1.1:1": true, "100.100.100.200:80": false, "[::ffff:100.100.100.200]:80": false},
+		"192.0.0.0/24":   {"192.0.0.9:1": true, "192.0.0.192:80": false},
+		"fc00::/7":       {"[fd00:1::1]:53": true, "[fd00:ec2::254]:80": false, "[fd20:ce::254]:80": false},
+		"fd00:ec2::/32":  {"[fd00:ec2::1]:53": true, "[fd00:ec2::254]:80": false},
+		"fc00::/6":       {"[fd00:1::1]:53": true, "[fe80::1]:53": false, "[fd00:ec2::254]:80": false},
+		"8000::/1": {
+			"[fd00:1::1]:53": true, "[fe80::1]:53": false, "[ff0e::1]:53": false, "[ff02::1]:5353": false, "[ff05::fb]:5353": false,
+		},
+		"::/3": {"[::1]:53": false, "[64:ff9b::7f00:1]:53": false},
+		// Who names the address itself means it.
+		"100.100.100.200/32": {"100.100.100.200:80": true},
+		"fd00:ec2::254/128":  {"[fd00:ec2::254]:80": true, "[fd20:ce::254]:80": false},
+		"11.0.0.0/8":         {"11.0.0.6:22": true, "11.0.0.5:22": false, "11.9.9.9:22": false},
+		"192.168.0.0/24":     {"192.168.0.1:1": true, "192.168.1.1:1": false},
+		"168.63.129.0/24":    {"168.63.129.16:80": false, "168.63.129.17:80": true},
 	} {
 		p := newPolicy(t, "11.0.0.5", "10.1.9.9")
-		var err error
-		if p.open, err = openNetworks([]netip.Prefix{netip.MustParsePrefix(network)}, p.special); err != nil {
+		if err := p.setOpen([]netip.Prefix{netip.MustParsePrefix(network)}); err != nil {
 			t.Errorf("%s: %v", network, err)
 		}
 		for peer, want := range peers {
@@ -223,6 +245,12 @@ func TestPolicy_OwnAddresses(t *testing.T) {
 		if got := p.allows("u", peer); got != tc.def {
 			t.Errorf("%s by default: %t", tc.peer, got)
 		}
+		if tcp := (core.Peer{Wire: peer, Canonical: peer, TCP: true, Traffic: true}); !peer.Addr().Is6() {
+			p.allow = func(string, netip.AddrPort) bool { return true }
+			if got, want := p.permit("u", tcp), tc.def && peer.Port() != 5000; got != want { // the relay is one of UDP
+				t.Errorf("%s over TCP: %t", tc.peer, got)
+			}
+		}
 		p.allow = func(_ string, asked netip.AddrPort) bool {
 			if a := asked.Addr(); a.Is4In6() || a.Zone() != "" {
 				t.Errorf("the hook was asked about %s", asked)
@@ -255,15 +283,18 @@ func TestPolicy_HookLearnsTheUser(t *testing.T) {
 
 func TestPolicy_RefreshFindsTheHost(t *testing.T) {
 	p := newPolicy(t)
-	if err := p.refresh(); err != nil {
-		t.Fatal(err)
+	if changed, err := p.refresh(); err != nil || !changed {
+		t.Fatal(err, changed)
+	}
+	if changed, _ := p.refresh(); changed {
+		t.Error("the host has other addresses all the time")
 	}
 	own := *p.own.Load()
 	found := map[netip.Addr]bool{}
 	for _, a := range own {
 		found[a] = true
 	}
-	if !found[loopback] || !found[p.relayIP] {
+	if !found[loopback] || !found[p.relays.public()[0]] {
 		t.Errorf("own addresses are %v", own)
 	}
 }
@@ -280,13 +311,13 @@ func FuzzCanonical(f *testing.F) {
 		if len(b) < 16 {
 			return
 		}
-		a := canonical(netip.AddrFrom16([16]byte(b)))
-		if again := canonical(a); again != a {
+		a := core.Canonical(netip.AddrFrom16([16]byte(b)))
+		if again := core.Canonical(a); again != a && a.IsValid() {
 			t.Fatalf("canonical(%s) is %s", a, again)
 		}
 		v4 := netip.AddrFrom4([4]byte(b))
 		for _, hidden := range hide(v4.As4()) {
-			if got := canonical(hidden); got != v4 {
+			if got := core.Canonical(hidden); got != v4 {
 				t.Fatalf("canonical(%s) is %s, want %s", hidden, got, v4)
 			}
 		}

@@ -4,7 +4,6 @@ package turn
 
 import (
 	"crypto/hmac"
-	"crypto/md5"
 	"crypto/rand"
 	"crypto/sha1"
 	"crypto/sha256"
@@ -18,11 +17,14 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/meshgate/meshgate/turn/core"
 )
 
 const (
-	minSecret = 16  // bytes: 128 bits, below which a secret could be guessed offline from one credential
-	maxUser   = 480 // bytes: USERNAME ends at 508 and carries the expiry too
+	minSecret = 16      // bytes: 128 bits, below which a secret could be guessed offline from one credential
+	maxUser   = 480     // bytes: USERNAME ends at 508 and carries the expiry too
+	maxExpiry = 1 << 33 // seconds: in the year 2242, which is never, and near enough to be counted in nanoseconds
 )
 
 // ErrWeakSecret says that a shared secret has fewer than 16 bytes.
@@ -104,13 +106,27 @@ func (s *Secrets) Rotate(next []byte) error {
 	return nil
 }
 
+// Replace makes current and previous the secrets, as NewSecrets would: what others
+// were minted with is refused.
+func (s *Secrets) Replace(current, previous []byte) error {
+	next, err := NewSecrets(current, previous)
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.current, s.previous, s.awaited = next.current, next.previous, false
+	return nil
+}
+
 // Mint returns a credential for user that ends after ttl. The server counts
-// quotas by user and hands it to the hooks of its Config. A user that is empty
-// or longer than 480 bytes gets the zero Credential, which no server accepts.
+// quotas by user and hands it to the hooks of its Config. A user that is empty,
+// longer than 480 bytes or begins with "static:" gets the zero Credential, which
+// no server accepts.
 func (s *Secrets) Mint(user string, ttl time.Duration) Credential {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	if user == "" || len(user) > maxUser || len(s.current) == 0 {
+	if !usable(user) || len(s.current) == 0 {
 		return Credential{}
 	}
 	expiry := time.Now().Add(ttl).Unix()
@@ -118,60 +134,30 @@ func (s *Secrets) Mint(user string, ttl time.Duration) Credential {
 	return Credential{Username: username, Password: password(s.current, username), ExpiresAt: time.Unix(expiry, 0)}
 }
 
-// failure tells why a request is not authenticated. It is for metrics alone:
-// the client learns nothing but 401.
-type failure string
-
-const (
-	authenticated failure = ""
-	anonymous     failure = "anonymous"
-	mismatch      failure = "mismatch"
-	expired       failure = "expired"
-	revoked       failure = "revoked"
-	undecided     failure = "undecided" // the secret is awaited
-)
-
-// authenticate finds out who signed m for realm, and with which long-term key
-// (RFC 8489 section 9.2.2). Every failure costs the same work: the MAC is
-// computed before anything is said about the user or the expiry.
-func (s *Secrets) authenticate(m message, realm string, now time.Time) (user string, key []byte, _ failure) {
-	signed, mac := m.split()
-	username, ok := signed.get(attrUsername)
-	if mac == nil || !ok {
-		return "", nil, anonymous
-	}
-	keys, awaited := s.keys(string(username), realm)
-	for _, k := range keys {
-		if hmac.Equal(signed.mac(k), mac) {
-			key = k
-		}
-	}
-	end, user, ok := strings.Cut(string(username), ":")
+// account returns what core shall know of a username of the convention, in a
+// realm, at a moment: the keys under each secret, and the end of it. Whether the
+// client has one of the keys, and whether the end has come, is for core to find out.
+func (s *Secrets) account(username []byte, realm string) (core.Account, bool) {
+	name := string(username)
+	end, user, ok := strings.Cut(name, ":")
 	expiry, err := strconv.ParseUint(end, 10, 63)
-	switch {
-	case key == nil && awaited:
-		return "", nil, undecided
-	case key == nil, !ok, err != nil, user == "":
-		return "", nil, mismatch
-	case now.Unix() >= int64(expiry):
-		return "", nil, expired
+	if !ok || err != nil || !usable(user) {
+		return core.Account{}, false
 	}
-	return user, key, authenticated
-}
-
-// keys returns the long-term keys of username under each secret, and whether
-// there may soon be another.
-func (s *Secrets) keys(username, realm string) (keys [][]byte, awaited bool) {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
+	a := core.Account{User: user, Expires: time.Unix(int64(min(expiry, maxExpiry)), 0), Awaited: s.awaited}
 	for _, secret := range [][]byte{s.current, s.previous} {
-		if len(secret) == 0 {
-			continue
+		if len(secret) > 0 {
+			a.Keys = append(a.Keys, core.NewKey(name, realm, password(secret, name)))
 		}
-		key := md5.Sum([]byte(username + ":" + realm + ":" + password(secret, username)))
-		keys = append(keys, key[:])
 	}
-	return keys, s.awaited
+	return a, true
+}
+
+// usable says whether there can be a credential for user.
+func usable(user string) bool {
+	return user != "" && len(user) <= maxUser && !strings.HasPrefix(user, staticPrefix)
 }
 
 // draw returns a number for a user, the n-th of many, which is the same as long

@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"strconv"
 	"strings"
 	"testing"
@@ -18,6 +19,8 @@ import (
 	"time"
 
 	"github.com/pion/stun"
+
+	"github.com/meshgate/meshgate/turn/core"
 )
 
 var testSecret = []byte("north-south-east-west")
@@ -43,26 +46,76 @@ func TestSecrets_MintFollowsTheConvention(t *testing.T) {
 	})
 }
 
-// signedBy returns an Allocate request with the credential, as a client makes it.
-func signedBy(t testing.TB, c Credential, realm string) message {
-	t.Helper()
-	m, err := stun.Build(stun.TransactionID, stun.NewType(stun.MethodAllocate, stun.ClassRequest), transportUDP,
-		stun.NewUsername(c.Username), stun.NewRealm(realm), stun.NewNonce("n"),
-		stun.NewLongTermIntegrity(c.Username, realm, c.Password), stun.Fingerprint)
+// Who counts milliseconds gets no credential that is good for good.
+func TestSecrets_RefuseWhatNeverEnds(t *testing.T) {
+	s, err := NewSecrets(testSecret, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return message(m.Raw)
+	username := strconv.FormatInt(time.Now().Add(time.Hour).UnixMilli(), 10) + ":shop.alice"
+	endless := Credential{Username: username, Password: password(testSecret, username)}
+	if got, want := verify(t, s, endless, "r"), core.FailedTooFar.String(); got != want {
+		t.Errorf("milliseconds: %s, want %s", got, want)
+	}
+	if got := verify(t, s, s.Mint("u", 365*24*time.Hour), "r"); got != authenticated {
+		t.Errorf("a year: %s", got)
+	}
+}
+
+// The outcomes of verify beside the names of failures.
+const (
+	authenticated = "authenticated"
+	mismatch      = "mismatch"
+	expired       = "expired"
+	undecided     = "undecided"
+)
+
+// verify has a core ask s about a request that is signed with a credential, and
+// returns what it says.
+func verify(t testing.TB, s *Secrets, cred Credential, realm string) string {
+	t.Helper()
+	at := core.Listener{Addr: netip.MustParseAddrPort("127.0.0.1:3478")}
+	c, err := core.New(time.Now(), core.Config{
+		Realm: "r", Listeners: []core.Listener{at}, Offers: core.Offers{IPv4: true}, Authenticator: &accounts{realm: "r", secrets: s},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	exchange := func(attrs ...stun.Setter) *stun.Message {
+		var out core.Output
+		m := stun.MustBuild(append([]stun.Setter{stun.TransactionID, stun.NewType(stun.MethodRefresh, stun.ClassRequest)}, attrs...)...)
+		c.FromClient(time.Now(), core.Flow{Client: publicPeer}, m.Raw, &out)
+		if len(out.Actions) == 0 {
+			return new(stun.Message)
+		}
+		res := &stun.Message{Raw: out.Actions[0].Data}
+		if err := res.Decode(); err != nil {
+			t.Fatal(err)
+		}
+		return res
+	}
+	var nonce stun.Nonce
+	if err := nonce.GetFrom(exchange(stun.NewSoftware("as long"), stun.Fingerprint)); err != nil {
+		t.Fatal(err)
+	}
+	res := exchange(stun.NewUsername(cred.Username), stun.NewRealm(realm), nonce,
+		stun.NewLongTermIntegrity(cred.Username, realm, cred.Password), stun.Fingerprint)
+	for i, n := range c.Stats().Failed {
+		if n > 0 {
+			return core.Failure(i).String()
+		}
+	}
+	if code(res) == 437 { // there is no allocation to refresh, as only this user learns
+		return authenticated
+	}
+	return fmt.Sprint(code(res))
 }
 
 func TestSecrets_CredentialsExpire(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s, _ := NewSecrets(nil, nil)
-		m := signedBy(t, s.Mint("u", time.Minute), "r")
-		verify := func() failure {
-			_, _, f := s.authenticate(m, "r", time.Now())
-			return f
-		}
+		c := s.Mint("u", time.Minute)
+		verify := func() string { return verify(t, s, c, "r") }
 		if got := verify(); got != authenticated {
 			t.Errorf("at once: %s", got)
 		}
@@ -79,11 +132,13 @@ func TestSecrets_CredentialsExpire(t *testing.T) {
 
 func TestSecrets_Rotation(t *testing.T) {
 	s, _ := NewSecrets(nil, nil)
-	check := func(name string, c Credential, want failure) {
+	check := func(name string, c Credential, want string) {
 		t.Helper()
-		user, key, got := s.authenticate(signedBy(t, c, "r"), "r", time.Now())
-		if got != want || (got == authenticated) != (user == "u" && len(key) == 16) {
-			t.Errorf("%s: %q, user %q, want %q", name, got, user, want)
+		if got := verify(t, s, c, "r"); got != want {
+			t.Errorf("%s: %q, want %q", name, got, want)
+		}
+		if a, _ := s.account([]byte(c.Username), "r"); a.User != "u" {
+			t.Errorf("%s: user %q", name, a.User)
 		}
 	}
 	first := s.Mint("u", time.Hour)
@@ -104,10 +159,10 @@ func TestSecrets_Rotation(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, _, got := shared.authenticate(signedBy(t, second, "r"), "r", time.Now()); got != authenticated {
+	if got := verify(t, shared, second, "r"); got != authenticated {
 		t.Errorf("a server that has the secret as its previous one: %s", got)
 	}
-	if _, _, got := shared.authenticate(signedBy(t, second, "other realm"), "r", time.Now()); got != mismatch {
+	if got := verify(t, shared, second, "other realm"); got != core.FailedUnknown.String() {
 		t.Errorf("another realm: %s", got)
 	}
 }
@@ -132,9 +187,8 @@ func TestSecrets_WeakOrEmptyAreRefused(t *testing.T) {
 	}
 	username := fmt.Sprintf("%d:u", time.Now().Unix()+60)
 	for _, p := range []string{"", password(nil, username), password([]byte{}, username)} {
-		m := signedBy(t, Credential{Username: username, Password: p}, "r")
 		for _, s := range []*Secrets{&zero, s} {
-			if _, _, got := s.authenticate(m, "r", time.Now()); got != mismatch {
+			if got := verify(t, s, Credential{Username: username, Password: p}, "r"); got != mismatch {
 				t.Errorf("password %q: %q", p, got)
 			}
 		}
@@ -143,14 +197,17 @@ func TestSecrets_WeakOrEmptyAreRefused(t *testing.T) {
 
 func TestSecrets_MintsOnlyUsableUsers(t *testing.T) {
 	s, _ := NewSecrets(nil, nil)
-	for _, user := range []string{"", strings.Repeat("x", maxUser+1)} {
+	for _, user := range []string{"", strings.Repeat("x", maxUser+1), "static:u"} {
 		if c := s.Mint(user, time.Minute); c != (Credential{}) {
 			t.Errorf("user of %d bytes: minted %q", len(user), c.Username)
 		}
+		username := fmt.Sprintf("%d:%s", time.Now().Unix()+60, user)
+		if a, known := s.account([]byte(username), "r"); known {
+			t.Errorf("user of %d bytes: %v", len(user), a.User)
+		}
 	}
-	c := s.Mint(strings.Repeat("x", maxUser), time.Minute)
-	if m := signedBy(t, c, "r"); !check(m) {
-		t.Error("the longest user makes a request that the guard drops")
+	if got := verify(t, s, s.Mint(strings.Repeat("x", maxUser), time.Minute), "r"); got != authenticated {
+		t.Errorf("the longest user: %s", got)
 	}
 }
 
@@ -185,10 +242,10 @@ func TestSecrets_Await(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	m := signedBy(t, minter.Mint("u", time.Hour), "r")
+	theirs := minter.Mint("u", time.Hour)
 	for name, end := range map[string]struct {
 		end  func(*Secrets)
-		want failure
+		want string
 	}{
 		"the secret comes":   {func(s *Secrets) { _ = s.Rotate(shared) }, authenticated},
 		"no secret is to be": {(*Secrets).Settle, mismatch},
@@ -198,16 +255,40 @@ func TestSecrets_Await(t *testing.T) {
 			t.Fatal(err)
 		}
 		s.Await()
-		if _, _, got := s.authenticate(m, "r", time.Now()); got != undecided {
+		if got := verify(t, s, theirs, "r"); got != undecided {
 			t.Errorf("meanwhile: %q", got)
 		}
-		own := signedBy(t, s.Mint("u", time.Hour), "r")
-		if _, _, got := s.authenticate(own, "r", time.Now()); got != authenticated {
+		if got := verify(t, s, s.Mint("u", time.Hour), "r"); got != authenticated {
 			t.Errorf("what it minted itself: %q", got)
 		}
 		end.end(s)
-		if _, _, got := s.authenticate(m, "r", time.Now()); got != end.want {
+		if got := verify(t, s, theirs, "r"); got != end.want {
 			t.Errorf("%s: %q, want %q", name, got, end.want)
 		}
 	}
+}
+
+// FuzzSecrets_Account holds that no username is taken for more than it says.
+func FuzzSecrets_Account(f *testing.F) {
+	for _, s := range []string{"1700000000:alice", "9223372036854775807:u", "-1:u", "0:", ":", "1:static:x", "1:a:b", "1", "\xff:\x00"} {
+		f.Add([]byte(s))
+	}
+	s, err := NewSecrets(testSecret, []byte("another secret of length"))
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Fuzz(func(t *testing.T, username []byte) {
+		a, known := s.account(username, "r")
+		if !known {
+			if a.User != "" || len(a.Keys) > 0 {
+				t.Fatalf("%q is nobody and has %+v", username, a)
+			}
+			return
+		}
+		end, user, _ := strings.Cut(string(username), ":")
+		n, err := strconv.ParseUint(end, 10, 63)
+		if err != nil || user != a.User || !usable(user) || len(a.Keys) != 2 || a.Expires.Unix() != int64(min(n, maxExpiry)) {
+			t.Fatalf("%q is %q until %v", username, a.User, a.Expires)
+		}
+	})
 }

@@ -19,10 +19,12 @@ import (
 	"github.com/pion/stun"
 	pion "github.com/pion/turn/v3"
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/meshgate/meshgate/turn/core"
 )
 
 // pionClient connects pion's TURN client, an implementation that is not ours.
-func pionClient(t *testing.T, network string, s *Server, cred Credential) *pion.Client {
+func pionClient(t *testing.T, network string, s *testServer, cred Credential) *pion.Client {
 	t.Helper()
 	var conn net.PacketConn
 	addr := s.UDPAddrs()[0].String()
@@ -73,12 +75,12 @@ func TestServer_TwoRelayedPeersMeet(t *testing.T) {
 			// Each side opens the way with a first packet, which may get lost.
 			exchange(t, a, b, []byte("a first"))
 			exchange(t, b, a, []byte("b first"))
-			for _, size := range []int{1, 2, 3, 4, 5, 1200, 1500} {
+			for _, size := range []int{1, 2, 3, 4, 5, 1200, 3000} {
 				payload := bytes.Repeat([]byte{byte(size)}, size)
 				exchange(t, a, b, payload)
 				exchange(t, b, a, payload)
 			}
-			if n := value(s.metrics.drops[dropPeer]) + value(s.metrics.drops[dropSource]); n != 0 {
+			if n := s.dropped(core.DropForbidden); n != 0 {
 				t.Errorf("the policy dropped %d packets", n)
 			}
 		})
@@ -129,7 +131,7 @@ func TestServer_RelaysMeetBehindNAT(t *testing.T) {
 		s := newServer(t, func(c *Config) { c.Relay = Relay{Public: netip.MustParseAddr("11.7.7.7"), Bind: bind} })
 		a, b := dialUDP(t, s, s.secrets.Mint("a", time.Minute)), dialUDP(t, s, s.secrets.Mint("b", time.Minute))
 		relayA, relayB := a.allocate(), b.allocate()
-		if relayA.Addr() != s.relays.public {
+		if relayA.Addr() != s.relays.public()[0] {
 			t.Fatalf("relay at %v", relayA)
 		}
 		a.request(stun.MethodChannelBind, channelNumber(0x4000), peerAddress(relayB))
@@ -168,7 +170,7 @@ func TestServer_RelaysMeetTheHostBehindNAT(t *testing.T) {
 		if got := c.packet(); string(got) != "\x40\x00\x00\x04pong" {
 			t.Errorf("bind %v: the client got %q", bind, got)
 		}
-		if got := s.relays.inside(netip.AddrPortFrom(public, closed.Port())); got.Addr() != public {
+		if got := s.relays.inside(netip.AddrPortFrom(public, closed.Port()), false); got.Addr() != public {
 			t.Errorf("bind %v: what is for another port goes to %v", bind, got)
 		}
 	}
@@ -184,29 +186,35 @@ func TestServer_NeverCutsADatagram(t *testing.T) {
 	c := dialUDP(t, s, s.secrets.Mint("u", time.Minute))
 	relayAddr := c.allocate()
 	c.request(stun.MethodChannelBind, channelNumber(0x4000), peerAddress(addr))
-	for _, size := range []int{1599, 1600, 1601, 9000} {
+	// Over loopback a datagram is as large as it can be, and too large with a header.
+	for _, size := range []int{1600, 9000, 65503, 65504, 65507} {
 		if _, err := peer.WriteToUDPAddrPort(make([]byte, size), relayAddr); err != nil {
 			t.Fatal(err)
 		}
 	}
 	peer.WriteToUDPAddrPort([]byte("last"), relayAddr)
-	if got := c.packet(); len(got) != 4+1600 { // 1599 and its padding
-		t.Errorf("first packet has %d bytes", len(got))
+	for _, size := range []int{1600, 9000, 65503} {
+		if got := c.packet(); len(got) != 4+size {
+			t.Errorf("a packet of %d bytes came in %d", size, len(got))
+		}
 	}
-	if got := c.packet(); !bytes.HasSuffix(got, []byte("last")) {
-		t.Errorf("second packet has %d bytes", len(got))
+	if got := c.packet(); string(got) != "\x40\x00\x00\x04last" {
+		t.Errorf("the last packet has %d bytes", len(got))
 	}
-	if n := value(s.metrics.drops[dropOversize]); n != 3 {
-		t.Errorf("%d dropped, want 3", n)
+	if n := s.dropped(core.DropOversize); n != 2 {
+		t.Errorf("%d dropped, want 2", n)
 	}
+	big := bytes.Repeat([]byte("x"), 65503)
+	c.send(append([]byte{0x40, 0, 0xff, 0xdf}, big...))
+	expect(t, peer, big)
 }
 
 func TestServer_AccountsForEveryEndOfAnAllocation(t *testing.T) {
-	ends := map[string]func(t *testing.T, s *Server, c *rawClient){
-		"refresh 0":  func(_ *testing.T, _ *Server, c *rawClient) { c.request(stun.MethodRefresh, lifetimeSeconds(0)) },
-		"connection": func(_ *testing.T, _ *Server, c *rawClient) { c.Close() },
-		"lifetime":   func(*testing.T, *Server, *rawClient) {},
-		"evict": func(t *testing.T, s *Server, _ *rawClient) {
+	ends := map[string]func(t *testing.T, s *testServer, c *rawClient){
+		"refresh 0":  func(_ *testing.T, _ *testServer, c *rawClient) { c.request(stun.MethodRefresh, lifetimeSeconds(0)) },
+		"connection": func(_ *testing.T, _ *testServer, c *rawClient) { c.Close() },
+		"lifetime":   func(*testing.T, *testServer, *rawClient) {},
+		"evict": func(t *testing.T, s *testServer, _ *rawClient) {
 			if !slices.Equal(s.Users(), []string{"u"}) {
 				t.Errorf("relays are held by %q", s.Users())
 			}
@@ -214,7 +222,7 @@ func TestServer_AccountsForEveryEndOfAnAllocation(t *testing.T) {
 				t.Error("evicted others, or more than once")
 			}
 		},
-		"server": func(_ *testing.T, s *Server, _ *rawClient) { s.Close() },
+		"server": func(_ *testing.T, s *testServer, _ *rawClient) { s.Close() },
 	}
 	for name, end := range ends {
 		for _, network := range []string{"udp", "tcp"} {
@@ -235,11 +243,7 @@ func TestServer_AccountsForEveryEndOfAnAllocation(t *testing.T) {
 				c.request(stun.MethodCreatePermission, peerAddress(publicPeer))
 				c.request(stun.MethodChannelBind, channelNumber(0x4000), peerAddress(publicPeer))
 				end(t, s, c)
-				eventually(t, "nothing is left", func() bool {
-					s.relays.mu.RLock()
-					defer s.relays.mu.RUnlock()
-					return value(s.metrics.allocations) == 0 && s.relays.count == 0 && len(s.relays.users) == 0 && len(s.relays.open) == 0
-				})
+				eventually(t, "nothing is left", s.nothingLeft)
 				socket, err := net.ListenUDP("udp4", net.UDPAddrFromAddrPort(relayAddr))
 				if err != nil {
 					t.Fatalf("the relay's port is still taken: %v", err)
@@ -265,37 +269,13 @@ func TestServer_AllocatesAgainAtOnce(t *testing.T) {
 	}
 }
 
-// The same seen from the gate: a relay that ends late leaves its successor alone.
-func TestGate_LateEndLeavesTheNextRelay(t *testing.T) {
-	s := newServer(t, nil)
-	g := newGate(s, nil)
-	g.now = request{kind: allocateRequest, client: publicPeer, user: "u"}
-	first, err := g.open()
-	if err != nil {
-		t.Fatal(err)
-	}
-	second, err := g.open()
-	if err != nil {
-		t.Fatal(err)
-	}
-	first.Close()
-	first.Close()
-	if got := g.relay(publicPeer); got != second {
-		t.Errorf("the gate has %p, want the second relay %p", got, second)
-	}
-	second.Close()
-	if n := value(s.metrics.allocations); n != 0 || g.relay(publicPeer) != nil {
-		t.Errorf("%d allocations are left", n)
-	}
-}
-
 func TestServer_EvictedUserMayComeBackOnlyIfAllowed(t *testing.T) {
 	var banned atomic.Bool
 	s := newServer(t, func(c *Config) { c.AllowUser = func(string) bool { return !banned.Load() } })
 	c := dialUDP(t, s, s.secrets.Mint("u", time.Minute))
 	c.allocate()
 	s.Evict("u")
-	eventually(t, "the allocation is gone", func() bool { return value(s.metrics.allocations) == 0 })
+	eventually(t, "the allocation is gone", func() bool { return s.held() == 0 })
 	if got := code(c.request(stun.MethodRefresh)); got != 437 {
 		t.Errorf("refresh after the eviction: %d, want 437", got)
 	}
@@ -348,13 +328,13 @@ func TestServer_PortRangeIsUsedWholeAndGivenBack(t *testing.T) {
 // one has the same secret; nobody has those of others.
 func TestServer_PortsStay(t *testing.T) {
 	first := freePorts(t, 64)
-	ports := func(s *Server, user string) (ports []uint16) {
+	ports := func(s *testServer, user string) (ports []uint16) {
 		for range 2 {
 			ports = append(ports, dialUDP(t, s, s.secrets.Mint(user, time.Minute)).allocate().Port())
 		}
 		return ports
 	}
-	start := func(secret []byte) *Server {
+	start := func(secret []byte) *testServer {
 		return newServer(t, func(c *Config) {
 			c.Relay.MinPort, c.Relay.MaxPort = first, first+63
 			if err := c.Secrets.Rotate(secret); err != nil {
@@ -475,16 +455,23 @@ func TestConfig_Validate(t *testing.T) {
 		t.Errorf("good: %v", err)
 	}
 	tests := map[string]func(*Config){
-		"listen":           func(c *Config) { c.UDP = nil },
-		"secrets":          func(c *Config) { c.Secrets = nil },
-		"relay address":    func(c *Config) { c.Relay.Public = netip.Addr{} },
-		"peers can reach":  func(c *Config) { c.Relay.Public = netip.MustParseAddr("0.0.0.0") },
-		"not an IPv4":      func(c *Config) { c.Relay.Public = netip.MustParseAddr("2a00::1") },
+		"listen":          func(c *Config) { c.UDP = nil },
+		"secrets":         func(c *Config) { c.Secrets = nil },
+		"peers can reach": func(c *Config) { c.Relay.Public = netip.MustParseAddr("0.0.0.0") },
+		"not an IPv6":     func(c *Config) { c.Relay.Public6 = loopback },
+		"not an IPv4": func(c *Config) {
+			c.Relay.Public, c.Relay.Public6 = netip.MustParseAddr("2a00::1"), netip.MustParseAddr("2a00::1")
+		},
+		"give Public":      func(c *Config) { c.Relay = Relay{} },
 		"bind address":     func(c *Config) { c.Relay.Bind = netip.MustParseAddr("::") },
+		"realm":            func(c *Config) { c.Realm = "a realm of 21 letters" },
+		"threads 65":       func(c *Config) { c.Threads = 65 },
+		"bytes a second":   func(c *Config) { c.Limits.BytesPerSecond = -1 },
+		"lifetime limit":   func(c *Config) { c.Limits.MaxLifetime = time.Second },
 		"10-9 are no":      func(c *Config) { c.Relay.MinPort, c.Relay.MaxPort = 10, 9 },
 		"0-9 are no range": func(c *Config) { c.Relay.MaxPort = 9 },
 		"-1 is negative":   func(c *Config) { c.Limits.Channels = -1 },
-		"1h0m0s":           func(c *Config) { c.Limits.Lifetime = time.Hour },
+		"1h0m1s":           func(c *Config) { c.Limits.Lifetime = time.Hour + time.Second },
 		"1.5s":             func(c *Config) { c.Limits.Lifetime = 1500 * time.Millisecond },
 		"-1s":              func(c *Config) { c.Limits.Lifetime = -time.Second },
 	}
@@ -507,31 +494,35 @@ func TestNew_ClosesWhatItWasGivenWhenItFails(t *testing.T) {
 		"port in use": func(c *Config) { c.UDP = []netip.AddrPort{addr} },
 		"tcp in use":  func(c *Config) { c.TCP = []netip.AddrPort{netip.MustParseAddrPort("11.99.99.99:1")} },
 		"metrics twice": func(c *Config) {
-			if _, err := newMetrics(registry); err != nil {
+			if err := newMetrics(nil).register(registry); err != nil {
 				t.Fatal(err)
 			}
 			c.Registerer = registry
 		},
 	} {
-		given, err := net.ListenPacket("udp4", "127.0.0.1:0")
+		given, err := net.Listen("tcp4", "127.0.0.1:0")
 		if err != nil {
 			t.Fatal(err)
 		}
-		cfg := Config{PacketConns: []net.PacketConn{given}, Secrets: secrets, Relay: Relay{Public: loopback}}
+		before := openFiles(t)
+		cfg := Config{Listeners: []net.Listener{given}, Secrets: secrets, Relay: Relay{Public: loopback}}
 		change(&cfg)
 		if s, err := New(cfg); err == nil {
 			s.Close()
 			t.Errorf("%s: no error", name)
 		}
-		if _, _, err := given.ReadFrom(make([]byte, 1)); !errors.Is(err, net.ErrClosed) {
-			t.Errorf("%s: the socket is still open: %v", name, err)
+		if _, err := given.Accept(); !errors.Is(err, net.ErrClosed) {
+			t.Errorf("%s: the listener is still open: %v", name, err)
+		}
+		if after := openFiles(t); after >= before {
+			t.Errorf("%s: %d open files before, %d after", name, before, after)
 		}
 	}
 }
 
 func TestMetrics_NamesAndLabels(t *testing.T) {
 	registry := prometheus.NewPedanticRegistry()
-	if _, err := newMetrics(registry); err != nil {
+	if err := newMetrics(func() totals { return totals{} }).register(registry); err != nil {
 		t.Fatal(err)
 	}
 	families, err := registry.Gather()
@@ -543,9 +534,10 @@ func TestMetrics_NamesAndLabels(t *testing.T) {
 		got = append(got, fmt.Sprintf("%s %d", f.GetName(), len(f.GetMetric())))
 	}
 	want := []string{
-		"meshgate_turn_allocations 1", "meshgate_turn_allocations_limit 1", "meshgate_turn_allocations_total 1", "meshgate_turn_auth_failures_total 4",
-		"meshgate_turn_connections 1", "meshgate_turn_drops_total 9", "meshgate_turn_errors_total 13",
-		"meshgate_turn_relayed_bytes_total 2", "meshgate_turn_relayed_packets_total 2",
+		"meshgate_turn_allocations 1", "meshgate_turn_allocations_limit 1", "meshgate_turn_allocations_total 1", "meshgate_turn_auth_failures_total 6",
+		"meshgate_turn_connections 1", "meshgate_turn_draining 1", "meshgate_turn_drops_total 13", "meshgate_turn_errors_total 15",
+		"meshgate_turn_kernel_channels 1", "meshgate_turn_kernel_packets_total 10", "meshgate_turn_relayed_bytes_total 2", "meshgate_turn_relayed_packets_total 2",
+		"meshgate_turn_relays 1",
 	}
 	if !slices.Equal(got, want) {
 		t.Errorf("got %q", got)

@@ -3,170 +3,20 @@
 package turn
 
 import (
-	"bytes"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
-	"io"
 	"math/big"
 	"net"
-	"slices"
+	"net/netip"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/pion/stun"
 )
-
-// pipeStream returns a stream and the client's end of it. settled may change.
-func pipeStream(t *testing.T, settled *bool) (*stream, net.Conn, *int) {
-	t.Helper()
-	server, client := net.Pipe()
-	t.Cleanup(func() { server.Close(); client.Close() })
-	oversize := new(int)
-	return newStream(server, 10*time.Minute, func() bool { return *settled }, func() { *oversize++ }), client, oversize
-}
-
-func TestStream_CutsFrames(t *testing.T) {
-	stunFrame := packet(sendIndication, attr(attrData, 5, 1, 2, 3, 4, 5))
-	frames := [][]byte{
-		packet(bindingRequest),
-		{0x40, 0, 0, 0}, // complete in its four bytes: waits for nothing more
-		{0x40, 1, 0, 1, 7, 0, 0, 0},
-		stunFrame,
-		{0x4f, 0xff, 0, 4, 1, 2, 3, 4},
-	}
-	all := bytes.Join(frames, nil)
-	for name, chunk := range map[string]int{"at once": len(all), "byte by byte": 1, "in sevens": 7} {
-		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				settled := true
-				s, client, _ := pipeStream(t, &settled)
-				go func() {
-					for rest := all; len(rest) > 0; rest = rest[min(chunk, len(rest)):] {
-						client.Write(rest[:min(chunk, len(rest))])
-					}
-					client.Close()
-				}()
-				buf := make([]byte, maxPacket)
-				for i, want := range frames {
-					n, _, err := s.ReadFrom(buf)
-					if err != nil || !bytes.Equal(buf[:n], want) {
-						t.Fatalf("frame %d: %x, %v, want %x", i, buf[:n], err, want)
-					}
-				}
-				if _, _, err := s.ReadFrom(buf); err == nil {
-					t.Error("a frame after the end")
-				}
-			})
-		})
-	}
-}
-
-func TestStream_SkipsFramesThatAreTooLarge(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		settled := true
-		s, client, oversize := pipeStream(t, &settled)
-		go func() {
-			client.Write(append([]byte{0x40, 0, 0xff, 0xff}, make([]byte, 65536)...))
-			client.Write(packet(bindingRequest))
-		}()
-		buf := make([]byte, maxPacket)
-		if n, _, err := s.ReadFrom(buf); err != nil || n != headerLen || *oversize != 1 {
-			t.Errorf("got %d bytes, %v, %d skipped", n, err, *oversize)
-		}
-	})
-}
-
-func TestStream_GarbageEndsIt(t *testing.T) {
-	for name, tc := range map[string]struct {
-		b       []byte
-		settled bool
-	}{
-		"http":                       {[]byte("GET / HTTP/1.1\r\n"), false},
-		"channel data of a stranger": {[]byte{0x40, 0, 0, 0}, false},
-		"tls":                        {[]byte{22, 3, 1, 2, 0, 1, 0, 1}, true},
-		"reserved channel":           {[]byte{0x50, 0, 0, 0}, true},
-		"wrong cookie":               {[]byte{0, 1, 0, 0, 0x21, 0x12, 0xa4, 0x43}, true},
-	} {
-		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				s, client, _ := pipeStream(t, &tc.settled)
-				go client.Write(tc.b)
-				if _, _, err := s.ReadFrom(make([]byte, maxPacket)); !errors.Is(err, errNoFrame) {
-					t.Errorf("got %v", err)
-				}
-			})
-		})
-	}
-}
-
-// The bubble's clock stands still until everybody waits: these tests take no time.
-func TestStream_Deadlines(t *testing.T) {
-	frame := packet(bindingRequest)
-	tests := []struct {
-		name    string
-		settled bool
-		drip    time.Duration // pause between bytes
-		bytes   []byte        // what the client sends, over and over
-		want    time.Duration // when the server has enough
-	}{
-		{"a silent stranger", false, 0, nil, helloTimeout},
-		{"a silent client with an allocation", true, 0, nil, 10 * time.Minute},
-		{"a stranger who drips a frame", false, time.Second, frame[:19], helloTimeout},
-		{"a client who drips a frame", true, time.Second, frame[:19], frameTimeout},
-		{"a stranger who keeps asking", false, time.Second / 5, frame, helloTimeout + frameTimeout},
-	}
-	for _, tc := range tests {
-		t.Run(tc.name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				settled := tc.settled
-				s, client, _ := pipeStream(t, &settled)
-				start := time.Now()
-				ended := make(chan time.Duration, 1)
-				go func() {
-					buf := make([]byte, maxPacket)
-					for {
-						if _, _, err := s.ReadFrom(buf); err != nil {
-							ended <- time.Since(start)
-							s.Close()
-							return
-						}
-					}
-				}()
-				for i := 0; tc.drip > 0; i++ {
-					time.Sleep(tc.drip)
-					if _, err := client.Write(tc.bytes[i%len(tc.bytes):][:1]); err != nil {
-						break
-					}
-				}
-				if got := <-ended; got > tc.want+time.Second {
-					t.Errorf("ended after %s, want %s", got, tc.want)
-				}
-			})
-		})
-	}
-}
-
-func TestStream_ClientThatDoesNotReadIsClosed(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		settled := true
-		s, client, _ := pipeStream(t, &settled)
-		start := time.Now()
-		if _, err := s.WriteTo(make([]byte, 100), nil); !timedOut(err) {
-			t.Fatalf("got %v", err)
-		}
-		if got := time.Since(start); got != writeTimeout {
-			t.Errorf("gave up after %s", got)
-		}
-		if _, err := client.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
-			t.Errorf("the connection is still open: %v", err)
-		}
-	})
-}
 
 func TestServer_GarbageStreamEndsOnlyItself(t *testing.T) {
 	s := newServer(t, nil)
@@ -180,7 +30,7 @@ func TestServer_GarbageStreamEndsOnlyItself(t *testing.T) {
 	if got := code(honest.request(stun.MethodRefresh)); got != 0 {
 		t.Errorf("the honest one: %d", got)
 	}
-	eventually(t, "the garbage connection is forgotten", func() bool { return value(s.metrics.connections) == 1 })
+	eventually(t, "the garbage connection is forgotten", func() bool { return s.totals().connections == 1 })
 }
 
 func TestServer_BoundsConnections(t *testing.T) {
@@ -192,11 +42,11 @@ func TestServer_BoundsConnections(t *testing.T) {
 	if _, err := third.tryPacket(patience); err == nil || timedOut(err) {
 		t.Fatalf("the third connection is open: %v", err)
 	}
-	if n := value(s.metrics.drops[dropConnections]); n != 1 {
+	if n := s.totals().refused; n != 1 {
 		t.Errorf("%d connections refused, want 1", n)
 	}
 	first.Close()
-	eventually(t, "a place is free", func() bool { return value(s.metrics.connections) == 1 })
+	eventually(t, "a place is free", func() bool { return s.totals().connections == 1 })
 	dialTCP(t, s, Credential{}).binding()
 }
 
@@ -207,7 +57,7 @@ func TestServer_ServesAListenerOfTLS(t *testing.T) {
 	}
 	cert := selfSigned(t)
 	l := tls.NewListener(raw, &tls.Config{Certificates: []tls.Certificate{cert}})
-	s := newServer(t, func(c *Config) { c.UDP, c.TCP, c.Listeners = nil, nil, []net.Listener{l} })
+	s := newServer(t, func(c *Config) { c.UDP, c.TCP, c.SecureListeners = nil, nil, []net.Listener{l} })
 	roots := x509.NewCertPool()
 	roots.AddCert(cert.Leaf)
 	conn, err := tls.Dial("tcp", s.TCPAddrs()[0].String(), &tls.Config{RootCAs: roots, ServerName: "turn.test"})
@@ -217,18 +67,27 @@ func TestServer_ServesAListenerOfTLS(t *testing.T) {
 	t.Cleanup(func() { conn.Close() })
 	c := &rawClient{TB: t, Conn: conn, cred: s.secrets.Mint("u", time.Minute)}
 	c.allocate()
-	if n := value(s.metrics.allocations); n != 1 {
-		t.Errorf("%d allocations", n)
+	if l := s.Allocations(); len(l) != 1 || !l[0].Stream || !l[0].Secure {
+		t.Errorf("allocations %+v", l)
 	}
 	conn.Close()
-	eventually(t, "the allocation ends with its connection", func() bool { return value(s.metrics.allocations) == 0 })
+	eventually(t, "the allocation ends with its connection", func() bool { return s.nothingLeft() })
 }
 
 func selfSigned(t testing.TB) tls.Certificate {
 	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	cert, err := makeCertificate()
 	if err != nil {
 		t.Fatal(err)
+	}
+	return cert
+}
+
+// makeCertificate makes one for turn.test, which is its own authority.
+func makeCertificate() (tls.Certificate, error) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return tls.Certificate{}, err
 	}
 	template := &x509.Certificate{
 		SerialNumber: big.NewInt(1), DNSNames: []string{"turn.test"},
@@ -237,42 +96,74 @@ func selfSigned(t testing.TB) tls.Certificate {
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
 	if err != nil {
-		t.Fatal(err)
+		return tls.Certificate{}, err
 	}
 	leaf, err := x509.ParseCertificate(der)
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key, Leaf: leaf}, err
+}
+
+// told is a connection that hears whether its client holds an allocation, and a
+// listener of such ones.
+type told struct {
+	net.Conn
+	heard chan bool
+}
+
+func (c told) Settled(holds bool) { c.heard <- holds }
+
+type tells struct {
+	net.Listener
+	heard chan bool
+}
+
+func (l tells) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	return told{c, l.heard}, err
+}
+
+// A connection that was lent its place hears when it has to be kept.
+func TestServer_TellsWhoHoldsAnAllocation(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key, Leaf: leaf}
-}
-
-// told is a connection that hears whether its client holds an allocation.
-type told struct {
-	net.Conn
-	heard []bool
-}
-
-func (c *told) Settled(holds bool) { c.heard = append(c.heard, holds) }
-
-func TestStream_TellsWhoHoldsAnAllocation(t *testing.T) {
-	server, client := net.Pipe()
-	defer client.Close()
-	c := &told{Conn: server}
-	defer c.Close()
-	settled := false
-	s := newStream(c, time.Minute, func() bool { return settled }, func() {})
-	go func() {
-		for range 5 {
-			_, _ = client.Write(packet(bindingRequest))
+	heard := make(chan bool, 10)
+	s := newServer(t, func(c *Config) { c.TCP, c.Listeners = nil, []net.Listener{tells{l, heard}} })
+	c := dialTCP(t, s, s.secrets.Mint("u", time.Minute))
+	for _, holds := range []bool{true, false, true} {
+		if holds {
+			c.allocate()
+		} else {
+			c.request(stun.MethodRefresh, lifetimeSeconds(0))
 		}
-	}()
-	for _, holds := range []bool{false, true, true, false, true} {
-		settled = holds
-		if _, _, err := s.ReadFrom(make([]byte, maxPacket)); err != nil {
-			t.Fatal(err)
+		c.binding() // over a frame that follows it is found out at the latest
+		select {
+		case got := <-heard:
+			if got != holds {
+				t.Errorf("it heard %t, want %t", got, holds)
+			}
+		case <-time.After(patience):
+			t.Fatalf("it did not hear %t", holds)
 		}
 	}
-	if want := []bool{true, false, true}; !slices.Equal(c.heard, want) {
-		t.Errorf("the connection heard %v, want %v", c.heard, want)
+}
+
+// Behind a proxy that may say so, the client is who it says; nobody else can.
+func TestServer_PROXY(t *testing.T) {
+	for name, trusted := range map[string]string{"trusted": "127.0.0.0/8", "a stranger": "192.0.2.0/24"} {
+		s := newServer(t, func(c *Config) { c.TrustedProxies = []netip.Prefix{netip.MustParsePrefix(trusted)} })
+		c := dialTCP(t, s, s.secrets.Mint("u", time.Minute))
+		c.send([]byte("\r\n\r\n\x00\r\nQUIT\n\x21\x11\x00\x0c\xc6\x33\x64\x05\x7f\x00\x00\x01\x04\xd2\x0d\x96"))
+		m := stun.MustBuild(stun.TransactionID, stun.BindingRequest)
+		c.send(m.Raw)
+		b, err := c.tryPacket(patience)
+		var mapped stun.XORMappedAddress
+		if err == nil {
+			res := &stun.Message{Raw: b}
+			err = errors.Join(res.Decode(), mapped.GetFrom(res))
+		}
+		if got, want := mapped.String() == "198.51.100.5:1234", name == "trusted"; got != want || timedOut(err) {
+			t.Errorf("%s: the client is at %v (%v)", name, mapped, err)
+		}
 	}
 }

@@ -6,7 +6,7 @@
 //
 // Secrets mints the credentials. A Server listens on UDP and TCP; listeners
 // that the caller hands in (TLS, a port shared with HTTPS) work alike. DESIGN.md
-// beside this file says how the parts fit and what the present engine lacks.
+// beside this file says how the parts fit.
 package turn
 
 import (
@@ -16,12 +16,12 @@ import (
 	"net"
 	"net/netip"
 	"slices"
-	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
-	"github.com/meshgate/meshgate/turn/limiter"
+	"github.com/meshgate/meshgate/turn/core"
+	"github.com/meshgate/meshgate/turn/xdp"
 )
 
 // DefaultRealm is the realm of a server whose Config names none. It is short
@@ -31,37 +31,59 @@ const DefaultRealm = "meshgate"
 // Config says what a Server does. Secrets, Relay.Public and something to listen
 // on are required.
 type Config struct {
-	// UDP and TCP are the addresses to listen on; port 0 lets the kernel choose.
+	// UDP and TCP are the addresses to listen on; [::] is all of both families.
+	// Port 0 lets the kernel choose; an address that is in both with port 0 gets
+	// the same port for both. Four addresses of UDP that are two hosts with the same
+	// two ports answer NAT behaviour discovery (RFC 5780).
 	UDP, TCP []netip.AddrPort
-	// PacketConns and Listeners are served beside those. The server owns and
-	// closes them, also when New fails. Addresses of their clients must be
-	// *net.UDPAddr or *net.TCPAddr. A connection that has a method Settled(holds
-	// bool) is told when its client gets an allocation and when that has ended, by
-	// the goroutine that reads from it, so that it may make room for others until
-	// it holds one.
-	PacketConns []net.PacketConn
-	Listeners   []net.Listener
+	// Listeners are served beside those. The server owns and closes them, also when
+	// New fails. Addresses of their clients must be *net.TCPAddr. A connection that
+	// has a method Settled(holds bool) is told when its client gets an allocation and
+	// when that has ended, so that it may make room for others until it holds one.
+	// Those of SecureListeners have TLS below, which the listener has put there: a
+	// client that is sent on to another server finds TLS there, too.
+	Listeners, SecureListeners []net.Listener
+	// TCPRelays lets clients on streams ask for relays of TCP (RFC 6062). WebRTC needs
+	// none, and each is a proxy for what its user may reach.
+	TCPRelays bool
+	// TrustedProxies are networks of load balancers that begin their connections
+	// to TCP with a header of the PROXY protocol, version 2, which says who the
+	// client is. Others must not send one.
+	TrustedProxies []netip.Prefix
 	// Relay says where relayed traffic leaves and enters.
 	Relay Relay
 	// Realm is the realm of all credentials; "" means DefaultRealm.
 	Realm string
 	// Secrets verifies credentials. Share it with whoever mints them.
 	Secrets *Secrets
+	// Users are those who need no minted credential; nil means none.
+	Users *Users
 	// AllowPeer is asked about every peer but the relays of this server, which
 	// reach each other, its listeners, which nothing reaches, and those of
 	// AllowNetworks. nil denies all of them. Allowing one port of an address
-	// allows no other. It is called for every packet to and from such a peer,
-	// from several goroutines: it must be quick, must not block and must not
-	// call the Server.
+	// allows no other, and UDP alone. It is asked about the first packet to or from
+	// such a peer, and again after Server.PolicyChanged and every few seconds; on
+	// the addresses of the relays, about every packet. It is called from several
+	// threads, which carry packets: it must be quick, must not block and must not
+	// call the Server, but for PolicyChanged.
 	AllowPeer func(user string, peer netip.AddrPort) bool
 	// AllowNetworks are networks that every user may reach, but for addresses
 	// of this host. A network that holds public addresses opens only those:
 	// 0.0.0.0/0 is the Internet without private networks. Loopback, link-local
 	// and multicast networks are refused.
 	AllowNetworks []netip.Prefix
-	// AllowUser is asked with each authenticated request; a user that it
-	// refuses is answered as if the credential were wrong. nil allows all.
+	// AllowUser is asked with each authenticated request of a user of Secrets; one
+	// that it refuses is answered as if the credential were wrong. nil allows all.
+	// The same holds for it as for AllowPeer.
 	AllowUser func(user string) bool
+	// Threads is how many threads carry packets; 0 is one for each CPU. More than
+	// one need Linux.
+	Threads int
+	// Portable keeps to what every system has, also on Linux.
+	Portable bool
+	// XDP says whether the kernel serves channels over UDP past the server, where it
+	// can; "" is xdp.Off. A packet filter of the host does not see what it serves.
+	XDP xdp.Mode
 	// Limits bounds what clients can take.
 	Limits Limits
 	// Logger gets changes of the server's state; nil discards them. Packets,
@@ -73,46 +95,93 @@ type Config struct {
 
 // Relay says where relays are.
 type Relay struct {
-	// Public is the IPv4 address at which peers reach the relays. Required.
-	Public netip.Addr
-	// Bind is the address of this host to which packets for Public come: Public
-	// itself, or a private one behind a one-to-one NAT. Zero binds to all.
-	Bind netip.Addr
-	// Here are UDP ports of this host, open on all of its IPv4 addresses or on Bind,
-	// that peers have at Public. Relays reach them on the host itself: many routers
-	// do not turn back what a host sends to its own public address. Which of them a
-	// user may reach is for AllowPeer to say.
+	// Public is the address at which peers reach the relays, and Public6 an IPv6
+	// one for peers that have IPv6, or zero. Public may be IPv6 if Public6 is zero.
+	Public, Public6 netip.Addr
+	// Bind and Bind6 are the addresses of this host to which packets for Public
+	// and Public6 come: these themselves, or a private one behind a one-to-one NAT.
+	// Zero binds to all of the family.
+	Bind, Bind6 netip.Addr
+	// Here are UDP ports of this host, open on all of its addresses or on Bind and
+	// Bind6, that peers have at Public and Public6. Relays reach them on the host
+	// itself: many routers do not turn back what a host sends to its own public
+	// address. Which of them a user may reach is for AllowPeer to say.
 	Here []uint16
 	// MinPort and MaxPort are the range of relay ports; both 0 leaves the choice to the kernel.
 	MinPort, MaxPort uint16
 }
 
+// sides returns where relays of IPv4 and of IPv6 are: public and bound. Of a family
+// without relays both are zero.
+func (r Relay) sides() [2]struct{ public, bind netip.Addr } {
+	list := [2]struct{ public, bind netip.Addr }{{r.Public, r.Bind}, {r.Public6, r.Bind6}}
+	if r.Public.Is6() && !r.Public6.IsValid() {
+		list[0], list[1] = list[1], list[0]
+	}
+	for i, any := range []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()} {
+		if list[i].public.IsValid() && !list[i].bind.IsValid() {
+			list[i].bind = any
+		}
+	}
+	return list
+}
+
+func (r Relay) validate() error {
+	sides := r.sides()
+	for i, name := range []string{"IPv4", "IPv6"} {
+		at, is := sides[i], func(a netip.Addr) bool { return a.Is4() == (i == 0) && !a.Is4In6() && a.Zone() == "" }
+		switch {
+		case !at.public.IsValid() && !at.bind.IsValid():
+		case !at.public.IsValid() || !is(at.public) || at.public.IsUnspecified():
+			return fmt.Errorf("turn relay address %s is not an %s address that peers can reach", at.public, name)
+		case !is(at.bind):
+			return fmt.Errorf("turn relay bind address %s is not %s", at.bind, name)
+		}
+	}
+	switch {
+	case !sides[0].public.IsValid() && !sides[1].public.IsValid():
+		return errors.New("turn relay address is missing: give Public, at which peers can reach relays")
+	case slices.Contains(r.Here, 0):
+		return errors.New("turn relay here holds port 0, which is none")
+	case r.MinPort > r.MaxPort || r.MinPort == 0 && r.MaxPort != 0:
+		return fmt.Errorf("turn relay ports %d-%d are no range", r.MinPort, r.MaxPort)
+	}
+	return nil
+}
+
 // Limits bounds what clients can take; the zero value of each field means its default.
 type Limits struct {
-	// AllocationsPerUser is how many allocations a user holds at a time. Default 10.
+	// AllocationsPerUser is how many allocations a user holds at a time; one with an
+	// IPv4 and an IPv6 relay, or with a port that is reserved, counts twice. Default 10.
 	AllocationsPerUser int
-	// Allocations is how many all users hold. Default 4096, or one per relay port.
+	// Allocations is how many all users hold, counted alike. Default 4096, or one per
+	// relay port.
 	Allocations int
 	// Permissions is how many peer addresses an allocation talks to. Default 16.
 	Permissions int
 	// Channels is how many channels an allocation binds. Default 16.
 	Channels int
 	// Lifetime is how long an allocation lasts, and lasts again after each
-	// Refresh, in whole seconds below one hour. Default 10 minutes.
-	Lifetime time.Duration
+	// Refresh, in whole seconds. Default 10 minutes. MaxLifetime is what clients can
+	// ask for, but for those whose credential ends sooner: no lifetime ends later
+	// than Lifetime after it. Default 1 hour, and no less than Lifetime.
+	Lifetime, MaxLifetime time.Duration
+	// BytesPerSecond is what all allocations of a user relay together, in both
+	// directions, with a burst of a second's worth. Default 0: no bound.
+	BytesPerSecond int64
 	// AnswersPerSecond is how many packets a second each /24 (IPv6: /56) of UDP
 	// clients without an allocation is answered, after a burst of three
 	// seconds' worth. Default 10.
 	AnswersPerSecond int
+	// PeerConnections is how many connections to peers all relays of TCP have, those
+	// that are being made included, and PeerConnectionsPerUser how many those of one
+	// user. Defaults 1024 and 32. ConnectsPerSecond is how many a user begins in a
+	// second, after a burst of twice as many. Default 10.
+	PeerConnections, PeerConnectionsPerUser, ConnectsPerSecond int
 	// Connections and ConnectionsPerSource bound open TCP connections in total
 	// and by address (IPv6: /64). Defaults 4096 and 128.
 	Connections, ConnectionsPerSource int
 }
-
-// margin is the end of an allocation's life in which nothing is granted to it
-// any more: the engine must not be adding a permission while its own timer ends
-// the allocation. Clients refresh long before.
-func (l Limits) margin() time.Duration { return min(l.Lifetime/10, 5*time.Second) }
 
 func (l Limits) withDefaults(relay Relay) Limits {
 	set := func(field *int, value int) {
@@ -130,42 +199,73 @@ func (l Limits) withDefaults(relay Relay) Limits {
 	set(&l.Permissions, 16)
 	set(&l.Channels, 16)
 	set(&l.AnswersPerSecond, 10)
+	set(&l.PeerConnections, 1024)
+	set(&l.PeerConnectionsPerUser, 32)
+	set(&l.ConnectsPerSecond, 10)
 	set(&l.Connections, 4096)
 	set(&l.ConnectionsPerSource, 128)
 	if l.Lifetime == 0 {
 		l.Lifetime = 10 * time.Minute
+	}
+	if l.MaxLifetime == 0 {
+		l.MaxLifetime = max(time.Hour, l.Lifetime)
 	}
 	return l
 }
 
 func (l Limits) validate() error {
 	for _, n := range []int{l.AllocationsPerUser, l.Allocations, l.Permissions, l.Channels,
-		l.AnswersPerSecond, l.Connections, l.ConnectionsPerSource} {
+		l.PeerConnections, l.PeerConnectionsPerUser, l.ConnectsPerSecond, l.AnswersPerSecond, l.Connections, l.ConnectionsPerSource} {
 		if n < 0 {
 			return fmt.Errorf("turn limit %d is negative", n)
 		}
 	}
-	if l.Lifetime < time.Second || l.Lifetime >= time.Hour || l.Lifetime%time.Second != 0 {
-		return fmt.Errorf("turn allocation lifetime %s is not whole seconds below one hour", l.Lifetime)
+	switch {
+	case l.BytesPerSecond < 0:
+		return fmt.Errorf("turn limit of %d bytes a second is negative", l.BytesPerSecond)
+	case l.Lifetime < time.Second || l.Lifetime > time.Hour || l.Lifetime%time.Second != 0:
+		return fmt.Errorf("turn allocation lifetime %s is not whole seconds up to one hour", l.Lifetime)
+	case l.MaxLifetime < l.Lifetime || l.MaxLifetime > 24*time.Hour:
+		return fmt.Errorf("turn allocation lifetime limit %s is not between the lifetime of %s and 24h", l.MaxLifetime, l.Lifetime)
 	}
 	return nil
 }
 
+// counts are the limits in the terms of core.
+func (l Limits) counts() (perUser, total core.Counts) {
+	return core.Counts{Relays: l.AllocationsPerUser, Connections: l.PeerConnectionsPerUser},
+		core.Counts{Relays: l.Allocations, Connections: l.PeerConnections}
+}
+
+func (l Limits) core() core.Limits {
+	return core.Limits{
+		DefaultLifetime: l.Lifetime, MaxLifetime: l.MaxLifetime, Permissions: l.Permissions, Channels: l.Channels,
+		Allocations: maxPerShard, // the ledger counts those of all shards
+	}
+}
+
+// maxPerShard is more than there are relay ports of both families.
+const maxPerShard = 1 << 20
+
 // Validate says what is wrong with c.
 func (c Config) Validate() error {
 	switch {
-	case len(c.UDP)+len(c.TCP)+len(c.PacketConns)+len(c.Listeners) == 0:
+	case len(c.UDP)+len(c.TCP)+len(c.Listeners)+len(c.SecureListeners) == 0:
 		return errors.New("turn has no address to listen on")
 	case c.Secrets == nil:
 		return errors.New("turn has no secrets")
-	case !c.Relay.Public.Is4() || c.Relay.Public.IsUnspecified():
-		return fmt.Errorf("turn relay address %s is not an IPv4 address that peers can reach", c.Relay.Public)
-	case c.Relay.Bind.IsValid() && !c.Relay.Bind.Is4():
-		return fmt.Errorf("turn relay bind address %s is not IPv4", c.Relay.Bind)
-	case slices.Contains(c.Relay.Here, 0):
-		return errors.New("turn relay here holds port 0, which is none")
-	case c.Relay.MinPort > c.Relay.MaxPort || c.Relay.MinPort == 0 && c.Relay.MaxPort != 0:
-		return fmt.Errorf("turn relay ports %d-%d are no range", c.Relay.MinPort, c.Relay.MaxPort)
+	case len(c.Realm) > maxRealm:
+		return fmt.Errorf("turn realm %q is longer than %d bytes: each challenge to a stranger carries it", c.Realm, maxRealm)
+	case c.Threads < 0 || c.Threads > maxThreads:
+		return fmt.Errorf("turn threads %d: give 0 for one per CPU, or up to %d", c.Threads, maxThreads)
+	}
+	if err := c.Relay.validate(); err != nil {
+		return err
+	}
+	if c.XDP != "" {
+		if _, err := xdp.ParseMode(string(c.XDP)); err != nil {
+			return fmt.Errorf("turn xdp: %w", err)
+		}
 	}
 	if _, err := openNetworks(c.AllowNetworks, newBlocks(specialPurpose())); err != nil {
 		return err
@@ -173,146 +273,6 @@ func (c Config) Validate() error {
 	return c.Limits.withDefaults(c.Relay).validate()
 }
 
-// Server is a running TURN server. It is safe for concurrent use.
-type Server struct {
-	realm     string
-	limits    Limits
-	secrets   *Secrets
-	allowUser func(string) bool
-	policy    *policy
-	relays    *relays
-	full      *fullness
-	answers   *limiter.Limiter
-	conns     *connections
-	metrics   *metrics
-	log       *slog.Logger
-
-	listeners []net.Listener
-	sockets   []net.PacketConn
-	done      chan struct{}
-	running   sync.WaitGroup // gates, relays, accept loops, the address watcher
-
-	mu     sync.Mutex // guards the fields below
-	gates  map[*gate]struct{}
-	closed bool
-}
-
-// New opens the listeners of cfg and serves until Close.
-func New(cfg Config) (_ *Server, err error) {
-	s := &Server{
-		sockets:   append([]net.PacketConn(nil), cfg.PacketConns...),
-		listeners: append([]net.Listener(nil), cfg.Listeners...),
-		done:      make(chan struct{}),
-		gates:     make(map[*gate]struct{}),
-	}
-	defer func() {
-		if err != nil {
-			s.Close()
-		}
-	}()
-	if err := cfg.Validate(); err != nil {
-		return nil, err
-	}
-	if err := s.configure(cfg); err != nil {
-		return nil, err
-	}
-	if err := s.listen(cfg.UDP, cfg.TCP); err != nil {
-		return nil, err
-	}
-	for _, c := range s.sockets {
-		fitNarrow(c)
-	}
-	for _, l := range s.listeners {
-		fitNarrow(l)
-	}
-	s.policy.listeners = s.UDPAddrs()
-	if err := s.serve(); err != nil {
-		return nil, err
-	}
-	s.log.Info("turn server listens", "udp", s.UDPAddrs(), "tcp", s.TCPAddrs(), "relay", s.relays.public)
-	return s, nil
-}
-
-// configure makes the parts of s that need no socket.
-func (s *Server) configure(cfg Config) (err error) {
-	s.realm, s.limits = cfg.Realm, cfg.Limits.withDefaults(cfg.Relay)
-	if s.realm == "" {
-		s.realm = DefaultRealm
-	}
-	s.secrets, s.allowUser = cfg.Secrets, cfg.AllowUser
-	s.log = cfg.Logger
-	if s.log == nil {
-		s.log = slog.New(slog.DiscardHandler)
-	}
-	s.log = s.log.With("component", "turn")
-	bind := cfg.Relay.Bind
-	if !bind.IsValid() {
-		bind = netip.IPv4Unspecified()
-	}
-	s.relays = &relays{
-		public: cfg.Relay.Public, bind: bind, here: slices.Clone(cfg.Relay.Here), ports: portRange{cfg.Relay.MinPort, cfg.Relay.MaxPort},
-		secrets: cfg.Secrets, perUser: s.limits.AllocationsPerUser, total: s.limits.Allocations,
-		users: make(map[string]int), open: make(map[uint16]struct{}),
-	}
-	s.full = &fullness{log: s.log, relays: s.relays}
-	s.policy = &policy{
-		special: newBlocks(specialPurpose()), relayIP: cfg.Relay.Public, isRelay: s.relays.isOpen,
-		allow: cfg.AllowPeer,
-	}
-	if s.policy.open, err = openNetworks(cfg.AllowNetworks, s.policy.special); err != nil {
-		return err
-	}
-	if err := s.policy.refresh(); err != nil {
-		return fmt.Errorf("read interface addresses: %w", err)
-	}
-	s.answers = limiter.New(s.limits.AnswersPerSecond, 3*s.limits.AnswersPerSecond)
-	s.conns = &connections{
-		total: s.limits.Connections, perSource: s.limits.ConnectionsPerSource, bySource: make(map[netip.Addr]int),
-	}
-	s.metrics, err = newMetrics(cfg.Registerer)
-	if err != nil {
-		return fmt.Errorf("register turn metrics: %w", err)
-	}
-	s.metrics.most.Set(float64(s.limits.Allocations))
-	return nil
-}
-
-// UDPAddrs returns the addresses of the UDP listeners.
-func (s *Server) UDPAddrs() []netip.AddrPort {
-	var addrs []netip.AddrPort
-	for _, c := range s.sockets {
-		if a, ok := addrPort(c.LocalAddr()); ok {
-			addrs = append(addrs, a)
-		}
-	}
-	return addrs
-}
-
-// TCPAddrs returns the addresses of the stream listeners.
-func (s *Server) TCPAddrs() []netip.AddrPort {
-	var addrs []netip.AddrPort
-	for _, l := range s.listeners {
-		if a, ok := addrPort(l.Addr()); ok {
-			addrs = append(addrs, a)
-		}
-	}
-	return addrs
-}
-
-// Users lists those who hold allocations, in no order.
-func (s *Server) Users() []string { return s.relays.holders() }
-
-// Evict ends all allocations of user at once and returns how many there were.
-// It refuses no credential: that is for AllowUser to do.
-func (s *Server) Evict(user string) (n int) {
-	s.mu.Lock()
-	gates := make([]*gate, 0, len(s.gates))
-	for g := range s.gates {
-		gates = append(gates, g)
-	}
-	s.mu.Unlock()
-	for _, g := range gates {
-		n += g.evict(user)
-	}
-	return n
-}
+// maxRealm is that of package core; maxThreads is far beyond the CPUs that a TURN
+// server makes use of.
+const maxRealm, maxThreads = 20, 64

@@ -10,9 +10,11 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"runtime/debug"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -64,6 +66,17 @@ type gatewayProcess struct {
 	passwords *gateway.Passwords // nil without
 	secrets   *turn.Secrets
 	turn      *turn.Server // nil without TURN
+	turnUsers *turn.Users  // nil without --turn.users-file
+	// secretFile and usersFile are the files of TURN, and again has a word when
+	// they shall be read now.
+	secretFile, usersFile followedFile
+	again                 <-chan os.Signal
+	// configText is the configuration file as it was read last, and configGone says
+	// that it cannot be read; turnOpen are the networks that are open by it.
+	configText []byte
+	configGone bool
+	turnOpen   []netip.Prefix
+
 	store     *raftstore.Store
 	shared    *secrets.Secrets // of the mesh
 	cluster   *cluster         // nil for a gateway that is alone
@@ -143,7 +156,7 @@ func (p *gatewayProcess) openSignaling() error {
 		Self:       p.node.Self(),
 		RTC:        p.rtcConfig(udp),
 		Authorizer: sessions, Dialer: sessions, Peers: sessions.Others(), WireGuard: sessions.Device(),
-		ICEServers: p.iceServers, Candidate: p.relayUsers.Candidate,
+		ICEServers: p.iceServers, Candidate: p.candidate,
 		OurICEHost: func(string) bool { return false }, // this gateway names servers, it takes none
 		Logger:     p.log, Registerer: p.registry,
 	})
@@ -174,22 +187,21 @@ func (p *gatewayProcess) rtcConfig(udp net.PacketConn) rtc.Config {
 	return cfg
 }
 
-// run serves until ctx ends; onReady is called once everything answers.
-func (p *gatewayProcess) run(ctx context.Context, onReady func() error) error {
-	ctx, cancel := context.WithCancelCause(ctx)
+// run serves until told ends, or longer if there are relays that it waits for; onReady
+// is called once everything answers.
+func (p *gatewayProcess) run(told context.Context, onReady func() error) error {
+	ctx, cancel, gotOver := p.outlast(told)
 	defer cancel(nil)
-	watched := make(chan struct{})
-	go func() {
-		defer close(watched)
-		p.watchState(ctx, cancel)
-	}()
+	var watching sync.WaitGroup
+	watching.Go(func() { p.watchState(ctx, cancel) })
+	watching.Go(func() { p.followTURN(ctx, p.again) })
 	handedOver := make(chan struct{})
 	go func() {
 		defer close(handedOver)
 		<-ctx.Done()
 		p.handOver(context.WithoutCancel(ctx))
 	}()
-	defer func() { cancel(nil); <-watched }()
+	defer func() { cancel(nil); watching.Wait() }()
 	p.stopEarly = p.answerEarly(ctx, earlyAfter)
 	err := p.takeSeat(ctx)
 	if err == nil {
@@ -199,6 +211,7 @@ func (p *gatewayProcess) run(ctx context.Context, onReady func() error) error {
 	cancel(nil)
 	p.stopEarly()
 	<-handedOver
+	gotOver()
 	return errors.Join(p.whyEnded(err), p.close())
 }
 
@@ -207,6 +220,7 @@ func (p *gatewayProcess) serve(ctx context.Context, onReady func() error) error 
 	p.markMesh()
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return p.shared.Run(ctx) })
+	group.Go(func() error { return p.followPolicy(ctx) })
 	group.Go(func() error {
 		if err := p.announced(ctx); err != nil {
 			return err
@@ -282,7 +296,7 @@ func (p *gatewayProcess) newGateway(ctx context.Context) (*gateway.Gateway, erro
 		Limits: gateway.Limits{ChannelRate: channelRate, ChannelBurst: channelBurst, Connections: p.share.Connections, Intake: intakeOf(debug.SetMemoryLimit(-1))},
 		Logger: p.log, Registerer: p.registry, Gatherer: p.registry,
 	}
-	cfg.RelayServers = p.relayServers
+	cfg.RelayServers, cfg.Relays = p.relayServers, p.relays()
 	if p.turnTLS != nil {
 		cfg.TURN = p.turnTLS.hand
 	}

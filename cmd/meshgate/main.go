@@ -125,6 +125,7 @@ Manage:
   meshgate policy test FILE        check that roles and network ACLs do what a file expects
   meshgate policy get              print them as one file; policy put FILE puts its objects
   meshgate token create NAME       a token that lets NAME in; token list, token revoke NAME
+  meshgate turn list               who is relayed by the gateways' TURN; turn close ID ends it
   meshgate cluster status          the gateways that keep the state (promote, demote, remove, transfer)
   meshgate backup FILE             write the state of the mesh to a file; meshgate restore FILE reads it
   meshgate context set NAME        keep how to reach a gateway (list, use, delete)
@@ -175,7 +176,7 @@ func newRoot(stdout, stderr io.Writer) *cobra.Command {
 	root.AddCommand(
 		a.upCommand(), a.demoCommand(), a.joinCommand(), a.statusCommand(), a.exitCommand(), a.pingCommand(), a.netcheckCommand(),
 		a.getCommand(), a.putCommand(), a.deleteCommand(), a.contextCommand(),
-		a.peerCommand(), a.policyCommand(), a.portForwardCommand(), a.tokenCommand(),
+		a.peerCommand(), a.policyCommand(), a.portForwardCommand(), a.tokenCommand(), a.turnCommand(),
 		a.clusterCommand(), a.backupCommand(), a.restoreCommand(), a.versionCommand(),
 	)
 	return root

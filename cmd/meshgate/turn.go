@@ -3,13 +3,10 @@
 package main
 
 import (
-	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"net"
 	"net/netip"
-	"os"
 	"strconv"
 	"strings"
 
@@ -19,7 +16,11 @@ import (
 	"github.com/meshgate/meshgate/node/mesh"
 	v1 "github.com/meshgate/meshgate/proto/v1"
 	"github.com/meshgate/meshgate/turn"
+	"github.com/meshgate/meshgate/turn/xdp"
 )
+
+// maxTURNThreads is far beyond what the traffic of a gateway takes.
+const maxTURNThreads = 64
 
 // openTURN starts STUN and TURN, unless the operator wants none.
 func (p *gatewayProcess) openTURN(ctx context.Context) error {
@@ -27,22 +28,8 @@ func (p *gatewayProcess) openTURN(ctx context.Context) error {
 	if c.turnListen == "" {
 		return nil
 	}
-	var secret []byte
-	if c.turnSecretFile != "" {
-		raw, err := os.ReadFile(c.turnSecretFile)
-		if err != nil {
-			return fmt.Errorf("read TURN secret: %w", err)
-		}
-		if secret = bytes.TrimSpace(raw); len(secret) == 0 {
-			return usagef("--turn.secret-file %s is empty", c.turnSecretFile)
-		}
-	}
-	var err error
-	if p.secrets, err = turn.NewSecrets(secret, nil); err != nil {
-		return fmt.Errorf("TURN secret: %w", err)
-	}
-	if secret == nil {
-		p.secrets.Await() // that of the mesh
+	if err := p.openTURNFiles(); err != nil {
+		return err
 	}
 	low, high, err := portRange(c.turnPorts)
 	if err != nil {
@@ -52,63 +39,91 @@ func (p *gatewayProcess) openTURN(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	udp, tcp, err := listenTURN(ctx, c.turnListen)
+	p.turnOpen = open
+	proxies, err := networks("--turn.trusted-proxies", c.turnProxies)
 	if err != nil {
 		return err
 	}
-	listeners := []net.Listener{tcp}
+	at, err := turnAddress(ctx, c.turnListen)
+	if err != nil {
+		return err
+	}
+	mode, err := xdp.ParseMode(c.turnXDP)
+	if err != nil {
+		return usagef("--turn.xdp: %w", err)
+	}
+	p.warnOfTURN(at, low, high)
+	var secure []net.Listener
 	if p.tls != nil {
 		p.turnTLS = newHandedOver(p.public.Addr())
-		listeners = append(listeners, p.turnTLS)
-	}
-	relay := turn.Relay{Public: p.address, MinPort: low, MaxPort: high}
-	switch {
-	case isOwnAddress(p.address):
-		relay.Bind = p.address
-	case c.wgPort != 0:
-		// A NAT is in front, which need not turn back what this host sends to its
-		// own public address; nodes without UDP get to WireGuard by a relay.
-		relay.Here = []uint16{c.wgPort}
+		secure = append(secure, p.turnTLS)
 	}
 	p.turn, err = turn.New(turn.Config{
-		PacketConns: []net.PacketConn{udp}, Listeners: listeners,
-		Relay: relay, Secrets: p.secrets,
+		UDP: []netip.AddrPort{at}, TCP: []netip.AddrPort{at}, SecureListeners: secure, TrustedProxies: proxies,
+		TCPRelays: c.turnTCPRelays,
+		Relay:     p.relay(low, high), Secrets: p.secrets, Users: p.turnUsers,
 		AllowPeer: p.allowPeer, AllowNetworks: open, AllowUser: p.relayUsers.AllowUser,
-		Logger: p.log, Registerer: p.registry,
+		Limits:  c.turnLimits(),
+		Threads: min(c.turnThreads, maxTURNThreads), XDP: mode, Logger: p.log, Registerer: p.registry,
 	})
 	if err != nil {
-		return fmt.Errorf("start TURN: %w", err)
+		return fmt.Errorf("start TURN (--turn.listen %s): %w", c.turnListen, err)
 	}
 	return nil
 }
 
-// listenTURN opens one port for both transports. Port 0 takes a free one.
-func listenTURN(ctx context.Context, address string) (net.PacketConn, net.Listener, error) {
-	var lc net.ListenConfig
-	const tries = 8 // a port that is free for TCP may be taken for UDP
-	for try := 1; ; try++ {
-		tcp, err := lc.Listen(ctx, "tcp", address)
-		if err != nil {
-			return nil, nil, fmt.Errorf("listen for TURN (--turn.listen): %w", err)
+// relay says where relays are: at the addresses of the gateway, one of each family
+// at most, by ports of a range.
+func (p *gatewayProcess) relay(low, high uint16) turn.Relay {
+	r := turn.Relay{MinPort: low, MaxPort: high}
+	for _, a := range []netip.Addr{p.address.Unmap(), p.address6} {
+		bind := netip.Addr{} // all addresses of the host
+		if a.IsValid() && isOwnAddress(a) {
+			bind = a
 		}
-		host, _, _ := net.SplitHostPort(address)
-		port := strconv.Itoa(tcp.Addr().(*net.TCPAddr).Port)
-		udp, err := lc.ListenPacket(ctx, "udp", net.JoinHostPort(host, port))
-		if err == nil {
-			return udp, tcp, nil
-		}
-		if _, want, _ := net.SplitHostPort(address); want != "0" || try == tries {
-			return nil, nil, errors.Join(fmt.Errorf("listen for TURN (--turn.listen): %w", err), tcp.Close())
-		}
-		if err := tcp.Close(); err != nil {
-			return nil, nil, err
+		switch {
+		case a.Is4():
+			r.Public, r.Bind = a, bind
+		case a.Is6():
+			r.Public6, r.Bind6 = a, bind
 		}
 	}
+	if !isOwnAddress(p.address) && p.cfg.wgPort != 0 {
+		// A NAT is in front, which need not turn back what this host sends to its
+		// own public address; nodes without UDP get to WireGuard by a relay.
+		r.Here = []uint16{p.cfg.wgPort}
+	}
+	return r
+}
+
+// turnAddress reads --turn.listen; without a host it is all addresses.
+func turnAddress(ctx context.Context, text string) (netip.AddrPort, error) {
+	wrong := usagef("--turn.listen %q: write it as HOST:PORT or :PORT, such as :3478", text)
+	host, service, err := net.SplitHostPort(text)
+	if err != nil {
+		return netip.AddrPort{}, wrong
+	}
+	port, err := net.DefaultResolver.LookupPort(ctx, "udp", service)
+	if err != nil {
+		return netip.AddrPort{}, wrong
+	}
+	addr := netip.IPv6Unspecified()
+	if host != "" {
+		if addr, err = netip.ParseAddr(host); err != nil {
+			found, err := net.DefaultResolver.LookupNetIP(ctx, "ip", host)
+			if err != nil || len(found) == 0 {
+				return netip.AddrPort{}, fmt.Errorf("resolve --turn.listen %s: %w", text, err)
+			}
+			addr = found[0]
+		}
+	}
+	return netip.AddrPortFrom(addr.Unmap(), uint16(port)), nil
 }
 
 // allowPeer lets relayed traffic reach what sessions need: of this host the
 // gateway's own end of DataChannels, of others what signalling has named to
-// user; and for nodes WireGuard, of every gateway. It is called for every packet.
+// user; and for nodes WireGuard, of every gateway. What it says is kept until
+// PolicyChanged, for some seconds at most.
 func (p *gatewayProcess) allowPeer(user string, at netip.AddrPort) bool {
 	if p.tunnels.opens(p.node.Snapshot(), user, at) {
 		return true
@@ -117,6 +132,30 @@ func (p *gatewayProcess) allowPeer(user string, at netip.AddrPort) bool {
 		return p.relayUsers.AllowPeer(user, at)
 	}
 	return p.icePort != 0 && at.Port() == p.icePort && p.offersICE(at.Addr())
+}
+
+// candidate notes that namer, the other side of a session of user, has named at as
+// an address of its own.
+func (p *gatewayProcess) candidate(user, namer string, at netip.AddrPort) {
+	if p.relayUsers.Candidate(user, namer, at) && p.turn != nil {
+		p.turn.PolicyChanged(user)
+	}
+}
+
+// followPolicy has relays judged anew whenever the mesh changes: nodes come and go,
+// and so do ports of WireGuard.
+func (p *gatewayProcess) followPolicy(ctx context.Context) error {
+	if p.turn == nil {
+		return nil
+	}
+	for after := uint64(0); ; {
+		s, err := p.node.Wait(ctx, after)
+		if err != nil {
+			return nil //nolint:nilerr // the node has ended, or ctx, and so do the relays
+		}
+		p.turn.PolicyChanged()
+		after = s.Version
+	}
 }
 
 // offersICE says whether the address of this host is one that DataChannels are
@@ -202,7 +241,11 @@ func isOwnAddress(addr netip.Addr) bool {
 func networks(flag string, list []string) ([]netip.Prefix, error) {
 	var out []netip.Prefix
 	for _, text := range list {
-		if a, err := netip.ParseAddr(text); err == nil && a.Zone() == "" {
+		a, err := netip.ParseAddr(text)
+		if err == nil && a.IsUnspecified() {
+			return nil, usagef("%s %q is no address of a host: all addresses are %s/0", flag, text, text)
+		}
+		if err == nil && a.Zone() == "" {
 			out = append(out, netip.PrefixFrom(a.Unmap(), a.Unmap().BitLen()))
 			continue
 		}

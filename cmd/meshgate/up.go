@@ -10,8 +10,11 @@ import (
 	"net/netip"
 	"net/url"
 	"os"
+	"os/signal"
+	"runtime"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -70,15 +73,28 @@ type upConfig struct {
 	turnPorts      string
 	turnSecretFile string
 	turnAllowPeers []string
+	turnProxies    []string
+	turnUsersFile  string
+	turnPerUser    int
+	turnRate       int64
+	turnXDP        string
+	turnTCPRelays  bool
+	turnThreads    int // 0: one for each CPU
+	turnDrainFor   time.Duration
 
 	logLevel, logFormat string
 
 	// given are the names of the flags that somebody has set, by whatever source.
 	given map[string]bool
+	// typed are the values of the command line, configFile is the file of others, and
+	// settings are all values that hold, as text.
+	typed      map[string][]string
+	configFile string
+	settings   map[string]string
 }
 
 func (c *upConfig) register(f *pflag.FlagSet) {
-	f.String("config", "", "YAML file with any of these flags as keys")
+	f.String("config", "", "YAML file with any of these flags as keys; read again when it changes, for those that say so")
 	f.BoolVar(&c.dev, "dev", false, "loopback only, no root, no TLS, state in memory, members reach each other, and a one-time admin token")
 	f.StringVar(&c.dataDir, "data-dir", "/var/lib/meshgate", "where identity and state are kept; empty keeps them in memory")
 	f.StringVar(&c.id, "id", "", "the gateway's node id (default: the host's name)")
@@ -121,9 +137,16 @@ func (c *upConfig) register(f *pflag.FlagSet) {
 
 	f.StringVar(&c.iceListen, "ice.listen", ":3479", "UDP address for DataChannels that end at this gateway")
 	f.StringVar(&c.turnListen, "turn.listen", ":3478", "UDP and TCP address of STUN and TURN; empty for none")
-	f.StringVar(&c.turnPorts, "turn.relay-ports", "49152-65535", "UDP ports for relayed traffic")
-	f.StringVar(&c.turnSecretFile, "turn.secret-file", "", "secret for TURN credentials, shared by gateways and other issuers (default: made at start)")
-	f.StringSliceVar(&c.turnAllowPeers, "turn.allow-peers", nil, "networks that every user may relay to, besides gateways, relays and the other ends of sessions; 0.0.0.0/0 is the Internet without private networks")
+	f.StringVar(&c.turnPorts, "turn.relay-ports", "49152-65535", "ports for relayed traffic: UDP, and TCP for relays of RFC 6062")
+	f.StringVar(&c.turnSecretFile, "turn.secret-file", "", "secret for TURN credentials, shared by gateways and other issuers; a second line is one of which credentials are still in use; read again when it changes (default: that of the mesh)")
+	f.StringVar(&c.turnUsersFile, "turn.users-file", "", "users of TURN with passwords, for other applications: lines NAME:PASSWORD; read again when it changes. They reach --turn.allow-peers and each other")
+	f.IntVar(&c.turnPerUser, "turn.allocations-per-user", 10, "relays that one user of TURN may hold; read again when the configuration file changes")
+	f.Int64Var(&c.turnRate, "turn.bytes-per-second", 0, "what all relays of one user carry together, both ways; 0 is no bound; read again when the configuration file changes")
+	f.StringVar(&c.turnXDP, "turn.xdp", "off", "let the kernel relay channels over UDP past this process: off, auto, generic or native. The host's packet filter does not see what it relays")
+	f.BoolVar(&c.turnTCPRelays, "turn.tcp-relays", false, "give relays of TCP, too (RFC 6062), to clients on TCP and TLS: WebRTC needs none, and their users connect from this gateway's address to all of --turn.allow-peers but ports of mail")
+	f.StringSliceVar(&c.turnProxies, "turn.trusted-proxies", nil, "networks of load balancers that begin their TCP connections to --turn.listen with a header of the PROXY protocol, version 2, which says who connects")
+	f.StringSliceVar(&c.turnAllowPeers, "turn.allow-peers", nil, "networks that every user may relay to, besides gateways, relays and the other ends of sessions; 0.0.0.0/0 is the Internet without private networks; read again when the configuration file changes")
+	f.DurationVar(&c.turnDrainFor, "turn.drain-for", 0, "how long a gateway that is told to end waits for its relays to end, while it sends new ones on to other gateways; 0: no longer than for calls. Without another gateway that is up it does not wait")
 
 	c.cluster.register(f)
 
@@ -173,11 +196,24 @@ func (a *app) upCommand() *cobra.Command {
 			if err := c.load(cmd.Flags()); err != nil {
 				return err
 			}
+			defer c.spareProcessors()()
 			return flagged("up", a.up(cmd.Context(), c))
 		},
 	}
 	c.register(cmd.Flags())
 	return cmd
+}
+
+// spareProcessors lets goroutines run while the threads of TURN, one for each CPU,
+// are busy: such a thread keeps a processor of the scheduler as long as packets come,
+// up to 10 ms at a time. An operator's GOMAXPROCS counts.
+func (c *upConfig) spareProcessors() (restore func()) {
+	c.turnThreads = runtime.GOMAXPROCS(0)
+	if c.turnListen == "" || os.Getenv("GOMAXPROCS") != "" {
+		return func() {}
+	}
+	runtime.GOMAXPROCS(2 * c.turnThreads)
+	return func() { runtime.GOMAXPROCS(c.turnThreads) }
 }
 
 // load completes the flags from environment and file and checks them together.
@@ -186,6 +222,7 @@ func (c *upConfig) load(f *pflag.FlagSet) error {
 	if path == "" {
 		path = os.Getenv(envName("config"))
 	}
+	c.configFile, c.typed = path, typedFlags(f)
 	if err := fromSources(f, path); err != nil {
 		return err
 	}
@@ -196,6 +233,8 @@ func (c *upConfig) load(f *pflag.FlagSet) error {
 			return err
 		}
 	}
+	c.settings = map[string]string{}
+	f.VisitAll(func(f *pflag.Flag) { c.settings[f.Name] = f.Value.String() })
 	return c.validate()
 }
 
@@ -204,6 +243,8 @@ func (c *upConfig) validate() error {
 	switch {
 	case (c.tlsCert == "") != (c.tlsKey == ""):
 		return usagef("--tls.cert-file and --tls.key-file go together")
+	case c.turnPerUser < 1:
+		return usagef("--turn.allocations-per-user %d: give 1 or more; for no TURN at all set --turn.listen to \"\"", c.turnPerUser)
 	case c.tlsOff && c.tlsCert != "":
 		return usagef("--tls.off and --tls.cert-file exclude each other")
 	case c.policy != "accept" && c.policy != "deny":
@@ -215,6 +256,9 @@ func (c *upConfig) validate() error {
 		return usagef("--public-url %q: write it as https://HOST[:PORT]", c.publicURL)
 	}
 	if err := c.validateCluster(); err != nil {
+		return err
+	}
+	if err := c.checkDrain(); err != nil {
 		return err
 	}
 	if c.purgeAfter < 0 || c.purgeAfter != 0 && c.purgeAfter < minPurgeAfter {
@@ -366,11 +410,17 @@ func (a *app) up(ctx context.Context, c *upConfig) error {
 	if err != nil {
 		return err
 	}
+	again := make(chan os.Signal, 1)
+	if !c.dev { // whose terminal ends it
+		signal.Notify(again, syscall.SIGHUP)
+		defer signal.Stop(again)
+	}
 	log.Info("starting", "version", version, "commit", commit, "data_dir", c.dataDir, "listen", c.listen)
 	g, err := newGatewayProcess(ctx, c, log)
 	if err != nil {
 		return err
 	}
+	g.again = again
 	err = g.run(ctx, func() error {
 		if a.structured() {
 			return a.print(g.ready())

@@ -107,6 +107,10 @@ type Config struct {
 	RelayServers func(ctx context.Context, node string) []*v1.ICEServer
 	// Trust is what ListServers tells the operator of this host; may be nil.
 	Trust *meshgatev1.GatewayTrust
+	// Relays is the TURN server of this gateway; nil: it has none. RemoteRelays
+	// asks other gateways for theirs; nil: nobody is asked.
+	Relays       Relays
+	RemoteRelays RemoteRelays
 	// Build is shown by Node.GetStatus; empty fields stay empty.
 	Build Build
 }
@@ -168,8 +172,8 @@ func Services(cfg Config, opts ...connect.HandlerOption) ([]Service, error) {
 		late(v1connect.MeshName, v1connect.NewMeshHandler, opts)(&meshService{state: cfg.State}),
 		late(v1connect.AdminName, v1connect.NewAdminHandler, opts)(&adminService{state: cfg.State, objects: cfg.Objects}),
 		late(v1connect.StorageQueryServiceName, v1connect.NewStorageQueryServiceHandler, opts)(&queryService{state: cfg.State, keys: cfg.Keys}),
-		inTurns(late(v1connect.MembershipName, v1connect.NewMembershipHandler, opts)(membership)),
-		inTurns(late(meshgatev1connect.PairsName, meshgatev1connect.NewPairsHandler, opts)(pairs)),
+		inShifts(late(v1connect.MembershipName, v1connect.NewMembershipHandler, opts)(membership)),
+		inShifts(late(meshgatev1connect.PairsName, meshgatev1connect.NewPairsHandler, opts)(pairs)),
 		late(v1connect.WebRTCName, v1connect.NewWebRTCHandler, opts)(&webRTCService{signaling: cfg.Signaling}),
 		late(meshgatev1connect.ClusterName, meshgatev1connect.NewClusterHandler, opts)(&clusterService{state: cfg.State, replicas: cfg.Replicas}),
 		late(meshgatev1connect.EnrolmentName, meshgatev1connect.NewEnrolmentHandler, opts)(&enrolmentService{state: cfg.State, membership: membership}),
@@ -177,6 +181,8 @@ func Services(cfg Config, opts ...connect.HandlerOption) ([]Service, error) {
 		late(meshgatev1connect.TokensName, meshgatev1connect.NewTokensHandler, opts)(&tokensService{tokens: cfg.Tokens}),
 		late(meshgatev1connect.PathsName, meshgatev1connect.NewPathsHandler, opts)(ways),
 		late(meshgatev1connect.PresenceName, meshgatev1connect.NewPresenceHandler, opts)(&presenceService{presences}),
+		late(meshgatev1connect.TurnName, meshgatev1connect.NewTurnHandler, opts)(
+			&turnService{state: cfg.State, relays: cfg.Relays, remote: cfg.RemoteRelays}),
 		late(meshgatev1connect.WatchName, meshgatev1connect.NewWatchHandler, opts)(
 			&watchService{state: cfg.State, links: links, presences: presences, replicas: cfg.Replicas, early: cfg.Early}),
 	), nil
@@ -196,9 +202,9 @@ func late[H any](name string, make func(H, ...connect.HandlerOption) (string, ht
 	}
 }
 
-// inTurns has the answers of a service end turns.
-func inTurns(s Service) Service {
-	s.Handler = endTurns(s.Handler)
+// inShifts has the answers of a service end shifts.
+func inShifts(s Service) Service {
+	s.Handler = endShifts(s.Handler)
 	return s
 }
 

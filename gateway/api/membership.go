@@ -24,7 +24,7 @@ type membershipService struct {
 	// All subscribers share the following.
 	directory directory
 	peers     peerMessages
-	turns     turns
+	shifts    shifts
 	news      news
 	// attendance is told who follows this gateway; nil: nobody is.
 	attendance *attendance

@@ -142,7 +142,7 @@ func (p *pairsService) follow(ctx context.Context, version uint64) <-chan *mesh.
 type pairFollower struct {
 	service *pairsService
 	id      mesh.NodeID
-	answer  *turnWriter
+	answer  *shiftWriter
 	// wanted is what the node wants to reach, at most maxWanted, by its text.
 	wanted map[string]*wanted
 	// decided is the state by which all of wanted but what is new was decided;
@@ -271,7 +271,7 @@ func (f *pairFollower) ask(m *meshgatev1.FollowPairsRequest) error {
 }
 
 // tell sends what has changed for the node with s, if anything has. It takes
-// turns with all who are told, but only where something may have changed.
+// shifts with all who are told, but only where something may have changed.
 func (f *pairFollower) tell(ctx context.Context, s *mesh.Snapshot, send func(*meshgatev1.FollowPairsResponse) error) error {
 	self := s.Node(f.id)
 	if self == nil {
@@ -281,7 +281,7 @@ func (f *pairFollower) tell(ctx context.Context, s *mesh.Snapshot, send func(*me
 	if len(stale) == 0 && f.greeted && f.servers == nil {
 		return nil
 	}
-	end, err := f.service.membership.turns.take(ctx)
+	end, err := f.service.membership.shifts.take(ctx)
 	if err != nil {
 		return err
 	}
@@ -296,6 +296,6 @@ func (f *pairFollower) tell(ctx context.Context, s *mesh.Snapshot, send func(*me
 		return nil
 	}
 	f.greeted, f.servers = true, nil
-	f.answer.endsTurn(end)
+	f.answer.endsShift(end)
 	return send(m)
 }

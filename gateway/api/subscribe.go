@@ -98,7 +98,7 @@ type subscriber struct {
 	// sent is the last configuration that was sent; nil before the first.
 	sent *configuration
 	// answer is what messages are written to; nil when that is not known.
-	answer *turnWriter
+	answer *shiftWriter
 
 	// acls are those that concern the node, of the lists told and groups.
 	acls   []*v1.NetworkACL
@@ -106,11 +106,11 @@ type subscriber struct {
 	groups []mesh.Group
 }
 
-// tell sends the configuration of s unless it is as the last one. It takes turns
+// tell sends the configuration of s unless it is as the last one. It takes shifts
 // with other subscribers to make the message; one that does not take its message
 // holds up nobody.
 func (b *subscriber) tell(ctx context.Context, s *mesh.Snapshot, send func(*v1.PeerConfigurations) error) error {
-	end, err := b.service.turns.take(ctx)
+	end, err := b.service.shifts.take(ctx)
 	if err != nil {
 		return err
 	}
@@ -128,7 +128,7 @@ func (b *subscriber) tell(ctx context.Context, s *mesh.Snapshot, send func(*v1.P
 	if err != nil {
 		return err
 	}
-	b.answer.endsTurn(end)
+	b.answer.endsShift(end)
 	b.sent = c
 	return send(m)
 }

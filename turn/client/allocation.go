@@ -45,6 +45,8 @@ type Allocation struct {
 	mu   sync.Mutex // guards the fields below
 	core *core
 	now  func() time.Time
+	// flushing is set while a goroutine sends what the core has for the server.
+	flushing bool
 
 	inbox inbox
 }
@@ -117,14 +119,15 @@ func impatience(ctx context.Context) error {
 func (a *Allocation) do(f func(now time.Time)) {
 	a.mu.Lock()
 	f(a.now())
-	out := a.takeLocked()
+	mine := a.takeLocked()
 	a.mu.Unlock()
-	a.flush(out)
+	a.flush(mine)
 }
 
-// takeLocked returns the messages of the core that are to be sent. It is cheap
-// when there is nothing to do: the packets of all peers pass it.
-func (a *Allocation) takeLocked() []message {
+// takeLocked looks what the core has to send, and whether it is for the caller to
+// flush it: one goroutine does, so that it leaves in order. It is cheap when there
+// is nothing to do: the packets of all peers pass it.
+func (a *Allocation) takeLocked() (mine bool) {
 	c := a.core
 	if c.turned {
 		c.turned = false
@@ -142,9 +145,11 @@ func (a *Allocation) takeLocked() []message {
 		default: // woken already
 		}
 	}
-	out := c.out
-	c.out = nil
-	return out
+	if len(c.out) == 0 || a.flushing {
+		return false
+	}
+	a.flushing = true
+	return true
 }
 
 func isClosed(c chan struct{}) bool {
@@ -156,10 +161,22 @@ func isClosed(c chan struct{}) bool {
 	}
 }
 
-// flush sends messages of the core. A packet that gets lost is sent again by it.
-func (a *Allocation) flush(out []message) {
-	for _, m := range out {
-		a.link.control(m)
+// flush sends messages of the core, if it is for the caller. One that gets lost is
+// sent again by it.
+func (a *Allocation) flush(mine bool) {
+	for mine {
+		a.mu.Lock()
+		if len(a.core.out) == 0 {
+			a.core.left(a.now())
+		}
+		out := a.core.out
+		a.core.out = nil
+		mine = len(out) > 0
+		a.flushing = mine
+		a.mu.Unlock()
+		for _, m := range out {
+			a.link.control(m)
+		}
 	}
 }
 
@@ -209,9 +226,9 @@ func (a *Allocation) take(packets []*packet) {
 		packets[i], packets[delivered] = packets[delivered], packets[i]
 		delivered++
 	}
-	out := a.takeLocked()
+	mine := a.takeLocked()
 	a.mu.Unlock()
-	a.flush(out)
+	a.flush(mine)
 	if delivered > 0 {
 		a.inbox.put(packets[:delivered])
 	}

@@ -401,6 +401,7 @@ func FuzzCore(f *testing.F) {
 	f.Add([]byte(indication), []byte{0x40, 0, 0, 1, 'x'}, uint8(1))
 	f.Add([]byte(newFakeServer().challenge(newMessage(methodRefresh, txID{}), 438)), []byte(indication), uint8(0))
 	f.Add([]byte(newMessage(methodRefresh|classSuccess, txID{}).add(attrLifetime, make([]byte, 4)).sign(newFakeServer().key())), []byte{}, uint8(2))
+	f.Add([]byte(newMessage(methodAllocate|classError, txID{}).add(attrAlternateServer, plainValue(testPeer)).add(attrAlternateDomain, []byte("b"))), []byte{}, uint8(0))
 	f.Fuzz(func(t *testing.T, first, second []byte, which uint8) {
 		b := standingBench(t, nil)
 		b.write(peerAt(1), 2*channelAfter)
@@ -414,6 +415,11 @@ func FuzzCore(f *testing.F) {
 				id := b.transactions[int(which)%len(b.transactions)].id
 				packet = bytes.Clone(packet)
 				copy(packet[8:], id[:])
+			}
+			if checkMessage(packet) {
+				if to := message(packet).alternate(); to.at.IsValid() && (to.at.Port() == 0 || to.at.Addr().IsUnspecified()) {
+					t.Fatalf("sent on to %v", to)
+				}
 			}
 			from, data, ok := b.receive(packet, b.clock)
 			if ok && (b.permissions[from.Addr()] == nil || len(data) > len(packet)) {

@@ -65,6 +65,11 @@ type Config struct {
 	// TLS is for turns: servers. nil means the defaults of crypto/tls; an empty
 	// ServerName means the host of Server, no NextProtos mean ALPN "stun.turn".
 	TLS *tls.Config
+	// AlternateTLS is what to use in place of TLS at another server, to which the
+	// one of a turns: URI sends its clients on, by the name in its certificate, or
+	// its address if it has none there. nil is TLS, with that name, if there is one,
+	// for the ServerName.
+	AlternateTLS func(host string) *tls.Config
 	// Dial connects to the server: a connected UDP socket for "udp", which then
 	// gets packets of the server alone and one Write per packet, or a stream for
 	// "tcp". The allocation owns what it returns. nil means net.Dialer.
@@ -78,7 +83,9 @@ type Config struct {
 }
 
 // Allocate gets an allocation. It returns when that stands, when the server
-// refuses it, when it does not answer (ErrTimeout, after 40 s), or with ctx.
+// refuses it, when it does not answer (ErrTimeout, after 40 s), or with ctx. A
+// server that sends its clients on to another one (300 Try Alternate, signed), as
+// one does that drains, is followed there over the same transport.
 func Allocate(ctx context.Context, cfg Config) (*Allocation, error) {
 	s, err := parseServer(cfg.Server)
 	if err != nil {
@@ -145,55 +152,6 @@ func lookup(ctx context.Context, cfg Config, s server) ([]string, error) {
 		addresses = append(addresses, net.JoinHostPort(a.Unmap().String(), s.port))
 	}
 	return addresses, nil
-}
-
-// allocateAt allocates at one address, from another port when the server
-// confuses this allocation with an older one.
-func allocateAt(ctx context.Context, cfg Config, s server, address string) (*Allocation, error) {
-	for tries := 1; ; tries++ {
-		conn, err := connect(ctx, cfg, s, address)
-		if err != nil {
-			return nil, err
-		}
-		a := newAllocation(cfg, s, conn)
-		if err = a.open(ctx); err == nil {
-			return a, nil
-		}
-		if tries == mismatchTries || !errors.Is(err, ErrLost) {
-			return nil, advise(err, s, address)
-		}
-	}
-}
-
-// connect opens the way to the server, up to where TURN begins.
-func connect(ctx context.Context, cfg Config, s server, address string) (net.Conn, error) {
-	conn, err := cfg.Dial(ctx, s.network(), address)
-	if err != nil {
-		return nil, advise(fmt.Errorf("connect: %w", err), s, address)
-	}
-	switch s.transport {
-	case UDP:
-		fitNarrow(conn)
-		return conn, nil
-	case TCP:
-		return conn, nil
-	}
-	config := &tls.Config{}
-	if cfg.TLS != nil {
-		config = cfg.TLS.Clone()
-	}
-	if config.ServerName == "" {
-		config.ServerName = s.host
-	}
-	if config.NextProtos == nil {
-		config.NextProtos = []string{alpn}
-	}
-	secure := tls.Client(conn, config)
-	if err := secure.HandshakeContext(ctx); err != nil {
-		conn.Close()
-		return nil, advise(fmt.Errorf("tls handshake: %w", err), s, address)
-	}
-	return secure, nil
 }
 
 // advise adds to err what may help, where the error alone does not say it.

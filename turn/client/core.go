@@ -71,9 +71,12 @@ type core struct {
 	peers        map[netip.AddrPort]*peer
 	channels     [maxChannels]*peer // by number, from minChannel on
 
-	out    []message // for the server, in this order
-	woken  bool      // deadlines have changed since the last tick
-	turned bool      // the allocation has come to stand, or ended, since the last look
+	out []message // for the server, in this order
+	// leaving are the peers with packets in out that have waited: later ones wait
+	// until those have left.
+	leaving []*peer
+	woken   bool // deadlines have changed since the last tick
+	turned  bool // the allocation has come to stand, or ended, since the last look
 
 	dropped   uint64 // packets without a permission that found no room to wait
 	malformed uint64 // packets that no server sends

@@ -28,12 +28,14 @@ var (
 
 // fakeServer answers requests as a TURN server does, without a network.
 type fakeServer struct {
+	user     string
 	password string
 	nonce    string
 	realm    string
 	relayed  netip.AddrPort
 	life     uint32
 	refuse   map[uint16]int         // codes, by method
+	extra    []attribute            // of refusals
 	forbid   map[netip.AddrPort]int // codes, by peer
 	unsigned bool                   // refusals are
 	seen     []uint16               // methods of good requests
@@ -41,14 +43,20 @@ type fakeServer struct {
 	data     []netip.AddrPort // peers of Send indications
 }
 
+// attribute is one of a message.
+type attribute struct {
+	kind  uint16
+	value []byte
+}
+
 func newFakeServer() *fakeServer {
 	return &fakeServer{
-		password: testPassword, nonce: "nonce-0", realm: testRealm, relayed: testRelayed, life: 600,
+		user: testUser, password: testPassword, nonce: "nonce-0", realm: testRealm, relayed: testRelayed, life: 600,
 		refuse: map[uint16]int{}, forbid: map[netip.AddrPort]int{}, channels: map[uint16]netip.AddrPort{},
 	}
 }
 
-func (s *fakeServer) key() []byte { return longTermKey(testUser, s.realm, s.password) }
+func (s *fakeServer) key() []byte { return longTermKey(s.user, s.realm, s.password) }
 
 // answer returns the response to m; nil for none.
 func (s *fakeServer) answer(m message) message {
@@ -72,6 +80,9 @@ func (s *fakeServer) answer(m message) message {
 	}
 	if code != 0 {
 		r := newMessage(m.kind()|classError, m.transaction()).add(attrErrorCode, []byte{0, 0, byte(code / 100), byte(code % 100)})
+		for _, a := range s.extra {
+			r = r.add(a.kind, a.value)
+		}
 		if s.unsigned {
 			return r
 		}
@@ -162,6 +173,9 @@ func (b *bench) pump() {
 			if r := b.server.answer(m); r != nil {
 				b.receive(r, b.clock)
 			}
+		}
+		if len(b.out) == 0 {
+			b.left(b.clock)
 		}
 	}
 }

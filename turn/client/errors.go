@@ -50,8 +50,9 @@ type CodeError struct {
 	// Code is the number of ERROR-CODE; 0 when the server gave none.
 	Code int
 
-	request string
-	meaning error
+	request   string
+	meaning   error
+	alternate alternate // where the server, by its signature, sends its clients on
 }
 
 // Error says what was refused, with which code, and what to do.
@@ -63,10 +64,10 @@ func (e *CodeError) Error() string {
 func (e *CodeError) Unwrap() error { return e.meaning }
 
 // refusal makes the error for an error response to a request.
-func refusal(method uint16, code int) error {
+func refusal(method uint16, code int) *CodeError {
 	e := &CodeError{Code: code, request: methodName(method)}
 	switch code {
-	case 300, 508:
+	case codeAlternate, 508:
 		e.meaning = ErrCapacity
 	case 400:
 		e.meaning = fmt.Errorf("%w; some servers say so of a wrong credential", ErrProtocol)

@@ -52,6 +52,8 @@ const (
 	attrAddressFamily      uint16 = 0x0017
 	attrRequestedTransport uint16 = 0x0019
 	attrXORMappedAddress   uint16 = 0x0020
+	attrAlternateDomain    uint16 = 0x8003
+	attrAlternateServer    uint16 = 0x8023
 )
 
 // maxText bounds REALM and NONCE (RFC 8489 sections 14.9 and 14.10): less than
@@ -136,18 +138,24 @@ func (m message) code() int {
 
 // address undoes the XOR of an address attribute (RFC 8489 section 14.2); the
 // zero AddrPort when m has none of type t that is whole.
-func (m message) address(t uint16) netip.AddrPort {
+func (m message) address(t uint16) netip.AddrPort { return m.addressUnder(t, m[4:headerLen]) }
+
+// plainAddress reads an address attribute without XOR (RFC 8489 section 14.1), likewise.
+func (m message) plainAddress(t uint16) netip.AddrPort { return m.addressUnder(t, make([]byte, 16)) }
+
+// addressUnder reads an address attribute under a mask of 16 bytes.
+func (m message) addressUnder(t uint16, mask []byte) netip.AddrPort {
 	v := m.get(t)
 	var plain [16]byte
 	switch {
 	case len(v) == 8 && v[1] == familyIPv4, len(v) == 20 && v[1] == familyIPv6:
 		for i := range v[4:] {
-			plain[i] = v[4+i] ^ m[4+i] // cookie, then transaction id
+			plain[i] = v[4+i] ^ mask[i] // cookie, then transaction id
 		}
 	default:
 		return netip.AddrPort{}
 	}
-	port := binary.BigEndian.Uint16(v[2:]) ^ cookie>>16
+	port := binary.BigEndian.Uint16(v[2:]) ^ binary.BigEndian.Uint16(mask)
 	if len(v) == 8 {
 		return netip.AddrPortFrom(netip.AddrFrom4([4]byte(plain[:4])), port)
 	}

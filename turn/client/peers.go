@@ -5,6 +5,7 @@ package client
 import (
 	"bytes"
 	"net/netip"
+	"slices"
 	"time"
 )
 
@@ -50,7 +51,8 @@ type peer struct {
 	permission *permission
 	used       time.Time // the last packet to it, or Permit
 	packets    int       // sent without a channel
-	queue      [][]byte  // waits for the permission
+	queue      [][]byte  // waits for the permission, and then for what has waited
+	leaving    bool      // packets that have waited are on their way: see core.leaving
 	denied     error     // why the server refuses the permission; nil if it does not
 	retry      time.Time // when it may be asked for again
 
@@ -89,6 +91,8 @@ func (c *core) prepare(to netip.AddrPort, n int, now time.Time) (*peer, route, e
 	}
 	p.used = now
 	switch {
+	case p.leaving:
+		return p, queued, nil
 	case p.hasChannel(now):
 		if now.Sub(p.bound) >= renewAfter {
 			c.askChannel(p, now)
@@ -117,7 +121,8 @@ func (c *core) denial(p *peer) error {
 	return c.rejected
 }
 
-// enqueue keeps a copy of packet until the permission of p stands.
+// enqueue keeps a copy of packet until the permission of p stands, and what has
+// waited for it has left.
 func (c *core) enqueue(p *peer, packet []byte) {
 	if len(p.queue) == maxQueued {
 		c.dropped++
@@ -242,12 +247,33 @@ func (c *core) permit(p *peer, start, now time.Time) {
 			continue
 		}
 		other.denied, other.retry = nil, time.Time{}
-		for _, packet := range other.queue {
-			c.send(indication(other.addr, packet), now)
+		if len(other.queue) > 0 && !other.leaving {
+			other.leaving = true
+			c.leaving = append(c.leaving, other)
+			c.release(other, now)
 		}
-		other.packets += len(other.queue)
-		other.queue = nil
 	}
+}
+
+// release sends what waits for p.
+func (c *core) release(p *peer, now time.Time) {
+	for _, packet := range p.queue {
+		c.send(indication(p.addr, packet), now)
+	}
+	p.packets += len(p.queue)
+	p.queue = nil
+}
+
+// left is told that all of out has left. Packets to peers for which some waited
+// meanwhile, so that none overtakes another, follow.
+func (c *core) left(now time.Time) {
+	c.leaving = slices.DeleteFunc(c.leaving, func(p *peer) bool {
+		p.leaving = len(p.queue) > 0 && c.state == standing && c.peers[p.addr] == p && p.permission.stands(now)
+		if p.leaving {
+			c.release(p, now)
+		}
+		return !p.leaving
+	})
 }
 
 // indication wraps packet in a Send indication.

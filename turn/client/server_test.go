@@ -7,14 +7,18 @@ import (
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
+	"crypto/hmac"
 	"crypto/rand"
+	"crypto/sha1"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"math/big"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -25,6 +29,8 @@ import (
 // patience is how long a test waits for what must come.
 const patience = 20 * time.Second
 
+const testSecret = "a secret for tests alone"
+
 var loopback = netip.MustParseAddr("127.0.0.1")
 
 // testServer is our own server, over each transport.
@@ -32,14 +38,17 @@ type testServer struct {
 	*turn.Server
 	secrets *turn.Secrets
 	uris    map[Transport]string
+	at      map[Transport]netip.AddrPort
 	tls     *tls.Config // of a client
+	// certificate is that of TLS.
+	certificate *x509.Certificate
 }
 
 // startServer starts a server on loopback that relays to every address there;
 // change adjusts its configuration.
 func startServer(t testing.TB, change func(*turn.Config)) *testServer {
 	t.Helper()
-	secrets, err := turn.NewSecrets([]byte("a secret for tests alone"), nil)
+	secrets, err := turn.NewSecrets([]byte(testSecret), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -50,8 +59,8 @@ func startServer(t testing.TB, change func(*turn.Config)) *testServer {
 	}
 	cfg := turn.Config{
 		UDP: []netip.AddrPort{netip.AddrPortFrom(loopback, 0)}, TCP: []netip.AddrPort{netip.AddrPortFrom(loopback, 0)},
-		Listeners: []net.Listener{l},
-		Relay:     turn.Relay{Public: loopback, Bind: loopback}, Secrets: secrets,
+		SecureListeners: []net.Listener{l},
+		Relay:           turn.Relay{Public: loopback, Bind: loopback}, Secrets: secrets,
 		AllowPeer: func(_ string, peer netip.AddrPort) bool { return peer.Addr().IsLoopback() },
 		Limits:    turn.Limits{AnswersPerSecond: 1000, AllocationsPerUser: 100},
 	}
@@ -63,10 +72,13 @@ func startServer(t testing.TB, change func(*turn.Config)) *testServer {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { s.Close() })
-	return &testServer{Server: s, secrets: secrets, tls: &tls.Config{RootCAs: pool}, uris: map[Transport]string{
+	secure := l.Addr().(*net.TCPAddr).AddrPort()
+	plain := s.TCPAddrs()[slices.IndexFunc(s.TCPAddrs(), func(a netip.AddrPort) bool { return a != secure })]
+	at := map[Transport]netip.AddrPort{UDP: s.UDPAddrs()[0], TCP: plain, TLS: secure}
+	return &testServer{Server: s, at: at, secrets: secrets, tls: &tls.Config{RootCAs: pool}, certificate: mustParse(t, certificate), uris: map[Transport]string{
 		UDP: "turn:" + s.UDPAddrs()[0].String(),
-		TCP: "turn:" + s.TCPAddrs()[len(s.TCPAddrs())-1].String() + "?transport=tcp",
-		TLS: fmt.Sprintf("turns:localhost:%d?transport=tcp", l.Addr().(*net.TCPAddr).Port),
+		TCP: "turn:" + plain.String() + "?transport=tcp",
+		TLS: fmt.Sprintf("turns:localhost:%d?transport=tcp", secure.Port()),
 	}}
 }
 
@@ -93,9 +105,25 @@ func selfSigned(t testing.TB, name string) (tls.Certificate, *x509.CertPool) {
 	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}, pool
 }
 
+func mustParse(t testing.TB, c tls.Certificate) *x509.Certificate {
+	t.Helper()
+	parsed, err := x509.ParseCertificate(c.Certificate[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	return parsed
+}
+
 func (s *testServer) config(transport Transport, user string) Config {
 	c := s.secrets.Mint(user, time.Hour)
 	return Config{Server: s.uris[transport], Username: c.Username, Password: c.Password, TLS: s.tls}
+}
+
+// password is that of a username, as the server's secret makes it.
+func (s *testServer) password(username string) string {
+	mac := hmac.New(sha1.New, []byte(testSecret))
+	mac.Write([]byte(username))
+	return base64.StdEncoding.EncodeToString(mac.Sum(nil))
 }
 
 // mustAllocate gets an allocation that ends with the test.

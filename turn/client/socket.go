@@ -99,9 +99,9 @@ func (a *Allocation) writeBurst(b *burst, packets [][]byte, to netip.AddrPort) e
 	case route == channeled:
 		channel = p.channel
 	}
-	out := a.takeLocked()
+	mine := a.takeLocked()
 	a.mu.Unlock()
-	a.flush(out)
+	a.flush(mine)
 	if err != nil {
 		return fmt.Errorf("packet to %s: %w", to, err)
 	}

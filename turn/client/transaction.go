@@ -143,6 +143,10 @@ func (c *core) receiveResponse(m message, now time.Time) {
 	case class == classError && t.key != nil && !present && code != 400:
 		c.heard()
 		c.noteHint(t, code, now)
+	case class == classError && code == codeAlternate && t.method == methodAllocate && t.key != nil: // which has signed it
+		c.heard()
+		c.forget(t)
+		c.end(sentOn(m))
 	case class == classError:
 		c.heard()
 		c.forget(t)

@@ -3,20 +3,25 @@
 package turn
 
 import (
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/binary"
 	"fmt"
+	"net"
 	"net/netip"
 	"slices"
-	"sync/atomic"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/pion/stun"
+
+	"github.com/meshgate/meshgate/turn/core"
 )
 
 var publicPeer = netip.MustParseAddrPort("11.0.0.1:4000")
 
-func TestGate_ErrorCodes(t *testing.T) {
+func TestServer_ErrorCodes(t *testing.T) {
 	v6 := rawAttr(stun.AttrRequestedAddressFamily, []byte{2, 0, 0, 0})
 	tests := []struct {
 		name      string
@@ -28,13 +33,13 @@ func TestGate_ErrorCodes(t *testing.T) {
 		{"allocate", false, stun.MethodAllocate, []stun.Setter{transportUDP}, 0},
 		{"allocate for ipv4 by name", false, stun.MethodAllocate, []stun.Setter{transportUDP, rawAttr(stun.AttrRequestedAddressFamily, []byte{1, 0, 0, 0})}, 0},
 		{"allocate without transport", false, stun.MethodAllocate, nil, 400},
-		{"allocate a tcp relay", false, stun.MethodAllocate, []stun.Setter{rawAttr(stun.AttrRequestedTransport, []byte{6, 0, 0, 0})}, 442},
+		{"allocate a relay of no transport", false, stun.MethodAllocate, []stun.Setter{rawAttr(stun.AttrRequestedTransport, []byte{33, 0, 0, 0})}, 442},
 		{"allocate an ipv6 relay", false, stun.MethodAllocate, []stun.Setter{transportUDP, v6}, 440},
 		{"allocate an even port", false, stun.MethodAllocate, []stun.Setter{transportUDP, rawAttr(stun.AttrEvenPort, []byte{0})}, 0},
-		{"allocate two ports", false, stun.MethodAllocate, []stun.Setter{transportUDP, rawAttr(stun.AttrEvenPort, []byte{0x80})}, 508},
+		{"allocate two ports", false, stun.MethodAllocate, []stun.Setter{transportUDP, rawAttr(stun.AttrEvenPort, []byte{0x80})}, 0},
 		{"allocate a reserved port", false, stun.MethodAllocate, []stun.Setter{transportUDP, rawAttr(stun.AttrReservationToken, make([]byte, 8))}, 508},
 		{"allocate with token and family", false, stun.MethodAllocate, []stun.Setter{transportUDP, v6, rawAttr(stun.AttrReservationToken, make([]byte, 8))}, 400},
-		{"allocate with dont-fragment", false, stun.MethodAllocate, []stun.Setter{transportUDP, rawAttr(stun.AttrDontFragment, nil)}, 420},
+		{"allocate with dont-fragment", false, stun.MethodAllocate, []stun.Setter{transportUDP, rawAttr(stun.AttrDontFragment, nil)}, 0},
 		{"allocate with an unknown attribute", false, stun.MethodAllocate, []stun.Setter{transportUDP, rawAttr(0x7ffe, []byte{1})}, 420},
 		{"allocate with an unknown optional attribute", false, stun.MethodAllocate, []stun.Setter{transportUDP, rawAttr(0xfffe, []byte{1})}, 0},
 		{"allocate twice", true, stun.MethodAllocate, []stun.Setter{transportUDP}, 437},
@@ -56,18 +61,22 @@ func TestGate_ErrorCodes(t *testing.T) {
 		{"channel without number", true, stun.MethodChannelBind, []stun.Setter{peerAddress(publicPeer)}, 400},
 		{"channel without peer", true, stun.MethodChannelBind, []stun.Setter{channelNumber(0x4000)}, 400},
 		{"channel to port 0", true, stun.MethodChannelBind, []stun.Setter{channelNumber(0x4000), peerAddress(netip.AddrPortFrom(publicPeer.Addr(), 0))}, 400},
-		{"channel to two peers", true, stun.MethodChannelBind, []stun.Setter{channelNumber(0x4000), peerAddress(publicPeer), peerAddress(netip.MustParseAddrPort("11.0.0.2:1"))}, 400},
+		{"channel to two peers, the first of which counts", true, stun.MethodChannelBind, []stun.Setter{channelNumber(0x4000), peerAddress(publicPeer), peerAddress(netip.MustParseAddrPort("10.0.0.2:1"))}, 0},
 		{"channel to a denied peer", true, stun.MethodChannelBind, []stun.Setter{channelNumber(0x4000), peerAddress(netip.MustParseAddrPort("169.254.169.254:80"))}, 403},
 	}
-	s := newServer(t, func(c *Config) { c.Limits.AllocationsPerUser = 1000 })
+	s, ways := newServerEverywhere(t, false)
+	portable, others := newServerEverywhere(t, true)
+	for network, dial := range others {
+		ways["portable "+network] = dial
+	}
 	for i, tc := range tests {
-		for _, network := range []string{"udp", "tcp"} {
+		for network, dial := range ways {
+			s := s
+			if strings.HasPrefix(network, "portable") {
+				s = portable
+			}
 			t.Run(network+" "+tc.name, func(t *testing.T) {
-				cred := s.secrets.Mint(fmt.Sprintf("user-%d", i), time.Minute)
-				c := dialUDP(t, s, cred)
-				if network == "tcp" {
-					c = dialTCP(t, s, cred)
-				}
+				c := dial(t, s.secrets.Mint(fmt.Sprintf("user-%d", i), time.Minute))
 				if tc.allocated {
 					c.allocate()
 				} else {
@@ -77,7 +86,7 @@ func TestGate_ErrorCodes(t *testing.T) {
 				if got := code(res); got != tc.want {
 					t.Fatalf("error code %d, want %d", got, tc.want)
 				}
-				if tc.want != 0 && !res.Contains(stun.AttrMessageIntegrity) && tc.want != 437 {
+				if tc.want != 0 && !res.Contains(stun.AttrMessageIntegrity) {
 					t.Error("the refusal is not signed")
 				}
 			})
@@ -85,19 +94,57 @@ func TestGate_ErrorCodes(t *testing.T) {
 	}
 }
 
-func TestGate_UnknownAttributesAreNamed(t *testing.T) {
+// newServerEverywhere starts a server, and returns how to get to it over each
+// transport and family.
+func newServerEverywhere(t *testing.T, portable bool) (*testServer, map[string]func(testing.TB, Credential) *rawClient) {
+	t.Helper()
+	cert := selfSigned(t)
+	roots := x509.NewCertPool()
+	roots.AddCert(cert.Leaf)
+	ways := make(map[string]func(testing.TB, Credential) *rawClient)
+	s := newServer(t, func(c *Config) {
+		c.Limits.AllocationsPerUser, c.Portable = 1000, portable
+		six := netip.AddrPortFrom(netip.IPv6Loopback(), 0)
+		c.UDP, c.TCP = append(c.UDP, six), append(c.TCP, six)
+		for family, at := range map[string]netip.AddrPort{"4": c.UDP[0], "6": six} {
+			l, err := net.ListenTCP("tcp", net.TCPAddrFromAddrPort(at))
+			if err != nil {
+				t.Fatal(err)
+			}
+			c.SecureListeners = append(c.SecureListeners, tls.NewListener(l, &tls.Config{Certificates: []tls.Certificate{cert}}))
+			ways["tls"+family] = func(t testing.TB, cred Credential) *rawClient {
+				t.Helper()
+				conn, err := tls.Dial("tcp", l.Addr().String(), &tls.Config{RootCAs: roots, ServerName: "turn.test"})
+				if err != nil {
+					t.Fatal(err)
+				}
+				t.Cleanup(func() { conn.Close() })
+				return &rawClient{TB: t, Conn: conn, cred: cred}
+			}
+		}
+	})
+	for i, family := range []string{"4", "6"} {
+		at := s.UDPAddrs()[i].String()
+		for _, network := range []string{"udp", "tcp"} {
+			ways[network+family] = func(t testing.TB, cred Credential) *rawClient { return dial(t, network, at, cred) }
+		}
+	}
+	return s, ways
+}
+
+func TestServer_UnknownAttributesAreNamed(t *testing.T) {
 	s := newServer(t, nil)
 	c := dialUDP(t, s, s.secrets.Mint("u", time.Minute)).login()
-	res := c.request(stun.MethodAllocate, transportUDP, rawAttr(stun.AttrDontFragment, nil), rawAttr(0x7ffe, nil))
+	res := c.request(stun.MethodAllocate, transportUDP, rawAttr(0x7ffd, nil), rawAttr(0x7ffe, nil))
 	v, err := res.Get(stun.AttrUnknownAttributes)
-	if err != nil || !slices.Equal(v, []byte{0x00, 0x1a, 0x7f, 0xfe}) {
+	if err != nil || !slices.Equal(v, []byte{0x7f, 0xfd, 0x7f, 0xfe}) {
 		t.Fatalf("UNKNOWN-ATTRIBUTES is %x (%v)", v, err)
 	}
 }
 
 // Whatever is wrong with a credential, the answer is the one that a request
 // without credential gets.
-func TestGate_BadCredentialsGetTheSameChallenge(t *testing.T) {
+func TestServer_BadCredentialsGetTheSameChallenge(t *testing.T) {
 	s := newServer(t, func(c *Config) { c.AllowUser = func(user string) bool { return user != "banned" } })
 	good := s.secrets.Mint("u", time.Minute)
 	other, _ := NewSecrets(nil, nil)
@@ -120,34 +167,38 @@ func TestGate_BadCredentialsGetTheSameChallenge(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			for _, c := range []*rawClient{dialUDP(t, s, cred), dialTCP(t, s, cred)} {
 				c.login()
-				for _, method := range []stun.Method{stun.MethodAllocate, stun.MethodRefresh} {
+				for _, method := range []stun.Method{stun.MethodAllocate, stun.MethodRefresh, stun.MethodCreatePermission} {
 					res := c.request(method, transportUDP)
-					if code(res) != 401 || !res.Contains(stun.AttrNonce) || !res.Contains(stun.AttrRealm) || len(res.Attributes) != 3 {
-						t.Errorf("%v: got %v, code %d", method, res, code(res))
+					plain := c.do(stun.MustBuild(stun.TransactionID, stun.NewType(method, stun.ClassRequest), transportUDP, stun.NewSoftware("as long"), stun.Fingerprint))
+					if code(res) != 401 || code(plain) != 401 || fmt.Sprint(types(res)) != fmt.Sprint(types(plain)) {
+						t.Errorf("%v: got %v, code %d; without credential %v, code %d", method, res, code(res), plain, code(plain))
 					}
-				}
-				if c.RemoteAddr().Network() == "udp" { // a request that needs an allocation says nothing to a stranger
-					c.send(c.signed(stun.MethodCreatePermission, peerAddress(publicPeer)).Raw)
-					c.binding()
 				}
 			}
 		})
 	}
-	total := 0
-	for _, reason := range []failure{mismatch, expired, revoked} {
-		n := value(s.metrics.failures[string(reason)])
-		if n == 0 {
+	failed, total := s.totals().core.Failed, 0
+	for _, reason := range []core.Failure{core.FailedMismatch, core.FailedExpired, core.FailedRevoked, core.FailedUnknown} {
+		if failed[reason] == 0 {
 			t.Errorf("no failure counted as %s", reason)
 		}
-		total += n
+		total += int(failed[reason])
 	}
-	if want := len(tests) * 5; total != want {
+	if want := len(tests) * 6; total != want {
 		t.Errorf("%d failures counted, want %d", total, want)
 	}
 }
 
+// types are the types of the attributes of a message.
+func types(m *stun.Message) (list []stun.AttrType) {
+	for _, a := range m.Attributes {
+		list = append(list, a.Type)
+	}
+	return list
+}
+
 // A signature of one user on another user's 5-tuple changes nothing.
-func TestGate_AllocationBelongsToItsUser(t *testing.T) {
+func TestServer_AllocationBelongsToItsUser(t *testing.T) {
 	s := newServer(t, nil)
 	c := dialUDP(t, s, s.secrets.Mint("alice", time.Minute))
 	c.allocate()
@@ -166,12 +217,12 @@ func TestGate_AllocationBelongsToItsUser(t *testing.T) {
 			t.Errorf("%v: code %d, want %d", m.method, got, m.want)
 		}
 	}
-	if n := value(s.metrics.allocations); n != 1 {
+	if n := s.held(); n != 1 {
 		t.Errorf("%d allocations, want alice's", n)
 	}
 }
 
-func TestGate_RepeatedAllocateGetsTheSameAnswer(t *testing.T) {
+func TestServer_RepeatedAllocateGetsTheSameAnswer(t *testing.T) {
 	s := newServer(t, nil)
 	c := dialUDP(t, s, s.secrets.Mint("u", time.Minute)).login()
 	m := c.signed(stun.MethodAllocate, transportUDP)
@@ -181,7 +232,7 @@ func TestGate_RepeatedAllocateGetsTheSameAnswer(t *testing.T) {
 	}
 }
 
-func TestGate_RepeatedChannelBindIsOneChannel(t *testing.T) {
+func TestServer_RepeatedChannelBindIsOneChannel(t *testing.T) {
 	s := newServer(t, func(c *Config) { c.Limits.Channels, c.Limits.Permissions = 1, 1 })
 	c := dialUDP(t, s, s.secrets.Mint("u", time.Minute))
 	c.allocate()
@@ -192,7 +243,7 @@ func TestGate_RepeatedChannelBindIsOneChannel(t *testing.T) {
 	}
 }
 
-func TestGate_EvenPorts(t *testing.T) {
+func TestServer_EvenPorts(t *testing.T) {
 	for _, ports := range [][2]uint16{{}, {30001, 39999}} {
 		s := newServer(t, func(c *Config) { c.Relay.MinPort, c.Relay.MaxPort = ports[0], ports[1] })
 		for range 10 {
@@ -206,7 +257,7 @@ func TestGate_EvenPorts(t *testing.T) {
 	}
 }
 
-func TestGate_StaleNonce(t *testing.T) {
+func TestServer_StaleNonce(t *testing.T) {
 	s := newServer(t, nil)
 	c := dialUDP(t, s, s.secrets.Mint("u", time.Minute)).login()
 	c.nonce = "0000"
@@ -216,8 +267,8 @@ func TestGate_StaleNonce(t *testing.T) {
 	}
 }
 
-func TestGate_LifetimeIsTheServers(t *testing.T) {
-	s := newServer(t, func(c *Config) { c.Limits.Lifetime = 90 * time.Second })
+func TestServer_LifetimesAreBounded(t *testing.T) {
+	s := newServer(t, func(c *Config) { c.Limits.Lifetime, c.Limits.MaxLifetime = 90*time.Second, 2*time.Minute })
 	c := dialUDP(t, s, s.secrets.Mint("u", time.Minute)).login()
 	ask := func(method stun.Method, seconds uint32) uint32 {
 		res := c.request(method, transportUDP, lifetimeSeconds(seconds))
@@ -230,9 +281,9 @@ func TestGate_LifetimeIsTheServers(t *testing.T) {
 	if got := ask(stun.MethodAllocate, 0); got != 90 { // only a Refresh can ask for an end
 		t.Errorf("allocate 0: lifetime %d", got)
 	}
-	for _, seconds := range []uint32{1, 90, 3600, 1<<32 - 1} {
-		if got := ask(stun.MethodRefresh, seconds); got != 90 {
-			t.Errorf("refresh %d: lifetime %d", seconds, got)
+	for seconds, want := range map[uint32]uint32{1: 90, 90: 90, 100: 100, 3600: 120, 1<<32 - 1: 120} {
+		if got := ask(stun.MethodRefresh, seconds); got != want {
+			t.Errorf("refresh %d: lifetime %d, want %d", seconds, got, want)
 		}
 	}
 	if got := ask(stun.MethodRefresh, 0); got != 0 {
@@ -240,7 +291,7 @@ func TestGate_LifetimeIsTheServers(t *testing.T) {
 	}
 }
 
-func TestGate_Quotas(t *testing.T) {
+func TestServer_Quotas(t *testing.T) {
 	s := newServer(t, func(c *Config) { c.Limits.AllocationsPerUser, c.Limits.Allocations = 2, 3 })
 	refused := func(user string) int {
 		return code(dialUDP(t, s, s.secrets.Mint(user, time.Minute)).login().request(stun.MethodAllocate, transportUDP))
@@ -261,7 +312,7 @@ func TestGate_Quotas(t *testing.T) {
 	}
 }
 
-func TestGate_PermissionsAndChannelsAreBounded(t *testing.T) {
+func TestServer_PermissionsAndChannelsAreBounded(t *testing.T) {
 	s := newServer(t, func(c *Config) { c.Limits.Permissions, c.Limits.Channels = 3, 2 })
 	c := dialUDP(t, s, s.secrets.Mint("u", time.Minute))
 	c.allocate()
@@ -273,7 +324,7 @@ func TestGate_PermissionsAndChannelsAreBounded(t *testing.T) {
 			t.Fatalf("channel %d: %d", i, got)
 		}
 	}
-	if got := code(c.request(stun.MethodChannelBind, channelNumber(0x4002), peer(0))); got != 508 {
+	if got := code(c.request(stun.MethodChannelBind, channelNumber(0x4002), peer(2))); got != 508 {
 		t.Errorf("third channel: %d, want 508", got)
 	}
 	if got := code(c.request(stun.MethodCreatePermission, peer(0), peer(1), peer(2))); got != 0 {
@@ -291,160 +342,46 @@ func TestGate_PermissionsAndChannelsAreBounded(t *testing.T) {
 	}
 }
 
-// The hook allows one port of loopback. Another port stays out of reach by
-// every way there is, although the engine's permission covers the address.
-func TestGate_HookAllowsAPortNotAnAddress(t *testing.T) {
-	open, openAddr := listenUDP(t)
-	shut, shutAddr := listenUDP(t)
-	var allowed atomic.Bool
-	allowed.Store(true)
-	s := newServer(t, func(c *Config) {
-		c.AllowPeer = func(user string, peer netip.AddrPort) bool {
-			return allowed.Load() && user == "u" && peer == openAddr
-		}
-	})
-	c := dialUDP(t, s, s.secrets.Mint("u", time.Minute))
-	relayAddr := c.allocate()
-	for _, method := range []stun.Method{stun.MethodCreatePermission, stun.MethodChannelBind} {
-		if got := code(c.request(method, channelNumber(0x4001), peerAddress(shutAddr))); got != 403 {
-			t.Errorf("%v to the shut port: %d, want 403", method, got)
-		}
-		if got := code(c.request(method, channelNumber(0x4000), peerAddress(openAddr))); got != 0 {
-			t.Errorf("%v to the open port: %d", method, got)
-		}
-	}
-	dropped := func() int { return value(s.metrics.drops[dropPeer]) }
-
-	c.indicate(shutAddr, []byte("by indication"))
-	c.indicate(openAddr, []byte("hello"))
-	if src := expect(t, open, []byte("hello")); src != relayAddr {
-		t.Errorf("the peer saw %v, want the relay %v", src, relayAddr)
-	}
-	expectNothing(t, shut)
-	if dropped() != 1 {
-		t.Errorf("%d packets dropped, want 1", dropped())
-	}
-
-	// And back: the engine would let any port of an address in.
-	shut.WriteToUDPAddrPort([]byte("intruder"), relayAddr)
-	open.WriteToUDPAddrPort([]byte("reply"), relayAddr)
-	if got := c.packet(); string(got) != "\x40\x00\x00\x05reply\x00\x00\x00" {
-		t.Errorf("client got %q", got)
-	}
-	if n := value(s.metrics.drops[dropSource]); n != 1 {
-		t.Errorf("%d packets from peers dropped, want 1", n)
-	}
-
-	// What is allowed may change while a permission lasts.
-	allowed.Store(false)
-	c.send([]byte("\x40\x00\x00\x04late"))
-	c.indicate(openAddr, []byte("late"))
-	c.binding()
-	expectNothing(t, open)
-	if dropped() != 3 {
-		t.Errorf("%d packets dropped, want 3", dropped())
-	}
-}
-
-func TestGate_DeniedPeers(t *testing.T) {
-	s := newServer(t, nil)
-	c := dialUDP(t, s, s.secrets.Mint("u", time.Minute))
-	c.allocate()
-	for _, peer := range append(deniedSpellings(), s.UDPAddrs()[0].String()) {
-		p := netip.MustParseAddrPort(peer)
-		for _, method := range []stun.Method{stun.MethodCreatePermission, stun.MethodChannelBind} {
-			if got := code(c.request(method, channelNumber(0x4000), peerAddress(p))); got != 403 {
-				t.Errorf("%v to %s: %d, want 403", method, peer, got)
-			}
-		}
-		c.indicate(p, []byte("x"))
-	}
-	c.binding()
-	if n := value(s.metrics.packets[toPeer]); n != 0 {
-		t.Errorf("%d packets left", n)
-	}
-}
-
-func TestGate_DropsWhatIsNotForAServer(t *testing.T) {
-	s := newServer(t, nil)
-	c := dialUDP(t, s, s.secrets.Mint("u", time.Minute))
-	send := func(typ stun.MessageType, attrs ...stun.Setter) {
-		c.send(stun.MustBuild(append([]stun.Setter{stun.TransactionID, typ}, attrs...)...).Raw)
-	}
-	send(stun.BindingSuccess)
-	send(stun.NewType(stun.MethodAllocate, stun.ClassSuccessResponse))
-	send(stun.NewType(stun.MethodData, stun.ClassIndication))
-	send(stun.NewType(stun.MethodConnect, stun.ClassRequest))
-	send(stun.NewType(0xfff, stun.ClassRequest))
-	send(stun.NewType(stun.MethodSend, stun.ClassIndication))                              // no data
-	send(stun.NewType(stun.MethodSend, stun.ClassIndication), rawAttr(stun.AttrData, nil)) // no peer
-	send(stun.NewType(stun.MethodSend, stun.ClassIndication), rawAttr(stun.AttrData, nil), // asks for more
-		peerAddress(publicPeer), rawAttr(stun.AttrDontFragment, nil))
-	c.binding()
-	if n := value(s.metrics.drops[dropUnexpected]); n != 8 {
-		t.Errorf("%d unexpected, want 8", n)
-	}
-	c.send([]byte{0x40, 0, 0, 0}) // smaller than what would be said of it
-	c.binding()
-	c.indicate(publicPeer, []byte("x"))
-	if m := c.receive(); m.Type != stun.NewType(stun.MethodRefresh, stun.ClassErrorResponse) || code(m) != 437 || m.TransactionID != [12]byte{} {
-		t.Errorf("data without an allocation is answered by %v, want a hint", m)
-	}
-	c.binding()
-	if n := value(s.metrics.drops[dropNoRelay]); n != 2 {
-		t.Errorf("%d without allocation, want 2", n)
-	}
-	c.send([]byte{0x50, 0, 0, 0})
-	c.send([]byte("GET / HTTP/1.1\r\n\r\n"))
-	c.send(nil)
-	c.binding()
-	if n := value(s.metrics.drops[dropMalformed]); n != 3 {
-		t.Errorf("%d malformed, want 3", n)
-	}
-	c.send(make([]byte, maxPacket))
-	c.binding()
-	if n := value(s.metrics.drops[dropOversize]); n != 1 {
-		t.Errorf("%d oversize, want 1", n)
-	}
-}
-
-// At the very end of an allocation's life nothing is granted: the engine's timer
-// may be ending it at this moment.
-func TestGate_GrantsNothingToADyingAllocation(t *testing.T) {
-	s := newServer(t, nil)
-	c := dialTCP(t, s, s.secrets.Mint("u", time.Minute))
-	c.allocate()
-	g := s.gateOf(netip.MustParseAddrPort(c.LocalAddr().String()))
-	client := netip.MustParseAddrPort(c.LocalAddr().String())
-	age := func() {
-		g.busy.Lock()
-		defer g.busy.Unlock()
-		g.relay(client).expires = time.Now().Add(s.limits.margin() - time.Millisecond)
-	}
-	age()
-	if got := code(c.request(stun.MethodCreatePermission, peerAddress(publicPeer))); got != 437 {
-		t.Errorf("permission in the last seconds: %d, want 437", got)
-	}
-	if got := code(c.request(stun.MethodRefresh)); got != 0 {
-		t.Errorf("refresh in the last seconds: %d", got)
-	}
-	if got := code(c.request(stun.MethodCreatePermission, peerAddress(publicPeer))); got != 0 {
-		t.Errorf("permission after the refresh: %d", got)
-	}
-}
-
 // Without a word of the operator or the hook, the Internet is not open either.
-func TestGate_PublicPeersAreDeniedByDefault(t *testing.T) {
+func TestServer_PublicPeersAreDeniedByDefault(t *testing.T) {
 	s := newServer(t, func(c *Config) { c.AllowNetworks = nil })
 	c := dialUDP(t, s, s.secrets.Mint("u", time.Minute))
 	c.allocate()
 	for _, peer := range []string{"8.8.8.8:53", "1.1.1.1:443", "1.1.1.1:0", "11.0.0.1:4000"} {
 		at := peerAddress(netip.MustParseAddrPort(peer))
-		if got := code(c.request(stun.MethodCreatePermission, at)); got != codeForbidden {
+		if got := code(c.request(stun.MethodCreatePermission, at)); got != 403 {
 			t.Errorf("permission for %s: %d", peer, got)
 		}
-		if got := code(c.request(stun.MethodChannelBind, channelNumber(0x4000), at)); got != codeForbidden && got != codeBadRequest {
+		if got := code(c.request(stun.MethodChannelBind, channelNumber(0x4000), at)); got != 403 && got != 400 {
 			t.Errorf("channel to %s: %d", peer, got)
 		}
+	}
+}
+
+func TestServer_ListsAndClosesAllocations(t *testing.T) {
+	s := newServer(t, nil)
+	first := dialUDP(t, s, s.secrets.Mint("ann", time.Minute))
+	relayed := first.allocate()
+	first.request(stun.MethodChannelBind, channelNumber(0x4000), peerAddress(publicPeer))
+	second := dialTCP(t, s, s.secrets.Mint("bob", time.Minute))
+	second.allocate()
+	list := s.Allocations()
+	if len(list) != 2 {
+		t.Fatalf("%d allocations: %+v", len(list), list)
+	}
+	a, b := list[0], list[1]
+	if a.User != "ann" || a.Client.String() != first.LocalAddr().String() || a.Stream || !slices.Equal(a.Relayed, []netip.AddrPort{relayed}) ||
+		a.Permissions != 1 || a.Channels != 1 || a.Expires.Before(a.Since) {
+		t.Errorf("ann holds %+v", a)
+	}
+	if b.User != "bob" || b.Client.String() != second.LocalAddr().String() || !b.Stream || b.ID == a.ID {
+		t.Errorf("bob holds %+v", b)
+	}
+	if !s.CloseAllocation(a.ID) {
+		t.Error("ann's was not found")
+	}
+	eventually(t, "bob's is left", func() bool { l := s.Allocations(); return len(l) == 1 && l[0].ID == b.ID })
+	if s.CloseAllocation(a.ID) {
+		t.Error("ann's was closed twice")
 	}
 }

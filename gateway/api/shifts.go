@@ -11,53 +11,53 @@ import (
 	"github.com/meshgate/meshgate/node/mesh"
 )
 
-// turns bounds how many subscribers are told at a time. A change may concern
+// shifts bounds how many subscribers are told at a time. A change may concern
 // thousands of them: who waits for something else, such as a node that joins,
-// waits for a few of them and not for all. A turn is for work of this gateway: it
+// waits for a few of them and not for all. A shift is for work of this gateway: it
 // ends before anything waits for a client. The zero value is ready for use.
-type turns struct {
+type shifts struct {
 	once   sync.Once
 	places chan struct{}
 }
 
-// take waits for a turn, which lasts until end is called, once or more often.
-func (t *turns) take(ctx context.Context) (end func(), err error) {
+// take waits for a shift, which lasts until end is called, once or more often.
+func (s *shifts) take(ctx context.Context) (end func(), err error) {
 	// One processor is left for everything else, if there are two.
-	t.once.Do(func() { t.places = make(chan struct{}, max(1, runtime.GOMAXPROCS(0)-1)) })
+	s.once.Do(func() { s.places = make(chan struct{}, max(1, runtime.GOMAXPROCS(0)-1)) })
 	select {
-	case t.places <- struct{}{}:
-		return sync.OnceFunc(func() { <-t.places }), nil
+	case s.places <- struct{}{}:
+		return sync.OnceFunc(func() { <-s.places }), nil
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
 }
 
-// turnWriter is an answer whose messages are made in turns. It gives the turn back
+// shiftWriter is an answer whose messages are made in shifts. It gives the shift back
 // when a message is ready to be written, packed if the client wants it so: from
 // then on it takes as long as the client likes. One goroutine uses it.
-type turnWriter struct {
+type shiftWriter struct {
 	http.ResponseWriter
-	end func() // of the turn; nil before the first
+	end func() // of the shift; nil before the first
 }
 
 type answerKey struct{}
 
-// endTurns makes the answers of h turnWriters, for answerFrom.
-func endTurns(h http.Handler) http.Handler {
+// endShifts makes the answers of h shiftWriters, for answerFrom.
+func endShifts(h http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		answer := &turnWriter{ResponseWriter: w}
+		answer := &shiftWriter{ResponseWriter: w}
 		h.ServeHTTP(answer, r.WithContext(context.WithValue(r.Context(), answerKey{}, answer)))
 	})
 }
 
-// answerFrom is what a call is answered with; nil outside of endTurns.
-func answerFrom(ctx context.Context) *turnWriter {
-	w, _ := ctx.Value(answerKey{}).(*turnWriter)
+// answerFrom is what a call is answered with; nil outside of endShifts.
+func answerFrom(ctx context.Context) *shiftWriter {
+	w, _ := ctx.Value(answerKey{}).(*shiftWriter)
 	return w
 }
 
-// endsTurn makes what is written next end a turn; a nil writer ends it at once.
-func (w *turnWriter) endsTurn(end func()) {
+// endsShift makes what is written next end a shift; a nil writer ends it at once.
+func (w *shiftWriter) endsShift(end func()) {
 	if w == nil {
 		end()
 		return
@@ -66,21 +66,21 @@ func (w *turnWriter) endsTurn(end func()) {
 }
 
 // Write implements http.ResponseWriter.
-func (w *turnWriter) Write(p []byte) (int, error) {
+func (w *shiftWriter) Write(p []byte) (int, error) {
 	w.giveBack()
 	return w.ResponseWriter.Write(p)
 }
 
 // Flush implements http.Flusher.
-func (w *turnWriter) Flush() {
+func (w *shiftWriter) Flush() {
 	w.giveBack()
 	_ = http.NewResponseController(w.ResponseWriter).Flush() // what is written next says why not
 }
 
 // Unwrap is for http.ResponseController.
-func (w *turnWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+func (w *shiftWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
-func (w *turnWriter) giveBack() {
+func (w *shiftWriter) giveBack() {
 	if w.end != nil {
 		w.end()
 	}

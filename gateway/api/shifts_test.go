@@ -102,7 +102,7 @@ func TestSubscribePeers_SlowOnesHoldUpNobody(t *testing.T) {
 		}
 		synctest.Wait()
 		if n := stuck.Load(); n != many {
-			t.Errorf("%d of %d wait for their clients, the others for a turn", n, many)
+			t.Errorf("%d of %d wait for their clients, the others for a shift", n, many)
 		}
 		if n := known.Load(); n != many {
 			t.Errorf("%d of %d are known to write to their client", n, many)
@@ -120,24 +120,24 @@ func TestSubscribePeers_SlowOnesHoldUpNobody(t *testing.T) {
 	})
 }
 
-// A subscriber has its turn until its message is ready, and not any longer.
-func TestSubscriber_ItsTurnEndsWithTheMessage(t *testing.T) {
+// A subscriber has its shift until its message is ready, and not any longer.
+func TestSubscriber_ItsShiftEndsWithTheMessage(t *testing.T) {
 	f := testFake(t)
 	m := &membershipService{state: f, members: f}
 	quiet := func(*v1.PeerConfigurations) error { return nil }
-	for name, b := range map[string]*subscriber{"written": {answer: &turnWriter{ResponseWriter: httptest.NewRecorder()}}, "unknown": {}} {
+	for name, b := range map[string]*subscriber{"written": {answer: &shiftWriter{ResponseWriter: httptest.NewRecorder()}}, "unknown": {}} {
 		b.service, b.id = m, "phone"
 		if err := b.tell(t.Context(), f.snap, func(*v1.PeerConfigurations) error {
-			if n := len(m.turns.places); (n == 1) != (b.answer != nil) {
-				t.Errorf("%s: %d turns while its message is packed", name, n)
+			if n := len(m.shifts.places); (n == 1) != (b.answer != nil) {
+				t.Errorf("%s: %d shifts while its message is packed", name, n)
 			}
 			if b.answer != nil {
 				if _, err := b.answer.Write(nil); err != nil {
 					t.Error(err)
 				}
 			}
-			if n := len(m.turns.places); n != 0 {
-				t.Errorf("%s: %d turns while its message is sent", name, n)
+			if n := len(m.shifts.places); n != 0 {
+				t.Errorf("%s: %d shifts while its message is sent", name, n)
 			}
 			return nil
 		}); err != nil {
@@ -147,22 +147,22 @@ func TestSubscriber_ItsTurnEndsWithTheMessage(t *testing.T) {
 		for _, send := range []func(*v1.PeerConfigurations) error{quiet, quiet, func(*v1.PeerConfigurations) error { return io.ErrClosedPipe }} {
 			_ = b.tell(t.Context(), f.snap, send)
 		}
-		if n := len(m.turns.places); n != 0 {
-			t.Errorf("%s: %d turns did not end", name, n)
+		if n := len(m.shifts.places); n != 0 {
+			t.Errorf("%s: %d shifts did not end", name, n)
 		}
 	}
 }
 
-func TestTurns_EndWithTheContext(t *testing.T) {
-	var turns turns
+func TestShifts_EndWithTheContext(t *testing.T) {
+	var shifts shifts
 	for range max(1, runtime.GOMAXPROCS(0)-1) {
-		if _, err := turns.take(t.Context()); err != nil {
+		if _, err := shifts.take(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := turns.take(ctx); !errors.Is(err, context.Canceled) {
+	if _, err := shifts.take(ctx); !errors.Is(err, context.Canceled) {
 		t.Error(err)
 	}
 }
