@@ -1,0 +1,182 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build linux
+
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"time"
+)
+
+const (
+	// soakGroup is how many clients come at a time, soakStreams how many more over
+	// TCP, and soakEvery how often.
+	soakGroup   = 100
+	soakStreams = 5
+	soakEvery   = 250 * time.Millisecond
+	// samplesOfSoak is how often memory is looked at, and leastSamples how often it
+	// counts at least: a slow machine takes longer for that.
+	samplesOfSoak = 120
+	leastSamples  = 3
+	// longestStep is less than the load may be silent.
+	longestStep = 20 * time.Second
+	// warmth is how long memory may take to reach its level: a sixth of a long run,
+	// half of a short one.
+	warmth = 30 * time.Second
+)
+
+// soaked tells what was left of a long run.
+type soaked struct {
+	Seconds     float64 `json:"seconds"`
+	Allocations int     `json:"allocations"`
+	Packets     uint64  `json:"packets"`
+	Loss        float64 `json:"loss"`
+	// Memory is what was resident at the first and the last look that count, in
+	// bytes, and Slope the growth over the run by the line through all of
+	// them, in percent.
+	Memory [2]int64 `json:"memory"`
+	Slope  float64  `json:"slope"`
+	// Files and Ports are how many more the server had open in the end than
+	// before the first client.
+	Files int `json:"files"`
+	Ports int `json:"ports"`
+	// Restart is how long after a kill -9 a new server at the same address had
+	// made an allocation, in seconds.
+	Restart float64 `json:"restart"`
+
+	series []point
+}
+
+// point is the memory of a server at a time.
+type point struct{ at, bytes float64 }
+
+// soak has allocations come and go for a while and looks at what stays.
+func soak(ctx context.Context, length time.Duration) (*report, error) {
+	w, err := newWorld(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer w.close()
+	r := newReport(options{rounds: 1})
+	r.Soak = &soaked{}
+	if err := r.Soak.run(ctx, w, length); err != nil {
+		return nil, fmt.Errorf("soak: %w", err)
+	}
+	r.judge()
+	return r, nil
+}
+
+func (k *soaked) run(ctx context.Context, w *world, length time.Duration) (err error) {
+	c, err := w.cableOf(ctx, meshgate)
+	if err != nil {
+		return err
+	}
+	// What falls silent ends often during the run.
+	lifetime := min(max(length/12, time.Second), 30*time.Second).Truncate(time.Second)
+	config := serverConfig{Allocations: 100_000, Answers: 1_000_000, Lifetime: lifetime}
+	s, err := w.serve(ctx, meshgate, c, config)
+	if err != nil {
+		return err
+	}
+	defer func() { s.end() }()
+	files, err := s.files()
+	if err != nil {
+		return err
+	}
+	ports, err := s.sockets()
+	if err != nil {
+		return err
+	}
+	if err := k.churn(ctx, w, s, length, lifetime); err != nil {
+		return s.blame(err)
+	}
+	if err := k.left(ctx, s, files, ports, lifetime); err != nil {
+		return err
+	}
+	// kill -9: whatever it had open must be free for the next one.
+	s.kill()
+	begin := time.Now()
+	if s, err = w.serve(ctx, meshgate, c, config); err != nil {
+		return err
+	}
+	_, err = w.connect(ctx, s, 1)
+	k.Restart = time.Since(begin).Seconds()
+	return err
+}
+
+// churn is the run itself, in steps.
+func (k *soaked) churn(ctx context.Context, w *world, s *server, length, lifetime time.Duration) error {
+	step := min(length/samplesOfSoak, longestStep)
+	var all transferred
+	for begin := time.Now(); time.Since(begin) < length || len(k.series) < leastSamples; {
+		r, err := w.tell(ctx, order{Server: s.name, Churn: &churnOrder{
+			Login: s.login, PID: s.pid, Peers: s.cable.load, Group: soakGroup, Streams: soakStreams, Length: step, Every: soakEvery, Lifetime: lifetime,
+		}})
+		if err != nil {
+			return err
+		}
+		all.Sent += r.Transferred.Sent
+		all.Delivered += r.Transferred.Delivered
+		k.Allocations += r.Groups * (soakGroup + soakStreams)
+		now, err := s.memory()
+		if err != nil {
+			return err
+		}
+		if k.Seconds = time.Since(begin).Seconds(); k.Seconds < max(length/6, min(warmth, length/2)).Seconds() {
+			continue
+		}
+		k.series = append(k.series, point{k.Seconds, float64(now)})
+	}
+	k.Packets, k.Loss = all.Delivered, all.loss()
+	k.Memory = [2]int64{int64(k.series[0].bytes), int64(k.series[len(k.series)-1].bytes)}
+	k.Slope = 100 * growth(k.series)
+	return nil
+}
+
+// growth is by what part of the mean the line through all points rises from the
+// first to the last of them (least squares).
+func growth(series []point) float64 {
+	var at, bytes, both, squares float64
+	n := float64(len(series))
+	for _, p := range series {
+		at, bytes = at+p.at/n, bytes+p.bytes/n
+	}
+	for _, p := range series {
+		both += (p.at - at) * (p.bytes - bytes)
+		squares += (p.at - at) * (p.at - at)
+	}
+	return both / squares * (series[len(series)-1].at - series[0].at) / bytes
+}
+
+// left waits until all allocations have ended, and sees what is still open.
+func (k *soaked) left(ctx context.Context, s *server, files, ports int, lifetime time.Duration) error {
+	for end := time.Now().Add(lifetime + 10*time.Second); ; {
+		nowFiles, err := s.files()
+		if err != nil {
+			return err
+		}
+		nowPorts, err := s.sockets()
+		if err != nil {
+			return err
+		}
+		if k.Files, k.Ports = nowFiles-files, nowPorts-ports; k.Files <= 0 && k.Ports <= 0 || time.Now().After(end) {
+			return nil
+		}
+		if err := pause(ctx, 100*time.Millisecond); err != nil {
+			return err
+		}
+	}
+}
+
+// print writes what was left; nil writes nothing.
+func (k *soaked) print(w io.Writer) {
+	if k == nil {
+		return
+	}
+	fmt.Fprintf(w, "\nsoak of %.0f s: %d allocations, %d packets, %.2f %% lost\n", k.Seconds, k.Allocations, k.Packets, 100*k.Loss)
+	fmt.Fprintf(w, "memory %.1f to %.1f MB, %+.1f %% over the run; %d files and %d ports left open; serves %.1f s after a kill\n",
+		float64(k.Memory[0])/1e6, float64(k.Memory[1])/1e6, k.Slope, k.Files, k.Ports, k.Restart)
+}
