@@ -29,11 +29,11 @@ const (
 	exitRemoved = 3
 )
 
-// gcPercent is how much the heap may grow between two collections: half of the
+// gcPercent is how much the heap may grow between two collections: less than
 // usual. Most of a gateway's heap are WireGuard's packet buffers of 64 KiB, which
 // cost a collection nothing, but would let as much garbage pile up beside them.
 // GOGC overrides it.
-const gcPercent = 50
+const gcPercent = 75
 
 // gcLeast is how much the heap of a gateway grows at least, in bytes: the garbage
 // of several thousand calls.

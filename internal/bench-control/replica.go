@@ -37,7 +37,7 @@ type replicaConfig struct {
 // gcPercent and gcLeast are by how much the heap of a gateway grows between two
 // collections, in percent and in bytes.
 const (
-	gcPercent = 50
+	gcPercent = 75
 	gcLeast   = 32 << 20
 )
 
