@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"runtime"
 	"strconv"
 	"strings"
@@ -85,6 +86,42 @@ func (l *lab) cable(ctx context.Context) (c cable, err error) {
 			ip(ctx, "-n", namespace, "link", "set", c.name, "up"))
 	}
 	return c, err
+}
+
+// pollBy has the packets that arrive at the server's end of a cable handled by a
+// thread of their own, on a CPU. Without it the load's CPU would do it, as a
+// packet is through a veth pair within the call that sends it; a network card
+// would interrupt the CPU of the server.
+func (l *lab) pollBy(ctx context.Context, c cable, cpu int) error {
+	file := "/sys/class/net/" + c.name + "/threaded" // of the namespace, as ip shows it to a program
+	if out, err := command(ctx, l.serverSide, "sh", "-c", "echo 1 > "+file).CombinedOutput(); err != nil {
+		return fmt.Errorf("write 1 to %s: %w: %s", file, err, out)
+	}
+	names, err := filepath.Glob("/proc/[0-9]*/comm")
+	if err != nil {
+		return err
+	}
+	found := false
+	for _, name := range names {
+		comm, err := os.ReadFile(name)
+		if err != nil || !strings.HasPrefix(string(comm), "napi/"+c.name+"-") {
+			continue // ended meanwhile, or another one
+		}
+		found = true
+		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(name)))
+		if err != nil {
+			return fmt.Errorf("process of %s: %w", name, err)
+		}
+		var one unix.CPUSet
+		one.Set(cpu)
+		if err := unix.SchedSetaffinity(pid, &one); err != nil {
+			return fmt.Errorf("keep the thread of %s on CPU %d: %w", c.name, cpu, err)
+		}
+	}
+	if !found {
+		return fmt.Errorf("the kernel started no thread for the packets of %s, though it was told to", c.name)
+	}
+	return nil
 }
 
 // openToForged has a server's answers to forged addresses leave over a cable.

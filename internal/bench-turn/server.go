@@ -92,6 +92,12 @@ func (w *world) serve(ctx context.Context, name string, c cable, config serverCo
 		return nil, fmt.Errorf("start %s: %w", name, err)
 	}
 	s.name, s.cable = name, c
+	if config.Kernel {
+		if err := w.pollBy(ctx, c, w.serverCPU); err != nil {
+			s.end()
+			return nil, err
+		}
+	}
 	return s, nil
 }
 

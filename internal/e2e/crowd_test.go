@@ -226,12 +226,13 @@ func (c *crowdOf) run(ctx context.Context) error {
 	defer gate.Close()
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return c.talk(ctx) })
+	left := make(chan struct{}) // closed when all have
 	g.Go(func() error {
 		tick := time.NewTicker(c.Every)
 		defer tick.Stop()
 		for {
 			select {
-			case <-ctx.Done():
+			case <-left:
 				return nil
 			case <-tick.C:
 				if err := c.report(); err != nil {
@@ -273,6 +274,7 @@ func (c *crowdOf) run(ctx context.Context) error {
 		})
 	}
 	g.Go(func() error {
+		defer close(left)
 		<-ctx.Done()
 		var leaving errgroup.Group
 		leaving.SetLimit(crowdStep)

@@ -167,13 +167,18 @@ func (c *crowdProcess) hold(t testing.TB, dur time.Duration, is func(crowdReport
 // leave has all nodes leave the mesh, of which nothing may stay.
 func (c *crowdProcess) leave(t testing.TB) {
 	t.Helper()
+	began := time.Now()
 	if err := c.Send("leave"); err != nil {
 		t.Fatal(err)
 	}
 	for r := c.next(t); ; r = c.next(t) {
 		if !r.Ended {
+			if time.Since(began) > manyJoin {
+				t.Fatalf("not all have left after %s: %+v", manyJoin, r)
+			}
 			continue
 		}
+		t.Logf("all have left after %s", time.Since(began).Round(time.Millisecond))
 		if r.Goroutines > c.began.Goroutines+10 || r.FDs > c.began.FDs+5 {
 			t.Errorf("when all have left, the process holds %d goroutines and %d files, before the first came %d and %d",
 				r.Goroutines, r.FDs, c.began.Goroutines, c.began.FDs)
