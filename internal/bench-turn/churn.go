@@ -39,18 +39,19 @@ type silent struct {
 
 // churn does that and tells of all transfers together, and of how many groups.
 func (l *load) churn(o churnOrder) (sum transferred, groups int, err error) {
-	for begin := time.Now(); time.Since(begin) < o.Length; {
+	// A tick that comes while a group is there waits for its end, and no more than one.
+	tick := time.NewTicker(o.Every)
+	defer tick.Stop()
+	for begin := time.Now(); time.Since(begin) < o.Length; <-tick.C {
 		for len(l.silent) > 0 && time.Now().After(l.silent[0].until) {
 			forget(l.silent[0].clients)
 			l.silent = l.silent[1:]
 		}
-		came := time.Now()
 		one, err := l.comeAndGo(o)
 		if err != nil {
 			return sum, groups, err
 		}
 		groups++
-		time.Sleep(time.Until(came.Add(o.Every)))
 		sum.Sent += one.Sent
 		sum.Delivered += one.Delivered + one.Late
 		sum.Took += one.Took
