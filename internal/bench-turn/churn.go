@@ -21,7 +21,7 @@ type churnOrder struct {
 	// are others.
 	Group  int
 	Length time.Duration
-	// Streams is how many more come over TCP then.
+	// Streams is how many more come over TCP then, and as many over TLS.
 	Streams int
 	// Every is how often another group comes, so that there are always as many; a
 	// machine that is too slow for it has fewer.

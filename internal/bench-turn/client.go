@@ -30,6 +30,9 @@ const (
 type login struct {
 	At                 netip.AddrPort
 	Username, Password string
+	// Secure is where it serves TLS, if it does, with that certificate in DER.
+	Secure      netip.AddrPort
+	Certificate []byte
 }
 
 // client has an allocation on a server and a channel to one peer.

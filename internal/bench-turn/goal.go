@@ -119,6 +119,7 @@ func (r *report) judgeRest() {
 		r.atMost("growth of memory over the run, %", goalSlope, s.Slope)
 		r.atMost("files that are left open", 0, float64(s.Files))
 		r.atMost("relay ports that are left open", 0, float64(s.Ports))
+		r.atMost("relay ports that are left open by a kill", 0, float64(s.Orphans))
 		r.atMost("seconds until a server that was killed serves again", goalRestart, s.Restart)
 	}
 }

@@ -68,7 +68,7 @@ func TestSoak(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if k := r.Soak; k.Allocations < soakGroup || k.Packets == 0 || k.Files > 0 || k.Ports > 0 || k.Restart > goalRestart {
+	if k := r.Soak; k.Allocations < soakGroup || k.Packets == 0 || k.Files > 0 || k.Ports > 0 || k.Orphans > 0 || k.Restart > goalRestart {
 		t.Errorf("%+v", k)
 	}
 	if err := r.print(t.Output()); err != nil {

@@ -6,6 +6,7 @@ package main
 
 import (
 	"math"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -112,6 +113,33 @@ func TestGrowth(t *testing.T) {
 		if got := growth(c.series); math.Abs(got-c.want) > 1e-9 {
 			t.Errorf("%s: %g, want %g", c.name, got, c.want)
 		}
+	}
+}
+
+// The least of each run of looks counts: what is garbage for a while is no growth.
+func TestFloors(t *testing.T) {
+	series := []point{{1, 9}, {2, 5}, {3, 7}, {4, 8}, {5, 6}, {6, 6}, {7, 40}}
+	for _, c := range []struct {
+		n    int
+		want []point
+	}{
+		{1, []point{{2, 5}}},
+		{2, []point{{2, 5}, {5, 6}}},
+		{3, []point{{2, 5}, {3, 7}, {5, 6}}},
+		{7, series},
+		{20, series},
+	} {
+		if got := floors(series, c.n); !slices.Equal(got, c.want) {
+			t.Errorf("%d of them: %v, want %v", c.n, got, c.want)
+		}
+	}
+	// What leaks rises in all of them.
+	var leak []point
+	for i := range 100 {
+		leak = append(leak, point{float64(i), 100 + float64(i)/5 + float64(i%7)})
+	}
+	if got := 100 * growth(floors(leak, floorsOfSoak)); got < goalSlope {
+		t.Errorf("a leak of a fifth of the memory is %g %%", got)
 	}
 }
 

@@ -30,9 +30,12 @@ const (
 	rolePion     = pion
 )
 
-// started is the first line of a role: of a server, what clients log in with, or
-// what it lacks on this machine.
-type started struct{ Username, Password, Lacks string }
+// started is the first line of a role: of a server, what clients log in with and its
+// certificate, if it has one, or what it lacks on this machine.
+type started struct {
+	Username, Password, Lacks string
+	Certificate               []byte // DER
+}
 
 // runRole runs until its input ends.
 func runRole(role string) error {
@@ -79,6 +82,14 @@ func runMeshgate(c serverConfig) error {
 	if c.Kernel {
 		config.XDP = xdp.Native
 	}
+	var certificate []byte
+	if c.Secure {
+		var l net.Listener
+		if l, certificate, err = listenTLS(netip.AddrPortFrom(c.At.Addr(), turnsPort)); err != nil {
+			return err
+		}
+		config.SecureListeners = []net.Listener{l}
+	}
 	s, err := turn.New(config)
 	if err != nil && c.Kernel {
 		return say(started{Lacks: err.Error()})
@@ -87,7 +98,7 @@ func runMeshgate(c serverConfig) error {
 		return err
 	}
 	login := secrets.Mint("bench", 24*time.Hour)
-	err = say(started{Username: login.Username, Password: login.Password})
+	err = say(started{Username: login.Username, Password: login.Password, Certificate: certificate})
 	if err == nil {
 		_, err = io.Copy(io.Discard, os.Stdin)
 	}

@@ -26,8 +26,9 @@ const (
 	pion     = "pion"     // pion/turn/v3's server with its defaults
 )
 
-// turnPort is where each of them listens, on an address of its own.
-const turnPort = 3478
+// turnPort is where each of them listens, on an address of its own, and turnsPort
+// where ours does with TLS.
+const turnPort, turnsPort = 3478, 5349
 
 // server is a server that runs.
 type server struct {
@@ -55,6 +56,8 @@ type serverConfig struct {
 	Lifetime time.Duration
 	// Kernel asks for channels in the kernel.
 	Kernel bool
+	// Secure has our server serve TLS, too.
+	Secure bool
 }
 
 // serve starts a server on a cable and pins it. It answers soon.
@@ -85,7 +88,13 @@ func (w *world) serve(ctx context.Context, name string, c cable, config serverCo
 			p.End()
 			return &lacksError{ready.Lacks}
 		}
-		s = &server{login: login{At: config.At, Username: ready.Username, Password: ready.Password}, pid: p.PID(), end: p.End, kill: p.Kill, says: p.Stderr}
+		s = &server{
+			login: login{
+				At: config.At, Username: ready.Username, Password: ready.Password,
+				Secure: netip.AddrPortFrom(c.server, turnsPort), Certificate: ready.Certificate,
+			},
+			pid: p.PID(), end: p.End, kill: p.Kill, says: p.Stderr,
+		}
 		return nil
 	})
 	if err != nil {

@@ -5,15 +5,17 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
+	"slices"
 	"time"
 )
 
 const (
 	// soakGroup is how many clients come at a time, soakStreams how many more over
-	// TCP, and soakEvery how often.
+	// TCP, and as many over TLS, and soakEvery how often.
 	soakGroup   = 100
 	soakStreams = 5
 	soakEvery   = 250 * time.Millisecond
@@ -21,6 +23,9 @@ const (
 	// counts at least: a slow machine takes longer for that.
 	samplesOfSoak = 120
 	leastSamples  = 3
+	// floorsOfSoak is of how many runs of looks the least counts: garbage that is not
+	// collected yet is no growth.
+	floorsOfSoak = 20
 	// longestStep is less than the load may be silent.
 	longestStep = 20 * time.Second
 	// warmth is how long memory may take to reach its level: a sixth of a long run,
@@ -34,8 +39,8 @@ type soaked struct {
 	Allocations int     `json:"allocations"`
 	Packets     uint64  `json:"packets"`
 	Loss        float64 `json:"loss"`
-	// Memory is what was resident at the first and the last look that count, in
-	// bytes, and Slope the growth over the run by the line through all of
+	// Memory is what was resident at the first and the last look that count (floors),
+	// in bytes, and Slope the growth over the run by the line through all of
 	// them, in percent.
 	Memory [2]int64 `json:"memory"`
 	Slope  float64  `json:"slope"`
@@ -43,8 +48,11 @@ type soaked struct {
 	// before the first client.
 	Files int `json:"files"`
 	Ports int `json:"ports"`
-	// Restart is how long after a kill -9 a new server at the same address had
-	// made an allocation, in seconds.
+	// Orphans are the ports that a server had open which was killed with all of its
+	// clients, and that were still open when the next one at its address was there.
+	Orphans int `json:"orphans"`
+	// Restart is how long after the kill all of these clients had allocations again,
+	// in seconds.
 	Restart float64 `json:"restart"`
 
 	series []point
@@ -76,12 +84,12 @@ func (k *soaked) run(ctx context.Context, w *world, length time.Duration) (err e
 	}
 	// What falls silent ends often during the run.
 	lifetime := min(max(length/12, time.Second), 30*time.Second).Truncate(time.Second)
-	config := serverConfig{Allocations: 100_000, Answers: 1_000_000, Lifetime: lifetime}
+	config := serverConfig{Allocations: 100_000, Answers: 1_000_000, Lifetime: lifetime, Secure: true}
 	s, err := w.serve(ctx, meshgate, c, config)
 	if err != nil {
 		return err
 	}
-	defer func() { s.end() }()
+	defer s.end()
 	files, err := s.files()
 	if err != nil {
 		return err
@@ -96,13 +104,28 @@ func (k *soaked) run(ctx context.Context, w *world, length time.Duration) (err e
 	if err := k.left(ctx, s, files, ports, lifetime); err != nil {
 		return err
 	}
-	// kill -9: whatever it had open must be free for the next one.
-	s.kill()
-	begin := time.Now()
-	if s, err = w.serve(ctx, meshgate, c, config); err != nil {
+	return k.restart(ctx, w, s, config, ports)
+}
+
+// restart kills a server while clients have allocations there, and lets them come to
+// another one at its address, which needs what the first one had open.
+func (k *soaked) restart(ctx context.Context, w *world, s *server, config serverConfig, ports int) error {
+	if _, err := w.connect(ctx, s, soakGroup); err != nil {
 		return err
 	}
-	_, err = w.connect(ctx, s, 1)
+	s.kill()
+	begin := time.Now()
+	next, err := w.serve(ctx, meshgate, s.cable, config)
+	if err != nil {
+		return err
+	}
+	defer next.end()
+	now, err := next.sockets()
+	if err != nil {
+		return err
+	}
+	k.Orphans = now - ports
+	_, err = w.connect(ctx, next, soakGroup)
 	k.Restart = time.Since(begin).Seconds()
 	return err
 }
@@ -120,7 +143,7 @@ func (k *soaked) churn(ctx context.Context, w *world, s *server, length, lifetim
 		}
 		all.Sent += r.Transferred.Sent
 		all.Delivered += r.Transferred.Delivered
-		k.Allocations += r.Groups * (soakGroup + soakStreams)
+		k.Allocations += r.Groups * (soakGroup + 2*soakStreams)
 		now, err := s.memory()
 		if err != nil {
 			return err
@@ -131,9 +154,22 @@ func (k *soaked) churn(ctx context.Context, w *world, s *server, length, lifetim
 		k.series = append(k.series, point{k.Seconds, float64(now)})
 	}
 	k.Packets, k.Loss = all.Delivered, all.loss()
-	k.Memory = [2]int64{int64(k.series[0].bytes), int64(k.series[len(k.series)-1].bytes)}
-	k.Slope = 100 * growth(k.series)
+	levels := floors(k.series, floorsOfSoak)
+	k.Memory = [2]int64{int64(levels[0].bytes), int64(levels[len(levels)-1].bytes)}
+	k.Slope = 100 * growth(levels)
 	return nil
+}
+
+// floors cuts a series into n runs of neighbours, or fewer where it has fewer points,
+// and returns the least point of each.
+func floors(series []point, n int) []point {
+	n = min(n, len(series))
+	list := make([]point, n)
+	for i := range list {
+		run := series[i*len(series)/n : (i+1)*len(series)/n]
+		list[i] = slices.MinFunc(run, func(a, b point) int { return cmp.Compare(a.bytes, b.bytes) })
+	}
+	return list
 }
 
 // growth is by what part of the mean the line through all points rises from the
@@ -177,6 +213,6 @@ func (k *soaked) print(w io.Writer) {
 		return
 	}
 	fmt.Fprintf(w, "\nsoak of %.0f s: %d allocations, %d packets, %.2f %% lost\n", k.Seconds, k.Allocations, k.Packets, 100*k.Loss)
-	fmt.Fprintf(w, "memory %.1f to %.1f MB, %+.1f %% over the run; %d files and %d ports left open; serves %.1f s after a kill\n",
-		float64(k.Memory[0])/1e6, float64(k.Memory[1])/1e6, k.Slope, k.Files, k.Ports, k.Restart)
+	fmt.Fprintf(w, "memory %.1f to %.1f MB, %+.1f %% over the run; %d files and %d ports left open; serves %.1f s after a kill, with %d ports left open\n",
+		float64(k.Memory[0])/1e6, float64(k.Memory[1])/1e6, k.Slope, k.Files, k.Ports, k.Restart, k.Orphans)
 }

@@ -20,20 +20,26 @@ import (
 // streamPatience is how long a server may take to answer on a stream.
 const streamPatience = 10 * time.Second
 
-// streams has clients come over TCP one after the other, allocate, send to a peer,
-// get its answer and hang up, which ends their allocations.
+// streams has clients come over TCP and TLS one after the other, allocate, send to a
+// peer, get its answer and hang up, which ends their allocations.
 func (l *load) streams(o churnOrder) error {
 	for i := range o.Streams {
-		if err := l.stream(&client{login: &o.Login, peer: i % len(l.peers)}, o.Peers); err != nil {
-			return fmt.Errorf("a client over TCP: %w", err)
+		for over, dial := range map[string]func(login) (net.Conn, error){"TCP": dialTCP, "TLS": dialTLS} {
+			if err := l.stream(&client{login: &o.Login, peer: i % len(l.peers)}, dial, o.Peers); err != nil {
+				return fmt.Errorf("a client over %s: %w", over, err)
+			}
 		}
 	}
 	return nil
 }
 
+func dialTCP(to login) (net.Conn, error) {
+	return net.DialTimeout("tcp", to.At.String(), streamPatience)
+}
+
 // stream is the life of one of them.
-func (l *load) stream(c *client, at netip.Addr) (err error) {
-	conn, err := net.Dial("tcp", c.login.At.String())
+func (l *load) stream(c *client, dial func(login) (net.Conn, error), at netip.Addr) (err error) {
+	conn, err := dial(*c.login)
 	if err != nil {
 		return err
 	}
