@@ -3,6 +3,7 @@
 package core
 
 import (
+	"math"
 	"net/netip"
 	"time"
 )
@@ -146,7 +147,7 @@ func (c *Core) open(r *request, want [2]bool) {
 
 // begin puts an allocation of the user of r into the tables.
 func (c *Core) begin(a *allocation, r *request) {
-	a.timer.owner = a
+	a.timer.owner, a.answered = a, math.MinInt64
 	a.id, a.since = uint64(c.cfg.Shard)<<56|c.serial&(1<<56-1), r.wall
 	c.serial++
 	a.bucket = bucket{rate: float64(r.account.BytesPerSecond), level: float64(r.account.BytesPerSecond), at: r.now}

@@ -53,6 +53,22 @@ func TestAnswers_ToForgedClientsCostMoreThanTheyAreWorth(t *testing.T) {
 	}
 }
 
+// Who has just got an allocation has the whole burst of answers, also when the core has
+// just begun.
+func TestAnswers_HaveTheirBurstFromTheBeginning(t *testing.T) {
+	c := newWorld(t).client(udp4, 1)
+	c.allocate()
+	answered := 0
+	for range heldBurst + 1 {
+		if c.exchange(c.unsigned(methodBinding, classRequest)) != "none" {
+			answered++
+		}
+	}
+	if answered != heldBurst {
+		t.Errorf("%d of %d were answered, want %d", answered, heldBurst+1, heldBurst)
+	}
+}
+
 // stale is a nonce that was another client's.
 func stale(c *client) string {
 	other := c.world.client(udp4, 99)
