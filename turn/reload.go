@@ -106,20 +106,21 @@ func (s *Server) SetLimits(l Limits) error {
 
 // Drain has the server refuse new allocations: with 300 and one of the alternates
 // of the client's family and transport, and with 508 if there is none. Those that
-// clients hold go on until they end them. It may be called again with others.
+// clients hold go on until they end them; those of package turn/client hear of it
+// (Allocation.Draining). It may be called again with others.
 func (s *Server) Drain(alternates []Alternate) {
 	list := make([]core.Alternate, len(alternates))
 	for i, a := range alternates {
 		list[i] = core.Alternate(a)
 	}
 	s.draining.Store(true)
-	s.each(func(_ time.Time, c *core.Core, _ *core.Output) { c.Drain(true, list) })
+	s.each(func(_ time.Time, c *core.Core, out *core.Output) { c.Drain(true, list, out) })
 }
 
 // Undrain takes Drain back: there are new allocations again.
 func (s *Server) Undrain() {
 	s.draining.Store(false)
-	s.each(func(_ time.Time, c *core.Core, _ *core.Output) { c.Drain(false, nil) })
+	s.each(func(_ time.Time, c *core.Core, out *core.Output) { c.Drain(false, nil, out) })
 }
 
 // each calls f on the core of each shard, one after the other, and waits for it.

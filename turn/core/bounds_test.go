@@ -5,6 +5,7 @@ package core
 import (
 	"encoding/binary"
 	"fmt"
+	"net/netip"
 	"strings"
 	"testing"
 	"time"
@@ -81,9 +82,51 @@ func TestDrain_NamesAServerOfTheFamilyOfTheClient(t *testing.T) {
 				t.Errorf("listener %d: %s, want %s", listener, got, want)
 			}
 		}
-		c.core.Drain(true, []Alternate{{Addr: c.core.drain.alternates[4].Addr, Stream: c.flow.Conn != 0}})
+		c.core.Drain(true, []Alternate{{Addr: c.core.drain.alternates[4].Addr, Stream: c.flow.Conn != 0}}, &c.out)
 		if got, here := c.ask(methodAllocate, udp()), c.flow.Client.Addr().Is4(); here != strings.HasPrefix(got, "300") || !here && got != "508" {
 			t.Errorf("listener %d, with a server of IPv4 alone: %s", listener, got)
+		}
+	}
+}
+
+// Clients that have an allocation are told once that there is another server for
+// them, and again when there is one again; others, and those for whom there is none, are not.
+func TestDrain_HintsAtItOnce(t *testing.T) {
+	const hint = "437"
+	w := newWorld(t, func(cfg *Config) { cfg.Hint = true })
+	v4, v6, stream, stranger := w.client(udp4, 1), w.client(udp6, 2), w.client(tcp4, 3), w.client(udp4, 4)
+	for _, c := range []*client{v4, v6, stream} {
+		c.allocate()
+	}
+	stranger.ask(methodRefresh)
+	to := []Alternate{{Addr: netip.MustParseAddrPort("203.0.113.9:3478")}, {Addr: netip.MustParseAddrPort("203.0.113.9:3478"), Stream: true}}
+	drains := func(on bool, to ...Alternate) func() { return func() { w.core.Drain(on, to, &w.out) } }
+	for _, step := range []struct {
+		what string
+		do   func()
+		told []*client
+	}{
+		{"with no other server", drains(true), nil},
+		{"with one for IPv4", drains(true, to...), []*client{v4, stream}},
+		{"with the same", drains(true, to...), nil},
+		{"no more", drains(false), nil},
+		{"again, over streams", drains(true, to[1]), []*client{stream}},
+		{"and over UDP", drains(true, to...), []*client{v4}},
+	} {
+		w.toClient = nil
+		step.do()
+		w.drive()
+		told := map[Flow]string{}
+		for _, m := range w.toClient {
+			told[m.flow] += stranger.render(m.data)
+		}
+		for _, c := range step.told {
+			if !strings.HasPrefix(told[c.flow], hint) {
+				t.Errorf("%s: %v gets %q", step.what, c.flow, told[c.flow])
+			}
+		}
+		if len(w.toClient) != len(step.told) {
+			t.Errorf("%s: %d are told, want %d", step.what, len(w.toClient), len(step.told))
 		}
 	}
 }

@@ -70,6 +70,14 @@ func (w builder) plain(kind uint16, addr netip.AddrPort) {
 	w.out.arena = appendXORAddress(w.out.arena, addr, [headerLen]byte{})
 }
 
+// alternate names another server (RFC 8489 sections 14.15 and 14.16).
+func (w builder) alternate(v Alternate) {
+	w.plain(attrAlternateServer, v.Addr)
+	if v.Domain != "" {
+		w.text(attrAlternateDomain, v.Domain)
+	}
+}
+
 // errorCode writes ERROR-CODE (RFC 8489 section 14.8).
 func (w builder) errorCode(code int, phrase string) {
 	w.begin(attrErrorCode, 4+len(phrase))

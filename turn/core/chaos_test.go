@@ -217,7 +217,7 @@ func (c *chaos) fault(t *rapid.T) {
 		c.forbid(rapid.SampledFrom([]string{"10.0.0.0/8", "198.51.100.0/24", "10.0.0.0/8", "2001:db8:77::/64"}).Draw(t, "forbidden"))
 		c.core.PolicyChanged(&c.out)
 	case 5:
-		c.core.Drain(rapid.IntRange(0, 4).Draw(t, "drain") == 0, nil)
+		c.core.Drain(rapid.IntRange(0, 4).Draw(t, "drain") == 0, nil, &c.out)
 	}
 	c.settle(t)
 }

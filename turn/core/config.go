@@ -62,7 +62,8 @@ type Config struct {
 	// Hint answers data over UDP from who has no allocation by a 437 that is
 	// unsigned and answers no request: nobody else would tell a client for seconds
 	// that the server has started anew. It is no larger than what it is for, and
-	// sent only if Answer says so. Clients that know it ask whether it is true.
+	// sent only if Answer says so. Clients that know it ask whether it is true. Those
+	// that have an allocation get it when Drain begins.
 	Hint bool
 	// Offload asks for ChannelsChanged actions, for a driver with a path that
 	// serves channels past the core.

@@ -183,12 +183,17 @@ func TestConformance_Allocate(t *testing.T) {
 			c.drainTo()
 			return strings.Replace(c.ask(methodAllocate, udp()), "[2001:db8::9]", "203.0.113.9", 1)
 		}, "300 alternate=203.0.113.9:443 domain=tls.example"},
-		{"8489-10", "draining without", func(c *client) string { c.core.Drain(true, nil); return c.ask(methodAllocate, udp()) }, "508"},
+		{"8489-10", "draining without", func(c *client) string { c.core.Drain(true, nil, &c.out); return c.ask(methodAllocate, udp()) }, "508"},
 		{"8489-10", "draining keeps what is there", func(c *client) string {
 			c.allocate()
 			c.drainTo()
-			return c.ask(methodRefresh)
-		}, "ok lifetime=600"},
+			return strings.Replace(c.ask(methodRefresh), "[2001:db8::9]", "203.0.113.9", 1)
+		}, "ok lifetime=600 alternate=203.0.113.9:3478 domain=b.example"},
+		{"8489-10", "what is given back while draining", func(c *client) string {
+			c.allocate()
+			c.drainTo()
+			return c.ask(methodRefresh, lifetime(0))
+		}, "ok lifetime=0"},
 		{"8489-10", "draining tells strangers nothing", func(c *client) string {
 			c.drainTo()
 			return c.exchange(c.unsigned(methodAllocate, classRequest, udp(), text(0x8022, "tests.")))
@@ -212,7 +217,7 @@ func (c *client) drainTo() {
 		{Addr: netip.MustParseAddrPort("[2001:db8::9]:443"), Stream: stream, Secure: true, Domain: "tls.example"},
 		{Addr: netip.MustParseAddrPort("203.0.113.9:3478"), Stream: stream, Domain: "b.example"},
 		{Addr: netip.MustParseAddrPort("[2001:db8::9]:3478"), Stream: stream, Domain: "b.example"},
-	})
+	}, &c.out)
 }
 
 func TestConformance_RefreshAndPermissions(t *testing.T) {

@@ -69,9 +69,14 @@ func (c *Core) hint(now int64, flow *Flow, size int, out *Output) {
 		return
 	}
 	c.stats.count(codeMismatch)
+	c.sendHint(*flow, out)
+}
+
+// sendHint sends a client what makes it ask for its allocation, if it knows that.
+func (c *Core) sendHint(flow Flow, out *Output) {
 	w := out.build(methodRefresh, classError, [12]byte{})
 	w.errorCode(codeMismatch, "")
-	c.sendClient(*flow, w.finish(signer{}, false), out)
+	c.sendClient(flow, w.finish(signer{}, false), out)
 }
 
 // toPeer relays a datagram to a peer that has a channel or a permission.

@@ -43,6 +43,9 @@ func (c *Core) refresh(r *request) {
 	}
 	w := c.success(r)
 	w.uint32(attrLifetime, uint32(lifetime/time.Second))
+	if v, ok := c.elsewhere(&r.flow); ok && lifetime > 0 {
+		w.alternate(v)
+	}
 	c.reply(r, w)
 }
 
@@ -231,32 +234,55 @@ type drain struct {
 	alternates []Alternate
 }
 
+// fitting are the alternates for a client of a flow, which came in at a listener.
+func (d *drain) fitting(f *Flow, here Listener) (fit []Alternate) {
+	for _, v := range d.alternates {
+		if v.Stream == here.Stream && v.Secure == here.Secure && v.Addr.Addr().Is4() == f.Client.Addr().Is4() {
+			fit = append(fit, v)
+		}
+	}
+	return fit
+}
+
 // Drain makes the core refuse new allocations: with 300 and one of the
 // alternates of the client's family and transport, else with 508. Those it has
-// go on until their clients end them. Drain(false, nil) takes it back.
-func (c *Core) Drain(on bool, alternates []Alternate) {
+// go on until their clients end them. With Config.Hint each client for whom there is
+// an alternate now gets a hint, once, to ask whether all is well: success of Refresh
+// names the alternate, too, so that a client which knows that can get an allocation
+// there while it has this one, and lose nothing. Others take no notice of either.
+// Drain(false, nil, out) takes it back.
+func (c *Core) Drain(on bool, alternates []Alternate, out *Output) {
+	before := c.drain
 	c.drain = drain{on: on, alternates: alternates}
+	if !c.cfg.Hint {
+		return
+	}
+	for _, a := range c.flows {
+		here := c.cfg.Listeners[a.flow.Listener]
+		if a.opening == nil && len(c.drain.fitting(&a.flow, here)) > 0 && len(before.fitting(&a.flow, here)) == 0 {
+			c.sendHint(a.flow, out)
+		}
+	}
+}
+
+// elsewhere draws one of the alternates for a client of a flow; false if there is none.
+func (c *Core) elsewhere(f *Flow) (v Alternate, ok bool) {
+	fit := c.drain.fitting(f, c.cfg.Listeners[f.Listener])
+	if len(fit) == 0 {
+		return v, false
+	}
+	return fit[c.indicate.Uint64()%uint64(len(fit))], true
 }
 
 // redirect answers an authenticated request with 300.
 func (c *Core) redirect(r *request) {
-	var fit []Alternate
-	here := c.cfg.Listeners[r.flow.Listener]
-	for _, v := range c.drain.alternates {
-		if v.Stream == here.Stream && v.Secure == here.Secure && v.Addr.Addr().Is4() == r.flow.Client.Addr().Is4() {
-			fit = append(fit, v)
-		}
-	}
-	if len(fit) == 0 {
+	v, ok := c.elsewhere(&r.flow)
+	if !ok {
 		c.fail(r, codeCapacity)
 		return
 	}
-	v := fit[c.indicate.Uint64()%uint64(len(fit))]
 	w := c.failure(r, codeTryAlternate)
-	w.plain(attrAlternateServer, v.Addr)
-	if v.Domain != "" {
-		w.text(attrAlternateDomain, v.Domain)
-	}
+	w.alternate(v)
 	c.reply(r, w)
 }
 
