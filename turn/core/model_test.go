@@ -3,7 +3,10 @@
 package core
 
 import (
+	goflag "flag"
 	"fmt"
+	"math"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -360,11 +363,13 @@ func (v *modelWorld) check(t *rapid.T) {
 }
 
 // TestCore_BehavesLikeTheModel draws sequences of what clients, peers and time
-// do. "make soak" draws a million steps.
+// do. "make soak" draws a million steps, and sees that it does.
 func TestCore_BehavesLikeTheModel(t *testing.T) {
+	sequences, steps := 0, 0
 	rapid.Check(t, func(rt *rapid.T) {
 		v := newModelWorld(t)
-		rt.Repeat(map[string]func(*rapid.T){
+		sequences++
+		rt.Repeat(counted(&steps, map[string]func(*rapid.T){
 			"allocate": v.allocateStep,
 			"refresh":  v.refreshStep,
 			"permit":   v.permitStep,
@@ -374,6 +379,36 @@ func TestCore_BehavesLikeTheModel(t *testing.T) {
 			"peer":     v.peerStep,
 			"time":     v.timeStep,
 			"":         v.check,
-		})
+		}))
 	})
+	// Their lengths are drawn, about as far from the average as that is: five deviations
+	// of the sum less are none by chance.
+	length, n := flagged(t, "rapid.steps"), float64(sequences)
+	if testing.Short() {
+		length /= 2
+	}
+	if least := int(length * (n - 5*math.Sqrt(n))); steps < least {
+		t.Errorf("%d steps in %d sequences, want %d at least", steps, sequences, least)
+	}
+	t.Logf("%d steps in %d sequences", steps, sequences)
+}
+
+// counted counts the steps that are taken.
+func counted(steps *int, actions map[string]func(*rapid.T)) map[string]func(*rapid.T) {
+	for name, take := range actions {
+		if name != "" { // which looks after each step
+			actions[name] = func(t *rapid.T) { *steps++; take(t) }
+		}
+	}
+	return actions
+}
+
+// flagged is the number that a flag has.
+func flagged(t *testing.T, name string) float64 {
+	t.Helper()
+	n, err := strconv.ParseFloat(goflag.Lookup(name).Value.String(), 64)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
 }
