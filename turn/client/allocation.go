@@ -38,6 +38,7 @@ type Allocation struct {
 	mapped   netip.AddrPort
 	wake     chan struct{} // the deadlines of core have changed
 	stands   chan struct{} // closed when the allocation does, or has ended
+	draining chan struct{} // closed when the server drains
 	done     chan struct{} // closed when it has ended
 	running  sync.WaitGroup
 	oversize atomic.Uint64
@@ -71,7 +72,7 @@ type Stats struct {
 func newAllocation(cfg Config, s server, conn net.Conn) *Allocation {
 	a := &Allocation{
 		server: s, log: cfg.Logger,
-		wake: make(chan struct{}, 1), stands: make(chan struct{}), done: make(chan struct{}),
+		wake: make(chan struct{}, 1), stands: make(chan struct{}), done: make(chan struct{}), draining: make(chan struct{}),
 		core: newCore(cfg, s.transport != UDP), now: time.Now,
 		inbox: inbox{ready: make(chan struct{}, 1)},
 	}
@@ -134,6 +135,9 @@ func (a *Allocation) takeLocked() (mine bool) {
 		if !isClosed(a.stands) {
 			close(a.stands)
 		}
+		if c.draining && !isClosed(a.draining) {
+			close(a.draining)
+		}
 		if c.state == ended {
 			close(a.done)
 		}
@@ -152,7 +156,7 @@ func (a *Allocation) takeLocked() (mine bool) {
 	return true
 }
 
-func isClosed(c chan struct{}) bool {
+func isClosed(c <-chan struct{}) bool {
 	select {
 	case <-c:
 		return true
@@ -250,6 +254,13 @@ func (a *Allocation) Transport() Transport { return a.server.transport }
 
 // Done is closed when the allocation has ended, by Close or by itself; Err says why.
 func (a *Allocation) Done() <-chan struct{} { return a.done }
+
+// Draining is closed when the server says that it drains, and that there is another
+// one for its clients. The allocation goes on until the server ends. Who gets another
+// one meanwhile by Allocate with the same Config, which leads to that server, and closes
+// this one when nothing comes here any more, loses nothing. Servers of package turn say
+// so at once; of others nothing is heard.
+func (a *Allocation) Draining() <-chan struct{} { return a.draining }
 
 // Err says why the allocation has ended: net.ErrClosed after Close. It is nil as
 // long as Done is open.

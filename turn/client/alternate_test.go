@@ -14,8 +14,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
-
-	"github.com/meshgate/meshgate/turn"
 )
 
 // plainValue is the value of an address attribute without XOR.
@@ -332,6 +330,35 @@ func TestStop_IsNoNearer(t *testing.T) {
 	}
 }
 
+// A server that drains says so in the signed success of a Refresh, and nowhere else.
+func TestCore_HearsOfADrain(t *testing.T) {
+	good := attribute{attrAlternateServer, plainValue(netip.MustParseAddrPort("203.0.113.9:3478"))}
+	for what, tt := range map[string]struct {
+		on   uint16
+		with attribute
+		want bool
+	}{
+		"it drains":                {methodRefresh, good, true},
+		"it does not":              {methodRefresh, attribute{attrLifetime, []byte{0, 0, 2, 88}}, false},
+		"an address without sense": {methodRefresh, attribute{attrAlternateServer, good.value[:7]}, false},
+		"of a permission":          {methodCreatePermission, good, false},
+	} {
+		t.Run(what, func(t *testing.T) {
+			b := standingBench(t, nil)
+			b.turned = false
+			b.server.also = map[uint16][]attribute{tt.on: {tt.with}}
+			if err := b.allow(testPeer, b.clock); err != nil {
+				t.Fatal(err)
+			}
+			b.refresh(b.clock)
+			b.pump()
+			if b.draining != tt.want || b.turned != tt.want || b.state != standing {
+				t.Errorf("draining %v, turned %v, state %v", b.draining, b.turned, b.state)
+			}
+		})
+	}
+}
+
 // A server that drains sends new clients to another one, which take nothing with them
 // that could get lost; those that it has go on.
 func TestAllocate_FollowsAServerThatDrains(t *testing.T) {
@@ -342,11 +369,7 @@ func TestAllocate_FollowsAServerThatDrains(t *testing.T) {
 	for _, transport := range transports() {
 		stays[transport] = mustAllocate(t, first.config(transport, "old"))
 	}
-	first.Drain([]turn.Alternate{
-		{Addr: second.at[UDP]},
-		{Addr: second.at[TCP], Stream: true},
-		{Addr: second.at[TLS], Stream: true, Secure: true, Domain: "localhost"},
-	})
+	first.Drain(alternatesAt(second))
 	for _, transport := range transports() {
 		t.Run(string(transport), func(t *testing.T) {
 			cfg := first.config(transport, "new")

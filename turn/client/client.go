@@ -7,7 +7,8 @@
 //
 // Allocate gets an Allocation. It asks for permissions and channels as packets
 // need them, keeps everything alive, and ends by Close or when the server has
-// lost it: then Done is closed, and the caller allocates again. Like on any
+// lost it: then Done is closed, and the caller allocates again. When the server is
+// about to end, Draining is closed before. Like on any
 // UDP socket packets may get lost; Stats counts those that were lost here.
 //
 // The protocol is a state machine without I/O (core.go, transaction.go,

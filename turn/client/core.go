@@ -76,7 +76,10 @@ type core struct {
 	// until those have left.
 	leaving []*peer
 	woken   bool // deadlines have changed since the last tick
-	turned  bool // the allocation has come to stand, or ended, since the last look
+	// turned says that since the last look the allocation has come to stand, or ended,
+	// or that the server has begun to drain.
+	turned   bool
+	draining bool // the server has said that its clients find another one
 
 	dropped   uint64 // packets without a permission that found no room to wait
 	malformed uint64 // packets that no server sends

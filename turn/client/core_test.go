@@ -36,6 +36,7 @@ type fakeServer struct {
 	life     uint32
 	refuse   map[uint16]int         // codes, by method
 	extra    []attribute            // of refusals
+	also     map[uint16][]attribute // of success, by method
 	forbid   map[netip.AddrPort]int // codes, by peer
 	unsigned bool                   // refusals are
 	seen     []uint16               // methods of good requests
@@ -102,6 +103,9 @@ func (s *fakeServer) answer(m message) message {
 		r = r.add(attrLifetime, binary.BigEndian.AppendUint32(nil, life))
 	case methodChannelBind:
 		s.channels[binary.BigEndian.Uint16(m.get(attrChannelNumber))] = m.address(attrXORPeerAddress)
+	}
+	for _, a := range s.also[m.kind()] {
+		r = r.add(a.kind, a.value)
 	}
 	return r.sign(s.key())
 }

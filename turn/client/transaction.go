@@ -158,8 +158,17 @@ func (c *core) receiveResponse(m message, now time.Time) {
 	}
 }
 
+// noteAlternate takes in that m, success of a Refresh, names another server: those of
+// package turn do so while they drain.
+func (c *core) noteAlternate(m message) {
+	if !c.draining && m.alternate().at.IsValid() {
+		c.draining, c.turned = true, true
+	}
+}
+
 // hinted takes in that somebody says that there is no allocation: servers of
-// package turn do when they get data without one, as after they have started anew.
+// package turn do when they get data without one, as after they have started anew,
+// and when they begin to drain.
 // Anybody may have said so, so that the server is asked, and that now and then.
 func (c *core) hinted(now time.Time) {
 	if c.state == standing && now.Sub(c.asked) >= hintedEvery {
@@ -235,6 +244,7 @@ func (c *core) succeed(t *transaction, m message, now time.Time) {
 			c.end(ErrLost)
 		default:
 			c.extend(life, ok, t.first)
+			c.noteAlternate(m)
 		}
 	case methodCreatePermission:
 		c.permit(t.peer, t.first, now)
