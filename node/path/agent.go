@@ -149,7 +149,8 @@ func (a *Agent) forget(now time.Time) {
 }
 
 // AddRemote says at which address the peer may be reached. It may be told again
-// of the same. When there are MaxRemote of them, the oldest that is not in use
+// of the same, and of a relay with another transport: the peer says so of one that it
+// will give up. When there are MaxRemote of them, the oldest that is not in use
 // makes room. Errors wrap mesh.ErrInvalid and say what is wrong.
 func (a *Agent) AddRemote(now time.Time, c Candidate) error {
 	if !a.signaled {
@@ -163,6 +164,10 @@ func (a *Agent) AddRemote(now time.Time, c Candidate) error {
 	}
 	for i := range a.remotes {
 		if r := &a.remotes[i]; !r.learned && r.Addr == c.Addr {
+			if r.Kind == Relayed && c.Kind == Relayed && r.Transport != c.Transport && a.newcomer.take(now, newcomerEvery, newcomerBurst) {
+				r.Transport = c.Transport
+				a.rebuild(now)
+			}
 			return nil
 		}
 	}
