@@ -4,6 +4,7 @@ package pair
 
 import (
 	"net/netip"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -63,6 +64,70 @@ func TestPairs_ReplaceRelays(t *testing.T) {
 				t.Logf("after %s", took)
 			})
 		})
+	}
+}
+
+// over reports whether a node sends to another one from, or to, an address.
+func (n *testNode) over(at netip.AddrPort, to *testNode) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	w := n.ways[to.record.PublicKey.WireGuard()]
+	if w == nil {
+		return false
+	}
+	s := n.sockets[w.route.Socket]
+	return w.route.To == at || s != nil && s.addr == at
+}
+
+// A gateway that drains costs a pair no packet: other relays stand, and both nodes send
+// over these alone, before the old ones are given back.
+func TestPairs_LeaveAServerThatDrains(t *testing.T) {
+	inLab(t, func(t *testing.T, l *lab) {
+		a, b := l.relayed()
+		l.mu.Lock()
+		old := slices.Clone(l.given)
+		l.mu.Unlock()
+		used := func(r *fakeRelay) bool { return a.over(r.at, b) || b.over(r.at, a) }
+		if !slices.ContainsFunc(old, used) {
+			t.Fatal("the pair is on no relay")
+		}
+		for _, r := range old {
+			close(r.draining)
+		}
+		left := time.Duration(0)
+		began := time.Now()
+		l.until(leaveSpread+overlap+5*time.Second, "all of the old relays are given back", func() bool {
+			l.talk(a, b)
+			open := 0
+			for _, r := range old {
+				switch {
+				case !ended(r.done):
+					open++
+				case used(r):
+					t.Fatalf("a packet went over %s after it was given back", r.at)
+				}
+			}
+			if left == 0 && !slices.ContainsFunc(old, used) {
+				left = time.Since(began)
+			}
+			return open == 0
+		})
+		if !standing(a, b) || a.status("bob").Path.Direct {
+			t.Errorf("the pair is %+v", a.status("bob"))
+		}
+		t.Logf("both nodes had left the relays after %s, and given them back after %s", left, time.Since(began))
+		if left == 0 || left > leaveSpread+time.Second {
+			t.Errorf("they had left after %s", left)
+		}
+	})
+}
+
+func ended(done <-chan struct{}) bool {
+	select {
+	case <-done:
+		return true
+	default:
+		return false
 	}
 }
 

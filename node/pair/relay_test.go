@@ -16,7 +16,9 @@ type fakeRelay struct {
 	n    *testNode
 	at   netip.AddrPort
 	done chan struct{}
-	once sync.Once
+	// draining is closed when its server says that it drains.
+	draining chan struct{}
+	once     sync.Once
 	// gone says that the server does not know it, and mute since when it does not
 	// answer. The lab guards them.
 	gone bool
@@ -36,7 +38,7 @@ func (n *testNode) allocate(ctx context.Context, url, _, _ string) (Relay, error
 	if url == "turn:nowhere" {
 		return nil, errors.New("no answer")
 	}
-	r := &fakeRelay{n: n, at: at, done: make(chan struct{})}
+	r := &fakeRelay{n: n, at: at, done: make(chan struct{}), draining: make(chan struct{})}
 	n.lab.mu.Lock()
 	defer n.lab.mu.Unlock()
 	n.lab.given = append(n.lab.given, r)
@@ -57,6 +59,7 @@ func (l *lab) silence(r *fakeRelay) time.Duration {
 
 func (r *fakeRelay) Relayed() netip.AddrPort   { return r.at }
 func (r *fakeRelay) SetCredential(_, _ string) {}
+func (r *fakeRelay) Draining() <-chan struct{} { return r.draining }
 func (r *fakeRelay) Done() <-chan struct{}     { return r.done }
 func (r *fakeRelay) Check() {
 	if r.n.lab.gone(r) {

@@ -69,6 +69,9 @@ type Relay interface {
 	Check()
 	// Silent is since when the server has not answered to anything.
 	Silent() time.Duration
+	// Draining is closed when the server says that it will end, and sends its clients on
+	// to another one: it does so with who asks for a relay by the same URL.
+	Draining() <-chan struct{}
 	// Done is closed when the relay has ended.
 	Done() <-chan struct{}
 }
@@ -113,10 +116,12 @@ type server struct {
 	full  error
 	young int // relays in a row that were lost soon
 	have  *relay
-	// old is one over TCP or TLS that have took the place of a moment ago; nil: none.
+	// old is one over TCP or TLS, or whose server drains, that have took the place of a
+	// moment ago; nil: none.
 	old *relay
-	// better is when to try UDP again while have is over TCP or TLS, and improves how
-	// often that was tried since UDP has served well.
+	// better is when to try UDP again while have is over TCP or TLS, or another relay
+	// while its server drains, and improves how often that was tried, of UDP since that
+	// has served well.
 	better   time.Time
 	improves int
 	// lost says that there was a relay of which others may know. They are told of
@@ -133,6 +138,7 @@ type relay struct {
 	remove    func()
 	candidate path.Candidate
 	stood     time.Time // when it was there
+	drains    bool      // its server does
 	// doubted is since when it may be gone, zero when it is not in doubt, and
 	// asked when its server was asked last.
 	doubted, asked time.Time
@@ -315,6 +321,10 @@ func (r *relays) open(now time.Time, s *server, t path.Transport, got Relay) {
 		Kind: path.Relayed, Addr: got.Relayed(), Transport: t, Relay: s.Relay,
 	}, stood: now}
 	s.old, s.have, s.fails, s.full, s.began, s.worked = s.have, one, 0, nil, time.Time{}, t
+	if s.old != nil && s.old.drains {
+		s.improves = 0
+		r.demote(now, s.old)
+	}
 	s.better = now.Add(improvePause(s.improves))
 	p.metrics.relays[t].Inc()
 	p.log.Debug("relay stands", "gateway", s.Relay, "transport", t.String(), "addr", got.Relayed())
@@ -325,9 +335,19 @@ func (r *relays) open(now time.Time, s *server, t path.Transport, got Relay) {
 		l.offer(now, one)
 	}
 	s.lost = false
-	p.running.Go(func() {
+	p.running.Go(func() { r.watch(s, one) })
+}
+
+// watch waits for the end of a relay, and for the word that it comes.
+func (r *relays) watch(s *server, one *relay) {
+	p := r.pairs
+	for draining := one.Draining(); ; {
 		select {
-		case <-got.Done():
+		case <-draining:
+			draining = nil
+			p.do(func(now time.Time) { r.leave(now, s, one) })
+			continue
+		case <-one.Done():
 		case <-p.ended:
 			return
 		}
@@ -340,7 +360,8 @@ func (r *relays) open(now time.Time, s *server, t path.Transport, got Relay) {
 				r.retire(now, s)
 			}
 		})
-	})
+		return
+	}
 }
 
 // offer tells a link of a relay.
@@ -391,13 +412,17 @@ func (r *relays) end() {
 	}
 }
 
-// candidates are the relayed ones.
+// candidates are the relayed ones. Of one whose place another has taken the other nodes
+// are told once more, so that they take it last (demote).
 func (r *relays) candidates() []path.Candidate {
-	var list []path.Candidate
+	var list, last []path.Candidate
 	for _, s := range r.servers {
 		if s.have != nil {
 			list = append(list, s.have.candidate)
 		}
+		if s.old != nil && s.old.drains {
+			last = append(last, s.old.candidate)
+		}
 	}
-	return list
+	return append(list, last...)
 }

@@ -22,6 +22,7 @@ type stillRelay struct {
 	wg.PacketSocket
 	at       netip.AddrPort
 	done     chan struct{}
+	draining chan struct{}
 	once     sync.Once
 	silent   time.Duration
 	checks   int
@@ -33,11 +34,12 @@ func (r *stillRelay) Relayed() netip.AddrPort             { return r.at }
 func (r *stillRelay) SetCredential(user, password string) { r.user, r.password = user, password }
 func (r *stillRelay) Check()                              { r.checks++ }
 func (r *stillRelay) Silent() time.Duration               { return r.silent }
+func (r *stillRelay) Draining() <-chan struct{}           { return r.draining }
 func (r *stillRelay) Done() <-chan struct{}               { return r.done }
 func (r *stillRelay) Close() error                        { r.once.Do(func() { close(r.done) }); return nil }
 
 func newStillRelay() *stillRelay {
-	return &stillRelay{at: netip.MustParseAddrPort("192.0.2.9:49152"), done: make(chan struct{})}
+	return &stillRelay{at: netip.MustParseAddrPort("192.0.2.9:49152"), done: make(chan struct{}), draining: make(chan struct{})}
 }
 
 const udpURL, tcpURL, tlsURL = "turn:gate:3478?transport=udp", "turn:gate:3478?transport=tcp", "turns:gate:443?transport=tcp"
@@ -588,6 +590,57 @@ func TestRelays_MoveBackToUDP(t *testing.T) {
 		s.work(10 * time.Minute)
 		if got := s.attempts(); len(got) != 0 {
 			t.Errorf("tried %v with a relay over UDP", got)
+		}
+	})
+}
+
+// A relay whose server drains gives its place to another one, over the same transport,
+// and is the last that both nodes take until it is given back.
+func TestRelays_LeaveAServerThatDrains(t *testing.T) {
+	inStill(t, func(t *testing.T, s *still) {
+		_, f, one := s.standing()
+		server := s.relays.servers[0]
+		first := server.have
+		s.grants() // nobody has room
+		close(one.draining)
+		s.work(leaveFirst - time.Millisecond)
+		if got := s.attempts(); !slices.Equal(got, []string{udpURL}) || server.have != first || server.old != nil {
+			t.Errorf("tried %v; %+v", got, server)
+		}
+		s.work(time.Minute)
+		if got := s.attempts(); len(got) < 4 || len(got) > 5 || server.have != first || len(server.trying) != 0 {
+			t.Errorf("within a minute it tried %v; %+v", got, server)
+		}
+		s.grants("turn:")
+		for began := time.Now(); server.have == first; s.work(10 * time.Millisecond) {
+			if time.Since(began) > relayAgainMost {
+				t.Fatalf("no other relay: %+v", server)
+			}
+		}
+		worse := first.candidate
+		if server.old != first || worse.Transport != path.TLS || !slices.Equal(f.local[path.Socket(first.socket)], []path.Candidate{worse}) {
+			t.Errorf("the old one is %+v, the link has %v", server.old, f.local)
+		}
+		if got := s.relays.candidates(); !slices.Equal(got, []path.Candidate{server.have.candidate, worse}) || got[0].Transport != path.UDP {
+			t.Errorf("others are told of %v", got)
+		}
+		s.work(overlap - 20*time.Millisecond)
+		if server.old != first {
+			t.Error("it is given back too soon")
+		}
+		s.work(time.Second)
+		s.mu.Lock()
+		removed := slices.Clone(s.removed)
+		s.mu.Unlock()
+		if server.old != nil || !slices.Equal(removed, []wg.Socket{first.socket}) || f.local[path.Socket(first.socket)] != nil || len(s.relays.candidates()) != 1 {
+			t.Errorf("removed %v; the link has %v", removed, f.local)
+		}
+		if value(t, s.metrics.relays[path.UDP]) != 1 || value(t, s.metrics.lost) != 0 {
+			t.Error("the relays are not counted")
+		}
+		s.attempts()
+		if s.work(10 * time.Minute); len(s.attempts()) != 0 {
+			t.Error("another one is tried, although nobody drains")
 		}
 	})
 }
