@@ -190,7 +190,7 @@ func (s *Server) start(cfg Config, threads int) (err error) {
 func (s *Server) coreConfig(cfg Config, number uint8, nonceKey []byte) core.Config {
 	sides := cfg.Relay.sides()
 	return core.Config{
-		Realm: s.accounts.realm, Listeners: s.listening.core, Discovery: s.listening.discovery,
+		Realm: s.accounts.realm, Software: software, Listeners: s.listening.core, Discovery: s.listening.discovery,
 		Offers: core.Offers{
 			IPv4: sides[0].public.IsValid(), IPv6: sides[1].public.IsValid(),
 			TCP: cfg.TCPRelays && len(s.listening.streams) > 0, DontFragment: true,

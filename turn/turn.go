@@ -28,6 +28,9 @@ import (
 // because each challenge to a stranger carries it.
 const DefaultRealm = "meshgate"
 
+// software is how the server names itself to clients with a credential.
+const software = "meshgate"
+
 // Config says what a Server does. Secrets, Relay.Public and something to listen
 // on are required.
 type Config struct {
@@ -86,8 +89,8 @@ type Config struct {
 	XDP xdp.Mode
 	// Limits bounds what clients can take.
 	Limits Limits
-	// Logger gets changes of the server's state; nil discards them. Packets,
-	// users and credentials are never logged.
+	// Logger gets changes of the server's state, and of each relay that has ended
+	// whose it was; nil discards them. Packets and credentials are never logged.
 	Logger *slog.Logger
 	// Registerer gets the metrics; nil leaves them unregistered.
 	Registerer prometheus.Registerer

@@ -299,6 +299,7 @@ func (c *Core) settle(a *allocation, now int64, out *Output) {
 		class = classError
 	}
 	w := out.build(methodAllocate, class, a.transaction)
+	c.software(w, methodAllocate)
 	if class == classError {
 		c.stats.count(code)
 		w.errorCode(code, reason(code))

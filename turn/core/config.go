@@ -14,6 +14,9 @@ type Config struct {
 	// Realm is the realm of all credentials: 1 to 20 bytes, so that a challenge
 	// to the shortest Allocate request stays below 2.6 times its size.
 	Realm string
+	// Software names the server in answers to Allocate and Refresh requests that are
+	// signed: at most 127 bytes; "" leaves it out.
+	Software string
 	// Listeners are where clients come in; Flow.Listener is an index into them.
 	Listeners []Listener
 	// Discovery names four datagram listeners that together answer RFC 5780's
@@ -152,6 +155,9 @@ const (
 // of 28 bytes is at most 72 bytes.
 const maxRealm = 20
 
+// maxSoftware is what RFC 8489 section 14.14 allows in characters.
+const maxSoftware = 127
+
 func (l Limits) withDefaults() Limits {
 	duration := func(field *time.Duration, value time.Duration) {
 		if *field == 0 {
@@ -178,6 +184,8 @@ func (cfg *Config) validate() error {
 	switch {
 	case len(cfg.Realm) == 0 || len(cfg.Realm) > maxRealm:
 		return invalid("Realm", "%q has %d bytes: give it 1 to %d", cfg.Realm, len(cfg.Realm), maxRealm)
+	case len(cfg.Software) > maxSoftware:
+		return invalid("Software", "%d bytes: give it at most %d", len(cfg.Software), maxSoftware)
 	case cfg.Authenticator == nil:
 		return invalid("Authenticator", "nil: somebody must know the credentials")
 	case !cfg.Offers.IPv4 && !cfg.Offers.IPv6:

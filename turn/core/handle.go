@@ -179,7 +179,19 @@ func (c *Core) sendClient(f Flow, data []byte, out *Output) {
 
 // success begins the success response to r.
 func (c *Core) success(r *request) builder {
-	return r.out.build(r.msg.method, classSuccess, r.msg.transaction)
+	w := r.out.build(r.msg.method, classSuccess, r.msg.transaction)
+	if r.proven {
+		c.software(w, r.msg.method)
+	}
+	return w
+}
+
+// software names the server in an answer about an allocation (RFC 8656 section 5) to
+// who has shown a credential: to others answers are small.
+func (c *Core) software(w builder, m method) {
+	if c.cfg.Software != "" && (m == methodAllocate || m == methodRefresh) {
+		w.text(attrSoftware, c.cfg.Software)
+	}
 }
 
 // failure begins an error response to r.
@@ -191,6 +203,9 @@ func (c *Core) failure(r *request, code int) builder {
 		phrase = reason(code)
 	}
 	w.errorCode(code, phrase)
+	if r.proven {
+		c.software(w, r.msg.method)
+	}
 	return w
 }
 

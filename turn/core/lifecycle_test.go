@@ -262,6 +262,7 @@ func TestNew_SaysWhatIsWrong(t *testing.T) {
 	for field, change := range map[string]func(*Config){
 		"Realm: \"rrr":          func(c *Config) { c.Realm = strings.Repeat("r", 21) },
 		"Realm: \"\"":           func(c *Config) { c.Realm = "" },
+		"Software: 128":         func(c *Config) { c.Software = strings.Repeat("s", 128) },
 		"Authenticator:":        func(c *Config) { c.Authenticator = nil },
 		"Offers:":               func(c *Config) { c.Offers = Offers{} },
 		"NonceKey:":             func(c *Config) { c.NonceKey = []byte("short") },

@@ -91,6 +91,7 @@ const (
 	attrPasswordAlgorithms uint16 = 0x8002
 	attrAlternateDomain    uint16 = 0x8003
 	attrICMP               uint16 = 0x8004
+	attrSoftware           uint16 = 0x8022
 	attrAlternateServer    uint16 = 0x8023
 	attrFingerprint        uint16 = 0x8028
 	attrResponseOrigin     uint16 = 0x802B
