@@ -358,31 +358,3 @@ func TestServer_ListensEverywhere(t *testing.T) {
 		}
 	}
 }
-
-// Two addresses with two ports tell clients what kind of NAT they are behind.
-func TestServer_Discovery(t *testing.T) {
-	first := freePorts(t, 2)
-	var square []netip.AddrPort
-	for _, host := range []string{"127.0.0.1", "127.0.0.2"} {
-		for port := first; port < first+2; port++ {
-			square = append(square, netip.AddrPortFrom(netip.MustParseAddr(host), port))
-		}
-	}
-	s := newServer(t, func(c *Config) { c.UDP = square })
-	conn, err := net.ListenUDP("udp4", net.UDPAddrFromAddrPort(netip.AddrPortFrom(loopback, 0)))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
-	for change, want := range map[byte]netip.AddrPort{0: square[0], 2: square[1], 4: square[2], 6: square[3]} {
-		m := stun.MustBuild(stun.TransactionID, stun.BindingRequest, rawAttr(stun.AttrChangeRequest, []byte{0, 0, 0, change}))
-		if _, err := conn.WriteToUDPAddrPort(m.Raw, s.UDPAddrs()[0]); err != nil {
-			t.Fatal(err)
-		}
-		conn.SetReadDeadline(time.Now().Add(patience))
-		buf := make([]byte, 1500)
-		if _, from, err := conn.ReadFromUDPAddrPort(buf); err != nil || from != want {
-			t.Errorf("change %d: answered from %v (%v), want %v", change, from, err, want)
-		}
-	}
-}

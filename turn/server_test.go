@@ -373,13 +373,15 @@ func TestServer_TakenPortsAre508(t *testing.T) {
 	}
 }
 
-// freePorts finds n adjacent ports on loopback that nobody holds now.
-func freePorts(t *testing.T, n uint16) uint16 {
+// freePorts finds n adjacent ports on loopback, and on other hosts, that nobody holds now.
+func freePorts(t testing.TB, n uint16, hosts ...netip.Addr) uint16 {
 	t.Helper()
+	hosts = append(hosts, loopback)
 	for first := uint16(20000); first < 60000; first += n {
 		free := true
-		for port := first; port < first+n && free; port++ {
-			c, err := net.ListenUDP("udp4", net.UDPAddrFromAddrPort(netip.AddrPortFrom(loopback, port)))
+		for i := 0; i < int(n)*len(hosts) && free; i++ {
+			at := netip.AddrPortFrom(hosts[i%len(hosts)], first+uint16(i/len(hosts)))
+			c, err := net.ListenUDP("udp4", net.UDPAddrFromAddrPort(at))
 			if free = err == nil; free {
 				c.Close()
 			}

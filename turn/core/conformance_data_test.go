@@ -85,6 +85,36 @@ func TestConformance_Channels(t *testing.T) {
 			c.now = c.now.Add(5 * time.Minute) // without a timer
 			return c.emit(channelData(0x4000, "hello")) + fmt.Sprint(c.receive(peer4, "x"))
 		}, "none[]"},
+		{"8656-12", "binding again renews the channel", func(c *client) string {
+			c.bound()
+			c.must(methodRefresh, lifetime(3600))
+			c.pass(9 * time.Minute)
+			c.must(methodChannelBind, channel(0x4000), peerAt(peer4))
+			c.pass(9 * time.Minute)
+			return c.emit(channelData(0x4000, "hello"))
+		}, `"hello" to ` + peer4},
+		{"8656-12.6", "data renews no channel", func(c *client) string {
+			c.bound()
+			c.must(methodRefresh, lifetime(3600))
+			c.pass(9 * time.Minute)
+			got := c.emit(channelData(0x4000, "hello"))
+			c.now = c.now.Add(time.Minute)
+			return got + "; " + c.emit(channelData(0x4000, "hello"))
+		}, `"hello" to ` + peer4 + "; none"},
+		{"8656-12.2", "binding again renews the permission", func(c *client) string {
+			c.bound()
+			c.pass(4 * time.Minute)
+			c.must(methodChannelBind, channel(0x4000), peerAt(peer4))
+			c.pass(4 * time.Minute)
+			return fmt.Sprintf("%x", c.receive(peer4, "four"))
+		}, "40000004666f7572"},
+		{"8656-6", "data renews no allocation", func(c *client) string {
+			c.bound()
+			c.pass(10*time.Minute - 1)
+			got := c.emit(channelData(0x4000, "hello"))
+			c.pass(1)
+			return got + "; " + c.ask(methodRefresh)
+		}, `"hello" to ` + peer4 + "; 437"},
 		{"8656-12.7", "from the peer", func(c *client) string { c.bound(); return fmt.Sprintf("%x", c.receive(peer4, "four")) }, "40000004666f7572"},
 		{"8656-12.7", "from the peer without permission", func(c *client) string {
 			c.bound()
@@ -159,6 +189,20 @@ func TestConformance_Indications(t *testing.T) {
 			c.pass(4 * time.Minute)
 			return c.indication(peerAt(peer4), data("x"))
 		}, `"x" to ` + peer4},
+		{"8656-9", "data renews no permission", func(c *client) string {
+			c.permitted()
+			c.pass(5*time.Minute - 1)
+			got := c.indication(peerAt(peer4), data("x")) + "; " + c.render(c.receive(peer4, "x"))
+			c.pass(1)
+			return got + "; " + c.indication(peerAt(peer4), data("x")) + fmt.Sprintf("; %x", c.receive(peer4, "x"))
+		}, `"x" to ` + peer4 + "; data peer=" + peer4 + ` "x"; none; `},
+		{"8656-9", "Refresh renews no permission", func(c *client) string {
+			c.permitted()
+			c.pass(4 * time.Minute)
+			c.must(methodRefresh)
+			c.pass(time.Minute)
+			return c.indication(peerAt(peer4), data("x"))
+		}, "none"},
 		{"8656-9", "permission by channel", func(c *client) string { c.bound(); return c.indication(peerAt("198.51.100.77:9"), data("x")) }, `"x" to 198.51.100.77:9`},
 		{"8656-11.3", "from a peer", func(c *client) string { c.permitted(); return c.render(c.receive(peer4, "hello")) }, "data peer=" + peer4 + ` "hello"`},
 		{"8656-11.3", "from an IPv6 peer", func(c *client) string {

@@ -145,6 +145,12 @@ func TestConformance_Allocate(t *testing.T) {
 			c.allocate(udp(), flag(attrEvenPort, 0x80))
 			return c.client(c.flow.Listener, 2).as("bob", "builder").ask(methodAllocate, udp(), c.token())
 		}, "508"},
+		{"8656-7.2", "RESERVATION-TOKEN just before 30 seconds", func(c *client) string {
+			c.allocate(udp(), flag(attrEvenPort, 0x80))
+			token := c.token()
+			c.pass(30*time.Second - 1)
+			return c.client(c.flow.Listener, 2).ask(methodAllocate, udp(), token)
+		}, "ok relayed=198.51.100.1:49153 lifetime=600 mapped=client"},
 		{"8656-7.2", "RESERVATION-TOKEN after 30 seconds", func(c *client) string {
 			c.allocate(udp(), flag(attrEvenPort, 0x80))
 			token := c.token()

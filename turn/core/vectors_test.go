@@ -91,11 +91,15 @@ func TestRFC5769_Responses(t *testing.T) {
 	}
 }
 
+func longTermRequest(t *testing.T) []byte {
+	return vector(t, `00010060 2112a442 78ad3433c6ad72c029da412e 00060012 e3839ee38388e383aae38383e382afe382b90000
+		0015001c 662f2f3439396b393534643 64f4c33346f4c39465354767936347341 0014000b 6578616d706c652e6f726700
+		00080014 f67024656dd64a3e02b8e0712e85c9a28ca89666`)
+}
+
 func TestRFC5769_LongTermRequest(t *testing.T) {
 	var m message
-	if !m.decode(vector(t, `00010060 2112a442 78ad3433c6ad72c029da412e 00060012 e3839ee38388e383aae38383e382afe382b90000
-		0015001c 662f2f3439396b393534643 64f4c33346f4c39465354767936347341 0014000b 6578616d706c652e6f726700
-		00080014 f67024656dd64a3e02b8e0712e85c9a28ca89666`)) {
+	if !m.decode(longTermRequest(t)) {
 		t.Fatal("the request does not decode")
 	}
 	s := signer{kind: hasIntegrity, algorithm: algorithmMD5, key: NewKey(matrixUser, matrixRealm, matrixPassword)}
@@ -104,6 +108,42 @@ func TestRFC5769_LongTermRequest(t *testing.T) {
 	}
 	if s.key = NewKey(matrixUser, matrixRealm, "theMatrIX"); s.verifies(&m) {
 		t.Error("another password is verified")
+	}
+}
+
+// What the core writes of the same attributes is the sample, byte for byte.
+func TestRFC5769_LongTermRequestIsWrittenAlike(t *testing.T) {
+	want := longTermRequest(t)
+	var out Output
+	w := out.build(methodBinding, classRequest, [12]byte(want[8:headerLen]))
+	w.text(attrUsername, matrixUser)
+	w.text(attrNonce, "f//499k954d6OL34oL9FSTvy64sA")
+	w.text(attrRealm, matrixRealm)
+	s := signer{kind: hasIntegrity, algorithm: algorithmMD5, key: NewKey(matrixUser, matrixRealm, matrixPassword)}
+	if got := w.finish(s, false); string(got) != string(want) {
+		t.Errorf("got  %x\nwant %x", got, want)
+	}
+}
+
+// The sample of RFC 8489, as erratum 6268 corrects it.
+func TestRFC8489_RequestWithSHA256(t *testing.T) {
+	var m message
+	if !m.decode(vector(t, `00010090 2112a442 78ad3433c6ad72c029da412e
+		001e0020 4a3cf38fef6992bda952c6780417da0f24819415569e60b205c46e41407f1704
+		00150029 6f624d61744a6f733241414143662f2f3439396b39353464364f4c33346f4c3946535476793634734100 0000
+		0014000b 6578616d706c652e6f726700 001d0004 00020000
+		001c0020 b5c7bf005b6c52a21c51c5e892f81924136296cb927c43149309278cc6518e65`)) {
+		t.Fatal("the request does not decode")
+	}
+	if m.malformed || m.unknowns != 0 || m.has&hasUserhash == 0 || isFeatured(m.nonce) {
+		t.Errorf("%+v", m)
+	}
+	s := signer{kind: hasIntegritySHA256, algorithm: algorithmSHA256, key: NewKey(matrixUser, matrixRealm, matrixPassword)}
+	if !s.verifies(&m) {
+		t.Error("the request is not verified")
+	}
+	if s.algorithm = algorithmMD5; s.verifies(&m) {
+		t.Error("the request is verified by another algorithm")
 	}
 }
 
