@@ -278,6 +278,7 @@ func lifetimeSeconds(n uint32) stun.Setter {
 var (
 	transportUDP = rawAttr(stun.AttrRequestedTransport, []byte{protocolUDP, 0, 0, 0})
 	transportTCP = rawAttr(stun.AttrRequestedTransport, []byte{protocolTCP, 0, 0, 0})
+	familyOf4    = rawAttr(stun.AttrRequestedAddressFamily, []byte{familyIPv4, 0, 0, 0})
 	familyOf6    = rawAttr(stun.AttrRequestedAddressFamily, []byte{familyIPv6, 0, 0, 0})
 	bothFamilies = rawAttr(stun.AttrType(attrAdditionalFamily), []byte{familyIPv6, 0, 0, 0})
 )
