@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/cilium/ebpf"
+	"github.com/vishvananda/netlink"
 
 	"github.com/meshgate/meshgate/turn/core"
 )
@@ -117,6 +118,7 @@ func checks(program string, ipv4 bool) []check {
 func TestProgram_SendsWhatTheCoreSends(t *testing.T) {
 	w := newWorld(t)
 	sizes := []int{0, 1, 2, 3, 4, 5, 63, 64, 67, 100, 511, 512, 513, 1023, 1200, 1233, 1240, 1400}
+	lives := []uint8{57, 1, 255, 0} // who a packet is for takes it with any
 	for _, client := range clients() {
 		w.bind(client, peers()...)
 		for i, peer := range peers() {
@@ -126,6 +128,7 @@ func TestProgram_SendsWhatTheCoreSends(t *testing.T) {
 					for _, c := range checks(program, client.Addr().Is4()) {
 						came := received(client, serverOf(client), append(frame(0x4000+uint16(i), random(size)), random(n%4)...))
 						came.check, came.whole = c, n%2 == 0 && client.Addr().Is4()
+						came.ttl, came.tos = lives[n%len(lives)], uint8(n)
 						if err := w.up(program, came); err != nil {
 							t.Errorf("%s: %v to %v: %d bytes, padding %d, check %d: %v", program, client, peer, size, n%4, c, err)
 						}
@@ -133,6 +136,7 @@ func TestProgram_SendsWhatTheCoreSends(t *testing.T) {
 					for _, c := range checks(program, peer.Addr().Is4()) {
 						came := received(peer, relay, random(size))
 						came.check, came.whole = c, n%2 == 0 && peer.Addr().Is4()
+						came.ttl, came.tos = lives[n%len(lives)], uint8(n)
 						if err := w.down(program, id, came); err != nil {
 							t.Errorf("%s: %v to %v: %d bytes, check %d: %v", program, peer, client, size, c, err)
 						}
@@ -148,6 +152,37 @@ func TestProgram_SendsWhatTheCoreSends(t *testing.T) {
 	}
 	if s := w.engine.Stats(); s.Bindings != 8 || s.Refused != 0 {
 		t.Errorf("%+v", s)
+	}
+}
+
+// TestProgram_SendsJumboFrames: on links that carry more, so does the program.
+func TestProgram_SendsJumboFrames(t *testing.T) {
+	w := newWorld(t)
+	const mtu = 3450 // what fits a page, with what the kernel needs of it to run a program
+	for _, name := range []string{"near", "far"} {
+		must(t, netlink.LinkSetMTU(linkOf(t, name), mtu))
+	}
+	for _, client := range clients() {
+		w.bind(client, peer4, peer6)
+		for i, peer := range peers()[:2] {
+			id, relay := w.relay(client, peer)
+			for _, program := range programs() {
+				for _, size := range []int{1500, 2047, 2048, 3071, mtu - 48 - 4} {
+					for _, c := range checks(program, client.Addr().Is4()) {
+						came := received(client, serverOf(client), frame(0x4000+uint16(i), random(size)))
+						if came.check = c; client.Addr().Is6() {
+							came.whole = false
+						}
+						if err := w.up(program, came); err != nil {
+							t.Errorf("%s: %v to %v: %d bytes, check %d: %v", program, client, peer, size, c, err)
+						}
+					}
+					if err := w.down(program, id, received(peer, relay, random(size))); err != nil {
+						t.Errorf("%s: %v to %v: %d bytes: %v", program, peer, client, size, err)
+					}
+				}
+			}
+		}
 	}
 }
 
@@ -265,8 +300,17 @@ func oddities(client, peer, relay netip.AddrPort) []odd {
 		length := 14 + 20 + 4 // of the UDP header
 		if client.Addr().Is6() && dir.name == "client" || peer.Addr().Is6() && dir.name == "peer" {
 			length = 14 + 40 + 4
-			for name, next := range map[string]byte{"TCP": 6, "hop-by-hop options": 0, "a fragment": 44, "UDP-Lite": 136} {
+			for name, next := range map[string]byte{"TCP": 6, "UDP-Lite": 136} {
 				add(n+name, dir.p(), func(b []byte) []byte { b[14+6] = next; return b })
+			}
+			for name, header := range map[string][]byte{
+				"hop-by-hop options": {0, 17, 0, 1, 4, 0, 0, 0, 0}, "options": {60, 17, 0, 1, 4, 0, 0, 0, 0}, "a route": {43, 17, 0, 0, 0, 0, 0, 0, 0},
+				"an atomic fragment": {44, 17, 0, 0, 0, 1, 2, 3, 4}, "first fragment": {44, 17, 0, 0, 1, 1, 2, 3, 4}, "a fragment": {44, 17, 0, 0, 8, 1, 2, 3, 4},
+			} {
+				add(n+name, dir.p(), func(b []byte) []byte {
+					b[14+6], b[14+5] = header[0], b[14+5]+8
+					return slices.Insert(b, 14+40, header[1:]...)
+				})
 			}
 			with("no checksum", func(p *packet) { p.check = none })
 			add(n+"IP length", dir.p(), func(b []byte) []byte { b[14+5]++; return b })
@@ -295,6 +339,14 @@ func oddities(client, peer, relay netip.AddrPort) []odd {
 				binary.BigEndian.PutUint16(b[14+10:], ^sum(0, b[14:38]))
 				return b
 			})
+		}
+		if p := dir.p(); p.from.Addr().Is4() {
+			// The keys of maps have IPv4 addresses so.
+			mapped := func(a netip.AddrPort) netip.AddrPort {
+				return netip.AddrPortFrom(netip.AddrFrom16(a.Addr().As16()), a.Port())
+			}
+			p.from, p.to = mapped(p.from), mapped(p.to)
+			add(n+"IPv4 in IPv6", p)
 		}
 		add(n+"UDP length", dir.p(), func(b []byte) []byte { b[length+1]++; return b })
 		add(n+"less UDP", dir.p(), func(b []byte) []byte { b[length+1]--; return b })
