@@ -27,24 +27,29 @@ const (
 	genericProgram = "serve_generic"
 )
 
-// Engine is a kernel path that is open. Its methods are safe for concurrent use,
-// and those of a nil Engine do nothing: that is a server without a kernel path.
+// Engine is a kernel path that is open, or could not be opened and serves nothing.
+// Its methods are safe for concurrent use, and those of a nil Engine do nothing:
+// that is a server without a kernel path.
 type Engine struct {
-	cfg      Config
-	programs *ebpf.Collection
-	asker    *asker // nil: routes are looked up in the name of the interface that a packet came in at
-	ports    []*port
-	only     map[int]netip.Addr // the host's address of a family, if it has one alone
+	cfg   Config
+	asker *asker // nil: routes are looked up in the name of the interface that a packet came in at
+	alone error  // why there is no asker
 
-	mu     sync.Mutex // guards the fields below
-	table  *table     // nil after Close
-	served Stats      // when it was closed
+	attaching sync.Mutex        // held before mu; guards the fields below
+	programs  *ebpf.Collection  // nil after Close
+	passed    map[int]candidate // interfaces at which the program cannot run, as they were when that was tried
+
+	mu     sync.Mutex         // guards the fields below, not for long
+	ports  []*port            // written with attaching held, too
+	only   map[int]netip.Addr // the host's address of a family, if it has one alone
+	table  *table             // nil after Close
+	served Stats              // when it was closed, or could not be opened
 }
 
 // Open starts the kernel path in the network of the calling thread, and says in
 // one line of the log what became of it, and in another one where it may lose what
-// it sends. With Auto it returns nil without an
-// error when there can be none, and with Off always. Whatever happens to the
+// it sends. With Auto it is no error that there can be none: the Engine serves
+// nothing, and its Stats say why. With Off it is nil. Whatever happens to the
 // process, the path ends with it.
 func Open(cfg Config) (*Engine, error) {
 	if err := cfg.validate(); err != nil {
@@ -53,42 +58,74 @@ func Open(cfg Config) (*Engine, error) {
 	if cfg.Mode == Off {
 		return nil, nil
 	}
-	e := &Engine{cfg: cfg.withDefaults()}
+	e := &Engine{cfg: cfg.withDefaults(), passed: make(map[int]candidate)}
 	passed, err := e.open()
-	if err != nil {
-		err = errors.Join(explain(err), e.Close())
-		if cfg.Mode != Auto {
-			return nil, fmt.Errorf("XDP mode %s: %w", cfg.Mode, err)
-		}
+	switch {
+	case err == nil:
+	case cfg.Mode != Auto:
+		return nil, fmt.Errorf("XDP mode %s: %w", cfg.Mode, errors.Join(err, e.Close()))
+	default:
+		err = errors.Join(err, e.Close())
 		e.cfg.Logger.Info("channels are served in user space: there is no kernel path", "err", err)
-		return nil, nil
+		return e, nil
+	}
+	if len(e.ports) == 0 {
+		e.cfg.Logger.Info("channels are served in user space until an interface runs the XDP program", "err", errors.Join(passed...))
+		return e, nil
 	}
 	attrs := []any{"interfaces", e.Interfaces()}
 	if len(passed) > 0 {
 		attrs = append(attrs, "without", errors.Join(passed...))
 	}
 	e.cfg.Logger.Info("channels are served in the kernel", attrs...)
-	if names := e.pairs(); len(names) > 0 {
-		e.cfg.Logger.Warn("what is served here is lost unless the other end of each of these veth pairs runs an XDP program, too;"+
-			" set auto or generic where nobody sees to that. ethtool -S counts what is lost as xdp_tx_errors", "interfaces", names)
-	}
+	e.warn(e.ports)
 	return e, nil
 }
 
-// open brings the path up; passed says why interfaces are not part of it.
+// open brings the path up, which others do not know yet; passed says why interfaces
+// are not part of it.
 func (e *Engine) open() (passed []error, err error) {
-	candidates, err := e.candidates()
-	if err != nil {
+	_, found, err := e.look()
+	if err == nil {
+		err = e.complete(found)
+	}
+	if err != nil && e.cfg.Mode != Auto {
 		return nil, err
 	}
+	if err != nil {
+		passed = append(passed, err)
+	}
+	if why, err := e.load(); err != nil {
+		if err = explain(err); errors.As(err, new(refusal)) {
+			why = Forbidden
+		}
+		e.served.Idle = why
+		return nil, err
+	}
+	for _, c := range found {
+		err := e.attach(c)
+		if err != nil && e.cfg.Mode != Auto && e.cfg.Interfaces != nil {
+			return nil, explain(err)
+		}
+		if err != nil {
+			passed = append(passed, explain(err))
+		}
+	}
+	if len(e.ports) == 0 && e.cfg.Mode != Auto {
+		return nil, errors.Join(passed...)
+	}
+	return passed, nil
+}
+
+// load has the kernel take the programs, and tests them; why says what failed.
+func (e *Engine) load() (why Reason, err error) {
 	spec, err := ebpf.LoadCollectionSpecFromReader(bytes.NewReader(object))
 	if err != nil {
-		return nil, fmt.Errorf("read the XDP program: %w", err)
+		return Unloadable, fmt.Errorf("read the XDP program: %w", err)
 	}
-	var reason error
-	if e.asker, reason = newAsker(); reason == nil {
+	if e.asker, e.alone = newAsker(); e.alone == nil {
 		if err := spec.Variables["asker"].Set(uint32(e.asker.index)); err != nil {
-			return nil, err
+			return Unloadable, err
 		}
 	}
 	for name, mode := range map[string]Mode{nativeProgram: Native, genericProgram: Generic} {
@@ -97,55 +134,44 @@ func (e *Engine) open() (passed []error, err error) {
 		}
 	}
 	if e.programs, err = ebpf.NewCollection(spec); err != nil {
-		return nil, fmt.Errorf("load the XDP program: %w", err)
+		return Unloadable, fmt.Errorf("load the XDP program: %w", err)
 	}
 	if err := rehearse(e.programs); err != nil {
-		return nil, fmt.Errorf("test the XDP program: %w", err)
+		return Faulty, fmt.Errorf("test the XDP program: %w", err)
 	}
 	if e.table, err = newTable(e.programs.Maps); err != nil {
-		return nil, err
+		return Unloadable, err
 	}
-	for _, c := range candidates {
-		if e.asker == nil && !c.forwards() {
-			err = fmt.Errorf("%s does not forward, and the kernel tells it no routes: %w", c.Name, reason)
-		} else {
-			err = e.attach(c)
-		}
-		if err != nil && e.cfg.Mode != Auto && e.cfg.Interfaces != nil {
-			return nil, err
-		}
-		if err != nil {
-			passed = append(passed, err)
-		}
-	}
-	if len(e.ports) == 0 {
-		return nil, errors.Join(passed...)
-	}
-	return passed, nil
+	return Serving, nil
 }
 
-// pairs are the interfaces that can send only to an end with a program of its own,
+// warn tells of interfaces that can send only to an end with a program of its own,
 // which cannot be told from here: it is most often in a network of somebody else.
-func (e *Engine) pairs() (names []string) {
-	for _, p := range e.ports {
+func (e *Engine) warn(ports []*port) {
+	var names []string
+	for _, p := range ports {
 		if p.pair {
 			names = append(names, p.Name)
 		}
 	}
-	return names
+	if len(names) > 0 {
+		e.cfg.Logger.Warn("what is served here is lost unless the other end of each of these veth pairs runs an XDP program, too;"+
+			" set auto or generic where nobody sees to that. ethtool -S counts what is lost as xdp_tx_errors", "interfaces", names)
+	}
+}
+
+// Serves reports whether the engine takes bindings. It may have no interface yet.
+func (e *Engine) Serves() bool {
+	if e == nil {
+		return false
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.table != nil
 }
 
 // Interfaces are where the program runs.
-func (e *Engine) Interfaces() []Interface {
-	if e == nil {
-		return nil
-	}
-	var all []Interface
-	for _, p := range e.ports {
-		all = append(all, p.Interface)
-	}
-	return all
-}
+func (e *Engine) Interfaces() []Interface { return e.Stats().Interfaces }
 
 // Changed makes the kernel serve for flow what bindings yields, and nothing
 // else. A flow on a stream has nothing to serve. What the kernel cannot take
@@ -154,15 +180,16 @@ func (e *Engine) Changed(flow core.Flow, bindings iter.Seq[core.Binding]) {
 	if e == nil || flow.Conn != 0 {
 		return
 	}
-	server, ok := e.here(e.cfg.Listeners[flow.Listener], flow.Client.Addr())
-	if !ok || !plain(flow.Client.Addr()) {
-		return
-	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if e.table != nil {
-		e.table.set(flow, server, e.servable(bindings))
+	if e.table == nil {
+		return
 	}
+	server, ok := here(e.cfg.Listeners[flow.Listener], flow.Client.Addr(), e.only)
+	if !ok || !plain(flow.Client.Addr()) {
+		bindings = func(func(core.Binding) bool) {} // what was served before is served no more
+	}
+	e.table.set(flow, server, e.servable(bindings))
 }
 
 // Counters returns what the kernel has relayed for flow since it was asked last,
@@ -182,7 +209,7 @@ func (e *Engine) Counters(flow core.Flow) core.Usage {
 // Stats returns the counters; after Close as they were.
 func (e *Engine) Stats() Stats {
 	if e == nil {
-		return Stats{}
+		return Stats{Idle: Unwanted}
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -194,15 +221,13 @@ func (e *Engine) stats() Stats {
 		return e.served
 	}
 	s := Stats{Bindings: e.table.held(), Refused: e.table.refused}
-	var each []uint64 // CPUs
-	for i := range s.Packets {
-		if e.programs.Maps["outcomes"].Lookup(uint32(i), &each) != nil {
-			continue // it is there as long as the program
-		}
-		for _, n := range each {
-			s.Packets[i] += n
-		}
+	for _, p := range e.ports {
+		s.Interfaces = append(s.Interfaces, p.Interface)
 	}
+	if len(e.ports) == 0 {
+		s.Idle = Nowhere
+	}
+	e.table.counted(&s)
 	return s
 }
 
@@ -212,6 +237,8 @@ func (e *Engine) Close() error {
 	if e == nil {
 		return nil
 	}
+	e.attaching.Lock()
+	defer e.attaching.Unlock()
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	var errs []error
@@ -240,7 +267,7 @@ func (e *Engine) Close() error {
 func (e *Engine) servable(all iter.Seq[core.Binding]) iter.Seq[local] {
 	return func(yield func(local) bool) {
 		for b := range all {
-			at, ok := e.here(e.cfg.Local(b.Relayed), b.Peer.Addr())
+			at, ok := here(e.cfg.Local(b.Relayed), b.Peer.Addr(), e.only)
 			if !ok || !plain(b.Peer.Addr()) || e.cfg.Inside(b.Peer) != b.Peer {
 				continue
 			}
@@ -251,11 +278,12 @@ func (e *Engine) servable(all iter.Seq[core.Binding]) iter.Seq[local] {
 	}
 }
 
-// here makes a definite address of this host of one that may be unspecified, for
-// packets from and to another host. It is false if there is none of that family.
-func (e *Engine) here(addr netip.AddrPort, other netip.Addr) (netip.AddrPort, bool) {
+// here makes a definite address of this host, which is only for its family, of one
+// that may be unspecified, for packets from and to another host. It is false if
+// there is none of that family.
+func here(addr netip.AddrPort, other netip.Addr, only map[int]netip.Addr) (netip.AddrPort, bool) {
 	if addr.IsValid() && addr.Addr().IsUnspecified() {
-		addr = netip.AddrPortFrom(e.only[family(other)], addr.Port())
+		addr = netip.AddrPortFrom(only[family(other)], addr.Port())
 	}
 	return addr, addr.IsValid() && family(addr.Addr()) == family(other)
 }

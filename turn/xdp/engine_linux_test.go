@@ -143,6 +143,13 @@ func TestOpen_FallsBack(t *testing.T) {
 		if got := fmt.Sprint(e.Interfaces()); err != nil || got != c.want {
 			t.Errorf("%s: %s, %v, want %s", c.name, got, err, c.want)
 		}
+		idle := Serving
+		if c.want == "[]" {
+			idle = map[Mode]Reason{Off: Unwanted, Auto: Nowhere}[c.cfg.Mode]
+		}
+		if s := e.Stats(); s.Idle != idle || e.Serves() != (idle != Unwanted) {
+			t.Errorf("%s: idle for %v, serves %t", c.name, s.Idle, e.Serves())
+		}
 		log.contains(t, c.log...)
 		warned := strings.Count(log.String(), "level=WARN")
 		if want := c.cfg.Mode == Native; (warned == 1) != want || warned > 1 {
@@ -176,9 +183,13 @@ func TestOpen_WithoutTheRight(t *testing.T) {
 	}
 	restrict(t, unix.CAP_NET_ADMIN)
 	var log journal
-	if e, err = Open(Config{Mode: Auto, Listeners: listeners(), Logger: log.logger()}); e != nil || err != nil {
-		t.Errorf("%v, %v", e, err)
+	if e, err = Open(Config{Mode: Auto, Listeners: listeners(), Logger: log.logger()}); e.Serves() || e.Stats().Idle != Forbidden || err != nil {
+		t.Errorf("%+v, %v", e.Stats(), err)
 	}
+	if err := e.Follow(); err != nil || len(e.Interfaces()) > 0 {
+		t.Errorf("%v, %v", e.Interfaces(), err)
+	}
+	must(t, e.Close())
 	log.contains(t, "level=INFO", "in user space", "not permitted", "lacks CAP_BPF, CAP_PERFMON")
 	if _, err := Open(Config{Mode: Generic, Listeners: listeners()}); err == nil || !strings.Contains(err.Error(), "not permitted") {
 		t.Errorf("generic: %v", err)
@@ -355,7 +366,7 @@ func TestConfig_KeepsDefiniteListeners(t *testing.T) {
 func TestEngine_OfNobody(t *testing.T) {
 	var e *Engine
 	e.Changed(flowOf(client4), nil)
-	if e.Counters(flowOf(client4)) != (core.Usage{}) || e.Stats() != (Stats{}) || e.Interfaces() != nil || e.Close() != nil {
+	if e.Counters(flowOf(client4)) != (core.Usage{}) || e.Stats().Idle != Unwanted || e.Interfaces() != nil || e.Serves() || e.Follow() != nil || e.Close() != nil {
 		t.Error("it did something")
 	}
 }
@@ -373,7 +384,31 @@ func TestModesAndOutcomes_HaveNames(t *testing.T) {
 	for o := range NumOutcomes {
 		seen[o.String()] = true
 	}
-	if len(seen) != int(NumOutcomes) || seen[""] || NumOutcomes.String() != "outcome 10" {
+	for r := range NumReasons {
+		seen[r.String()] = true
+	}
+	if len(seen) != int(NumOutcomes)+int(NumReasons) || seen[""] || NumOutcomes.String() != "outcome 10" || NumReasons.String() != "reason 6" {
 		t.Errorf("%v", seen)
+	}
+}
+
+// TestRehearse_FindsWhatIsWrong: a program that does something else is not used, and
+// the test leaves nothing.
+func TestRehearse_FindsWhatIsWrong(t *testing.T) {
+	w := newWorld(t)
+	for action, want := range map[int32]string{actionPass: "returned 2, want 3", actionTX: "made"} {
+		wrong, err := ebpf.NewProgram(&ebpf.ProgramSpec{
+			Type: ebpf.XDP, Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, action), asm.Return()},
+		})
+		must(t, err)
+		defer wrong.Close()
+		programs := &ebpf.Collection{Programs: map[string]*ebpf.Program{nativeProgram: wrong}, Maps: w.engine.programs.Maps}
+		if err := rehearse(programs); err == nil || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), nativeProgram) {
+			t.Errorf("a program that returns %d: %v", action, err)
+		}
+	}
+	must(t, rehearse(w.engine.programs))
+	if s := w.engine.Stats(); s.Packets != [NumOutcomes]uint64{} || len(w.keys()) > 0 {
+		t.Errorf("the test has left %+v and % x", s, w.keys())
 	}
 }

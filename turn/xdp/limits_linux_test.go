@@ -163,7 +163,7 @@ func TestProgram_LetsUserSpaceSeeSome(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	if s := w.engine.Stats(); s.Packets[Touched] != 2 || s.Packets[Sent] != 6 {
+	if s := w.engine.Stats(); s.Packets[Touched] != 2 || s.Bytes[Touched] != 20 || s.Packets[Sent] != 6 || s.Bytes[Sent] != 60 {
 		t.Errorf("%+v", s)
 	}
 }

@@ -20,8 +20,9 @@ import (
 // port is an interface at which the program runs.
 type port struct {
 	Interface
-	link link.Link
-	pair bool // a veth pair in native mode: what it sends needs a program at the other end
+	index int
+	link  link.Link
+	pair  bool // a veth pair in native mode: what it sends needs a program at the other end
 }
 
 // portTakes says to the program that an interface takes packets from another one
@@ -36,46 +37,52 @@ type candidate struct {
 
 func (c candidate) loopback() bool { return c.Flags&net.FlagLoopback != 0 }
 
-// candidates finds the interfaces that the configuration means.
-func (e *Engine) candidates() ([]candidate, error) {
-	all, err := net.Interfaces()
-	if err != nil {
-		return nil, fmt.Errorf("list interfaces: %w", err)
+// look finds all interfaces, those of them that the configuration means, and the
+// host's addresses.
+func (e *Engine) look() (all []net.Interface, found []candidate, err error) {
+	if all, err = net.Interfaces(); err != nil {
+		return nil, nil, fmt.Errorf("list interfaces: %w", err)
 	}
 	addrs, err := addresses(all)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	e.only = only(addrs)
-	var found []candidate
+	alone := only(addrs)
+	e.mu.Lock()
+	e.only = alone
+	e.mu.Unlock()
 	for _, i := range all {
-		if !e.means(i.Name, addrs[i.Name]) {
-			continue
+		if e.means(i.Name, addrs[i.Name], alone) {
+			found = append(found, candidate{Interface: i, driver: driver(i.Name)})
 		}
-		found = append(found, candidate{Interface: i, driver: driver(i.Name)})
 	}
 	if other := func(c candidate) bool { return !c.loopback() }; e.cfg.Interfaces == nil && slices.ContainsFunc(found, other) {
 		found = slices.DeleteFunc(found, candidate.loopback)
 	}
+	return all, found, nil
+}
+
+// complete says what is missing among the interfaces that were found.
+func (e *Engine) complete(found []candidate) error {
 	for _, name := range e.cfg.Interfaces {
 		if !slices.ContainsFunc(found, func(c candidate) bool { return c.Name == name }) {
-			return nil, fmt.Errorf("no interface %q, which Interfaces names", name)
+			return fmt.Errorf("no interface %q, which Interfaces names", name)
 		}
 	}
 	if len(found) == 0 {
-		return nil, fmt.Errorf("no interface has an address of the listeners %v", e.cfg.Listeners)
+		return fmt.Errorf("no interface has an address of the listeners %v", e.cfg.Listeners)
 	}
-	return found, nil
+	return nil
 }
 
 // means reports whether the program should run at an interface.
-func (e *Engine) means(name string, addrs []netip.Addr) bool {
+func (e *Engine) means(name string, addrs []netip.Addr, only map[int]netip.Addr) bool {
 	if e.cfg.Interfaces != nil {
 		return slices.Contains(e.cfg.Interfaces, name)
 	}
 	return slices.ContainsFunc(addrs, func(a netip.Addr) bool {
 		for _, l := range e.cfg.Listeners {
-			if here, ok := e.here(l, a); ok && here.Addr() == a {
+			if at, ok := here(l, a, only); ok && at.Addr() == a {
 				return true
 			}
 		}
@@ -164,9 +171,17 @@ func (c candidate) modes(wanted Mode) []Mode {
 	}
 }
 
-// attach runs the program at an interface.
-func (e *Engine) attach(c candidate) error {
+// attach runs the program at an interface. What fails is not tried again until the
+// interface has changed.
+func (e *Engine) attach(c candidate) (err error) {
+	defer func() {
+		if err != nil {
+			e.passed[c.Index] = c
+		}
+	}()
 	switch {
+	case e.asker == nil && !c.forwards():
+		return fmt.Errorf("%s does not forward, and the kernel tells it no routes: %w", c.Name, e.alone)
 	case c.loopback() && e.cfg.Mode == Auto:
 		return fmt.Errorf("%s: what is on it is hardly served, and slower; use mode generic if you want that", c.Name)
 	case !c.loopback() && len(c.HardwareAddr) != 6:
@@ -203,7 +218,10 @@ func (e *Engine) attachAs(c candidate, mode Mode) error {
 	if err := e.programs.Maps["ports"].Put(uint32(c.Index), known); err != nil {
 		return errors.Join(err, l.Close())
 	}
-	e.ports = append(e.ports, &port{Interface: Interface{Name: c.Name, Mode: mode}, link: l, pair: mode == Native && c.driver == "veth"})
+	p := &port{Interface: Interface{Name: c.Name, Mode: mode}, index: c.Index, link: l, pair: mode == Native && c.driver == "veth"}
+	e.mu.Lock()
+	e.ports = append(e.ports, p)
+	e.mu.Unlock()
 	return nil
 }
 

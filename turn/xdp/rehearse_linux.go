@@ -83,14 +83,14 @@ func (r *rehearsal) prepare(maps map[string]*ebpf.Map) (undo func() error, err e
 	)
 }
 
-// zero clears an array of counters.
+// zero clears an array of struct count.
 func zero(m *ebpf.Map) error {
 	cpus, err := ebpf.PossibleCPU()
 	if err != nil {
 		return err
 	}
 	for i := range m.MaxEntries() {
-		if err := m.Put(i, make([]uint64, cpus)); err != nil {
+		if err := m.Put(i, make([][2]uint64, cpus)); err != nil {
 			return err
 		}
 	}

@@ -36,7 +36,8 @@ func missing(held uint64) (names []string) {
 	return names
 }
 
-// explain adds to a refusal of the kernel which capabilities the process lacks.
+// explain adds to a refusal of the kernel which capabilities the process lacks: then
+// the error is a refusal.
 func explain(err error) error {
 	if !errors.Is(err, unix.EPERM) && !errors.Is(err, unix.EACCES) {
 		return err
@@ -54,6 +55,11 @@ func lacking(err error, held uint64) error {
 	if len(names) == 0 {
 		return err
 	}
-	return fmt.Errorf("%w; the process lacks %s: give it these capabilities, or leave channels to user space (mode %s)",
-		err, strings.Join(names, ", "), Off)
+	return refusal{fmt.Errorf("%w; the process lacks %s: give it these capabilities, or leave channels to user space (mode %s)",
+		err, strings.Join(names, ", "), Off)}
 }
+
+// refusal is an error for which capabilities are lacking.
+type refusal struct{ error }
+
+func (r refusal) Unwrap() error { return r.error }

@@ -36,6 +36,7 @@ const maxIdle = 1024
 // shares slots and meters with it. A table belongs to one goroutine at a time.
 type table struct {
 	fromClients, fromPeers *ebpf.Map
+	outcomes               *ebpf.Map
 	slots, meters          shared
 	spareSlots             spare
 	spareMeters            spare
@@ -64,9 +65,9 @@ type sharing struct {
 
 // binding is a channel as the maps hold it: two ways with one slot.
 type binding struct {
-	channel       uint16
-	relayed, peer netip.AddrPort // as the core knows them
-	until         [2]time.Time
+	channel uint16
+	peer    netip.AddrPort
+	until   [2]time.Time
 
 	client fromClient
 	back   fromPeer
@@ -76,7 +77,10 @@ type binding struct {
 
 // newTable takes over the maps, which stay the caller's to close.
 func newTable(maps map[string]*ebpf.Map) (*table, error) {
-	t := &table{fromClients: maps["from_clients"], fromPeers: maps["from_peers"], flows: make(map[core.Flow]*flow), rates: make(map[*core.Rate]*sharing)}
+	t := &table{
+		fromClients: maps["from_clients"], fromPeers: maps["from_peers"], outcomes: maps["outcomes"],
+		flows: make(map[core.Flow]*flow), rates: make(map[*core.Rate]*sharing),
+	}
 	var err error
 	if t.slots, err = share(maps["slots"]); err != nil {
 		return nil, err
@@ -101,6 +105,20 @@ func (t *table) held() int {
 	return n
 }
 
+// counted adds up what the program has counted on each processor.
+func (t *table) counted(s *Stats) {
+	var each [][2]uint64 // struct count, by processor
+	for i := range s.Packets {
+		if t.outcomes.Lookup(uint32(i), &each) != nil {
+			continue // it is there as long as the program
+		}
+		for _, n := range each {
+			s.Packets[i] += n[0]
+			s.Bytes[i] += n[1]
+		}
+	}
+}
+
 // set makes the maps serve for an allocation what all yields, and nothing else.
 // server is the listener's address on this host. What cannot be served is left to
 // user space.
@@ -118,14 +136,16 @@ func (t *table) set(key core.Flow, server netip.AddrPort, all iter.Seq[local]) {
 			t.drop(f) // the maps say for each binding which meter it has
 		}
 		full = !t.bound(f, l.BytesPerSecond, l.Rate)
-		if old := f.bindings[l.Channel]; old != nil && old.peer == l.Peer && old.relayed == l.Relayed {
+		b := binding{
+			channel: l.Channel, peer: l.Peer, until: l.until(),
+			client: newFromClient(key.Client, server, l.Channel), back: newFromPeer(l.Peer, l.at),
+		}
+		// The host's addresses may be others now (Follow).
+		if old := f.bindings[l.Channel]; old != nil && old.client == b.client && old.back == b.back {
 			kept[l.Channel] = true
-			t.extend(old.slot, l.until())
+			t.extend(old.slot, b.until)
 		} else {
-			t.fresh = append(t.fresh, binding{
-				channel: l.Channel, relayed: l.Relayed, peer: l.Peer, until: l.until(),
-				client: newFromClient(key.Client, server, l.Channel), back: newFromPeer(l.Peer, l.at),
-			})
+			t.fresh = append(t.fresh, b)
 		}
 	}
 	// What ends goes first: a peer may have moved to another channel.

@@ -172,14 +172,40 @@ func (o Outcome) String() string {
 	return names[o]
 }
 
+// Reason says why the kernel serves nothing.
+type Reason uint8
+
+// The reasons.
+const (
+	Serving    Reason = iota // none: it serves
+	Unwanted                 // the mode is Off
+	Forbidden                // the process lacks a capability
+	Unloadable               // the kernel does not take the program
+	Faulty                   // the program has failed its test
+	Nowhere                  // no interface runs the program: Follow may find one
+	NumReasons
+)
+
+// String is the reason as a label.
+func (r Reason) String() string {
+	names := [NumReasons]string{"none", "off", "capabilities", "program", "self_test", "interfaces"}
+	if r >= NumReasons {
+		return fmt.Sprintf("reason %d", uint8(r))
+	}
+	return names[r]
+}
+
 // Stats are counters since Open, and what the engine holds now.
 type Stats struct {
-	// Packets counts packets of bindings, by outcome.
-	Packets [NumOutcomes]uint64
+	// Packets counts packets of bindings, by outcome, and Bytes those of their data.
+	Packets, Bytes [NumOutcomes]uint64
 	// Bindings is how many the kernel serves, Refused how often it could not take
 	// one: that stays in user space until it changes.
 	Bindings int
 	Refused  uint64
+	// Interfaces are where the program runs, and Idle is why the kernel serves nothing.
+	Interfaces []Interface
+	Idle       Reason
 }
 
 // Interface is a network interface at which the program runs.

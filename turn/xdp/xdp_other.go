@@ -12,10 +12,11 @@ import (
 	"github.com/meshgate/meshgate/turn/core"
 )
 
-// Engine does not exist on this system.
+// Engine serves nothing on this system.
 type Engine struct{}
 
-// Open returns nil, and an error if the mode asks for what only Linux has.
+// Open returns an error if the mode asks for what only Linux has, and nil if it
+// asks for nothing.
 func Open(cfg Config) (*Engine, error) {
 	if err := cfg.validate(); err != nil {
 		return nil, err
@@ -23,8 +24,17 @@ func Open(cfg Config) (*Engine, error) {
 	if cfg.Mode == Generic || cfg.Mode == Native {
 		return nil, fmt.Errorf("XDP mode %s needs Linux; set it to off: %w", cfg.Mode, errors.ErrUnsupported)
 	}
-	return nil, nil
+	if cfg.Mode == Off {
+		return nil, nil
+	}
+	return &Engine{}, nil
 }
+
+// Serves is false.
+func (*Engine) Serves() bool { return false }
+
+// Follow does nothing.
+func (*Engine) Follow() error { return nil }
 
 // Changed does nothing.
 func (*Engine) Changed(core.Flow, iter.Seq[core.Binding]) {}
@@ -32,8 +42,13 @@ func (*Engine) Changed(core.Flow, iter.Seq[core.Binding]) {}
 // Counters returns nothing.
 func (*Engine) Counters(core.Flow) core.Usage { return core.Usage{} }
 
-// Stats returns nothing.
-func (*Engine) Stats() Stats { return Stats{} }
+// Stats says why there is nothing to count.
+func (e *Engine) Stats() Stats {
+	if e == nil {
+		return Stats{Idle: Unwanted}
+	}
+	return Stats{Idle: Unloadable}
+}
 
 // Interfaces returns nothing.
 func (*Engine) Interfaces() []Interface { return nil }

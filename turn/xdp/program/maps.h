@@ -75,6 +75,11 @@ enum outcome {
 	SENT, LIMITED, PADDED, EXPIRED, TOUCHED, UNREACHED, OVERSIZE, UNSUMMED, ROOMLESS, BROKEN, OUTCOMES
 };
 
+/* count is of packets with such an end; bytes are those of their data. */
+struct count {
+	u64 packets, bytes;
+};
+
 struct {
 	INT(type, BPF_MAP_TYPE_HASH);
 	INT(map_flags, BPF_F_NO_PREALLOC);
@@ -118,7 +123,7 @@ struct {
 	INT(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	INT(max_entries, OUTCOMES);
 	TYPE(key, u32);
-	TYPE(value, u64);
+	TYPE(value, struct count);
 } outcomes SEC(".maps");
 
 /* asker is the interface in whose name routes are looked up; 0 is the one at

@@ -31,13 +31,16 @@ struct job {
 	u16 check;
 };
 
-INLINE int end_with(enum outcome why, int action)
+/* end_with counts a packet with so many bytes of data. */
+INLINE int end_with(enum outcome why, u32 bytes, int action)
 {
 	u32 key = why;
-	u64 *count = bpf_map_lookup_elem(&outcomes, &key);
+	struct count *count = bpf_map_lookup_elem(&outcomes, &key);
 
-	if (count)
-		*count += 1;
+	if (count) {
+		count->packets += 1;
+		count->bytes += bytes;
+	}
 	return action;
 }
 
@@ -203,13 +206,13 @@ INLINE int look(struct xdp_md *ctx, const struct job *job, u64 now, struct hop *
 	}
 	rc = bpf_fib_lookup(ctx, &fib, sizeof(fib), 0);
 	if (rc == BPF_FIB_LKUP_RET_FRAG_NEEDED)
-		return end_with(OVERSIZE, XDP_PASS);
+		return end_with(OVERSIZE, job->data, XDP_PASS);
 	if (rc != BPF_FIB_LKUP_RET_SUCCESS)
-		return end_with(UNREACHED, XDP_PASS);
+		return end_with(UNREACHED, job->data, XDP_PASS);
 	if (fib.ifindex != in) {
 		port = bpf_map_lookup_elem(&ports, &fib.ifindex);
 		if (!port || (!generic && !(*port & PORT_TAKES)))
-			return end_with(UNREACHED, XDP_PASS);
+			return end_with(UNREACHED, job->data, XDP_PASS);
 	}
 	hop->fresh = 0;
 	hop->in = in;
@@ -352,7 +355,7 @@ INLINE int serve(struct xdp_md *ctx, int generic)
 	if (!find_client(ctx, &p, &job) && !find_peer(&p, &job))
 		return XDP_PASS;
 	if (job.pad > 3)
-		return end_with(PADDED, XDP_PASS);
+		return end_with(PADDED, p.length, XDP_PASS);
 	index = job.way->slot;
 	slot = bpf_map_lookup_elem(&slots, &index);
 	if (!slot)
@@ -360,31 +363,31 @@ INLINE int serve(struct xdp_md *ctx, int generic)
 	side = job.add ? &slot->side[TO_CLIENT] : &slot->side[TO_PEER];
 	now = bpf_ktime_get_coarse_ns();
 	if (now >= side->until)
-		return end_with(EXPIRED, XDP_PASS);
+		return end_with(EXPIRED, job.data, XDP_PASS);
 	if (now >= side->touch) {
 		side->touch = now + TOUCH;
-		return end_with(TOUCHED, XDP_PASS);
+		return end_with(TOUCHED, job.data, XDP_PASS);
 	}
 	job.size = (job.way->ipv6 ? sizeof(struct ipv6) : sizeof(struct ipv4)) + sizeof(struct udp) + job.add + job.data;
 	if (job.size > 0xffff)
-		return end_with(OVERSIZE, XDP_PASS);
+		return end_with(OVERSIZE, job.data, XDP_PASS);
 	action = reach(ctx, &p, &job, now, &side->hop, generic);
 	if (action == XDP_PASS)
 		return XDP_PASS;
 	if (!checksum(ctx, &p, &job, generic))
-		return end_with(UNSUMMED, XDP_PASS);
+		return end_with(UNSUMMED, job.data, XDP_PASS);
 	if (!within(job.way->meter, now, job.data))
-		return end_with(LIMITED, XDP_DROP);
+		return end_with(LIMITED, job.data, XDP_DROP);
 	done = rewrite(ctx, &p, &job, &side->hop);
 	if (!done)
-		return end_with(ROOMLESS, XDP_PASS);
+		return end_with(ROOMLESS, job.data, XDP_PASS);
 	if (done < 0)
-		return end_with(BROKEN, XDP_DROP);
+		return end_with(BROKEN, job.data, XDP_DROP);
 	__sync_fetch_and_add(&side->packets, 1);
 	__sync_fetch_and_add(&side->bytes, job.data);
 	if (action == XDP_REDIRECT)
 		action = bpf_redirect(side->hop.out, 0);
-	return end_with(SENT, action);
+	return end_with(SENT, job.data, action);
 }
 
 SEC("xdp") int serve_native(struct xdp_md *ctx)
