@@ -70,7 +70,7 @@ func (s *Server) newConn(n net.Conn, flow core.Flow) *conn {
 	c.plain = c.source.raw != nil
 	c.place.owner = c
 	c.queue = queue{
-		conn: n, limit: s.cfg.Limits.QueuedBytes, total: &s.queued, most: int64(s.cfg.Limits.QueuedTotal), plain: c.plain,
+		conn: n, limit: s.cfg.Limits.QueuedBytes, total: &s.queued, room: s.cfg.Limits.room(), plain: c.plain,
 		buffers: &s.buffers, failed: func() { c.abort(Stuck) },
 	}
 	// The reader is running while the queue is open, so that Close waits for the writer.

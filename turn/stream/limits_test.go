@@ -27,6 +27,7 @@ func TestNew_SaysWhatIsWrong(t *testing.T) {
 		"Shards is 0":           {},
 		"Shards is 257":         {Shards: 257},
 		"Limits.QueuedBytes is": {Shards: 1, Limits: Limits{QueuedBytes: 1000}},
+		"Limits.QueuedTotal is": {Shards: 1, Limits: Limits{QueuedTotal: 1 << 20}},
 		"Limits is negative":    {Shards: 1, Limits: Limits{Peers: -1}},
 	} {
 		if _, err := New(cfg); err == nil || !strings.Contains(err.Error(), want) {
@@ -247,7 +248,7 @@ func TestServe_SlowReaderLosesData(t *testing.T) {
 // All clients together have a bound, too.
 func TestServe_BoundsAllQueues(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := newServer(t, func(cfg *Config) { cfg.Limits.QueuedTotal = 10000 })
+		s := newServer(t, func(cfg *Config) { cfg.Limits.Connections, cfg.Limits.QueuedTotal = 4, 4*10000/3 })
 		f := newShards(t, s, 1, nil)[0]
 		p := newPipes()
 		serve(t, s, p)
@@ -264,6 +265,41 @@ func TestServe_BoundsAllQueues(t *testing.T) {
 		synctest.Wait()
 		if n := s.Stats().Queued; n != 0 {
 			t.Errorf("%d bytes are queued for a client that has gone", n)
+		}
+	})
+}
+
+// Clients with an allocation that ask and do not read take no more than all may, and
+// no answers from others.
+func TestServe_BoundsAnswersToAll(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const clients, total = 8, 256 << 10
+		s := newServer(t, func(cfg *Config) { cfg.Limits.Connections, cfg.Limits.QueuedTotal = 2*clients, total })
+		f := newShards(t, s, 1, nil)[0]
+		p := newPipes()
+		serve(t, s, p)
+		honest, _ := p.dial(t)
+		honest.channel()
+		var open []*client
+		for range clients {
+			c, _ := p.dial(t)
+			open = append(open, c.channel())
+		}
+		flood := bytes.Repeat(stun.MustBuild(stun.TransactionID, stun.BindingRequest).Raw, 100)
+		peak := 0
+		for range 100 {
+			for _, c := range open {
+				go c.Write(flood) // fails once it is ended
+			}
+			synctest.Wait()
+			peak = max(peak, s.Stats().Queued)
+			honest.binding()
+		}
+		if peak > total || peak < total/2 {
+			t.Errorf("up to %d bytes wait, want no more than %d and about as many", peak, total)
+		}
+		if n := s.Stats().Ended[Stuck]; n == 0 || f.allocations(t) == 0 {
+			t.Errorf("%d clients were ended, %d are left", n, f.allocations(t))
 		}
 	})
 }

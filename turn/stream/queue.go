@@ -25,6 +25,19 @@ const maxUnsent = 128 << 10
 // strangeUnsent is maxUnsent of a client without an allocation: some answers.
 const strangeUnsent = 4 << 10
 
+// room is how much all queues together may hold.
+type room struct {
+	most int64 // bytes, with what is for anybody: data, and many answers to one client
+	own  int   // bytes of a queue that may be beyond it: answers to one client
+}
+
+// room divides Limits.QueuedTotal: a quarter is for answers alone, and each client has a share
+// of it. So who asks and does not read takes no memory that answers to others need.
+func (l Limits) room() room {
+	answers := l.QueuedTotal / 4
+	return room{most: int64(l.QueuedTotal - answers), own: answers / max(l.Connections, 1)}
+}
+
 // verdict is what became of a frame.
 type verdict uint8
 
@@ -42,7 +55,7 @@ type queue struct {
 	conn  net.Conn
 	limit int           // bytes, those that are being written included
 	total *atomic.Int64 // of all queues
-	most  int64         // for total
+	room  room          // for total
 	plain bool          // conn is a plain socket: nobody else's writes have deadlines
 
 	buffers *buffers
@@ -67,7 +80,8 @@ func isData(frame []byte) bool {
 	return len(frame) >= 2 && (frame[0] >= 0x40 || binary.BigEndian.Uint16(frame) == dataIndication)
 }
 
-// add queues a copy of a frame. It does not block.
+// add queues a copy of a frame. It does not block. Without room for all, data is dropped,
+// and of answers a client may have only few that wait.
 func (q *queue) add(frame []byte) verdict {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -76,11 +90,11 @@ func (q *queue) add(frame []byte) verdict {
 	}
 	n, used := len(frame), len(q.waiting)+q.writing
 	all := q.total.Add(int64(n))
-	switch full := all > q.most; {
+	switch full := all > q.room.most; {
 	case isData(frame) && (full || used+n > q.limit-reserve):
 		q.total.Add(-int64(n))
 		return dropped
-	case used+n > q.limit:
+	case used+n > q.limit, full && used+n > q.room.own:
 		q.total.Add(-int64(n))
 		return overflowed
 	}

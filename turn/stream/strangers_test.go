@@ -16,7 +16,9 @@ import (
 func TestServe_StrangersFillNoQueues(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const strangers, each = 50, 2 << 10
-		s := newServer(t, func(cfg *Config) { cfg.Limits.QueuedTotal = 2 * strangers * each })
+		s := newServer(t, func(cfg *Config) {
+			cfg.Limits.Connections, cfg.Limits.QueuedTotal = 2*strangers, 2*strangers*each
+		})
 		f := newShards(t, s, 1, nil)[0]
 		p := newPipes()
 		serve(t, s, p)

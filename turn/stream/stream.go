@@ -69,7 +69,10 @@ type Limits struct {
 	// included. Default 1024.
 	Peers int
 	// QueuedBytes bounds what waits to be written to one client, and QueuedTotal
-	// what waits for all of them. Defaults 192 KiB and 256 MiB.
+	// what waits for all of them: a quarter of it is for answers, of which each of
+	// Connections has a share, so that it is 2 KiB for each of them or more. Beyond
+	// the rest data is dropped, and who has more than its share of answers waiting
+	// does not read, and is ended. Defaults 192 KiB, and 256 MiB or 16 KiB for each.
 	QueuedBytes, QueuedTotal int
 }
 
@@ -83,14 +86,21 @@ func (l Limits) withDefaults() Limits {
 	set(&l.ConnectionsPerSource, 128)
 	set(&l.Peers, 1024)
 	set(&l.QueuedBytes, 192<<10)
-	set(&l.QueuedTotal, 256<<20)
+	set(&l.QueuedTotal, max(256<<20, l.Connections*8*minQueued))
 	return l
 }
+
+// minQueued is the least of QueuedTotal for each connection: a quarter of it is a
+// few answers.
+const minQueued = 2 << 10
 
 func (l Limits) validate() error {
 	switch {
 	case min(l.Connections, l.ConnectionsPerSource, l.Peers, l.QueuedTotal) < 0:
 		return errors.New("turn streams: a field of Limits is negative: give it 0 for its default, or more")
+	case l.QueuedTotal/minQueued < l.Connections:
+		return fmt.Errorf("turn streams: Limits.QueuedTotal is %d: give it %d, %d for each of Limits.Connections, or more",
+			l.QueuedTotal, l.Connections*minQueued, minQueued)
 	case l.QueuedBytes < 2*core.MaxFrame:
 		return fmt.Errorf("turn streams: Limits.QueuedBytes is %d: give it %d, two of the largest frames, or more", l.QueuedBytes, 2*core.MaxFrame)
 	}
