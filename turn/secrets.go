@@ -146,7 +146,7 @@ func (s *Secrets) account(username []byte, realm string) (core.Account, bool) {
 	}
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	a := core.Account{User: user, Expires: time.Unix(int64(min(expiry, maxExpiry)), 0), Awaited: s.awaited}
+	a := core.Account{User: user, Expires: time.Unix(int64(min(expiry, maxExpiry)), 0), Awaited: s.awaited, Drawn: true}
 	for _, secret := range [][]byte{s.current, s.previous} {
 		if len(secret) > 0 {
 			a.Keys = append(a.Keys, core.NewKey(name, realm, password(secret, name)))

@@ -34,6 +34,7 @@ type Server struct {
 	connects *connects
 	record   *record
 	answers  atomic.Pointer[limiter.Limiter]
+	guesses  *guesses
 	forged   atomic.Uint64 // connections of proxies without their header
 	draining atomic.Bool   // as the metrics show it
 	metrics  *metrics
@@ -128,6 +129,7 @@ func (s *Server) configure(cfg Config) (err error) {
 	s.rates = &rates{perSecond: limits.BytesPerSecond, users: make(map[string]*core.Rate)}
 	s.accounts = &accounts{realm: cfg.Realm, secrets: cfg.Secrets, users: cfg.Users, allow: cfg.AllowUser}
 	s.answers.Store(newAnswers(limits))
+	s.guesses = newGuesses(s.log)
 	s.metrics = newMetrics(s.totals)
 	s.policy = &policy{special: newBlocks(specialPurpose()), shut: newBlocks(slices.Concat(neverOpen(), metadata())), relays: s.relays, allow: cfg.AllowPeer}
 	if err := s.policy.setOpen(cfg.AllowNetworks); err != nil {
@@ -198,8 +200,9 @@ func (s *Server) coreConfig(cfg Config, number uint8, nonceKey []byte) core.Conf
 		Authenticator: s.accounts, Admit: s.accounts.admit,
 		MayConnect: s.connects.take,
 		Permit:     s.policy.permit, Fleeting: s.policy.fleeting, Ended: s.record.leave,
-		Answer: func(_ time.Time, to netip.Addr) bool { return s.answers.Load().Take(to) },
-		Quota:  quota{s.ledger, s.full, s.crowded}, Rate: s.rates.of,
+		Answer:  func(_ time.Time, to netip.Addr) bool { return s.answers.Load().Take(to) },
+		Guesses: s.guesses,
+		Quota:   quota{s.ledger, s.full, s.crowded}, Rate: s.rates.of,
 		Limits: s.limits.Load().core(), NonceKey: nonceKey, Hint: true, Shard: number,
 	}
 }

@@ -48,6 +48,8 @@ func (c *Core) authenticate(r *request) bool {
 		}
 		s.algorithm = algorithm
 	}
+	r.fresh = c.nonces.good(r.wall, r.flow.Client, m.nonce)
+	r.spent = c.spends(r)
 	account, key, found := c.verify(r, s)
 	switch found {
 	case bad:
@@ -56,7 +58,7 @@ func (c *Core) authenticate(r *request) bool {
 	case undecided:
 		return false // no answer: the client asks again
 	}
-	if !c.nonces.good(r.wall, r.flow.Client, m.nonce) {
+	if !r.fresh {
 		c.challenge(r, codeStaleNonce)
 		return false
 	}
@@ -86,13 +88,17 @@ func (m *message) chosenAlgorithm() (uint16, bool) {
 func (c *Core) verify(r *request, s signer) (Account, Key, finding) {
 	m := &r.msg
 	account, known := c.account(r)
+	if !c.tries(r, &account, known) {
+		c.stats.Failed[FailedGuessing]++
+		return Account{}, Key{}, undecided
+	}
 	if !known || len(account.Keys) == 0 {
 		s.key = c.decoy
 		s.verifies(m)
 		if !known {
-			return c.mismatch(account, FailedUnknown)
+			return c.mismatch(r, account, FailedUnknown)
 		}
-		return c.mismatch(account, FailedMismatch)
+		return c.mismatch(r, account, FailedMismatch)
 	}
 	for _, key := range account.Keys[:min(len(account.Keys), maxKeys)] {
 		s.key = key
@@ -105,7 +111,7 @@ func (c *Core) verify(r *request, s signer) (Account, Key, finding) {
 		}
 		return account, key, good
 	}
-	return c.mismatch(account, FailedMismatch)
+	return c.mismatch(r, account, FailedMismatch)
 }
 
 // refuses says whether and why an account is refused that the client has a key of.
@@ -123,10 +129,15 @@ func (c *Core) refuses(r *request, a *Account) (Failure, bool) {
 }
 
 // mismatch is what becomes of a request that no key of its account has signed,
-// which is counted as why.
-func (c *Core) mismatch(a Account, why Failure) (Account, Key, finding) {
+// which is counted as why. Who has had too many refused is not told.
+func (c *Core) mismatch(r *request, a Account, why Failure) (Account, Key, finding) {
 	if a.Awaited {
 		c.stats.Failed[FailedAwaited]++
+		return Account{}, Key{}, undecided
+	}
+	c.guessed(r)
+	if r.spent {
+		c.stats.Failed[FailedGuessing]++
 		return Account{}, Key{}, undecided
 	}
 	c.stats.Failed[why]++

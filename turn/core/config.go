@@ -44,6 +44,11 @@ type Config struct {
 	// credential; false is silence. Where a client with an allocation is, the core
 	// bounds such answers itself. nil answers all.
 	Answer func(now time.Time, to netip.Addr) bool
+	// Guesses counts credentials that are refused, by network; share one between
+	// cores. A request of a network that has had too many refused gets no answer,
+	// unless its key is right and its Account Drawn, or it is about an allocation of the
+	// user that it names. nil: a network may try as many as it likes.
+	Guesses Guesses
 	// Quota counts what users hold; share one between cores. nil means no quota
 	// but the Limits.
 	Quota Quota
@@ -118,6 +123,9 @@ type Account struct {
 	// Awaited says that there may soon be more Keys. A request that none of these
 	// has signed gets no answer then: a client would give up a good credential.
 	Awaited bool
+	// Drawn says that Keys are of passwords that nobody guesses, such as a MAC: who
+	// shares a network with somebody who guesses still comes in.
+	Drawn bool
 	// Expires is when the credential ends; zero means never. From then on requests
 	// are refused, and no allocation gets a lifetime that ends later than the
 	// default lifetime after it. They are refused, too, while it is more than 366

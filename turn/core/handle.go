@@ -16,6 +16,8 @@ type request struct {
 	msg    message
 	out    *Output
 
+	fresh   bool // its nonce is good, of requests with a credential
+	spent   bool // its network has had too many credentials refused
 	proven  bool // signed with a key of account, over a nonce that is good
 	account Account
 	signer  signer

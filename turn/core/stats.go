@@ -41,12 +41,13 @@ const (
 	FailedAwaited                 // no key that is known yet: no answer
 	FailedTooFar                  // the key is right, the account would end in more than a year
 	FailedUnknown                 // no such account, or the name is none that there can be
+	FailedGuessing                // not tried, or not told: its network has had too many refused
 	NumFailures
 )
 
 // String is the failure as a label.
 func (f Failure) String() string {
-	return [...]string{"mismatch", "expired", "revoked", "undecided", "too_far", "unknown"}[f]
+	return [...]string{"mismatch", "expired", "revoked", "undecided", "too_far", "unknown", "guessing"}[f]
 }
 
 // ErrorCodes are all codes of error responses, in rising order.
@@ -105,7 +106,7 @@ func (s *Stats) Add(o Stats) {
 // it who guesses.
 func (c *Core) Refused() uint64 {
 	f := &c.stats.Failed
-	return f[FailedMismatch] + f[FailedExpired] + f[FailedRevoked]
+	return f[FailedMismatch] + f[FailedExpired] + f[FailedRevoked] + f[FailedGuessing]
 }
 
 // Stats returns the counters.
