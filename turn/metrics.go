@@ -9,6 +9,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/meshgate/meshgate/turn/core"
+	"github.com/meshgate/meshgate/turn/shard"
 	"github.com/meshgate/meshgate/turn/stream"
 	"github.com/meshgate/meshgate/turn/xdp"
 )
@@ -33,13 +34,12 @@ func dropLabels() [core.NumDropReasons]string {
 	}
 }
 
-// More reasons, of which core knows nothing.
+// More reasons, of which core knows nothing, beside those of shard.Loss.
 const (
-	dropSocket      = "socket_error" // the kernel did not take it
-	dropQueue       = "queue_full"   // the kernel had no room for it, or a client does not read
-	dropConnections = "connections"  // a stream connection beyond the limits, or of a proxy without its header
-	dropGuessing    = "guessing"     // a stream connection that tried too many credentials
-	dropSilent      = "silent"       // a stream connection that sent no request in time
+	dropQueue       = "queue_full"  // the kernel had no room for it, or a client does not read
+	dropConnections = "connections" // a stream connection beyond the limits, or of a proxy without its header
+	dropGuessing    = "guessing"    // a stream connection that tried too many credentials
+	dropSilent      = "silent"      // a stream connection that sent no request in time
 )
 
 // totals are what all parts of a server have counted.
@@ -50,8 +50,9 @@ type totals struct {
 	limit       int // of relays
 	connections int // of clients, open now
 	draining    int // 1 while new clients are sent on
-	// refused, silent and guessing connections, unsent and overflowed datagrams or frames.
-	refused, silent, guessing, unsent, overflowed uint64
+	// refused, silent and guessing connections, overflowed datagrams or frames.
+	refused, silent, guessing, overflowed uint64
+	lost                                  [shard.NumLosses]uint64 // datagrams that were not sent
 }
 
 // metrics show what a server has counted. All label values are known before the
@@ -128,7 +129,9 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 	for i, label := range dropLabels() {
 		counter(m.drops, t.core.Dropped[i], label)
 	}
-	counter(m.drops, t.unsent, dropSocket)
+	for i, n := range t.lost {
+		counter(m.drops, n, shard.Loss(i).String())
+	}
 	counter(m.drops, t.overflowed, dropQueue)
 	counter(m.drops, t.refused, dropConnections)
 	counter(m.drops, t.silent, dropSilent)
@@ -159,7 +162,9 @@ func (s *Server) count() totals {
 	for i := range s.shards {
 		if sh := s.shards[i].Load(); sh != nil {
 			v := sh.Stats()
-			t.unsent += v.Unsent
+			for why, n := range v.Lost {
+				t.lost[why] += n
+			}
 			t.overflowed += v.Overflowed + v.Uncarried
 			t.core.Dropped[core.DropOversize] += v.Truncated
 		}

@@ -35,6 +35,7 @@ type Server struct {
 	record   *record
 	answers  atomic.Pointer[limiter.Limiter]
 	guesses  *guesses
+	unsent   *unsent
 	forged   atomic.Uint64 // connections of proxies without their header
 	draining atomic.Bool   // as the metrics show it
 	metrics  *metrics
@@ -130,6 +131,7 @@ func (s *Server) configure(cfg Config) (err error) {
 	s.accounts = &accounts{realm: cfg.Realm, secrets: cfg.Secrets, users: cfg.Users, allow: cfg.AllowUser}
 	s.answers.Store(newAnswers(limits))
 	s.guesses = newGuesses(s.log)
+	s.unsent = &unsent{log: s.log}
 	s.metrics = newMetrics(s.totals)
 	s.policy = &policy{special: newBlocks(specialPurpose()), shut: newBlocks(slices.Concat(neverOpen(), metadata())), relays: s.relays, allow: cfg.AllowPeer}
 	if err := s.policy.setOpen(cfg.AllowNetworks); err != nil {
@@ -165,7 +167,7 @@ func (s *Server) start(cfg Config, threads int) (err error) {
 		sh, err := shard.New(shard.Config{
 			Offload: s.offload(),
 			Core:    s.coreConfig(cfg, uint8(i), key), Listeners: s.listening.hand(i), Relays: udpRelays{s},
-			Streams: s.streams.For(i), Other: s.shard, Portable: cfg.Portable, Logger: cfg.Logger,
+			Streams: s.streams.For(i), Other: s.shard, Unsent: s.unsent.tell, Portable: cfg.Portable, Logger: cfg.Logger,
 		})
 		if err != nil {
 			return fmt.Errorf("start turn thread: %w", err)

@@ -537,7 +537,7 @@ func TestMetrics_NamesAndLabels(t *testing.T) {
 	}
 	want := []string{
 		"meshgate_turn_allocations 1", "meshgate_turn_allocations_limit 1", "meshgate_turn_allocations_total 1", "meshgate_turn_auth_failures_total 7",
-		"meshgate_turn_connections 1", "meshgate_turn_draining 1", "meshgate_turn_drops_total 13", "meshgate_turn_errors_total 15",
+		"meshgate_turn_connections 1", "meshgate_turn_draining 1", "meshgate_turn_drops_total 17", "meshgate_turn_errors_total 15",
 		"meshgate_turn_kernel_channels 1", "meshgate_turn_kernel_packets_total 10", "meshgate_turn_relayed_bytes_total 2", "meshgate_turn_relayed_packets_total 2",
 		"meshgate_turn_relays 1",
 	}

@@ -150,8 +150,8 @@ func (b *books) execute(now time.Time, out *core.Output) {
 		case core.SendClient:
 			if p := b.listeners[a.Flow.Listener]; p != nil {
 				b.tx.send(p, a.Flow.Client, false, a.Data)
-			} else if b.cfg.Streams != nil {
-				b.cfg.Streams.Send(a.Flow, a.Data)
+			} else if b.cfg.Streams != nil && !b.cfg.Streams.Send(a.Flow, a.Data) {
+				b.unsentClient(a.Flow, a.Data)
 			}
 		case core.SendPeer:
 			b.sendPeer(now, a, out)

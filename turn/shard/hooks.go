@@ -31,8 +31,8 @@ type Opened struct {
 
 // Streams executes actions on streams. It copies the data of Send.
 type Streams interface {
-	// Send executes SendClient on a stream.
-	Send(flow core.Flow, data []byte)
+	// Send executes SendClient on a stream. It is false when the data is dropped.
+	Send(flow core.Flow, data []byte) bool
 	// OpenRelay and CloseRelay are the actions for relays of TCP.
 	OpenRelay(a core.Action)
 	CloseRelay(id core.RelayID)

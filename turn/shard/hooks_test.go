@@ -38,10 +38,13 @@ func (r *recorder) said() []string {
 // recordStreams and recordOffload are the hooks.
 type recordStreams struct{ *recorder }
 
-func (r recordStreams) Send(f core.Flow, data []byte) { r.hear("send %d: %d bytes", f.Conn, len(data)) }
-func (r recordStreams) OpenRelay(a core.Action)       { r.hear("open for %s", a.User) }
-func (r recordStreams) CloseRelay(core.RelayID)       { r.hear("close") }
-func (r recordStreams) Connect(a core.Action)         { r.hear("connect %v", a.Peer) }
+func (r recordStreams) Send(f core.Flow, data []byte) bool {
+	r.hear("send %d: %d bytes", f.Conn, len(data))
+	return true
+}
+func (r recordStreams) OpenRelay(a core.Action) { r.hear("open for %s", a.User) }
+func (r recordStreams) CloseRelay(core.RelayID) { r.hear("close") }
+func (r recordStreams) Connect(a core.Action)   { r.hear("connect %v", a.Peer) }
 func (r recordStreams) Disconnect(id core.ConnectionID) {
 	r.hear("disconnect %d", id)
 }

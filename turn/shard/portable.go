@@ -53,12 +53,14 @@ type worker struct {
 	id     int64 // of the goroutine
 	out    core.Output
 	sends  []datagram
+	lost   []datagram // that could not be sent, until the books know
 }
 
 type datagram struct {
-	conn *net.UDPConn
+	port *port
 	to   netip.AddrPort
 	data []byte
+	err  error // of sending it
 }
 
 func (s *Shard) startPortable(b *books) error {
@@ -126,20 +128,22 @@ func (e *portable) abandon(*port) { e.at.flush() }
 // option is the socket's.
 func (e *portable) send(p *port, to netip.AddrPort, whole bool, data []byte) {
 	if !whole {
-		e.at.sends = append(e.at.sends, datagram{p.conn, to, data})
+		e.at.sends = append(e.at.sends, datagram{port: p, to: to, data: data})
 		return
 	}
 	p.keepWhole(true)
-	one := worker{engine: e, sends: []datagram{{p.conn, to, data}}}
+	one := worker{engine: e, sends: []datagram{{port: p, to: to, data: data}}}
 	one.flush()
+	e.at.lost = append(e.at.lost, one.lost...)
 	p.keepWhole(false)
 }
 
 // flush sends what a worker has to send, and counts it.
 func (w *worker) flush() {
 	for _, d := range w.sends {
-		if _, err := d.conn.WriteToUDPAddrPort(d.data, d.to); err != nil {
+		if _, d.err = d.port.conn.WriteToUDPAddrPort(d.data, d.to); d.err != nil {
 			w.engine.unsent.Add(1)
+			w.lost = append(w.lost, d)
 		} else {
 			w.engine.sent.Add(1)
 		}
@@ -155,8 +159,23 @@ func (e *portable) event(w *worker, f func(now time.Time)) bool {
 		return false
 	}
 	w.flush()
+	w.confess()
 	w.out.Reset()
 	return true
+}
+
+// confess tells the books what could not be sent.
+func (w *worker) confess() {
+	if len(w.lost) == 0 {
+		return
+	}
+	w.engine.mu.Lock()
+	for _, d := range w.lost {
+		w.engine.books.unsent(d.port, d.to, d.data, d.err)
+	}
+	w.engine.mu.Unlock()
+	clear(w.lost)
+	w.lost = w.lost[:0]
 }
 
 // locked is the part of event that needs the lock.

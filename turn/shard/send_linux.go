@@ -46,7 +46,9 @@ type group struct {
 // sender collects datagrams and sends those of a port with one call, and those
 // of equal size to the same address as one packet.
 type sender struct {
-	stats  *Stats
+	stats *Stats
+	// lost is told of what was not sent.
+	lost   func(p *port, to netip.AddrPort, data []byte, err error)
 	cut    bool   // the kernel cuts packets into datagrams (GSO)
 	number uint32 // of the batch, from 1
 	seed   maphash.Seed
@@ -80,7 +82,7 @@ type message struct {
 
 func newSender(stats *Stats, cut bool) *sender {
 	return &sender{
-		stats: stats, cut: cut, number: 1, seed: maphash.MakeSeed(),
+		stats: stats, cut: cut, lost: func(*port, netip.AddrPort, []byte, error) {}, number: 1, seed: maphash.MakeSeed(),
 		packets: make([]packet, 0, maxPackets), groups: make([]group, 0, maxGroups), ports: make([]*port, 0, maxGroups),
 	}
 }
@@ -92,7 +94,7 @@ func (x *sender) add(p *port, to netip.AddrPort, whole bool, data []byte) {
 	}
 	g := x.group(p, to, whole)
 	if g == nil {
-		x.stats.Unsent++
+		x.lose(p, to, data, unix.EAFNOSUPPORT)
 		return
 	}
 	at := int32(len(x.packets))
@@ -283,10 +285,10 @@ func (x *sender) push(p *port, n int) {
 		switch errno {
 		case unix.EINTR:
 		case unix.EAGAIN: // the socket's queue is full
-			x.unsent(at, n-at)
+			x.unsent(at, n-at, errno)
 			return
 		case unix.ENOBUFS, unix.ENOMEM: // this packet found no room further down
-			x.unsent(at, 1)
+			x.unsent(at, 1, errno)
 			at++
 		default:
 			switch {
@@ -296,7 +298,7 @@ func (x *sender) push(p *port, n int) {
 			case x.of[at].count > 1 && uncut(errno):
 				x.separately(p, at)
 			default:
-				x.unsent(at, 1)
+				x.unsent(at, 1, errno)
 			}
 			at++
 		}
@@ -323,10 +325,22 @@ func (x *sender) count(at, n int) {
 	}
 }
 
-func (x *sender) unsent(at, n int) {
+// unsent drops n messages from number at on.
+func (x *sender) unsent(at, n int, errno unix.Errno) {
 	for _, m := range x.of[at : at+n] {
-		x.stats.Unsent += uint64(m.count)
+		g := &x.groups[m.group]
+		for i, next := int32(0), m.first; i < m.count; i++ {
+			pk := &x.packets[next]
+			next = pk.next
+			x.lose(g.port, g.to, pk.data, errno)
+		}
 	}
+}
+
+// lose drops a datagram.
+func (x *sender) lose(p *port, to netip.AddrPort, data []byte, errno unix.Errno) {
+	x.stats.Unsent++
+	x.lost(p, to, data, errno)
 }
 
 // shunned is how many addresses are remembered to which packets cannot be cut.
@@ -401,7 +415,7 @@ func (x *sender) separately(p *port, at int) {
 		if sent, errno := sendBatch(p.socket.fd, &h, 1); sent == 1 && errno == 0 {
 			x.stats.Sent++
 		} else {
-			x.stats.Unsent++
+			x.lose(p, g.to, pk.data, errno)
 		}
 	}
 }

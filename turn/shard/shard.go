@@ -46,6 +46,9 @@ type Config struct {
 	Other func(number uint8) *Shard
 	// Portable uses one goroutine for each socket also where there is more to use.
 	Portable bool
+	// Unsent is told of each datagram that the system did not take for sending, and
+	// its error. nil: nobody wants to know.
+	Unsent func(why Loss, err error)
 	// Logger gets changes of the shard's state; nil discards them.
 	Logger *slog.Logger
 
@@ -60,9 +63,16 @@ func (t *Traffic) add(packets, bytes uint64) {
 	t.Bytes += bytes
 }
 
+// take is the reverse of add.
+func (t *Traffic) take(packets, bytes uint64) {
+	t.Packets -= packets
+	t.Bytes -= bytes
+}
+
 // Stats are counters since New.
 type Stats struct {
-	// ToPeers and ToClients is what was relayed, by the kernel (Offload) too.
+	// ToPeers and ToClients is what was relayed, by the kernel (Offload) too, without
+	// what could not be sent.
 	ToPeers, ToClients Traffic
 	// Received and Sent count datagrams, segments one by one; Receives and Sends
 	// the system calls that moved some.
@@ -77,6 +87,8 @@ type Stats struct {
 	// those that were larger than a datagram can be, Uncarried those for another
 	// shard (Config.Other) that had no room for them.
 	Overflowed, Unsent, Truncated, Uncarried uint64
+	// Lost is Unsent by its reason.
+	Lost [NumLosses]uint64
 	// Carried is how many clients have their allocation at another shard now.
 	Carried int
 	// RelaysFailed counts relays that could not be opened, or that broke.

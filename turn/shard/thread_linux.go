@@ -79,6 +79,7 @@ func (s *Shard) start(b *books) error {
 		return s.startPortable(b)
 	}
 	t := &thread{books: b, epoll: -1, bell: -1, tx: newSender(&b.stats, can.cut)}
+	t.tx.lost = b.unsent
 	s.engine = t
 	if err := t.init(can); err != nil {
 		b.close()

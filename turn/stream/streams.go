@@ -42,19 +42,22 @@ func (s *Streams) reclaim() {
 	s.spent = nil
 }
 
-// Send queues a frame for a connection. What cannot wait is dropped, or ends the
-// connection.
-func (s *Streams) Send(flow core.Flow, data []byte) {
+// Send queues a frame for a connection. What cannot wait is dropped, which is false,
+// or ends the connection.
+func (s *Streams) Send(flow core.Flow, data []byte) bool {
 	c := s.conns[flow.Conn]
 	if c == nil {
-		return // it has ended, and StreamClosed is on its way
+		return false // it has ended, and StreamClosed is on its way
 	}
 	switch c.queue.add(data) {
 	case dropped:
 		s.server.stats.count(Lagging)
+		return false
 	case overflowed:
 		c.abort(Stuck)
+		return false
 	}
+	return true
 }
 
 // End ends the connection of a client whose allocation was taken away: that tells
