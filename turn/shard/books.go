@@ -22,6 +22,8 @@ type port struct {
 	conn     *net.UDPConn // in the portable engine
 	way      way          // of the last datagram to a peer
 	lane     lane         // what the engine of this system knows of it
+	// locals is where clients come in, on a listener at all addresses; nil on others.
+	locals map[netip.AddrPort]local
 }
 
 // close closes the socket.
@@ -64,6 +66,7 @@ type books struct {
 	turn      uint64  // number of the batch at hand
 	stats     Stats
 	complain  time.Time // not before then about relays again
+	locals    int       // how many clients are remembered (port.locals) before some are forgotten
 
 	offloaded map[core.Flow]struct{}
 	credit    time.Time           // when Offload is asked for its counters again

@@ -27,12 +27,6 @@ type control struct {
 	local      local  // where it came to, on a socket of all addresses
 }
 
-// local is an address of this host, and the interface if it needs one.
-type local struct {
-	addr  netip.Addr
-	index uint32
-}
-
 // each calls f for each control message of b: its level, type and data. It stops
 // at what is no message.
 func each(b []byte, f func(level, kind int32, data []byte)) {

@@ -56,13 +56,17 @@ func TestThread_TellsOfPeersThatAreNotThere(t *testing.T) {
 
 // On a listener of all addresses answers leave from the one that was asked, and so
 // does data.
-func TestThread_AnswersFromTheAddressThatWasAsked(t *testing.T) {
+func TestShard_AnswersFromTheAddressThatWasAsked(t *testing.T) {
+	both(t, answersFromTheAddressThatWasAsked)
+}
+
+func answersFromTheAddressThatWasAsked(t *testing.T, engine func(*Config)) {
 	for _, any := range []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()} {
 		s, err := Listen(netip.AddrPortFrom(any, 0), false)
 		if err != nil {
 			t.Fatal(err)
 		}
-		w := newWorld(t, func(cfg *Config) {
+		w := newWorld(t, engine, func(cfg *Config) {
 			for _, l := range cfg.Listeners {
 				l.Close()
 			}
@@ -103,13 +107,12 @@ func TestThread_ForgetsWhereStrangersCameIn(t *testing.T) {
 		t.Fatal(err)
 	}
 	b.core = c
-	th := &thread{books: b}
-	p := &port{lane: lane{locals: map[netip.AddrPort]local{}}}
+	p := &port{locals: map[netip.AddrPort]local{}}
 	for i := range 10 * maxLocals {
 		client := netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}), 9)
-		th.rememberLocal(p, core.Flow{Client: client}, local{addr: loopback4})
-		if len(p.lane.locals) > maxLocals {
-			t.Fatalf("%d are remembered", len(p.lane.locals))
+		b.rememberLocal(p, core.Flow{Client: client}, local{addr: loopback4})
+		if len(p.locals) > maxLocals {
+			t.Fatalf("%d are remembered", len(p.locals))
 		}
 	}
 }

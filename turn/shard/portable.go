@@ -60,6 +60,7 @@ type datagram struct {
 	port *port
 	to   netip.AddrPort
 	data []byte
+	from local // where it leaves, if not where the system likes
 	err  error // of sending it
 }
 
@@ -117,6 +118,9 @@ func (e *portable) adopt(p *port) error {
 	}
 	_ = c.SetReadBuffer(size) // as much as the system gives
 	_ = c.SetWriteBuffer(size)
+	if p.relay == 0 && p.socket.addr.Addr().IsUnspecified() && p.askWhere() {
+		p.locals = make(map[netip.AddrPort]local)
+	}
 	e.readers.Go(func() { e.read(p) })
 	return nil
 }
@@ -128,7 +132,7 @@ func (e *portable) abandon(*port) { e.at.flush() }
 // option is the socket's.
 func (e *portable) send(p *port, to netip.AddrPort, whole bool, data []byte) {
 	if !whole {
-		e.at.sends = append(e.at.sends, datagram{port: p, to: to, data: data})
+		e.at.sends = append(e.at.sends, datagram{port: p, to: to, data: data, from: p.locals[to]})
 		return
 	}
 	p.keepWhole(true)
@@ -141,7 +145,7 @@ func (e *portable) send(p *port, to netip.AddrPort, whole bool, data []byte) {
 // flush sends what a worker has to send, and counts it.
 func (w *worker) flush() {
 	for _, d := range w.sends {
-		if _, d.err = d.port.conn.WriteToUDPAddrPort(d.data, d.to); d.err != nil {
+		if d.err = d.send(); d.err != nil {
 			w.engine.unsent.Add(1)
 			w.lost = append(w.lost, d)
 		} else {
@@ -150,6 +154,18 @@ func (w *worker) flush() {
 	}
 	clear(w.sends)
 	w.sends = w.sends[:0]
+}
+
+// send sends it from where the client came in, or from where the system likes if
+// that is no address of the host any more, or one of many hosts.
+func (d *datagram) send() (err error) {
+	if d.from.addr.IsValid() {
+		if _, _, err = d.port.conn.WriteMsgUDPAddrPort(d.data, d.port.fromHere(d.from), d.to); err == nil {
+			return nil
+		}
+	}
+	_, err = d.port.conn.WriteToUDPAddrPort(d.data, d.to)
+	return err
 }
 
 // event has f tell the core something, and does what it asks for. It is false
@@ -218,14 +234,18 @@ func (e *portable) next(now time.Time) (time.Time, bool) {
 func (e *portable) read(p *port) {
 	w := &worker{engine: e, id: goroutine()}
 	buf := make([]byte, core.Headroom+largest+core.Tailroom)
+	var where []byte // what the system tells of where a datagram came in
+	if p.locals != nil {
+		where = make([]byte, whereRoom)
+	}
 	const patience = 64 // errors in a row; an ICMP message makes one
 	for failed := 0; ; {
-		n, from, err := p.conn.ReadFromUDPAddrPort(buf[core.Headroom : core.Headroom+largest])
+		n, told, _, from, err := p.conn.ReadMsgUDPAddrPort(buf[core.Headroom:core.Headroom+largest], where)
 		switch {
 		case err == nil:
 			failed = 0
 			from = netip.AddrPortFrom(from.Addr().Unmap(), from.Port())
-			if !e.event(w, func(now time.Time) { e.received(now, p, w, from, buf[:core.Headroom+n]) }) {
+			if !e.event(w, func(now time.Time) { e.received(now, p, w, from, buf[:core.Headroom+n], where[:told]) }) {
 				return
 			}
 		case errors.Is(err, net.ErrClosed):
@@ -239,14 +259,18 @@ func (e *portable) read(p *port) {
 	}
 }
 
-func (e *portable) received(now time.Time, p *port, w *worker, from netip.AddrPort, buf []byte) {
+func (e *portable) received(now time.Time, p *port, w *worker, from netip.AddrPort, buf, where []byte) {
 	e.books.stats.Receives++
 	e.books.stats.Received++
 	switch {
 	case p.closed:
 	case p.relay == 0:
 		packet := buf[core.Headroom:]
-		e.books.fromClient(now, core.Flow{Client: from, Listener: p.listener}, packet[:len(packet):len(packet)], &w.out)
+		var to local
+		if p.locals != nil {
+			to = p.where(where)
+		}
+		e.books.fromListener(now, p, from, packet[:len(packet):len(packet)], to, &w.out)
 	default:
 		e.books.fromPeer(now, p.relay, e.books.cfg.Relays.Outside(from), buf, core.Headroom, &w.out)
 	}

@@ -90,7 +90,7 @@ func (r *receiver) prepare(p *port) {
 	}
 	s.queues(sharedQueue)
 	if s.addr.Addr().IsUnspecified() {
-		p.lane.locals = make(map[netip.AddrPort]local)
+		p.locals = make(map[netip.AddrPort]local)
 		_ = unix.SetsockoptInt(s.fd, unix.IPPROTO_IP, unix.IP_PKTINFO, 1)
 		_ = unix.SetsockoptInt(s.fd, unix.IPPROTO_IPV6, unix.IPV6_RECVPKTINFO, 1)
 	}
@@ -162,7 +162,7 @@ func (t *thread) accept(now time.Time, p *port, i int, from netip.AddrPort) int 
 		if p.relay != 0 {
 			t.fromPeer(now, p.relay, from, slot[:core.Headroom+n:core.Headroom+n+core.Tailroom], core.Headroom, &t.out)
 		} else {
-			t.fromListener(now, p, from, slot[core.Headroom:core.Headroom+n:core.Headroom+n], c.local)
+			t.fromListener(now, p, from, slot[core.Headroom:core.Headroom+n:core.Headroom+n], c.local, &t.out)
 		}
 		return 1
 	}
@@ -179,42 +179,11 @@ func (t *thread) accept(now time.Time, p *port, i int, from netip.AddrPort) int 
 		if p.relay != 0 {
 			t.fromPeer(now, p.relay, from, one, 0, &t.out)
 		} else {
-			t.fromListener(now, p, from, one, c.local)
+			t.fromListener(now, p, from, one, c.local, &t.out)
 		}
 	}
 	t.stats.Merged += uint64(got)
 	return got
-}
-
-// fromListener gives a datagram of a client to the core, and on a socket of all
-// addresses remembers to which of them the client sends, if it is answered.
-func (t *thread) fromListener(now time.Time, p *port, from netip.AddrPort, packet []byte, to local) {
-	before := len(t.out.Actions)
-	flow := core.Flow{Client: from, Listener: p.listener}
-	t.fromClient(now, flow, packet, &t.out)
-	if p.lane.locals != nil && to.addr.IsValid() && len(packet) > 0 && packet[0] < 0x40 && len(t.out.Actions) > before {
-		t.rememberLocal(p, flow, to)
-	}
-}
-
-// maxLocals is how many clients without an allocation a socket of all addresses
-// remembers at most.
-const maxLocals = 4096
-
-func (t *thread) rememberLocal(p *port, flow core.Flow, to local) {
-	known := p.lane.locals
-	if known[flow.Client] == to {
-		return
-	}
-	if len(known) >= t.locals {
-		for client := range known {
-			if !t.core.Holds(core.Flow{Client: client, Listener: p.listener}) {
-				delete(known, client)
-			}
-		}
-		t.locals = len(known) + maxLocals
-	}
-	known[flow.Client] = to
 }
 
 // receiveErrors tells the core about packets to peers that did not arrive. It

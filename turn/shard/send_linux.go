@@ -137,8 +137,8 @@ func (x *sender) begin(p *port, to netip.AddrPort, whole bool, at uint32) *group
 	g := &x.groups[index]
 	g.named = g.name.set(to, p.socket.ipv6)
 	g.segment = x.limit(p, to)
-	if p.lane.locals != nil {
-		g.from = p.lane.locals[to]
+	if p.locals != nil {
+		g.from = p.locals[to]
 	}
 	if p.lane.batch == x.number {
 		x.groups[p.lane.newest].next = index

@@ -35,7 +35,6 @@ type lane struct {
 
 	failures   int // to receive, in a row
 	overflowed uint32
-	locals     map[netip.AddrPort]local // by client, on a socket of all addresses; nil on others
 
 	// The groups of the batch at hand, in the sender.
 	batch                  uint32
@@ -63,7 +62,6 @@ type thread struct {
 	streaming   bool // by what the last turns were apart
 	napped      bool // before this turn
 	yield       int  // what naps are good for; negative: how many turns there are none
-	locals      int  // how many clients are remembered before some are forgotten
 }
 
 // bellTag is the bell among the events; other negative tags are listeners.
