@@ -176,15 +176,18 @@ func (s *Server) count() totals {
 		t.draining = 1
 	}
 	t.refused = s.forged.Load()
-	if s.streams == nil {
-		return t
+	if s.streams != nil {
+		t.addStreams(s.streams.Stats())
 	}
-	v := s.streams.Stats()
+	return t
+}
+
+// addStreams adds what became of connections and their frames.
+func (t *totals) addStreams(v stream.Stats) {
 	t.connections = v.Connections
 	t.core.Dropped[core.DropJunk] += v.Ended[stream.Garbage]
 	t.core.Dropped[core.DropOversize] += v.Ended[stream.Oversize]
 	t.silent, t.guessing = v.Ended[stream.Silent], v.Ended[stream.Guessing]
 	t.refused += v.Ended[stream.Crowded] + v.Ended[stream.Displaced] + v.Ended[stream.Forged]
 	t.overflowed += v.Ended[stream.Lagging] + v.Ended[stream.Stuck]
-	return t
 }
