@@ -6,6 +6,7 @@ import (
 	"bufio"
 	"context"
 	"crypto/tls"
+	"errors"
 	"net"
 	"sync"
 	"time"
@@ -14,10 +15,11 @@ import (
 // alpnTURN is the protocol name of TURN over TLS (RFC 7443).
 const alpnTURN = "stun.turn"
 
-// newTLSListener puts TLS on l; ctx ends handshakes. With turn, connections that speak TURN go to
-// it; the others are accepted. A connection is accepted when its handshake is over, for
-// which it has headerTimeout and may say no more than two hellos.
-func newTLSListener(ctx context.Context, l net.Listener, cfg *tls.Config, turn func(net.Conn)) net.Listener {
+// newTLSListener puts TLS on l; ctx ends handshakes, and shaken counts those that fail by
+// themselves. With turn, connections that speak TURN go to it; the others are
+// accepted. A connection is accepted when its handshake is over, for which it has
+// headerTimeout and may say no more than two hellos.
+func newTLSListener(ctx context.Context, l net.Listener, cfg *tls.Config, shaken *handshakes, turn func(net.Conn)) net.Listener {
 	cfg = cfg.Clone()
 	cfg.GetConfigForClient = func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
 		if s, ok := hello.Conn.(*shaking); ok {
@@ -26,7 +28,7 @@ func newTLSListener(ctx context.Context, l net.Listener, cfg *tls.Config, turn f
 		return nil, nil // cfg it stays
 	}
 	d := &demux{
-		Listener: l, tls: cfg, turn: turn,
+		Listener: l, tls: cfg, shaken: shaken, turn: turn,
 		accepted: make(chan net.Conn), done: make(chan struct{}), sorting: make(map[net.Conn]struct{}),
 	}
 	d.wg.Go(func() { d.run(ctx) })
@@ -38,8 +40,9 @@ func newTLSListener(ctx context.Context, l net.Listener, cfg *tls.Config, turn f
 // are zero (RFC 8489 section 5), an HTTP request begins with a letter.
 type demux struct {
 	net.Listener
-	tls  *tls.Config
-	turn func(net.Conn) // nil: nobody wants what speaks TURN
+	tls    *tls.Config
+	shaken *handshakes
+	turn   func(net.Conn) // nil: nobody wants what speaks TURN
 
 	accepted chan net.Conn // HTTP connections on their way to Accept; never closed
 	done     chan struct{} // closed when the listener has ended
@@ -123,6 +126,9 @@ func (d *demux) classify(ctx context.Context, raw net.Conn) (isTURN bool, sorted
 		return false, nil, err
 	}
 	if err := conn.HandshakeContext(ctx); err != nil {
+		if ctx.Err() == nil && !errors.Is(err, net.ErrClosed) { // else it had to make room, or all ends
+			d.shaken.fail(raw.RemoteAddr(), err)
+		}
 		return false, nil, err
 	}
 	said.over = true

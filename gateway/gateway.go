@@ -356,7 +356,7 @@ func (g *Gateway) Run(ctx context.Context) error {
 	if g.cfg.Public != nil {
 		l := gather.Listener(g.publicListener())
 		if g.tls != nil {
-			l = newTLSListener(base, l, g.tls.config(g.cfg.TURN != nil), g.cfg.TURN)
+			l = newTLSListener(base, l, g.tls.config(g.cfg.TURN != nil), newHandshakes(g.metrics.shaken, g.log), g.cfg.TURN)
 		}
 		serve(l, g.publicHandler(draining), idleTimeout)
 	}

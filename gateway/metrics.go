@@ -39,6 +39,7 @@ type metrics struct {
 	refused      *prometheus.CounterVec // connections, by listener
 	madeRoom     *prometheus.CounterVec // public connections, by limit
 	lent         prometheus.Gauge       // public connections that speak TURN
+	shaken       *prometheus.CounterVec // TLS handshakes that failed, by reason
 	revoked      prometheus.Counter
 	decoding     prometheus.Gauge   // bytes
 	overfed      prometheus.Counter // messages
@@ -89,6 +90,10 @@ func newMetrics(r prometheus.Registerer) (*metrics, error) {
 			Name: "meshgate_gateway_connections_turn",
 			Help: "Open public connections that speak TURN over TLS.",
 		}),
+		shaken: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "meshgate_gateway_tls_handshakes_failed_total",
+			Help: "TLS handshakes on the public port that failed, by reason; certificate: the client does not take the one that it is shown.",
+		}, []string{"reason"}),
 		revoked: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "meshgate_gateway_calls_revoked_total",
 			Help: "Calls ended because their credentials, membership or roles were gone.",
@@ -110,7 +115,7 @@ func newMetrics(r prometheus.Registerer) (*metrics, error) {
 		return m, nil
 	}
 	var errs []error
-	for _, c := range []prometheus.Collector{m.started, m.handled, m.seconds, m.inFlight, m.panics, m.sockets, m.displaced, m.refused, m.madeRoom, m.lent, m.revoked, m.decoding, m.overfed, m.authFailures} {
+	for _, c := range []prometheus.Collector{m.started, m.handled, m.seconds, m.inFlight, m.panics, m.sockets, m.displaced, m.refused, m.madeRoom, m.lent, m.shaken, m.revoked, m.decoding, m.overfed, m.authFailures} {
 		errs = append(errs, r.Register(c))
 	}
 	return m, errors.Join(errs...)

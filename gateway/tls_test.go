@@ -195,6 +195,9 @@ func TestDemux_SilentClientsAreCutOff(t *testing.T) {
 			if took := time.Since(started); took != headerTimeout {
 				t.Errorf("%s: took %s", name, took)
 			}
+			if n := s.metric(t, "meshgate_gateway_tls_handshakes_failed_total", "timeout"); n != 1 {
+				t.Errorf("%s: %v handshakes were counted as too long, want 1", name, n)
+			}
 		})
 	}
 }
@@ -214,6 +217,85 @@ func TestTLS_OldVersionsAndSuitesAreRefused(t *testing.T) {
 			t.Errorf("%s was accepted", name)
 			_ = c.Close()
 		}
+	}
+}
+
+// Handshakes that fail are counted by their reason, and told at debug, not one by one;
+// those that succeed, and connections that are closed at shutdown, are none.
+func TestTLS_CountsHandshakesThatFail(t *testing.T) {
+	var log lockedBuffer
+	s, cfg := serveTLSWith(t, func(c *Config) {
+		c.TURN = func(c net.Conn) { _ = c.Close() }
+		c.Logger = slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	})
+	shake := func(change func(*tls.Config)) {
+		cfg := cfg.Clone()
+		change(cfg)
+		if c, err := tls.Dial("tcp", s.public, cfg); err == nil {
+			_ = c.Close()
+		}
+	}
+	say := func(text string) {
+		c, err := net.Dial("tcp", s.public)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		if _, err := io.WriteString(c, text); err != nil {
+			t.Fatal(err)
+		}
+		_ = c.(*net.TCPConn).CloseWrite()
+		_, _ = io.Copy(io.Discard, c) // until the gateway is done with it
+	}
+	const failed = "meshgate_gateway_tls_handshakes_failed_total"
+	total := 0.0
+	for _, test := range []struct {
+		reason string
+		do     func()
+	}{
+		{"certificate", func() { shake(func(c *tls.Config) { c.RootCAs = x509.NewCertPool() }) }},
+		{"certificate", func() { shake(func(c *tls.Config) { c.ServerName = "other.test"; c.MaxVersion = tls.VersionTLS12 }) }},
+		{"mismatch", func() { shake(func(c *tls.Config) { c.MinVersion, c.MaxVersion = tls.VersionTLS10, tls.VersionTLS11 }) }},
+		{"mismatch", func() { shake(func(c *tls.Config) { c.NextProtos = []string{"acme-tls/1"} }) }},
+		{"no_tls", func() { say("GET / HTTP/1.1\r\nHost: x\r\n\r\n") }},
+		{"closed", func() { say("") }},
+		{"closed", func() { say("\x16\x03\x01\x02\x00") }},
+		{"too_large", func() {
+			shake(func(c *tls.Config) {
+				for range maxHello / 250 {
+					c.NextProtos = append(c.NextProtos, strings.Repeat("x", 250))
+				}
+			})
+		}},
+	} {
+		before := s.metric(t, failed, test.reason)
+		test.do()
+		poll(t, func() bool { return s.metric(t, failed, test.reason) == before+1 })
+		if total++; s.metric(t, failed) != total {
+			t.Errorf("%s: %v were counted in all, want %v", test.reason, s.metric(t, failed), total)
+		}
+	}
+	shake(func(*tls.Config) {})
+	for range 5 * strangersBurst {
+		say("")
+	}
+	poll(t, func() bool { return s.metric(t, failed, "closed") == 2+5*strangersBurst })
+	if n := strings.Count(log.String(), "TLS handshake failed"); n < strangersBurst || n > 2*strangersBurst {
+		t.Errorf("%d records of %d", n, int(total)+5*strangersBurst)
+	}
+	if !strings.Contains(log.String(), `level=DEBUG msg="TLS handshake failed" component=gateway addr=127.0.0.1:`) {
+		t.Errorf("the log says %s", log.String())
+	}
+	silent, err := net.Dial("tcp", s.public)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer silent.Close()
+	if err := s.stop(); err != nil {
+		t.Fatal(err)
+	}
+	if got, want := s.metric(t, failed), total+5*strangersBurst; got != want {
+		t.Errorf("%v were counted in all, want %v", got, want)
 	}
 }
 
