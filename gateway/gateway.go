@@ -82,6 +82,10 @@ type Config struct {
 	RelayServers func(ctx context.Context, node string) []*v1.ICEServer
 	// Relays is the TURN server of this gateway, for operators; nil: it has none.
 	Relays api.Relays
+	// Draining reports whether new work should go to other gateways, because this one
+	// ends when what it has here is over; until then it serves as before. nil: it
+	// ends as soon as Run is told to.
+	Draining func() bool
 	// Trust is whom the node believes at gateways, for the operator who calls on
 	// Local; nil: it was told nobody.
 	Trust *meshgatev1.GatewayTrust

@@ -17,19 +17,19 @@ import (
 
 // ready is nil while new work should be sent here.
 func (g *Gateway) ready(ctx context.Context) error {
-	if q := requestFrom(ctx); q != nil && q.draining() {
+	if q := requestFrom(ctx); q != nil && q.draining() || g.cfg.Draining != nil && g.cfg.Draining() {
 		return api.ErrClosing
 	}
 	return g.cfg.Node.Healthy()
 }
 
-// healthRoutes adds the three probes: /livez is about the process, /readyz and
-// its old name /healthz are about sending work here. Only operators are told why.
+// healthRoutes adds the three probes: /livez is about the process, /healthz about
+// whether it serves, and /readyz about sending work here, which ends before that
+// does. Only operators are told why.
 func (g *Gateway) healthRoutes(r chi.Router, reasons bool) {
 	r.Get("/livez", func(w http.ResponseWriter, _ *http.Request) { writeProbe(w, nil, false) })
-	ready := func(w http.ResponseWriter, r *http.Request) { writeProbe(w, g.ready(r.Context()), reasons) }
-	r.Get("/readyz", ready)
-	r.Get("/healthz", ready)
+	r.Get("/healthz", func(w http.ResponseWriter, _ *http.Request) { writeProbe(w, g.cfg.Node.Healthy(), reasons) })
+	r.Get("/readyz", func(w http.ResponseWriter, r *http.Request) { writeProbe(w, g.ready(r.Context()), reasons) })
 }
 
 func writeProbe(w http.ResponseWriter, err error, reason bool) {

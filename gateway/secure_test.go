@@ -380,6 +380,9 @@ func TestHealth(t *testing.T) {
 	if a := probe(s.operators, "/readyz"); a.StatusCode != 503 || !strings.Contains(a.text, "waiting for the disk") {
 		t.Errorf("/readyz for operators: %d %q", a.StatusCode, a.text)
 	}
+	if a := probe(s.public, "/healthz"); a.StatusCode != 503 {
+		t.Errorf("/healthz: %d", a.StatusCode)
+	}
 }
 
 func TestMetrics_OnTheirOwnListenerOnly(t *testing.T) {

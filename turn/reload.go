@@ -123,6 +123,9 @@ func (s *Server) Undrain() {
 	s.each(func(_ time.Time, c *core.Core, out *core.Output) { c.Drain(false, nil, out) })
 }
 
+// Draining reports whether new allocations go to other servers.
+func (s *Server) Draining() bool { return s.draining.Load() }
+
 // each calls f on the core of each shard, one after the other, and waits for it.
 func (s *Server) each(f func(now time.Time, c *core.Core, out *core.Output)) {
 	for i := range s.shards {

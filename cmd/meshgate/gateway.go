@@ -300,6 +300,9 @@ func (p *gatewayProcess) newGateway(ctx context.Context) (*gateway.Gateway, erro
 	if p.turnTLS != nil {
 		cfg.TURN = p.turnTLS.hand
 	}
+	if p.turn != nil {
+		cfg.Draining = p.turn.Draining
+	}
 	keeps := storage{p.store, p.node}
 	cfg.Replicas, cfg.Store, cfg.Tokens = keeps, p.store, p.shared
 	if p.cluster != nil {

@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"errors"
 	"log/slog"
+	"net/http"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -75,6 +76,27 @@ func servedGateway(t *testing.T, flags ...string) (p *gatewayProcess, dir string
 		t.Fatalf("the gateway does not serve: %v", err)
 	}
 	return p, dir
+}
+
+// A gateway that sends relays on says so to who probes it.
+func TestUp_IsNotReadyWhileItDrains(t *testing.T) {
+	p, _ := servedGateway(t, "tls.off", "true")
+	at := "http://" + p.public.Addr().String()
+	for _, test := range []struct {
+		change func()
+		want   int
+	}{
+		{func() {}, http.StatusOK},
+		{func() { p.turn.Drain(nil) }, http.StatusServiceUnavailable},
+		{p.turn.Undrain, http.StatusOK},
+	} {
+		test.change()
+		for path, want := range map[string]int{"/readyz": test.want, "/healthz": http.StatusOK} {
+			if status, body := probe(t, at+path); status != want {
+				t.Errorf("%s: %d %q, want %d", path, status, body, want)
+			}
+		}
+	}
 }
 
 // allocate gets an allocation at p for a user of the secret.
