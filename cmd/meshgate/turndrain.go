@@ -96,6 +96,9 @@ func (p *gatewayProcess) endRelays(ctx context.Context, end func()) {
 	}
 	ctx, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM) // once more
 	defer stop()
+	if p.cfg.turnDrainFor > 0 {
+		defer askForTime(ctx, os.Getenv(systemdSocket), stopAskEach, p.log)()
+	}
 	look := func() []turn.Alternate {
 		ctx, cancel := context.WithTimeout(ctx, drainLookTime)
 		defer cancel()

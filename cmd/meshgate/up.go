@@ -415,6 +415,7 @@ func (a *app) up(ctx context.Context, c *upConfig) error {
 		signal.Notify(again, syscall.SIGHUP)
 		defer signal.Stop(again)
 	}
+	c.tellStopTime(log)
 	log.Info("starting", "version", version, "commit", commit, "data_dir", c.dataDir, "listen", c.listen)
 	g, err := newGatewayProcess(ctx, c, log)
 	if err != nil {
