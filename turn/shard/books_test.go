@@ -3,8 +3,12 @@
 package shard
 
 import (
+	"bytes"
+	"log/slog"
 	"net/netip"
+	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -59,4 +63,47 @@ func TestBooks_TakePairsOfRelaysOverOrNone(t *testing.T) {
 			t.Errorf("%s: %d relays are held in the end", name, relays.count())
 		}
 	}
+}
+
+// The log tells of relays that fail once a minute, not each time.
+func TestBooks_ComplainOnceAMinute(t *testing.T) {
+	var log bytes.Buffer
+	now := time.Now()
+	c, err := core.New(now, core.Config{
+		Realm: "meshgate", Offers: core.Offers{IPv4: true}, Authenticator: users{},
+		Listeners: []core.Listener{{Addr: netip.MustParseAddrPort("127.0.0.1:9")}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := &books{core: c, log: slog.New(slog.NewTextHandler(&log, nil))}
+	var out core.Output
+	for i, want := range []int{1, 1, 1, 2, 2} { // every 25 seconds
+		b.relayFailed(now.Add(time.Duration(i)*25*time.Second), 1, unix.EMFILE, &out)
+		if got := strings.Count(log.String(), "turn relay failed"); got != want || b.stats.RelaysFailed != uint64(i+1) {
+			t.Errorf("after %d have failed the log tells of it %d times, want %d", i+1, got, want)
+		}
+	}
+}
+
+// A shard without streams, and without another path, does nothing for them; relays of
+// TCP fail there.
+func TestShard_WithoutStreams(t *testing.T) {
+	both(t, func(t *testing.T, engine func(*Config)) {
+		w := newWorld(t, engine, func(cfg *Config) {
+			cfg.Core.Listeners = append(cfg.Core.Listeners, core.Listener{Addr: cfg.Core.Listeners[0].Addr, Stream: true})
+		})
+		flow := core.Flow{Client: netip.MustParseAddrPort("127.0.0.1:9"), Conn: 7, Listener: 2}
+		w.Do(func(_ time.Time, _ *core.Core, out *core.Output) {
+			for _, kind := range []core.Kind{core.SendClient, core.CloseRelay, core.Connect, core.Splice, core.Disconnect, core.ChannelsChanged} {
+				out.Actions = append(out.Actions, core.Action{Kind: kind, Flow: flow, Relay: 1<<32 | 9, Data: []byte("x")})
+			}
+			out.Actions = append(out.Actions, core.Action{Kind: core.SendPeer, Relay: 1<<32 | 9, Peer: flow.Client, Data: []byte("x")},
+				core.Action{Kind: core.OpenRelay, Relay: 1<<32 | 9, Transport: core.TCP, Family: core.IPv4})
+		})
+		if s := w.Stats(); s.RelaysFailed != 1 || s.Relays != 0 || s.ToPeers != (Traffic{}) || w.relays.count() != 0 {
+			t.Errorf("counted %+v", s)
+		}
+		w.client(loopback4, "ann").allocate()
+	})
 }

@@ -91,6 +91,25 @@ func TestDo_IsBounded(t *testing.T) {
 	})
 }
 
+// Who waits for room goes on as soon as there is some.
+func TestDo_GoesOnWhenThereIsRoom(t *testing.T) {
+	both(t, func(t *testing.T, engine func(*Config)) {
+		w := newWorld(t, engine)
+		waited := make(chan struct{})
+		w.held(func() {
+			for w.offer(func(time.Time, *core.Core, *core.Output) {}) {
+			}
+			entered := make(chan struct{})
+			go func() {
+				close(entered)
+				w.Do(func(time.Time, *core.Core, *core.Output) { close(waited) })
+			}()
+			<-entered
+		})
+		await(t, waited, "the call that found no room")
+	})
+}
+
 func await(t testing.TB, done <-chan struct{}, what string) {
 	t.Helper()
 	select {

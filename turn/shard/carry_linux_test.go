@@ -51,6 +51,54 @@ func TestShard_CarriesNobodyWhoHasAnAllocation(t *testing.T) {
 	}
 }
 
+// A client whose token is of the shard where it comes in is carried nowhere.
+func TestShard_ServesItsOwnTokens(t *testing.T) {
+	shards, at := pair(t)
+	home, other, token := reserved(t, shards, at)
+	home.clientHere(at, "ann").allocate(token)
+	if home.allocations() != 2 || other.allocations() != 0 || home.carried() != 0 || other.carried() != 0 {
+		t.Errorf("%d allocations here and %d there; carried are %d and %d", home.allocations(), other.allocations(), home.carried(), other.carried())
+	}
+}
+
+// What is carried over is a copy: the other shard may be long in looking at it.
+func TestShard_CarriesCopies(t *testing.T) {
+	shards, at := pair(t)
+	home, other, token := reserved(t, shards, at)
+	c := other.clientHere(at, "ann")
+	m := c.signed(stun.MethodAllocate, transportUDP, token)
+	home.held(func() {
+		before := other.Stats().Received
+		c.send(m.Raw)
+		for range slots { // all memory of a batch, and more than one
+			c.send(make([]byte, 300))
+		}
+		eventually(t, "the memory is used anew", func() bool { return other.Stats().Received == before+1+slots })
+	})
+	for {
+		if res := c.message(); res.TransactionID == m.TransactionID {
+			if got := code(res); got != 0 {
+				t.Errorf("code %d", got)
+			}
+			return
+		}
+	}
+}
+
+// What another shard has no room for is dropped, and counted.
+func TestShard_CountsWhatItCannotCarry(t *testing.T) {
+	shards, at := pair(t)
+	home, other, token := reserved(t, shards, at)
+	c := other.clientHere(at, "ann")
+	home.held(func() {
+		for home.offer(func(time.Time, *core.Core, *core.Output) {}) {
+		}
+		c.send(c.signed(stun.MethodAllocate, transportUDP, token).Raw)
+		eventually(t, "it is counted", func() bool { return other.Stats().Uncarried == 1 })
+	})
+	c.allocate(token)
+}
+
 // A shard carries so many clients and no more, and forgets those whose allocations
 // have ended without a word.
 func TestShard_CarriesBoundedlyManyClients(t *testing.T) {
