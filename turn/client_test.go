@@ -195,8 +195,12 @@ func (c *rawClient) packet() []byte {
 }
 
 func (c *rawClient) tryPacket(wait time.Duration) ([]byte, error) {
+	return c.packetInto(make([]byte, 1<<16), wait)
+}
+
+// packetInto is tryPacket into a buffer of 64 KiB.
+func (c *rawClient) packetInto(buf []byte, wait time.Duration) ([]byte, error) {
 	c.SetReadDeadline(time.Now().Add(wait))
-	buf := make([]byte, 65536)
 	if c.RemoteAddr().Network() == "udp" {
 		n, err := c.Read(buf)
 		return buf[:n], err

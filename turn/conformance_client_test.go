@@ -3,6 +3,7 @@
 package turn
 
 import (
+	"bytes"
 	"crypto/hmac"
 	"crypto/sha256"
 	"fmt"
@@ -210,7 +211,7 @@ func (c *party) until(b []byte) (list []string) {
 	c.Helper()
 	_, _ = c.Write(b)
 	for {
-		p, err := c.tryPacket(rowPatience)
+		p, err := c.receives()
 		if err != nil {
 			return append(list, missing(err))
 		}
@@ -233,10 +234,16 @@ func missing(err error) string {
 	return "closed"
 }
 
+// receives returns the next packet.
+func (c *party) receives() ([]byte, error) {
+	p, err := c.packetInto(c.server.buffer, rowPatience)
+	return bytes.Clone(p), err
+}
+
 // next renders what comes next.
 func (c *party) next() string {
 	c.Helper()
-	p, err := c.tryPacket(rowPatience)
+	p, err := c.receives()
 	if err != nil {
 		return missing(err)
 	}
@@ -273,7 +280,7 @@ func (c *party) sendTo(peer netip.AddrPort, data []byte, attrs ...stun.Setter) [
 func (c *party) peerGets() string {
 	c.Helper()
 	_ = c.peer.SetReadDeadline(time.Now().Add(rowPatience))
-	buf := make([]byte, 65536)
+	buf := c.server.buffer
 	n, src, err := c.peer.ReadFromUDPAddrPort(buf)
 	switch {
 	case err != nil:
