@@ -18,6 +18,10 @@ import (
 const (
 	toPeer   = "to_peer"
 	toClient = "to_client"
+
+	// Of datagrams, as a socket sees them.
+	received = "received"
+	sent     = "sent"
 )
 
 // dropLabels are the values of the reason label of drops, by reason of core.
@@ -46,10 +50,11 @@ const (
 type totals struct {
 	core        core.Stats
 	kernel      xdp.Stats
-	relays      int // ports that clients hold
-	limit       int // of relays
-	connections int // of clients, open now
-	draining    int // 1 while new clients are sent on
+	sockets     shard.Stats // those of all shards
+	relays      int         // ports that clients hold
+	limit       int         // of relays
+	connections int         // of clients, open now
+	draining    int         // 1 while new clients are sent on
 	// refused, silent and guessing connections, overflowed datagrams or frames.
 	refused, silent, guessing, overflowed uint64
 	lost                                  [shard.NumLosses]uint64 // datagrams that were not sent
@@ -63,7 +68,8 @@ type metrics struct {
 	allocations, relays, limit              *prometheus.Desc
 	connections, created, draining          *prometheus.Desc
 	packets, bytes, drops, failures, errors *prometheus.Desc
-	channels, outcomes                      *prometheus.Desc // of the kernel path
+	datagrams, calls, switched, broken      *prometheus.Desc // of shards
+	kernel                                  kernelMetrics
 }
 
 func newMetrics(now func() totals) *metrics {
@@ -83,9 +89,11 @@ func newMetrics(now func() totals) *metrics {
 		drops:       desc("meshgate_turn_drops_total", "Packets and connections dropped.", "reason"),
 		failures:    desc("meshgate_turn_auth_failures_total", "Requests whose credential was refused.", "reason"),
 		errors:      desc("meshgate_turn_errors_total", "Error responses sent.", "code"),
-		channels:    desc("meshgate_turn_kernel_channels", "TURN channels that the kernel serves past the server now."),
-		outcomes: desc("meshgate_turn_kernel_packets_total",
-			"Packets of such channels, by outcome. What was not sent, limited or broken went to the server.", "outcome"),
+		datagrams:   desc("meshgate_turn_datagrams_total", "Datagrams that the UDP sockets of TURN received and sent: clients and peers, requests and data.", "direction"),
+		calls:       desc("meshgate_turn_socket_calls_total", "System calls that received and sent these datagrams: the fewer for as many, the larger the batches.", "direction"),
+		switched:    desc("meshgate_turn_switched_packets_total", "Packets from one TURN relay to another that no socket had to carry."),
+		broken:      desc("meshgate_turn_relay_failures_total", "Relay ports that could not be opened, or that broke."),
+		kernel:      newKernelMetrics(desc),
 	}
 }
 
@@ -101,17 +109,18 @@ func (m *metrics) register(reg prometheus.Registerer) error {
 func (m *metrics) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		m.allocations, m.relays, m.limit, m.connections, m.draining, m.created, m.packets, m.bytes, m.drops, m.failures, m.errors,
-		m.channels, m.outcomes,
+		m.datagrams, m.calls, m.switched, m.broken,
 	} {
 		ch <- d
 	}
+	m.kernel.describe(ch)
 }
 
 // Collect implements prometheus.Collector.
 func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 	t := m.totals()
-	gauge := func(d *prometheus.Desc, v int) {
-		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, float64(v))
+	gauge := func(d *prometheus.Desc, v int, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, float64(v), labels...)
 	}
 	counter := func(d *prometheus.Desc, v uint64, labels ...string) {
 		ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v), labels...)
@@ -142,10 +151,13 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 	for i, code := range core.ErrorCodes() {
 		counter(m.errors, t.core.Errors[i], strconv.Itoa(code))
 	}
-	gauge(m.channels, t.kernel.Bindings)
-	for i, n := range t.kernel.Packets {
-		counter(m.outcomes, n, xdp.Outcome(i).String())
-	}
+	counter(m.datagrams, t.sockets.Received, received)
+	counter(m.datagrams, t.sockets.Sent, sent)
+	counter(m.calls, t.sockets.Receives, received)
+	counter(m.calls, t.sockets.Sends, sent)
+	counter(m.switched, t.sockets.Handed)
+	counter(m.broken, t.sockets.RelaysFailed)
+	m.kernel.collect(t.kernel, gauge, counter)
 }
 
 // totals returns what the server has counted, at last before it was closed.
@@ -165,6 +177,12 @@ func (s *Server) count() totals {
 			for why, n := range v.Lost {
 				t.lost[why] += n
 			}
+			t.sockets.Received += v.Received
+			t.sockets.Sent += v.Sent
+			t.sockets.Receives += v.Receives
+			t.sockets.Sends += v.Sends
+			t.sockets.Handed += v.Handed
+			t.sockets.RelaysFailed += v.RelaysFailed
 			t.overflowed += v.Overflowed + v.Uncarried
 			t.core.Dropped[core.DropOversize] += v.Truncated
 		}

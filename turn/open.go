@@ -123,7 +123,7 @@ func (s *Server) kernelConfig(cfg Config) xdp.Config {
 
 // offload is what shards tell of channels; nil: nothing.
 func (s *Server) offload() shard.Offload {
-	if s.kernel == nil {
+	if !s.kernel.Serves() {
 		return nil
 	}
 	return s.kernel

@@ -21,6 +21,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/meshgate/meshgate/turn/core"
+	"github.com/meshgate/meshgate/turn/xdp"
 )
 
 // pionClient connects pion's TURN client, an implementation that is not ours.
@@ -524,7 +525,8 @@ func TestNew_ClosesWhatItWasGivenWhenItFails(t *testing.T) {
 
 func TestMetrics_NamesAndLabels(t *testing.T) {
 	registry := prometheus.NewPedanticRegistry()
-	if err := newMetrics(func() totals { return totals{} }).register(registry); err != nil {
+	kernel := xdp.Stats{Interfaces: []xdp.Interface{{Name: "eth0", Mode: xdp.Native}}, Idle: xdp.Forbidden}
+	if err := newMetrics(func() totals { return totals{kernel: kernel} }).register(registry); err != nil {
 		t.Fatal(err)
 	}
 	families, err := registry.Gather()
@@ -534,12 +536,19 @@ func TestMetrics_NamesAndLabels(t *testing.T) {
 	var got []string
 	for _, f := range families {
 		got = append(got, fmt.Sprintf("%s %d", f.GetName(), len(f.GetMetric())))
+		for _, m := range f.GetMetric() {
+			if f.GetName() == "meshgate_turn_kernel_idle" && (m.GetLabel()[0].GetValue() == "capabilities") != (m.GetGauge().GetValue() == 1) {
+				t.Errorf("%s: %v", f.GetName(), m)
+			}
+		}
 	}
 	want := []string{
 		"meshgate_turn_allocations 1", "meshgate_turn_allocations_limit 1", "meshgate_turn_allocations_total 1", "meshgate_turn_auth_failures_total 7",
-		"meshgate_turn_connections 1", "meshgate_turn_draining 1", "meshgate_turn_drops_total 17", "meshgate_turn_errors_total 15",
-		"meshgate_turn_kernel_channels 1", "meshgate_turn_kernel_packets_total 10", "meshgate_turn_relayed_bytes_total 2", "meshgate_turn_relayed_packets_total 2",
-		"meshgate_turn_relays 1",
+		"meshgate_turn_connections 1", "meshgate_turn_datagrams_total 2", "meshgate_turn_draining 1", "meshgate_turn_drops_total 17", "meshgate_turn_errors_total 15",
+		"meshgate_turn_kernel_bytes_total 10", "meshgate_turn_kernel_channels 1", "meshgate_turn_kernel_idle 5", "meshgate_turn_kernel_interfaces 1",
+		"meshgate_turn_kernel_packets_total 10", "meshgate_turn_kernel_refused_channels_total 1",
+		"meshgate_turn_relay_failures_total 1", "meshgate_turn_relayed_bytes_total 2", "meshgate_turn_relayed_packets_total 2",
+		"meshgate_turn_relays 1", "meshgate_turn_socket_calls_total 2", "meshgate_turn_switched_packets_total 1",
 	}
 	if !slices.Equal(got, want) {
 		t.Errorf("got %q", got)
