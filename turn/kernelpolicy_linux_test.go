@@ -17,6 +17,7 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/pion/stun"
+	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sys/unix"
 
 	"github.com/meshgate/meshgate/turn/core"
@@ -318,4 +319,45 @@ func TestKernel_EndsWithTheServer(t *testing.T) {
 	if n := k.kernel.Stats().Packets[xdp.Limited]; n != 2 || k.held() != [2]int{1, 1} {
 		t.Errorf("the kernel has dropped %d of 2 packets, and holds %d", n, k.held())
 	}
+}
+
+// A server may be there before its interfaces are, and says so meanwhile.
+func TestKernel_FindsInterfacesLater(t *testing.T) {
+	if !inNamespace(t) {
+		return
+	}
+	registry := prometheus.NewPedanticRegistry()
+	s := newServer(t, func(c *Config) {
+		host := netip.MustParseAddr(serverHost)
+		c.XDP, c.Relay, c.Registerer = xdp.Auto, Relay{Public: host, Bind: host}, registry
+	})
+	shows := func(want string) {
+		t.Helper()
+		families, err := registry.Gather()
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got []string
+		for _, f := range families {
+			for _, m := range f.GetMetric() {
+				if name, ok := strings.CutPrefix(f.GetName(), "meshgate_turn_kernel_i"); ok && m.GetGauge().GetValue() == 1 {
+					got = append(got, name)
+					for _, l := range m.GetLabel() {
+						got = append(got, l.GetValue())
+					}
+				}
+			}
+		}
+		if got := strings.Join(got, " "); got != want {
+			t.Errorf("metrics show %q, want %q", got, want)
+		}
+	}
+	shows("dle interfaces")
+	ip(t, "link", "add", "near", "type", "veth", "peer", "name", "end")
+	ip(t, "addr", "add", serverHost+"/24", "dev", "near")
+	s.follow()
+	shows("nterfaces near generic")
+	ip(t, "link", "set", "near", "name", "close")
+	s.follow()
+	shows("nterfaces close generic")
 }

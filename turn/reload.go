@@ -14,6 +14,9 @@ const (
 	// policyAge is how long a verdict of the policy is kept at most: rights end
 	// without anybody saying so, and so do addresses of the host.
 	policyAge = 5 * time.Second
+	// followEvery is how often the kernel path looks for interfaces, besides when the
+	// host's addresses have changed.
+	followEvery = time.Minute
 	// policyPause keeps news of the policy from keeping the threads busy with nothing else.
 	policyPause = 20 * time.Millisecond
 )
@@ -173,6 +176,7 @@ func (s *Server) judgeNews() {
 func (s *Server) watch() {
 	tick := time.NewTicker(policyAge)
 	defer tick.Stop()
+	followed := time.Now()
 	for {
 		select {
 		case <-s.done:
@@ -180,21 +184,34 @@ func (s *Server) watch() {
 		case <-s.changed:
 			s.judgeNews()
 			s.pause(policyPause)
-		case <-tick.C:
-			s.keepFresh()
+		case now := <-tick.C:
+			if s.keepFresh() || now.Sub(followed) >= followEvery {
+				followed = now
+				s.follow()
+			}
 		}
 	}
 }
 
 // keepFresh is what watch does every policyAge: what changes without a word is looked
-// at again, and what nobody needs any more is forgotten.
-func (s *Server) keepFresh() {
-	if _, err := s.policy.refresh(); err != nil {
+// at again, and what nobody needs any more is forgotten. It reports whether the host
+// has other addresses.
+func (s *Server) keepFresh() (moved bool) {
+	moved, err := s.policy.refresh()
+	if err != nil {
 		s.log.Warn("reading interface addresses failed; the last ones stay denied", "err", err)
 	}
 	s.judgeAnew()
 	s.connects.sweep(time.Now())
 	s.rates.keep(func(user string) bool { return s.ledger.Held(user, core.Relays) > 0 })
+	return moved
+}
+
+// follow has the kernel path find the host's interfaces.
+func (s *Server) follow() {
+	if err := s.kernel.Follow(); err != nil {
+		s.log.Warn("the kernel path of turn does not know all interfaces", "err", err)
+	}
 }
 
 // pause waits, unless the server closes.
