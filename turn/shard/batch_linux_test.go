@@ -73,7 +73,14 @@ func TestThread_GivesBrokenSocketsUp(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer rx.close()
-	th := &thread{books: &books{}, rx: rx}
+	c, err := core.New(time.Now(), core.Config{
+		Realm: "meshgate", Offers: core.Offers{IPv4: true}, Authenticator: users{},
+		Listeners: []core.Listener{{Addr: netip.MustParseAddrPort("127.0.0.1:9")}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	th := &thread{books: &books{core: c}, rx: rx}
 	if _, _, err := th.receive(time.Now(), &port{socket: &Socket{fd: -1}}); err == nil {
 		t.Error("a socket that is none goes on")
 	}
@@ -100,6 +107,12 @@ func TestThread_GivesBrokenSocketsUp(t *testing.T) {
 	p.socket, p.lane.failures = s, maxFailures
 	if got, more, err := th.receive(time.Now(), p); got != 0 || more || err != nil || p.lane.failures != 0 {
 		t.Errorf("nothing to receive: %d, %v, %v, %d failures", got, more, err, p.lane.failures)
+	}
+	conn, _ := socket(t, loopback4)
+	conn.WriteToUDPAddrPort([]byte("junk"), s.Addr())
+	p.lane.failures = maxFailures
+	if got, _, err := th.receive(time.Now(), p); got != 1 || err != nil || p.lane.failures != 0 {
+		t.Errorf("one to receive: %d, %v, %d failures", got, err, p.lane.failures)
 	}
 }
 

@@ -46,7 +46,16 @@ func addAddress(t *testing.T, a netip.Addr) {
 	}{a.As16(), 128, 1}
 	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.SIOCSIFADDR, uintptr(unsafe.Pointer(&request))); errno != 0 {
 		t.Errorf("add %v: %v", a, errno)
+		return
 	}
+	eventually(t, "the address can be used, which the kernel finds out by and by", func() bool {
+		s, err := Listen(netip.AddrPortFrom(a, 0), false)
+		if err != nil {
+			return false
+		}
+		s.Close()
+		return true
+	})
 }
 
 // A host with several addresses answers from the one that was asked, one client after the
