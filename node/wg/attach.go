@@ -133,8 +133,7 @@ func (a *attachment) receiveLoop() {
 		if reason == "" {
 			a.bind.metrics.in[kindAttached].Inc()
 		}
-		if door := a.bind.door.Load(); door != nil && reason == "" && isHandshake(f.data) {
-			door.offer(f.data, a)
+		if reason == "" && isHandshake(f.data) && a.bind.takes(f.data, a) {
 			a.bind.frames.put(f)
 			continue
 		}

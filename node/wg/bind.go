@@ -47,6 +47,8 @@ type bind struct {
 	sockets atomic.Pointer[map[Socket]*packetSocket]
 	// lost is set when an attached connection has ended.
 	lost atomic.Bool
+	// calls are watched before the doorman sees what comes.
+	calls calls
 	// door takes the handshake messages, unless it is nil.
 	door atomic.Pointer[doorman]
 	// ended is closed by shutdown.
@@ -93,6 +95,7 @@ func newBind(udp conn.Bind, of sizes, frames *framePool, stun func(Socket, netip
 		attached: make(map[uint64]*attachment),
 	}
 	b.paths.init()
+	b.calls.init(b)
 	return b
 }
 
@@ -131,13 +134,14 @@ func (b *bind) Open(port uint16) ([]conn.ReceiveFunc, uint16, error) {
 }
 
 // guarded returns a receive function of the native bind that knows paths, and
-// without what is STUN and what the doorman takes.
+// without what is STUN, what crosses our calls, and what the doorman takes.
 func (b *bind) guarded(receive conn.ReceiveFunc) conn.ReceiveFunc {
 	demux := nativeDemux{bind: b, finder: finder{socket: NativeSocket}}
 	return func(packets [][]byte, sizes []int, eps []conn.Endpoint) (int, error) {
 		n, err := receive(packets, sizes, eps)
 		taken := demux.sift(packets, sizes[:n], eps)
 		b.metrics.in[kindNative].Add(float64(n - taken))
+		b.calls.sift(packets, sizes[:n], eps)
 		if door := b.door.Load(); door != nil {
 			door.sift(packets, sizes[:n], eps)
 		}
@@ -188,10 +192,11 @@ func (b *bind) receiveAttached(closed <-chan struct{}) conn.ReceiveFunc {
 
 // Send implements conn.Bind. It never waits for an attached connection.
 func (b *bind) Send(packets [][]byte, ep conn.Endpoint) error {
-	switch to := ep.(type) {
-	case *attachment:
+	if to, ok := ep.(*path); ok {
 		return to.send(packets)
-	case *path:
+	}
+	b.calls.sent(packets, ep)
+	if to, ok := ep.(*attachment); ok {
 		return to.send(packets)
 	}
 	return b.sendNative(packets, ep)
@@ -289,6 +294,7 @@ func (b *bind) shutdown() {
 		}
 	}
 	b.paths.shut()
+	b.calls.close()
 	b.running.Wait()
 }
 

@@ -41,6 +41,8 @@ const (
 	reasonHandshakeStranger dropReason = "handshake_stranger"
 	reasonHandshakeForged   dropReason = "handshake_forged"
 	reasonHandshakeReplay   dropReason = "handshake_replay"
+	// Handshake messages that crossed ours.
+	reasonHandshakeCrossed dropReason = "handshake_crossed"
 )
 
 // socketKind is a value of the label "socket".
@@ -65,11 +67,13 @@ type metrics struct {
 	in, out, stunIn, stunOut [socketKinds]prometheus.Counter
 
 	forwarded prometheus.Counter
-	peers     prometheus.Gauge
-	active    prometheus.Gauge
-	attached  prometheus.Gauge
-	sockets   prometheus.Gauge
-	paths     prometheus.Gauge
+	// repeated counts handshake messages that were sent again, renewed calls made anew.
+	repeated, renewed prometheus.Counter
+	peers             prometheus.Gauge
+	active            prometheus.Gauge
+	attached          prometheus.Gauge
+	sockets           prometheus.Gauge
+	paths             prometheus.Gauge
 
 	registerer prometheus.Registerer
 	collectors []prometheus.Collector
@@ -86,6 +90,14 @@ func newMetrics(r prometheus.Registerer) (*metrics, error) {
 		forwarded: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "meshgate_wg_forwarded_packets_total",
 			Help: "Packets from one peer that were sent on towards another.",
+		}),
+		repeated: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "meshgate_wg_repeated_handshake_messages_total",
+			Help: "Handshake messages that were sent again as they were, since the first ones seem to be lost.",
+		}),
+		renewed: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "meshgate_wg_renewed_handshakes_total",
+			Help: "Handshakes that were begun anew at once, since two had crossed and undone each other.",
 		}),
 		peers: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "meshgate_wg_peers",
@@ -115,12 +127,12 @@ func newMetrics(r prometheus.Registerer) (*metrics, error) {
 		reasonAttachGarbage, reasonAttachOversize, reasonAttachHandshake, reasonAttachReceive, reasonAttachSend,
 		reasonSocketGarbage, reasonSocketOversize, reasonSocketStranger, reasonSocketHandshake, reasonSocketSend, reasonPathNowhere,
 		reasonHandshakeQueue, reasonHandshakeGarbage, reasonHandshakeCookie, reasonHandshakeRate,
-		reasonHandshakeStranger, reasonHandshakeForged, reasonHandshakeReplay,
+		reasonHandshakeStranger, reasonHandshakeForged, reasonHandshakeReplay, reasonHandshakeCrossed,
 	} {
 		m.dropped[reason] = dropped.WithLabelValues(string(reason))
 	}
 	m.collectors = []prometheus.Collector{
-		dropped, datagrams, stun, m.forwarded, m.peers, m.active, m.attached, m.sockets, m.paths,
+		dropped, datagrams, stun, m.forwarded, m.repeated, m.renewed, m.peers, m.active, m.attached, m.sockets, m.paths,
 	}
 	if r == nil {
 		return m, nil

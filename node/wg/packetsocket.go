@@ -264,8 +264,7 @@ func (s *packetSocket) admit(sender *source, f *frame, message []byte) bool {
 	}
 	sender.heard.Store(b.paths.now())
 	b.metrics.in[kindRelay].Inc()
-	if door := b.door.Load(); door != nil && isHandshake(message) {
-		door.offer(message, sender.path)
+	if isHandshake(message) && b.takes(message, sender.path) {
 		return false
 	}
 	f.data = message

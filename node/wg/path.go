@@ -344,6 +344,7 @@ func (p *path) hold(packets [][]byte) (*hop, error) {
 // sendTo sends packets one way.
 func (p *path) sendTo(to *hop, packets [][]byte) error {
 	p.sent.Store(p.bind.paths.now())
+	p.bind.calls.sent(packets, p)
 	if to.socket != nil {
 		to.socket.send(packets, to.To)
 		return nil

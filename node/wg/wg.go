@@ -22,7 +22,8 @@
 // the decryption that empties them. Queues of this package are bounded to 1024
 // packets towards WireGuard, to 256 datagrams per attached connection and
 // direction, to 512 datagrams from all packet sockets together, and to 512
-// handshake messages that wait for the doorman. Options.Lean is for processes
+// handshake messages that wait for the doorman; 1024 handshakes that were begun
+// are watched. Options.Lean is for processes
 // with many devices; see docs/adr/0029-lean-nodes.md.
 package wg
 
@@ -278,6 +279,7 @@ func New(o Options) (*Device, error) {
 		return nil, err
 	}
 	d.bind = newBind(native(), sizes, frames, o.STUN, m)
+	d.bind.calls.renew = d.callAnew
 	d.gate = &gate{plane: d.plane, filter: d.filter, metrics: m, paths: &d.bind.paths, wake: d.wake}
 	d.wg = device.NewDevice(d.gate, d.bind.extended(), d.peerLog.library())
 	if name, err := d.plane.Name(); err == nil {

@@ -1,0 +1,178 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package wg
+
+import (
+	"bytes"
+	"time"
+
+	"github.com/meshgate/meshgate/node/mesh"
+	"golang.zx2c4.com/wireguard/conn"
+	"golang.zx2c4.com/wireguard/device"
+)
+
+// The library keeps one handshake for a peer. When two peers call each other at
+// once, each gives up its own call for the other one's, answers that, and gets an
+// answer to what it has given up: no session, and no other call for 5 s. Of two
+// calls that cross, both ends therefore choose the same one, that with the lesser
+// ephemeral key. Who made it keeps the other one back until its own is answered. The
+// library never has a call and an answer of one peer at once, which it would mix up.
+const (
+	// crossTime is for how long after our call one of the peer may have crossed it.
+	// On a longer way than that, round trip, they cross all the same.
+	crossTime = 250 * time.Millisecond
+	// voidTime is for how long an answer to a void call may come. It says that both
+	// have given up their calls.
+	voidTime = 2 * time.Second
+	// renewSoon is when we call again whose call counted: a peer takes another call
+	// after 20 ms at the earliest, and time stamps of calls differ after 17.
+	renewSoon = device.HandshakeInitationRate + 5*time.Millisecond
+	// renewLate is when we call again whose call did not count, unless the other one
+	// has called before.
+	renewLate = time.Second
+)
+
+// sift takes the handshake messages out of a batch that came in that the library
+// is not to have: what is left of one is a size of 0, which it ignores.
+func (c *calls) sift(packets [][]byte, sizes []int, eps []conn.Endpoint) {
+	for i, size := range sizes {
+		if message := packets[i][:size]; isHandshake(message) && c.heard(message, eps[i]) {
+			sizes[i] = 0
+		}
+	}
+}
+
+// heard looks at a handshake message that came in. It reports whether the library
+// is not to have it.
+func (c *calls) heard(message []byte, from conn.Endpoint) (kept bool) {
+	if message[0] != device.MessageInitiationType && c.watched.Load() == 0 {
+		return false
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch message[0] {
+	case device.MessageInitiationType:
+		kept = c.met(message, from, time.Now())
+		if !kept {
+			c.note(message)
+		}
+		return kept
+	case device.MessageResponseType:
+		return c.answered(message, from, time.Now())
+	case device.MessageCookieReplyType:
+		// The peer has no time for what proves no address; only the library can.
+		if is := c.index[senderOf(message)]; is != nil {
+			is.again = time.Time{}
+		}
+	}
+	return false
+}
+
+// met decides about a call that comes from where a call of ours went. The caller
+// holds mu.
+func (c *calls) met(message []byte, from conn.Endpoint, now time.Time) (kept bool) {
+	if c.known(message, from, now) {
+		return true
+	}
+	is := c.at[placeOf(from)]
+	if is == nil {
+		return false
+	}
+	first := bytes.Compare(ephemeralOf(is.message[:]), ephemeralOf(message)) < 0
+	switch {
+	case is.state == callVoid:
+		c.forget(is) // this one is newer
+	case is.state == callAnswered || is.held.is(device.MessageResponseType):
+		c.bind.metrics.drop(reasonHandshakeCrossed)
+		return true
+	case first && now.Sub(is.sent) < crossTime:
+		is.hold(message, from, is.sent.Add(crossTime))
+		c.arm(is.next())
+		return true
+	default:
+		is.second, is.met = !first, now
+	}
+	return false
+}
+
+// hold keeps a message back until a time, instead of what was held before.
+func (is *call) hold(message []byte, from conn.Endpoint, until time.Time) {
+	is.held, is.heldUntil = &knock{from: from, size: len(message)}, until
+	copy(is.held.data[:], message)
+}
+
+// is reports whether k is a message of a kind; nil is none.
+func (k *knock) is(kind byte) bool { return k != nil && k.data[0] == kind }
+
+// answered decides about an answer to a call of ours. The caller holds mu.
+func (c *calls) answered(message []byte, from conn.Endpoint, now time.Time) (kept bool) {
+	is := c.index[receiverOf(message)]
+	switch {
+	case is == nil:
+	case is.state == callVoid && is.renew.IsZero():
+		is.undone(now)
+		c.arm(is.next())
+	case is.state == callOpen && !is.met.IsZero() && now.Sub(is.met) < crossTime:
+		// The library is about to answer the other call.
+		is.hold(message, from, is.met.Add(crossTime))
+		c.arm(is.next())
+		return true
+	case is.state == callOpen:
+		if is.held != nil {
+			c.bind.metrics.drop(reasonHandshakeCrossed)
+		}
+		is.settle(callAnswered, now.Add(answeredTime))
+		c.arm(is.next())
+	}
+	return false
+}
+
+// takes keeps a handshake message that did not come in at the native bind, unless
+// the library is to have it as it is.
+func (b *bind) takes(message []byte, from conn.Endpoint) (taken bool) {
+	if b.calls.heard(message, from) {
+		return true
+	}
+	door := b.door.Load()
+	if door != nil {
+		door.offer(message, from)
+	}
+	return door != nil
+}
+
+// undone notes that both ends have given up their calls.
+func (is *call) undone(now time.Time) {
+	is.renew = now.Add(renewSoon)
+	if is.second {
+		is.renew = now.Add(renewLate)
+	}
+	is.until = is.renew
+}
+
+// ephemeralOf returns the key that the sender of an initiation has made for it.
+func ephemeralOf(initiation []byte) []byte {
+	return initiation[initiationEphemeral:initiationStatic]
+}
+
+// callAnew makes the library call the peer anew that an initiation was for.
+func (d *Device) callAnew(initiation []byte) {
+	if key, ok := d.roster.addressee(initiation); ok {
+		d.metrics.renewed.Inc()
+		d.Handshake(key)
+	}
+}
+
+// addressee returns the configured peer that an initiation of ours is for: the one
+// by whose key it is sealed. That costs a hash for each peer.
+func (r *roster) addressee(initiation []byte) (mesh.WireGuardKey, bool) {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	for key := range r.contacts {
+		var of device.CookieChecker
+		of.Init(device.NoisePublicKey(key))
+		if of.CheckMAC1(initiation) {
+			return key, true
+		}
+	}
+	return mesh.WireGuardKey{}, false
+}
