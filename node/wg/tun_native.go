@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//go:build linux || darwin || freebsd || openbsd || windows
+//go:build darwin || freebsd || openbsd || windows
 
 package wg
 
