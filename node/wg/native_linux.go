@@ -24,6 +24,12 @@ import (
 // packet by packet, before the faster way is tried again.
 const oneByOne = time.Second
 
+// maxBurst is how many bytes the kernel is given at a time to cut into datagrams.
+// The library gives it as many as IP can hold. With the headers of IP and of the
+// link that can be more than a link takes whole (64 KiB), and then the kernel cuts
+// it before, and all that it passes costs as much as if it had come one by one.
+const maxBurst = 1<<16 - 128
+
 // fragmenting is the library's UDP bind for ways on which packets do not fit
 // whole: they go in fragments, as those of WireGuard in the kernel do. The
 // library leaves its sockets as they come, which forbids routers to cut IPv4
@@ -68,6 +74,7 @@ func (f *fragmenting) Open(port uint16) ([]conn.ReceiveFunc, uint16, error) {
 // Send implements conn.Bind. The kernel cuts a batch into packets or a packet
 // into fragments, not both: a batch of packets that do not fit is refused.
 func (f *fragmenting) Send(packets [][]byte, ep conn.Endpoint) error {
+	limitBursts(packets)
 	f.cutting.RLock()
 	defer f.cutting.RUnlock()
 	if len(packets) == 1 || time.Now().UnixNano() >= f.until.Load() {
@@ -86,6 +93,16 @@ func (f *fragmenting) Send(packets [][]byte, ep conn.Endpoint) error {
 		}
 	}
 	return nil
+}
+
+// limitBursts has the library join no more than maxBurst bytes: it appends to the first
+// of the packets, as far as that has room.
+func limitBursts(packets [][]byte) {
+	for i, p := range packets {
+		if len(p) <= maxBurst && cap(p) > maxBurst {
+			packets[i] = p[:len(p):maxBurst]
+		}
+	}
 }
 
 // SendNarrow implements narrowSender. The kernel has one size of fragments for a

@@ -146,3 +146,35 @@ func TestLinkMTU_IsThatOfTheHost(t *testing.T) {
 		t.Errorf("loopback: %d", got)
 	}
 }
+
+// What the library may join fits a link that takes 64 KiB, with all headers; what is
+// larger alone is sent as it is.
+func TestFragmenting_LimitsBursts(t *testing.T) {
+	const link, headers = 1 << 16, 14 + 40 + 8
+	b := &capacities{}
+	f := &fragmenting{Bind: b}
+	packets := make([][]byte, 3)
+	for i := range packets {
+		packets[i] = make([]byte, 1424, 65535)
+	}
+	packets[1] = make([]byte, 65500, 65535)
+	if err := f.Send(packets, nil); err != nil {
+		t.Fatal(err)
+	}
+	if b.got[0] >= link-headers || b.got[0] < 45*1452 || b.got[1] != 65535 || b.got[2] != b.got[0] {
+		t.Errorf("capacities are %v", b.got)
+	}
+}
+
+// capacities is a bind that notes those of what it sends.
+type capacities struct {
+	conn.Bind
+	got []int
+}
+
+func (c *capacities) Send(packets [][]byte, _ conn.Endpoint) error {
+	for _, p := range packets {
+		c.got = append(c.got, cap(p))
+	}
+	return nil
+}
