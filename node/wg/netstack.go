@@ -97,7 +97,14 @@ func (n *netstack) configure() error {
 	moderate := tcpip.TCPModerateReceiveBufferOption(true)
 	send := tcpip.TCPSendBufferSizeRangeOption{Min: tcp.MinBufferSize, Default: tcpBufferDefault, Max: tcpBufferMax}
 	receive := tcpip.TCPReceiveBufferSizeRangeOption{Min: tcp.MinBufferSize, Default: tcpBufferDefault, Max: tcpBufferMax}
-	for _, o := range []tcpip.SettableTransportProtocolOption{&sack, &moderate, &send, &receive} {
+	// Without RACK, which comes with probes for losses at the end: they are sent
+	// twice the round trip after the last segment, without the least time that other
+	// systems have, and are a whole super-segment. Near peers take longer than that
+	// whenever a thread waits; each such probe halves the congestion window, since
+	// this version takes what answers the original for news of a loss. Lost segments
+	// are found by selective acknowledgements.
+	recovery := tcpip.TCPRecovery(0)
+	for _, o := range []tcpip.SettableTransportProtocolOption{&sack, &moderate, &send, &receive, &recovery} {
 		if err := n.stack.SetTransportProtocolOption(tcp.ProtocolNumber, o); err != nil {
 			return fmt.Errorf("tune tcp with %T: %s", o, err)
 		}

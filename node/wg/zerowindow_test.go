@@ -28,7 +28,7 @@ type handmade struct {
 }
 
 // meet connects a handmade peer, whose window is as given, to a new stack.
-func meet(t *testing.T, v6 bool, receiveBuffer int, window uint16) *handmade {
+func meet(t *testing.T, v6 bool, receiveBuffer int, window uint16, tune ...tcpip.SettableTransportProtocolOption) *handmade {
 	t.Helper()
 	m, err := newMetrics(nil)
 	if err != nil {
@@ -40,8 +40,10 @@ func meet(t *testing.T, v6 bool, receiveBuffer int, window uint16) *handmade {
 	}
 	t.Cleanup(func() { _ = n.Close() })
 	size := tcpip.TCPReceiveBufferSizeRangeOption{Min: tcp.MinBufferSize, Default: receiveBuffer, Max: receiveBuffer}
-	if err := n.stack.SetTransportProtocolOption(tcp.ProtocolNumber, &size); err != nil {
-		t.Fatal(err)
+	for _, o := range append(tune, &size) {
+		if err := n.stack.SetTransportProtocolOption(tcp.ProtocolNumber, o); err != nil {
+			t.Fatal(err)
+		}
 	}
 	h := &handmade{t: t, stack: n, own: "10.99.0.2", other: "10.99.0.1", next: 1 << 31, fromStack: make(chan []byte, 1000)}
 	if v6 {
@@ -80,7 +82,12 @@ func (h *handmade) collect() {
 
 // send makes the stack receive a segment.
 func (h *handmade) send(seq uint32, flags byte, window uint16, payload []byte) {
-	s := append(tcpSegment(flags), payload...)
+	s := tcpSegment(flags)
+	if flags&0x02 != 0 { // a SYN says that we know selective acknowledgements
+		s = append(s, 1, 1, 4, 2)
+		s[12] += 1 << 4
+	}
+	s = append(s, payload...)
 	binary.BigEndian.PutUint32(s[tcpSequence:], seq)
 	if flags&tcpFlagAck != 0 {
 		binary.BigEndian.PutUint32(s[tcpAck:], h.expect)
