@@ -10,7 +10,6 @@ import (
 	"os"
 	"testing"
 
-	"golang.org/x/sys/unix"
 	"golang.zx2c4.com/wireguard/tun"
 )
 
@@ -31,17 +30,8 @@ func (f packetFile) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
 // eagerPair is an interface, and a function that is the kernel sending on it.
 func eagerPair(t *testing.T) (e *eager, file *os.File, send func(b []byte)) {
 	t.Helper()
-	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	file, kernel := os.NewFile(uintptr(fds[0]), "tun"), os.NewFile(uintptr(fds[1]), "kernel")
-	t.Cleanup(func() { _, _ = file.Close(), kernel.Close() })
-	raw, err := file.SyscallConn()
-	if err != nil {
-		t.Fatal(err)
-	}
-	return newEager(packetFile{file: file}, raw), file, func(b []byte) {
+	e, kernel := eagerTo(t)
+	return e, e.Device.(packetFile).file, func(b []byte) {
 		t.Helper()
 		if _, err := kernel.Write(b); err != nil {
 			t.Fatal(err)

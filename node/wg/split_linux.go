@@ -16,6 +16,7 @@ import (
 const (
 	vnetHeader      = 10
 	vnetGSOType     = 1
+	vnetHeaders     = 2
 	vnetSegment     = 4 // payload bytes of each packet but the last
 	vnetSumStart    = 6
 	vnetSumOffset   = 8
