@@ -39,6 +39,8 @@ type fragmenting struct {
 	// cutting is held by whoever has fragments of all that is sent over IPv6 be
 	// small, and read by all who send.
 	cutting sync.RWMutex
+	// gather sends bursts; nil while it is closed.
+	gather atomic.Pointer[gatherer]
 	// until is when batches are tried again, in ns since 1970.
 	until atomic.Int64
 }
@@ -67,8 +69,17 @@ func (f *fragmenting) Open(port uint16) ([]conn.ReceiveFunc, uint16, error) {
 	if err == nil {
 		// Without, only ways with a small MTU suffer.
 		_ = eachSocket(actual, allow)
+		if std, ok := f.Bind.(*families); ok {
+			f.gather.Store(newGatherer(std.StdNetBind))
+		}
 	}
 	return fns, actual, err
+}
+
+// Close implements conn.Bind.
+func (f *fragmenting) Close() error {
+	f.gather.Store(nil)
+	return f.Bind.Close()
 }
 
 // Send implements conn.Bind. The kernel cuts a batch into packets or a packet
@@ -78,6 +89,11 @@ func (f *fragmenting) Send(packets [][]byte, ep conn.Endpoint) error {
 	f.cutting.RLock()
 	defer f.cutting.RUnlock()
 	if len(packets) == 1 || time.Now().UnixNano() >= f.until.Load() {
+		if g := f.gather.Load(); g != nil && len(packets) > 1 {
+			if packets = packets[g.send(packets, ep):]; len(packets) == 0 {
+				return nil
+			}
+		}
 		err := f.Bind.Send(packets, ep)
 		// Before Linux 6.13 it was EINVAL, which has other causes, too.
 		if err == nil || len(packets) == 1 || !errors.Is(err, unix.EMSGSIZE) && !errors.Is(err, unix.EINVAL) {
