@@ -156,7 +156,7 @@ func (p *gatewayProcess) openSignaling() error {
 		Self:       p.node.Self(),
 		RTC:        p.rtcConfig(udp),
 		Authorizer: sessions, Dialer: sessions, Peers: sessions.Others(), WireGuard: sessions.Device(),
-		ICEServers: p.iceServers, Candidate: p.candidate,
+		ICEServers: p.sessionServers, Candidate: p.candidate,
 		OurICEHost: func(string) bool { return false }, // this gateway names servers, it takes none
 		Logger:     p.log, Registerer: p.registry,
 	})

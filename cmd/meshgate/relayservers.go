@@ -58,6 +58,20 @@ func (p *gatewayProcess) relayServers(ctx context.Context, user string) []*v1.IC
 	return list
 }
 
+// sessionServers are this gateway's STUN and TURN for a session over DataChannels. Users
+// are told of TURN over TLS, too: it gets through where nothing but HTTPS does. Nodes
+// are not, which have WireGuard over it there: each server costs them a relay a session.
+func (p *gatewayProcess) sessionServers(ctx context.Context, caller string) []*v1.ICEServer {
+	list := p.iceServers(ctx, caller)
+	s := p.node.Snapshot()
+	if len(list) == 0 || caller == "" || p.tls == nil || s != nil && s.Node(mesh.NodeID(caller)) != nil {
+		return list
+	}
+	own := list[len(list)-1]
+	own.Urls = append(own.Urls, turnsURLs(p.url())...)
+	return list
+}
+
 // relays6 is TURN at the IPv6 address of this gateway, for nodes that have no IPv4.
 func (p *gatewayProcess) relays6() []string {
 	if !p.address6.IsValid() {

@@ -115,7 +115,7 @@ func TestHandedOver(t *testing.T) {
 	}
 }
 
-// The port of the API takes TURN over TLS, and the node is told so.
+// The port of the API takes TURN over TLS, and nodes and users are told so.
 func TestRelayServers_ThePortOfTheAPITakesTURN(t *testing.T) {
 	c := &upConfig{}
 	f := pflag.NewFlagSet("up", pflag.ContinueOnError)
@@ -153,8 +153,15 @@ func TestRelayServers_ThePortOfTheAPITakesTURN(t *testing.T) {
 	}
 	at := p.public.Addr().String()
 	servers := p.relayServers(ctx, "laptop")
-	if want := "turns:" + at + "?transport=tcp"; len(servers) != 2 || !slices.Contains(servers[1].GetUrls(), want) {
+	want := "turns:" + at + "?transport=tcp"
+	if len(servers) != 2 || !slices.Contains(servers[1].GetUrls(), want) {
 		t.Errorf("%v, want %s among them", servers, want)
+	}
+	for caller, told := range map[string]bool{"alice": true, string(p.node.Self()): false} {
+		servers := p.sessionServers(ctx, caller)
+		if len(servers) != 2 || slices.Contains(servers[1].GetUrls(), want) != told {
+			t.Errorf("a session of %s: %v, want %s among them: %t", caller, servers, want, told)
+		}
 	}
 	conn, err := (&tls.Dialer{Config: &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"stun.turn"}}}).DialContext(ctx, "tcp", at)
 	if err != nil {
