@@ -7,6 +7,7 @@ set -euo pipefail
 
 # program and the package that has it
 needs="
+certutil libnss3-tools
 chromium chromium
 curl curl
 dig dnsutils
@@ -17,6 +18,7 @@ mkfs.ext4 e2fsprogs
 mount mount
 nft nftables
 nsenter util-linux
+openssl openssl
 turnutils_uclient coturn
 wg wireguard-tools
 "

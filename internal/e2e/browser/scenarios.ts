@@ -4,6 +4,7 @@
 // export can be called by name, with arguments and a result that JSON carries.
 
 import * as sdk from "@meshgate/client";
+import { pattern, readAll, sha256 } from "./bytes.js";
 
 /** How a page reaches the gateway. */
 export interface Access {
@@ -39,21 +40,8 @@ function describe(reason: unknown): { code: string; message: string; isMeshgateE
   return { code, message, isMeshgateError: reason instanceof sdk.MeshgateError };
 }
 
-function pattern(length: number): Uint8Array<ArrayBuffer> {
-  return Uint8Array.from({ length }, (_, index) => index % 251);
-}
-
-async function sha256(bytes: BufferSource): Promise<string> {
-  const digest = new Uint8Array(await crypto.subtle.digest("SHA-256", bytes));
-  return [...digest].map((byte) => byte.toString(16).padStart(2, "0")).join("");
-}
-
 function equal(left: Uint8Array, right: Uint8Array): boolean {
   return left.byteLength === right.byteLength && left.every((byte, index) => byte === right[index]);
-}
-
-async function readAll(stream: ReadableStream<Uint8Array<ArrayBuffer>>): Promise<Uint8Array<ArrayBuffer>> {
-  return new Uint8Array(await new Response(stream).arrayBuffer());
 }
 
 /** Unary calls. */
