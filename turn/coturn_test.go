@@ -14,7 +14,9 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -29,6 +31,7 @@ const (
 	serverIPv6 = "2a00:11::1"
 	clientIPv6 = "2a00:11::2"
 	gatewayTCP = "8443" // stands for another service of the gateway
+	tlsPort    = "5349"
 )
 
 // helperEnv makes this test binary a TURN server; see TestMain.
@@ -45,7 +48,7 @@ func runHelper() int {
 	secrets, err := NewSecrets(testSecret, nil)
 	var l net.Listener
 	if err == nil {
-		l, err = listenTLS(netip.AddrPortFrom(host, 5349))
+		l, err = listenTLS("[::]:" + tlsPort)
 	}
 	if err == nil {
 		var s *Server
@@ -67,8 +70,8 @@ func runHelper() int {
 	return 0
 }
 
-func listenTLS(at netip.AddrPort) (net.Listener, error) {
-	l, err := net.ListenTCP("tcp", net.TCPAddrFromAddrPort(at))
+func listenTLS(at string) (net.Listener, error) {
+	l, err := net.Listen("tcp", at)
 	if err != nil {
 		return nil, err
 	}
@@ -160,21 +163,52 @@ func start(t *testing.T, ns, ready string, env []string, args ...string) {
 // it tries again are none of the server's: it draws channel numbers that RFC 8656
 // has reserved since (0x5000 to 0x7FFF), three times out of four, and the same one
 // for as long as its clock says the same second.
-func (n lab) uclient(t *testing.T, args ...string) string {
-	t.Helper()
+func (n lab) uclient(ctx context.Context, args ...string) string {
 	args = append([]string{
 		"netns", "exec", n.client, "stdbuf", "-oL", "turnutils_uclient", "-c", "-v", "-n", "5", "-z", "10", "-l", "300",
 	}, args...)
-	for began := time.Now(); time.Since(began) < 3*patience; {
-		ctx, cancel := context.WithTimeout(t.Context(), 3*patience)
+	ctx, cancel := context.WithTimeout(ctx, 3*patience)
+	defer cancel()
+	for {
 		out, err := exec.CommandContext(ctx, "ip", args...).CombinedOutput()
-		cancel()
-		if !strings.Contains(string(out), "channel bind: error 400") {
+		if ctx.Err() != nil || !strings.Contains(string(out), "channel bind: error 400") {
 			return fmt.Sprintf("%s\nend: %v", out, err)
 		}
 	}
-	t.Fatal("coturn's client never drew a good channel number")
-	return ""
+}
+
+// What coturn's client says at the end, of one that sends to a peer and of two that
+// send to each other, and of both when nothing was lost.
+const (
+	saysRelayed      = "tot_send_msgs=5, tot_recv_msgs=5"
+	saysRelayedTwice = "tot_send_msgs=10, tot_recv_msgs=10"
+	saysLossless     = "Total lost packets 0 (0.000000%), total send dropped 0 (0.000000%)"
+)
+
+// clientsAtOnce is how many of coturn's clients run at the same time: they wait more
+// than they work.
+const clientsAtOnce = 12
+
+// everyWay are the ways on which coturn's client relays, with its arguments, the server
+// last if it is at its IPv6 address: over each transport, to a peer and between two
+// relays of its own, of both families, with DONT-FRAGMENT and without.
+func everyWay() map[string][]string {
+	all := map[string][]string{}
+	for transport, flags := range map[string][]string{
+		"udp": {"-s"}, "tcp": {"-s", "-t"},
+		// In a record it takes notice of the first message alone, so that these have to be apart.
+		"tls": {"-s", "-t", "-S", "-p", tlsPort, "-z", "500"},
+	} {
+		for way, peer := range map[string][]string{
+			"to a peer": {"-e", clientHost}, "to a peer, dont-fragment": {"-g", "-e", clientHost},
+			"between two relays": {"-y"}, "between two relays, dont-fragment": {"-g", "-y"},
+			"to a peer of IPv6": {"-e", clientIPv6, "-x"}, "between two relays of IPv6": {"-y", "-x"},
+			"by IPv6 to a peer": {"-e", clientHost, serverIPv6}, "by IPv6 to one of IPv6, dont-fragment": {"-g", "-e", clientIPv6, "-x", serverIPv6},
+		} {
+			all[transport+" "+way] = slices.Concat(flags, peer)
+		}
+	}
+	return all
 }
 
 func newCoturnLab(t *testing.T) lab {
@@ -197,20 +231,22 @@ func TestCoturn(t *testing.T) {
 	}
 	wrong := append(login("wrong", time.Hour)[:3], "wrong")
 	restAPI := []string{"-u", "rest", "-W", string(testSecret)} // coturn's client makes the credential
-	const relayed, relayedTwice, denied = "tot_send_msgs=5, tot_recv_msgs=5", "tot_send_msgs=10, tot_recv_msgs=10", "error 403"
-	tests := []struct {
+	const denied = "error 403"
+	type client struct {
 		name  string
 		login []string
 		args  []string
 		want  string
-	}{
-		{"udp channel", login("a", time.Hour), []string{"-e", clientHost}, relayed},
-		{"udp send", login("b", time.Hour), []string{"-e", clientHost, "-s"}, relayed},
-		{"tcp channel", login("c", time.Hour), []string{"-e", clientHost, "-t"}, relayed},
-		{"tcp send", login("d", time.Hour), []string{"-e", clientHost, "-t", "-s"}, relayed},
-		{"credential by the rest convention", restAPI, []string{"-e", clientHost, "-s"}, relayed},
-		{"large packets", login("e", time.Hour), []string{"-e", clientHost, "-s", "-l", "1400"}, relayed},
-		{"two relays of one client", login("f", time.Hour), []string{"-y", "-s"}, relayedTwice},
+	}
+	tests := []client{
+		{"udp channel", login("a", time.Hour), []string{"-e", clientHost}, saysRelayed},
+		{"tcp channel", login("c", time.Hour), []string{"-e", clientHost, "-t"}, saysRelayed},
+		{"tls channel", login("v", time.Hour), []string{"-e", clientHost, "-t", "-S", "-p", tlsPort, "-z", "500"}, saysRelayed},
+		{"udp channel of IPv6", login("r", time.Hour), []string{"-e", clientIPv6, "-x"}, saysRelayed},
+		{"two relays by channels", login("y", time.Hour), []string{"-y"}, saysRelayedTwice},
+		{"dont-fragment by channel", login("w", time.Hour), []string{"-e", clientHost, "-g"}, saysRelayed},
+		{"credential by the rest convention", restAPI, []string{"-e", clientHost, "-s"}, saysRelayed},
+		{"large packets", login("e", time.Hour), []string{"-e", clientHost, "-s", "-l", "1400"}, saysRelayed},
 
 		{"expired", login("g", -time.Minute), []string{"-e", clientHost}, "Cannot complete Allocation"},
 		// It tries until its connection is ended, as that of who guesses.
@@ -224,26 +260,40 @@ func TestCoturn(t *testing.T) {
 		{"private", login("m", time.Hour), []string{"-e", "10.0.0.1"}, denied},
 		{"mapped loopback", login("n", time.Hour), []string{"-e", "::ffff:127.0.0.1"}, denied}, // it asks for a relay of that family
 		{"loopback of IPv6", login("q", time.Hour), []string{"-e", "::1"}, denied},
-		{"udp channel of IPv6", login("r", time.Hour), []string{"-e", clientIPv6, "-x"}, relayed},
-		{"tcp send of IPv6", login("s", time.Hour), []string{"-e", clientIPv6, "-x", "-t", "-s"}, relayed},
-		{"IPv6 to the server, IPv4 to the peer", login("t", time.Hour), []string{"-e", clientHost, serverIPv6}, relayed},
-		{"IPv6 all the way", login("u", time.Hour), []string{"-e", clientIPv6, "-x", serverIPv6}, relayed},
-		{"tls channel", login("v", time.Hour), []string{"-e", clientHost, "-t", "-S", "-p", "5349"}, relayed},
-		{"dont-fragment", login("w", time.Hour), []string{"-e", clientHost, "-g"}, relayed},
-		{"dont-fragment by send", login("x", time.Hour), []string{"-e", clientHost, "-g", "-s"}, relayed},
-		{"two relays by channels", login("y", time.Hour), []string{"-y", "-c"}, relayedTwice},
 		{"another port of the gateway", login("o", time.Hour), []string{"-e", serverHost, "-r", gatewayTCP}, denied},
 		{"the turn port itself", login("p", time.Hour), []string{"-e", serverHost, "-r", "3478"}, denied},
 	}
-	for _, tc := range tests {
+	for name, args := range everyWay() {
+		tc := client{name, login("each", time.Hour), args, saysRelayed}
+		if slices.Contains(args, "-y") {
+			tc.want = saysRelayedTwice
+		}
+		tests = append(tests, tc)
+	}
+	places := make(chan struct{}, clientsAtOnce)
+	var clients sync.WaitGroup
+	t.Cleanup(clients.Wait) // the test's context has ended then
+	said := make([]chan string, len(tests))
+	for i, tc := range tests {
+		args := append(tc.login, tc.args...)
+		if args[len(args)-1] != serverIPv6 {
+			args = append(args, serverHost)
+		}
+		said[i] = make(chan string, 1)
+		clients.Go(func() {
+			places <- struct{}{}
+			said[i] <- n.uclient(t.Context(), args...)
+			<-places
+		})
+	}
+	for i, tc := range tests {
 		t.Run(tc.name, func(t *testing.T) {
-			t.Parallel()
-			args := append(tc.login, tc.args...)
-			if args[len(args)-1] != serverIPv6 {
-				args = append(args, serverHost)
-			}
-			if out := n.uclient(t, args...); !strings.Contains(out, tc.want) {
+			out := <-said[i]
+			if !strings.Contains(out, tc.want) {
 				t.Errorf("no %q in what the client says:\n%s", tc.want, out)
+			}
+			if (tc.want == saysRelayed || tc.want == saysRelayedTwice) && !strings.Contains(out, saysLossless) {
+				t.Errorf("no %q in what the client says:\n%s", saysLossless, out)
 			}
 		})
 	}

@@ -52,7 +52,7 @@ func TestKernel_RelaysChannels(t *testing.T) {
 		t.Fatal(err)
 	}
 	c := secrets.Mint("kernel", time.Hour)
-	out := n.uclient(t, "-u", c.Username, "-w", c.Password, "-e", clientHost, serverHost)
+	out := n.uclient(t.Context(), "-u", c.Username, "-w", c.Password, "-e", clientHost, serverHost)
 	if want := "tot_send_msgs=5, tot_recv_msgs=5"; !strings.Contains(out, want) {
 		t.Errorf("no %q in what the client says:\n%s", want, out)
 	}
