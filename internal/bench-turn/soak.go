@@ -15,10 +15,12 @@ import (
 
 const (
 	// soakGroup is how many clients come at a time, soakStreams how many more over
-	// TCP, and as many over TLS, and soakEvery how often.
+	// TCP, and as many over TLS, and soakEvery how often. A group takes less than half
+	// of that: a machine that has much else to do keeps the pace, too, or else there
+	// would be fewer allocations at a time, and less memory, for a while.
 	soakGroup   = 100
 	soakStreams = 5
-	soakEvery   = 250 * time.Millisecond
+	soakEvery   = 500 * time.Millisecond
 	// samplesOfSoak is how often memory is looked at, and leastSamples how often it
 	// counts at least: a slow machine takes longer for that.
 	samplesOfSoak = 120
@@ -44,6 +46,11 @@ type soaked struct {
 	// them, in percent.
 	Memory [2]int64 `json:"memory"`
 	Slope  float64  `json:"slope"`
+	// Levels are all looks that count, in bytes, and Pace the least and the most
+	// groups in a second before one of them: where these differ much it was the
+	// machine that changed.
+	Levels []int64    `json:"levels"`
+	Pace   [2]float64 `json:"pace"`
 	// Files and Ports are how many more the server had open in the end than
 	// before the first client.
 	Files int `json:"files"`
@@ -135,6 +142,7 @@ func (k *soaked) churn(ctx context.Context, w *world, s *server, length, lifetim
 	step := min(length/samplesOfSoak, longestStep)
 	var all transferred
 	for begin := time.Now(); time.Since(begin) < length || len(k.series) < leastSamples; {
+		came := time.Now()
 		r, err := w.tell(ctx, order{Server: s.name, Churn: &churnOrder{
 			Login: s.login, PID: s.pid, Peers: s.cable.load, Group: soakGroup, Streams: soakStreams, Length: step, Every: soakEvery, Lifetime: lifetime,
 		}})
@@ -152,12 +160,24 @@ func (k *soaked) churn(ctx context.Context, w *world, s *server, length, lifetim
 			continue
 		}
 		k.series = append(k.series, point{k.Seconds, float64(now)})
+		k.paced(float64(r.Groups) / time.Since(came).Seconds())
 	}
 	k.Packets, k.Loss = all.Delivered, all.loss()
 	levels := floors(k.series, floorsOfSoak)
 	k.Memory = [2]int64{int64(levels[0].bytes), int64(levels[len(levels)-1].bytes)}
 	k.Slope = 100 * growth(levels)
+	for _, p := range levels {
+		k.Levels = append(k.Levels, int64(p.bytes))
+	}
 	return nil
+}
+
+// paced notes the pace of a step.
+func (k *soaked) paced(pace float64) {
+	if len(k.series) == 1 {
+		k.Pace = [2]float64{pace, pace}
+	}
+	k.Pace = [2]float64{min(k.Pace[0], pace), max(k.Pace[1], pace)}
 }
 
 // floors cuts a series into n runs of neighbours, or fewer where it has fewer points,
@@ -215,4 +235,9 @@ func (k *soaked) print(w io.Writer) {
 	fmt.Fprintf(w, "\nsoak of %.0f s: %d allocations, %d packets, %.2f %% lost\n", k.Seconds, k.Allocations, k.Packets, 100*k.Loss)
 	fmt.Fprintf(w, "memory %.1f to %.1f MB, %+.1f %% over the run; %d files and %d ports left open; serves %.1f s after a kill, with %d ports left open\n",
 		float64(k.Memory[0])/1e6, float64(k.Memory[1])/1e6, k.Slope, k.Files, k.Ports, k.Restart, k.Orphans)
+	fmt.Fprintf(w, "%.1f to %.1f groups a second; levels of memory in MB:", k.Pace[0], k.Pace[1])
+	for _, level := range k.Levels {
+		fmt.Fprintf(w, " %.1f", float64(level)/1e6)
+	}
+	fmt.Fprintln(w)
 }
