@@ -66,13 +66,9 @@ func TestThread_BoundsABatch(t *testing.T) {
 	}
 }
 
-// A socket that fails is given up when it can never work again, or fails all the time.
-func TestThread_GivesBrokenSocketsUp(t *testing.T) {
-	rx, err := newReceiver(false)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer rx.close()
+// emptyCore is a core without allocations.
+func emptyCore(t *testing.T) *core.Core {
+	t.Helper()
 	c, err := core.New(time.Now(), core.Config{
 		Realm: "meshgate", Offers: core.Offers{IPv4: true}, Authenticator: users{},
 		Listeners: []core.Listener{{Addr: netip.MustParseAddrPort("127.0.0.1:9")}},
@@ -80,7 +76,33 @@ func TestThread_GivesBrokenSocketsUp(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	th := &thread{books: &books{core: c}, rx: rx}
+	return c
+}
+
+// A thread with nothing to do waits until something is due, never shorter than that:
+// it would look again and again.
+func TestThread_Patience(t *testing.T) {
+	th := &thread{books: &books{core: emptyCore(t)}}
+	if got := th.patience(); got != -1 {
+		t.Errorf("for nothing: %d ms", got)
+	}
+	th.offloaded = map[core.Flow]struct{}{{}: {}}
+	for after, want := range map[time.Duration]int{-time.Second: 1, 0: 1, 24 * time.Hour: 3600_000} {
+		th.credit = time.Now().Add(after)
+		if got := th.patience(); got != want {
+			t.Errorf("after %s: %d ms, want %d", after, got, want)
+		}
+	}
+}
+
+// A socket that fails is given up when it can never work again, or fails all the time.
+func TestThread_GivesBrokenSocketsUp(t *testing.T) {
+	rx, err := newReceiver(false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer rx.close()
+	th := &thread{books: &books{core: emptyCore(t)}, rx: rx}
 	if _, _, err := th.receive(time.Now(), &port{socket: &Socket{fd: -1}}); err == nil {
 		t.Error("a socket that is none goes on")
 	}
