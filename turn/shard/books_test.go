@@ -107,3 +107,15 @@ func TestShard_WithoutStreams(t *testing.T) {
 		w.client(loopback4, "ann").allocate()
 	})
 }
+
+// A relay is known by all of its number: the place of one that has ended is the next
+// one's.
+func TestBooks_KnowRelaysThatHaveEnded(t *testing.T) {
+	p := &port{relay: 2<<32 | 1}
+	b := &books{relays: []*port{nil, p}}
+	for id, want := range map[core.RelayID]*port{2<<32 | 1: p, 1<<32 | 1: nil, 3<<32 | 1: nil, 0: nil, 2 << 32: nil, 2<<32 | 2: nil} {
+		if got := b.relay(id); got != want {
+			t.Errorf("relay %x is %v, want %v", id, got, want)
+		}
+	}
+}

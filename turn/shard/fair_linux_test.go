@@ -34,8 +34,8 @@ func (w *world) held(f func()) {
 	holds := make(chan struct{})
 	w.Do(func(time.Time, *core.Core, *core.Output) { close(holds); <-ready })
 	await(w.TB, holds, "the thread holds")
+	defer close(ready) // also when f ends the test
 	f()
-	close(ready)
 }
 
 // Relays, listeners and calls that all have more than enough to do take turns, each

@@ -169,8 +169,10 @@ func TestSender_KeepsWholeOnesApart(t *testing.T) {
 	conn, to := socket(t, loopback4)
 	_, other := socket(t, loopback4)
 	for i := range 6 {
-		b.add(b.port, to, i%2 == 0, payload(i, 10))
-		b.add(b.port, other, false, payload(i, 10))
+		b.add(b.port, to, i%2 == 0, payload(i, 10)) // in a row, and with others between them
+		if i > 3 {
+			b.add(b.port, other, false, payload(i, 10))
+		}
 	}
 	groups := map[bool]int{}
 	for _, g := range b.groups {
