@@ -21,8 +21,8 @@ const (
 	// callTime is how long a call is remembered that nobody answers: until the
 	// library has made the next one.
 	callTime = device.RekeyTimeout + time.Second
-	// answeredTime is how long one is remembered that was answered. What the peer sent
-	// before it answered comes no later, and the library is done with the answer.
+	// answeredTime is how long one is remembered that was answered: until the library
+	// is done with the answer. Calls of the peer wait for that.
 	answeredTime = 250 * time.Millisecond
 	// lateRepeat is when a call is repeated that the library makes after one that
 	// nobody answered, once: the peer is likely not there.
@@ -323,23 +323,28 @@ func (c *calls) attend(is *call, now time.Time, todo *errands) {
 		todo.renewals = append(todo.renewals, is)
 		is.renew = time.Time{}
 		is.settle(callAnswered, now.Add(answeredTime))
-	case !now.Before(is.until):
-		c.forget(is)
 	case is.held != nil && !now.Before(is.heldUntil):
 		todo.late = append(todo.late, is.held)
-		if is.held.is(device.MessageInitiationType) {
-			c.note(is.held.data[:])
-		}
-		if is.held.is(device.MessageResponseType) {
-			is.settle(callAnswered, now.Add(answeredTime))
-			return
-		}
-		is.held, is.met = nil, now
-		is.plan(now)
+		c.release(is, now)
+	case !now.Before(is.until):
+		c.forget(is)
 	case is.held == nil && !is.again.IsZero() && !now.Before(is.again):
 		todo.repeats = append(todo.repeats, is)
 		is.sent = now
 		is.copies++
+		is.plan(now)
+	}
+}
+
+// release notes that the library gets what was held. The caller holds mu.
+func (c *calls) release(is *call, now time.Time) {
+	if is.held.is(device.MessageResponseType) {
+		is.settle(callAnswered, now.Add(answeredTime))
+		return
+	}
+	c.note(is.held.data[:])
+	is.held, is.met = nil, now
+	if is.state == callOpen {
 		is.plan(now)
 	}
 }

@@ -115,6 +115,23 @@ func TestCalls_HeldCallsComeLate(t *testing.T) {
 	})
 }
 
+// A call that comes just after an answer waits until the library is done with that.
+func TestCalls_WaitBehindAnAnswer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, b := line(t)
+		call, other := initiationOf(1, 1), initiationOf(2, 2)
+		began, answer := time.Now(), responseTo(call)
+		a.say(t, call)
+		b.gets(t, call, began, lineTakes)
+		b.say(t, answer)
+		b.say(t, other) // its library had begun that before
+		a.gets(t, answer, began, 2*lineTakes)
+		a.gets(t, other, began, 2*lineTakes+answeredTime)
+		a.say(t, responseTo(other))
+		b.gets(t, responseTo(other), began, 3*lineTakes+answeredTime)
+	})
+}
+
 // What comes long after our own call did not cross it.
 func TestCalls_LaterCallsAreNotHeld(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -82,7 +82,10 @@ func (c *calls) met(message []byte, from conn.Endpoint, now time.Time) (kept boo
 	switch {
 	case is.state == callVoid:
 		c.forget(is) // this one is newer
-	case is.state == callAnswered || is.held.is(device.MessageResponseType):
+	case is.state == callAnswered:
+		is.hold(message, from, is.until) // the library has the answer still
+		return true
+	case is.held.is(device.MessageResponseType):
 		c.bind.metrics.drop(reasonHandshakeCrossed)
 		return true
 	case first && now.Sub(is.sent) < crossTime:
