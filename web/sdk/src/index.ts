@@ -13,6 +13,7 @@
 export { createMeshClient } from "./client.js";
 export { type MeshgateCode, MeshgateError } from "./error.js";
 export type { TypedEventTarget } from "./events.js";
+export { type Allocation, Turn } from "./gen/meshgate/v1/turn_pb.js";
 export type { Link, WatchMeshResponse } from "./gen/meshgate/v1/watch_pb.js";
 export { Watch } from "./gen/meshgate/v1/watch_pb.js";
 export { Admin } from "./gen/v1/admin_pb.js";
