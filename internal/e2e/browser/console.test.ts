@@ -73,6 +73,11 @@ suite("the console", { timeout: 900_000 }, () => {
     }
   });
 
+  test("what is relayed is asked of the gateway", async () => {
+    await go("#/relays");
+    await page.getByText("Nothing is relayed now.").waitFor();
+  });
+
   for (const node of nodes) {
     test(`bytes go to the TCP echo of ${node} and back`, async () => {
       await go(`#/connect/${node}`);

@@ -13,6 +13,7 @@ import {
   type MeshRequestInit,
   Node,
   type StateDetail,
+  Turn,
   Watch,
 } from "@meshgate/client";
 import { createBackend } from "./api.ts";
@@ -44,7 +45,22 @@ const edge = (target: string, attributes: Record<string, string>) => ({
   attributes,
 });
 
-function gateway(): MeshClient {
+const allocation = {
+  id: "gw1/1d2c",
+  gatewayId: "gw1",
+  user: "shop.alice",
+  clientAddress: "11.0.0.2:38962",
+  transport: "TLS",
+  relayedAddresses: ["11.0.0.1:49378", "[2001:db8::1]:49378"],
+  relayTransport: "UDP",
+  since: seconds(1_700_000_002),
+  permissions: 2,
+  channels: 1,
+  sentBytes: 7n,
+  receivedBytes: 2n ** 40n,
+};
+
+function gateway(relaysAreDenied = false): MeshClient {
   const transport = createRouterTransport(({ service }) => {
     service(Watch, {
       async *watchMesh() {
@@ -81,6 +97,16 @@ function gateway(): MeshClient {
             { nodeId: "Web 1", state: 2, gatewayId: "gw2", lastHeard: seconds(1_700_000_001), stopped: true },
           ],
         };
+      },
+    });
+    service(Turn, {
+      async *listAllocations({ gatewayId, user }) {
+        assert.deepEqual([gatewayId, user], ["", ""]);
+        yield { allocations: [allocation] };
+        yield { silent: [{ gatewayId: "gw2", reason: "no answer within 2s" }] };
+        if (relaysAreDenied) {
+          throw new ConnectError("the role of bob does not allow it", Code.PermissionDenied);
+        }
       },
     });
     service(Node, {
@@ -122,6 +148,27 @@ function gateway(): MeshClient {
 }
 
 const never = new AbortController().signal;
+
+test("the parts of a list of allocations become one of relays", async () => {
+  assert.deepEqual(await createBackend("t", gateway()).relays(never), {
+    relays: [
+      {
+        id: "gw1/1d2c",
+        gatewayId: "gw1",
+        user: "shop.alice",
+        transport: "TLS",
+        client: "11.0.0.2:38962",
+        addresses: ["11.0.0.1:49378", "[2001:db8::1]:49378"],
+        peers: 2,
+        sentBytes: 7,
+        receivedBytes: 2 ** 40,
+        since: new Date(1_700_000_002_500),
+      },
+    ],
+    silent: [{ gatewayId: "gw2", reason: "no answer within 2s" }],
+  });
+  await assert.rejects(createBackend("t", gateway(true)).relays(never), { code: "permission_denied" });
+});
 
 test("a watch message becomes a snapshot", async () => {
   const backend = createBackend("t", gateway());

@@ -12,6 +12,8 @@ import type {
   MeshEdge,
   MeshNode,
   NodeStatus,
+  Relay,
+  Relays,
   Snapshot,
   Transport,
 } from "./mesh.ts";
@@ -35,6 +37,9 @@ export function createBackend(
     },
     async status(node, signal) {
       return toStatus(await mesh.status(node, { signal }));
+    },
+    relays(signal) {
+      return listRelays(mesh, signal);
     },
     async connect({ node, host, port }, signal) {
       return toConnection(await mesh.connect({ node, port, signal, ...(host === "" ? {} : { host }) }));
@@ -227,6 +232,36 @@ function toInterface(metrics: client.InterfaceMetrics): InterfaceStats {
       receiveBytes: Number(peer.receiveBytes),
       transmitBytes: Number(peer.transmitBytes),
     })),
+  };
+}
+
+/** Reads a list that comes in parts. */
+async function listRelays(mesh: client.MeshClient, signal: AbortSignal): Promise<Relays> {
+  const relays: Relay[] = [];
+  const silent: { gatewayId: string; reason: string }[] = [];
+  try {
+    for await (const part of mesh.service(client.Turn).listAllocations({}, { signal })) {
+      relays.push(...part.allocations.map(toRelay));
+      silent.push(...part.silent.map(({ gatewayId, reason }) => ({ gatewayId, reason })));
+    }
+  } catch (error) {
+    throw client.MeshgateError.from(error);
+  }
+  return { relays, silent };
+}
+
+function toRelay(allocation: client.Allocation): Relay {
+  return {
+    id: allocation.id,
+    gatewayId: allocation.gatewayId,
+    user: allocation.user,
+    transport: allocation.transport,
+    client: allocation.clientAddress,
+    addresses: allocation.relayedAddresses,
+    peers: allocation.permissions,
+    sentBytes: Number(allocation.sentBytes),
+    receivedBytes: Number(allocation.receivedBytes),
+    since: toDate(allocation.since),
   };
 }
 

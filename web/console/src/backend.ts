@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-import type { NodeStatus, Snapshot } from "./mesh.ts";
+import type { NodeStatus, Relays, Snapshot } from "./mesh.ts";
 
 /** One end of the path between this browser and a node: an ICE candidate. */
 export interface PathEnd {
@@ -81,6 +81,8 @@ export interface Backend {
    */
   watch(signal: AbortSignal): AsyncIterable<Snapshot>;
   status(node: string, signal: AbortSignal): Promise<NodeStatus>;
+  /** What the gateways relay now. */
+  relays(signal: AbortSignal): Promise<Relays>;
   connect(target: Target, signal: AbortSignal): Promise<Connection>;
   fetch(target: Target, request: HttpRequest, signal: AbortSignal): Promise<Response>;
   /** Calls listener for each change of a way until the returned function is called. */

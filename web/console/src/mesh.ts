@@ -136,3 +136,30 @@ export interface NodeStatus {
   readonly features: readonly Feature[];
   readonly interface: InterfaceStats | undefined;
 }
+
+/** What a gateway's TURN server holds for one client, to relay for it. */
+export interface Relay {
+  readonly id: string;
+  readonly gatewayId: string;
+  /** Whom it counts for: a node, a user of the mesh, or one of another application. */
+  readonly user: string;
+  /** How the client reaches the gateway: "UDP", "TCP" or "TLS". */
+  readonly transport: string;
+  /** Where the client is, "ip:port". */
+  readonly client: string;
+  /** Where peers reach it, "ip:port", IPv4 first. */
+  readonly addresses: readonly string[];
+  /** How many peer addresses may send to it. */
+  readonly peers: number;
+  /** From the client to peers. */
+  readonly sentBytes: number;
+  /** From peers to the client. */
+  readonly receivedBytes: number;
+  readonly since: Date | undefined;
+}
+
+/** What all gateways relay, but for those that did not answer. */
+export interface Relays {
+  readonly relays: readonly Relay[];
+  readonly silent: readonly { readonly gatewayId: string; readonly reason: string }[];
+}

@@ -149,6 +149,36 @@ export function explainStatus(error: unknown, node: string, stock: boolean): Pro
   }
 }
 
+/** Why the gateways do not tell what they relay. */
+export function explainRelays(error: unknown): Problem {
+  switch (errorCode(error)) {
+    case "permission_denied":
+      return problem(
+        error,
+        "You may not see what the gateways relay.",
+        "The list says where everybody is, so it takes a role that may read all of the mesh; ask an administrator for one.",
+      );
+    case "unimplemented":
+      return problem(
+        error,
+        "This gateway does not tell what it relays.",
+        "It may run an older version; update it to see more.",
+      );
+    default:
+      return problem(error, "The gateways do not tell what they relay.", "The console asks again by itself.");
+  }
+}
+
+/** A silent gateway, of which relays may be missing from a list. */
+export function explainSilent(gateway: string, reason: string): Problem {
+  const name = label(gateway);
+  return problem(
+    reason,
+    `${name} does not answer: what it relays is missing here.`,
+    "Check that it is up; the console asks again by itself.",
+  );
+}
+
 /** A target in words: "port 22 of web-1", "10.0.0.5:22 through web-1". */
 export function describeTarget(target: Target): string {
   const node = label(target.node);

@@ -34,6 +34,8 @@ test("parseRoute reads every page", () => {
     ["#/connect/a?port=70000&view=evil", { page: "connect", node: "a", host: "", port: 0, view: undefined }],
     ["#/connect", { page: "lost", path: "/connect" }],
     ["#/nodes/a/b", { page: "lost", path: "/nodes/a/b" }],
+    ["#/relays", { page: "relays" }],
+    ["#/relays/gw1", { page: "lost", path: "/relays/gw1" }],
     ["#/access", { page: "lost", path: "/access" }],
     ["#/nodes/%E0%A4%A", { page: "node", node: "%E0%A4%A" }],
   ];

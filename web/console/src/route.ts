@@ -8,6 +8,7 @@ export type Route =
   | { readonly page: "map"; readonly node: string }
   | { readonly page: "nodes"; readonly table: "nodes" | "links" }
   | { readonly page: "node"; readonly node: string }
+  | { readonly page: "relays" }
   | {
       readonly page: "connect";
       readonly node: string;
@@ -36,6 +37,9 @@ export function parseRoute(hash: string): Route {
       ? { page: "nodes", table: query.get("table") === "links" ? "links" : "nodes" }
       : { page: "node", node: id };
   }
+  if (page === "relays" && id === "") {
+    return { page: "relays" };
+  }
   if (page === "connect" && id !== "") {
     const view = query.get("view");
     return {
@@ -63,6 +67,9 @@ export function nodesHash(table: "nodes" | "links" = "nodes"): string {
 export function nodeHash(node: string): string {
   return `#/nodes/${encodeURIComponent(node)}`;
 }
+
+/** The hash of the table of what gateways relay. */
+export const relaysHash = "#/relays";
 
 /** The hash of the page that connects to a node. */
 export function connectHash(

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 import { compareText, type EdgeModel, type MeshModel, type NodeModel, type Reach } from "./graph/model.ts";
-import type { Link } from "./mesh.ts";
+import type { Link, Relay } from "./mesh.ts";
 import { linkPathName } from "./words.ts";
 
 /** What rows can be sorted by. */
@@ -93,3 +93,16 @@ export function filterLinks(rows: readonly LinkRow[], nodes: readonly NodeModel[
   const ids = new Set(nodes.map(({ id }) => id));
   return rows.filter(({ edge }) => ids.has(edge.source) || ids.has(edge.target));
 }
+
+export type RelayColumn = "user" | "client" | "relay" | "gateway" | "peers" | "sent" | "received" | "age";
+
+export const relayValues: Record<RelayColumn, (row: Relay) => SortValue> = {
+  user: (row) => row.user,
+  client: (row) => `${row.transport} ${row.client}`,
+  relay: (row) => row.addresses[0] ?? "",
+  gateway: (row) => row.gatewayId,
+  peers: (row) => row.peers,
+  sent: (row) => row.sentBytes,
+  received: (row) => row.receivedBytes,
+  age: (row) => -(row.since?.getTime() ?? 0),
+};

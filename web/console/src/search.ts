@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 import { compareText, type NodeModel } from "./graph/model.ts";
+import type { Relay } from "./mesh.ts";
 
 /** How well a node answers a query; 0: not at all. */
 function score({ node, id }: NodeModel, words: readonly string[]): number {
@@ -39,10 +40,7 @@ function score({ node, id }: NodeModel, words: readonly string[]): number {
  * addresses, endpoints, zones and services. All nodes for an empty query.
  */
 export function searchNodes(nodes: readonly NodeModel[], query: string): readonly NodeModel[] {
-  const words = query
-    .toLowerCase()
-    .split(/\s+/)
-    .filter((word) => word !== "");
+  const words = wordsOf(query);
   if (words.length === 0) {
     return nodes;
   }
@@ -51,4 +49,20 @@ export function searchNodes(nodes: readonly NodeModel[], query: string): readonl
     .filter(({ points }) => points > 0)
     .sort((a, b) => b.points - a.points || compareText(a.node.id, b.node.id))
     .map(({ node }) => node);
+}
+
+/** The relays of which each word of the query is in a user, an address or a gateway; in their order. */
+export function searchRelays(relays: readonly Relay[], query: string): readonly Relay[] {
+  const words = wordsOf(query);
+  return relays.filter(({ user, transport, client, addresses, gatewayId }) => {
+    const text = [user, transport, client, ...addresses, gatewayId].join("\n").toLowerCase();
+    return words.every((word) => text.includes(word));
+  });
+}
+
+function wordsOf(query: string): string[] {
+  return query
+    .toLowerCase()
+    .split(/\s+/)
+    .filter((word) => word !== "");
 }

@@ -51,6 +51,30 @@ test("a good token shows the mesh", async () => {
   assert.deepEqual(tokens, ["good"]);
 });
 
+test("what is relayed is asked for, once at a time, and errors say what to do", async () => {
+  let answers = 0;
+  const { store } = await signedIn((fake) => ({
+    ...fake,
+    async relays(signal) {
+      if (++answers > 1) {
+        throw new FakeError("permission_denied", "the role of bob does not allow it");
+      }
+      return fake.relays(signal);
+    },
+  }));
+  store.loadRelays();
+  store.loadRelays();
+  const { relays } = await until(store, "they are told", ({ relays }) => !relays.loading);
+  assert.ok((relays.list?.relays.length ?? 0) > 3);
+  assert.equal(answers, 1);
+  store.loadRelays();
+  const refused = await until(store, "they are refused", ({ relays }) => relays.problem !== undefined);
+  assert.equal(refused.relays.list, undefined);
+  assert.match(refused.relays.problem?.text ?? "", /^You may not see/);
+  store.signOut();
+  assert.equal(get(store).relays.problem, undefined);
+});
+
 test("a mesh that nobody leads is not live until somebody does", async () => {
   const { store, fake } = await signedIn();
   const mesh = fake.snapshot();

@@ -4,8 +4,16 @@ import { type Readable, writable } from "svelte/store";
 import type { Backend, CreateBackend, HttpRequest, Path, Target, Way } from "./backend.ts";
 import { describeMesh, type MeshModel } from "./graph/model.ts";
 import { type HttpExchange, sendHttp } from "./http.ts";
-import type { NodeStatus, Snapshot } from "./mesh.ts";
-import { errorCode, explainSignIn, explainStatus, explainWatch, noLeader, type Problem } from "./problem.ts";
+import type { NodeStatus, Relays, Snapshot } from "./mesh.ts";
+import {
+  errorCode,
+  explainRelays,
+  explainSignIn,
+  explainStatus,
+  explainWatch,
+  noLeader,
+  type Problem,
+} from "./problem.ts";
 import { openTcp, type TcpSession } from "./tcp.ts";
 
 /** How fresh the mesh on the screen is. */
@@ -25,6 +33,13 @@ export interface StatusReport {
   readonly loading: boolean;
 }
 
+/** What the gateways said when they were last asked what they relay. */
+export interface RelaysReport {
+  readonly list: Relays | undefined;
+  readonly problem: Problem | undefined;
+  readonly loading: boolean;
+}
+
 /** Everything the pages show. An immutable value; each change makes a new one. */
 export interface ConsoleState {
   readonly phase: "signed-out" | "signing-in" | "signed-in";
@@ -36,6 +51,7 @@ export interface ConsoleState {
   /** This browser's ways to nodes, by node id. */
   readonly ways: ReadonlyMap<string, Way>;
   readonly reports: ReadonlyMap<string, StatusReport>;
+  readonly relays: RelaysReport;
   /** At most one TCP session and one HTTP exchange per node; they outlive a change of page. */
   readonly tcp: ReadonlyMap<string, TcpSession>;
   readonly http: ReadonlyMap<string, HttpExchange>;
@@ -49,6 +65,8 @@ export interface Store extends Readable<ConsoleState> {
   search(query: string): void;
   /** Asks a node for its status, unless it is being asked already. */
   loadStatus(node: string): void;
+  /** Asks the gateways what they relay, unless they are being asked already. */
+  loadRelays(): void;
   openTcp(target: Target): void;
   sendHttp(target: Target, request: HttpRequest): void;
   /** Measures this browser's path to a node again, when a connection is open. */
@@ -63,6 +81,7 @@ const nothing: ConsoleState = {
   query: "",
   ways: new Map(),
   reports: new Map(),
+  relays: { list: undefined, problem: undefined, loading: false },
   tcp: new Map(),
   http: new Map(),
 };
@@ -184,6 +203,22 @@ export function createStore(createBackend: CreateBackend, now: () => number = Da
           const stock = state.mesh?.byId.get(node)?.stock ?? false;
           report({ status: undefined, problem: explainStatus(error, node, stock), loading: false });
         },
+      );
+    },
+    loadRelays() {
+      if (backend === undefined || state.relays.loading) {
+        return;
+      }
+      const signal = stop.signal;
+      const report = (relays: RelaysReport): void => {
+        if (!signal.aborted) {
+          change({ relays });
+        }
+      };
+      report({ ...state.relays, loading: true });
+      backend.relays(signal).then(
+        (list) => report({ list, problem: undefined, loading: false }),
+        (error: unknown) => report({ list: undefined, problem: explainRelays(error), loading: false }),
       );
     },
     openTcp(target) {

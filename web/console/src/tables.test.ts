@@ -5,9 +5,10 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { describeMesh } from "./graph/model.ts";
-import { filterLinks, linkRows, linkValues, nextOrder, nodeValues, sortRows } from "./rows.ts";
-import { searchNodes } from "./search.ts";
+import { filterLinks, linkRows, linkValues, nextOrder, nodeValues, relayValues, sortRows } from "./rows.ts";
+import { searchNodes, searchRelays } from "./search.ts";
 import { inventMesh } from "./testing/invent.ts";
+import { inventRelays } from "./testing/inventrelays.ts";
 
 const mesh = describeMesh(inventMesh(30));
 
@@ -72,4 +73,27 @@ test("search looks at names, addresses, zones and services, best match first", (
   assert.deepEqual(names("web 80 2"), ["web-2", "web-1"]);
   assert.deepEqual(names("zzz"), []);
   assert.equal(searchNodes(mesh.nodes, "  "), mesh.nodes);
+});
+
+test("every column of relays sorts, both ways", () => {
+  const { relays } = inventRelays(inventMesh(30));
+  for (const key of Object.keys(relayValues) as (keyof typeof relayValues)[]) {
+    const values = (descending: boolean) =>
+      sortRows(relays, { key, descending }, relayValues).map(relayValues[key]);
+    assert.ok(new Set(values(false)).size > 1, key);
+    assert.deepEqual(values(false), values(true).reverse(), key);
+  }
+  const oldest = sortRows(relays, { key: "age", descending: true }, relayValues)[0];
+  assert.ok(relays.every(({ since }) => Number(since) >= Number(oldest?.since)));
+});
+
+test("relays are found by users, addresses and gateways", () => {
+  const { relays } = inventRelays(inventMesh(30));
+  const found = (query: string) => searchRelays(relays, query).map(({ user }) => user);
+  assert.equal(found("").length, relays.length);
+  assert.deepEqual(found("Carol SHOP"), ["shop.carol"]);
+  const [first] = relays;
+  assert.deepEqual(found(first?.client ?? ""), [first?.user]);
+  assert.ok(found("gateway-2").length > 0 && found("gateway-2").length < relays.length);
+  assert.deepEqual(found("alice nobody"), []);
 });

@@ -41,6 +41,7 @@ const pages: { name: string; to: string; query?: string; ready: (page: Page) => 
   },
   { name: "nodes", to: "/nodes", ready: (page) => page.getByRole("table").waitFor() },
   { name: "links", to: "/nodes?table=links", ready: (page) => page.getByRole("table").waitFor() },
+  { name: "relays", to: "/relays", ready: (page) => page.getByRole("table").waitFor() },
   { name: "gateway", to: "/nodes/gateway-1", ready: (page) => page.getByRole("table").waitFor() },
   { name: "plain peer", to: "/nodes/nas", ready: (page) => page.getByText("plain WireGuard peer").waitFor() },
   { name: "node that is down", to: "/nodes/lab-scope", ready: (page) => page.getByRole("alert").waitFor() },

@@ -316,6 +316,27 @@ test("tables sort and are searched", async (t) => {
   await first.getByText("down").waitFor();
 });
 
+test("relays are shown, sorted and searched, and how to end them", async (t) => {
+  const { page } = await openSignedIn(t, browser, site.origin);
+  await page.getByRole("link", { name: "Relays", exact: true }).click();
+  await page.getByRole("heading", { name: "Relays", level: 1 }).waitFor();
+  assert.equal(await page.title(), "Relays · Meshgate");
+  const rows = page.locator("tbody tr");
+  await rows.first().getByText("alice").waitFor();
+  await page.getByRole("link", { name: "hotel-pc", exact: true }).waitFor();
+  await page.getByText("meshgate turn close --user NAME", { exact: true }).waitFor();
+  await page.getByRole("button", { name: "Age" }).click();
+  await page.getByRole("button", { name: "Age" }).click();
+  await rows.first().getByText("static:printer").waitFor();
+  await page.keyboard.press("/");
+  await page.keyboard.type("shop");
+  await page.getByText("1 relay", { exact: true }).waitFor();
+  assert.equal(await rows.count(), 1);
+  await page.keyboard.type("ping list");
+  await page.getByRole("button", { name: "Clear the search" }).click();
+  await rows.first().getByText("static:printer").waitFor();
+});
+
 test("empty states say how to fill them", async (t) => {
   const { page } = await openSignedIn(t, browser, site.origin, { query: "&nodes=1" });
   await page.getByText("meshgate peer create phone", { exact: true }).waitFor();
@@ -393,6 +414,7 @@ test("nothing overflows at 360 px", async (t) => {
     "#/nodes",
     "#/nodes?table=links",
     "#/nodes/gateway-1",
+    "#/relays",
     "#/connect/nas?port=7",
     "#/connect/nas?port=80",
   ]) {

@@ -51,6 +51,11 @@ test("hostile names are shown as they are and do nothing", async (t) => {
     await page.getByRole("link", { name: "Connect", exact: true }).click();
     await page.getByRole("heading", { level: 1 }).getByText(label(name)).waitFor();
   }
+  await page.getByRole("link", { name: "Relays", exact: true }).click();
+  const holders = page.getByRole("rowheader");
+  for (const name of hostileNames) {
+    await holders.getByText(label(name), { exact: true }).waitFor();
+  }
   const foreign = await page.evaluate(
     () =>
       document.querySelectorAll(

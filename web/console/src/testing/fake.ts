@@ -6,6 +6,7 @@ import type { NodeStatus, Snapshot } from "../mesh.ts";
 import { FakeError } from "./fakeerror.ts";
 import { fakeFetch, openFakeService } from "./fakeservice.ts";
 import { hostileNames, inventMesh } from "./invent.ts";
+import { inventRelays } from "./inventrelays.ts";
 
 /** How a test, or a person at the browser's prompt, changes the invented mesh. */
 export interface FakeControl {
@@ -107,6 +108,10 @@ export function createFake(token: string, { snapshot, stepMs = 0 }: FakeOptions)
     async status(node, signal) {
       await wait(stepMs, signal);
       return inventStatus(current, node);
+    },
+    async relays(signal) {
+      await wait(stepMs, signal);
+      return inventRelays(current);
     },
     async connect(target: Target, signal) {
       await reach(target.node, signal);
