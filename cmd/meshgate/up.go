@@ -140,7 +140,7 @@ func (c *upConfig) register(f *pflag.FlagSet) {
 	f.StringVar(&c.turnPorts, "turn.relay-ports", "49152-65535", "ports for relayed traffic: UDP, and TCP for relays of RFC 6062")
 	f.StringVar(&c.turnSecretFile, "turn.secret-file", "", "secret for TURN credentials, shared by gateways and other issuers; a second line is one of which credentials are still in use; read again when it changes (default: that of the mesh)")
 	f.StringVar(&c.turnUsersFile, "turn.users-file", "", "users of TURN with passwords, for other applications: lines NAME:PASSWORD; read again when it changes. They reach --turn.allow-peers and each other")
-	f.IntVar(&c.turnPerUser, "turn.allocations-per-user", 10, "relays that one user of TURN may hold; read again when the configuration file changes")
+	f.IntVar(&c.turnPerUser, "turn.allocations-per-user", 15, "relays that one user of TURN may hold; a browser takes three for each node that it is connected to; read again when the configuration file changes")
 	f.Int64Var(&c.turnRate, "turn.bytes-per-second", 0, "what all relays of one user carry together, both ways; 0 is no bound; read again when the configuration file changes")
 	f.StringVar(&c.turnXDP, "turn.xdp", "off", "let the kernel relay channels over UDP past this process: off, auto, generic or native. The host's packet filter does not see what it relays")
 	f.BoolVar(&c.turnTCPRelays, "turn.tcp-relays", false, "give relays of TCP, too (RFC 6062), to clients on TCP and TLS: WebRTC needs none, and their users connect from this gateway's address to all of --turn.allow-peers but ports of mail")
