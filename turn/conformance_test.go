@@ -127,7 +127,7 @@ func startServers(t *testing.T, portable bool) map[string]*tableServer {
 		},
 		atIPv4:   nil,
 		atIPv6:   func(c *Config) { c.Relay = Relay{Public: public6, Bind: netip.IPv6Loopback()} },
-		atFew:    func(c *Config) { c.Limits.AllocationsPerUser, c.Limits.Allocations = 1, 2 },
+		atFew:    func(c *Config) { c.Limits.RelaysPerUser, c.Limits.Relays = 1, 2 },
 		atDrain:  six,
 		atCorner: func(c *Config) { c.UDP = append(c.UDP, corners(t)...) },
 	} {

@@ -54,7 +54,7 @@ func runHelper() int {
 		var s *Server
 		if s, err = New(Config{
 			UDP: at, TCP: at, SecureListeners: []net.Listener{l}, TCPRelays: true, Relay: Relay{Public: host, Bind: host, Public6: ipv6, Bind6: ipv6},
-			Secrets: secrets, AllowNetworks: everywhere(), Limits: Limits{AnswersPerSecond: 1000, AllocationsPerUser: 1000},
+			Secrets: secrets, AllowNetworks: everywhere(), Limits: Limits{AnswersPerSecond: 1000, RelaysPerUser: 1000},
 			XDP: xdp.Mode(os.Getenv(kernelEnv)),
 		}); err == nil {
 			fmt.Println("ready")

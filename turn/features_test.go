@@ -256,7 +256,7 @@ func TestServer_SetLimits(t *testing.T) {
 	s := newServer(t, func(c *Config) { c.AllowPeer = func(_ string, p netip.AddrPort) bool { return p == addr } })
 	c := dialUDP(t, s, s.secrets.Mint("u", time.Minute))
 	c.allocate()
-	if err := s.SetLimits(Limits{AllocationsPerUser: 1}); err != nil {
+	if err := s.SetLimits(Limits{RelaysPerUser: 1}); err != nil {
 		t.Fatal(err)
 	}
 	if got := code(dialUDP(t, s, c.cred).login().request(stun.MethodAllocate, transportUDP)); got != 486 {
@@ -267,7 +267,7 @@ func TestServer_SetLimits(t *testing.T) {
 	}
 	c.request(stun.MethodChannelBind, channelNumber(0x4000), peerAddress(addr))
 	for _, rate := range []int64{1 << 16, 0} {
-		if err := s.SetLimits(Limits{AllocationsPerUser: 1, BytesPerSecond: rate}); err != nil {
+		if err := s.SetLimits(Limits{RelaysPerUser: 1, BytesPerSecond: rate}); err != nil {
 			t.Fatal(err)
 		}
 		before := s.dropped(core.DropRate)
@@ -296,14 +296,14 @@ func TestServer_SetLimits(t *testing.T) {
 
 // A server that is full, and says so, can have its limits changed at the same time.
 func TestServer_SetLimitsWhileFull(t *testing.T) {
-	s := newServer(t, func(c *Config) { c.Limits.Allocations = 1 })
+	s := newServer(t, func(c *Config) { c.Limits.Relays = 1 })
 	dialUDP(t, s, s.secrets.Mint("u", time.Minute)).allocate()
 	c := dialUDP(t, s, s.secrets.Mint("v", time.Minute)).login()
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
 		for range 200 {
-			if err := s.SetLimits(Limits{Allocations: 1}); err != nil {
+			if err := s.SetLimits(Limits{Relays: 1}); err != nil {
 				t.Error(err)
 			}
 			s.totals()

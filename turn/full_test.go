@@ -59,7 +59,7 @@ func TestMetrics_ShowThatItIsFull(t *testing.T) {
 	registry := prometheus.NewPedanticRegistry()
 	s := newServer(t, func(c *Config) {
 		c.Relay.Public6, c.Relay.Bind6 = netip.IPv6Loopback(), netip.IPv6Loopback()
-		c.Limits.Allocations, c.Registerer = 4, registry
+		c.Limits.Relays, c.Registerer = 4, registry
 	})
 	for _, user := range []string{"a", "b"} {
 		dialUDP(t, s, s.secrets.Mint(user, time.Minute)).allocate(transportUDP, bothFamilies)

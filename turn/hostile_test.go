@@ -158,7 +158,7 @@ func drain(c *rawClient) {
 
 // The same over streams: what breaks the framing costs the connection, never the server.
 func TestHostile_MutatedStreams(t *testing.T) {
-	s := newServer(t, func(c *Config) { c.Limits.AllocationsPerUser, c.Limits.Allocations = 10_000, 10_000 })
+	s := newServer(t, func(c *Config) { c.Limits.RelaysPerUser, c.Limits.Relays = 10_000, 10_000 })
 	m := &mutator{Rand: rand.New(rand.NewPCG(3, 4))}
 	sent := 0
 	for sent < 10_000 {

@@ -111,7 +111,7 @@ func TestServer_LifetimesAreBounded(t *testing.T) {
 }
 
 func TestServer_Quotas(t *testing.T) {
-	s := newServer(t, func(c *Config) { c.Limits.AllocationsPerUser, c.Limits.Allocations = 2, 3 })
+	s := newServer(t, func(c *Config) { c.Limits.RelaysPerUser, c.Limits.Relays = 2, 3 })
 	refused := func(user string) int {
 		return code(dialUDP(t, s, s.secrets.Mint(user, time.Minute)).login().request(stun.MethodAllocate, transportUDP))
 	}

@@ -149,7 +149,7 @@ func newAnswers(l Limits) *limiter.Limiter {
 
 // use is how many relays there are, and how many there may be.
 func (s *Server) use() (in, limit int) {
-	return s.ledger.Total(core.Relays), s.limits.Load().Allocations
+	return s.ledger.Total(core.Relays), s.limits.Load().Relays
 }
 
 // start starts all that runs until Close.

@@ -302,7 +302,7 @@ func TestServer_PortRangeIsUsedWholeAndGivenBack(t *testing.T) {
 	first := freePorts(t, 4)
 	s := newServer(t, func(c *Config) {
 		c.Relay.MinPort, c.Relay.MaxPort = first, first+3
-		c.Limits.AllocationsPerUser = 10
+		c.Limits.RelaysPerUser = 10
 	})
 	var used []uint16
 	var clients []*rawClient

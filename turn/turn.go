@@ -154,12 +154,11 @@ func (r Relay) validate() error {
 
 // Limits bounds what clients can take; the zero value of each field means its default.
 type Limits struct {
-	// AllocationsPerUser is how many allocations a user holds at a time; one with an
-	// IPv4 and an IPv6 relay, or with a port that is reserved, counts twice. Default 10.
-	AllocationsPerUser int
-	// Allocations is how many all users hold, counted alike. Default 4096, or one per
-	// relay port.
-	Allocations int
+	// RelaysPerUser is how many relay ports a user holds at a time: an allocation has
+	// one, and two with an IPv4 and an IPv6 relay or with a port that is reserved.
+	// Default 10. Relays is how many all users hold. Default 4096, or one per relay
+	// port if that is less.
+	Relays, RelaysPerUser int
 	// Permissions is how many peer addresses an allocation talks to. Default 16.
 	Permissions int
 	// Channels is how many channels an allocation binds. Default 16.
@@ -197,8 +196,8 @@ func (l Limits) withDefaults(relay Relay) Limits {
 	if relay.MaxPort != 0 {
 		total = min(total, ports.size())
 	}
-	set(&l.AllocationsPerUser, 10)
-	set(&l.Allocations, total)
+	set(&l.RelaysPerUser, 10)
+	set(&l.Relays, total)
 	set(&l.Permissions, 16)
 	set(&l.Channels, 16)
 	set(&l.AnswersPerSecond, 10)
@@ -217,7 +216,7 @@ func (l Limits) withDefaults(relay Relay) Limits {
 }
 
 func (l Limits) validate() error {
-	for _, n := range []int{l.AllocationsPerUser, l.Allocations, l.Permissions, l.Channels,
+	for _, n := range []int{l.RelaysPerUser, l.Relays, l.Permissions, l.Channels,
 		l.PeerConnections, l.PeerConnectionsPerUser, l.ConnectsPerSecond, l.AnswersPerSecond, l.Connections, l.ConnectionsPerSource} {
 		if n < 0 {
 			return fmt.Errorf("turn limit %d is negative", n)
@@ -236,14 +235,14 @@ func (l Limits) validate() error {
 
 // counts are the limits in the terms of core.
 func (l Limits) counts() (perUser, total core.Counts) {
-	return core.Counts{Relays: l.AllocationsPerUser, Connections: l.PeerConnectionsPerUser},
-		core.Counts{Relays: l.Allocations, Connections: l.PeerConnections}
+	return core.Counts{Relays: l.RelaysPerUser, Connections: l.PeerConnectionsPerUser},
+		core.Counts{Relays: l.Relays, Connections: l.PeerConnections}
 }
 
 func (l Limits) core() core.Limits {
 	return core.Limits{
 		DefaultLifetime: l.Lifetime, MaxLifetime: l.MaxLifetime, Permissions: l.Permissions, Channels: l.Channels,
-		Allocations: maxPerShard, // the ledger counts those of all shards
+		Relays: maxPerShard, // the ledger counts those of all shards
 	}
 }
 

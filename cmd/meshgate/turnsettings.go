@@ -23,7 +23,7 @@ func turnSettings() []string {
 
 // turnLimits are the limits of TURN that flags set.
 func (c *upConfig) turnLimits() turn.Limits {
-	return turn.Limits{AllocationsPerUser: c.turnPerUser, BytesPerSecond: c.turnRate}
+	return turn.Limits{RelaysPerUser: c.turnPerUser, BytesPerSecond: c.turnRate}
 }
 
 // again reads the settings once more: the flags as they were given, the environment,

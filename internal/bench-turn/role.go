@@ -76,7 +76,7 @@ func runMeshgate(c serverConfig) error {
 		Secrets:       secrets,
 		AllowNetworks: []netip.Prefix{c.Clients},
 		Limits: turn.Limits{
-			AllocationsPerUser: c.Allocations, Allocations: c.Allocations, AnswersPerSecond: c.Answers, Lifetime: c.Lifetime,
+			RelaysPerUser: c.Allocations, Relays: c.Allocations, AnswersPerSecond: c.Answers, Lifetime: c.Lifetime,
 		},
 	}
 	if c.Kernel {

@@ -62,7 +62,7 @@ func startServer(t testing.TB, change func(*turn.Config)) *testServer {
 		SecureListeners: []net.Listener{l},
 		Relay:           turn.Relay{Public: loopback, Bind: loopback}, Secrets: secrets,
 		AllowPeer: func(_ string, peer netip.AddrPort) bool { return peer.Addr().IsLoopback() },
-		Limits:    turn.Limits{AnswersPerSecond: 1000, AllocationsPerUser: 100},
+		Limits:    turn.Limits{AnswersPerSecond: 1000, RelaysPerUser: 100},
 	}
 	if change != nil {
 		change(&cfg)
@@ -339,7 +339,7 @@ func TestAllocation_WhatWaitsForThePermissionArrives(t *testing.T) {
 }
 
 func TestAllocate_SaysWhatIsWrong(t *testing.T) {
-	s := startServer(t, func(c *turn.Config) { c.Limits.AllocationsPerUser = 1; c.Limits.Allocations = 2 })
+	s := startServer(t, func(c *turn.Config) { c.Limits.RelaysPerUser = 1; c.Limits.Relays = 2 })
 	mustAllocate(t, s.config(UDP, "greedy"))
 	// Nothing listens at the port of a socket that is closed.
 	closed, nobody := listenUDP(t, loopback)
@@ -394,7 +394,7 @@ func (s *testServer) expired() Config {
 }
 
 func TestAllocate_CapacityOfTheServer(t *testing.T) {
-	s := startServer(t, func(c *turn.Config) { c.Limits.Allocations = 1 })
+	s := startServer(t, func(c *turn.Config) { c.Limits.Relays = 1 })
 	mustAllocate(t, s.config(UDP, "a"))
 	if _, err := Allocate(t.Context(), s.config(UDP, "b")); !errors.Is(err, ErrCapacity) {
 		t.Errorf("error is %v, want %v", err, ErrCapacity)
@@ -463,7 +463,7 @@ func TestAllocation_RefusesWhatCannotLeave(t *testing.T) {
 }
 
 func TestAllocation_CloseGivesItBack(t *testing.T) {
-	s := startServer(t, func(c *turn.Config) { c.Limits.Allocations = 1 })
+	s := startServer(t, func(c *turn.Config) { c.Limits.Relays = 1 })
 	for _, transport := range transports() {
 		for range 3 {
 			a, err := Allocate(t.Context(), s.config(transport, "u"))

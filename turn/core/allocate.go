@@ -159,7 +159,7 @@ func (c *Core) begin(a *allocation, r *request) {
 
 // take counts n relays for a user, and says with which code they are refused.
 func (c *Core) take(user string, n int) int {
-	if c.relays.held+n > c.cfg.Limits.Allocations {
+	if c.relays.held+n > c.cfg.Limits.Relays {
 		return codeCapacity
 	}
 	if c.cfg.Quota != nil {

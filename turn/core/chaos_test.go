@@ -26,7 +26,7 @@ type chaos struct {
 
 func newChaos(t *testing.T) *chaos {
 	w := newWorld(t, func(cfg *Config) {
-		cfg.Limits.Allocations = 12
+		cfg.Limits.Relays = 12
 		seed := mathrand.NewChaCha8([32]byte{})
 		cfg.Random = func(b []byte) { seed.Read(b) } // the same sequence must do the same again
 	})

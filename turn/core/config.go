@@ -144,8 +144,8 @@ type Limits struct {
 	DefaultLifetime, MaxLifetime time.Duration
 	// NonceLifetime is how long a nonce is good, at most 12 hours. Default 1 hour.
 	NonceLifetime time.Duration
-	// Allocations is how many this core holds, reservations included. Default 65536.
-	Allocations int
+	// Relays is how many this core holds, reservations included. Default 65536.
+	Relays int
 	// Permissions, Channels and Connections bound each allocation. Defaults 64, 64 and 16.
 	Permissions, Channels, Connections int
 }
@@ -180,7 +180,7 @@ func (l Limits) withDefaults() Limits {
 	duration(&l.DefaultLifetime, 10*time.Minute)
 	duration(&l.MaxLifetime, max(time.Hour, l.DefaultLifetime))
 	duration(&l.NonceLifetime, time.Hour)
-	count(&l.Allocations, 65536)
+	count(&l.Relays, 65536)
 	count(&l.Permissions, 64)
 	count(&l.Channels, 64)
 	count(&l.Connections, 16)
@@ -206,7 +206,7 @@ func (cfg *Config) validate() error {
 		return invalid("Limits.MaxLifetime", "%v, with a default of %v: give them 1s to 24h, the default first", l.MaxLifetime, l.DefaultLifetime)
 	case l.NonceLifetime < time.Second || l.NonceLifetime > maxNonceLifetime:
 		return invalid("Limits.NonceLifetime", "%v: give it 1s to %v", l.NonceLifetime, maxNonceLifetime)
-	case min(l.Allocations, l.Permissions, l.Channels, l.Connections) < 0:
+	case min(l.Relays, l.Permissions, l.Channels, l.Connections) < 0:
 		return invalid("Limits", "a count is negative: give it 0 for its default, or more")
 	}
 	for i, listener := range cfg.Listeners {

@@ -175,7 +175,7 @@ type modelWorld struct {
 
 func newModelWorld(t *testing.T) *modelWorld {
 	w := newWorld(t, func(cfg *Config) {
-		cfg.Limits.Permissions, cfg.Limits.Channels, cfg.Limits.Allocations = 3, 2, 100
+		cfg.Limits.Permissions, cfg.Limits.Channels, cfg.Limits.Relays = 3, 2, 100
 		cfg.Limits.NonceLifetime = 12 * time.Hour
 	})
 	w.ledger.SetLimits(Counts{Relays: 2}, Counts{})

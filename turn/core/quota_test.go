@@ -114,13 +114,13 @@ func TestSetLimits_HoldsForWhatComes(t *testing.T) {
 	if err := c.core.SetLimits(Limits{NonceLifetime: 24 * time.Hour}); err == nil || !strings.Contains(err.Error(), "Limits.NonceLifetime") {
 		t.Errorf("limits that cannot be: %v", err)
 	}
-	if err := c.core.SetLimits(Limits{Allocations: 1, Permissions: 1, MaxLifetime: 20 * time.Minute}); err != nil {
+	if err := c.core.SetLimits(Limits{Relays: 1, Permissions: 1, MaxLifetime: 20 * time.Minute}); err != nil {
 		t.Fatal(err)
 	}
 	for name, v := range map[string]struct{ got, want string }{
 		"lifetime":    {c.ask(methodRefresh, lifetime(3600)), "ok lifetime=1200"},
 		"permissions": {c.ask(methodCreatePermission, peerAt(peer4), peerAt("198.51.100.1:1")), "508"},
-		"allocations": {c.client(udp4, 2).ask(methodAllocate, udp()), "508"},
+		"relays":      {c.client(udp4, 2).ask(methodAllocate, udp()), "508"},
 	} {
 		if v.got != v.want {
 			t.Errorf("%s: %s, want %s", name, v.got, v.want)
