@@ -122,7 +122,7 @@ func (c *Core) open(r *request, want [2]bool) {
 	if m.reserve {
 		n++
 	}
-	if code := c.take(a.user, n); code != 0 {
+	if code := c.takeRelays(a.user, n); code != 0 {
 		c.fail(r, code)
 		return
 	}
@@ -157,21 +157,43 @@ func (c *Core) begin(a *allocation, r *request) {
 	c.flows[a.flow.key()] = a
 }
 
-// take counts n relays for a user, and says with which code they are refused.
-func (c *Core) take(user string, n int) int {
+// takeRelays counts n relays for a user, and says with which code they are refused.
+func (c *Core) takeRelays(user string, n int) int {
 	if c.relays.held+n > c.cfg.Limits.Relays {
-		return codeCapacity
+		return c.full(Relays, BoundTotal)
 	}
-	if c.cfg.Quota != nil {
-		switch c.cfg.Quota.Take(user, Relays, n) {
-		case UserFull:
-			return codeQuota
-		case TotalFull:
-			return codeCapacity
-		}
+	if code := c.take(user, Relays, n); code != 0 {
+		return code
 	}
 	c.relays.held += n
 	return 0
+}
+
+// take counts n more for a user, all or nothing, and says with which code they are
+// refused. give takes them back.
+func (c *Core) take(user string, what Resource, n int) int {
+	if c.cfg.Quota == nil {
+		return 0
+	}
+	switch c.cfg.Quota.Take(user, what, n) {
+	case UserFull:
+		return c.full(what, BoundUser)
+	case TotalFull:
+		return c.full(what, BoundTotal)
+	default:
+		return 0
+	}
+}
+
+// full counts a request that has reached a bound, and returns the code for it. 486 is
+// about allocations; where there is no room for a permission or a channel, RFC 8656
+// sections 10.2 and 12.2 want 508, whosever bound it is.
+func (c *Core) full(what Resource, whose Bound) int {
+	c.stats.Full[what][whose]++
+	if whose == BoundUser && (what == Relays || what == Connections) {
+		return codeQuota
+	}
+	return codeCapacity
 }
 
 // giveRelay gives the place of a relay back.

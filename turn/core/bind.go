@@ -32,8 +32,8 @@ func (c *Core) createPermission(r *request) {
 		c.fail(r, code)
 		return
 	}
-	if !c.permit(a, r.msg.peers, r.now) {
-		c.fail(r, codeCapacity)
+	if code := c.permit(a, r.msg.peers, r.now); code != 0 {
+		c.fail(r, code)
 		return
 	}
 	c.tell(a, r.out)
@@ -44,7 +44,7 @@ func (c *Core) judgePeers(a *allocation, m *message) int {
 	code, n := codeBadRequest, 0
 	for addr := range m.peers {
 		if n++; n > 4*c.cfg.Limits.Permissions {
-			return codeCapacity // more than there is room for, even if some come twice
+			return c.full(Permissions, BoundAllocation) // more than there is room for, even if some come twice
 		}
 		if code = c.judgePeer(a, addr, false); code != 0 {
 			return code
@@ -53,8 +53,9 @@ func (c *Core) judgePeers(a *allocation, m *message) int {
 	return code
 }
 
-// permit gives a permissions for all peers, or none.
-func (c *Core) permit(a *allocation, peers iter.Seq[netip.AddrPort], now int64) bool {
+// permit gives a permissions for all peers, or none, and says with which code they
+// are refused.
+func (c *Core) permit(a *allocation, peers iter.Seq[netip.AddrPort], now int64) int {
 	var fresh []addrKey
 	for addr := range peers {
 		key := keyOfAddr(addr.Addr())
@@ -67,11 +68,11 @@ func (c *Core) permit(a *allocation, peers iter.Seq[netip.AddrPort], now int64) 
 		a.permissions[key] = &permission{}
 		fresh = append(fresh, key)
 	}
-	if len(fresh) > 0 && (len(a.permissions) > c.cfg.Limits.Permissions || !c.takes(a.user, Permissions, len(fresh))) {
+	if code := c.takePermissions(a, len(fresh)); code != 0 {
 		for _, key := range fresh {
 			delete(a.permissions, key)
 		}
-		return false
+		return code
 	}
 	for addr := range peers {
 		a.permissions[keyOfAddr(addr.Addr())].deadline = now + int64(permissionLifetime)
@@ -79,12 +80,29 @@ func (c *Core) permit(a *allocation, peers iter.Seq[netip.AddrPort], now int64) 
 	if len(fresh) > 0 {
 		c.wake(&a.timer, now+int64(permissionLifetime))
 	}
-	return true
+	return 0
 }
 
-// takes counts what a user gets and reports whether there is room for it.
-func (c *Core) takes(user string, what Resource, n int) bool {
-	return c.cfg.Quota == nil || c.cfg.Quota.Take(user, what, n) == Granted
+// takePermissions counts the n permissions that a has got last, and says with which
+// code they are refused. Without new ones there is nothing to refuse, whatever the
+// limits are by now.
+func (c *Core) takePermissions(a *allocation, n int) int {
+	switch {
+	case n == 0:
+		return 0
+	case len(a.permissions) > c.cfg.Limits.Permissions:
+		return c.full(Permissions, BoundAllocation)
+	default:
+		return c.take(a.user, Permissions, n)
+	}
+}
+
+// takeChannel counts a channel more of a, and says with which code it is refused.
+func (c *Core) takeChannel(a *allocation) int {
+	if len(a.channels) >= c.cfg.Limits.Channels {
+		return c.full(Channels, BoundAllocation)
+	}
+	return c.take(a.user, Channels, 1)
 }
 
 // channelBind handles a ChannelBind request (RFC 8656 section 12.2).
@@ -100,8 +118,8 @@ func (c *Core) channelBind(r *request) {
 		m.channel >= minChannel && m.channel <= maxChannel && a.fits(m.channel, m.peer) {
 		code = c.judgePeer(a, m.peer, false)
 	}
-	if code == 0 && !c.bind(a, m, r.now) {
-		code = codeCapacity
+	if code == 0 {
+		code = c.bind(a, m, r.now)
 	}
 	if code != 0 {
 		c.fail(r, code)
@@ -118,26 +136,28 @@ func (a *allocation) fits(channel uint16, addr netip.AddrPort) bool {
 	return (bound == nil || bound.addr == addr) && (at == nil || at.channel == 0 || at.channel == channel)
 }
 
-// bind binds the channel of m or refreshes it, and the permission with it. It is
-// false when there is no room.
-func (c *Core) bind(a *allocation, m *message, now int64) bool {
+// bind binds the channel of m or refreshes it, and the permission with it. It says
+// with which code that is refused.
+func (c *Core) bind(a *allocation, m *message, now int64) int {
 	p := a.channels[m.channel]
-	if p == nil && (len(a.channels) >= c.cfg.Limits.Channels || !c.takes(a.user, Channels, 1)) {
-		return false
+	if p == nil {
+		if code := c.takeChannel(a); code != 0 {
+			return code
+		}
 	}
 	first := func(yield func(netip.AddrPort) bool) { yield(m.peer) }
-	if !c.permit(a, first, now) {
+	if code := c.permit(a, first, now); code != 0 {
 		if p == nil {
 			c.give(a.user, Channels, 1)
 		}
-		return false
+		return code
 	}
 	if p == nil {
 		p = c.newChannel(a, m)
 	}
 	p.deadline = now + int64(channelLifetime)
 	c.wake(&a.timer, p.deadline)
-	return true
+	return 0
 }
 
 func (c *Core) newChannel(a *allocation, m *message) *peer {

@@ -30,7 +30,7 @@ func newChaos(t *testing.T) *chaos {
 		seed := mathrand.NewChaCha8([32]byte{})
 		cfg.Random = func(b []byte) { seed.Read(b) } // the same sequence must do the same again
 	})
-	w.ledger.SetLimits(Counts{Relays: 5, Permissions: 10, Channels: 5}, Counts{Relays: 9})
+	w.ledger.SetLimits(Counts{Relays: 5, Permissions: 10, Channels: 5}, Counts{Relays: 9, Permissions: 14, Channels: 8})
 	w.async = true
 	c := &chaos{world: w, sockets: map[RelayID]bool{}, peers: map[ConnectionID]bool{}, closed: map[Flow]bool{}}
 	for n := range 8 {

@@ -18,7 +18,7 @@ func (w *world) idle() {
 	if s.Allocations+s.Reservations+s.Connections != 0 || len(w.relays) != 0 || len(w.core.relays.byAddr) != 0 || w.core.relays.held != 0 {
 		w.Errorf("left over: %+v, sockets %v, %d addresses, %d held", s, w.relays, len(w.core.relays.byAddr), w.core.relays.held)
 	}
-	if len(w.ledger.users) != 0 || w.ledger.held != [numResources]int{} {
+	if len(w.ledger.users) != 0 || w.ledger.held != [NumResources]int{} {
 		w.Errorf("the ledger still has %v", w.ledger.users)
 	}
 	if next, ok := w.core.Next(); ok {

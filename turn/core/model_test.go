@@ -19,6 +19,8 @@ import (
 type model struct {
 	now     time.Time
 	clients []*modelClient
+	limits  [NumBounds]Counts
+	full    [NumResources][NumBounds]uint64 // requests that were refused for want of room
 }
 
 type modelClient struct {
@@ -61,26 +63,59 @@ func (c *modelClient) channelTo(host string) bool {
 	return false
 }
 
-func (m *model) held(user string) int {
-	n := 0
+// holds says how many a client has of a resource.
+func (m *model) holds(c *modelClient, what Resource) int {
+	m.forget(c)
+	switch {
+	case !m.live(c):
+		return 0
+	case what == Relays:
+		return 1
+	case what == Permissions:
+		return len(c.permissions)
+	case what == Channels:
+		return len(c.channels)
+	default:
+		return 0
+	}
+}
+
+// held is what a user has of a resource, and what all have.
+func (m *model) held(user string, what Resource) (mine, all int) {
 	for _, c := range m.clients {
-		if c.user == user && m.live(c) {
-			n++
+		n := m.holds(c, what)
+		if all += n; c.user == user {
+			mine += n
 		}
 	}
-	return n
+	return mine, all
+}
+
+// room is the code with which a client is refused n more, "ok" if it is not.
+func (m *model) room(c *modelClient, what Resource, n int) string {
+	mine, all := m.held(c.user, what)
+	for whose, held := range [NumBounds]int{m.holds(c, what), mine, all} {
+		if limit := m.limits[whose].of(what); limit == 0 || held+n <= limit {
+			continue
+		}
+		m.full[what][whose]++
+		if what == Relays && Bound(whose) == BoundUser {
+			return "486"
+		}
+		return "508"
+	}
+	return "ok"
 }
 
 func (m *model) allocate(c *modelClient, seconds int) string {
-	switch {
-	case m.live(c):
+	if m.live(c) {
 		return "437"
-	case m.held(c.user) >= 2:
-		return "486"
 	}
-	m.forget(c)
-	c.ends = m.now.Add(granted(seconds))
-	return "ok"
+	got := m.room(c, Relays, 1)
+	if got == "ok" {
+		c.ends = m.now.Add(granted(seconds))
+	}
+	return got
 }
 
 func granted(seconds int) time.Duration {
@@ -116,8 +151,10 @@ func (m *model) permit(c *modelClient, hosts ...string) string {
 			fresh[host] = true
 		}
 	}
-	if len(c.permissions)+len(fresh) > 3 && len(fresh) > 0 {
-		return "508"
+	if len(fresh) > 0 {
+		if got := m.room(c, Permissions, len(fresh)); got != "ok" {
+			return got
+		}
 	}
 	for _, host := range hosts {
 		c.permissions[host] = m.now.Add(5 * time.Minute)
@@ -139,8 +176,10 @@ func (m *model) bind(c *modelClient, n uint16, peer string) string {
 	if host == modelForbidden {
 		return "403"
 	}
-	if _, ok := c.channels[n]; !ok && len(c.channels) >= 2 {
-		return "508"
+	if _, ok := c.channels[n]; !ok {
+		if got := m.room(c, Channels, 1); got != "ok" {
+			return got
+		}
 	}
 	if got := m.permit(c, host); got != "ok" {
 		return got
@@ -175,12 +214,11 @@ type modelWorld struct {
 
 func newModelWorld(t *testing.T) *modelWorld {
 	w := newWorld(t, func(cfg *Config) {
-		cfg.Limits.Permissions, cfg.Limits.Channels, cfg.Limits.Relays = 3, 2, 100
 		cfg.Limits.NonceLifetime = 12 * time.Hour
 	})
-	w.ledger.SetLimits(Counts{Relays: 2}, Counts{})
 	w.forbid(modelForbidden + "/32")
 	v := &modelWorld{model: &model{now: w.now}, world: w}
+	v.limit(modelLimits()[0])
 	for i, user := range []string{"alice", "alice", "bob", "alice", "bob", "bob"} {
 		c := w.client(uint16(i%2*tcp4), i+1)
 		if user == "bob" {
@@ -193,6 +231,26 @@ func newModelWorld(t *testing.T) *modelWorld {
 		v.forget(mc)
 	}
 	return v
+}
+
+// modelLimits are what an operator changes the bounds to: some in which each of
+// them counts, others that are lower than what is held, and some with room for all.
+func modelLimits() [][NumBounds]Counts {
+	return [][NumBounds]Counts{
+		{{Permissions: 3, Channels: 2}, {Relays: 2, Permissions: 4, Channels: 3}, {Relays: 3, Permissions: 6, Channels: 4}},
+		{{Permissions: 1, Channels: 1}, {Relays: 1, Permissions: 2, Channels: 1}, {Relays: 2, Permissions: 3, Channels: 1}},
+		{{Permissions: 8, Channels: 8}, {}, {}},
+	}
+}
+
+// limit changes the bounds of the core and of the model.
+func (v *modelWorld) limit(to [NumBounds]Counts) {
+	v.limits = to
+	v.world.ledger.SetLimits(to[BoundUser], to[BoundTotal])
+	one := to[BoundAllocation]
+	if err := v.world.core.SetLimits(Limits{Permissions: one.Permissions, Channels: one.Channels, NonceLifetime: 12 * time.Hour}); err != nil {
+		v.world.Fatal(err)
+	}
 }
 
 func drawPeer(t *rapid.T) string {
@@ -319,11 +377,26 @@ func (v *modelWorld) timeStep(t *rapid.T) {
 	}
 }
 
+func (v *modelWorld) limitStep(t *rapid.T) {
+	v.limit(rapid.SampledFrom(modelLimits()).Draw(t, "limits"))
+}
+
+// evictStep has an operator end all that a user holds.
+func (v *modelWorld) evictStep(t *rapid.T) {
+	user := rapid.SampledFrom([]string{"alice", "bob"}).Draw(t, "user")
+	v.world.core.Evict(func(i Info) bool { return i.User == user }, &v.world.out)
+	v.world.drive()
+	for _, m := range v.clients {
+		if m.user == user {
+			m.ends = time.Time{}
+		}
+	}
+}
+
 // check runs the timer and compares what the core holds with the model.
 func (v *modelWorld) check(t *rapid.T) {
 	v.now = v.world.now
 	v.world.pass(0)
-	users := map[string]int{}
 	for i, m := range v.clients {
 		v.forget(m)
 		a := v.world.core.flows[v.peers[i].flow.key()]
@@ -333,28 +406,23 @@ func (v *modelWorld) check(t *rapid.T) {
 		if a == nil {
 			continue
 		}
-		users[m.user]++
 		if len(a.channels) != len(m.channels) || len(a.permissions) != len(m.permissions) {
 			t.Fatalf("client %d holds %d channels and %d permissions, in the model %d and %d", i,
 				len(a.channels), len(a.permissions), len(m.channels), len(m.permissions))
 		}
-		permissions, channels := 0, 0
-		for j := range v.clients {
-			if b := v.world.core.flows[v.peers[j].flow.key()]; b != nil && b.user == m.user {
-				permissions, channels = permissions+len(b.permissions), channels+len(b.channels)
+	}
+	for what := range NumResources {
+		for _, user := range []string{"alice", "bob"} {
+			mine, all := v.held(user, what)
+			if got, total := v.world.ledger.Held(user, what), v.world.ledger.Total(what); got != mine || total != all {
+				t.Fatalf("the ledger has %d %s of %s and %d of all, want %d and %d", got, what, user, total, mine, all)
 			}
 		}
-		if v.world.ledger.Held(m.user, Permissions) != permissions || v.world.ledger.Held(m.user, Channels) != channels {
-			t.Fatalf("the ledger of %s has %d permissions and %d channels, want %d and %d", m.user,
-				v.world.ledger.Held(m.user, Permissions), v.world.ledger.Held(m.user, Channels), permissions, channels)
-		}
 	}
-	for _, user := range []string{"alice", "bob"} {
-		if got := v.world.ledger.Held(user, Relays); got != users[user] {
-			t.Fatalf("the ledger of %s has %d relays, want %d", user, got, users[user])
-		}
+	if got := v.world.core.Stats().Full; got != v.full {
+		t.Fatalf("refused for want of room were %v, in the model %v", got, v.full)
 	}
-	if n := users["alice"] + users["bob"]; len(v.world.relays) != n || len(v.world.core.relays.byAddr) != n || v.world.core.relays.held != n {
+	if _, n := v.held("", Relays); len(v.world.relays) != n || len(v.world.core.relays.byAddr) != n || v.world.core.relays.held != n {
 		t.Fatalf("%d sockets are open, %d known, %d held, want %d", len(v.world.relays), len(v.world.core.relays.byAddr), v.world.core.relays.held, n)
 	}
 	if next, ok := v.world.core.Next(); ok && !next.After(v.now) {
@@ -377,6 +445,8 @@ func TestCore_BehavesLikeTheModel(t *testing.T) {
 			"send":     v.sendStep,
 			"channel":  v.channelStep,
 			"peer":     v.peerStep,
+			"limit":    v.limitStep,
+			"evict":    v.evictStep,
 			"time":     v.timeStep,
 			"":         v.check,
 		}))

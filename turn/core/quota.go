@@ -18,8 +18,27 @@ const (
 	Permissions
 	Channels
 	Connections // of relays of TCP to peers, those that are being made included
-	numResources
+	NumResources
 )
+
+// String is the resource as a label.
+func (r Resource) String() string {
+	return [...]string{"relays", "permissions", "channels", "connections"}[r]
+}
+
+// Bound is whose bound a request has reached.
+type Bound uint8
+
+// The bounds.
+const (
+	BoundAllocation Bound = iota // of one allocation (Limits)
+	BoundUser                    // of one user (Quota)
+	BoundTotal                   // of all users together (Quota), or of this core (Limits)
+	NumBounds
+)
+
+// String is the bound as a label.
+func (b Bound) String() string { return [...]string{"allocation", "user", "total"}[b] }
 
 // Grant is the answer of a Quota.
 type Grant uint8
@@ -44,7 +63,7 @@ type Quota interface {
 type Counts struct{ Relays, Permissions, Channels, Connections int }
 
 func (c Counts) of(what Resource) int {
-	return [numResources]int{c.Relays, c.Permissions, c.Channels, c.Connections}[what]
+	return [NumResources]int{c.Relays, c.Permissions, c.Channels, c.Connections}[what]
 }
 
 // Ledger is a Quota that counts in memory. It is safe for concurrent use. It
@@ -52,13 +71,13 @@ func (c Counts) of(what Resource) int {
 type Ledger struct {
 	mu             sync.Mutex // guards the fields below
 	perUser, total Counts
-	held           [numResources]int
-	users          map[string]*[numResources]int
+	held           [NumResources]int
+	users          map[string]*[NumResources]int
 }
 
 // NewLedger returns a ledger that nobody holds anything of.
 func NewLedger(perUser, total Counts) *Ledger {
-	return &Ledger{perUser: perUser, total: total, users: make(map[string]*[numResources]int)}
+	return &Ledger{perUser: perUser, total: total, users: make(map[string]*[NumResources]int)}
 }
 
 // SetLimits changes the limits. Who holds more keeps it.
@@ -84,7 +103,7 @@ func (l *Ledger) Take(user string, what Resource, n int) Grant {
 		return TotalFull
 	}
 	if u == nil {
-		u = new([numResources]int)
+		u = new([NumResources]int)
 		l.users[user] = u
 	}
 	u[what] += n
@@ -102,7 +121,7 @@ func (l *Ledger) Give(user string, what Resource, n int) {
 	}
 	u[what] -= n
 	l.held[what] -= n
-	if *u == [numResources]int{} {
+	if *u == [NumResources]int{} {
 		delete(l.users, user)
 	}
 }

@@ -49,7 +49,7 @@ func TestLedger_CountsByUserAndInTotal(t *testing.T) {
 	}{{"alice", Permissions, 3}, {"alice", Channels, 1}, {"bob", Relays, 1}, {"bob", Permissions, 3}, {"carol", Relays, 2}} {
 		l.Give(v.user, v.what, v.n)
 	}
-	if len(l.users) != 0 || l.held != [numResources]int{} {
+	if len(l.users) != 0 || l.held != [NumResources]int{} {
 		t.Errorf("%d users are kept, who hold %v", len(l.users), l.held)
 	}
 }
@@ -106,6 +106,52 @@ func TestQuota_OfPermissionsAndChannels(t *testing.T) {
 	}
 	w.pass(time.Hour)
 	w.idle()
+}
+
+// TestQuota_IsGivenBack reaches each bound that a user has, and all have together, and
+// has who holds what there is lose it in each way there is.
+func TestQuota_IsGivenBack(t *testing.T) {
+	ends := map[string]func(c *client){
+		"expiry":        func(c *client) { c.pass(10 * time.Minute) },
+		"refresh":       func(c *client) { c.must(methodRefresh, lifetime(0)) },
+		"closed stream": func(c *client) { c.core.StreamClosed(c.flow, &c.out) },
+		"eviction":      func(c *client) { c.core.Evict(func(i Info) bool { return i.Flow == c.flow }, &c.out) },
+		"broken relay":  func(c *client) { c.core.RelayFailed(c.now, c.core.flows[c.flow.key()].relays[0].id, &c.out) },
+	}
+	for end, lose := range ends {
+		for what, one := range map[Resource]Counts{Relays: {Relays: 1}, Permissions: {Permissions: 1}, Channels: {Channels: 1}} {
+			for whose, limits := range [NumBounds][2]Counts{BoundUser: {one, {}}, BoundTotal: {{}, one}} {
+				if Bound(whose) == BoundAllocation {
+					continue
+				}
+				w := newWorld(t)
+				w.ledger.SetLimits(limits[0], limits[1])
+				holder, other := w.client(tcp4, 1), w.client(udp4, 2)
+				if Bound(whose) == BoundTotal {
+					other.as("bob", "builder")
+				}
+				holder.allocate()
+				holder.must(methodChannelBind, channel(0x4000), peerAt(peer4))
+				ask, want := func() string { return other.ask(methodAllocate, udp()) }, "508"
+				if what != Relays {
+					other.allocate(udp(), lifetime(3600))
+					ask = func() string { return other.ask(methodChannelBind, channel(0x4000), peerAt(peer4)) }
+				} else if Bound(whose) == BoundUser {
+					want = "486"
+				}
+				if got := ask(); got != want {
+					t.Errorf("%s beyond the bound of %s: %s, want %s", what, Bound(whose), got, want)
+				}
+				var full [NumResources][NumBounds]uint64
+				if full[what][whose] = 1; w.core.Stats().Full != full {
+					t.Errorf("%s beyond the bound of %s: counted %v", what, Bound(whose), w.core.Stats().Full)
+				}
+				if lose(holder); !strings.HasPrefix(ask(), "ok") {
+					t.Errorf("%s are not given back by %s", what, end)
+				}
+			}
+		}
+	}
 }
 
 func TestSetLimits_HoldsForWhatComes(t *testing.T) {

@@ -67,6 +67,9 @@ type Stats struct {
 	Errors [15]uint64
 	// Failed counts requests whose credential was refused.
 	Failed [NumFailures]uint64
+	// Full counts requests, and connections of peers, that were refused because a bound
+	// was reached.
+	Full [NumResources][NumBounds]uint64
 	// Relayed counts what all allocations have relayed.
 	Relayed Usage
 	// Allocated and Ended count allocations.
@@ -93,6 +96,11 @@ func (s *Stats) Add(o Stats) {
 	}
 	for i, n := range o.Failed {
 		s.Failed[i] += n
+	}
+	for i := range o.Full {
+		for j, n := range o.Full[i] {
+			s.Full[i][j] += n
+		}
 	}
 	s.Relayed.add(o.Relayed)
 	s.Allocated += o.Allocated

@@ -52,11 +52,11 @@ func (c *Core) connect(r *request) {
 	case a.connections[keyOfSocket(m.peer)] != nil:
 		code = codeConnectionExists
 	case len(a.connections) >= c.cfg.Limits.Connections:
-		code = codeCapacity
+		code = c.full(Connections, BoundAllocation)
 	case c.cfg.MayConnect != nil && !c.cfg.MayConnect(r.wall, a.user):
 		code = codeQuota
 	default:
-		code = c.takeConnection(a.user)
+		code = c.take(a.user, Connections, 1) // forget gives it back
 	}
 	if code != 0 {
 		c.fail(r, code)
@@ -65,22 +65,6 @@ func (c *Core) connect(r *request) {
 	v := c.newConnection(a, m.peer, r.now)
 	v.transaction, v.signer, v.print = m.transaction, r.signer, m.has&hasFingerprint != 0
 	r.out.add(Action{Kind: Connect, Relay: a.relayOf(m.peer.Addr()).id, Connection: v.id, Peer: m.peer})
-}
-
-// takeConnection counts a connection for a user, and says with which code it is
-// refused. forget gives it back.
-func (c *Core) takeConnection(user string) int {
-	if c.cfg.Quota == nil {
-		return 0
-	}
-	switch c.cfg.Quota.Take(user, Connections, 1) {
-	case UserFull:
-		return codeQuota
-	case TotalFull:
-		return codeCapacity
-	default:
-		return 0
-	}
 }
 
 // newConnection makes a connection that waits for connectPatience.
@@ -151,7 +135,14 @@ func (c *Core) PeerConnected(now time.Time, id RelayID, from netip.AddrPort, out
 	case !c.permits(a, from, true):
 		c.drop(DropForbidden)
 		return 0, false
-	case a.connections[keyOfSocket(from)] != nil || len(a.connections) >= c.cfg.Limits.Connections, c.takeConnection(a.user) != 0:
+	case a.connections[keyOfSocket(from)] != nil:
+		c.drop(DropRate)
+		return 0, false
+	case len(a.connections) >= c.cfg.Limits.Connections:
+		c.full(Connections, BoundAllocation)
+		c.drop(DropRate)
+		return 0, false
+	case c.take(a.user, Connections, 1) != 0:
 		c.drop(DropRate)
 		return 0, false
 	}
