@@ -46,7 +46,12 @@ func (s *testServer) nothingLeft() bool {
 			}
 		}
 	}
-	return s.held() == 0 && s.ledger.Total(core.Relays) == 0 && len(s.ledger.Users()) == 0
+	for what := range core.NumResources {
+		if s.ledger.Total(what) != 0 {
+			return false
+		}
+	}
+	return s.held() == 0 && len(s.ledger.Users()) == 0
 }
 
 // newServer starts a server on loopback; change adjusts its configuration.

@@ -164,6 +164,7 @@ func newServerEverywhere(t *testing.T, change func(*Config)) *tableServer {
 	e.testServer = newServer(t, func(c *Config) {
 		six := netip.AddrPortFrom(netip.IPv6Loopback(), 0)
 		c.UDP, c.TCP = append(c.UDP, six), append(c.TCP, six)
+		c.Limits.PermissionsPerAllocation, c.Limits.ChannelsPerAllocation = 16, 16
 		c.Logger = slog.New(slog.NewTextHandler(countLines{e.lines}, nil))
 		for family, at := range map[string]netip.AddrPort{"4": c.UDP[0], "6": six} {
 			l, err := net.ListenTCP("tcp", net.TCPAddrFromAddrPort(at))

@@ -12,6 +12,8 @@ import (
 
 	"github.com/pion/stun"
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/meshgate/meshgate/turn/core"
 )
 
 // An operator whose relay ports run out finds it in the log, though not once for
@@ -87,7 +89,7 @@ func TestFullness_TellsAgainLater(t *testing.T) {
 	f := &fullness{log: slog.New(slog.NewTextHandler(&log, nil)), use: func() (int, int) { return 2, 2 }}
 	now := time.Now()
 	for i := range 4 {
-		f.refuse(now.Add(time.Duration(i)*fullEach/2), noRoom)
+		f.refuse(now.Add(time.Duration(i)*fullEach/2), noRoom(core.Relays))
 	}
 	if text := log.String(); strings.Count(text, "used=2 limit=2") != 2 || !strings.Contains(text, "n=1") || !strings.Contains(text, "n=2") {
 		t.Errorf("told:\n%s", text)

@@ -68,6 +68,7 @@ type metrics struct {
 	allocations, relays, limit              *prometheus.Desc
 	connections, created, draining          *prometheus.Desc
 	packets, bytes, drops, failures, errors *prometheus.Desc
+	refusals                                *prometheus.Desc
 	datagrams, calls, switched, broken      *prometheus.Desc // of shards
 	kernel                                  kernelMetrics
 }
@@ -89,6 +90,7 @@ func newMetrics(now func() totals) *metrics {
 		drops:       desc("meshgate_turn_drops_total", "Packets and connections dropped.", "reason"),
 		failures:    desc("meshgate_turn_auth_failures_total", "Requests whose credential was refused.", "reason"),
 		errors:      desc("meshgate_turn_errors_total", "Error responses sent.", "code"),
+		refusals:    desc("meshgate_turn_refusals_total", "Relays, permissions, channels and connections that clients were refused, by whose bound was reached.", "resource", "bound"),
 		datagrams:   desc("meshgate_turn_datagrams_total", "Datagrams that the UDP sockets of TURN received and sent: clients and peers, requests and data.", "direction"),
 		calls:       desc("meshgate_turn_socket_calls_total", "System calls that received and sent these datagrams: the fewer for as many, the larger the batches.", "direction"),
 		switched:    desc("meshgate_turn_switched_packets_total", "Packets from one TURN relay to another that no socket had to carry."),
@@ -109,7 +111,7 @@ func (m *metrics) register(reg prometheus.Registerer) error {
 func (m *metrics) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		m.allocations, m.relays, m.limit, m.connections, m.draining, m.created, m.packets, m.bytes, m.drops, m.failures, m.errors,
-		m.datagrams, m.calls, m.switched, m.broken,
+		m.refusals, m.datagrams, m.calls, m.switched, m.broken,
 	} {
 		ch <- d
 	}
@@ -151,6 +153,11 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 	for i, code := range core.ErrorCodes() {
 		counter(m.errors, t.core.Errors[i], strconv.Itoa(code))
 	}
+	for what, bounds := range t.core.Full {
+		for whose, n := range bounds {
+			counter(m.refusals, n, core.Resource(what).String(), core.Bound(whose).String())
+		}
+	}
 	counter(m.datagrams, t.sockets.Received, received)
 	counter(m.datagrams, t.sockets.Sent, sent)
 	counter(m.calls, t.sockets.Receives, received)
@@ -189,7 +196,7 @@ func (s *Server) count() totals {
 	}
 	t.kernel = s.kernel.Stats()
 	t.core.Dropped[core.DropRate] += t.kernel.Packets[xdp.Limited]
-	t.relays, t.limit = s.use()
+	t.relays, t.limit = s.use(core.Relays)
 	if s.draining.Load() {
 		t.draining = 1
 	}

@@ -16,18 +16,14 @@ import (
 // quota is the ledger, which tells when it is full.
 type quota struct {
 	*core.Ledger
-	full, crowded *fullness // of relays, and of connections to peers
+	full *[core.NumResources]*fullness
 }
 
 // Take implements core.Quota.
 func (q quota) Take(user string, what core.Resource, n int) core.Grant {
 	grant := q.Ledger.Take(user, what, n)
-	switch {
-	case grant != core.TotalFull:
-	case what == core.Relays:
-		q.full.refuse(time.Now(), noRoom)
-	case what == core.Connections:
-		q.crowded.refuse(time.Now(), noConnection)
+	if grant == core.TotalFull {
+		q.full[what].refuse(time.Now(), noRoom(what))
 	}
 	return grant
 }
@@ -48,7 +44,7 @@ func (r udpRelays) Open(a core.Action) (first, second shard.Opened, err error) {
 	}
 	one, two, addr, err := openRelay(r.relays, a, listen)
 	if err != nil {
-		r.full.refuse(time.Now(), noPort)
+		r.full[core.Relays].refuse(time.Now(), noPort)
 		return first, second, err
 	}
 	first = shard.Opened{Socket: one, Addr: addr}
@@ -95,7 +91,7 @@ func (s *Server) openTCP(a core.Action) (net.Listener, netip.AddrPort, error) {
 	}
 	l, _, addr, err := openRelay(s.relays, a, listen)
 	if err != nil {
-		s.full.refuse(time.Now(), noPort)
+		s.full[core.Relays].refuse(time.Now(), noPort)
 	}
 	return l, addr, err
 }

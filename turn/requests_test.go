@@ -3,10 +3,13 @@
 package turn
 
 import (
+	"bytes"
 	"encoding/binary"
 	"fmt"
+	"log/slog"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -132,7 +135,7 @@ func TestServer_Quotas(t *testing.T) {
 }
 
 func TestServer_PermissionsAndChannelsAreBounded(t *testing.T) {
-	s := newServer(t, func(c *Config) { c.Limits.Permissions, c.Limits.Channels = 3, 2 })
+	s := newServer(t, func(c *Config) { c.Limits.PermissionsPerAllocation, c.Limits.ChannelsPerAllocation = 3, 2 })
 	c := dialUDP(t, s, s.secrets.Mint("u", time.Minute))
 	c.allocate()
 	peer := func(i byte) stun.Setter {
@@ -158,6 +161,62 @@ func TestServer_PermissionsAndChannelsAreBounded(t *testing.T) {
 	}
 	if got := code(c.request(stun.MethodChannelBind, channelNumber(0x4001), peer(1))); got != 0 {
 		t.Errorf("channel anew: %d", got)
+	}
+}
+
+// What all allocations of a user have together is bounded, and so is what all users
+// have. Other bounds take nothing away, and the log and the metrics say which is reached.
+func TestServer_PermissionsAndChannelsOfUsersAreBounded(t *testing.T) {
+	var log bytes.Buffer
+	s := newServer(t, func(c *Config) {
+		c.Limits.PermissionsPerUser, c.Limits.Permissions = 2, 3
+		c.Limits.ChannelsPerUser, c.Limits.Channels = 1, 2
+		c.Logger = slog.New(slog.NewTextHandler(&log, nil))
+	})
+	clients := map[string]*rawClient{}
+	for _, name := range []string{"a1", "a2", "b1", "c1"} {
+		clients[name] = dialUDP(t, s, s.secrets.Mint(name[:1], time.Minute))
+		clients[name].allocate()
+	}
+	ask := func(client string, bind bool, host byte, want int) {
+		t.Helper()
+		c, peer := clients[client], peerAddress(netip.AddrPortFrom(netip.AddrFrom4([4]byte{11, 0, 0, host}), 1000))
+		res := c.request(stun.MethodCreatePermission, peer)
+		if bind {
+			res = c.request(stun.MethodChannelBind, channelNumber(0x4000+uint16(host)), peer)
+		}
+		if got := code(res); got != want {
+			t.Errorf("%s asks for peer %d (channel: %t): %d, want %d", client, host, bind, got, want)
+		}
+	}
+	ask("a1", true, 1, 0)
+	ask("a2", false, 1, 0)
+	ask("a2", false, 2, 508) // a user's third permission
+	ask("a2", true, 1, 508)  // a user's second channel
+	ask("b1", true, 1, 0)
+	ask("c1", false, 1, 508) // the fourth permission of all
+	if err := s.SetLimits(Limits{PermissionsPerUser: 1, Permissions: 4, ChannelsPerUser: 1, Channels: 2}); err != nil {
+		t.Fatal(err)
+	}
+	ask("a2", false, 1, 0)  // what is held is held
+	ask("c1", true, 1, 508) // the third channel of all
+	clients["b1"].request(stun.MethodRefresh, lifetimeSeconds(0))
+	ask("c1", true, 1, 0)
+	s.Evict("a")
+	if got := [2]int{s.ledger.Total(core.Permissions), s.ledger.Total(core.Channels)}; got != [2]int{1, 1} {
+		t.Errorf("%v permissions and channels are held, want one of each", got)
+	}
+	want := [core.NumResources][core.NumBounds]uint64{
+		core.Permissions: {core.BoundUser: 1, core.BoundTotal: 1}, core.Channels: {core.BoundUser: 1, core.BoundTotal: 1},
+	}
+	if got := s.totals().core.Full; got != want {
+		t.Errorf("refused %v, want %v", got, want)
+	}
+	s.Close()
+	for _, flag := range []string{"--turn.permissions\"", "--turn.channels\""} {
+		if strings.Count(log.String(), flag) != 1 {
+			t.Errorf("%s in the log:\n%s", flag, log.String())
+		}
 	}
 }
 

@@ -29,8 +29,7 @@ type Server struct {
 	relays   *relays
 	ledger   *core.Ledger
 	rates    *rates
-	full     *fullness // of relays
-	crowded  *fullness // of connections to peers
+	full     [core.NumResources]*fullness
 	connects *connects
 	record   *record
 	answers  atomic.Pointer[limiter.Limiter]
@@ -121,11 +120,10 @@ func (s *Server) configure(cfg Config) (err error) {
 	s.relay = cfg.Relay
 	s.relays = newRelays(cfg.Relay, cfg.Secrets)
 	s.ledger = core.NewLedger(limits.counts())
-	s.full = &fullness{log: s.log, use: s.use}
+	for what := range core.NumResources {
+		s.full[what] = &fullness{log: s.log, use: func() (in, limit int) { return s.use(what) }}
+	}
 	s.record = newRecord(s.log)
-	s.crowded = &fullness{log: s.log, use: func() (in, limit int) {
-		return s.ledger.Total(core.Connections), s.limits.Load().PeerConnections
-	}}
 	s.connects = &connects{perSecond: limits.ConnectsPerSecond, users: make(map[string]time.Time)}
 	s.rates = &rates{perSecond: limits.BytesPerSecond, users: make(map[string]*core.Rate)}
 	s.accounts = &accounts{realm: cfg.Realm, secrets: cfg.Secrets, users: cfg.Users, allow: cfg.AllowUser}
@@ -147,9 +145,10 @@ func newAnswers(l Limits) *limiter.Limiter {
 	return limiter.New(l.AnswersPerSecond, 3*l.AnswersPerSecond)
 }
 
-// use is how many relays there are, and how many there may be.
-func (s *Server) use() (in, limit int) {
-	return s.ledger.Total(core.Relays), s.limits.Load().Relays
+// use is how many of a resource all users hold, and how many they may.
+func (s *Server) use(what core.Resource) (in, limit int) {
+	_, total := s.limits.Load().counts()
+	return s.ledger.Total(what), total.Of(what)
 }
 
 // start starts all that runs until Close.
@@ -204,7 +203,7 @@ func (s *Server) coreConfig(cfg Config, number uint8, nonceKey []byte) core.Conf
 		Permit:     s.policy.permit, Fleeting: s.policy.fleeting, Ended: s.record.leave,
 		Answer:  func(_ time.Time, to netip.Addr) bool { return s.answers.Load().Take(to) },
 		Guesses: s.guesses,
-		Quota:   quota{s.ledger, s.full, s.crowded}, Rate: s.rates.of,
+		Quota:   quota{s.ledger, &s.full}, Rate: s.rates.of,
 		Limits: s.limits.Load().core(), NonceKey: nonceKey, Hint: true, Shard: number,
 	}
 }

@@ -473,7 +473,7 @@ func TestConfig_Validate(t *testing.T) {
 		"lifetime limit":   func(c *Config) { c.Limits.MaxLifetime = time.Second },
 		"10-9 are no":      func(c *Config) { c.Relay.MinPort, c.Relay.MaxPort = 10, 9 },
 		"0-9 are no range": func(c *Config) { c.Relay.MaxPort = 9 },
-		"-1 is negative":   func(c *Config) { c.Limits.Channels = -1 },
+		"Channels of -1":   func(c *Config) { c.Limits.Channels = -1 },
 		"1h0m1s":           func(c *Config) { c.Limits.Lifetime = time.Hour + time.Second },
 		"1.5s":             func(c *Config) { c.Limits.Lifetime = 1500 * time.Millisecond },
 		"-1s":              func(c *Config) { c.Limits.Lifetime = -time.Second },
@@ -547,7 +547,7 @@ func TestMetrics_NamesAndLabels(t *testing.T) {
 		"meshgate_turn_connections 1", "meshgate_turn_datagrams_total 2", "meshgate_turn_draining 1", "meshgate_turn_drops_total 17", "meshgate_turn_errors_total 15",
 		"meshgate_turn_kernel_bytes_total 10", "meshgate_turn_kernel_channels 1", "meshgate_turn_kernel_idle 5", "meshgate_turn_kernel_interfaces 1",
 		"meshgate_turn_kernel_packets_total 10", "meshgate_turn_kernel_refused_channels_total 1",
-		"meshgate_turn_relay_failures_total 1", "meshgate_turn_relayed_bytes_total 2", "meshgate_turn_relayed_packets_total 2",
+		"meshgate_turn_refusals_total 12", "meshgate_turn_relay_failures_total 1", "meshgate_turn_relayed_bytes_total 2", "meshgate_turn_relayed_packets_total 2",
 		"meshgate_turn_relays 1", "meshgate_turn_socket_calls_total 2", "meshgate_turn_switched_packets_total 1",
 	}
 	if !slices.Equal(got, want) {

@@ -159,10 +159,13 @@ type Limits struct {
 	// Default 10. Relays is how many all users hold. Default 4096, or one per relay
 	// port if that is less.
 	Relays, RelaysPerUser int
-	// Permissions is how many peer addresses an allocation talks to. Default 16.
-	Permissions int
-	// Channels is how many channels an allocation binds. Default 16.
-	Channels int
+	// PermissionsPerAllocation is how many peer addresses an allocation talks to,
+	// PermissionsPerUser how many all allocations of a user together, and Permissions
+	// how many those of all users. Defaults 32, 16 for each of RelaysPerUser, and 32768.
+	Permissions, PermissionsPerUser, PermissionsPerAllocation int
+	// Channels and the others are the same for channels that are bound, with the same
+	// defaults.
+	Channels, ChannelsPerUser, ChannelsPerAllocation int
 	// Lifetime is how long an allocation lasts, and lasts again after each
 	// Refresh, in whole seconds. Default 10 minutes. MaxLifetime is what clients can
 	// ask for, but for those whose credential ends sooner: no lifetime ends later
@@ -198,8 +201,14 @@ func (l Limits) withDefaults(relay Relay) Limits {
 	}
 	set(&l.RelaysPerUser, 10)
 	set(&l.Relays, total)
-	set(&l.Permissions, 16)
-	set(&l.Channels, 16)
+	for _, f := range []struct{ all, user, allocation *int }{
+		{&l.Permissions, &l.PermissionsPerUser, &l.PermissionsPerAllocation},
+		{&l.Channels, &l.ChannelsPerUser, &l.ChannelsPerAllocation},
+	} {
+		set(f.all, 32768)
+		set(f.user, 16*l.RelaysPerUser)
+		set(f.allocation, 32)
+	}
 	set(&l.AnswersPerSecond, 10)
 	set(&l.PeerConnections, 1024)
 	set(&l.PeerConnectionsPerUser, 32)
@@ -216,10 +225,18 @@ func (l Limits) withDefaults(relay Relay) Limits {
 }
 
 func (l Limits) validate() error {
-	for _, n := range []int{l.RelaysPerUser, l.Relays, l.Permissions, l.Channels,
-		l.PeerConnections, l.PeerConnectionsPerUser, l.ConnectsPerSecond, l.AnswersPerSecond, l.Connections, l.ConnectionsPerSource} {
-		if n < 0 {
-			return fmt.Errorf("turn limit %d is negative", n)
+	for _, f := range []struct {
+		name string
+		n    int
+	}{
+		{"Relays", l.Relays}, {"RelaysPerUser", l.RelaysPerUser},
+		{"Permissions", l.Permissions}, {"PermissionsPerUser", l.PermissionsPerUser}, {"PermissionsPerAllocation", l.PermissionsPerAllocation},
+		{"Channels", l.Channels}, {"ChannelsPerUser", l.ChannelsPerUser}, {"ChannelsPerAllocation", l.ChannelsPerAllocation},
+		{"PeerConnections", l.PeerConnections}, {"PeerConnectionsPerUser", l.PeerConnectionsPerUser}, {"ConnectsPerSecond", l.ConnectsPerSecond},
+		{"AnswersPerSecond", l.AnswersPerSecond}, {"Connections", l.Connections}, {"ConnectionsPerSource", l.ConnectionsPerSource},
+	} {
+		if f.n < 0 {
+			return fmt.Errorf("turn limit %s of %d is negative: give 0 for its default, or more", f.name, f.n)
 		}
 	}
 	switch {
@@ -235,13 +252,16 @@ func (l Limits) validate() error {
 
 // counts are the limits in the terms of core.
 func (l Limits) counts() (perUser, total core.Counts) {
-	return core.Counts{Relays: l.RelaysPerUser, Connections: l.PeerConnectionsPerUser},
-		core.Counts{Relays: l.Relays, Connections: l.PeerConnections}
+	return core.Counts{
+			Relays: l.RelaysPerUser, Permissions: l.PermissionsPerUser, Channels: l.ChannelsPerUser, Connections: l.PeerConnectionsPerUser,
+		}, core.Counts{
+			Relays: l.Relays, Permissions: l.Permissions, Channels: l.Channels, Connections: l.PeerConnections,
+		}
 }
 
 func (l Limits) core() core.Limits {
 	return core.Limits{
-		DefaultLifetime: l.Lifetime, MaxLifetime: l.MaxLifetime, Permissions: l.Permissions, Channels: l.Channels,
+		DefaultLifetime: l.Lifetime, MaxLifetime: l.MaxLifetime, Permissions: l.PermissionsPerAllocation, Channels: l.ChannelsPerAllocation,
 		Relays: maxPerShard, // the ledger counts those of all shards
 	}
 }

@@ -63,7 +63,7 @@ func (p *gatewayProcess) openTURN(ctx context.Context) error {
 		TCPRelays: c.turnTCPRelays,
 		Relay:     p.relay(low, high), Secrets: p.secrets, Users: p.turnUsers,
 		AllowPeer: p.allowPeer, AllowNetworks: open, AllowUser: p.relayUsers.AllowUser,
-		Limits:  c.turnLimits(),
+		Limits:  c.turnLimits,
 		Threads: min(c.turnThreads, maxTURNThreads), XDP: mode, Logger: p.log, Registerer: p.registry,
 	})
 	if err != nil {

@@ -64,8 +64,23 @@ func TestTURN_RefusesWhatMeansSomethingElse(t *testing.T) {
 	c := &upConfig{}
 	f := pflag.NewFlagSet("up", pflag.ContinueOnError)
 	c.register(f)
-	c.turnPerUser = 0
-	if err := c.validate(); err == nil || !strings.Contains(err.Error(), "--turn.allocations-per-user 0") {
-		t.Errorf("no relays for a user: %v", err)
+	c.publicAddress = "192.0.2.1"
+	if err := c.validate(); err != nil {
+		t.Fatal(err)
+	}
+	for _, bad := range []struct{ flag, value string }{
+		{"turn.allocations-per-user", "0"}, {"turn.relays", "-1"}, {"turn.permissions-per-user", "-1"}, {"turn.permissions", "0"},
+		{"turn.channels-per-user", "-1"}, {"turn.channels", "0"}, {"turn.bytes-per-second", "-1"},
+	} {
+		good := f.Lookup(bad.flag).DefValue
+		if err := f.Set(bad.flag, bad.value); err != nil {
+			t.Fatal(err)
+		}
+		if err := c.validate(); err == nil || !strings.Contains(err.Error(), "--"+bad.flag+" "+bad.value) {
+			t.Errorf("--%s %s: %v", bad.flag, bad.value, err)
+		}
+		if err := f.Set(bad.flag, good); err != nil {
+			t.Fatal(err)
+		}
 	}
 }

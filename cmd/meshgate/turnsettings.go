@@ -10,21 +10,7 @@ import (
 	"strings"
 
 	"github.com/spf13/pflag"
-
-	"github.com/meshgate/meshgate/turn"
 )
-
-// turnSettings are the settings of TURN that hold without a new start as soon as
-// the configuration file says something else. Those that a flag or the environment
-// gives are stronger than the file, and stay.
-func turnSettings() []string {
-	return []string{"turn.allow-peers", "turn.allocations-per-user", "turn.bytes-per-second"}
-}
-
-// turnLimits are the limits of TURN that flags set.
-func (c *upConfig) turnLimits() turn.Limits {
-	return turn.Limits{RelaysPerUser: c.turnPerUser, BytesPerSecond: c.turnRate}
-}
 
 // again reads the settings once more: the flags as they were given, the environment,
 // and the configuration file as it is now. It
@@ -106,8 +92,8 @@ func (p *gatewayProcess) applyConfig() error {
 	if err := p.turn.SetNetworks(open); err != nil {
 		return fmt.Errorf("--turn.allow-peers: %w", err)
 	}
-	if err := p.turn.SetLimits(c.turnLimits()); err != nil {
-		return errors.Join(fmt.Errorf("--turn.allocations-per-user, --turn.bytes-per-second: %w", err), p.turn.SetNetworks(p.turnOpen))
+	if err := p.turn.SetLimits(c.turnLimits); err != nil {
+		return errors.Join(fmt.Errorf("limits of TURN: %w", err), p.turn.SetNetworks(p.turnOpen))
 	}
 	p.turnOpen = open
 	for _, name := range changed {

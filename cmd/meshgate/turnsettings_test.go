@@ -78,6 +78,8 @@ func TestConfig_IsReadAgain(t *testing.T) {
 		t.Fatal(err)
 	}
 	want("without a file", false, "192.0.2.0/24", "--config")
+	write("turn:\n  allocations-per-user: 9\n  permissions: 100\n  channels-per-user: 3\n  relays: 1\n")
+	want("bounds of all", false, "", `flags="turn.allocations-per-user turn.allow-peers turn.channels-per-user turn.permissions turn.relays"`)
 	write("turn.allocations-per-user: 3\nlog.level: debug\n")
 	want("back", true, "", "flags=log.level")
 }

@@ -24,6 +24,7 @@ import (
 	"github.com/meshgate/meshgate/node/mesh"
 	"github.com/meshgate/meshgate/node/peer"
 	"github.com/meshgate/meshgate/node/wg"
+	"github.com/meshgate/meshgate/turn"
 )
 
 // minPurgeAfter is the least time after which a node counts as gone for good.
@@ -75,8 +76,7 @@ type upConfig struct {
 	turnAllowPeers []string
 	turnProxies    []string
 	turnUsersFile  string
-	turnPerUser    int
-	turnRate       int64
+	turnLimits     turn.Limits
 	turnXDP        string
 	turnTCPRelays  bool
 	turnThreads    int // 0: one for each CPU
@@ -140,8 +140,7 @@ func (c *upConfig) register(f *pflag.FlagSet) {
 	f.StringVar(&c.turnPorts, "turn.relay-ports", "49152-65535", "ports for relayed traffic: UDP, and TCP for relays of RFC 6062")
 	f.StringVar(&c.turnSecretFile, "turn.secret-file", "", "secret for TURN credentials, shared by gateways and other issuers; a second line is one of which credentials are still in use; read again when it changes (default: that of the mesh)")
 	f.StringVar(&c.turnUsersFile, "turn.users-file", "", "users of TURN with passwords, for other applications: lines NAME:PASSWORD; read again when it changes. They reach --turn.allow-peers and each other")
-	f.IntVar(&c.turnPerUser, "turn.allocations-per-user", 15, "relays that one user of TURN may hold; a browser takes three for each node that it is connected to; read again when the configuration file changes")
-	f.Int64Var(&c.turnRate, "turn.bytes-per-second", 0, "what all relays of one user carry together, both ways; 0 is no bound; read again when the configuration file changes")
+	c.registerTURNLimits(f)
 	f.StringVar(&c.turnXDP, "turn.xdp", "off", "let the kernel relay channels over UDP past this process: off, auto, generic or native. The host's packet filter does not see what it relays")
 	f.BoolVar(&c.turnTCPRelays, "turn.tcp-relays", false, "give relays of TCP, too (RFC 6062), to clients on TCP and TLS: WebRTC needs none, and their users connect from this gateway's address to all of --turn.allow-peers but ports of mail")
 	f.StringSliceVar(&c.turnProxies, "turn.trusted-proxies", nil, "networks of load balancers that begin their TCP connections to --turn.listen with a header of the PROXY protocol, version 2, which says who connects")
@@ -243,8 +242,6 @@ func (c *upConfig) validate() error {
 	switch {
 	case (c.tlsCert == "") != (c.tlsKey == ""):
 		return usagef("--tls.cert-file and --tls.key-file go together")
-	case c.turnPerUser < 1:
-		return usagef("--turn.allocations-per-user %d: give 1 or more; for no TURN at all set --turn.listen to \"\"", c.turnPerUser)
 	case c.tlsOff && c.tlsCert != "":
 		return usagef("--tls.off and --tls.cert-file exclude each other")
 	case c.policy != "accept" && c.policy != "deny":
@@ -259,6 +256,9 @@ func (c *upConfig) validate() error {
 		return err
 	}
 	if err := c.checkDrain(); err != nil {
+		return err
+	}
+	if err := c.checkTURNLimits(); err != nil {
 		return err
 	}
 	if c.purgeAfter < 0 || c.purgeAfter != 0 && c.purgeAfter < minPurgeAfter {

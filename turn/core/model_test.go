@@ -95,7 +95,7 @@ func (m *model) held(user string, what Resource) (mine, all int) {
 func (m *model) room(c *modelClient, what Resource, n int) string {
 	mine, all := m.held(c.user, what)
 	for whose, held := range [NumBounds]int{m.holds(c, what), mine, all} {
-		if limit := m.limits[whose].of(what); limit == 0 || held+n <= limit {
+		if limit := m.limits[whose].Of(what); limit == 0 || held+n <= limit {
 			continue
 		}
 		m.full[what][whose]++

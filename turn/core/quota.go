@@ -62,7 +62,8 @@ type Quota interface {
 // Counts has a number for each resource; 0 means no limit.
 type Counts struct{ Relays, Permissions, Channels, Connections int }
 
-func (c Counts) of(what Resource) int {
+// Of is the number of a resource.
+func (c Counts) Of(what Resource) int {
 	return [NumResources]int{c.Relays, c.Permissions, c.Channels, c.Connections}[what]
 }
 
@@ -96,10 +97,10 @@ func (l *Ledger) Take(user string, what Resource, n int) Grant {
 	if u != nil {
 		mine = u[what]
 	}
-	if limit := l.perUser.of(what); limit > 0 && mine+n > limit {
+	if limit := l.perUser.Of(what); limit > 0 && mine+n > limit {
 		return UserFull
 	}
-	if limit := l.total.of(what); limit > 0 && l.held[what]+n > limit {
+	if limit := l.total.Of(what); limit > 0 && l.held[what]+n > limit {
 		return TotalFull
 	}
 	if u == nil {
