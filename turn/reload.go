@@ -203,7 +203,7 @@ func (s *Server) keepFresh() (moved bool) {
 	}
 	s.judgeAnew()
 	s.connects.sweep(time.Now())
-	s.rates.keep(func(user string) bool { return s.ledger.Held(user, core.Relays) > 0 })
+	s.rates.keep(time.Now(), func(user string) bool { return s.ledger.Held(user, core.Relays) > 0 })
 	return moved
 }
 
@@ -211,6 +211,14 @@ func (s *Server) keepFresh() (moved bool) {
 func (s *Server) follow() {
 	if err := s.kernel.Follow(); err != nil {
 		s.log.Warn("the kernel path of turn does not know all interfaces", "err", err)
+	}
+}
+
+// rateChanged has the kernel path learn that a user has another bound of bytes. The
+// shards, who call it, know already.
+func (s *Server) rateChanged(user string) {
+	if s.kernel != nil {
+		s.PolicyChanged(user)
 	}
 }
 

@@ -125,7 +125,7 @@ func (s *Server) configure(cfg Config) (err error) {
 	}
 	s.record = newRecord(s.log)
 	s.connects = &connects{perSecond: limits.ConnectsPerSecond, users: make(map[string]time.Time)}
-	s.rates = &rates{perSecond: limits.BytesPerSecond, users: make(map[string]*core.Rate)}
+	s.rates = newRates(limits.BytesPerSecond, s.rateChanged)
 	s.accounts = &accounts{realm: cfg.Realm, secrets: cfg.Secrets, users: cfg.Users, allow: cfg.AllowUser}
 	s.answers.Store(newAnswers(limits))
 	s.guesses = newGuesses(s.log)

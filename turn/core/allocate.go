@@ -150,10 +150,7 @@ func (c *Core) begin(a *allocation, r *request) {
 	a.timer.owner, a.answered = a, math.MinInt64
 	a.id, a.since = uint64(c.cfg.Shard)<<56|c.serial&(1<<56-1), r.wall
 	c.serial++
-	a.bucket = bucket{rate: float64(r.account.BytesPerSecond), level: float64(r.account.BytesPerSecond), at: r.now}
-	if c.cfg.Rate != nil {
-		a.rate = c.cfg.Rate(a.user)
-	}
+	c.bound(a, r)
 	c.flows[a.flow.key()] = a
 }
 

@@ -60,10 +60,11 @@ type Config struct {
 	// NonceKey authenticates nonces: 32 random bytes that all cores share, so
 	// that a client may go on at another. nil draws a key of this core's own.
 	NonceKey []byte
-	// Rate returns the rate that bounds all allocations of a user together, for one
-	// that is being made; nil is none. A path past the core does not serve
-	// allocations that have one beside that of their account. nil: nobody has one.
-	Rate func(user string) *Rate
+	// Rate returns the rate that bounds all allocations of a user together; nil is
+	// none. It is asked about each one that is made or refreshed, with what the account
+	// says (Account.BytesPerSecond), and must not block. nil: an allocation has what its
+	// account says for itself.
+	Rate func(user string, perSecond int64) *Rate
 	// Ended is told of each allocation that was made and has ended, Expires left out. It
 	// must not block. nil: nobody is.
 	Ended func(Info)
@@ -131,8 +132,9 @@ type Account struct {
 	// default lifetime after it. They are refused, too, while it is more than 366
 	// days off.
 	Expires time.Time
-	// BytesPerSecond bounds what each allocation of the user relays, both
-	// directions together, with a burst of a second's worth; 0 means no bound.
+	// BytesPerSecond bounds what the allocations of the user relay, both directions
+	// together, with a burst of a second's worth; 0 means no bound. Whether they share
+	// it is for Config.Rate to say.
 	BytesPerSecond int64
 }
 

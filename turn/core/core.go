@@ -32,6 +32,7 @@ type Core struct {
 	reservations map[token]*reservation
 	connections  map[ConnectionID]*connection
 	timers       timers
+	owed         map[flowKey]*Rate // of what has ended and another path was told of
 
 	policy uint32 // generation: verdicts of older ones are asked for again
 	drain  drain
@@ -68,6 +69,7 @@ func New(now time.Time, cfg Config) (*Core, error) {
 		relays:       relays{all: make([]*relay, 1), byAddr: make(map[socketKey]RelayID)},
 		reservations: make(map[token]*reservation),
 		connections:  make(map[ConnectionID]*connection),
+		owed:         make(map[flowKey]*Rate),
 		policy:       1,
 	}
 	decoy := make([]byte, 16+8)

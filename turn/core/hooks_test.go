@@ -171,7 +171,7 @@ func TestRate_HoldsForAllAllocationsOfAUser(t *testing.T) {
 	shared := NewRate(100_000)
 	shared.start = start
 	w := newWorld(t, func(cfg *Config) {
-		cfg.Rate = func(user string) *Rate {
+		cfg.Rate = func(user string, _ int64) *Rate {
 			if user == "alice" {
 				return shared
 			}
@@ -231,6 +231,56 @@ func TestRate_HoldsForAllAllocationsOfAUser(t *testing.T) {
 	if n := len(slices.Collect(w.core.Bindings(w.now, free.flow))); n != 1 {
 		t.Errorf("%d channels of who has no rate", n)
 	}
+}
+
+// TestRate_FollowsTheCredential has a user come with a credential of another bound, when
+// it makes an allocation and when it refreshes one.
+func TestRate_FollowsTheCredential(t *testing.T) {
+	var asked []int64
+	shared := newRate(start, 1000)
+	for name, hook := range map[string]func(string, int64) *Rate{
+		"shared": func(user string, perSecond int64) *Rate {
+			asked = append(asked, perSecond)
+			shared.Set(perSecond)
+			return shared
+		},
+		"its own": nil,
+	} {
+		c := newWorld(t, func(cfg *Config) {
+			cfg.Rate, cfg.Offload = hook, true
+			people := cfg.Authenticator
+			cfg.Authenticator = authenticate(func(now time.Time, username []byte) (Account, bool) {
+				a, ok := people.Authenticate(now, username)
+				a.BytesPerSecond = map[string]int64{"1:carol": 1000, "2:carol": 3000}[string(username)]
+				return a, ok
+			})
+		}).client(udp4, 1).as("1:carol", "old")
+		c.bound()
+		told := func() (perSecond int64) {
+			for b := range c.core.Bindings(c.now, c.flow) {
+				perSecond = b.BytesPerSecond
+			}
+			return perSecond
+		}
+		first := told()
+		c.username = "2:carol"
+		c.must(methodCreatePermission, peerAt(peer4))
+		second := told()
+		c.must(methodRefresh)
+		if third := told(); first != 1000 || second != 1000 || third != 3000 {
+			t.Errorf("%s: bounds of %d, %d and %d bytes a second", name, first, second, third)
+		}
+	}
+	if !slices.Equal(asked, []int64{1000, 3000}) {
+		t.Errorf("asked about %d", asked)
+	}
+}
+
+// authenticate is an Authenticator.
+type authenticate func(now time.Time, username []byte) (Account, bool)
+
+func (f authenticate) Authenticate(now time.Time, username []byte) (Account, bool) {
+	return f(now, username)
 }
 
 // TestEnded_HasTheRelayedAddress tells of allocations that their clients gave back and

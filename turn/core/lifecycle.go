@@ -24,6 +24,9 @@ func (c *Core) refresh(r *request) {
 	if m.has&hasLifetime == 0 || m.lifetime != 0 {
 		lifetime = c.lifetime(r)
 	}
+	if lifetime > 0 {
+		c.bound(a, r)
+	}
 	for i, v := range a.relays {
 		switch {
 		case v == nil, m.has&hasFamily != 0 && m.family != v.family:
@@ -130,6 +133,7 @@ func (c *Core) end(a *allocation, out *Output) {
 	c.give(a.user, Permissions, len(a.permissions))
 	c.give(a.user, Channels, len(a.channels))
 	if a.channels = nil; a.told {
+		c.owes(a)
 		c.tell(a, out)
 	}
 }

@@ -18,8 +18,8 @@ type Binding struct {
 	// ToPeer and FromPeer are when packets to and from the peer must end,
 	// unless a later Binding says otherwise.
 	ToPeer, FromPeer time.Time
-	// BytesPerSecond bounds the allocation, both directions together; 0 means no
-	// bound. With Rate it bounds all allocations together that have the same one.
+	// BytesPerSecond bounds all allocations together that have the same Rate, in both
+	// directions; 0 means no bound.
 	BytesPerSecond int64
 	Rate           *Rate
 }
@@ -30,8 +30,8 @@ type Binding struct {
 func (c *Core) Bindings(now time.Time, flow Flow) iter.Seq[Binding] {
 	return func(yield func(Binding) bool) {
 		at, a := c.at(now), c.flows[flow.key()]
-		if a == nil || a.rate != nil && a.rate.PerSecond() > 0 && a.bucket.rate > 0 {
-			return // two bounds at once are more than such a path has to know
+		if a == nil {
+			return
 		}
 		for number, p := range a.channels {
 			r := a.relayOf(p.addr.Addr())
@@ -39,7 +39,7 @@ func (c *Core) Bindings(now time.Time, flow Flow) iter.Seq[Binding] {
 				continue
 			}
 			b := Binding{
-				Channel: number, Relay: r.id, Relayed: r.addr, Peer: p.addr, BytesPerSecond: int64(a.bucket.rate),
+				Channel: number, Relay: r.id, Relayed: r.addr, Peer: p.addr,
 				ToPeer:   c.time(min(r.deadline, p.deadline)),
 				FromPeer: c.time(min(r.deadline, p.deadline, p.permission.deadline)),
 			}
@@ -55,17 +55,28 @@ func (c *Core) Bindings(now time.Time, flow Flow) iter.Seq[Binding] {
 
 // Credit counts what another path has relayed for the allocation of a flow, which
 // may have ended since. The core then relays as much less: both paths together keep
-// the rate of the account and that of the user.
+// the rate. A driver with such a path calls it after each ChannelsChanged action.
 func (c *Core) Credit(now time.Time, flow Flow, u Usage) {
 	c.stats.Relayed.add(u)
-	a := c.flows[flow.key()]
-	if a == nil {
-		return
+	key := flow.key()
+	a, rate := c.flows[key], c.owed[key]
+	delete(c.owed, key)
+	if a != nil {
+		a.usage.add(u)
 	}
-	a.usage.add(u)
-	a.bucket.spend(c.at(now), u.SentBytes+u.ReceivedBytes)
+	if a != nil && rate == nil {
+		rate = a.rate
+	}
+	if rate != nil {
+		rate.spend(now, u.SentBytes+u.ReceivedBytes)
+	}
+}
+
+// owes remembers, until Credit, by which rate a was bounded, which ends now: who could
+// begin anew without a debt would have no bound.
+func (c *Core) owes(a *allocation) {
 	if a.rate != nil {
-		a.rate.spend(now, u.SentBytes+u.ReceivedBytes)
+		c.owed[a.flow.key()] = a.rate
 	}
 }
 

@@ -105,3 +105,28 @@ func TestOffload_SharesTheRate(t *testing.T) {
 		t.Error("nothing passes after it")
 	}
 }
+
+// TestOffload_LeavesItsDebt: who ends an allocation and begins another does not get
+// what it has used already, on either path.
+func TestOffload_LeavesItsDebt(t *testing.T) {
+	shared := newRate(start, 100_000)
+	c := newWorld(t, func(cfg *Config) {
+		cfg.Rate, cfg.Offload = func(string, int64) *Rate { return shared }, true
+	}).client(udp4, 1)
+	for n := range 3 {
+		c.bound()
+		if room, want := shared.Room(c.now), time.Second-time.Duration(n)*time.Second/2; room != want || shared.Idle(c.now) != (n == 0) {
+			t.Errorf("allocation %d begins with %v, want %v", n, room, want)
+		}
+		c.must(methodRefresh, lifetime(0))
+		c.core.Credit(c.now, c.flow, Usage{SentBytes: 20_000, ReceivedBytes: 30_000})
+		c.core.Credit(c.now, c.flow, Usage{SentBytes: 1 << 30}) // of nobody
+	}
+	c.pass(1400 * time.Millisecond)
+	if shared.Idle(c.now) || len(c.core.owed) != 0 {
+		t.Errorf("idle %t, and %d allocations are remembered", shared.Idle(c.now), len(c.core.owed))
+	}
+	if c.pass(100 * time.Millisecond); !shared.Idle(c.now) || shared.Room(c.now) != time.Second {
+		t.Errorf("idle %t, with room of %v", shared.Idle(c.now), shared.Room(c.now))
+	}
+}

@@ -153,10 +153,9 @@ type allocation struct {
 
 	answered int64 // up to when answers without a credential are spent
 
-	bucket bucket
-	rate   *Rate // shared with others; nil: none
-	usage  Usage
-	timer  timer
+	rate  *Rate // most likely with others; nil: none
+	usage Usage
+	timer timer
 }
 
 // relayOf returns the allocation's relay of the family of a, nil when it has none.
@@ -181,39 +180,3 @@ func (a *allocation) relayFor(f Family) *relay {
 
 // slot is the place of a family in allocation.relays.
 func slot(f Family) int { return int(f - IPv4) }
-
-// bucket bounds the bytes that an allocation relays. The zero bucket does not.
-// It holds what a second brings, and at least one datagram of any size.
-type bucket struct {
-	rate, level float64 // bytes per second, bytes
-	at          int64
-}
-
-// take says whether n bytes may pass at now.
-func (b *bucket) take(now int64, n int) bool {
-	if b.rate == 0 {
-		return true
-	}
-	b.fill(now)
-	if b.level < float64(n) {
-		return false
-	}
-	b.level -= float64(n)
-	return true
-}
-
-// spend takes n bytes that have passed already, and returns for how long no more
-// may pass.
-func (b *bucket) spend(now int64, n uint64) time.Duration {
-	if b.rate == 0 {
-		return 0
-	}
-	b.fill(now)
-	b.level -= float64(n)
-	return time.Duration(max(0, -b.level) / b.rate * 1e9)
-}
-
-func (b *bucket) fill(now int64) {
-	b.level = min(max(b.rate, 1<<16), b.level+float64(now-b.at)*b.rate/1e9)
-	b.at = now
-}

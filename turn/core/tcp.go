@@ -184,8 +184,8 @@ func (c *Core) ConnectionClosed(id ConnectionID, out *Output) {
 
 // Carried counts what went through a spliced connection since it was told last.
 // The driver must then leave both ends unread for wait, so that the allocation
-// stays within the rates of its account and of its user. Where there is one it is bounded, and the
-// driver tells of every read; else now and then is enough.
+// stays within its rate. Where there is one it is bounded, and the driver tells of
+// every read; else now and then is enough.
 func (c *Core) Carried(now time.Time, id ConnectionID, u Usage) (wait time.Duration, bounded bool) {
 	v := c.connections[id]
 	if v == nil {
@@ -194,11 +194,10 @@ func (c *Core) Carried(now time.Time, id ConnectionID, u Usage) (wait time.Durat
 	a, n := v.alloc, u.SentBytes+u.ReceivedBytes
 	a.usage.add(u)
 	c.stats.Relayed.add(u)
-	wait, bounded = a.bucket.spend(c.at(now), n), a.bucket.rate > 0
-	if a.rate != nil {
-		wait, bounded = max(wait, a.rate.spend(now, n)), bounded || a.rate.PerSecond() > 0
+	if a.rate == nil {
+		return 0, false
 	}
-	return wait, bounded
+	return a.rate.spend(now, n), a.rate.PerSecond() > 0
 }
 
 // due gives up on a connection that was not made or not fetched in time.

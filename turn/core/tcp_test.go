@@ -296,7 +296,7 @@ func TestTCP_CarriedBytesCountAndAreBounded(t *testing.T) {
 func TestTCP_CarriedBytesCountForTheUser(t *testing.T) {
 	shared := NewRate(1 << 16)
 	shared.start = start
-	w := newWorld(t, func(cfg *Config) { cfg.Rate = func(string) *Rate { return shared } })
+	w := newWorld(t, func(cfg *Config) { cfg.Rate = func(string, int64) *Rate { return shared } })
 	one, two := w.client(tcp4, 1).connected(), w.client(tcp4, 2).connected()
 	for i, v := range []struct {
 		id    ConnectionID

@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/pion/stun"
 	"github.com/vishvananda/netlink"
 
 	"github.com/meshgate/meshgate/turn/core"
@@ -250,5 +251,27 @@ func TestProgram_FollowsTheRate(t *testing.T) {
 	}
 	if n := len(w.engine.table.rates); n != 0 {
 		t.Errorf("%d meters are still taken", n)
+	}
+}
+
+// TestProgram_KeepsTheRateOfWhoBeginsAnew: who ends an allocation and makes another one
+// has no more than who goes on.
+func TestProgram_KeepsTheRateOfWhoBeginsAnew(t *testing.T) {
+	const rate, size = 100_000, 1000
+	w := newWorld(t, func(w *world) { w.shared = core.NewRate(rate) })
+	start, passed := time.Now(), 0
+	for range 3 {
+		w.now = time.Now()
+		w.bind(client4, peer4)
+		for range 2 * rate / size {
+			if action, _ := w.run(nativeProgram, received(client4, server4, frame(0x4000, random(size))).marshal()); action == actionTX {
+				passed += size
+			}
+		}
+		w.now = time.Now()
+		w.request(client4, stun.MethodRefresh, number(stun.AttrLifetime, 0, 0, 0, 0))
+	}
+	if most := rate + int(time.Since(start).Seconds()*rate); passed < rate*9/10 || passed > most {
+		t.Errorf("%d bytes passed at %d a second, want no more than %d", passed, rate, most)
 	}
 }

@@ -333,8 +333,11 @@ func (t *table) bound(f *flow, perSecond int64, rate *core.Rate) bool {
 			return false
 		}
 		s = &sharing{meter: index}
-		burst := t.meter(index, perSecond)
-		atomic.StoreUint64(&t.meters.entry(index)[meterFull], uint64(monotonic()+burst-time.Second))
+		burst, room := t.meter(index, perSecond), time.Second
+		if rate != nil {
+			room = min(room, rate.Room(time.Now())) // who begins anew has no more than who goes on
+		}
+		atomic.StoreUint64(&t.meters.entry(index)[meterFull], uint64(monotonic()+burst-room))
 	}
 	if f.meter, f.rate = s.meter, rate; rate != nil {
 		s.flows++
@@ -370,7 +373,7 @@ const (
 
 // meter sets how fast a bucket fills, and returns how long until it is full. It
 // holds what a second brings, and at least one datagram of any size. As that of the core
-// does it begins with a second's worth.
+// does it begins with a second's worth, if not less.
 func (t *table) meter(index uint32, rate int64) (burst time.Duration) {
 	burst = time.Second
 	if rate < 1<<16 {

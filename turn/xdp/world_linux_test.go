@@ -150,7 +150,12 @@ func newWorld(tb testing.TB, options ...func(*world)) *world {
 	must(tb, err)
 	tb.Cleanup(func() { must(tb, w.engine.Close()) })
 	w.native("far", true)
-	rate := func(string) *core.Rate { return w.shared }
+	rate := func(_ string, perSecond int64) *core.Rate {
+		if perSecond > 0 {
+			return core.NewRate(perSecond)
+		}
+		return w.shared
+	}
 	w.core, err = core.New(w.now, core.Config{
 		Realm: "meshgate", Listeners: []core.Listener{{Addr: server4}, {Addr: server6}},
 		Offers: core.Offers{IPv4: true, IPv6: true}, Authenticator: w, Offload: true, Rate: rate,
