@@ -23,8 +23,9 @@ import (
 
 const (
 	minSecret = 16      // bytes: 128 bits, below which a secret could be guessed offline from one credential
-	maxUser   = 480     // bytes: USERNAME ends at 508 and carries the expiry too
+	maxUser   = 480     // bytes: USERNAME ends at 508 and carries the expiry and the bound, too
 	maxExpiry = 1 << 33 // seconds: in the year 2242, which is never, and near enough to be counted in nanoseconds
+	maxBound  = 1 << 40 // bytes per second: more than any host relays, and 13 digits of a USERNAME
 )
 
 // ErrWeakSecret says that a shared secret has fewer than 16 bytes.
@@ -33,7 +34,8 @@ var ErrWeakSecret = errors.New("secret is shorter than 16 bytes")
 // Credential is what a TURN client logs in with. It prints as a placeholder:
 // passwords do not belong in logs.
 type Credential struct {
-	// Username is "<unix expiry>:<user>".
+	// Username is "<unix expiry>:<user>", or "<unix expiry>/<bytes per second>:<user>"
+	// with a bound.
 	Username string
 	// Password is base64(HMAC-SHA1(secret, Username)).
 	Password string
@@ -53,7 +55,7 @@ func (c Credential) LogValue() slog.Value { return slog.StringValue(c.String()) 
 // Secrets mints the expiring credentials of the TURN REST convention
 // (draft-uberti-behave-turn-rest-00) and verifies them. It keeps no record of
 // what it minted: the secret is the record, so servers that share one accept
-// each other's credentials. It is safe for concurrent use. The zero value
+// each other's credentials, and the bounds in them. It is safe for concurrent use. The zero value
 // mints nothing that anybody accepts, and accepts nothing.
 type Secrets struct {
 	mu                sync.RWMutex // guards the fields below
@@ -124,33 +126,66 @@ func (s *Secrets) Replace(current, previous []byte) error {
 // longer than 480 bytes or begins with "static:" gets the zero Credential, which
 // no server accepts.
 func (s *Secrets) Mint(user string, ttl time.Duration) Credential {
+	return s.MintBounded(user, ttl, 0)
+}
+
+// MintBounded is Mint for a user whose allocations relay no more than so many bytes per
+// second, all together and in both directions, at whichever server they are: the
+// bound is part of what the secret signs. 0 or less is no bound. It adds to what a server
+// has for every user (Limits.BytesPerSecond): the lower one counts.
+func (s *Secrets) MintBounded(user string, ttl time.Duration, bytesPerSecond int64) Credential {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	if !usable(user) || len(s.current) == 0 {
 		return Credential{}
 	}
 	expiry := time.Now().Add(ttl).Unix()
-	username := strconv.FormatInt(expiry, 10) + ":" + user
+	username := strconv.FormatInt(expiry, 10)
+	if bytesPerSecond > 0 {
+		username += "/" + strconv.FormatInt(min(bytesPerSecond, maxBound), 10)
+	}
+	username += ":" + user
 	return Credential{Username: username, Password: password(s.current, username), ExpiresAt: time.Unix(expiry, 0)}
 }
 
 // account returns what core shall know of a username of the convention, in a
-// realm, at a moment: the keys under each secret, and the end of it. Whether the
-// client has one of the keys, and whether the end has come, is for core to find out.
+// realm, at a moment: the keys under each secret, the bound, and the end of it. Whether
+// the client has one of the keys, and whether the end has come, is for core to find out.
 func (s *Secrets) account(username []byte, realm string) (core.Account, bool) {
 	name := string(username)
-	end, user, ok := strings.Cut(name, ":")
-	expiry, err := strconv.ParseUint(end, 10, 63)
-	if !ok || err != nil || !usable(user) {
+	a, ok := parseUsername(name)
+	if !ok {
 		return core.Account{}, false
 	}
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	a := core.Account{User: user, Expires: time.Unix(int64(min(expiry, maxExpiry)), 0), Awaited: s.awaited, Drawn: true}
+	a.Awaited, a.Drawn = s.awaited, true
 	for _, secret := range [][]byte{s.current, s.previous} {
 		if len(secret) > 0 {
 			a.Keys = append(a.Keys, core.NewKey(name, realm, password(secret, name)))
 		}
+	}
+	return a, true
+}
+
+// parseUsername reads a username of the convention, in which a bound may stand behind
+// the expiry. The expiry is digits alone elsewhere, so that nobody's username is taken
+// for one with a bound. A bound that is none is refused, and so is 0: who mints it
+// means something else than no bound.
+func parseUsername(name string) (core.Account, bool) {
+	head, user, ok := strings.Cut(name, ":")
+	end, bound, bounded := strings.Cut(head, "/")
+	expiry, err := strconv.ParseUint(end, 10, 63)
+	if !ok || err != nil || !usable(user) {
+		return core.Account{}, false
+	}
+	a := core.Account{User: user, Expires: time.Unix(int64(min(expiry, maxExpiry)), 0)}
+	if bounded {
+		n, err := strconv.ParseUint(bound, 10, 63)
+		if err != nil || n == 0 {
+			return core.Account{}, false
+		}
+		a.BytesPerSecond = int64(min(n, maxBound))
 	}
 	return a, true
 }

@@ -46,6 +46,43 @@ func TestSecrets_MintFollowsTheConvention(t *testing.T) {
 	})
 }
 
+// The bound of a credential is what the secret signs, for every server that has it.
+func TestSecrets_MintBounded(t *testing.T) {
+	ours, _ := NewSecrets(testSecret, nil)
+	theirs, _ := NewSecrets(testSecret, nil)
+	longest := strings.Repeat("x", maxUser)
+	for _, tc := range []struct {
+		user        string
+		bound, want int64
+	}{
+		{"alice", 1_250_000, 1_250_000}, {"a/b:c", 1, 1}, {"alice", 0, 0}, {"alice", -1, 0}, {longest, maxBound, maxBound}, {longest, maxBound + 1, maxBound},
+	} {
+		c := ours.MintBounded(tc.user, time.Minute, tc.bound)
+		if len(c.Username) > 508 {
+			t.Errorf("a username of %d bytes", len(c.Username))
+		}
+		if got := verify(t, theirs, c, "r"); got != authenticated {
+			t.Errorf("%d bytes a second: %s", tc.bound, got)
+		}
+		if a, _ := theirs.account([]byte(c.Username), "r"); a.User != tc.user || a.BytesPerSecond != tc.want {
+			t.Errorf("%.20q has %d bytes a second, want %d", a.User, a.BytesPerSecond, tc.want)
+		}
+		// Nobody lifts a bound without the secret.
+		end, _, _ := strings.Cut(c.Username, ":")
+		end, _, bounded := strings.Cut(end, "/")
+		c.Username = end + ":" + tc.user
+		if got := verify(t, theirs, c, "r"); bounded != (got == mismatch) {
+			t.Errorf("%d bytes a second, taken away: %s", tc.bound, got)
+		}
+	}
+	soon := strconv.FormatInt(time.Now().Unix()+60, 10)
+	for _, username := range []string{soon + "/:u", soon + "/0:u", soon + "/-1:u", soon + "/1k:u", soon + "/1/1:u", "/" + soon + ":u", soon + "/9223372036854775808:u"} {
+		if got, want := verify(t, theirs, Credential{Username: username, Password: password(testSecret, username)}, "r"), core.FailedUnknown.String(); got != want {
+			t.Errorf("%s: %s, want %s", username, got, want)
+		}
+	}
+}
+
 // Who counts milliseconds gets no credential that is good for good.
 func TestSecrets_RefuseWhatNeverEnds(t *testing.T) {
 	s, err := NewSecrets(testSecret, nil)
@@ -270,7 +307,7 @@ func TestSecrets_Await(t *testing.T) {
 
 // FuzzSecrets_Account holds that no username is taken for more than it says.
 func FuzzSecrets_Account(f *testing.F) {
-	for _, s := range []string{"1700000000:alice", "9223372036854775807:u", "-1:u", "0:", ":", "1:static:x", "1:a:b", "1", "\xff:\x00"} {
+	for _, s := range []string{"1700000000:alice", "9223372036854775807:u", "-1:u", "0:", ":", "1:static:x", "1:a:b", "1", "\xff:\x00", "1/2:a", "1/0:a", "1/:a", "1/9223372036854775807:a/b", "1:2/3"} {
 		f.Add([]byte(s))
 	}
 	s, err := NewSecrets(testSecret, []byte("another secret of length"))
@@ -286,7 +323,11 @@ func FuzzSecrets_Account(f *testing.F) {
 			return
 		}
 		end, user, _ := strings.Cut(string(username), ":")
+		end, bound, bounded := strings.Cut(end, "/")
 		n, err := strconv.ParseUint(end, 10, 63)
+		if b, err := strconv.ParseUint(bound, 10, 63); bounded && (err != nil || b == 0) || a.BytesPerSecond != int64(min(b, maxBound)) {
+			t.Fatalf("%q has %d bytes a second", username, a.BytesPerSecond)
+		}
 		if err != nil || user != a.User || !usable(user) || len(a.Keys) != 2 || a.Expires.Unix() != int64(min(n, maxExpiry)) {
 			t.Fatalf("%q is %q until %v", username, a.User, a.Expires)
 		}
