@@ -76,6 +76,7 @@ type gatewayProcess struct {
 	configText []byte
 	configGone bool
 	turnOpen   []netip.Prefix
+	turnRates  mintedRates
 
 	store     *raftstore.Store
 	shared    *secrets.Secrets // of the mesh

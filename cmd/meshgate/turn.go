@@ -40,6 +40,7 @@ func (p *gatewayProcess) openTURN(ctx context.Context) error {
 		return err
 	}
 	p.turnOpen = open
+	p.turnRates.set(c)
 	proxies, err := networks("--turn.trusted-proxies", c.turnProxies)
 	if err != nil {
 		return err
@@ -211,7 +212,7 @@ func (p *gatewayProcess) iceServers(ctx context.Context, caller string) []*v1.IC
 	if caller == "" {
 		return []*v1.ICEServer{stun}
 	}
-	credential := p.secrets.Mint(caller, turnTTL)
+	credential := p.secrets.MintBounded(caller, turnTTL, p.turnRates.of(p.node.Snapshot(), caller))
 	p.relayUsers.Minted(caller, p.relayRight(ctx, caller), credential.ExpiresAt)
 	return []*v1.ICEServer{
 		stun,

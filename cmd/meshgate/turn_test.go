@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -117,6 +118,40 @@ func TestICEServers_FollowTheRight(t *testing.T) {
 		t.Error("alice has lost the right")
 	}
 	p.rightsChanged() // evicts nobody, and does not mind
+}
+
+// Who calls nodes gets credentials with one bound, and nodes with another; both follow the
+// configuration file.
+func TestICEServers_CarryABandwidth(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "config.yaml")
+	write := func(text string) {
+		t.Helper()
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("turn.session-bytes-per-second: 1250000\n")
+	p := devGateway(t, "config", file)
+	s := &mesh.Snapshot{Nodes: mesh.NodesOf(&mesh.Node{ID: "laptop"})}
+	for _, step := range []struct {
+		file, username string
+		node           int64
+	}{
+		{"turn.session-bytes-per-second: 1250000\n", "/1250000:alice", 0},
+		{"turn:\n  session-bytes-per-second: 7\n  node-bytes-per-second: 9\n", "/7:alice", 9},
+		{"turn.node-bytes-per-second: 9\n", ":alice", 9},
+		{"turn.node-bytes-per-second: -9\n", ":alice", 9}, // it is wrong
+	} {
+		write(step.file)
+		p.rereadConfig()
+		username := p.iceServers(t.Context(), "alice")[1].GetUsername()
+		if got := strings.TrimLeft(username, "0123456789"); got != step.username || p.turnRates.of(s, "laptop") != step.node {
+			t.Errorf("after %q: alice is %q, and nodes have %d", step.file, got, p.turnRates.of(s, "laptop"))
+		}
+		if session := p.turnRates.of(s, "phone"); session != p.turnRates.of(nil, "laptop") {
+			t.Errorf("after %q: who is no node has %d bytes a second", step.file, session)
+		}
+	}
 }
 
 func TestHostAddrs(t *testing.T) {

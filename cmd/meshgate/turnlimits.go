@@ -3,7 +3,11 @@
 package main
 
 import (
+	"sync/atomic"
+
 	"github.com/spf13/pflag"
+
+	"github.com/meshgate/meshgate/node/mesh"
 )
 
 // registerTURNLimits has flags set what users of TURN may take.
@@ -17,6 +21,9 @@ func (c *upConfig) registerTURNLimits(f *pflag.FlagSet) {
 	f.IntVar(&l.ChannelsPerUser, "turn.channels-per-user", 0, "channels that all relays of one user may have; 0 is 16 for each of --turn.allocations-per-user"+again)
 	f.IntVar(&l.Channels, "turn.channels", 32768, "channels that the relays of all users may have"+again)
 	f.Int64Var(&l.BytesPerSecond, "turn.bytes-per-second", 0, "what all relays of one user carry together, both ways; 0 is no bound"+again)
+	const minted = " carry together, both ways: the credentials that this gateway mints say so to all gateways; 0 is no bound but that of --turn.bytes-per-second"
+	f.Int64Var(&c.turnSessionRate, "turn.session-bytes-per-second", 0, "what all relays of one user who calls nodes, from a browser or a program,"+minted+again)
+	f.Int64Var(&c.turnNodeRate, "turn.node-bytes-per-second", 0, "what all relays of one node"+minted+again)
 }
 
 // turnSettings are the settings of TURN that hold without a new start as soon as
@@ -25,7 +32,7 @@ func (c *upConfig) registerTURNLimits(f *pflag.FlagSet) {
 func turnSettings() []string {
 	return []string{
 		"turn.allow-peers", "turn.allocations-per-user", "turn.relays", "turn.permissions-per-user", "turn.permissions",
-		"turn.channels-per-user", "turn.channels", "turn.bytes-per-second",
+		"turn.channels-per-user", "turn.channels", "turn.bytes-per-second", "turn.session-bytes-per-second", "turn.node-bytes-per-second",
 	}
 }
 
@@ -44,6 +51,8 @@ func (c *upConfig) checkTURNLimits() error {
 		{"turn.channels-per-user", int64(l.ChannelsPerUser), 0},
 		{"turn.channels", int64(l.Channels), 1},
 		{"turn.bytes-per-second", l.BytesPerSecond, 0},
+		{"turn.session-bytes-per-second", c.turnSessionRate, 0},
+		{"turn.node-bytes-per-second", c.turnNodeRate, 0},
 	} {
 		switch {
 		case v.n >= v.least:
@@ -54,4 +63,22 @@ func (c *upConfig) checkTURNLimits() error {
 		}
 	}
 	return nil
+}
+
+// mintedRates are what credentials say that the gateway mints: bytes per second; 0 is
+// nothing. The zero value is ready; it is safe for concurrent use.
+type mintedRates struct{ session, node atomic.Int64 }
+
+func (r *mintedRates) set(c *upConfig) {
+	r.session.Store(c.turnSessionRate)
+	r.node.Store(c.turnNodeRate)
+}
+
+// of is the rate of user, by s, which may be nil: a node carries by its relays what many
+// send it, and has another than who calls one.
+func (r *mintedRates) of(s *mesh.Snapshot, user string) int64 {
+	if s != nil && s.Node(mesh.NodeID(user)) != nil {
+		return r.node.Load()
+	}
+	return r.session.Load()
 }

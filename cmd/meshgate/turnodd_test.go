@@ -71,6 +71,7 @@ func TestTURN_RefusesWhatMeansSomethingElse(t *testing.T) {
 	for _, bad := range []struct{ flag, value string }{
 		{"turn.allocations-per-user", "0"}, {"turn.relays", "-1"}, {"turn.permissions-per-user", "-1"}, {"turn.permissions", "0"},
 		{"turn.channels-per-user", "-1"}, {"turn.channels", "0"}, {"turn.bytes-per-second", "-1"},
+		{"turn.session-bytes-per-second", "-1"}, {"turn.node-bytes-per-second", "-1"},
 	} {
 		good := f.Lookup(bad.flag).DefValue
 		if err := f.Set(bad.flag, bad.value); err != nil {

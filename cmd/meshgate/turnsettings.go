@@ -96,6 +96,7 @@ func (p *gatewayProcess) applyConfig() error {
 		return errors.Join(fmt.Errorf("limits of TURN: %w", err), p.turn.SetNetworks(p.turnOpen))
 	}
 	p.turnOpen = open
+	p.turnRates.set(c)
 	for _, name := range changed {
 		p.cfg.settings[name] = flags.Lookup(name).Value.String()
 	}

@@ -77,10 +77,14 @@ type upConfig struct {
 	turnProxies    []string
 	turnUsersFile  string
 	turnLimits     turn.Limits
-	turnXDP        string
-	turnTCPRelays  bool
-	turnThreads    int // 0: one for each CPU
-	turnDrainFor   time.Duration
+	// turnSessionRate and turnNodeRate are what the credentials of the mesh say, in bytes
+	// per second; 0: nothing.
+	turnSessionRate, turnNodeRate int64
+
+	turnXDP       string
+	turnTCPRelays bool
+	turnThreads   int // 0: one for each CPU
+	turnDrainFor  time.Duration
 
 	logLevel, logFormat string
 
