@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
+	"sync"
 	"time"
 
 	"github.com/meshgate/meshgate/node/mesh"
@@ -108,7 +109,9 @@ func (s *Service) startPaths(ctx context.Context, caller Caller, node mesh.NodeI
 		return err
 	}
 	defer end()
-	call, err := s.cfg.Peers.Signal(ctx, node)
+	callCtx, endNode := context.WithCancel(ctx)
+	defer endNode()
+	call, err := s.cfg.Peers.Signal(callCtx, node)
 	if err != nil {
 		return unreachable(node, err)
 	}
@@ -122,7 +125,7 @@ func (s *Service) startPaths(ctx context.Context, caller Caller, node mesh.NodeI
 	r := pathRelay{
 		clientPace: func() error { return s.pacePath(caller.ID, string(node)) },
 		nodePace:   func() error { return s.pacePath(string(node), caller.ID) },
-		node:       node, client: in, toNode: toNode, closeNode: call.CloseSend,
+		node:       node, client: in, toNode: toNode, closeNode: call.CloseSend, endNode: endNode,
 		fromNode: s.newInbox(ctx, func() (signal, error) {
 			m, err := call.Receive()
 			return signalOf(m), err
@@ -140,24 +143,33 @@ type pathRelay struct {
 	client, fromNode *inbox
 	toClient, toNode func(mesh.PathSignal) error
 	closeNode        func() error
+	endNode          func() // ends the call to the node, and what waits to be sent there
 	// clientPace and nodePace count a signal of either; their errors end the channel.
 	clientPace, nodePace func() error
 }
 
 // run carries until one of the two ends. After the client's half-close the other
 // node has gatherGrace to finish.
+//
+// A signal to the node is sent beside: a node that answers each signal before it
+// reads the next one would wait for us to read, and we for it.
 func (r *pathRelay) run(ctx context.Context) error {
 	client := r.client.c
+	next := client // nil while a signal is being sent to the node
+	sent := make(chan error, 1)
+	var sending sync.WaitGroup
+	defer sending.Wait()
+	defer r.endNode()
 	timer := time.NewTimer(pathIdle)
 	defer timer.Stop()
 	for {
 		select {
-		case m, ok := <-client:
+		case m, ok := <-next:
 			if !ok && !errors.Is(r.client.err, io.EOF) {
 				return r.client.err
 			}
 			if !ok {
-				client = nil
+				client, next = nil, nil
 				_ = r.closeNode() // what is wrong with the call shows when receiving
 				timer.Reset(gatherGrace)
 				continue
@@ -169,23 +181,20 @@ func (r *pathRelay) run(ctx context.Context) error {
 			if err != nil {
 				return err
 			}
-			if err := r.toNode(path); err != nil {
+			next = nil
+			sending.Go(func() { sent <- r.toNode(path) })
+			timer.Reset(pathIdle)
+		case err := <-sent:
+			if err != nil {
 				return r.lost(ctx)
 			}
-			timer.Reset(pathIdle)
+			next = client
 		case m, ok := <-r.fromNode.c:
 			if !ok {
 				return r.over()
 			}
-			path, err := m.inPath()
-			if err == nil {
-				err = r.nodePace()
-			}
-			if err != nil {
-				return fmt.Errorf("node %q: %w: %w", r.node, mesh.ErrUnavailable, err) // it is not the client's fault
-			}
-			if err := r.toClient(path); err != nil {
-				return fmt.Errorf("relay from node %q: %w: %w", r.node, mesh.ErrUnavailable, err)
+			if err := r.answer(m); err != nil {
+				return err
 			}
 			if client != nil {
 				timer.Reset(pathIdle)
@@ -199,6 +208,21 @@ func (r *pathRelay) run(ctx context.Context) error {
 			return context.Cause(ctx)
 		}
 	}
+}
+
+// answer carries what the node says to the client.
+func (r *pathRelay) answer(m signal) error {
+	path, err := m.inPath()
+	if err == nil {
+		err = r.nodePace()
+	}
+	if err != nil {
+		return fmt.Errorf("node %q: %w: %w", r.node, mesh.ErrUnavailable, err) // it is not the client's fault
+	}
+	if err := r.toClient(path); err != nil {
+		return fmt.Errorf("relay from node %q: %w: %w", r.node, mesh.ErrUnavailable, err)
+	}
+	return nil
 }
 
 var errPathIdle = fmt.Errorf("nothing was said for %s: %w", pathIdle, context.DeadlineExceeded)

@@ -280,6 +280,41 @@ func TestPaths_AFloodEndsTheChannel(t *testing.T) {
 	}
 }
 
+// talkative answers each signal a hundred times before it reads the next one.
+type talkative struct{}
+
+func (talkative) ServePaths(_ context.Context, _ mesh.NodeID, ch signaling.PathStream) error {
+	for {
+		p, err := ch.Receive()
+		for n := 0; err == nil && n < 100; n++ {
+			err = ch.Send(p)
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+func TestPaths_NoDirectionWaitsForTheOther(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := &world{nodes: map[mesh.NodeID]*signaling.Service{}}
+		w.nodes[other] = newService(t, w, other, func(c *signaling.Config) { c.Paths = talkative{} })
+		gateway := newService(t, w, self)
+		call := startSignals(t, gateway, "laptop")
+		time.AfterFunc(time.Minute, call.cancel)
+		go func() {
+			for range 8 {
+				_ = call.Send(&v1.WebRTCSignal{NodeId: string(other), Path: pathSignal(1)})
+			}
+		}()
+		for n := range 100 {
+			if _, err := call.Receive(); err != nil {
+				t.Fatalf("after %d answers: %v", n, err)
+			}
+		}
+	})
+}
+
 func TestPaths_ASilentChannelEnds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		answers := &echoPaths{}
