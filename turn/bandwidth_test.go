@@ -138,6 +138,66 @@ func TestSession_KeepsItsBandwidth(t *testing.T) {
 	}
 }
 
+// Who comes with a credential of more, after it has used up what a low one gave, has it
+// at once.
+func TestSession_HasMoreAtOnce(t *testing.T) {
+	minter, _ := NewSecrets(testSecret, nil)
+	low, high := minter.MintBounded("alice", time.Hour, 2000), minter.MintBounded("alice", time.Hour, tenMbit)
+	v := newTimeless(t, 0, time.Now(), &accounts{realm: "r", secrets: minter}, newRates(0, func(string) {}).of)
+	flow := core.Flow{Client: netip.MustParseAddrPort("11.0.0.2:1")}
+	v.must(flow, low, stun.MethodAllocate, transportUDP)
+	v.must(flow, low, stun.MethodChannelBind, channelNumber(0x4000), peerAddress(publicPeer))
+	packet := append([]byte{0x40, 0, 0x4, 0xb0}, make([]byte, 1200)...)
+	send := func() (relayed int) {
+		before := v.relayed()
+		for range 100 {
+			v.core.FromClient(v.now, flow, packet, &v.out)
+			v.out.Reset()
+		}
+		return v.relayed() - before
+	}
+	v.now = v.now.Add(time.Minute)
+	if got := send(); got != 1<<16/1200*1200 {
+		t.Errorf("%d bytes at once by the low bound", got)
+	}
+	if v.must(flow, high, stun.MethodRefresh); send() != 100*1200 {
+		t.Error("not all passes by the high bound")
+	}
+}
+
+// A permitted address that floods a relay, from any of its ports, ends nothing of what
+// the client sends to others, and what comes in stays within the bound.
+func TestSession_SendsWhateverComesIn(t *testing.T) {
+	minter, _ := NewSecrets(testSecret, nil)
+	cred := minter.MintBounded("node-1", time.Hour, tenMbit)
+	flow, noisy := core.Flow{Client: netip.MustParseAddrPort("11.0.0.2:1")}, netip.MustParseAddr("11.7.0.2")
+	payload := make([]byte, 1200)
+	packet := append([]byte{0x40, 0, 0x4, 0xb0}, payload...)
+	for _, flood := range []int{10, 20, 100} { // packets for each of the client: 1.2, 2.4 and 12 MB/s
+		v := newTimeless(t, 0, time.Now(), &accounts{realm: "r", secrets: minter}, newRates(0, func(string) {}).of)
+		v.must(flow, cred, stun.MethodAllocate, transportUDP)
+		v.must(flow, cred, stun.MethodChannelBind, channelNumber(0x4000), peerAddress(publicPeer))
+		v.must(flow, cred, stun.MethodCreatePermission, peerAddress(netip.AddrPortFrom(noisy, 1)))
+		const rounds = 500 // of 10 ms
+		for range rounds {
+			v.now = v.now.Add(10 * time.Millisecond)
+			for i := range flood {
+				if v.core.FromPeer(v.now, v.relays[0], netip.AddrPortFrom(noisy, uint16(1+i)), payload, 0, &v.out); i == flood/2 {
+					v.core.FromClient(v.now, flow, packet, &v.out)
+				}
+				v.out.Reset()
+			}
+		}
+		u := v.core.Stats().Relayed
+		if u.SentPackets != rounds {
+			t.Errorf("%d packets of the client passed of %d, with %d from peers for each", u.SentPackets, rounds, flood)
+		}
+		if most := uint64(tenMbit * 6); u.SentBytes+u.ReceivedBytes > most || u.ReceivedBytes < most/2 {
+			t.Errorf("%d bytes in and %d out in 5 seconds, want no more than %d", u.ReceivedBytes, u.SentBytes, most)
+		}
+	}
+}
+
 // The same over sockets, in the time that it takes: what was relayed is within the
 // bound for that time, however long it is.
 func TestServer_SessionKeepsItsBandwidth(t *testing.T) {

@@ -89,7 +89,7 @@ func (c *Core) toPeer(now int64, a *allocation, p *peer, data []byte, whole bool
 		c.drop(DropForbidden)
 	case len(data) > maxDatagram(p.addr.Addr()):
 		c.drop(DropOversize)
-	case !c.passes(a, now, len(data)):
+	case !c.passes(a, now, len(data), false):
 		c.drop(DropRate)
 	default:
 		a.usage.SentPackets++
@@ -134,7 +134,7 @@ func (c *Core) FromPeer(now time.Time, id RelayID, from netip.AddrPort, buf []by
 	case !stream && header+n+tail > maxDatagram(a.flow.Client.Addr()), !channel && header-headerLen+n+tail > maxBody, n > 1<<16-1:
 		c.drop(DropOversize)
 		return
-	case !c.passes(a, at, n):
+	case !c.passes(a, at, n, true):
 		c.drop(DropRate)
 		return
 	}
