@@ -3,6 +3,7 @@
 package xdp
 
 import (
+	"math"
 	"net/netip"
 	"testing"
 	"time"
@@ -223,7 +224,7 @@ func TestProgram_KeepsTheRate(t *testing.T) {
 	// However long it waits, the bucket holds one datagram of any size.
 	m[meterFull] = 0
 	for range 65536 / 1024 {
-		send(received(peer4, relay, random(1024)), actionTX)
+		send(received(client4, server4, frame(0x4000, random(1024))), actionTX)
 	}
 	send(received(peer4, relay, random(1024)), actionDrop)
 	if s := w.engine.Stats(); s.Packets[Limited] != 4 {
@@ -251,6 +252,77 @@ func TestProgram_FollowsTheRate(t *testing.T) {
 	}
 	if n := len(w.engine.table.rates); n != 0 {
 		t.Errorf("%d meters are still taken", n)
+	}
+}
+
+// TestProgram_LeavesClientsTheirPart: the last quarter of a bucket is for what clients
+// send, but for what half of the rate brings, as that of the core is.
+func TestProgram_LeavesClientsTheirPart(t *testing.T) {
+	const rate = 100 // slow enough for a slow machine
+	w := newWorld(t, func(w *world) { w.rate = rate })
+	w.bind(client4, peer4)
+	_, relay := w.relay(client4, peer4)
+	m := w.engine.table.meters.entry(1)
+	send := func(p packet) bool {
+		action, _ := w.run(nativeProgram, p.marshal())
+		return action == actionTX
+	}
+	passed := func(p packet) (times int) {
+		for send(p) {
+			times++
+		}
+		return times
+	}
+	come, back := received(client4, server4, frame(0x4000, random(1024))), received(peer4, relay, random(1024))
+	m[meterFull] = uint64(monotonic()) + m[meterBurst] - uint64((1<<14+1000)*time.Second/rate)
+	if !send(received(peer4, relay, random(900))) {
+		t.Error("a peer does not have what is there above the last quarter")
+	}
+	if peers, clients := passed(back), passed(come); peers != 5 || clients != 11 {
+		t.Errorf("%d from peers and %d from the client are in the last quarter, want 5 and 11", peers, clients)
+	}
+	later := uint64(2 * 1024 * time.Second / rate)
+	m[meterFull], m[meterShare] = m[meterFull]-later, m[meterShare]-later
+	if peers, clients := passed(back), passed(come); peers != 1 || clients != 1 {
+		t.Errorf("%d from peers and %d from the client after two more, want 1 and 1", peers, clients)
+	}
+}
+
+// TestProgram_CountsBytesWhenTheRateChanges: what has passed at a low rate is little at
+// a high one, and what has passed at a high one is not more than all at a low one.
+func TestProgram_CountsBytesWhenTheRateChanges(t *testing.T) {
+	w := newWorld(t, func(w *world) { w.shared = core.NewRate(2000) })
+	w.bind(client4, peer4)
+	m := w.engine.table.meters.entry(1)
+	for _, v := range []struct {
+		rate    int64
+		missing time.Duration // before
+		want    time.Duration // after
+	}{
+		{10_000_000, 1 << 16 * time.Second / 2000, 1 << 16 * time.Second / 10_000_000},
+		{5_000_000, time.Second / 4, time.Second / 2},
+		{1000, time.Second, 1 << 16 * time.Second / 1000},
+		{2000, 0, 0},
+	} {
+		begin := monotonic()
+		m[meterFull], m[meterShare] = uint64(begin+v.missing), math.MaxUint64
+		w.shared.Set(v.rate)
+		w.core.PolicyChanged(&w.out)
+		w.drive()
+		set := monotonic()
+		// Some time has passed, in which the old rate has brought twice as much at most.
+		if got := time.Duration(m[meterFull]) - set; got > v.want || got < v.want-2*(set-begin)-time.Millisecond {
+			t.Errorf("%d a second: %v are missing, want %v", v.rate, got, v.want)
+		}
+		if m[meterShare] != 0 {
+			t.Errorf("%d a second: peers have no part of it", v.rate)
+		}
+	}
+	m[meterFull], m[meterShare] = 7, 7
+	w.core.PolicyChanged(&w.out)
+	w.drive()
+	if m[meterFull] != 7 || m[meterShare] != 7 {
+		t.Error("a rate that stays changes what has passed")
 	}
 }
 

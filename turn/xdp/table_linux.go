@@ -323,7 +323,7 @@ func (t *table) bound(f *flow, perSecond int64, rate *core.Rate) bool {
 		return true
 	}
 	if f.meter != 0 {
-		t.meter(f.meter, perSecond) // it may have changed
+		t.turn(f.meter, perSecond)
 		return true
 	}
 	s := t.rates[rate]
@@ -337,7 +337,9 @@ func (t *table) bound(f *flow, perSecond int64, rate *core.Rate) bool {
 		if rate != nil {
 			room = min(room, rate.Room(time.Now())) // who begins anew has no more than who goes on
 		}
-		atomic.StoreUint64(&t.meters.entry(index)[meterFull], uint64(monotonic()+burst-room))
+		m := t.meters.entry(index)
+		atomic.StoreUint64(&m[meterFull], uint64(monotonic()+burst-room))
+		atomic.StoreUint64(&m[meterShare], 0)
 	}
 	if f.meter, f.rate = s.meter, rate; rate != nil {
 		s.flows++
@@ -369,6 +371,7 @@ const (
 	meterFull  = 0
 	meterRate  = 1
 	meterBurst = 2
+	meterShare = 3
 )
 
 // meter sets how fast a bucket fills, and returns how long until it is full. It
@@ -383,6 +386,27 @@ func (t *table) meter(index uint32, rate int64) (burst time.Duration) {
 	atomic.StoreUint64(&m[meterRate], uint64(rate))
 	atomic.StoreUint64(&m[meterBurst], uint64(burst))
 	return burst
+}
+
+// turn changes how fast a bucket in use fills, if that is another rate. It misses as many
+// bytes as before, at most as many as it holds.
+func (t *table) turn(index uint32, rate int64) {
+	m := t.meters.entry(index)
+	old := atomic.LoadUint64(&m[meterRate])
+	if old == uint64(rate) {
+		return
+	}
+	burst := t.meter(index, rate)
+	// After the rate, and always another time: what the program works out with the
+	// rate before no longer counts.
+	for {
+		before, now := atomic.LoadUint64(&m[meterFull]), uint64(monotonic())
+		missing := float64(max(before, now)-now) * float64(old) / float64(rate)
+		if atomic.CompareAndSwapUint64(&m[meterFull], before, now+uint64(min(missing, float64(burst)))) {
+			break
+		}
+	}
+	atomic.StoreUint64(&m[meterShare], 0)
 }
 
 // monotonic is the time of the clock that the program reads.

@@ -61,9 +61,10 @@ struct slot {
 
 /* meter bounds what an allocation relays in both directions together: full is
  * when its bucket will be full again, and it never lies more than burst
- * nanoseconds ahead. Meter 0 is that of allocations without a bound. */
+ * nanoseconds ahead; share is when peers have paid for what they took of its last
+ * quarter. Meter 0 is that of allocations without a bound. */
 struct meter {
-	u64 full, rate, burst, spare;
+	u64 full, rate, burst, share;
 };
 
 /* port is what is known about an interface that a program is attached to: whether

@@ -158,12 +158,28 @@ INLINE int checksum(struct xdp_md *ctx, const struct packet *p, struct job *job,
 	return 1;
 }
 
-/* within says whether the allocation's bucket has so many bytes, and takes them. */
-INLINE int within(u32 index, u64 now, u32 bytes)
+/* shared says whether something from a peer may have its part of the last quarter
+ * of a bucket: at half the rate. Who comes when another processor takes some has
+ * seen another packet pass. */
+INLINE int shared(struct meter *m, u64 now, u64 cost)
 {
+	u64 share = *(volatile u64 *)&m->share;
+	u64 begin = share > now ? share : now;
+
+	if (begin - now > m->burst / 8)
+		return 0;
+	return __sync_val_compare_and_swap(&m->share, share, begin + 2 * cost) == share;
+}
+
+/* within says whether the allocation's bucket has the bytes of a job, and takes
+ * them. As in the core, the last quarter is for what the client sends, and but for
+ * half the rate not for what peers do. */
+INLINE int within(const struct job *job, u64 now)
+{
+	u32 index = job->way->meter;
 	struct meter *m;
-	u64 full, next;
-	int i;
+	u64 full, next, cost;
+	int i, paid = !job->add;
 
 	if (!index)
 		return 1;
@@ -171,10 +187,18 @@ INLINE int within(u32 index, u64 now, u32 bytes)
 	if (!m || !m->rate)
 		return 1;
 	for (i = 0; i < 4; i++) {
+		/* In this order: user space writes full after the rate, so that
+		 * it is of this rate, or the exchange fails. */
 		full = *(volatile u64 *)&m->full;
-		next = (full > now ? full : now) + (u64)bytes * 1000000000 / m->rate;
+		cost = (u64)job->data * 1000000000 / *(volatile u64 *)&m->rate;
+		next = (full > now ? full : now) + cost;
 		if (next - now > m->burst)
 			return 0;
+		if (!paid && next - now > m->burst - m->burst / 4) {
+			if (!shared(m, now, cost))
+				return 0;
+			paid = 1;
+		}
 		if (__sync_val_compare_and_swap(&m->full, full, next) == full)
 			return 1;
 	}
@@ -376,7 +400,7 @@ INLINE int serve(struct xdp_md *ctx, int generic)
 		return XDP_PASS;
 	if (!checksum(ctx, &p, &job, generic))
 		return end_with(UNSUMMED, job.data, XDP_PASS);
-	if (!within(job.way->meter, now, job.data))
+	if (!within(&job, now))
 		return end_with(LIMITED, job.data, XDP_DROP);
 	done = rewrite(ctx, &p, &job, &side->hop);
 	if (!done)
