@@ -121,6 +121,27 @@ func TestRate_PeersLeaveClientsTheirPart(t *testing.T) {
 	}
 }
 
+// TestRate_GivesClientsHalf has clients send more than half of the rate beside a flood:
+// half of it is theirs.
+func TestRate_GivesClientsHalf(t *testing.T) {
+	const perSecond, seconds, step = 1_250_000, 20, 5 * time.Millisecond
+	for _, packets := range []int{3, 4, 5, 10} { // of 1200 bytes in each step; 5 are nearly the rate
+		r, at, out := newRate(start, perSecond), start, 0
+		for range int(seconds * time.Second / step) {
+			at = at.Add(step)
+			for i := range 500 {
+				r.take(at, 1200, true)
+				if i >= 500-packets && r.take(at, 1200, false) { // what there is has been taken
+					out += 1200
+				}
+			}
+		}
+		if least := min(packets*1200*200, perSecond/2) * seconds * 98 / 100; out < least {
+			t.Errorf("%d of %d bytes of the client passed, want %d", out, packets*1200*200*seconds, least)
+		}
+	}
+}
+
 // TestRate_ClientsDoNotShutPeersOut: who sends without end still gets part of what
 // comes back to it, such as what tells it to send less.
 func TestRate_ClientsDoNotShutPeersOut(t *testing.T) {
