@@ -95,10 +95,13 @@ func placeOf(ep conn.Endpoint) place {
 // waits 5 s for the answer. Until then, a call that gets lost is sent again as it
 // is, a few times: a peer takes it once. Calls that cross are told apart.
 //
-// Nobody checks here who has sent a message; what the library does with it stays
-// right whatever that was.
+// Nobody checks here who has sent a message, but that it knows our public key; what
+// the library does with it stays right whatever that was.
 type calls struct {
 	bind *bind
+	// own knows what is sealed with our public key; nil before there is one, when
+	// nothing can be for us.
+	own atomic.Pointer[device.CookieChecker]
 	// renew makes the library call the peer anew that this call was for.
 	renew func(initiation []byte)
 	// watched is how many there are, and answers to others. While there are none

@@ -132,6 +132,51 @@ func TestCalls_WaitBehindAnAnswer(t *testing.T) {
 	})
 }
 
+// Of two calls that come while one is kept back the first counts, so that nobody
+// pushes a peer's out: not while we wait for an answer, and not after one.
+func TestCalls_HeldOnesStay(t *testing.T) {
+	for _, answered := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			a, b := line(t)
+			call, honest, other := initiationOf(1, 1), initiationOf(2, 2), initiationOf(3, 3)
+			began, late := time.Now(), crossTime
+			a.say(t, call)
+			if answered {
+				b.say(t, responseTo(call))
+				a.gets(t, responseTo(call), began, lineTakes)
+				late = lineTakes + answeredTime
+			}
+			_ = b.line.Send([][]byte{honest, other}, nil) // and they are not sent again
+			a.gets(t, honest, began, late)
+			a.say(t, responseTo(honest))
+			a.quiet(t)
+		})
+	}
+}
+
+// What is not sealed with our key changes nothing, wherever it comes from: the library
+// gets it, and refuses it.
+func TestCalls_AreNotHeldForGarbage(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, b := line(t)
+		call, garbage, forged := initiationOf(1, 1), initiationOf(3, 3), responseTo(initiationOf(1, 1))
+		for _, message := range [][]byte{garbage, forged} {
+			message[len(message)-device.NoisePublicKeySize] ^= 1 // in MAC1
+		}
+		began := time.Now()
+		a.say(t, call)
+		b.gets(t, call, began, lineTakes)
+		_ = b.line.Send([][]byte{garbage, forged, responseTo(call)}, nil)
+		a.gets(t, garbage, began, 2*lineTakes)
+		a.gets(t, forged, began, 2*lineTakes)
+		a.gets(t, responseTo(call), began, 2*lineTakes)
+		if n := len(a.calls.seen); n != 0 {
+			t.Errorf("%d calls that came are remembered, want none", n)
+		}
+		a.quiet(t)
+	})
+}
+
 // What comes long after our own call did not cross it.
 func TestCalls_LaterCallsAreNotHeld(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -43,9 +43,13 @@ func (c *calls) sift(packets [][]byte, sizes []int, eps []conn.Endpoint) {
 }
 
 // heard looks at a handshake message that came in. It reports whether the library
-// is not to have it.
+// is not to have it. What is not sealed with our own key changes nothing here, and is
+// left to whoever refuses it next: where a message comes from proves nothing.
 func (c *calls) heard(message []byte, from conn.Endpoint) (kept bool) {
 	if message[0] != device.MessageInitiationType && c.watched.Load() == 0 {
+		return false
+	}
+	if message[0] != device.MessageCookieReplyType && !c.forUs(message) {
 		return false
 	}
 	c.mu.Lock()
@@ -68,6 +72,20 @@ func (c *calls) heard(message []byte, from conn.Endpoint) (kept bool) {
 	return false
 }
 
+// forUs reports whether the sender of a call or an answer knows our public key. That
+// costs one hash.
+func (c *calls) forUs(message []byte) bool {
+	own := c.own.Load()
+	return own != nil && own.CheckMAC1(message)
+}
+
+// use makes the calls those of the device with this public key.
+func (c *calls) use(own mesh.WireGuardKey) {
+	var checker device.CookieChecker
+	checker.Init(device.NoisePublicKey(own))
+	c.own.Store(&checker)
+}
+
 // met decides about a call that comes from where a call of ours went. The caller
 // holds mu.
 func (c *calls) met(message []byte, from conn.Endpoint, now time.Time) (kept bool) {
@@ -83,14 +101,13 @@ func (c *calls) met(message []byte, from conn.Endpoint, now time.Time) (kept boo
 	case is.state == callVoid:
 		c.forget(is) // this one is newer
 	case is.state == callAnswered:
-		is.hold(message, from, is.until) // the library has the answer still
+		c.holdCall(is, message, from, is.until) // the library has the answer still
 		return true
 	case is.held.is(device.MessageResponseType):
 		c.bind.metrics.drop(reasonHandshakeCrossed)
 		return true
 	case first && now.Sub(is.sent) < crossTime:
-		is.hold(message, from, is.sent.Add(crossTime))
-		c.arm(is.next())
+		c.holdCall(is, message, from, is.sent.Add(crossTime))
 		return true
 	default:
 		is.second, is.met = !first, now
@@ -98,7 +115,18 @@ func (c *calls) met(message []byte, from conn.Endpoint, now time.Time) (kept boo
 	return false
 }
 
-// hold keeps a message back until a time, instead of what was held before.
+// holdCall keeps a call back until a time, unless another one is: this is a copy then,
+// or of somebody who would push the other one out. The caller holds mu.
+func (c *calls) holdCall(is *call, message []byte, from conn.Endpoint, until time.Time) {
+	if is.held != nil {
+		c.bind.metrics.drop(reasonHandshakeCrossed)
+		return
+	}
+	is.hold(message, from, until)
+	c.arm(is.next())
+}
+
+// hold keeps a message back until a time. An answer takes the place of a call.
 func (is *call) hold(message []byte, from conn.Endpoint, until time.Time) {
 	is.held, is.heldUntil = &knock{from: from, size: len(message)}, until
 	copy(is.held.data[:], message)

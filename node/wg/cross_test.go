@@ -59,6 +59,7 @@ func (c *caller) start(t *testing.T, to *caller, stock bool) {
 			t.Fatal(err)
 		}
 		b := newBind(c.line, sizesOf(false), newFramePool(minFrame), nil, m)
+		b.calls.use(c.key.Public())
 		b.calls.renew = func([]byte) {
 			peer := c.LookupPeer(device.NoisePublicKey(other))
 			peer.ExpireCurrentKeypairs()

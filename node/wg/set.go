@@ -160,6 +160,7 @@ func (d *Device) setPeers(c *Config, ch *changes, lazy bool) error {
 	d.roster.take(ch)
 	if c.PrivateKey != d.applied.privateKey || d.applied.publicKey.IsZero() {
 		d.applied.publicKey = c.PrivateKey.Public()
+		d.bind.calls.use(d.applied.publicKey)
 	}
 	d.applied.privateKey, d.applied.stray = c.PrivateKey, nil
 	if d.lazy && !lazy {

@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/meshgate/meshgate/node/mesh"
 	"golang.zx2c4.com/wireguard/conn"
 	"golang.zx2c4.com/wireguard/device"
 )
@@ -151,6 +152,7 @@ func byHand(t *testing.T, w *wire) *handBind {
 		bind: newBind(w, sizesOf(false), newFramePool(minFrame), nil, m), line: w,
 		got: make(chan parcel, 100), renewed: make(chan time.Time, 100),
 	}
+	b.calls.use(mesh.WireGuardKey{})
 	b.calls.renew = func([]byte) { b.renewed <- time.Now() }
 	fns, _, err := b.Open(0)
 	if err != nil {
@@ -187,13 +189,21 @@ func (b *handBind) say(t *testing.T, message []byte) {
 	}
 }
 
-// initiationOf is an initiation with these numbers and nothing else in it.
+// sealed is a message with the MAC1 of the key that all ends of lines have.
+func sealed(message []byte) []byte {
+	var macs device.CookieGenerator
+	macs.Init(device.NoisePublicKey{})
+	macs.AddMacs(message)
+	return message
+}
+
+// initiationOf is an initiation with these numbers and a MAC, and nothing else in it.
 func initiationOf(sender uint32, ephemeral byte) []byte {
 	b := make([]byte, device.MessageInitiationSize)
 	b[0] = device.MessageInitiationType
 	binary.LittleEndian.PutUint32(b[4:], sender)
 	b[initiationEphemeral] = ephemeral
-	return b
+	return sealed(b)
 }
 
 // responseTo answers an initiation.
@@ -201,7 +211,7 @@ func responseTo(initiation []byte) []byte {
 	b := make([]byte, device.MessageResponseSize)
 	b[0] = device.MessageResponseType
 	copy(b[8:12], initiation[4:8])
-	return b
+	return sealed(b)
 }
 
 // cookieFor asks the sender of an initiation for a cookie.
