@@ -31,7 +31,7 @@ func (m message) alternate() alternate {
 	at := m.plainAddress(attrAlternateServer)
 	addr := at.Addr()
 	domain := string(m.get(attrAlternateDomain))
-	if !addr.IsValid() || addr.IsUnspecified() || addr.IsMulticast() || addr == broadcast() || at.Port() == 0 || domain != "" && !isName(domain) {
+	if !addr.IsValid() || isNoServer(addr) || at.Port() == 0 || domain != "" && !isName(domain) {
 		return alternate{}
 	}
 	return alternate{at, domain}
@@ -44,8 +44,55 @@ func sentOn(m message) error {
 	return err
 }
 
-// broadcast is the address of everybody on a link.
-func broadcast() netip.Addr { return netip.AddrFrom4([4]byte{255, 255, 255, 255}) }
+// nowhere are networks in which there is no server, or only another address than it
+// seems: that a translator or tunnel takes out of it.
+var nowhere = [...]netip.Prefix{
+	netip.MustParsePrefix("0.0.0.0/8"),   // this host
+	netip.MustParsePrefix("224.0.0.0/3"), // multicast, reserved and broadcast
+	netip.MustParsePrefix("::/8"),        // IPv4 in it, NAT64, reserved
+	netip.MustParsePrefix("2001::/32"),   // Teredo
+	netip.MustParsePrefix("2002::/16"),   // 6to4
+	netip.MustParsePrefix("ff00::/8"),    // multicast
+}
+
+// isNoServer reports whether no server may be said to be at an address: which other
+// one it leads to, or whether to this host, nobody could tell.
+func isNoServer(a netip.Addr) bool {
+	if a.IsLoopback() {
+		return false // ::1 is in ::/8
+	}
+	for _, p := range nowhere {
+		if p.Contains(a) {
+			return true
+		}
+	}
+	if !a.Is6() {
+		return false
+	}
+	// ISATAP (RFC 5214) has IPv4 in the identifier of the interface.
+	b := a.As16()
+	return b[8]&^2 == 0 && b[9] == 0 && b[10] == 0x5e && b[11] == 0xfe
+}
+
+// shared are networks of somebody's own that netip does not call private: that which
+// carriers share (RFC 6598), site-local (RFC 3879), and what clouds and carriers
+// serve to their machines.
+var shared = [...]netip.Prefix{
+	netip.MustParsePrefix("100.64.0.0/10"),
+	netip.MustParsePrefix("192.0.0.0/24"),
+	netip.MustParsePrefix("168.63.129.16/32"),
+	netip.MustParsePrefix("fec0::/10"),
+}
+
+// isShared reports whether an address is in one of them.
+func isShared(a netip.Addr) bool {
+	for _, p := range shared {
+		if p.Contains(a) {
+			return true
+		}
+	}
+	return false
+}
 
 // isName reports whether a server may have text for its name.
 func isName(text string) bool {
@@ -130,7 +177,7 @@ func nearness(a netip.Addr) int {
 		return 3
 	case a.IsLinkLocalUnicast():
 		return 2
-	case a.IsPrivate():
+	case a.IsPrivate() || isShared(a):
 		return 1
 	default:
 		return 0

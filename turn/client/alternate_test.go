@@ -249,6 +249,23 @@ func TestAllocate_FollowsToNobody(t *testing.T) {
 	}
 }
 
+// A server is not said to be where another address may be meant, or this host.
+func TestAlternate_IsWhereItSeems(t *testing.T) {
+	for addr, want := range map[string]bool{
+		"203.0.113.9": true, "10.0.0.1": true, "100.64.0.1": true, "127.0.0.1": true, "2001:db8::1": true, "fd00::1": true, "::1": true,
+		"64:ff9c::1": false, "2001:1::1": true, "fe80::1": true, "2001:db8::205e:fe00:a00:1": true,
+		"0.0.0.0": false, "0.0.0.1": false, "224.0.0.1": false, "240.0.0.1": false, "255.255.255.255": false,
+		"::": false, "::10.0.0.1": false, "::ffff:0:10.0.0.1": false, "64:ff9b::7f00:1": false, "64:ff9b:1::a00:1": false,
+		"2001:0:a00:1::": false, "2002:a00:1::": false, "2001:db8::5efe:10.0.0.1": false, "2001:db8::200:5efe:10.0.0.1": false, "ff02::1": false,
+	} {
+		at := netip.AddrPortFrom(netip.MustParseAddr(addr), 3478)
+		got := newMessage(methodAllocate|classError, [12]byte{}).add(attrAlternateServer, plainValue(at)).alternate()
+		if (got.at == at) != want || got.at.IsValid() != want {
+			t.Errorf("%s: %+v, want %v", addr, got, want)
+		}
+	}
+}
+
 // What nobody signed, or makes no sense, sends a client nowhere.
 func TestCore_AlternateIsBelievedIfSigned(t *testing.T) {
 	good := plainValue(netip.MustParseAddrPort("203.0.113.9:3478"))
@@ -321,6 +338,15 @@ func TestStop_IsNoNearer(t *testing.T) {
 		{"[2001:db8::1]:3478", "[2001:db8::2]:3478", true},
 		{"[2001:db8::1]:3478", "[fd00::1]:3478", false},
 		{"[2001:db8::1]:3478", "[::1]:3478", false},
+		{"203.0.113.1:3478", "100.64.0.1:3478", false},
+		{"203.0.113.1:3478", "100.128.0.1:3478", true},
+		{"203.0.113.1:3478", "192.0.0.192:80", false},
+		{"203.0.113.1:3478", "168.63.129.16:80", false},
+		{"10.0.0.2:3478", "100.64.0.1:3478", true},
+		{"100.64.0.2:3478", "10.0.0.1:3478", true},
+		{"100.64.0.2:3478", "203.0.113.2:3478", true},
+		{"[2001:db8::1]:3478", "[fec0::1]:3478", false},
+		{"[fd00::2]:3478", "[fec0::1]:3478", true},
 	} {
 		p := stop{server: server{transport: UDP}, remote: netip.MustParseAddrPort(tt.from)}
 		n, ok := p.next(Config{}, &CodeError{Code: codeAlternate, alternate: alternate{at: netip.MustParseAddrPort(tt.to)}})
