@@ -187,9 +187,12 @@ func (s *splitter) finish(p []byte, last bool) {
 
 // pseudo is the sum over the pseudo header of a packet (RFC 9293, 3.1).
 func (s *splitter) pseudo(p []byte) uint16 {
-	addrs := p[8:ipv6HeaderLen]
-	if ipVersion(p) == 4 {
+	var addrs []byte
+	switch ipVersion(p) { // which has looked at the length, too
+	case 4:
 		addrs = p[12:ipv4HeaderLen]
+	case 6:
+		addrs = p[8:ipv6HeaderLen]
 	}
 	return checksum.Checksum(addrs, checksum.Combine(uint16(len(p)-s.transport), uint16(s.protocol)))
 }

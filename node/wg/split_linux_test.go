@@ -157,6 +157,18 @@ func TestSplitter_WholePackets(t *testing.T) {
 	}
 }
 
+// A packet may be shorter than the header of the other version, and have no more room.
+func TestSplitter_CutsIntoTheRoomThereIs(t *testing.T) {
+	for v6, size := range map[bool]int{false: ipv4HeaderLen + udpHeaderLen + 1, true: ipv6HeaderLen + udpHeaderLen + 1} {
+		var s splitter
+		s.load(udpSuper(v6, 1, []byte{1, 2, 3}))
+		bufs, sizes := buffers(4, size)
+		if n := s.cut(bufs, sizes, 0); n != 3 || sizes[0] != size || sizes[2] != size {
+			t.Errorf("IPv6 %v: %d packets of %v bytes, want 3 of %d", v6, n, sizes, size)
+		}
+	}
+}
+
 func TestSplitter_DropsWhatNoKernelGives(t *testing.T) {
 	super, _ := tcpSuper(t, false, randomBytes(3*testMSS, 3))
 	change := func(do func(b []byte)) []byte {
