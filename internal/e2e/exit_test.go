@@ -163,6 +163,7 @@ func TestExit_OfAnotherNode(t *testing.T) {
 		}
 	}
 	exit6, home6 := exit.side.Addr6().String(), laptop.side.Addr6().String()
+	awaitSaid(t, "gateway heard", exit, laptop) // `meshgate exit` waits no longer than a handshake that begins anew
 	seen("before", atHome, home6)
 
 	if text := use(0, "nas"); !strings.Contains(text, "packets to the Internet go through nas") {

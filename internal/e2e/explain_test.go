@@ -41,6 +41,7 @@ func TestExplain_PathsOfNodes(t *testing.T) {
 	if code != 0 || !strings.Contains(text, ", direct to ") {
 		t.Errorf("between two cones: exit %d\n%s", code, text)
 	}
+	awaitSaid(t, "gateway heard", hotel, phone) // a handshake may still have to begin anew, after 5 s
 	text, code = hotel.tell(t, "ping", phone.id, "--until-direct", "--interval", "200ms", "--timeout", "4s")
 	if code != 1 || !strings.Contains(text, ", over TURN/UDP of gate") || !strings.Contains(text, phone.id+" is not reached directly: ") {
 		t.Errorf("between two symmetric ones: exit %d\n%s", code, text)

@@ -45,6 +45,9 @@ func TestPairs_TwoMeshesOnTheSameHosts(t *testing.T) {
 			}
 		}
 	}
+	for _, p := range pairs { // a handshake may still have to begin anew, after 5 s
+		awaitSaid(t, "gateway heard", p[0], p[1])
+	}
 	pingBoth(pairWithin)
 	eventually(t, directWithin, seen)
 	for range 20 { // checks of other ways go on for seconds
