@@ -32,6 +32,12 @@ export class Network {
     const network = new Network(name, await mkdtemp(join(tmpdir(), "meshgate-network-")));
     try {
       const ip = (...args: string[]) => run("ip", ["-n", name, ...args]);
+      // IPv6 gives interfaces addresses seconds later, and Chromium ends all requests
+      // when it sees an address come.
+      for (const which of ["all", "default"]) {
+        const file = `/proc/sys/net/ipv6/conf/${which}/disable_ipv6`;
+        await run("nsenter", [...network.inside.slice(1), "sh", "-c", `echo 1 > ${file}`]);
+      }
       // Chromium takes no notice of interfaces of loopback, and asks the way to the Internet.
       await ip("link", "add", "cable", "type", "veth", "peer", "name", "end");
       for (const device of ["lo", "end", "cable"]) {
