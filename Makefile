@@ -72,7 +72,7 @@ e2e: ## run the whole-system tests
 
 .PHONY: soak
 soak: ## run the whole-system tests that take minutes, and the TURN server for SOAK
-	go test $(LATE) -count=1 -tags "e2e soak" -run "Many|Long" -v ./internal/e2e/...
+	go test -timeout 60m -count=1 -tags "e2e soak" -run "Many|Long" -v ./internal/e2e/...
 	go test -count=1 -v -run Model ./turn/core -rapid.checks=12000 -rapid.steps=100
 	go run ./internal/bench-turn -soak $(SOAK)
 
