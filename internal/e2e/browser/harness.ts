@@ -7,6 +7,7 @@ import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
 import { existsSync } from "node:fs";
 import { createInterface, type Interface } from "node:readline";
+import { test } from "node:test";
 import { fileURLToPath } from "node:url";
 import { build } from "esbuild";
 import { type Browser, chromium, type Page } from "playwright-core";
@@ -255,4 +256,21 @@ async function bundle(file: URL): Promise<string> {
     write: false,
   });
   return outputFiles[0]?.text ?? "";
+}
+
+/** The tests of a suite. It shows the log of its gateway when one of them failed. */
+export class Stories {
+  failed = false;
+
+  /** Adds a test. */
+  add(name: string, run: () => Promise<void>): void {
+    test(name, async () => {
+      try {
+        await run();
+      } catch (error) {
+        this.failed = true;
+        throw error;
+      }
+    });
+  }
 }

@@ -7,7 +7,7 @@ import { createServer, type RequestListener } from "node:http";
 import type { AddressInfo } from "node:net";
 import { after, before, suite, test } from "node:test";
 import { gzipSync } from "node:zlib";
-import { Demo, Tab } from "./harness.js";
+import { Demo, Stories, Tab } from "./harness.js";
 
 const nodes = ["phone", "firewalled"];
 /** The port of the gateway at which {@link service} is exposed. */
@@ -49,7 +49,7 @@ suite("a page in Chromium", { timeout: 900_000 }, () => {
   const server = createServer(service);
   let demo: Demo;
   let tab: Tab;
-  let failed = false;
+  const stories = new Stories();
 
   before(async () => {
     await once(server.listen(0, "127.0.0.1"), "listening");
@@ -63,37 +63,25 @@ suite("a page in Chromium", { timeout: 900_000 }, () => {
     await demo?.stop();
     server.closeAllConnections();
     server.close();
-    if (failed) {
+    if (stories.failed) {
       console.error(demo.log);
     }
   });
 
-  /** A test whose failure shows the log of the demo. */
-  function story(name: string, run: () => Promise<void>): void {
-    test(name, async () => {
-      try {
-        await run();
-      } catch (error) {
-        failed = true;
-        throw error;
-      }
-    });
-  }
-
-  story("makes unary calls", async () => {
+  stories.add("makes unary calls", async () => {
     const { nodes: ids, ...rest } = await tab.run("unary", demo.access);
     assert.deepEqual(ids, ["firewalled", "gateway", "phone"]);
     assert.deepEqual(rest, { gateway: "gateway", firewalled: "firewalled", error: "not_found" });
   });
 
-  story("follows the mesh over a server stream", async () => {
+  stories.add("follows the mesh over a server stream", async () => {
     const { gateway, nodes: ids, states } = await tab.run("watch", demo.access);
     assert.equal(gateway, "gateway");
     assert.deepEqual(ids, ["firewalled", "gateway", "phone"]);
     assert.deepEqual(states, ["gateway connecting", "gateway connected", "gateway closed"]);
   });
 
-  story("streams both ways over a WebSocket", async () => {
+  stories.add("streams both ways over a WebSocket", async () => {
     const { offer, servers, error } = await tab.run("bidi", demo.access);
     assert.equal(offer, "offer");
     assert.ok(
@@ -103,7 +91,7 @@ suite("a page in Chromium", { timeout: 900_000 }, () => {
     assert.equal(error, "not_found");
   });
 
-  story("is told when its token is not good", async () => {
+  stories.add("is told when its token is not good", async () => {
     for (const token of ["", "wrong"]) {
       const error = await tab.run("denied", { ...demo.access, token });
       assert.equal(error.code, "unauthenticated");
@@ -114,7 +102,7 @@ suite("a page in Chromium", { timeout: 900_000 }, () => {
   });
 
   for (const node of nodes) {
-    story(`reaches a TCP echo on ${node}`, async () => {
+    stories.add(`reaches a TCP echo on ${node}`, async () => {
       const { equal, path, states } = await tab.run(
         "echo",
         demo.access,
@@ -132,11 +120,11 @@ suite("a page in Chromium", { timeout: 900_000 }, () => {
       );
     });
 
-    story(`opens 20 connections to ${node} at the same time`, async () => {
+    stories.add(`opens 20 connections to ${node} at the same time`, async () => {
       assert.equal(await tab.run("parallel", demo.access, demo.service(node, "tcp-echo"), 20), 20);
     });
 
-    story(`makes ${node} wait while it does not read`, async () => {
+    stories.add(`makes ${node} wait while it does not read`, async () => {
       const result = await tab.run("slowReader", demo.access, demo.service(node, "tcp-echo"), 40_000_000);
       assert.ok(result.equal);
       // Each window, queue and socket buffer on the way holds something (the host's grow to many
@@ -144,7 +132,7 @@ suite("a page in Chromium", { timeout: 900_000 }, () => {
       assert.ok(result.before < 36_000_000, `${result.before} bytes were written without being read`);
     });
 
-    story(`fetches 10 MB from ${node}`, async () => {
+    stories.add(`fetches 10 MB from ${node}`, async () => {
       const { port } = demo.service(node, "http");
       const result = await tab.run("download", demo.access, `http://${node}:${port}/download/10000000`);
       assert.deepEqual([result.status, result.bytes], [200, 10_000_000]);
@@ -152,7 +140,7 @@ suite("a page in Chromium", { timeout: 900_000 }, () => {
       assert.ok(result.chunks > 10);
     });
 
-    story(`makes many requests to ${node}`, async () => {
+    stories.add(`makes many requests to ${node}`, async () => {
       const { port } = demo.service(node, "http");
       const { texts, missing, head } = await tab.run("requests", demo.access, `http://${node}:${port}/`);
       assert.equal(texts.length, 31);
@@ -164,11 +152,11 @@ suite("a page in Chromium", { timeout: 900_000 }, () => {
       assert.deepEqual([missing, head], [404, 200]);
     });
 
-    story(`exchanges datagrams with ${node}`, async () => {
+    stories.add(`exchanges datagrams with ${node}`, async () => {
       assert.deepEqual(await tab.run("udpEcho", demo.access, demo.service(node, "udp-echo")), [1, 100, 1200]);
     });
 
-    story(`can give up at any moment on ${node}`, async () => {
+    stories.add(`can give up at any moment on ${node}`, async () => {
       const { port } = demo.service(node, "http");
       const url = `http://${node}:${port}/download/100000000`;
       assert.deepEqual(await tab.run("aborts", demo.access, demo.service(node, "tcp-echo"), url), {
@@ -182,14 +170,14 @@ suite("a page in Chromium", { timeout: 900_000 }, () => {
     });
   }
 
-  story("streams 4 MB to a service of the gateway and back at the same time", async () => {
+  stories.add("streams 4 MB to a service of the gateway and back at the same time", async () => {
     const result = await tab.run("uploadEcho", demo.access, `http://gateway:${exposedPort}/echo`, 4_000_000);
     assert.equal(result.status, 200);
     assert.equal(result.sent, sha256(pattern(4_000_000)));
     assert.equal(result.received, result.sent);
   });
 
-  story("follows redirects and decompresses", async () => {
+  stories.add("follows redirects and decompresses", async () => {
     const result = await tab.run("redirect", demo.access, `http://gateway:${exposedPort}/redirect`);
     assert.deepEqual(result, {
       url: `http://gateway:${exposedPort}/page`,
@@ -199,7 +187,7 @@ suite("a page in Chromium", { timeout: 900_000 }, () => {
     });
   });
 
-  story("is told what is not allowed, and why", async () => {
+  stories.add("is told what is not allowed, and why", async () => {
     const unexposed = await tab.run("refused", demo.access, { node: "firewalled", port: 9 });
     assert.equal(unexposed.code, "permission_denied");
     assert.match(unexposed.message, /expose/);

@@ -7,9 +7,9 @@ import { once } from "node:events";
 import { writeFile } from "node:fs/promises";
 import { type AddressInfo, createServer } from "node:net";
 import { join } from "node:path";
-import { after, before, suite, test } from "node:test";
+import { after, before, suite } from "node:test";
 import { makeSecret, mint } from "./credentials.js";
-import { Gateway, Tab } from "./harness.js";
+import { Gateway, Stories, Tab } from "./harness.js";
 import type * as relays from "./relays.js";
 import { Trust } from "./trust.js";
 
@@ -25,7 +25,7 @@ suite("a page in Chromium that has a relay alone", { timeout: 600_000 }, () => {
   let trust: Trust;
   let gateway: Gateway;
   let tab: Tab<typeof relays>;
-  let failed = false;
+  const stories = new Stories();
 
   /** The URL of the gateway's TURN server over each transport, by what statistics call it. */
   const servers = {
@@ -54,27 +54,15 @@ suite("a page in Chromium that has a relay alone", { timeout: 600_000 }, () => {
     await gateway?.stop();
     await trust?.remove();
     echo.close();
-    if (failed) {
+    if (stories.failed) {
       console.error(gateway.log);
     }
   });
 
-  /** A test whose failure shows the log of the gateway. */
-  function story(name: string, run: () => Promise<void>): void {
-    test(name, async () => {
-      try {
-        await run();
-      } catch (error) {
-        failed = true;
-        throw error;
-      }
-    });
-  }
-
   const server = (url: string, user: string) => mint(secret, url, user);
 
   for (const transport of transports) {
-    story(`exchanges bytes with a service over ${transport}, while HTTPS answers`, async () => {
+    stories.add(`exchanges bytes with a service over ${transport}, while HTTPS answers`, async () => {
       const url = servers[transport]();
       const service = { node: "gateway", port: echoPort };
       const { bytes, sent, received, local, statuses } = await tab.run(
@@ -91,7 +79,7 @@ suite("a page in Chromium that has a relay alone", { timeout: 600_000 }, () => {
     });
   }
 
-  story("meets another one over two relays", async () => {
+  stories.add("meets another one over two relays", async () => {
     const [near, far] = [server(servers.udp(), "shop.alice"), server(servers.tls(), "shop.bob")];
     assert.deepEqual(await tab.run("meet", near, far), [
       { candidateType: "relay", relayProtocol: "udp", url: near.urls },
@@ -104,7 +92,7 @@ suite("a page in Chromium that has a relay alone", { timeout: 600_000 }, () => {
   });
 
   for (const transport of transports) {
-    story(`is told over ${transport} that its credential is not good`, async () => {
+    stories.add(`is told over ${transport} that its credential is not good`, async () => {
       const wrong = { ...server(servers[transport](), "shop.eve"), credential: "wrong" };
       const { relays, errors } = await tab.run("gather", wrong);
       assert.deepEqual(relays, []);
@@ -112,7 +100,7 @@ suite("a page in Chromium that has a relay alone", { timeout: 600_000 }, () => {
     });
   }
 
-  story("is told that it has all the relays that it may have", async () => {
+  stories.add("is told that it has all the relays that it may have", async () => {
     const { relays, errors } = await tab.run(
       "gather",
       server(servers.udp(), "shop.carol"),
@@ -122,7 +110,7 @@ suite("a page in Chromium that has a relay alone", { timeout: 600_000 }, () => {
     assert.deepEqual(errors, [{ url: servers.udp(), code: 486 }]);
   });
 
-  story("gets no relay over TLS from who has the certificate of another name", async () => {
+  stories.add("gets no relay over TLS from who has the certificate of another name", async () => {
     const url = servers.tls().replace("127.0.0.1", "localhost");
     const { relays, errors } = await tab.run("gather", server(url, "shop.dave"));
     assert.deepEqual(relays, []);
