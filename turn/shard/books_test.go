@@ -69,13 +69,7 @@ func TestBooks_TakePairsOfRelaysOverOrNone(t *testing.T) {
 func TestBooks_ComplainOnceAMinute(t *testing.T) {
 	var log bytes.Buffer
 	now := time.Now()
-	c, err := core.New(now, core.Config{
-		Realm: "meshgate", Offers: core.Offers{IPv4: true}, Authenticator: users{},
-		Listeners: []core.Listener{{Addr: netip.MustParseAddrPort("127.0.0.1:9")}},
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	c := plainCore(t, now)
 	b := &books{core: c, log: slog.New(slog.NewTextHandler(&log, nil))}
 	var out core.Output
 	for i, want := range []int{1, 1, 1, 2, 2} { // every 25 seconds
@@ -118,4 +112,17 @@ func TestBooks_KnowRelaysThatHaveEnded(t *testing.T) {
 			t.Errorf("relay %x is %v, want %v", id, got, want)
 		}
 	}
+}
+
+// plainCore is one that nobody has asked for anything.
+func plainCore(t testing.TB, now time.Time) *core.Core {
+	t.Helper()
+	c, err := core.New(now, core.Config{
+		Realm: "meshgate", Offers: core.Offers{IPv4: true}, Authenticator: users{},
+		Listeners: []core.Listener{{Addr: netip.MustParseAddrPort("127.0.0.1:9")}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
 }

@@ -99,13 +99,7 @@ func answersFromTheAddressThatWasAsked(t *testing.T, engine func(*Config)) {
 func TestThread_ForgetsWhereStrangersCameIn(t *testing.T) {
 	b := &books{}
 	now := time.Now()
-	c, err := core.New(now, core.Config{
-		Realm: "meshgate", Offers: core.Offers{IPv4: true}, Authenticator: users{},
-		Listeners: []core.Listener{{Addr: netip.MustParseAddrPort("127.0.0.1:9")}},
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	c := plainCore(t, now)
 	b.core = c
 	p := &port{locals: map[netip.AddrPort]local{}}
 	for i := range 10 * maxLocals {
