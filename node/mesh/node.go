@@ -80,6 +80,11 @@ func (n *Node) Negotiates() bool {
 	return n.HoldsState() || n != nil && n.HasFeature(v1.Feature_ICE_NEGOTIATION)
 }
 
+// Forwards reports whether the node carries packets between other nodes. It reads
+// them, and could send some of its own in their name, so that nobody gets there by
+// what it says of itself without a role. A nil node does not.
+func (n *Node) Forwards() bool { return n.Negotiates() }
+
 // Protocol returns how the nodes of the edge reach each other, by the edge's
 // attributes: ICE before libp2p before plain WireGuard.
 func (e Edge) Protocol() v1.ConnectProtocol {

@@ -29,7 +29,7 @@ type vertex struct {
 	seat  seat
 	node  *mesh.Node
 	class class
-	// forwards is true for a node that runs Meshgate.
+	// forwards is true for a node that carries packets between others.
 	forwards bool
 	// fresh is true while the vertex's links are those that the move under way made.
 	fresh bool
@@ -165,7 +165,7 @@ func (g *graph) replace(before, after *mesh.Node, d *delta) *vertex {
 		return nil
 	}
 	v.node, v.facts = after, facts{}
-	k, forwards := g.rules.of(after), after.RunsMeshgate()
+	k, forwards := g.rules.of(after), after.Forwards()
 	if k == v.class && forwards == v.forwards {
 		d.touched = append(d.touched, v)
 		return nil
@@ -178,7 +178,7 @@ func (g *graph) replace(before, after *mesh.Node, d *delta) *vertex {
 }
 
 func (g *graph) add(n *mesh.Node) *vertex {
-	v := &vertex{id: n.ID, node: n, class: g.rules.of(n), forwards: n.RunsMeshgate()}
+	v := &vertex{id: n.ID, node: n, class: g.rules.of(n), forwards: n.Forwards()}
 	g.vertices.add(v)
 	g.count(v.class, 1)
 	return v

@@ -26,7 +26,7 @@ var update = flag.Bool("update", false, "rewrite the golden files")
 // builder makes snapshots for tests.
 type builder struct{ *mesh.Snapshot }
 
-// newMesh returns a mesh of nodes that run Meshgate. The n-th holds
+// newMesh returns a mesh of nodes that run Meshgate and forward. The n-th holds
 // 172.16.0.n and fd00:0:0:n::/112, and everything is accepted.
 func newMesh(ids ...mesh.NodeID) builder {
 	b := builder{&mesh.Snapshot{
@@ -43,7 +43,7 @@ func newMesh(ids ...mesh.NodeID) builder {
 			PublicKey: mesh.PublicKey{1, byte(n), byte(n >> 8)},
 			IPv4:      netip.PrefixFrom(netip.AddrFrom4([4]byte{172, 16, byte(n >> 8), byte(n)}), 32),
 			IPv6:      netip.PrefixFrom(netip.AddrFrom16(v6), 112),
-			Features:  []mesh.Feature{{Kind: v1.Feature_NODES, Port: 8443}},
+			Features:  []mesh.Feature{{Kind: v1.Feature_NODES, Port: 8443}, {Kind: v1.Feature_ICE_NEGOTIATION, Port: 8443}},
 		})
 	}
 	return b
@@ -76,6 +76,14 @@ func (b builder) change(id mesh.NodeID, f func(*mesh.Node)) builder {
 	n := *b.Node(id)
 	f(&n)
 	b.Nodes = b.Nodes.With(&n)
+	return b
+}
+
+// plain makes nodes of those that nobody believes to be a gateway.
+func (b builder) plain(ids ...mesh.NodeID) builder {
+	for _, id := range ids {
+		b.change(id, func(n *mesh.Node) { n.Features = []mesh.Feature{{Kind: v1.Feature_NODES, Port: 8443}} })
+	}
 	return b
 }
 
@@ -187,6 +195,8 @@ func scenarios() map[string]builder {
 			link("a", "heavy", 1).link("a", "light", 1).link("heavy", "z", 99).link("light", "z", 1),
 		"a direct edge beats any path": newMesh("a", "b", "hub").
 			link("a", "b", 99).link("a", "hub", 0).link("b", "hub", 0),
+		"nodes without a role forward nothing": newMesh("carol", "eve", "gw1", "gw2").
+			plain("carol", "eve").link("carol", "gw2", 1).link("carol", "eve", 1).link("eve", "gw1", 1).link("gw1", "gw2", 1),
 		"stock peers forward nothing": newMesh("a", "stock", "behind").
 			stock("stock").link("a", "stock", 1).link("stock", "behind", 1),
 		"placeholders are no peers": newMesh("a", "b", "c").
