@@ -280,6 +280,12 @@ func TestChange_Refuses(t *testing.T) {
 		{"route around a gateway", to("198.18.0.0/16"), mesh.ErrInvalid, "into the tunnel"},
 		{"route around a replica", to("10.64.0.0/10"), mesh.ErrInvalid, "10.64.0.0/10 holds 10.64.0.5"},
 		{"route of somebody else", to("10.9.1.0/24"), mesh.ErrExists, `route "lab", which "b" offers`},
+		{"route of somebody else by another next hop", route(func(r *mesh.Route) {
+			r.Node, r.NextHop, r.Destinations = "b", "a", prefixes("10.9.1.0/24")
+		}), mesh.ErrExists, `route "lab", which "b" offers`},
+		{"route of somebody else as it is by another next hop", route(func(r *mesh.Route) {
+			r.Node, r.NextHop, r.Destinations = "b", "a", prefixes("10.9.0.0/16")
+		}), mesh.ErrExists, `route "lab", which "b" offers`},
 
 		{"edge to an absent node", mesh.Change{Edge: &mesh.Edge{Source: "a", Target: "zz"}}, mesh.ErrPrecondition, `target: there is no node "zz"`},
 		{"edge from an absent node", mesh.Change{Edge: &mesh.Edge{Source: "0", Target: "a"}}, mesh.ErrPrecondition, `source: there is no node "0"`},

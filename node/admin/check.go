@@ -301,8 +301,8 @@ func checkDestination(s *mesh.Snapshot, r *mesh.Route, i int, p netip.Prefix, sh
 	}
 	for i := range s.Routes {
 		other := &s.Routes[i]
-		if other.Name == r.Name || other.Node == r.Node {
-			continue
+		if other.Name == r.Name || other.Node == r.Node && other.NextHop == r.NextHop {
+			continue // with a next hop it is another one that forwards
 		}
 		j := slices.IndexFunc(other.Destinations, p.Overlaps)
 		if j >= 0 && !(p == other.Destinations[j] && shares(other, p)) {

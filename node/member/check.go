@@ -200,8 +200,8 @@ func checkOwners(s *mesh.Snapshot, id mesh.NodeID, routes []netip.Prefix) error 
 	shares := policy.Sharing(s, &mesh.Route{Name: registry.AutoRoute(id), Node: string(id)}, registry.IsAuto)
 	for i := range s.Routes {
 		r := &s.Routes[i]
-		if r.Node == string(id) {
-			continue
+		if r.Name == registry.AutoRoute(id) || r.Node == string(id) && r.NextHop == "" {
+			continue // with a next hop it is another node that forwards
 		}
 		for _, q := range r.Destinations {
 			p, ok := overlapping(routes, q.Masked())

@@ -232,6 +232,24 @@ func TestRoutes_OfTheSameNode(t *testing.T) {
 	}
 }
 
+// A node that a route names, but for which another one forwards, has nothing of it.
+func TestRoutes_OfTheNextHopAreNotTheNodes(t *testing.T) {
+	f := newFixture(t)
+	f.join(request(t, "a"))
+	f.join(request(t, "b"))
+	if _, err := f.registry.Update(t.Context(), func(tx *registry.Tx) error {
+		return tx.PutRoute(mesh.Route{Name: "office", Node: "a", NextHop: "b", Destinations: prefixes("10.5.0.0/16")})
+	}); err != nil {
+		t.Fatal(err)
+	}
+	for _, network := range []string{"10.5.0.0/16", "10.5.1.0/24", "10.4.0.0/15"} {
+		f.wantRefused(f.Update(t.Context(), mesh.UpdateRequest{ID: "a", Routes: prefixes(network)}), mesh.ErrExists, `"a" offers`)
+	}
+	if err := f.Update(t.Context(), mesh.UpdateRequest{ID: "b", Routes: prefixes("10.5.0.0/16")}); err != nil {
+		t.Errorf("of the next hop: %v", err)
+	}
+}
+
 // TestRoutes_NeverOverlap joins nodes with random routes: whatever is
 // accepted, no two nodes have an address in common.
 func TestRoutes_NeverOverlap(t *testing.T) {
