@@ -10,6 +10,7 @@ import (
 	"github.com/meshgate/meshgate/node/member"
 	"github.com/meshgate/meshgate/node/mesh"
 	"github.com/meshgate/meshgate/node/registry"
+	v1 "github.com/meshgate/meshgate/proto/v1"
 )
 
 // outsideFixture is a mesh whose gateways are at 198.18.77.1 and 10.0.1.9, with
@@ -26,6 +27,7 @@ func outsideFixture(t *testing.T) fixture {
 	f.Members = m
 	second := request(t, "second")
 	second.Node.PrimaryEndpoint = "10.0.1.9"
+	second.Node.Features = []mesh.Feature{{Kind: v1.Feature_MEMBERSHIP, Port: 8443}}
 	f.join(second)
 	far := request(t, "far")
 	far.Node.WireGuardEndpoints = []netip.AddrPort{netip.MustParseAddrPort("198.18.80.1:51820"), netip.MustParseAddrPort("[2001:db8:80::1]:51820")}
@@ -65,6 +67,21 @@ func TestRoutes_LeaveTheMeshItsAddresses(t *testing.T) {
 	f.wantRefused(err, mesh.ErrInvalid, `"own"`)
 	own.Routes = prefixes("198.18.78.0/24", "10.7.0.0/16")
 	f.join(own)
+}
+
+// What a member says of its own private network keeps nobody from offering one of
+// the same addresses: anybody could take them all, and most are there many times.
+func TestRoutes_ArePutWhereOthersSayTheyLive(t *testing.T) {
+	f := outsideFixture(t)
+	home := request(t, "home")
+	home.Node.PrimaryEndpoint = "192.168.7.9"
+	home.Node.WireGuardEndpoints = []netip.AddrPort{
+		netip.MustParseAddrPort("10.7.0.1:51820"), netip.MustParseAddrPort("100.64.7.1:51820"), netip.MustParseAddrPort("[fd07::1]:51820"),
+	}
+	f.join(home)
+	router := request(t, "router")
+	router.Routes = prefixes("192.168.7.0/24", "10.7.0.0/16", "100.64.7.0/24", "fd07::/64")
+	f.join(router)
 }
 
 // An endpoint cannot move into a network that somebody offers, but for the
