@@ -136,6 +136,7 @@ func (g *Gateway) identify(ctx context.Context, q *request, h http.Header) (api.
 		caller.ID, caller.Keyed, q.stands = id.ID, id.Keyed, id.Stands
 		if err == nil {
 			q.place.recognise()
+			q.isNamed()
 		}
 		return caller, err
 	}

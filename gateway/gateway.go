@@ -248,7 +248,8 @@ type Gateway struct {
 	writes   *buckets // one per identity
 	volumes  *buckets // likewise, of bytes
 	streams  *slots   // streaming calls by identity
-	pending  *waiting // WebSockets without an identity yet, by network
+	nameless *waiting // requests without an identity yet, by network
+	pending  *waiting // WebSockets likewise
 	sockets  *slots   // WebSockets by identity
 	open     *tracker // WebSockets that are served
 	grants   *grants  // of streaming calls
@@ -297,6 +298,7 @@ func New(cfg Config) (*Gateway, error) {
 		writes:    newBuckets(writeRate, writeBurst),
 		volumes:   newBuckets(publishRate, publishBurst),
 		strangers: rate.NewLimiter(strangersRate, strangersBurst),
+		nameless:  newWaiting(maxAnonymous, maxAnonymousAll),
 		pending:   newWaiting(maxPendingSockets, 0),
 		sockets:   newSlots(cfg.Limits.Sockets),
 		open:      newTracker(),

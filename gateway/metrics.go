@@ -38,6 +38,7 @@ type metrics struct {
 	displaced    prometheus.Counter
 	refused      *prometheus.CounterVec // connections, by listener
 	madeRoom     *prometheus.CounterVec // public connections, by limit
+	nameless     prometheus.Counter     // requests
 	lent         prometheus.Gauge       // public connections that speak TURN
 	shaken       *prometheus.CounterVec // TLS handshakes that failed, by reason
 	revoked      prometheus.Counter
@@ -86,6 +87,10 @@ func newMetrics(r prometheus.Registerer) (*metrics, error) {
 			Name: "meshgate_gateway_connections_displaced_total",
 			Help: "Public connections without a call by somebody known, or a relay, closed to make room for newer ones, by the limit that was reached.",
 		}, []string{"limit"}),
+		nameless: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "meshgate_gateway_requests_displaced_total",
+			Help: "Requests without credentials ended to make room for newer ones, of their network or of all.",
+		}),
 		lent: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "meshgate_gateway_connections_turn",
 			Help: "Open public connections that speak TURN over TLS.",
@@ -115,7 +120,7 @@ func newMetrics(r prometheus.Registerer) (*metrics, error) {
 		return m, nil
 	}
 	var errs []error
-	for _, c := range []prometheus.Collector{m.started, m.handled, m.seconds, m.inFlight, m.panics, m.sockets, m.displaced, m.refused, m.madeRoom, m.lent, m.shaken, m.revoked, m.decoding, m.overfed, m.authFailures} {
+	for _, c := range []prometheus.Collector{m.started, m.handled, m.seconds, m.inFlight, m.panics, m.sockets, m.displaced, m.refused, m.madeRoom, m.nameless, m.lent, m.shaken, m.revoked, m.decoding, m.overfed, m.authFailures} {
 		errs = append(errs, r.Register(c))
 	}
 	return m, errors.Join(errs...)

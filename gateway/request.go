@@ -43,6 +43,9 @@ type request struct {
 	// stands says whether the credentials of the request are good still; nil
 	// when they always are. Set by the gate.
 	stands func() bool
+	// named is called when the request has shown who it is from; nil where there
+	// is no bound on those that have not. It may be called again.
+	named func()
 	// socket is set for a call in a WebSocket.
 	socket *socket
 	// decoded is called when the message that was read last is decoded; nil for
@@ -61,6 +64,13 @@ type requestKey struct{}
 func requestFrom(ctx context.Context) *request {
 	r, _ := ctx.Value(requestKey{}).(*request)
 	return r
+}
+
+// isNamed calls named.
+func (q *request) isNamed() {
+	if q.named != nil {
+		q.named()
+	}
 }
 
 // hasDecoded calls decoded. q may be nil.

@@ -104,7 +104,7 @@ func proceduresOf(service string) ([]string, error) {
 // publicHandler serves everybody.
 func (g *Gateway) publicHandler(draining context.Context) http.Handler {
 	r := chi.NewRouter()
-	r.Use(begin(draining, false, g.cfg.Access.TrustedProxies), g.recoverHTTP, securityHeaders, g.knownHost, g.corsHandler(), g.crossOrigin(), g.webSockets)
+	r.Use(begin(draining, false, g.cfg.Access.TrustedProxies), g.recoverHTTP, g.anonymous, securityHeaders, g.knownHost, g.corsHandler(), g.crossOrigin(), g.webSockets)
 	g.healthRoutes(r, false)
 	if g.waits != nil && g.cfg.Console == nil {
 		r.Get("/*", func(w http.ResponseWriter, _ *http.Request) {
