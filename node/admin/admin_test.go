@@ -248,6 +248,7 @@ func TestChange_Refuses(t *testing.T) {
 		{"voters gone", mesh.Change{Group: &mesh.Group{Name: "voters"}, Delete: true}, mesh.ErrPrecondition, "voters"},
 
 		{"ACL of nothing", mesh.Change{ACL: &mesh.ACL{Name: "x", Accept: true}}, mesh.ErrInvalid, "source_nodes"},
+		{"ACL that denies before all others", mesh.Change{ACL: &mesh.ACL{Name: "a", Priority: 1<<31 - 1, SourceNodes: []string{"*"}}}, mesh.ErrInvalid, "priority: 2147483647 is for what accepts"},
 		{"ACL of many nodes", mesh.Change{ACL: &mesh.ACL{Name: "x", SourceNodes: many(maxRefs + 1)}}, mesh.ErrInvalid, "source_nodes: 4097 are too many"},
 		{"ACL to many nodes", mesh.Change{ACL: &mesh.ACL{Name: "x", DestinationNodes: many(maxRefs + 1)}}, mesh.ErrInvalid, "destination_nodes"},
 		{"ACL of many networks", mesh.Change{ACL: &mesh.ACL{Name: "x", SourceCIDRs: make([]netip.Prefix, maxCIDRs+1)}}, mesh.ErrInvalid, "source_cidrs"},

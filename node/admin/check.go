@@ -5,6 +5,7 @@ package admin
 import (
 	"errors"
 	"fmt"
+	"math"
 	"net/netip"
 	"slices"
 
@@ -162,11 +163,16 @@ func checkSubjects(s *mesh.Snapshot, list []mesh.Subject) error {
 // checkACL refuses an ACL that says nothing: with every list empty it would
 // speak of all traffic, which takes a "*" to say. Groups have to be there: one
 // that is mistyped has no members, and a rule that denies them denies nobody.
-// Nodes and users need not be.
+// Nodes and users need not be. Nobody denies with the highest priority: who may
+// put one ACL could keep the gateways from each other.
 func checkACL(s *mesh.Snapshot, a *mesh.ACL) error {
 	if len(a.SourceNodes)+len(a.DestinationNodes)+len(a.SourceCIDRs)+len(a.DestinationCIDRs)+len(a.Protocols)+len(a.Ports) == 0 {
 		return fmt.Errorf("%w: source_nodes, destination_nodes, source_cidrs, destination_cidrs, protocols and ports are all empty; "+
 			`for all traffic say so with "*"`, mesh.ErrInvalid)
+	}
+	if !a.Accept && a.Priority == math.MaxInt32 {
+		return fmt.Errorf("%w: priority: %d is for what accepts, so that nothing is asked before %q, by which gateways reach each other; %d denies to everybody else",
+			mesh.ErrInvalid, a.Priority, registry.ACLBootstrapNodes, math.MaxInt32-1)
 	}
 	for _, list := range []struct {
 		limit int
