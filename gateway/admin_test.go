@@ -20,6 +20,7 @@ import (
 
 	"github.com/meshgate/meshgate/gateway/api"
 	"github.com/meshgate/meshgate/node/mesh"
+	"github.com/meshgate/meshgate/node/policy"
 	v1 "github.com/meshgate/meshgate/proto/v1"
 	"github.com/meshgate/meshgate/proto/v1/v1connect"
 )
@@ -443,6 +444,36 @@ func TestAdmin_Roles(t *testing.T) {
 				t.Errorf("%s: writes is %v", procedure, r.writes)
 			}
 		}
+	}
+}
+
+// Who may put one role, one binding or one group gives nobody what they may not do
+// themselves.
+func TestAdmin_NobodyGivesWhatTheyLack(t *testing.T) {
+	s, n := serveState(t)
+	lead := []mesh.Rule{
+		allow(v1.RuleResource_RESOURCE_ROLES, v1.RuleVerb_VERB_PUT, "of-nobody"), allow(v1.RuleResource_RESOURCE_ROLE_BINDINGS, v1.RuleVerb_VERB_PUT, "team"),
+		allow(v1.RuleResource_RESOURCE_GROUPS, v1.RuleVerb_VERB_PUT, "voters"),
+	}
+	n.grant(t, "nobody", lead...)
+	me := []*v1.Subject{{Type: v1.SubjectType_SUBJECT_USER, Name: "nobody"}}
+	everything := &v1.Rule{Resources: []v1.RuleResource{v1.RuleResource_RESOURCE_ALL}, Verbs: []v1.RuleVerb{v1.RuleVerb_VERB_ALL}}
+	before := n.Snapshot().Version
+	for procedure, msg := range map[string]proto.Message{
+		v1connect.AdminPutRoleBindingProcedure: &v1.RoleBinding{Name: "team", Role: policy.RoleAdmin, Subjects: me},
+		v1connect.AdminPutRoleProcedure:        &v1.Role{Name: "of-nobody", Rules: []*v1.Rule{everything}},
+		v1connect.AdminPutGroupProcedure:       &v1.Group{Name: "voters", Subjects: append(me, &v1.Subject{Type: v1.SubjectType_SUBJECT_NODE, Name: "gw-1"})},
+	} {
+		err := s.as(t, "nobody", procedure, msg)
+		if connect.CodeOf(err) != connect.CodePermissionDenied || !strings.Contains(err.Error(), "nobody gives what they may not do themselves") {
+			t.Errorf("%s: %v", procedure, err)
+		}
+	}
+	if after := n.Snapshot().Version; after != before {
+		t.Errorf("version %d became %d", before, after)
+	}
+	if err := s.as(t, "nobody", v1connect.AdminPutRoleBindingProcedure, &v1.RoleBinding{Name: "team", Role: "of-nobody", Subjects: me}); err != nil {
+		t.Errorf("a role that he has: %v", err)
 	}
 }
 

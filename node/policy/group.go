@@ -43,6 +43,19 @@ func (s *nameSet) add(name string) {
 // empty reports whether nobody is in the set.
 func (s nameSet) empty() bool { return !s.everyone && len(s.names) == 0 }
 
+// within reports whether everybody in the set is in other, too.
+func (s nameSet) within(other nameSet) bool {
+	if other.everyone || s.everyone {
+		return other.everyone
+	}
+	for name := range s.names {
+		if !other.has(name) {
+			return false
+		}
+	}
+	return true
+}
+
 // list returns the names in order, or "*" alone for everyone.
 func (s nameSet) list() []string {
 	if s.everyone {

@@ -61,8 +61,12 @@ func AllowedSome(s *mesh.Snapshot, subject string, resource v1.RuleResource, ver
 // Explain is Allowed, and says what grants the action: of several bindings the
 // first by name.
 func Explain(s *mesh.Snapshot, subject string, a mesh.Action) Grant {
-	known := a.Resource != v1.RuleResource_RESOURCE_UNKNOWN && a.Verb != v1.RuleVerb_VERB_UNKNOWN
-	return explain(s, subject, func(rule mesh.Rule) bool { return known && ruleGrants(rule, a) })
+	return explain(s, subject, func(rule mesh.Rule) bool { return known(a) && ruleGrants(rule, a) })
+}
+
+// known reports whether a is something that a rule can grant.
+func known(a mesh.Action) bool {
+	return a.Resource != v1.RuleResource_RESOURCE_UNKNOWN && a.Verb != v1.RuleVerb_VERB_UNKNOWN
 }
 
 // explain is what the roles say of actions that grants recognises the rules for.

@@ -1,0 +1,107 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package policy
+
+import (
+	"fmt"
+	"slices"
+
+	"github.com/meshgate/meshgate/node/mesh"
+	v1 "github.com/meshgate/meshgate/proto/v1"
+)
+
+// CheckEscalation refuses a change by which somebody would get rights that
+// subject, who asks for it, does not have: else who may put one role binding could
+// bind itself to every role. The error wraps mesh.ErrDenied.
+func CheckEscalation(s *mesh.Snapshot, subject string, c Change) error {
+	if c.apply == nil || s.RBACDisabled {
+		return nil
+	}
+	after := *s
+	c.apply(&after)
+	for b, rule := range gained(s, &after) {
+		if a, ok := exceeds(s, subject, rule); ok {
+			return fmt.Errorf("%w: %s %q: by role binding %q it would give %v on %v, which %q has no role for; nobody gives what they may not do themselves",
+				mesh.ErrDenied, c.kind, c.name, b.Name, a.Verb, object(a), subject)
+		}
+	}
+	return nil
+}
+
+// object names what an action is about.
+func object(a mesh.Action) string {
+	if a.Name == "" {
+		return a.Resource.String()
+	}
+	return fmt.Sprintf("%v %q", a.Resource, a.Name)
+}
+
+// gained yields the rules that a binding gives after a change and did not give
+// before to each of those whom it names.
+func gained(before, after *mesh.Snapshot) func(yield func(*mesh.RoleBinding, mesh.Rule) bool) {
+	had, has := indexGroups(before.Groups), indexGroups(after.Groups)
+	return func(yield func(*mesh.RoleBinding, mesh.Rule) bool) {
+		for i := range after.Bindings {
+			b := &after.Bindings[i]
+			var old []mesh.Rule
+			if j := slices.IndexFunc(before.Bindings, func(x mesh.RoleBinding) bool { return x.Name == b.Name }); j >= 0 {
+				is := has.subjects(b.Subjects)
+				if was := had.subjects(before.Bindings[j].Subjects); is.within(was) {
+					old = rulesOf(before.Roles, before.Bindings[j].Role)
+				}
+			}
+			for _, rule := range rulesOf(after.Roles, b.Role) {
+				if !slices.ContainsFunc(old, func(x mesh.Rule) bool { return sameRule(x, rule) }) && !yield(b, rule) {
+					return
+				}
+			}
+		}
+	}
+}
+
+func sameRule(a, b mesh.Rule) bool {
+	return slices.Equal(a.Resources, b.Resources) && slices.Equal(a.Names, b.Names) && slices.Equal(a.Verbs, b.Verbs)
+}
+
+// rulesOf are the rules of the named role.
+func rulesOf(roles []mesh.Role, name string) []mesh.Rule {
+	if i := slices.IndexFunc(roles, func(r mesh.Role) bool { return r.Name == name }); i >= 0 {
+		return roles[i].Rules
+	}
+	return nil
+}
+
+// exceeds returns an action that rule grants and that subject may not do.
+func exceeds(s *mesh.Snapshot, subject string, rule mesh.Rule) (mesh.Action, bool) {
+	names := rule.Names
+	if len(names) == 0 {
+		names = []string{""}
+	}
+	for _, resource := range rule.Resources {
+		for _, verb := range rule.Verbs {
+			for _, name := range names {
+				if resource == v1.RuleResource_RESOURCE_ALL {
+					name = "" // which it does not restrict
+				}
+				a := mesh.Action{Resource: resource, Verb: verb, Name: name}
+				if !known(a) || Allowed(s, subject, a) {
+					continue
+				}
+				if verb != v1.RuleVerb_VERB_ALL || !allowedEach(s, subject, a) {
+					return a, true
+				}
+			}
+		}
+	}
+	return mesh.Action{}, false
+}
+
+// allowedEach reports whether subject may do every single verb of a.
+func allowedEach(s *mesh.Snapshot, subject string, a mesh.Action) bool {
+	for _, a.Verb = range []v1.RuleVerb{v1.RuleVerb_VERB_GET, v1.RuleVerb_VERB_PUT, v1.RuleVerb_VERB_DELETE} {
+		if !Allowed(s, subject, a) {
+			return false
+		}
+	}
+	return true
+}
