@@ -15,6 +15,10 @@ import (
 	"github.com/meshgate/meshgate/gateway/api"
 )
 
+// maxHealthMessage is what a message of the health service may be, in bytes and
+// unpacked: the name of a service.
+const maxHealthMessage = 1 << 10
+
 // ready is nil while new work should be sent here.
 func (g *Gateway) ready(ctx context.Context) error {
 	if q := requestFrom(ctx); q != nil && q.draining() || g.cfg.Draining != nil && g.cfg.Draining() {

@@ -288,6 +288,29 @@ func bomb(t testing.TB, n int) []byte {
 	return b.Bytes()
 }
 
+// Health is asked by strangers, and lets nobody unpack more than the name of a
+// service takes.
+func TestIntake_HealthUnpacksLittle(t *testing.T) {
+	s := serve(t, nil)
+	for n, want := range map[int]int{maxHealthMessage + 1: http.StatusTooManyRequests, maxHealthMessage: http.StatusBadRequest} {
+		r, err := http.NewRequestWithContext(testContext(t), http.MethodPost,
+			"http://"+s.public+"/"+grpchealth.HealthV1ServiceName+"/Check", bytes.NewReader(bomb(t, n)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Header.Set("Content-Type", "application/proto")
+		r.Header.Set("Content-Encoding", "gzip")
+		resp, err := httpClient(t, true, "", nil).Do(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = resp.Body.Close()
+		if resp.StatusCode != want {
+			t.Errorf("%d bytes: %s, want %d", n, resp.Status, want)
+		}
+	}
+}
+
 // However many send what unpacks to a megabyte, no more is decoded at a time than
 // there is room for.
 func TestIntake_ManyBombsAtOnce(t *testing.T) {
