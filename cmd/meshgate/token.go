@@ -18,6 +18,7 @@ import (
 	"github.com/meshgate/meshgate/node/mesh"
 	"github.com/meshgate/meshgate/node/peer"
 	meshgatev1 "github.com/meshgate/meshgate/proto/meshgate/v1"
+	v1 "github.com/meshgate/meshgate/proto/v1"
 )
 
 func (a *app) tokenCommand() *cobra.Command {
@@ -34,7 +35,8 @@ func (a *app) tokenCommand() *cobra.Command {
 			"list shows the holders of all tokens of the mesh, and a fingerprint by which each can be revoked.\nTokens in files of gateways are not listed.",
 			args(cobra.NoArgs, "no arguments"), a.tokenList),
 		a.onGateway("revoke NAME|FINGERPRINT", "end the tokens of NAME, or one token",
-			"revoke ends tokens at every gateway. What was opened with them ends within seconds.",
+			"revoke ends tokens at every gateway. What was opened with them ends within seconds. A node that was\n"+
+				"joined with them has a key of its own, and stays: delete nodes removes it.",
 			args(cobra.ExactArgs(1), "the holder of tokens, or the fingerprint of one"), a.tokenRevoke))
 	return cmd
 }
@@ -129,8 +131,30 @@ func (a *app) tokenRevoke(ctx context.Context, gate *peer.Public, given []string
 	if fingerprint.MatchString(given[0]) {
 		r = &meshgatev1.RevokeTokensRequest{Fingerprint: given[0]}
 	}
-	_, err := gate.Tokens().RevokeTokens(ctx, connect.NewRequest(r))
+	answer, err := gate.Tokens().RevokeTokens(ctx, connect.NewRequest(r))
+	if err == nil {
+		a.tellNodes(ctx, gate, answer.Msg.GetTokens())
+	}
 	return a.tell("revoked", given, err)
+}
+
+// tellNodes says which nodes have the names of the holders of tokens that ended,
+// and so their roles: who held a token may have joined them.
+func (a *app) tellNodes(ctx context.Context, gate *peer.Public, ended []*meshgatev1.Token) {
+	told := map[string]bool{}
+	for _, t := range ended {
+		id := t.GetHolder()
+		if told[id] {
+			continue
+		}
+		told[id] = true
+		n, err := gate.Mesh().GetNode(ctx, connect.NewRequest(&v1.GetNodeRequest{Id: id}))
+		if err != nil || n.Msg.GetPublicKey() == "" {
+			continue // there is none, or this is only said on top
+		}
+		fmt.Fprintf(a.stderr, "node %s stays in the mesh, with its own key and the roles of its name: "+
+			"meshgate delete nodes %s, if it was joined by somebody who should not have\n", id, id)
+	}
 }
 
 // makeTokens makes an empty file of tokens unless there is one.

@@ -9,6 +9,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"io"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -149,6 +150,14 @@ func TestFailover_ANodeOutlivesItsGateway(t *testing.T) {
 	nas.kill()
 	nas = start(t, args...)
 	within("reached again after it was killed", clients[1:]...)
+
+	// The key of a node outlives the token that it was joined with.
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	out, err := exec.CommandContext(ctx, program, "token", "revoke", "nas", "--data-dir", gates[1].dir).CombinedOutput()
+	if err != nil || !strings.Contains(string(out), "node nas stays in the mesh") || !strings.Contains(string(out), "meshgate delete nodes nas") {
+		t.Errorf("%v: %s", err, out)
+	}
 
 	// What another gateway removes, its own gateway tells it.
 	if out, err := gates[1].run("delete", "nodes", "nas"); err != nil {
