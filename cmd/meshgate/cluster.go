@@ -264,9 +264,12 @@ func (j *joiner) join(ctx context.Context, keys *gatewayKeys) error {
 	if err != nil {
 		return err
 	}
-	found := map[mesh.NodeID]mesh.PublicKey{}
+	nodes := slices.Clone(answer.GetGateways()) // whatever ACLs say of the packets between them
 	for _, peer := range answer.GetPeers() {
-		n := peer.GetNode()
+		nodes = append(nodes, peer.GetNode())
+	}
+	found := map[mesh.NodeID]mesh.PublicKey{}
+	for _, n := range nodes {
 		keeps := slices.ContainsFunc(n.GetFeatures(), func(f *v1.FeaturePort) bool { return f.GetFeature() == v1.Feature_STORAGE_PROVIDER })
 		id, idErr := mesh.ParseNodeID(n.GetId())
 		key, keyErr := mesh.ParsePublicKey(n.GetPublicKey())
