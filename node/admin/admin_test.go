@@ -7,10 +7,12 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
 	"go.uber.org/goleak"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/meshgate/meshgate/node/mesh"
 	"github.com/meshgate/meshgate/node/registry"
@@ -171,6 +173,28 @@ func TestChange_NamesOfNodesOwnRoutes(t *testing.T) {
 	}
 }
 
+// What is as it is may be put again, as by a file with the whole policy.
+func TestChange_ACLOfTheGatewaysAsItIs(t *testing.T) {
+	w := newWorld(t)
+	before := w.registry.Snapshot()
+	i := slices.IndexFunc(before.ACLs, func(a mesh.ACL) bool { return a.Name == registry.ACLBootstrapNodes })
+	raw, err := proto.Marshal(mesh.ACLToProto(before.ACLs[i]))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var m v1.NetworkACL
+	if err := proto.Unmarshal(raw, &m); err != nil {
+		t.Fatal(err)
+	}
+	same, err := mesh.ACLFromProto(&m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if after := w.must(mesh.Change{ACL: &same}); after.Version != before.Version {
+		t.Errorf("version %d became %d", before.Version, after.Version)
+	}
+}
+
 // A route may move to another node, and grow.
 func TestChange_RouteReplacesItself(t *testing.T) {
 	w := newWorld(t)
@@ -248,6 +272,8 @@ func TestChange_Refuses(t *testing.T) {
 		{"voters gone", mesh.Change{Group: &mesh.Group{Name: "voters"}, Delete: true}, mesh.ErrPrecondition, "voters"},
 
 		{"ACL of nothing", mesh.Change{ACL: &mesh.ACL{Name: "x", Accept: true}}, mesh.ErrInvalid, "source_nodes"},
+		{"ACL of the gateways denies", mesh.Change{ACL: &mesh.ACL{Name: "bootstrap-nodes", SourceNodes: []string{"*"}}}, mesh.ErrPrecondition, `"bootstrap-nodes" is part of the mesh itself`},
+		{"ACL of the gateways gone", mesh.Change{ACL: &mesh.ACL{Name: "bootstrap-nodes"}, Delete: true}, mesh.ErrPrecondition, "gateways reach each other by it"},
 		{"ACL that denies before all others", mesh.Change{ACL: &mesh.ACL{Name: "a", Priority: 1<<31 - 1, SourceNodes: []string{"*"}}}, mesh.ErrInvalid, "priority: 2147483647 is for what accepts"},
 		{"ACL of many nodes", mesh.Change{ACL: &mesh.ACL{Name: "x", SourceNodes: many(maxRefs + 1)}}, mesh.ErrInvalid, "source_nodes: 4097 are too many"},
 		{"ACL to many nodes", mesh.Change{ACL: &mesh.ACL{Name: "x", DestinationNodes: many(maxRefs + 1)}}, mesh.ErrInvalid, "destination_nodes"},

@@ -99,10 +99,11 @@ func DeleteGroup(name string) Change {
 }
 
 // CheckChange reports whether s may be changed by c: not when that would change
-// or remove a system object, not when a gateway would drop out of the voters, and
-// not when somebody has full rights before and nobody afterwards. A change that writes a system object as it is passes.
+// or remove a system object, not when a gateway would drop out of the voters or
+// everybody get into them, and not when somebody has full rights before and nobody
+// afterwards. A change that writes a system object as it is passes.
 //
-// Network ACLs need no check: the API is served outside the mesh too, so that
+// Network ACLs need no check here: the API is served outside the mesh too, so that
 // whoever has full rights can always take an ACL back.
 //
 // The error wraps mesh.ErrPrecondition and says what to do instead.
@@ -120,6 +121,9 @@ func CheckChange(s *mesh.Snapshot, c Change) error {
 		if err := c.check(); err != nil {
 			return err
 		}
+	}
+	if !indexGroups(s.Groups).group(GroupVoters).everyone && indexGroups(after.Groups).group(GroupVoters).everyone {
+		return fmt.Errorf("%s %q: everybody would be in the group %s, and might be a gateway; name its members: %w", c.kind, c.name, GroupVoters, mesh.ErrPrecondition)
 	}
 	if lost := gatewaysLost(s, &after); len(lost) > 0 {
 		return fmt.Errorf("%s %q: %s would drop out of the group %s and could reach neither gateways nor nodes; "+
