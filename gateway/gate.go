@@ -24,7 +24,7 @@ import (
 func (g *Gateway) gate(ctx context.Context, spec connect.Spec, _ connect.Peer, h http.Header) (context.Context, error) {
 	started := time.Now()
 	q := requestFrom(ctx)
-	caller, err := g.admit(ctx, q, spec.Procedure, h)
+	caller, err := g.admit(ctx, q, spec, h)
 	if err == nil {
 		err = g.foresee(ctx, spec, caller, h)
 	}
@@ -35,8 +35,9 @@ func (g *Gateway) gate(ctx context.Context, spec connect.Spec, _ connect.Peer, h
 	return api.WithCaller(ctx, caller), nil
 }
 
-func (g *Gateway) admit(ctx context.Context, q *request, procedure string, h http.Header) (api.Caller, error) {
+func (g *Gateway) admit(ctx context.Context, q *request, spec connect.Spec, h http.Header) (api.Caller, error) {
 	caller := api.Caller{Addr: q.from}
+	procedure := spec.Procedure
 	rule := g.rules[procedure]
 	if rule.access == anyone {
 		return caller, nil
@@ -48,6 +49,7 @@ func (g *Gateway) admit(ctx context.Context, q *request, procedure string, h htt
 	if caller, err = g.identify(ctx, q, h); err != nil {
 		return caller, err
 	}
+	q.caller = caller.ID
 	switch {
 	case caller.Local && !rule.local:
 		return caller, fmt.Errorf("%w: the socket of a node answers what the node itself knows; ask a gateway for this (--server or --context)", mesh.ErrDenied)
@@ -57,6 +59,13 @@ func (g *Gateway) admit(ctx context.Context, q *request, procedure string, h htt
 		return caller, fmt.Errorf("%w: only gateways may call this, on the mesh address of the node", mesh.ErrDenied)
 	default:
 		return caller, fmt.Errorf("%w: no rule lets anybody call %s", mesh.ErrDenied, procedure)
+	}
+	if spec.StreamType == connect.StreamTypeUnary {
+		release, ok := g.unary.acquire(caller.ID)
+		if !ok {
+			return caller, fmt.Errorf("%w: %q makes %d calls at a time; wait for some to end", mesh.ErrExhausted, caller.ID, maxUnary)
+		}
+		q.ended = release
 	}
 	if q.socket != nil && !q.socket.hold(g.sockets, caller.ID) {
 		return caller, fmt.Errorf("%w: %q holds %d WebSockets; close some", mesh.ErrExhausted, caller.ID, g.cfg.Limits.Sockets)
@@ -96,6 +105,10 @@ func (g *Gateway) foresee(ctx context.Context, spec connect.Spec, caller api.Cal
 	}
 	return rule.authorize(s, caller, nil)
 }
+
+// maxUnary bounds the calls of one identity that are no streams, at a time, whose
+// messages may be on their way.
+const maxUnary = 1024
 
 // writeRate and writeBurst bound the changes of one identity, each of which is
 // synced to disk. An operator who enrols a rack of machines stays below.

@@ -247,6 +247,7 @@ type Gateway struct {
 	channels *buckets // one per identity; nil: no limit
 	writes   *buckets // one per identity
 	volumes  *buckets // likewise, of bytes
+	unary    *slots   // other calls by identity
 	streams  *slots   // streaming calls by identity
 	nameless *waiting // requests without an identity yet, by network
 	pending  *waiting // WebSockets likewise
@@ -294,6 +295,7 @@ func New(cfg Config) (*Gateway, error) {
 		metrics:   m,
 		rules:     newRules(cfg.Access.OpenReflection),
 		errors:    connect.NewErrorWriter(),
+		unary:     newSlots(maxUnary),
 		streams:   newSlots(cfg.Limits.Streams),
 		writes:    newBuckets(writeRate, writeBurst),
 		volumes:   newBuckets(publishRate, publishBurst),

@@ -7,9 +7,11 @@ import (
 	"encoding/binary"
 	"errors"
 	"io"
+	"math"
 	"net/http"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"connectrpc.com/connect"
@@ -27,6 +29,12 @@ const (
 	// intakePatience for how long: decoding takes milliseconds.
 	intakeQueue    = 64
 	intakePatience = 2 * time.Second
+	// minUnfinished is what of a message may be there without being counted, in
+	// bytes, unfinishedShare which part of the room one caller may have, and
+	// leastUnfinished what it is in any case: the largest message.
+	minUnfinished   = 16 << 10
+	unfinishedShare = 4
+	leastUnfinished = 2 * api.MaxStoreMessage
 	// envelopePrefix is what stands before a message of a stream and of gRPC:
 	// flags, of which the lowest says that it is packed, and its length.
 	envelopePrefix = 5
@@ -36,18 +44,26 @@ const (
 // intake bounds the bytes that all calls together unpack and decode at a time.
 // The bounds of one message say nothing of a thousand that come at once. A message
 // counts from when all of it is there, so that who sends slowly holds nothing,
-// until it is decoded. It is safe for concurrent use.
+// until it is decoded. Until then it is one of the unfinished, which have a bound
+// of their own. It is safe for concurrent use.
 type intake struct {
-	bytes    *semaphore.Weighted
-	size     int64
-	patience time.Duration
-	queue    chan struct{} // holds a token for each message that waits
-	metrics  *metrics
+	bytes *semaphore.Weighted
+	size  int64
+	// unfinished are the messages of which more than minUnfinished is there, by
+	// caller. Who has sent a part of one for the longest time makes room.
+	unfinished *waiting
+	patience   time.Duration
+	queue      chan struct{} // holds a token for each message that waits
+	metrics    *metrics
 }
 
 func newIntake(size int64, m *metrics) *intake {
+	unfinished := newWaiting(math.MaxInt, 0)
+	unfinished.room = max(int(size), leastUnfinished)
+	unfinished.share = max(int(size)/unfinishedShare, leastUnfinished)
 	return &intake{
-		bytes: semaphore.NewWeighted(size), size: size, patience: intakePatience,
+		unfinished: unfinished,
+		bytes:      semaphore.NewWeighted(size), size: size, patience: intakePatience,
 		queue: make(chan struct{}, intakeQueue), metrics: m,
 	}
 }
@@ -109,11 +125,13 @@ func (g *Gateway) measured(next http.Handler) http.Handler {
 			ReadCloser: r.Body, ctx: r.Context(), intake: g.intake, limit: maxMessage,
 			enveloped: strings.HasPrefix(kind, "application/grpc") || strings.HasPrefix(kind, "application/connect+"),
 			packed:    packed(r.Header.Get("Content-Encoding")),
+			request:   q,
 		}
 		if strings.HasPrefix(r.URL.Path, "/"+meshgatev1connect.StoreName+"/") {
 			b.limit = api.MaxStoreMessage
 		}
 		defer b.decoded()
+		defer b.finish()
 		q.decoded, r.Body = b.decoded, b
 		next.ServeHTTP(w, r)
 	})
@@ -138,8 +156,15 @@ type measuredBody struct {
 	left   int64
 	whole  int64
 
-	mu      sync.Mutex // guards release
+	request *request
+	lost    atomic.Bool // the message made room
+
+	mu      sync.Mutex // guards the fields below
 	release func()     // of the message that is decoded; nil: none is
+	// Of a message of which a part is there, once that counts; nil before.
+	part int
+	hold func(bytes int)
+	over func()
 }
 
 // Read implements io.Reader. Who reads on has decoded what it read before.
@@ -152,6 +177,10 @@ func (b *measuredBody) Read(p []byte) (int, error) {
 	} else if b.whole += int64(n); errors.Is(err, io.EOF) {
 		weight = b.weigh(b.whole, b.packed)
 	}
+	b.count(b.unfinished(err))
+	if b.lost.Load() {
+		return 0, b.intake.refuse()
+	}
 	if weight == 0 {
 		return n, err
 	}
@@ -163,6 +192,54 @@ func (b *measuredBody) Read(p []byte) (int, error) {
 	defer b.mu.Unlock()
 	b.release = release
 	return n, err
+}
+
+// unfinished is how much is there of a message that is not there whole. err is what
+// reading ended with.
+func (b *measuredBody) unfinished(err error) int {
+	switch {
+	case err != nil:
+		return 0
+	case !b.enveloped:
+		return int(b.whole)
+	case b.left > 0:
+		return int(int64(binary.BigEndian.Uint32(b.prefix[1:])) - b.left)
+	}
+	return 0
+}
+
+// count says that n bytes of a message are there. What they are collected in may
+// be twice as large.
+func (b *measuredBody) count(n int) {
+	if n < minUnfinished {
+		b.finish()
+		return
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.hold == nil {
+		place, leave, hold := b.intake.unfinished.enter(context.Background(), b.request.key())
+		stop := context.AfterFunc(place, func() {
+			b.lost.Store(true)
+			b.request.deadlines.read(time.Unix(1, 0)) // it may wait for more
+		})
+		b.hold, b.over = hold, func() {
+			stop()
+			leave()
+		}
+	}
+	b.hold(2 * (n - b.part))
+	b.part = n
+}
+
+// finish says that no part of a message is there.
+func (b *measuredBody) finish() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.over != nil {
+		b.over()
+	}
+	b.part, b.hold, b.over = 0, nil, nil
 }
 
 // follow reads along and returns the weight of the messages that end in data.

@@ -357,3 +357,69 @@ func TestIntake_ManyBombsAtOnce(t *testing.T) {
 		t.Errorf("%d bytes at a time, want at most %d, and some", most.Load(), s.intake.size)
 	}
 }
+
+// Who sends parts of many messages has no more of them kept than its share, and
+// others go on.
+func TestIntake_UnfinishedMessagesMakeRoom(t *testing.T) {
+	s := serve(t, nil)
+	base := "http://" + s.public
+	s.intake.unfinished.share = 4 << 20
+	const part, calls = 900 << 10, 12
+	send := func(who string) (answered chan int, rest *io.PipeWriter) {
+		body, rest := io.Pipe()
+		t.Cleanup(func() { _ = rest.Close() })
+		r, err := http.NewRequestWithContext(testContext(t), http.MethodPost, base+v1connect.MeshGetNodeProcedure, body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Header.Set("Content-Type", "application/proto")
+		answered = make(chan int, 1)
+		go func() {
+			resp, err := bearer(httpClient(t, true, "", nil), who).Do(r)
+			if err != nil {
+				answered <- 0
+				return
+			}
+			_ = resp.Body.Close()
+			answered <- resp.StatusCode
+		}()
+		return answered, rest
+	}
+	other, rest := send("admin")
+	if _, err := rest.Write(make([]byte, part)); err != nil {
+		t.Fatal(err)
+	}
+	var first chan int
+	for i := range calls {
+		answered, rest := send("viewer")
+		if i == 0 {
+			first = answered
+		}
+		_, _ = rest.Write(make([]byte, part)) // it may be refused before all is written
+	}
+	if status := <-first; status != http.StatusTooManyRequests {
+		t.Errorf("the one that has sent a part for the longest time gets %d", status)
+	}
+	poll(t, func() bool {
+		s.intake.unfinished.mu.Lock()
+		defer s.intake.unfinished.mu.Unlock()
+		l := s.intake.unfinished.byKey["caller viewer"]
+		if l == nil {
+			return false
+		}
+		held := heldOf(l)
+		if held > s.intake.unfinished.share {
+			t.Fatalf("%d bytes of one caller are held, want %d at most", held, s.intake.unfinished.share)
+		}
+		return held > s.intake.unfinished.share/2
+	})
+	_ = rest.Close()
+	if status := <-other; status != http.StatusBadRequest { // what it sent is zeros
+		t.Errorf("another caller gets %d", status)
+	}
+	s.intake.unfinished.mu.Lock()
+	defer s.intake.unfinished.mu.Unlock()
+	if l := s.intake.unfinished.byKey["caller admin"]; l != nil {
+		t.Errorf("%d messages of a caller without a call count", l.Len())
+	}
+}

@@ -5,6 +5,7 @@ package gateway
 import (
 	"context"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/netip"
@@ -18,6 +19,7 @@ import (
 	"github.com/meshgate/meshgate/node/mesh"
 	meshgatev1 "github.com/meshgate/meshgate/proto/meshgate/v1"
 	"github.com/meshgate/meshgate/proto/meshgate/v1/meshgatev1connect"
+	"github.com/meshgate/meshgate/proto/v1/v1connect"
 )
 
 func TestBuckets(t *testing.T) {
@@ -187,4 +189,44 @@ func TestRun_FailsWithAListener(t *testing.T) {
 	if _, err := public.Accept(); err == nil {
 		t.Error("the other listener is open")
 	}
+}
+
+// Who has many calls wait for their messages makes no more of them.
+func TestUnary_LimitPerCaller(t *testing.T) {
+	s := serve(t, nil)
+	s.unary = newSlots(2)
+	base := "http://" + s.public
+	var answered []chan int
+	var messages []*io.PipeWriter
+	for range 2 {
+		body, message := io.Pipe()
+		t.Cleanup(func() { _ = message.Close() })
+		r, err := http.NewRequestWithContext(testContext(t), http.MethodPost, base+v1connect.MeshGetNodeProcedure, body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Header.Set("Content-Type", "application/proto")
+		done := make(chan int, 1)
+		go func() {
+			resp, err := bearer(httpClient(t, true, "", nil), "viewer").Do(r)
+			if err != nil {
+				done <- 0
+				return
+			}
+			_ = resp.Body.Close()
+			done <- resp.StatusCode
+		}()
+		answered, messages = append(answered, done), append(messages, message)
+	}
+	poll(t, func() bool {
+		return connect.CodeOf(getNode(t, bearer(httpClient(t, true, "", nil), "viewer"), base)) == connect.CodeResourceExhausted
+	})
+	if err := getNode(t, bearer(httpClient(t, true, "", nil), "admin"), base); err != nil {
+		t.Errorf("another caller: %v", err)
+	}
+	for i := range messages {
+		_ = messages[i].Close()
+		<-answered[i]
+	}
+	poll(t, func() bool { return getNode(t, bearer(httpClient(t, true, "", nil), "viewer"), base) == nil }) // after they ended
 }

@@ -40,6 +40,10 @@ type request struct {
 	local bool
 	// place is that of the connection; nil where there is no such thing.
 	place *place
+	// caller is who it is from, once that is known.
+	caller string
+	// ended is called when the request has been served; nil: nothing is to be done.
+	ended func()
 	// stands says whether the credentials of the request are good still; nil
 	// when they always are. Set by the gate.
 	stands func() bool
@@ -64,6 +68,21 @@ type requestKey struct{}
 func requestFrom(ctx context.Context) *request {
 	r, _ := ctx.Value(requestKey{}).(*request)
 	return r
+}
+
+// end calls ended.
+func (q *request) end() {
+	if q.ended != nil {
+		q.ended()
+	}
+}
+
+// key is under which limits know who it is from: by name, or else by network.
+func (q *request) key() string {
+	if q.caller != "" {
+		return "caller " + q.caller
+	}
+	return network(q.from.Addr())
 }
 
 // isNamed calls named.
@@ -96,6 +115,7 @@ func begin(draining context.Context, onMesh bool, trusted proxies) func(http.Han
 				deadlines: newDeadlines(w),
 			}
 			defer q.deadlines.over()
+			defer q.end()
 			q.place = placeFrom(r.Context())
 			defer q.place.begin()()
 			q.deadlines.read(time.Now().Add(requestTimeout))

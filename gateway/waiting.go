@@ -14,8 +14,9 @@ import (
 // is safe for concurrent use.
 type waiting struct {
 	limit, total int // total 0: as many as there are keys for
-	// room is how many bytes they may hold together; 0: as many as they like.
-	room int
+	// room is how many bytes they may hold together, and share those of one key;
+	// 0: as many as they like.
+	room, share int
 
 	mu    sync.Mutex // guards the fields below
 	byKey map[string]*list.List
@@ -37,7 +38,7 @@ func newWaiting(limit, total int) *waiting {
 }
 
 // enter takes a place for key. The returned context ends with ctx, or when the
-// place is lost. The caller calls leave once, when it waits no longer, and hold
+// place is lost. The caller calls leave when it waits no longer, and hold
 // for the bytes that it keeps until then: when there is no room for them, those
 // that have waited longest lose their places, maybe itself.
 func (w *waiting) enter(ctx context.Context, key string) (_ context.Context, leave func(), hold func(bytes int)) {
@@ -72,9 +73,20 @@ func (w *waiting) hold(e *waiter, bytes int) {
 	}
 	e.held += bytes
 	w.held += bytes
+	for l := w.byKey[e.key]; w.share > 0 && l.Len() > 0 && heldOf(l) > w.share; {
+		w.removeLocked(l.Front().Value.(*waiter))
+	}
 	for w.room > 0 && w.held > w.room {
 		w.removeLocked(w.all.Front().Value.(*waiter))
 	}
+}
+
+// heldOf is how many bytes those of a list hold.
+func heldOf(l *list.List) (bytes int) {
+	for e := l.Front(); e != nil; e = e.Next() {
+		bytes += e.Value.(*waiter).held
+	}
+	return bytes
 }
 
 // removeLocked takes the place of e, if it has one still.
