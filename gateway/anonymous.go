@@ -26,9 +26,11 @@ func (g *Gateway) anonymous(next http.Handler) http.Handler {
 		q := requestFrom(r.Context())
 		ctx, cancel := context.WithCancelCause(r.Context())
 		defer cancel(nil)
-		place, leave, _ := g.nameless.enter(context.Background(), network(q.from.Addr()))
+		from := network(q.from.Addr())
+		place, leave, _ := g.nameless.enter(context.Background(), from)
 		stop := context.AfterFunc(place, func() {
 			g.metrics.nameless.Inc()
+			g.flood.closed(limitRequests, from)
 			cancel(errDisplaced)
 			// Whoever waits for the client waits no longer.
 			q.deadlines.read(time.Unix(1, 0))

@@ -250,6 +250,7 @@ type Gateway struct {
 	unary    *slots   // other calls by identity
 	streams  *slots   // streaming calls by identity
 	nameless *waiting // requests without an identity yet, by network
+	flood    overflow // of those
 	pending  *waiting // WebSockets likewise
 	sockets  *slots   // WebSockets by identity
 	open     *tracker // WebSockets that are served
@@ -308,6 +309,7 @@ func New(cfg Config) (*Gateway, error) {
 		intake:    newIntake(cfg.Limits.Intake, m),
 		drain:     drainTimeout,
 	}
+	g.flood.log, g.flood.msg = g.log, "many requests without credentials are open: the oldest make room for new ones"
 	if cfg.Limits.ChannelRate > 0 {
 		g.channels = newBuckets(cfg.Limits.ChannelRate, cfg.Limits.ChannelBurst)
 	}
@@ -347,6 +349,7 @@ func (g *Gateway) Run(ctx context.Context) error {
 	// Streams that would never end by themselves end when draining begins.
 	draining, drain := context.WithCancelCause(base)
 	defer drain(api.ErrClosing)
+	defer g.flood.end()
 
 	group, running := errgroup.WithContext(ctx)
 	var servers []*http.Server

@@ -31,6 +31,7 @@ const (
 const (
 	limitNetwork       = "network"
 	limitAll           = "all"
+	limitRequests      = "requests"       // of the log only
 	limitRelaysNetwork = "relays_network" // places of one network that are lent to TURN
 	limitRelays        = "relays"         // all of them
 )
