@@ -45,6 +45,8 @@ const (
 	callAnswered
 	// callVoid: the library has answered the peer, and takes no answer to this.
 	callVoid
+	// callGone: nobody has answered, and the library makes another call.
+	callGone
 )
 
 // call is an initiation of ours that is on its way.
@@ -53,8 +55,9 @@ type call struct {
 	to      conn.Endpoint
 	message [device.MessageInitiationSize]byte
 	state   callState
-	// sent is when the message left last. until is when it is forgotten.
-	sent, until time.Time
+	// made is when the message left first, and sent when it did last. until is when
+	// it is forgotten.
+	made, sent, until time.Time
 	// again is when it leaves next; zero for never. copies is how often it, and
 	// calls before it, were sent again since a time.
 	again  time.Time
@@ -71,8 +74,8 @@ type call struct {
 	// the library got one that crossed.
 	second bool
 	met    time.Time
-	// renew is when the library is to make another call in place of a void one;
-	// zero for never.
+	// renew is when the library is to make another call in place of this one, which is
+	// void or came too soon for who asked for one; zero for never.
 	renew time.Time
 }
 
@@ -166,11 +169,14 @@ func (c *calls) began(message []byte, to conn.Endpoint) {
 		is.sent = now // a path had kept it
 		return
 	}
-	is := &call{place: placeOf(to), to: to, sent: now, since: now, until: now.Add(callTime)}
+	is := &call{place: placeOf(to), to: to, made: now, sent: now, since: now, until: now.Add(callTime)}
 	copy(is.message[:], message)
 	if was := c.at[is.place]; was != nil {
 		c.forget(was)
 		is.follow(was)
+		if now.Sub(was.made) < renewSoon {
+			is.renew = now.Add(renewSoon) // the peer takes only the one before
+		}
 	}
 	if c.shut || len(c.at) >= maxCalls {
 		return
@@ -186,7 +192,7 @@ func (is *call) follow(was *call) {
 	if is.sent.Sub(was.since) < device.RekeyTimeout {
 		is.since, is.copies, is.late = was.since, was.copies, was.late
 	} else {
-		is.late = was.state == callOpen
+		is.late = was.state == callOpen || was.state == callGone
 	}
 	if was.held.is(device.MessageInitiationType) {
 		is.held, is.heldUntil = was.held, was.heldUntil
@@ -225,7 +231,7 @@ func (c *calls) gave(message []byte, to conn.Endpoint) {
 
 // settle ends the wait for an answer.
 func (is *call) settle(as callState, until time.Time) {
-	is.state, is.until, is.again, is.held = as, until, time.Time{}, nil
+	is.state, is.until, is.again, is.renew, is.held = as, until, time.Time{}, time.Time{}, nil
 }
 
 // forget ends a call. The caller holds mu.
@@ -325,7 +331,7 @@ func (c *calls) attend(is *call, now time.Time, todo *errands) {
 	case !is.renew.IsZero() && !now.Before(is.renew):
 		todo.renewals = append(todo.renewals, is)
 		is.renew = time.Time{}
-		is.settle(callAnswered, now.Add(answeredTime))
+		is.giveUp(now)
 	case is.held != nil && !now.Before(is.heldUntil):
 		todo.late = append(todo.late, is.held)
 		c.release(is, now)

@@ -24,11 +24,8 @@ const (
 	// voidTime is for how long an answer to a void call may come. It says that both
 	// have given up their calls.
 	voidTime = 2 * time.Second
-	// renewSoon is when we call again whose call counted: a peer takes another call
-	// after 20 ms at the earliest, and time stamps of calls differ after 17.
-	renewSoon = device.HandshakeInitationRate + 5*time.Millisecond
 	// renewLate is when we call again whose call did not count, unless the other one
-	// has called before.
+	// has called before. Who made the one that counts does so after renewSoon.
 	renewLate = time.Second
 )
 
@@ -98,7 +95,7 @@ func (c *calls) met(message []byte, from conn.Endpoint, now time.Time) (kept boo
 	}
 	first := bytes.Compare(ephemeralOf(is.message[:]), ephemeralOf(message)) < 0
 	switch {
-	case is.state == callVoid:
+	case is.state == callVoid, is.state == callGone:
 		c.forget(is) // this one is newer
 	case is.state == callAnswered:
 		c.holdCall(is, message, from, is.until) // the library has the answer still
@@ -140,6 +137,9 @@ func (c *calls) answered(message []byte, from conn.Endpoint, now time.Time) (kep
 	is := c.index[receiverOf(message)]
 	switch {
 	case is == nil:
+	case is.state == callGone:
+		c.bind.metrics.drop(reasonHandshakeCrossed)
+		return true
 	case is.state == callVoid && is.renew.IsZero():
 		is.undone(now)
 		c.arm(is.next())
@@ -183,27 +183,4 @@ func (is *call) undone(now time.Time) {
 // ephemeralOf returns the key that the sender of an initiation has made for it.
 func ephemeralOf(initiation []byte) []byte {
 	return initiation[initiationEphemeral:initiationStatic]
-}
-
-// callAnew makes the library call the peer anew that an initiation was for.
-func (d *Device) callAnew(initiation []byte) {
-	if key, ok := d.roster.addressee(initiation); ok {
-		d.metrics.renewed.Inc()
-		d.Handshake(key)
-	}
-}
-
-// addressee returns the configured peer that an initiation of ours is for: the one
-// by whose key it is sealed. That costs a hash for each peer.
-func (r *roster) addressee(initiation []byte) (mesh.WireGuardKey, bool) {
-	r.mu.RLock()
-	defer r.mu.RUnlock()
-	for key := range r.contacts {
-		var of device.CookieChecker
-		of.Init(device.NoisePublicKey(key))
-		if of.CheckMAC1(initiation) {
-			return key, true
-		}
-	}
-	return mesh.WireGuardKey{}, false
 }

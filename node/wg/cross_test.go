@@ -29,6 +29,8 @@ type caller struct {
 	tun  *tuntest.ChannelTUN
 	key  mesh.WireGuardPrivateKey
 	addr netip.Addr
+	bind *bind // nil for a stock one
+	peer *device.Peer
 }
 
 // callers makes two devices that are peers of each other. Those that are stock have
@@ -60,12 +62,8 @@ func (c *caller) start(t *testing.T, to *caller, stock bool) {
 		}
 		b := newBind(c.line, sizesOf(false), newFramePool(minFrame), nil, m)
 		b.calls.use(c.key.Public())
-		b.calls.renew = func([]byte) {
-			peer := c.LookupPeer(device.NoisePublicKey(other))
-			peer.ExpireCurrentKeypairs()
-			_ = peer.SendHandshakeInitiation(false)
-		}
-		native = b
+		b.calls.renew = func([]byte) { c.call() }
+		native, c.bind = b, b
 		t.Cleanup(b.shutdown)
 	}
 	c.Device = device.NewDevice(c.tun.TUN(), native, &device.Logger{Verbosef: device.DiscardLogf, Errorf: device.DiscardLogf})
@@ -78,7 +76,21 @@ func (c *caller) start(t *testing.T, to *caller, stock bool) {
 	if err := c.Up(); err != nil {
 		t.Fatal(err)
 	}
-	libraryPeers = append(libraryPeers, c.LookupPeer(device.NoisePublicKey(other)))
+	c.peer = c.LookupPeer(device.NoisePublicKey(other))
+	libraryPeers = append(libraryPeers, c.peer)
+}
+
+// call is Device.call.
+func (c *caller) call() {
+	c.peer.ExpireCurrentKeypairs()
+	_ = c.peer.SendHandshakeInitiation(false)
+}
+
+// handshake is Device.Handshake.
+func (c *caller) handshake(with *caller) {
+	if c.bind.calls.another(with.key.Public(), nil) {
+		c.call()
+	}
 }
 
 // ask sends a packet to the other device, and tells when it is there.
@@ -149,5 +161,27 @@ func TestCross_PacketsAreSoonThere(t *testing.T) {
 				})
 			}
 		})
+	}
+}
+
+// Whenever a new session is asked for while one is made, there is one soon: a peer
+// takes no other call in the moment after one, and never one of the same time stamp.
+func TestCross_ASessionIsAskedForSoonAfterAnother(t *testing.T) {
+	const takes = 2 * time.Millisecond
+	for _, stock := range []bool{false, true} {
+		for after := time.Duration(0); after < 50*time.Millisecond; after += time.Millisecond {
+			synctest.Test(t, func(t *testing.T) {
+				a, b := callers(t, takes, [2]bool{false, stock})
+				there := a.ask(b)
+				<-time.After(after)
+				a.handshake(b)
+				asked := time.Now()
+				<-there
+				if took := (<-a.ask(b)).Sub(asked); took > 100*time.Millisecond {
+					t.Errorf("asked for after %v, the other end stock: %t: a packet was there after %v", after, stock, took)
+				}
+				<-time.After(time.Second) // nothing is on its way any more
+			})
+		}
 	}
 }

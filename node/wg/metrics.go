@@ -97,7 +97,7 @@ func newMetrics(r prometheus.Registerer) (*metrics, error) {
 		}),
 		renewed: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "meshgate_wg_renewed_handshakes_total",
-			Help: "Handshakes that were begun anew at once, since two had crossed and undone each other.",
+			Help: "Handshakes that were begun anew before WireGuard would do so: two had crossed and undone each other, or one was asked for too soon after another.",
 		}),
 		peers: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "meshgate_wg_peers",

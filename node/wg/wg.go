@@ -341,17 +341,19 @@ func (d *Device) AttachPeer(key mesh.WireGuardKey, conn PacketConn) (detach func
 
 // Handshake forgets the session with a peer and asks it for a new one: for a
 // caller that knows better than WireGuard's timers, which take 15 s to notice,
-// that the peer has started anew. An unknown key is no error.
+// that the peer has started anew. A peer that was asked in the last 250 ms, and has not
+// answered, is not asked again; one that has just answered is 25 ms later. An unknown
+// key is no error.
 func (d *Device) Handshake(key mesh.WireGuardKey) {
-	if c := d.roster.find(key); c != nil && !c.resident() {
-		d.fetch([]*contact{c})
+	var at *path
+	if c := d.roster.find(key); c != nil {
+		if at = c.leads.Load(); at != nil && at.ended.Load() {
+			at = nil
+		}
 	}
-	peer := d.wg.LookupPeer(device.NoisePublicKey(key))
-	if peer == nil || d.closed.Load() {
-		return
+	if d.bind.calls.another(key, at) {
+		d.call(key)
 	}
-	peer.ExpireCurrentKeypairs()
-	_ = peer.SendHandshakeInitiation(false) // it is logged, and tried again by the timers
 }
 
 // Stats returns the state of the interface and of all configured peers, sorted
