@@ -53,6 +53,24 @@ func (f *follower) candidates() []*mesh.Node {
 	return list
 }
 
+// inPublic is the client of a gateway on its public address, where the node shows its
+// key; nil where it has none, or with an error.
+func (f *follower) inPublic(id mesh.NodeID) (Gateway, error) {
+	list := f.candidates()
+	i := slices.IndexFunc(list, func(g *mesh.Node) bool { return g.ID == id })
+	if i < 0 {
+		return nil, nil
+	}
+	f.mu.Lock()
+	network := f.joined.GetNetworkIpv6()
+	f.mu.Unlock()
+	client, err := f.cfg.Other(network, list[i])
+	if err != nil {
+		return nil, err
+	}
+	return client, nil
+}
+
 // enter has a gateway adopt the node, or tells it what the node now is, and
 // follows it.
 func (f *follower) enter(ctx context.Context, gate *mesh.Node, asked *v1.JoinRequest) (alive bool, err error) {

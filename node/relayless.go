@@ -5,7 +5,6 @@ package node
 import (
 	"context"
 	"math/rand/v2"
-	"slices"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -65,16 +64,8 @@ func (f *follower) lacksRelays(gate mesh.NodeID) bool {
 // askRelays returns the relay servers that a gateway names on its public address,
 // none where it has none.
 func (f *follower) askRelays(ctx context.Context, id mesh.NodeID) ([]*v1.ICEServer, error) {
-	list := f.candidates()
-	i := slices.IndexFunc(list, func(g *mesh.Node) bool { return g.ID == id })
-	if i < 0 {
-		return nil, nil
-	}
-	f.mu.Lock()
-	network := f.joined.GetNetworkIpv6()
-	f.mu.Unlock()
-	client, err := f.cfg.Other(network, list[i])
-	if err != nil {
+	client, err := f.inPublic(id)
+	if client == nil {
 		return nil, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, enterTimeout)

@@ -32,8 +32,9 @@ const (
 	// lostGrace is how long a gateway may be away before the node is not
 	// healthy: a restart fits.
 	lostGrace = time.Minute
-	// leaveTimeout bounds the last call of a node that keeps nothing.
-	leaveTimeout = 2 * time.Second
+	// leaveTimeout bounds the last calls of a node that keeps nothing, and leaveFirst
+	// the first one.
+	leaveTimeout, leaveFirst = 2 * time.Second, time.Second
 )
 
 // sessions makes WireGuard sessions. A wg.Device does.
@@ -53,13 +54,32 @@ func (f *follower) leave(ctx context.Context) {
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), leaveTimeout)
 	defer cancel()
-	_, at, err := f.gateway()
-	if err == nil {
+	gate, at, err := f.gateway()
+	if err == nil && !f.leaveInPublic(ctx, gate.ID) {
 		err = f.cfg.Mesh(at).Leave(ctx, string(f.node.cfg.ID))
 	}
 	if err != nil {
 		f.node.log.Warn("did not leave the mesh; remove the node before one of its id joins again", "err", err)
 	}
+}
+
+// leaveInPublic tells a gateway on its public address that the node leaves, if it can.
+// Over the mesh hardly any answer comes: who has left is no peer of the gateway any
+// more when it answers, and would wait for the whole time.
+func (f *follower) leaveInPublic(ctx context.Context, gate mesh.NodeID) (left bool) {
+	client, err := f.inPublic(gate)
+	if err == nil && client == nil {
+		return false
+	}
+	if err == nil {
+		ctx, cancel := context.WithTimeout(ctx, leaveFirst)
+		defer cancel()
+		err = client.Leave(ctx, string(f.node.cfg.ID))
+	}
+	if err != nil {
+		f.node.log.Debug("did not leave the mesh at the public address of the gateway, trying over the mesh", "gateway", string(gate), "err", f.explain(err))
+	}
+	return err == nil
 }
 
 // subscribe follows the gateway over the mesh. The stream has to say its first
