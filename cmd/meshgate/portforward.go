@@ -225,7 +225,9 @@ func (f *forwarder) end() {
 	if f.conn != nil {
 		f.old = append(f.old, f.conn)
 	}
+	var closing sync.WaitGroup
 	for _, c := range f.old {
-		_ = c.Close() // the process ends
+		closing.Go(func() { _ = c.Close() }) // the process ends, and gives its relays back
 	}
+	closing.Wait()
 }

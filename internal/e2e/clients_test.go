@@ -194,5 +194,14 @@ func TestTools_StatusPeerAndPortForward(t *testing.T) {
 		if err != nil || !strings.Contains(string(body), "Hello from "+node) {
 			t.Errorf("page of %s: %v %s", node, err, body)
 		}
+		// It has a relay in any case, and gives it back before it ends.
+		eventually(t, patience, func() (bool, string) {
+			out := demo.tool("turn", "list", "--user", "admin")
+			return strings.Contains(out, " UDP "), "no relay over UDP of the port-forward:\n" + out
+		})
+		forward.interrupt()
+		if out := demo.tool("turn", "list", "--user", "admin"); strings.Contains(out, "admin") {
+			t.Errorf("what the port-forward to %s has left behind:\n%s", node, out)
+		}
 	}
 }

@@ -113,6 +113,7 @@ type Engine struct {
 	mux        *udpMux // or nil
 	pacer      *pacer
 	drops      drops
+	goodbye    time.Duration // bounds how long a peer that ends waits for TURN servers
 
 	mu     sync.Mutex // guards the fields below
 	closed bool
@@ -124,7 +125,7 @@ func New(cfg Config) (*Engine, error) {
 	setDefaults(&cfg)
 	e := &Engine{
 		cfg: cfg, logger: cfg.Logger.With("component", "rtc"),
-		pacer: newPacer(), peers: map[*Peer]struct{}{},
+		pacer: newPacer(), goodbye: goodbyeTime, peers: map[*Peer]struct{}{},
 	}
 	e.logs = pionLogs{e.logger}
 	if cfg.UDP != nil {

@@ -11,6 +11,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/pion/stun"
 	"github.com/pion/transport/v2"
 	"github.com/pion/transport/v2/stdnet"
 )
@@ -88,6 +89,7 @@ type guardedUDP struct {
 	drop   func()
 	forget func()
 	checks *checks
+	lease  *lease
 }
 
 var errUnguarded = errors.New("rtc: read method without a packet check")
@@ -107,6 +109,9 @@ func (c *guardedUDP) ReadFrom(p []byte) (int, net.Addr, error) {
 				c.checks.verify(p[:n], &b, from) // ICE looks again, and drops
 			}
 		}
+		if answer, to := c.lease.hears(p[:n]); answer != nil {
+			_, _ = c.UDPConn.WriteTo(answer, to) // it is repeated
+		}
 		return n, addr, nil
 	}
 }
@@ -120,6 +125,7 @@ func (c *guardedUDP) WriteTo(p []byte, addr net.Addr) (int, error) {
 	if paced && !c.checks.allow(path{c, to}, time.Now()) {
 		return len(p), nil
 	}
+	c.lease.sends(p, addr)
 	return c.UDPConn.WriteTo(p, addr)
 }
 
@@ -146,7 +152,12 @@ func (c *guardedUDP) ReadMsgUDP(p, oob []byte) (int, int, int, *net.UDPAddr, err
 	return 0, 0, 0, nil, errUnguarded
 }
 
+// Close implements net.PacketConn. A socket whose TURN server has not said yet that
+// the relay is given back stays open until the peer has ended.
 func (c *guardedUDP) Close() error {
+	if c.lease.ending() {
+		return nil
+	}
 	c.forget()
 	return c.UDPConn.Close()
 }
@@ -239,21 +250,28 @@ func (i *interfaces) get() ([]*transport.Interface, error) {
 }
 
 // guardedNet is the network of one peer: every socket that ICE opens drops
-// unsound packets, and close ends them all, which also ends a gathering that
-// waits for a server.
+// unsound packets. Its end has two steps, with that of ICE between them: quit and
+// close.
 type guardedNet struct {
 	transport.Net
 	interfaces *interfaces
 	drop       func()
-	checks     *checks // set before ICE opens the first socket
+	urls       []*stun.URI   // of the servers
+	goodbye    time.Duration // bounds the time from quit to the end of close
+	checks     *checks       // set before ICE opens the first socket
+	ended      chan struct{} // closed when all sockets are
 
 	mu      sync.Mutex // guards the fields below
 	closed  bool
-	sockets map[io.Closer]struct{}
+	sockets map[io.Closer]*guardedUDP // nil for streams
+	late    *time.Timer               // calls end
 }
 
-func newGuardedNet(i *interfaces, drop func()) *guardedNet {
-	return &guardedNet{Net: &stdnet.Net{}, interfaces: i, drop: drop, sockets: map[io.Closer]struct{}{}}
+func newGuardedNet(i *interfaces, drop func(), urls []*stun.URI, goodbye time.Duration) *guardedNet {
+	return &guardedNet{
+		Net: &stdnet.Net{}, interfaces: i, drop: drop, urls: urls, goodbye: goodbye,
+		ended: make(chan struct{}), sockets: map[io.Closer]*guardedUDP{},
+	}
 }
 
 // Interfaces implements transport.Net.
@@ -288,11 +306,12 @@ func (n *guardedNet) guardUDP(c transport.UDPConn, err error) (transport.UDPConn
 	if err != nil {
 		return nil, err
 	}
-	if err := n.track(c); err != nil {
+	guarded := &guardedUDP{UDPConn: c, drop: n.drop, checks: n.checks, lease: newLease(n.urls), forget: func() { n.forget(c) }}
+	if err := n.track(c, guarded); err != nil {
 		return nil, err
 	}
 	enlarge(c, socketBuffer)
-	return &guardedUDP{UDPConn: c, drop: n.drop, checks: n.checks, forget: func() { n.forget(c) }}, nil
+	return guarded, nil
 }
 
 // enlarge asks for larger socket buffers. SCTP sends bursts of a whole
@@ -310,20 +329,20 @@ func enlarge(c any, bytes int) {
 
 // guardStream wraps a connection to a TURN server.
 func (n *guardedNet) guardStream(c net.Conn) (net.Conn, error) {
-	if err := n.track(c); err != nil {
+	if err := n.track(c, nil); err != nil {
 		return nil, err
 	}
 	return &guardedStream{Conn: c, checks: n.checks, forget: func() { n.forget(c) }}, nil
 }
 
-func (n *guardedNet) track(c io.Closer) error {
+func (n *guardedNet) track(c io.Closer, guarded *guardedUDP) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.closed {
 		_ = c.Close()
 		return net.ErrClosed
 	}
-	n.sockets[c] = struct{}{}
+	n.sockets[c] = guarded
 	return nil
 }
 
@@ -333,12 +352,39 @@ func (n *guardedNet) forget(c io.Closer) {
 	delete(n.sockets, c)
 }
 
-func (n *guardedNet) close() {
+// quit ends all sockets but those through which a relay is to be given back, and
+// so a gathering that waits for a server. There are no further ones.
+func (n *guardedNet) quit() {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.closed = true
+	for c, guarded := range n.sockets {
+		if guarded == nil || !guarded.lease.mayStand() {
+			_ = c.Close()
+			delete(n.sockets, c)
+		}
+	}
+	n.late = time.AfterFunc(n.goodbye, n.end)
+}
+
+// close waits for the servers of relays that were given back, and ends what is left.
+// Call it once, after quit.
+func (n *guardedNet) close() {
+	n.sayGoodbye()
+	n.end()
+}
+
+// end ends all sockets, whatever they are waiting for.
+func (n *guardedNet) end() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.sockets == nil {
+		return
+	}
+	n.late.Stop()
 	for c := range n.sockets {
 		_ = c.Close()
 	}
 	n.sockets = nil
+	close(n.ended)
 }

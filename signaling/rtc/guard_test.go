@@ -177,12 +177,12 @@ func waitDropped(t *testing.T, e *Engine) {
 
 func TestGuardedStream_GivesWholeFramesUntilAnUnsoundOne(t *testing.T) {
 	near, far := net.Pipe()
-	n := newGuardedNet(&interfaces{}, func() {})
+	n := newGuardedNet(&interfaces{}, func() {}, nil, 0)
 	conn, err := n.guardStream(near)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer n.close()
+	defer func() { n.quit(); n.close() }()
 	good := stunMessage(0x0101, attribute(0x0020, 0, 1, 0, 80, 1, 2, 3, 4))
 	channel := []byte{0x40, 1, 0, 3, 'a', 'b', 'c', 0}
 	go func() {

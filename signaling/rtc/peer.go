@@ -100,7 +100,7 @@ func (e *Engine) NewPeer(ctx context.Context, cfg PeerConfig) (*Peer, error) {
 	ctx, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
 	p := &Peer{
 		engine: e, cert: cert, ctx: ctx, cancel: cancel,
-		net:        newGuardedNet(&e.interfaces, e.drop),
+		net:        newGuardedNet(&e.interfaces, e.drop, urls, e.goodbye),
 		candidates: make(chan string, maxLocalCandidates),
 		connected:  make(chan struct{}),
 		closing:    make(chan struct{}),
@@ -132,8 +132,9 @@ func (e *Engine) NewPeer(ctx context.Context, cfg PeerConfig) (*Peer, error) {
 		e.mux.expect(ufrag, p.checks)
 	}
 	p.closeAgent = sync.OnceFunc(func() {
-		p.net.close()
+		p.net.quit()
 		_ = p.agent.GracefulClose()
+		p.net.close()
 		if e.mux != nil {
 			e.mux.RemoveConnByUfrag(ufrag)
 		}
@@ -306,7 +307,8 @@ func (p *Peer) MaxMessage() int { return p.maxMessage }
 // follow in steps of 2 (RFC 8832 section 6). It is known once Connected is closed.
 func (p *Peer) FirstID() uint16 { return p.firstID }
 
-// Close ends the peer and waits until nothing of it is left.
+// Close ends the peer and waits until nothing of it is left. It gives relays of
+// TURN servers back, and waits for their answers for a second at most.
 func (p *Peer) Close() error {
 	p.shut(errClosed)
 	<-p.done

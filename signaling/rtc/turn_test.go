@@ -18,12 +18,24 @@ import (
 // and the roots for the last.
 func turnServer(t *testing.T) (urls map[string]string, roots *x509.CertPool) {
 	t.Helper()
+	_, urls, roots = turnServerAt(t, nil)
+	return urls, roots
+}
+
+// turnServerAt is turnServer with the server itself, on a UDP socket that wrap has
+// been around; nil leaves it as it is.
+func turnServerAt(t *testing.T, wrap func(net.PacketConn) net.PacketConn) (s *turn.Server, urls map[string]string, roots *x509.CertPool) {
+	t.Helper()
 	relay := func() turn.RelayAddressGenerator {
 		return &turn.RelayAddressGeneratorStatic{RelayAddress: net.IPv4(127, 0, 0, 1), Address: "127.0.0.1"}
 	}
 	udp, err := net.ListenPacket("udp4", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
+	}
+	socket := udp
+	if wrap != nil {
+		socket = wrap(udp)
 	}
 	tcp, err := net.Listen("tcp4", "127.0.0.1:0")
 	if err != nil {
@@ -36,12 +48,12 @@ func turnServer(t *testing.T) (urls map[string]string, roots *x509.CertPool) {
 	}
 	quiet := logging.NewDefaultLoggerFactory()
 	quiet.DefaultLogLevel = logging.LogLevelDisabled
-	s, err := turn.NewServer(turn.ServerConfig{
+	s, err = turn.NewServer(turn.ServerConfig{
 		Realm: "test", LoggerFactory: quiet,
 		AuthHandler: func(user, realm string, _ net.Addr) ([]byte, bool) {
 			return turn.GenerateAuthKey(user, realm, "secret"), true
 		},
-		PacketConnConfigs: []turn.PacketConnConfig{{PacketConn: udp, RelayAddressGenerator: relay()}},
+		PacketConnConfigs: []turn.PacketConnConfig{{PacketConn: socket, RelayAddressGenerator: relay()}},
 		ListenerConfigs: []turn.ListenerConfig{
 			{Listener: tcp, RelayAddressGenerator: relay()}, {Listener: secure, RelayAddressGenerator: relay()},
 		},
@@ -50,7 +62,7 @@ func turnServer(t *testing.T) (urls map[string]string, roots *x509.CertPool) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = s.Close() })
-	return map[string]string{
+	return s, map[string]string{
 		"udp": "turn:" + udp.LocalAddr().String(),
 		"tcp": "turn:" + tcp.Addr().String() + "?transport=tcp",
 		"tls": "turns:" + secure.Addr().String() + "?transport=tcp",
