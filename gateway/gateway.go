@@ -215,11 +215,8 @@ func (c *Config) Validate() error {
 	case c.Limits.ChannelRate > 0 && c.Limits.ChannelBurst == 0:
 		return errors.New("gateway: Config.Limits.ChannelRate without ChannelBurst lets nobody in")
 	}
-	for _, o := range c.Access.Origins {
-		u, err := url.Parse(o)
-		if err != nil || u.Host == "" || (u.Scheme != "http" && u.Scheme != "https") || o != u.Scheme+"://"+u.Host {
-			return fmt.Errorf("gateway: allowed origin %q: write it as https://host[:port], without path and wildcards", o)
-		}
+	if err := CheckOrigins(c.Access.Origins); err != nil {
+		return fmt.Errorf("gateway: allowed %w", err)
 	}
 	if slices.Contains(c.Access.Hosts, "") {
 		return errors.New("gateway: an allowed host is empty")
@@ -231,6 +228,17 @@ func (c *Config) Validate() error {
 	}
 	if c.TLS != nil {
 		return c.TLS.Validate()
+	}
+	return nil
+}
+
+// CheckOrigins refuses what Access.Origins cannot be.
+func CheckOrigins(origins []string) error {
+	for _, o := range origins {
+		u, err := url.Parse(o)
+		if err != nil || u.Host == "" || (u.Scheme != "http" && u.Scheme != "https") || o != u.Scheme+"://"+u.Host {
+			return fmt.Errorf("origin %q: write it as https://host[:port], without path and wildcards", o)
+		}
 	}
 	return nil
 }

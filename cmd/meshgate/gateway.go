@@ -53,6 +53,7 @@ const (
 type gatewayProcess struct {
 	cfg       *upConfig
 	log       *slog.Logger
+	parsed    parsedSettings
 	address   netip.Addr // at which nodes and browsers reach us
 	address6  netip.Addr // at which nodes do, too; invalid for none
 	held      io.Closer  // keeps others out of the data directory; nil before
@@ -112,17 +113,23 @@ func newGatewayProcess(ctx context.Context, c *upConfig, log *slog.Logger) (_ *g
 			err = errors.Join(err, p.close())
 		}
 	}()
+	if p.parsed, err = c.parse(); err != nil {
+		return nil, err
+	}
 	if p.address, err = publicAddress(ctx, c); err != nil {
 		return nil, err
 	}
 	p.address6 = publicIPv6(c, p.address)
+	if err := p.readFiles(); err != nil {
+		return nil, err
+	}
 	if p.held, err = hold(c.dataDir, "another gateway", log); err != nil {
 		return nil, err
 	}
 	if err := p.loadToken(); err != nil {
 		return nil, err
 	}
-	if err := p.loadAccess(); err != nil {
+	if _, err := p.tokens(nil); err != nil { // who the admin is, only the state knows
 		return nil, err
 	}
 	var lc net.ListenConfig
@@ -218,6 +225,7 @@ func (p *gatewayProcess) run(told context.Context, onReady func() error) error {
 
 func (p *gatewayProcess) serve(ctx context.Context, onReady func() error) error {
 	p.cfg.tellFixed(p.node.Snapshot(), p.log)
+	p.parsed.tellOutside(p.node.Snapshot().IPv4, p.log)
 	p.markMesh()
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return p.shared.Run(ctx) })

@@ -12,14 +12,17 @@ import (
 	"github.com/meshgate/meshgate/node/secrets"
 )
 
-// loadAccess reads the certificate and who may come in, before anything serves:
-// a file that is missing is told at once, and by its name.
-func (p *gatewayProcess) loadAccess() (err error) {
+// readFiles reads what the operator keeps in files: the certificate, the secrets and
+// users of TURN, and passwords. One that is missing is told by its name, before the
+// gateway has written anything.
+func (p *gatewayProcess) readFiles() (err error) {
 	if p.tls, err = p.certificate(); err != nil {
 		return err
 	}
-	if _, err := p.tokens(nil); err != nil { // who the admin is, only the state knows
-		return err
+	if p.cfg.turnListen != "" {
+		if err := p.openTURNFiles(); err != nil {
+			return err
+		}
 	}
 	if p.cfg.htpasswdFile == "" {
 		return nil

@@ -56,27 +56,8 @@ func publicIPv6(c *upConfig, address netip.Addr) netip.Addr {
 
 func (p *gatewayProcess) openNode(ctx context.Context) error {
 	c := p.cfg
-	id, err := nodeID(c.id)
-	if err != nil {
-		return err
-	}
+	id, mode := p.parsed.id, p.parsed.mode
 	key, err := loadKey(c.dataDir)
-	if err != nil {
-		return err
-	}
-	mode, err := wireguardMode(c.wgMode)
-	if err != nil {
-		return err
-	}
-	exposed, err := parseExposes(c.expose)
-	if err != nil {
-		return err
-	}
-	routes, err := parseRoutes(c.routes)
-	if err != nil {
-		return err
-	}
-	static, err := parseStatic(c.staticIPv4)
 	if err != nil {
 		return err
 	}
@@ -93,12 +74,12 @@ func (p *gatewayProcess) openNode(ctx context.Context) error {
 	features := p.features(mode)
 	p.node, err = node.New(node.Config{
 		ID: id, Key: key, Mode: mode, InterfaceName: c.wgInterface, ListenPort: c.wgPort, MTU: c.wgMTU,
-		PrimaryEndpoint: p.address.String(), OtherEndpoints: p.otherEndpoints(), API: api, Features: features, Expose: exposed,
-		Routes: routes, KeepSources: !c.masquerade, Exit: c.exit,
+		PrimaryEndpoint: p.address.String(), OtherEndpoints: p.otherEndpoints(), API: api, Features: features, Expose: p.parsed.exposed,
+		Routes: p.parsed.routes, KeepSources: !c.masquerade, Exit: c.exit,
 		Hold: &node.Hold{
 			Store: p.store, CloseStore: p.store.Close, Replicas: p.store.Addresses, Admin: c.admin,
 			Domain: strings.TrimSuffix(c.meshDomain, ".") + ".", IPv4: netip.MustParsePrefix(c.meshIPv4),
-			AcceptByDefault: c.policy == "accept", AllowUnprovenJoins: c.allowUnproven, StaticIPv4: static,
+			AcceptByDefault: c.policy == "accept", AllowUnprovenJoins: c.allowUnproven, StaticIPv4: p.parsed.static,
 			Joined: p.cluster.joined(), Purge: p.purge(),
 		},
 		Logger: p.log, Registerer: p.registry,
@@ -155,7 +136,10 @@ func (p *gatewayProcess) openState(id mesh.NodeID) (err error) {
 		cfg.Network, cfg.Address, cfg.Join = p.cluster.replicas, p.cluster.address, p.cluster.joined()
 		cfg.DeadAfter = p.cfg.cluster.deadAfter
 	}
-	if p.store, err = raftstore.Open(cfg); err != nil {
+	switch p.store, err = raftstore.Open(cfg); {
+	case errors.Is(err, raftstore.ErrOtherNode):
+		return otherNodeAdvice(err, p.cfg.dataDir)
+	case err != nil:
 		return damageAdvice(fmt.Errorf("open state: %w", err), cfg.Dir)
 	}
 	p.shared = secrets.New(p.store, p.log)
@@ -185,8 +169,17 @@ func stateAdvice(err error, dir string) error {
 
 // features are what the gateway advertises to the mesh.
 func (p *gatewayProcess) features(mode wg.Mode) []mesh.Feature {
+	list := p.cfg.features(mode)
+	if p.cluster != nil {
+		list = append(list, mesh.Feature{Kind: v1.Feature_STORAGE_PROVIDER, Port: portOf(p.cluster.address, list[0].Port)})
+	}
+	return list
+}
+
+// features are what every gateway advertises that runs with c.
+func (c *upConfig) features(mode wg.Mode) []mesh.Feature {
 	port := uint16(meshRPCPort)
-	if mode == wg.ModeTUN && portOf(p.cfg.listen, 0) == port {
+	if mode == wg.ModeTUN && portOf(c.listen, 0) == port {
 		// On an interface of the host the mesh addresses are the host's own, and
 		// the public listener on all addresses has the port there already.
 		port++
@@ -199,11 +192,8 @@ func (p *gatewayProcess) features(mode wg.Mode) []mesh.Feature {
 		{Kind: v1.Feature_MEMBERSHIP, Port: port},
 		{Kind: v1.Feature_ICE_NEGOTIATION, Port: port},
 	}
-	if p.cluster != nil {
-		list = append(list, mesh.Feature{Kind: v1.Feature_STORAGE_PROVIDER, Port: portOf(p.cluster.address, port)})
-	}
-	if p.cfg.turnListen != "" {
-		list = append(list, mesh.Feature{Kind: v1.Feature_TURN_SERVER, Port: portOf(p.cfg.turnListen, 3478)})
+	if c.turnListen != "" {
+		list = append(list, mesh.Feature{Kind: v1.Feature_TURN_SERVER, Port: portOf(c.turnListen, 3478)})
 	}
 	return list
 }

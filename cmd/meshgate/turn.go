@@ -16,7 +16,6 @@ import (
 	"github.com/meshgate/meshgate/node/mesh"
 	v1 "github.com/meshgate/meshgate/proto/v1"
 	"github.com/meshgate/meshgate/turn"
-	"github.com/meshgate/meshgate/turn/xdp"
 )
 
 // maxTURNThreads is far beyond what the traffic of a gateway takes.
@@ -28,44 +27,25 @@ func (p *gatewayProcess) openTURN(ctx context.Context) error {
 	if c.turnListen == "" {
 		return nil
 	}
-	if err := p.openTURNFiles(); err != nil {
-		return err
-	}
-	low, high, err := portRange(c.turnPorts)
-	if err != nil {
-		return err
-	}
-	open, err := networks("--turn.allow-peers", c.turnAllowPeers)
-	if err != nil {
-		return err
-	}
-	p.turnOpen = open
+	p.turnOpen = p.parsed.turnOpen
 	p.turnRates.set(c)
-	proxies, err := networks("--turn.trusted-proxies", c.turnProxies)
-	if err != nil {
-		return err
-	}
 	at, err := turnAddress(ctx, c.turnListen)
 	if err != nil {
 		return err
 	}
-	mode, err := xdp.ParseMode(c.turnXDP)
-	if err != nil {
-		return usagef("--turn.xdp: %w", err)
-	}
-	p.warnOfTURN(at, low, high)
+	p.warnOfTURN(at, p.parsed.relayLow, p.parsed.relayHigh)
 	var secure []net.Listener
 	if p.tls != nil {
 		p.turnTLS = newHandedOver(p.public.Addr())
 		secure = append(secure, p.turnTLS)
 	}
 	p.turn, err = turn.New(turn.Config{
-		UDP: []netip.AddrPort{at}, TCP: []netip.AddrPort{at}, SecureListeners: secure, TrustedProxies: proxies,
+		UDP: []netip.AddrPort{at}, TCP: []netip.AddrPort{at}, SecureListeners: secure, TrustedProxies: p.parsed.turnProxies,
 		TCPRelays: c.turnTCPRelays,
-		Relay:     p.relay(low, high), Secrets: p.secrets, Users: p.turnUsers,
-		AllowPeer: p.allowPeer, AllowNetworks: open, AllowUser: p.relayUsers.AllowUser,
+		Relay:     p.relay(p.parsed.relayLow, p.parsed.relayHigh), Secrets: p.secrets, Users: p.turnUsers,
+		AllowPeer: p.allowPeer, AllowNetworks: p.turnOpen, AllowUser: p.relayUsers.AllowUser,
 		Limits:  c.turnLimits,
-		Threads: min(c.turnThreads, maxTURNThreads), XDP: mode, Logger: p.log, Registerer: p.registry,
+		Threads: min(c.turnThreads, maxTURNThreads), XDP: p.parsed.xdp, Logger: p.log, Registerer: p.registry,
 	})
 	if err != nil {
 		return fmt.Errorf("start TURN (--turn.listen %s): %w", c.turnListen, err)

@@ -373,8 +373,8 @@ func parseRoutes(list []string) ([]netip.Prefix, error) {
 	return out, nil
 }
 
-// parseStatic reads ID=ADDRESS. Whether the addresses are in the mesh's network
-// is known when a node asks for one.
+// parseStatic reads ID=ADDRESS. Whether the addresses are in the mesh's network is
+// for who knows that network.
 func parseStatic(list []string) (map[mesh.NodeID]netip.Addr, error) {
 	static := make(map[mesh.NodeID]netip.Addr, len(list))
 	for _, text := range list {

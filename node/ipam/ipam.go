@@ -73,7 +73,7 @@ func (p *Pool) Choose(network netip.Prefix, id mesh.NodeID, last netip.Addr, hel
 	// hosts are between first and end.
 	first, end := network.Masked().Addr().Next(), lastOf(network)
 	if addr, ok := p.static[id]; ok {
-		if addr.Less(first) || !addr.Less(end) {
+		if !Usable(network, addr) {
 			return netip.Prefix{}, fmt.Errorf("choose address: the static address %v of node %q is none for a node in %v; assign another one: %w", addr, id, network, mesh.ErrPrecondition)
 		}
 		if other, ok := held.ByAddr(addr); ok && other.ID != id {
@@ -106,6 +106,12 @@ func (p *Pool) free(addr, end netip.Addr, held Held) netip.Addr {
 		}
 		addr = addr.Next()
 	}
+}
+
+// Usable says whether a node in an IPv4 network can have addr: it is in there, and
+// neither the network's own address nor the broadcast address.
+func Usable(network netip.Prefix, addr netip.Addr) bool {
+	return network.Contains(addr) && network.Masked().Addr().Less(addr) && addr.Less(lastOf(network))
 }
 
 func host(addr netip.Addr) netip.Prefix { return netip.PrefixFrom(addr, addr.BitLen()) }
