@@ -84,7 +84,9 @@ func newAllocation(cfg Config, s server, conn net.Conn) *Allocation {
 	return a
 }
 
-// open starts what runs and asks for the allocation. After an error nothing is left.
+// open starts what runs and asks for the allocation. After an error nothing is left:
+// one that the server gives when ctx has ended goes back to it, for which open waits as
+// long as Close does.
 func (a *Allocation) open(ctx context.Context) error {
 	a.running.Go(a.drive)
 	a.running.Go(func() { a.link.receive(a) })
@@ -93,7 +95,9 @@ func (a *Allocation) open(ctx context.Context) error {
 	select {
 	case <-a.stands:
 	case <-ctx.Done():
-		a.fail(impatience(ctx))
+		err := impatience(ctx)
+		a.do(func(now time.Time) { a.core.abandon(err, now) })
+		a.awaitEnd(err)
 	}
 	a.mu.Lock()
 	a.relayed, a.mapped = a.core.relayed, a.core.mapped
@@ -312,13 +316,19 @@ func (a *Allocation) Silent() time.Duration {
 // one second, and ends everything. It may be called again, and returns nil.
 func (a *Allocation) Close() error {
 	a.do(a.core.close)
+	a.awaitEnd(net.ErrClosed)
+	a.running.Wait()
+	return nil
+}
+
+// awaitEnd waits for the server to say that the allocation has ended, and ends it with
+// err when that takes longer than closeTimeout.
+func (a *Allocation) awaitEnd(err error) {
 	timer := time.NewTimer(closeTimeout)
 	defer timer.Stop()
 	select {
 	case <-a.done:
 	case <-timer.C:
-		a.fail(net.ErrClosed)
+		a.fail(err)
 	}
-	a.running.Wait()
-	return nil
 }

@@ -84,7 +84,8 @@ type Config struct {
 }
 
 // Allocate gets an allocation. It returns when that stands, when the server
-// refuses it, when it does not answer (ErrTimeout, after 40 s), or with ctx. A
+// refuses it, when it does not answer (ErrTimeout, after 40 s), or with ctx: up to a
+// second later if the server may be giving an allocation, which goes back to it. A
 // server that sends its clients on to another one (300 Try Alternate, signed), as
 // one does that drains, is followed there over the same transport.
 func Allocate(ctx context.Context, cfg Config) (*Allocation, error) {

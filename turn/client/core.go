@@ -56,6 +56,7 @@ type core struct {
 
 	state           state
 	err             error // why the allocation ended
+	unwanted        error // why nobody waits for the allocation any more; nil: somebody does
 	relayed, mapped netip.AddrPort
 	expires         time.Time
 	refreshAt       time.Time
@@ -114,12 +115,29 @@ func (c *core) close(now time.Time) {
 	}
 }
 
+// abandon ends an allocation that nobody waits for any more because of err. One that
+// the server may have given already, over UDP, would stay there until it expires: it is
+// given back as soon as the server has answered.
+func (c *core) abandon(err error, now time.Time) {
+	c.unwanted = err
+	asked := func(t *transaction) bool { return t.method == methodAllocate && t.key != nil }
+	switch {
+	case c.state == standing:
+		c.close(now)
+	case c.state == allocating && (c.stream || !slices.ContainsFunc(c.transactions, asked)):
+		c.end(err)
+	}
+}
+
 // end is final: nothing is asked for any more.
 func (c *core) end(err error) {
 	if c.state == ended {
 		return
 	}
-	if c.state == closing {
+	switch {
+	case c.unwanted != nil:
+		err = c.unwanted
+	case c.state == closing:
 		err = net.ErrClosed
 	}
 	c.state, c.err = ended, err

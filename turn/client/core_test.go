@@ -620,6 +620,56 @@ func TestCore_Close(t *testing.T) {
 	}
 }
 
+// What the server has given when nobody waits for it any more is given back, and what
+// it has not is not asked for.
+func TestCore_AbandonGivesBack(t *testing.T) {
+	gone := errors.New("nobody waits any more")
+	signed := func(b *bench, m message) bool { _, valid := m.signed(b.server.key()); return valid }
+	for name, tt := range map[string]struct {
+		stream bool
+		// abandons says at which request it is.
+		abandons func(b *bench, m message) bool
+		change   func(b *bench) // at that moment
+		want     []uint16       // good requests
+	}{
+		"before it is asked who":      {abandons: func(*bench, message) bool { return true }},
+		"while the server gives it":   {abandons: signed, want: []uint16{methodAllocate, methodRefresh}},
+		"while the server refuses it": {abandons: signed, change: func(b *bench) { b.server.refuse[methodAllocate] = 486 }, want: []uint16{methodAllocate}},
+		"under an old nonce":          {abandons: signed, change: func(b *bench) { b.server.nonce = "nonce-1" }},
+		"over a stream":               {stream: true, abandons: signed, want: []uint16{methodAllocate}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := newBench(t, nil)
+			b.stream = tt.stream
+			done := false
+			b.lose = func(m message) bool {
+				if !done && tt.abandons(b, m) {
+					done = true
+					b.abandon(gone, b.clock)
+					if tt.change != nil {
+						tt.change(b)
+					}
+				}
+				return false
+			}
+			b.open(b.clock)
+			b.pump()
+			if b.state != ended || !errors.Is(b.err, gone) {
+				t.Errorf("state %d, %v", b.state, b.err)
+			}
+			if !slices.Equal(b.server.seen, tt.want) {
+				t.Errorf("the server saw %x, want %x", b.server.seen, tt.want)
+			}
+		})
+	}
+	b := standingBench(t, nil)
+	b.abandon(gone, b.clock)
+	b.pump()
+	if b.state != ended || !errors.Is(b.err, gone) || b.server.count(methodRefresh) != 1 {
+		t.Errorf("standing: state %d, %v, requests %x", b.state, b.err, b.server.seen)
+	}
+}
+
 // A server that has started anew, and so does not know the allocation any more,
 // is found out as soon as it answers.
 func TestCore_RefusedUntilTheServerIsBack(t *testing.T) {

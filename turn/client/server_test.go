@@ -412,6 +412,43 @@ func TestAllocate_EndsWithItsContext(t *testing.T) {
 	}
 }
 
+// givesLate is a connection on which the relay comes when nobody waits for it any more.
+type givesLate struct {
+	net.Conn
+	stop func()
+}
+
+func (c givesLate) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	if n >= 2 && p[0] == 0x01 && p[1] == 0x03 { // success of Allocate
+		c.stop()
+	}
+	return n, err
+}
+
+// What the server gives at the moment when nobody waits any more goes back to it.
+func TestAllocate_LeavesNothingBehind(t *testing.T) {
+	s := startServer(t, nil)
+	for range 20 {
+		ctx, cancel := context.WithCancel(t.Context())
+		cfg := s.config(UDP, "u")
+		cfg.Dial = func(ctx context.Context, network, address string) (net.Conn, error) {
+			c, err := new(net.Dialer).DialContext(ctx, network, address)
+			return givesLate{c, cancel}, err
+		}
+		a, err := Allocate(ctx, cfg)
+		cancel()
+		if err == nil {
+			a.Close() // it was there in time
+		} else if !errors.Is(err, context.Canceled) {
+			t.Fatal(err)
+		}
+		if left := s.Allocations(); len(left) != 0 {
+			t.Fatalf("left behind: %+v", left)
+		}
+	}
+}
+
 // "localhost" is ::1 and 127.0.0.1, and the server listens on one of them.
 func TestAllocate_TriesEveryAddress(t *testing.T) {
 	s := startServer(t, nil)

@@ -200,7 +200,8 @@ func (c *core) login(t *transaction, m message, code int, now time.Time) {
 	}
 	current := string(t.key) == string(c.key)
 	refused := code == 401 && t.key != nil && current && t.denied
-	if !ok || !hasRealm || refused || c.username == "" || t.logins == maxLogins {
+	forsaken := t.method == methodAllocate && c.unwanted != nil
+	if !ok || !hasRealm || refused || c.username == "" || t.logins == maxLogins || forsaken {
 		c.forget(t)
 		c.refuse(t, 401, now)
 		return
@@ -237,7 +238,7 @@ func (c *core) refuse(t *transaction, code int, now time.Time) {
 func (c *core) succeed(t *transaction, m message, now time.Time) {
 	switch t.method {
 	case methodAllocate:
-		c.allocated(t, m)
+		c.allocated(t, m, now)
 	case methodRefresh:
 		switch life, ok := m.number(attrLifetime); {
 		case c.state == closing, ok && life == 0:
@@ -254,7 +255,7 @@ func (c *core) succeed(t *transaction, m message, now time.Time) {
 }
 
 // allocated takes in what the server has given, if it makes sense.
-func (c *core) allocated(t *transaction, m message) {
+func (c *core) allocated(t *transaction, m message, now time.Time) {
 	relayed, mapped := m.address(attrXORRelayedAddress), m.address(attrXORMappedAddress)
 	life, ok := m.number(attrLifetime)
 	addr := relayed.Addr()
@@ -264,8 +265,11 @@ func (c *core) allocated(t *transaction, m message) {
 	case c.family == familyIPv6 && !addr.Is6(), c.family == familyIPv4 && !addr.Is4():
 		c.end(refusal(t.method, 440)) // some servers take no notice of the family
 	default:
-		c.state, c.relayed, c.mapped, c.turned = standing, relayed, mapped, true
+		c.state, c.relayed, c.mapped, c.turned = standing, relayed, mapped, c.unwanted == nil
 		c.extend(life, ok, t.first)
+		if c.unwanted != nil {
+			c.close(now)
+		}
 	}
 }
 
