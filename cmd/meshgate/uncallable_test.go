@@ -21,7 +21,10 @@ func TestUncallable_IsAnEdgeThatNobodyCanBeginAt(t *testing.T) {
 	}{
 		"a stock peer":          {plain, stock, true},
 		"one that looks":        {plain, &mesh.Node{ID: "b", Paths: true}, false},
-		"by ICE":                {ice, stock, false},
+		"a stock peer by ICE":   {ice, stock, true},
+		"one that looks by ICE": {ice, &mesh.Node{ID: "b", Paths: true}, false},
+		"a public one by ICE":   {ice, &mesh.Node{ID: "b", PrimaryEndpoint: "gate.example.org"}, false},
+		"a node of v1 by ICE":   {ice, &mesh.Node{ID: "b", Features: []mesh.Feature{{Kind: v1.Feature_NODES, Port: 8443}}}, false},
 		"a public one":          {plain, &mesh.Node{ID: "b", PrimaryEndpoint: "gate.example.org"}, false},
 		"one that says where":   {plain, &mesh.Node{ID: "b", WireGuardEndpoints: []netip.AddrPort{netip.MustParseAddrPort("192.168.1.7:51820")}}, false},
 		"a gateway that is shy": {plain, &mesh.Node{ID: "b", Features: []mesh.Feature{{Kind: v1.Feature_MEMBERSHIP, Port: 8443}}}, false},

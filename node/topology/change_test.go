@@ -149,6 +149,11 @@ func TestPlanner_ChangesLeaveNoTrace(t *testing.T) {
 		if rapid.Bool().Draw(t, "pairs") {
 			b.paths(b.ids()...)
 		}
+		for _, id := range b.ids() {
+			if b.Node(id).RunsMeshgate() && rapid.IntRange(0, 2).Draw(t, "forwards") == 0 {
+				b.plain(id)
+			}
+		}
 		b.acls(append(drawACLs(t, b), between(true, "*", "*"))...)
 		names := append(b.ids(), "x1", "x2", "x3")
 		planners := []*topology.Planner{topology.New(b.Snapshot, nil)}

@@ -212,7 +212,7 @@ func (g *graph) linksOf(v *vertex) []link {
 		if other == v.id {
 			other = e.Target
 		}
-		if to := g.vertices.get(other); to != nil && to != v && !standing(v.node, to.node) {
+		if to := g.vertices.get(other); to != nil && to != v && leads(e, v.node, to.node) {
 			links = append(links, linkBy(e, to))
 		}
 	}

@@ -6,6 +6,7 @@ import (
 	"slices"
 
 	"github.com/meshgate/meshgate/node/mesh"
+	v1 "github.com/meshgate/meshgate/proto/v1"
 )
 
 // standing reports whether an edge between two nodes is a pair that stands
@@ -18,6 +19,22 @@ func standing(a, b *mesh.Node) bool {
 	return a.Paths && b.Paths && !callable(a, b) && !callable(b, a)
 }
 
+// deaf reports whether an edge asks for a path that has to be found, and one of
+// the two nodes finds none: a stock WireGuard peer, which knows no ICE. Where neither
+// can be called either, no packet ever travels along it, and what a gateway
+// carries between the two must not be led there. Such an edge is no link. With a gateway
+// it is one, as the only edge that a node may have.
+func deaf(e mesh.Edge, a, b *mesh.Node) bool {
+	return (stock(a) || stock(b)) && !a.Forwards() && !b.Forwards() &&
+		e.Protocol() != v1.ConnectProtocol_CONNECT_NATIVE && !callable(a, b) && !callable(b, a)
+}
+
+// stock reports whether a node speaks WireGuard and nothing else.
+func stock(n *mesh.Node) bool { return !n.Paths && !n.RunsMeshgate() }
+
+// leads reports whether an edge between two nodes is a link of the graph.
+func leads(e mesh.Edge, a, b *mesh.Node) bool { return !standing(a, b) && !deaf(e, a, b) }
+
 // callable reports whether endpoint(self, peer) is one.
 func callable(self, peer *mesh.Node) bool {
 	if peer.PrimaryEndpoint != "" {
@@ -26,20 +43,20 @@ func callable(self, peer *mesh.Node) bool {
 	return endpoint(self, peer) != ""
 }
 
-// reachedAlike reports whether the same edges of a node are standing by two
-// records of it.
+// reachedAlike reports whether the same edges of a node lead by two records of it.
 func reachedAlike(before, after *mesh.Node) bool {
-	if !before.Paths && !after.Paths {
-		return true // such as of a gateway, which has many edges
+	if !before.Paths && !after.Paths && before.Forwards() && after.Forwards() {
+		return true // a gateway, which has many edges
 	}
-	return before.Paths == after.Paths && before.PrimaryEndpoint == after.PrimaryEndpoint && before.Zone == after.Zone &&
+	return before.Paths == after.Paths && stock(before) == stock(after) && before.Forwards() == after.Forwards() &&
+		before.PrimaryEndpoint == after.PrimaryEndpoint && before.Zone == after.Zone &&
 		slices.Equal(before.WireGuardEndpoints, after.WireGuardEndpoints)
 }
 
 // edgeBetween is the edge of the graph between two vertices.
 func (g *graph) edgeBetween(a, b *vertex) (mesh.Edge, bool) {
 	e, ok := g.at.EdgeBetween(a.node, b.node)
-	return e, ok && !standing(a.node, b.node)
+	return e, ok && leads(e, a.node, b.node)
 }
 
 // withStanding adds the pairs of a vertex that stand without being asked for to

@@ -84,13 +84,50 @@ func TestFor_AnEdgeToOneThatCanBeCalledIsALink(t *testing.T) {
 		"by its WireGuard":   threeGateways().endpoints("c", "", "198.51.100.7:51820"),
 		"in one zone":        threeGateways().change("a", inLAN).change("c", inLAN),
 		"one without pairs":  threeGateways().change("c", func(n *mesh.Node) { n.Paths = false }),
-		"a stock peer":       threeGateways().stock("c").change("c", func(n *mesh.Node) { n.Paths = false }),
+		"a gateway's":        threeGateways().stock("c").change("c", func(n *mesh.Node) { n.Paths = false }),
 		"both without pairs": threeGateways().change("a", func(n *mesh.Node) { n.Paths = false }).change("c", func(n *mesh.Node) { n.Paths = false }),
 	} {
 		plan := planOf(t, b.link("a", "c", 1, "ICE"), "a")
 		gate, _ := plan.Peers.Get("gw1")
 		if peer, ok := plan.Peers.Get("c"); !ok || slices.Contains(gate.AllowedIPs, b.Node("c").IPv4) || !slices.Contains(peer.AllowedIPs, b.Node("c").IPv4) {
 			t.Errorf("%s: %s", name, render(plan))
+		}
+	}
+}
+
+// An edge for which a path has to be found, to a stock WireGuard peer that finds
+// none, takes nothing from the gateways either. One that can do without is a link,
+// and so is one to a v1 node, which finds paths in its own way.
+func TestFor_AnEdgeThatAStockPeerFindsNoPathForLeadsNowhere(t *testing.T) {
+	atGateways := func() builder {
+		b := threeGateways().plain("a", "b").stock("c").change("c", func(n *mesh.Node) { n.Paths = false })
+		return b.link("c", "gw1", 1) // another way to it than the shortest
+	}
+	for _, attribute := range []string{"ICE", "LIBP2P"} {
+		for name, end := range map[string]func(*mesh.Node){
+			"to a node that looks for paths":  func(*mesh.Node) {},
+			"to one that does not":            func(n *mesh.Node) { n.Paths = false },
+			"to one with a private address":   func(n *mesh.Node) { n.WireGuardEndpoints = []netip.AddrPort{netip.MustParseAddrPort("10.0.0.7:51820")} },
+			"to another stock WireGuard peer": func(n *mesh.Node) { n.Paths, n.Features = false, nil },
+		} {
+			plain, linked := atGateways().change("a", end), atGateways().change("a", end).link("a", "c", -9, attribute)
+			for _, id := range linked.ids() {
+				if text := cmp.Diff(render(planOf(t, plain, id)), render(planOf(t, linked, id))); text != "" {
+					t.Errorf("%s by %s changes the plan of %s:\n%s", name, attribute, id, text)
+				}
+			}
+		}
+	}
+	for name, b := range map[string]builder{
+		"plain WireGuard":   atGateways().link("a", "c", 1),
+		"NATIVE":            atGateways().link("a", "c", 1, "NATIVE"),
+		"a public one":      atGateways().link("a", "c", 1, "ICE").endpoints("a", "198.51.100.7"),
+		"a public peer":     atGateways().link("a", "c", 1, "ICE").endpoints("c", "", "198.51.100.7:51820"),
+		"a node of v1":      atGateways().link("a", "c", 1, "ICE").plain("c"),
+		"a peer with paths": atGateways().link("a", "c", 1, "ICE").change("c", func(n *mesh.Node) { n.Paths = true }).endpoints("a", "198.51.100.7"),
+	} {
+		if peer, ok := planOf(t, b, "a").Peers.Get("c"); !ok || !slices.Contains(peer.AllowedIPs, b.Node("c").IPv4) {
+			t.Errorf("%s: %s", name, render(planOf(t, b, "a")))
 		}
 	}
 }
