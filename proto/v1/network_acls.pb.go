@@ -255,8 +255,8 @@ type Route struct {
 	// node is the id of the node that forwards, or "group:NAME" for every node of
 	// a group; of these the nearest is used.
 	Node string `protobuf:"bytes,2,opt,name=node,proto3" json:"node,omitempty"`
-	// destination_cidrs are the networks, in CIDR form. What lies within the mesh
-	// is ignored.
+	// destination_cidrs are the networks, in CIDR form. INVALID_ARGUMENT for one that
+	// touches a network of the mesh.
 	DestinationCidrs []string `protobuf:"bytes,3,rep,name=destination_cidrs,json=destinationCidrs,proto3" json:"destination_cidrs,omitempty"`
 	// next_hop_node is the id of a node that forwards in place of node; empty is
 	// node itself.

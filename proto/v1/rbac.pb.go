@@ -407,7 +407,7 @@ type RoleBinding struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// name is the name of the binding, with the characters of MeshNode.id.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	// role is the name of the role. A role that does not exist grants nothing.
+	// role is the name of the role. It has to be there when the binding is put.
 	Role string `protobuf:"bytes,2,opt,name=role,proto3" json:"role,omitempty"`
 	// subjects are who gets the role.
 	Subjects      []*Subject `protobuf:"bytes,3,rep,name=subjects,proto3" json:"subjects,omitempty"`

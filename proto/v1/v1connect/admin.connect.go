@@ -89,34 +89,39 @@ const (
 // AdminClient is a client for the v1.Admin service.
 type AdminClient interface {
 	// PutRole creates a role or replaces it. The roles mesh-admin and voters
-	// cannot be changed: INVALID_ARGUMENT.
+	// cannot be changed: FAILED_PRECONDITION.
 	PutRole(context.Context, *connect.Request[v1.Role]) (*connect.Response[emptypb.Empty], error)
-	// DeleteRole removes a role. Bindings to it stay and grant nothing.
+	// DeleteRole removes a role. FAILED_PRECONDITION while a role binding names it,
+	// where v1 nodes left the binding, and of the roles mesh-admin and voters.
 	DeleteRole(context.Context, *connect.Request[v1.Role]) (*connect.Response[emptypb.Empty], error)
 	// GetRole returns a role.
 	GetRole(context.Context, *connect.Request[v1.Role]) (*connect.Response[v1.Role], error)
 	// ListRoles returns every role.
 	ListRoles(context.Context, *connect.Request[emptypb.Empty]) (*connect.Response[v1.Roles], error)
 	// PutRoleBinding creates a role binding or replaces it. The bindings
-	// mesh-admin and bootstrap-voters cannot be changed: INVALID_ARGUMENT.
+	// mesh-admin and bootstrap-voters cannot be changed: FAILED_PRECONDITION, as with
+	// a role that is not there.
 	PutRoleBinding(context.Context, *connect.Request[v1.RoleBinding]) (*connect.Response[emptypb.Empty], error)
-	// DeleteRoleBinding removes a role binding.
+	// DeleteRoleBinding removes a role binding. FAILED_PRECONDITION of the bindings
+	// mesh-admin and bootstrap-voters, and when nobody would have full rights any more.
 	DeleteRoleBinding(context.Context, *connect.Request[v1.RoleBinding]) (*connect.Response[emptypb.Empty], error)
 	// GetRoleBinding returns a role binding.
 	GetRoleBinding(context.Context, *connect.Request[v1.RoleBinding]) (*connect.Response[v1.RoleBinding], error)
 	// ListRoleBindings returns every role binding.
 	ListRoleBindings(context.Context, *connect.Request[emptypb.Empty]) (*connect.Response[v1.RoleBindings], error)
-	// PutGroup creates a group or replaces it.
+	// PutGroup creates a group or replaces it. FAILED_PRECONDITION when a gateway
+	// would drop out of the group voters.
 	PutGroup(context.Context, *connect.Request[v1.Group]) (*connect.Response[emptypb.Empty], error)
-	// DeleteGroup removes a group. The group voters cannot be removed:
-	// INVALID_ARGUMENT.
+	// DeleteGroup removes a group. FAILED_PRECONDITION of the group voters, and while
+	// a network ACL, role binding, route or other group names it.
 	DeleteGroup(context.Context, *connect.Request[v1.Group]) (*connect.Response[emptypb.Empty], error)
 	// GetGroup returns a group.
 	GetGroup(context.Context, *connect.Request[v1.Group]) (*connect.Response[v1.Group], error)
 	// ListGroups returns every group.
 	ListGroups(context.Context, *connect.Request[emptypb.Empty]) (*connect.Response[v1.Groups], error)
-	// PutNetworkACL creates a network ACL or replaces it. One of its four lists
-	// at least must hold something.
+	// PutNetworkACL creates a network ACL or replaces it. One of its lists at least
+	// must hold something: of nodes, of CIDRs, or, where v1 nodes knew none,
+	// protocols or ports.
 	PutNetworkACL(context.Context, *connect.Request[v1.NetworkACL]) (*connect.Response[emptypb.Empty], error)
 	// DeleteNetworkACL removes a network ACL.
 	DeleteNetworkACL(context.Context, *connect.Request[v1.NetworkACL]) (*connect.Response[emptypb.Empty], error)
@@ -452,34 +457,39 @@ func (c *adminClient) ListEdges(ctx context.Context, req *connect.Request[emptyp
 // AdminHandler is an implementation of the v1.Admin service.
 type AdminHandler interface {
 	// PutRole creates a role or replaces it. The roles mesh-admin and voters
-	// cannot be changed: INVALID_ARGUMENT.
+	// cannot be changed: FAILED_PRECONDITION.
 	PutRole(context.Context, *connect.Request[v1.Role]) (*connect.Response[emptypb.Empty], error)
-	// DeleteRole removes a role. Bindings to it stay and grant nothing.
+	// DeleteRole removes a role. FAILED_PRECONDITION while a role binding names it,
+	// where v1 nodes left the binding, and of the roles mesh-admin and voters.
 	DeleteRole(context.Context, *connect.Request[v1.Role]) (*connect.Response[emptypb.Empty], error)
 	// GetRole returns a role.
 	GetRole(context.Context, *connect.Request[v1.Role]) (*connect.Response[v1.Role], error)
 	// ListRoles returns every role.
 	ListRoles(context.Context, *connect.Request[emptypb.Empty]) (*connect.Response[v1.Roles], error)
 	// PutRoleBinding creates a role binding or replaces it. The bindings
-	// mesh-admin and bootstrap-voters cannot be changed: INVALID_ARGUMENT.
+	// mesh-admin and bootstrap-voters cannot be changed: FAILED_PRECONDITION, as with
+	// a role that is not there.
 	PutRoleBinding(context.Context, *connect.Request[v1.RoleBinding]) (*connect.Response[emptypb.Empty], error)
-	// DeleteRoleBinding removes a role binding.
+	// DeleteRoleBinding removes a role binding. FAILED_PRECONDITION of the bindings
+	// mesh-admin and bootstrap-voters, and when nobody would have full rights any more.
 	DeleteRoleBinding(context.Context, *connect.Request[v1.RoleBinding]) (*connect.Response[emptypb.Empty], error)
 	// GetRoleBinding returns a role binding.
 	GetRoleBinding(context.Context, *connect.Request[v1.RoleBinding]) (*connect.Response[v1.RoleBinding], error)
 	// ListRoleBindings returns every role binding.
 	ListRoleBindings(context.Context, *connect.Request[emptypb.Empty]) (*connect.Response[v1.RoleBindings], error)
-	// PutGroup creates a group or replaces it.
+	// PutGroup creates a group or replaces it. FAILED_PRECONDITION when a gateway
+	// would drop out of the group voters.
 	PutGroup(context.Context, *connect.Request[v1.Group]) (*connect.Response[emptypb.Empty], error)
-	// DeleteGroup removes a group. The group voters cannot be removed:
-	// INVALID_ARGUMENT.
+	// DeleteGroup removes a group. FAILED_PRECONDITION of the group voters, and while
+	// a network ACL, role binding, route or other group names it.
 	DeleteGroup(context.Context, *connect.Request[v1.Group]) (*connect.Response[emptypb.Empty], error)
 	// GetGroup returns a group.
 	GetGroup(context.Context, *connect.Request[v1.Group]) (*connect.Response[v1.Group], error)
 	// ListGroups returns every group.
 	ListGroups(context.Context, *connect.Request[emptypb.Empty]) (*connect.Response[v1.Groups], error)
-	// PutNetworkACL creates a network ACL or replaces it. One of its four lists
-	// at least must hold something.
+	// PutNetworkACL creates a network ACL or replaces it. One of its lists at least
+	// must hold something: of nodes, of CIDRs, or, where v1 nodes knew none,
+	// protocols or ports.
 	PutNetworkACL(context.Context, *connect.Request[v1.NetworkACL]) (*connect.Response[emptypb.Empty], error)
 	// DeleteNetworkACL removes a network ACL.
 	DeleteNetworkACL(context.Context, *connect.Request[v1.NetworkACL]) (*connect.Response[emptypb.Empty], error)

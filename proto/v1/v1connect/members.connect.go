@@ -63,8 +63,8 @@ type MembershipClient interface {
 	Update(context.Context, *connect.Request[v1.UpdateRequest]) (*connect.Response[v1.UpdateResponse], error)
 	// Leave takes a node out of the mesh with its edges and its own routes, and
 	// frees its id for another key. FAILED_PRECONDITION for a node that holds the
-	// state. A
-	// node that is no member has left.
+	// state, and NOT_FOUND for an id of which nothing is left: no node, and no key
+	// that it is bound to.
 	Leave(context.Context, *connect.Request[v1.LeaveRequest]) (*connect.Response[v1.LeaveResponse], error)
 	// SubscribePeers sends what the node's peers are to be, again whenever that
 	// changes. Each message replaces the one before it.
@@ -179,8 +179,8 @@ type MembershipHandler interface {
 	Update(context.Context, *connect.Request[v1.UpdateRequest]) (*connect.Response[v1.UpdateResponse], error)
 	// Leave takes a node out of the mesh with its edges and its own routes, and
 	// frees its id for another key. FAILED_PRECONDITION for a node that holds the
-	// state. A
-	// node that is no member has left.
+	// state, and NOT_FOUND for an id of which nothing is left: no node, and no key
+	// that it is bound to.
 	Leave(context.Context, *connect.Request[v1.LeaveRequest]) (*connect.Response[v1.LeaveResponse], error)
 	// SubscribePeers sends what the node's peers are to be, again whenever that
 	// changes. Each message replaces the one before it.

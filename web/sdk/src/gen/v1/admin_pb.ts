@@ -27,15 +27,18 @@ export const file_v1_admin: GenFile = /*@__PURE__*/
  * Each call takes the verb it is named after (VERB_PUT, VERB_DELETE, VERB_GET
  * for Get and List) on the kind of object, with its name: PERMISSION_DENIED
  * without. Writes go to the leader; INVALID_ARGUMENT names what is wrong with an
- * object. Of the argument of Delete and Get only the name counts, or the two
- * ends of an edge. What is not there can be deleted; to get it is NOT_FOUND.
+ * object whatever the mesh holds, and FAILED_PRECONDITION what of the mesh is in
+ * the way: that an object which this one names is not there, that others name
+ * this one, or that the mesh itself is run with it. Of the argument of Delete and
+ * Get only the name counts, or the two ends of an edge. What is not there can be
+ * deleted; to get it is NOT_FOUND.
  *
  * @generated from service v1.Admin
  */
 export const Admin: GenService<{
   /**
    * PutRole creates a role or replaces it. The roles mesh-admin and voters
-   * cannot be changed: INVALID_ARGUMENT.
+   * cannot be changed: FAILED_PRECONDITION.
    *
    * @generated from rpc v1.Admin.PutRole
    */
@@ -45,7 +48,8 @@ export const Admin: GenService<{
     output: typeof EmptySchema;
   },
   /**
-   * DeleteRole removes a role. Bindings to it stay and grant nothing.
+   * DeleteRole removes a role. FAILED_PRECONDITION while a role binding names it,
+   * where v1 nodes left the binding, and of the roles mesh-admin and voters.
    *
    * @generated from rpc v1.Admin.DeleteRole
    */
@@ -76,7 +80,8 @@ export const Admin: GenService<{
   },
   /**
    * PutRoleBinding creates a role binding or replaces it. The bindings
-   * mesh-admin and bootstrap-voters cannot be changed: INVALID_ARGUMENT.
+   * mesh-admin and bootstrap-voters cannot be changed: FAILED_PRECONDITION, as with
+   * a role that is not there.
    *
    * @generated from rpc v1.Admin.PutRoleBinding
    */
@@ -86,7 +91,8 @@ export const Admin: GenService<{
     output: typeof EmptySchema;
   },
   /**
-   * DeleteRoleBinding removes a role binding.
+   * DeleteRoleBinding removes a role binding. FAILED_PRECONDITION of the bindings
+   * mesh-admin and bootstrap-voters, and when nobody would have full rights any more.
    *
    * @generated from rpc v1.Admin.DeleteRoleBinding
    */
@@ -116,7 +122,8 @@ export const Admin: GenService<{
     output: typeof RoleBindingsSchema;
   },
   /**
-   * PutGroup creates a group or replaces it.
+   * PutGroup creates a group or replaces it. FAILED_PRECONDITION when a gateway
+   * would drop out of the group voters.
    *
    * @generated from rpc v1.Admin.PutGroup
    */
@@ -126,8 +133,8 @@ export const Admin: GenService<{
     output: typeof EmptySchema;
   },
   /**
-   * DeleteGroup removes a group. The group voters cannot be removed:
-   * INVALID_ARGUMENT.
+   * DeleteGroup removes a group. FAILED_PRECONDITION of the group voters, and while
+   * a network ACL, role binding, route or other group names it.
    *
    * @generated from rpc v1.Admin.DeleteGroup
    */
@@ -157,8 +164,9 @@ export const Admin: GenService<{
     output: typeof GroupsSchema;
   },
   /**
-   * PutNetworkACL creates a network ACL or replaces it. One of its four lists
-   * at least must hold something.
+   * PutNetworkACL creates a network ACL or replaces it. One of its lists at least
+   * must hold something: of nodes, of CIDRs, or, where v1 nodes knew none,
+   * protocols or ports.
    *
    * @generated from rpc v1.Admin.PutNetworkACL
    */

@@ -718,8 +718,8 @@ export const Membership: GenService<{
   /**
    * Leave takes a node out of the mesh with its edges and its own routes, and
    * frees its id for another key. FAILED_PRECONDITION for a node that holds the
-   * state. A
-   * node that is no member has left.
+   * state, and NOT_FOUND for an id of which nothing is left: no node, and no key
+   * that it is bound to.
    *
    * @generated from rpc v1.Membership.Leave
    */

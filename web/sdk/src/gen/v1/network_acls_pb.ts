@@ -141,8 +141,8 @@ export type Route = Message<"v1.Route"> & {
   node: string;
 
   /**
-   * destination_cidrs are the networks, in CIDR form. What lies within the mesh
-   * is ignored.
+   * destination_cidrs are the networks, in CIDR form. INVALID_ARGUMENT for one that
+   * touches a network of the mesh.
    *
    * @generated from field: repeated string destination_cidrs = 3;
    */

@@ -114,7 +114,7 @@ export type RoleBinding = Message<"v1.RoleBinding"> & {
   name: string;
 
   /**
-   * role is the name of the role. A role that does not exist grants nothing.
+   * role is the name of the role. It has to be there when the binding is put.
    *
    * @generated from field: string role = 2;
    */
