@@ -84,7 +84,10 @@ type WatchMeshResponse struct {
 	Leaderless bool `protobuf:"varint,7,opt,name=leaderless,proto3" json:"leaderless,omitempty"`
 	// presence says which nodes are up, by their ids; empty from a gateway that does
 	// not tell.
-	Presence      []*NodePresence `protobuf:"bytes,8,rep,name=presence,proto3" json:"presence,omitempty"`
+	Presence []*NodePresence `protobuf:"bytes,8,rep,name=presence,proto3" json:"presence,omitempty"`
+	// barred are the nodes with which the network ACLs let the answering one exchange
+	// nothing, by their ids: whether they are up or not, no packet gets there.
+	Barred        []*BarredNode `protobuf:"bytes,9,rep,name=barred,proto3" json:"barred,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -175,6 +178,68 @@ func (x *WatchMeshResponse) GetPresence() []*NodePresence {
 	return nil
 }
 
+func (x *WatchMeshResponse) GetBarred() []*BarredNode {
+	if x != nil {
+		return x.Barred
+	}
+	return nil
+}
+
+// BarredNode is a node that no packet gets to, whatever the network does.
+type BarredNode struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// node_id is the node.
+	NodeId string `protobuf:"bytes,1,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
+	// acl is the network ACL that denies it; empty where none accepts it.
+	Acl           string `protobuf:"bytes,2,opt,name=acl,proto3" json:"acl,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BarredNode) Reset() {
+	*x = BarredNode{}
+	mi := &file_meshgate_v1_watch_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BarredNode) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BarredNode) ProtoMessage() {}
+
+func (x *BarredNode) ProtoReflect() protoreflect.Message {
+	mi := &file_meshgate_v1_watch_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BarredNode.ProtoReflect.Descriptor instead.
+func (*BarredNode) Descriptor() ([]byte, []int) {
+	return file_meshgate_v1_watch_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *BarredNode) GetNodeId() string {
+	if x != nil {
+		return x.NodeId
+	}
+	return ""
+}
+
+func (x *BarredNode) GetAcl() string {
+	if x != nil {
+		return x.Acl
+	}
+	return ""
+}
+
 // Link is the WireGuard link between the answering gateway and one node.
 type Link struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -199,7 +264,7 @@ type Link struct {
 
 func (x *Link) Reset() {
 	*x = Link{}
-	mi := &file_meshgate_v1_watch_proto_msgTypes[2]
+	mi := &file_meshgate_v1_watch_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -211,7 +276,7 @@ func (x *Link) String() string {
 func (*Link) ProtoMessage() {}
 
 func (x *Link) ProtoReflect() protoreflect.Message {
-	mi := &file_meshgate_v1_watch_proto_msgTypes[2]
+	mi := &file_meshgate_v1_watch_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -224,7 +289,7 @@ func (x *Link) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Link.ProtoReflect.Descriptor instead.
 func (*Link) Descriptor() ([]byte, []int) {
-	return file_meshgate_v1_watch_proto_rawDescGZIP(), []int{2}
+	return file_meshgate_v1_watch_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *Link) GetNodeId() string {
@@ -281,7 +346,7 @@ var File_meshgate_v1_watch_proto protoreflect.FileDescriptor
 const file_meshgate_v1_watch_proto_rawDesc = "" +
 	"\n" +
 	"\x17meshgate/v1/watch.proto\x12\vmeshgate.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17meshgate/v1/paths.proto\x1a\x1ameshgate/v1/presence.proto\x1a\rv1/mesh.proto\x1a\rv1/node.proto\"\x12\n" +
-	"\x10WatchMeshRequest\"\xb5\x02\n" +
+	"\x10WatchMeshRequest\"\xe6\x02\n" +
 	"\x11WatchMeshResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\x04R\aversion\x12\x1d\n" +
 	"\n" +
@@ -294,7 +359,12 @@ const file_meshgate_v1_watch_proto_rawDesc = "" +
 	"\n" +
 	"leaderless\x18\a \x01(\bR\n" +
 	"leaderless\x125\n" +
-	"\bpresence\x18\b \x03(\v2\x19.meshgate.v1.NodePresenceR\bpresence\"\x89\x02\n" +
+	"\bpresence\x18\b \x03(\v2\x19.meshgate.v1.NodePresenceR\bpresence\x12/\n" +
+	"\x06barred\x18\t \x03(\v2\x17.meshgate.v1.BarredNodeR\x06barred\"7\n" +
+	"\n" +
+	"BarredNode\x12\x17\n" +
+	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12\x10\n" +
+	"\x03acl\x18\x02 \x01(\tR\x03acl\"\x89\x02\n" +
 	"\x04Link\x12\x17\n" +
 	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12\x16\n" +
 	"\x06online\x18\x02 \x01(\bR\x06online\x12\x1a\n" +
@@ -318,31 +388,33 @@ func file_meshgate_v1_watch_proto_rawDescGZIP() []byte {
 	return file_meshgate_v1_watch_proto_rawDescData
 }
 
-var file_meshgate_v1_watch_proto_msgTypes = make([]protoimpl.MessageInfo, 3)
+var file_meshgate_v1_watch_proto_msgTypes = make([]protoimpl.MessageInfo, 4)
 var file_meshgate_v1_watch_proto_goTypes = []any{
 	(*WatchMeshRequest)(nil),      // 0: meshgate.v1.WatchMeshRequest
 	(*WatchMeshResponse)(nil),     // 1: meshgate.v1.WatchMeshResponse
-	(*Link)(nil),                  // 2: meshgate.v1.Link
-	(*v1.MeshNode)(nil),           // 3: v1.MeshNode
-	(*v1.MeshEdge)(nil),           // 4: v1.MeshEdge
-	(*NodePresence)(nil),          // 5: meshgate.v1.NodePresence
-	(*timestamppb.Timestamp)(nil), // 6: google.protobuf.Timestamp
-	(*Path)(nil),                  // 7: meshgate.v1.Path
+	(*BarredNode)(nil),            // 2: meshgate.v1.BarredNode
+	(*Link)(nil),                  // 3: meshgate.v1.Link
+	(*v1.MeshNode)(nil),           // 4: v1.MeshNode
+	(*v1.MeshEdge)(nil),           // 5: v1.MeshEdge
+	(*NodePresence)(nil),          // 6: meshgate.v1.NodePresence
+	(*timestamppb.Timestamp)(nil), // 7: google.protobuf.Timestamp
+	(*Path)(nil),                  // 8: meshgate.v1.Path
 }
 var file_meshgate_v1_watch_proto_depIdxs = []int32{
-	3, // 0: meshgate.v1.WatchMeshResponse.nodes:type_name -> v1.MeshNode
-	4, // 1: meshgate.v1.WatchMeshResponse.edges:type_name -> v1.MeshEdge
-	2, // 2: meshgate.v1.WatchMeshResponse.links:type_name -> meshgate.v1.Link
-	5, // 3: meshgate.v1.WatchMeshResponse.presence:type_name -> meshgate.v1.NodePresence
-	6, // 4: meshgate.v1.Link.last_handshake:type_name -> google.protobuf.Timestamp
-	7, // 5: meshgate.v1.Link.path:type_name -> meshgate.v1.Path
-	0, // 6: meshgate.v1.Watch.WatchMesh:input_type -> meshgate.v1.WatchMeshRequest
-	1, // 7: meshgate.v1.Watch.WatchMesh:output_type -> meshgate.v1.WatchMeshResponse
-	7, // [7:8] is the sub-list for method output_type
-	6, // [6:7] is the sub-list for method input_type
-	6, // [6:6] is the sub-list for extension type_name
-	6, // [6:6] is the sub-list for extension extendee
-	0, // [0:6] is the sub-list for field type_name
+	4, // 0: meshgate.v1.WatchMeshResponse.nodes:type_name -> v1.MeshNode
+	5, // 1: meshgate.v1.WatchMeshResponse.edges:type_name -> v1.MeshEdge
+	3, // 2: meshgate.v1.WatchMeshResponse.links:type_name -> meshgate.v1.Link
+	6, // 3: meshgate.v1.WatchMeshResponse.presence:type_name -> meshgate.v1.NodePresence
+	2, // 4: meshgate.v1.WatchMeshResponse.barred:type_name -> meshgate.v1.BarredNode
+	7, // 5: meshgate.v1.Link.last_handshake:type_name -> google.protobuf.Timestamp
+	8, // 6: meshgate.v1.Link.path:type_name -> meshgate.v1.Path
+	0, // 7: meshgate.v1.Watch.WatchMesh:input_type -> meshgate.v1.WatchMeshRequest
+	1, // 8: meshgate.v1.Watch.WatchMesh:output_type -> meshgate.v1.WatchMeshResponse
+	8, // [8:9] is the sub-list for method output_type
+	7, // [7:8] is the sub-list for method input_type
+	7, // [7:7] is the sub-list for extension type_name
+	7, // [7:7] is the sub-list for extension extendee
+	0, // [0:7] is the sub-list for field type_name
 }
 
 func init() { file_meshgate_v1_watch_proto_init() }
@@ -358,7 +430,7 @@ func file_meshgate_v1_watch_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_meshgate_v1_watch_proto_rawDesc), len(file_meshgate_v1_watch_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   3,
+			NumMessages:   4,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

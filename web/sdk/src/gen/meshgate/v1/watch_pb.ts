@@ -24,7 +24,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file meshgate/v1/watch.proto.
  */
 export const file_meshgate_v1_watch: GenFile = /*@__PURE__*/
-  fileDesc("ChdtZXNoZ2F0ZS92MS93YXRjaC5wcm90bxILbWVzaGdhdGUudjEiEgoQV2F0Y2hNZXNoUmVxdWVzdCLqAQoRV2F0Y2hNZXNoUmVzcG9uc2USDwoHdmVyc2lvbhgBIAEoBBISCgpnYXRld2F5X2lkGAIgASgJEhMKC21lc2hfZG9tYWluGAMgASgJEhsKBW5vZGVzGAQgAygLMgwudjEuTWVzaE5vZGUSGwoFZWRnZXMYBSADKAsyDC52MS5NZXNoRWRnZRIgCgVsaW5rcxgGIAMoCzIRLm1lc2hnYXRlLnYxLkxpbmsSEgoKbGVhZGVybGVzcxgHIAEoCBIrCghwcmVzZW5jZRgIIAMoCzIZLm1lc2hnYXRlLnYxLk5vZGVQcmVzZW5jZSK9AQoETGluaxIPCgdub2RlX2lkGAEgASgJEg4KBm9ubGluZRgCIAEoCBIQCghlbmRwb2ludBgDIAEoCRIyCg5sYXN0X2hhbmRzaGFrZRgEIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASFQoNcmVjZWl2ZV9ieXRlcxgFIAEoBBIWCg50cmFuc21pdF9ieXRlcxgGIAEoBBIfCgRwYXRoGAcgASgLMhEubWVzaGdhdGUudjEuUGF0aDJVCgVXYXRjaBJMCglXYXRjaE1lc2gSHS5tZXNoZ2F0ZS52MS5XYXRjaE1lc2hSZXF1ZXN0Gh4ubWVzaGdhdGUudjEuV2F0Y2hNZXNoUmVzcG9uc2UwAUI7WjlnaXRodWIuY29tL21lc2hnYXRlL21lc2hnYXRlL3Byb3RvL21lc2hnYXRlL3YxO21lc2hnYXRldjFiBnByb3RvMw", [file_google_protobuf_timestamp, file_meshgate_v1_paths, file_meshgate_v1_presence, file_v1_mesh, file_v1_node]);
+  fileDesc("ChdtZXNoZ2F0ZS92MS93YXRjaC5wcm90bxILbWVzaGdhdGUudjEiEgoQV2F0Y2hNZXNoUmVxdWVzdCKTAgoRV2F0Y2hNZXNoUmVzcG9uc2USDwoHdmVyc2lvbhgBIAEoBBISCgpnYXRld2F5X2lkGAIgASgJEhMKC21lc2hfZG9tYWluGAMgASgJEhsKBW5vZGVzGAQgAygLMgwudjEuTWVzaE5vZGUSGwoFZWRnZXMYBSADKAsyDC52MS5NZXNoRWRnZRIgCgVsaW5rcxgGIAMoCzIRLm1lc2hnYXRlLnYxLkxpbmsSEgoKbGVhZGVybGVzcxgHIAEoCBIrCghwcmVzZW5jZRgIIAMoCzIZLm1lc2hnYXRlLnYxLk5vZGVQcmVzZW5jZRInCgZiYXJyZWQYCSADKAsyFy5tZXNoZ2F0ZS52MS5CYXJyZWROb2RlIioKCkJhcnJlZE5vZGUSDwoHbm9kZV9pZBgBIAEoCRILCgNhY2wYAiABKAkivQEKBExpbmsSDwoHbm9kZV9pZBgBIAEoCRIOCgZvbmxpbmUYAiABKAgSEAoIZW5kcG9pbnQYAyABKAkSMgoObGFzdF9oYW5kc2hha2UYBCABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEhUKDXJlY2VpdmVfYnl0ZXMYBSABKAQSFgoOdHJhbnNtaXRfYnl0ZXMYBiABKAQSHwoEcGF0aBgHIAEoCzIRLm1lc2hnYXRlLnYxLlBhdGgyVQoFV2F0Y2gSTAoJV2F0Y2hNZXNoEh0ubWVzaGdhdGUudjEuV2F0Y2hNZXNoUmVxdWVzdBoeLm1lc2hnYXRlLnYxLldhdGNoTWVzaFJlc3BvbnNlMAFCO1o5Z2l0aHViLmNvbS9tZXNoZ2F0ZS9tZXNoZ2F0ZS9wcm90by9tZXNoZ2F0ZS92MTttZXNoZ2F0ZXYxYgZwcm90bzM", [file_google_protobuf_timestamp, file_meshgate_v1_paths, file_meshgate_v1_presence, file_v1_mesh, file_v1_node]);
 
 /**
  * WatchMeshRequest asks to follow the mesh.
@@ -104,6 +104,14 @@ export type WatchMeshResponse = Message<"meshgate.v1.WatchMeshResponse"> & {
    * @generated from field: repeated meshgate.v1.NodePresence presence = 8;
    */
   presence: NodePresence[];
+
+  /**
+   * barred are the nodes with which the network ACLs let the answering one exchange
+   * nothing, by their ids: whether they are up or not, no packet gets there.
+   *
+   * @generated from field: repeated meshgate.v1.BarredNode barred = 9;
+   */
+  barred: BarredNode[];
 };
 
 /**
@@ -112,6 +120,34 @@ export type WatchMeshResponse = Message<"meshgate.v1.WatchMeshResponse"> & {
  */
 export const WatchMeshResponseSchema: GenMessage<WatchMeshResponse> = /*@__PURE__*/
   messageDesc(file_meshgate_v1_watch, 1);
+
+/**
+ * BarredNode is a node that no packet gets to, whatever the network does.
+ *
+ * @generated from message meshgate.v1.BarredNode
+ */
+export type BarredNode = Message<"meshgate.v1.BarredNode"> & {
+  /**
+   * node_id is the node.
+   *
+   * @generated from field: string node_id = 1;
+   */
+  nodeId: string;
+
+  /**
+   * acl is the network ACL that denies it; empty where none accepts it.
+   *
+   * @generated from field: string acl = 2;
+   */
+  acl: string;
+};
+
+/**
+ * Describes the message meshgate.v1.BarredNode.
+ * Use `create(BarredNodeSchema)` to create a new message.
+ */
+export const BarredNodeSchema: GenMessage<BarredNode> = /*@__PURE__*/
+  messageDesc(file_meshgate_v1_watch, 2);
 
 /**
  * Link is the WireGuard link between the answering gateway and one node.
@@ -175,7 +211,7 @@ export type Link = Message<"meshgate.v1.Link"> & {
  * Use `create(LinkSchema)` to create a new message.
  */
 export const LinkSchema: GenMessage<Link> = /*@__PURE__*/
-  messageDesc(file_meshgate_v1_watch, 2);
+  messageDesc(file_meshgate_v1_watch, 3);
 
 /**
  * Watch lets the console and tools follow the mesh without polling.
