@@ -242,12 +242,18 @@ func TestWatchMesh(t *testing.T) {
 		}
 		link := func(m *meshgatev1.WatchMeshResponse) *meshgatev1.Link { return m.GetLinks()[0] }
 		expect("at once", 1, func(m *meshgatev1.WatchMeshResponse) bool {
-			return m.GetVersion() == 8 && len(m.GetNodes()) == 4 && len(m.GetEdges()) == 1 && link(m).GetNodeId() == "web-1" && !link(m).GetOnline()
+			return m.GetVersion() == 8 && len(m.GetNodes()) == 4 && len(m.GetEdges()) == 1 && link(m).GetNodeId() == "web-1" && !link(m).GetOnline() && len(m.GetBarred()) == 3 // all others
 		})
 		pass(time.Minute)
 		expect("nothing new", 0, nil)
 		s.node.set(with(9))
 		expect("a change of the mesh", 1, func(m *meshgatev1.WatchMeshResponse) bool { return m.GetVersion() == 9 })
+		shut := *with(10)
+		shut.ACLs = []mesh.ACL{{Name: "shut", DestinationNodes: []string{"web-1"}}, {Name: "all", Accept: true}}
+		s.node.set(&shut)
+		expect("an ACL", 1, func(m *meshgatev1.WatchMeshResponse) bool {
+			return len(m.GetBarred()) == 1 && m.GetBarred()[0].GetNodeId() == "web-1" && m.GetBarred()[0].GetAcl() == "shut"
+		})
 		s.node.setStats(stats(10, "192.0.2.9:1", time.Now()))
 		pass(1100 * time.Millisecond)
 		expect("a handshake", 1, func(m *meshgatev1.WatchMeshResponse) bool {

@@ -56,6 +56,11 @@ func TestNoWay_NamesThePolicy(t *testing.T) {
 			}
 		})
 	}
+	shut := mesh.ACL{Name: "lockdown", Priority: 100}
+	if got := noWay(policy.Compile(&mesh.Snapshot{ACLs: []mesh.ACL{shut, accept("*", "*")}}), a, b); !strings.Contains(got, `denied by acl "lockdown"`) ||
+		!strings.Contains(got, "NAME --priority 101 --src-node a --dst-node b") {
+		t.Errorf("got %q", got)
+	}
 	n := &Node{cfg: Config{ID: "a"}}
 	s := &mesh.Snapshot{Nodes: mesh.NodesOf(a, b)}
 	err := n.unrouted(s, b, fmt.Errorf("dial tcp 172.16.0.2:9: %w", wg.ErrNoRoute))

@@ -27,6 +27,8 @@ const (
 	stateIdle = "idle"
 	// stateSilent is a node with a session to which no way stands any more.
 	stateSilent = "no answer"
+	// stateBarred is a node that the network ACLs keep off.
+	stateBarred = "cut off"
 	// stateHeard is a gateway that the cluster hears and no tunnel has led to yet:
 	// that its port of the API is reached says nothing about that of WireGuard.
 	stateHeard = "no tunnel yet"
@@ -42,6 +44,7 @@ func statesOf(m *meshgatev1.WatchMeshResponse, alive map[string]bool) map[string
 	ways := waysFrom(m.GetGatewayId(), near, links, alive)
 	states := make(map[string]string, len(m.GetNodes()))
 	told := presenceOf(m.GetPresence())
+	barred := barredOf(m.GetBarred())
 	for _, o := range m.GetNodes() {
 		id := o.GetId()
 		up, gateway := alive[id]
@@ -49,12 +52,14 @@ func statesOf(m *meshgatev1.WatchMeshResponse, alive map[string]bool) map[string
 		switch via := ways[id]; {
 		case id == m.GetGatewayId():
 			states[id] = selfState(o)
+		case barred[id] != nil:
+			states[id] = barredState(barred[id], told[id])
 		case link != nil && !link.GetOnline() && stands(link.GetPath()):
 			states[id] = stateIdle
 		case told[id] != nil && told[id].GetState() != meshgatev1.PresenceState_PRESENCE_STATE_UP:
 			states[id] = presenceState(told[id], time.Now())
 		case told[id] != nil:
-			states[id] = upState(o, told[id], link, cmp.Or(via, told[id].GetGatewayId()), near[id][m.GetGatewayId()])
+			states[id] = upState(o, told[id], link, cmp.Or(via, carrierOf(m.GetGatewayId(), told[id])), near[id][m.GetGatewayId()])
 		case gateway && !up:
 			states[id] = stateDown
 		case gateway && link.GetLastHandshake() == nil:
@@ -81,6 +86,38 @@ func presenceOf(list []*meshgatev1.NodePresence) map[string]*meshgatev1.NodePres
 		told[p.GetNodeId()] = p
 	}
 	return told
+}
+
+// barredOf are nodes by their ids.
+func barredOf(list []*meshgatev1.BarredNode) map[string]*meshgatev1.BarredNode {
+	barred := make(map[string]*meshgatev1.BarredNode, len(list))
+	for _, b := range list {
+		barred[b.GetNodeId()] = b
+	}
+	return barred
+}
+
+// barredState is the state of a node that no packet gets to; p, which may be nil,
+// says how it is otherwise.
+func barredState(b *meshgatev1.BarredNode, p *meshgatev1.NodePresence) string {
+	text := stateBarred + ": no network ACL accepts"
+	if b.GetAcl() != "" {
+		text = stateBarred + " by network ACL " + b.GetAcl()
+	}
+	switch p.GetState() {
+	case meshgatev1.PresenceState_PRESENCE_STATE_DOWN, meshgatev1.PresenceState_PRESENCE_STATE_NEVER:
+		return presenceState(p, time.Now()) + "; " + text
+	}
+	return text
+}
+
+// carrierOf is the gateway by way of which one reaches a node that it has no link
+// to, by who hears the node; empty for one that hears it itself, and of a gateway.
+func carrierOf(self string, p *meshgatev1.NodePresence) string {
+	if id := p.GetGatewayId(); id != self && id != p.GetNodeId() {
+		return id
+	}
+	return ""
 }
 
 // stands reports whether a way is there that was checked, packets or not.
@@ -120,6 +157,8 @@ func presenceState(p *meshgatev1.NodePresence, now time.Time) string {
 // through via where it has no link, or inside of another connection.
 func upState(o *v1.MeshNode, p *meshgatev1.NodePresence, link *meshgatev1.Link, via string, inside bool) string {
 	switch {
+	case link == nil && via == "" && p.GetGatewayId() != "":
+		return stateUnknown // it was heard, and no way leads there now
 	case link == nil && via == "":
 		return stateOnline // a gateway that the edges do not lead to
 	case link == nil:
@@ -223,11 +262,13 @@ func neighbours(m *meshgatev1.WatchMeshResponse) map[string]map[string]bool {
 func waits(o *v1.MeshNode) bool { return o.GetPaths() && o.GetPrimaryEndpoint() == "" }
 
 // waysFrom is, for each node without a link, the neighbour of the gateway on the
-// shortest way to it. A neighbour that does not answer is no way to anybody; a
-// gateway that the cluster hears does, although the link to it may rest.
+// shortest way to it. A neighbour that does not answer is no way to anybody, nor is
+// one without a link; a gateway that the cluster hears does, although the link may rest.
 func waysFrom(gateway string, near map[string]map[string]bool, links map[string]*meshgatev1.Link, alive map[string]bool) map[string]string {
 	ways := map[string]string{}
-	border := slices.DeleteFunc(slices.Sorted(maps.Keys(near[gateway])), func(id string) bool { return (!links[id].GetOnline() || silent(links[id])) && !alive[id] })
+	border := slices.DeleteFunc(slices.Sorted(maps.Keys(near[gateway])), func(id string) bool {
+		return links[id] == nil || (!links[id].GetOnline() || silent(links[id])) && !alive[id]
+	})
 	via := map[string]string{} // of those to go on from
 	for _, id := range border {
 		via[id] = id

@@ -124,6 +124,36 @@ func TestStatesOf_SaysWhoIsUpAsTheMeshDoes(t *testing.T) {
 	}
 }
 
+// A node that the network ACLs keep off is reached through nobody, least of all
+// through itself or the gateway that was asked.
+func TestStatesOf_NamesTheACLThatBars(t *testing.T) {
+	m := watched()
+	heard := timestamppb.New(time.Now().Add(-5 * time.Minute))
+	const up, down = meshgatev1.PresenceState_PRESENCE_STATE_UP, meshgatev1.PresenceState_PRESENCE_STATE_DOWN
+	m.Links = nil // a deny of everything has taken them
+	m.Presence = []*meshgatev1.NodePresence{
+		{NodeId: "gw1", State: up, GatewayId: "gw1"}, {NodeId: "gw2", State: up}, {NodeId: "laptop", State: up, GatewayId: "gw3"},
+		{NodeId: "nas", State: down, LastHeard: heard, GatewayId: "gw2"}, {NodeId: "island", State: up, GatewayId: "gw3"},
+	}
+	m.Barred = []*meshgatev1.BarredNode{{NodeId: "gw1", Acl: "lockdown"}, {NodeId: "gw2", Acl: "lockdown"}, {NodeId: "laptop"}, {NodeId: "nas", Acl: "lockdown"}}
+	want := map[string]string{
+		"gw1": "cut off by network ACL lockdown", "gw2": "cut off by network ACL lockdown", "laptop": "cut off: no network ACL accepts",
+		"nas": "down, last heard 5m0s ago (gw2); cut off by network ACL lockdown", "island": "not connected", "behind": "not connected",
+	}
+	states := statesOf(m, map[string]bool{"gw1": true, "gw2": true, "gw3": true})
+	for id, state := range want {
+		if states[id] != state {
+			t.Errorf("%s is %q, want %q", id, states[id], state)
+		}
+	}
+	m.Barred = nil // one that does not tell
+	for id, state := range statesOf(m, map[string]bool{"gw1": true, "gw2": true, "gw3": true}) {
+		if state == "relayed through "+id || state == "relayed through gw3" {
+			t.Errorf("%s is %q", id, state)
+		}
+	}
+}
+
 // Nobody is reached through a node that does not answer, nor without any link.
 func TestStatesOf_NoWayThroughTheDead(t *testing.T) {
 	m := watched()

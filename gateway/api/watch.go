@@ -65,6 +65,7 @@ func (w *watchService) WatchMesh(ctx context.Context, _ *connect.Request[meshgat
 	defer ticker.Stop()
 	var sent *meshgatev1.WatchMeshResponse
 	var sentAt time.Time
+	var barred barring
 	var led time.Time
 	if !w.early { // one that is has waited before somebody watched
 		led = time.Now()
@@ -82,6 +83,7 @@ func (w *watchService) WatchMesh(ctx context.Context, _ *connect.Request[meshgat
 		leaderless := now.Sub(led) >= electionPatience
 		if sent == nil || sent.GetVersion() != s.Version || sent.GetLeaderless() != leaderless || changed(sent, links, presence, now.Sub(sentAt) >= counterInterval) {
 			sent, sentAt = w.message(s, links), now
+			sent.Barred = barred.of(s, w.state.Self())
 			sent.Presence = presence
 			sent.Leaderless = leaderless
 			if err := stream.Send(sent); err != nil {

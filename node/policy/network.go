@@ -172,7 +172,35 @@ func (n *Network) Opens(f Flow) Decision {
 // that denies a direction is not undone by a weaker one that accepts the
 // opposite. ACLs with protocols or ports hold in their direction only, where
 // packets tell who opened the conversation.
-func (n *Network) Connects(a, b Endpoint) bool {
+func (n *Network) Connects(a, b Endpoint) bool { return n.connects(a, b).Allowed }
+
+// Between returns what decides whether two nodes may exchange packets at their own
+// addresses. One family in which they may is enough; where there is none, it is
+// what denies them the first.
+func (n *Network) Between(a, b *mesh.Node) Decision {
+	var first *Decision
+	for _, from := range a.Addrs() {
+		for _, to := range b.Addrs() {
+			if from.Is4() != to.Is4() {
+				continue
+			}
+			d := n.connects(Endpoint{string(a.ID), host(from)}, Endpoint{string(b.ID), host(to)})
+			if d.Allowed {
+				return d
+			}
+			if first == nil {
+				first = &d
+			}
+		}
+	}
+	if first == nil {
+		return Decision{}
+	}
+	return *first
+}
+
+// connects is Connects, with the ACL that says so.
+func (n *Network) connects(a, b Endpoint) Decision {
 	var denied [2][]*traffic // of restricted ACLs, for a to b and for b to a
 	for i := range n.rules {
 		r := &n.rules[i]
@@ -180,9 +208,9 @@ func (n *Network) Connects(a, b Endpoint) bool {
 		if r.all() {
 			switch m := max(there, back); {
 			case m == matchWhole:
-				return r.accept
+				return Decision{Allowed: r.accept, ACL: r.acl}
 			case m == matchPart && !r.accept:
-				return false
+				return Decision{ACL: r.acl}
 			}
 			continue
 		}
@@ -191,11 +219,11 @@ func (n *Network) Connects(a, b Endpoint) bool {
 			case m != matchNone && !r.accept:
 				denied[direction] = append(denied[direction], &r.traffic)
 			case m == matchWhole && r.accept && !r.within(denied[direction]):
-				return true
+				return Decision{Allowed: true, ACL: r.acl}
 			}
 		}
 	}
-	return false
+	return Decision{}
 }
 
 // Granted returns the parts of b's network with which a may exchange traffic,

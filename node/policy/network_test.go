@@ -128,6 +128,29 @@ func TestConcerning_ExpandsGroups(t *testing.T) {
 	}
 }
 
+// Between says of two nodes what decides, in the family in which they may.
+func TestBetween_NamesTheACL(t *testing.T) {
+	a := &mesh.Node{ID: "a", IPv4: prefixes("172.16.0.1/32")[0], IPv6: prefixes("fd00::1:0/112")[0]}
+	b := &mesh.Node{ID: "b", IPv4: prefixes("172.16.0.2/32")[0], IPv6: prefixes("fd00::2:0/112")[0]}
+	everything := mesh.ACL{Name: "all", Accept: true}
+	for name, tt := range map[string]struct {
+		acls []mesh.ACL
+		b    *mesh.Node
+		want string
+	}{
+		"none":            {nil, b, "no ACL accepts"},
+		"all":             {[]mesh.ACL{everything}, b, `accepted by acl "all" (priority 0)`},
+		"a denial":        {[]mesh.ACL{{Name: "shut", Priority: 7, DestinationNodes: []string{"a"}}, everything}, b, `denied by acl "shut" (priority 7)`},
+		"of one family":   {[]mesh.ACL{{Name: "shut", DestinationCIDRs: prefixes("172.16.0.0/12")}, everything}, b, `accepted by acl "all" (priority 0)`},
+		"of one port":     {[]mesh.ACL{{Name: "web", Accept: true, Protocols: []mesh.Protocol{mesh.ProtocolTCP}, Ports: []uint16{80}}}, b, `accepted by acl "web" (priority 0)`},
+		"without a place": {[]mesh.ACL{everything}, &mesh.Node{ID: "b"}, "no ACL accepts"},
+	} {
+		if got := policy.Compile(acls(tt.acls...)).Between(a, tt.b).String(); got != tt.want {
+			t.Errorf("%s: %s, want %s", name, got, tt.want)
+		}
+	}
+}
+
 func TestGranted_CutsNetworksAlongACLs(t *testing.T) {
 	self := policy.Endpoint{Node: "a", Network: netip.MustParsePrefix("172.16.0.1/32")}
 	everything := mesh.ACL{Accept: true}

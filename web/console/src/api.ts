@@ -136,6 +136,7 @@ function toSnapshot(response: client.WatchMeshResponse): Snapshot {
       lastHeard: toDate(one.lastHeard),
       stopped: one.stopped,
     })),
+    barred: response.barred.map(({ nodeId, acl }) => ({ nodeId, acl })),
   };
 }
 

@@ -90,6 +90,13 @@ export interface Presence {
   readonly stopped: boolean;
 }
 
+/** A node that the network ACLs let this gateway exchange nothing with, up or not. */
+export interface Barred {
+  readonly nodeId: string;
+  /** The network ACL that denies it; empty where none accepts it. */
+  readonly acl: string;
+}
+
 /** The whole mesh as one gateway sees it at one version. */
 export interface Snapshot {
   readonly version: string;
@@ -100,6 +107,8 @@ export interface Snapshot {
   readonly links: readonly Link[];
   /** Missing from a gateway that does not tell. */
   readonly presence?: readonly Presence[];
+  /** Missing from a gateway that does not tell. */
+  readonly barred?: readonly Barred[];
   /** True while no gateway leads: what is shown may be old, and nothing can be changed. */
   readonly leaderless: boolean;
 }

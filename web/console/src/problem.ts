@@ -2,6 +2,7 @@
 
 import type { Target } from "./backend.ts";
 import { hostPort, label } from "./format.ts";
+import type { NodeModel } from "./graph/model.ts";
 
 /** An error as a person needs it: what is wrong, what to do, and the words of the other side. */
 export interface Problem {
@@ -112,9 +113,20 @@ export function explainWatch(error: unknown): Problem {
 }
 
 /** Why a node does not tell its status. */
-export function explainStatus(error: unknown, node: string, stock: boolean): Problem {
+export function explainStatus(
+  error: unknown,
+  node: string,
+  known: Partial<Pick<NodeModel, "stock" | "barred">> = {},
+): Problem {
   const name = label(node);
-  if (stock) {
+  if (known.barred !== undefined && !known.stock) {
+    return problem(
+      error,
+      `${name} cannot be asked: the network ACLs let nothing pass between this gateway and it.`,
+      "Ask an administrator for a network ACL that lets it, if it should be reached.",
+    );
+  }
+  if (known.stock) {
     return problem(
       undefined,
       `${name} is a plain WireGuard peer, so it cannot report on itself.`,

@@ -200,8 +200,8 @@ export function createStore(createBackend: CreateBackend, now: () => number = Da
       from.status(node, signal).then(
         (status) => report({ status, problem: undefined, loading: false }),
         (error: unknown) => {
-          const stock = state.mesh?.byId.get(node)?.stock ?? false;
-          report({ status: undefined, problem: explainStatus(error, node, stock), loading: false });
+          const problem = explainStatus(error, node, state.mesh?.byId.get(node));
+          report({ status: undefined, problem, loading: false });
         },
       );
     },

@@ -57,12 +57,17 @@ test("every error says what happened and what to do, in sentences", () => {
     const error = new FakeError(code, "cause");
     assertSentences(explainSignIn(error));
     assertSentences(explainWatch(error));
-    assertSentences(explainStatus(error, "nas", false));
+    assertSentences(explainStatus(error, "nas"));
     assertSentences(explainConnect(error, target));
     assertSentences(explainBreak(error, target));
     assert.equal(explainWatch(error).code, code);
   }
-  assertSentences(explainStatus(undefined, "phone", true));
+  assertSentences(explainStatus(undefined, "phone", { stock: true }));
+  const barred = explainStatus(new FakeError("unavailable", "no way"), "nas", {
+    barred: { nodeId: "nas", acl: "" },
+  });
+  assertSentences(barred);
+  assert.match(barred.text, /network ACLs/);
   assertSentences(explainConnect("just a string", target));
   assertSentences(explainConnect(undefined, target));
 });
@@ -205,7 +210,7 @@ test("the path of a plain peer ends at the gateway", () => {
 });
 
 test("a plain peer is not told to join as itself", () => {
-  const { text, next, command } = explainStatus(undefined, "phone", true);
+  const { text, next, command } = explainStatus(undefined, "phone", { stock: true });
   assert.equal(command, "");
   assert.doesNotMatch(text + next, /join|TOKEN/);
   assert.match(next, /once its WireGuard runs/);

@@ -54,7 +54,12 @@ function explainPresence({ reach, presence }: NodeModel, now: number): string | 
   }
 }
 
-function explainLink({ reach, via, link, presence }: NodeModel): string {
+function explainLink({ reach, via, link, presence, barred }: NodeModel): string {
+  if (barred !== undefined) {
+    return barred.acl === ""
+      ? "No network ACL lets packets pass between this gateway and it."
+      : `The network ACL ${label(barred.acl)} lets nothing pass between this gateway and it.`;
+  }
   if (link?.path?.kind === "relayed" && link.online) {
     return `Packets go ${pathName(link.path)}${link.path.reason === "" ? "" : `: ${label(link.path.reason)}`}.`;
   }

@@ -173,6 +173,37 @@ test("describeMesh takes from the mesh who is up, and from links how it is reach
   assert.match(why("fresh"), /No gateway has heard it/);
 });
 
+test("describeMesh leads through nobody to a node that a network ACL keeps off", () => {
+  const up = (nodeId: string, gatewayId: string): Presence => ({
+    nodeId,
+    state: "up",
+    gatewayId,
+    lastHeard: undefined,
+    stopped: false,
+  });
+  const part: Partial<Snapshot> = {
+    nodes: ["gw", "gw2", "laptop", "far"].map((id) => node(id)),
+    edges: [edge("gw", "gw2"), edge("gw", "laptop"), edge("gw2", "far")],
+    presence: [up("gw2", "gw2"), up("laptop", "gw"), up("far", "gw2")],
+  };
+  const barred = [
+    { nodeId: "gw2", acl: "lockdown" },
+    { nodeId: "laptop", acl: "" },
+    { nodeId: "far", acl: "lockdown" },
+  ];
+  const mesh = describeMesh(snapshot({ ...part, barred }));
+  assert.deepEqual(reachOf(mesh), { gw: "gateway", gw2: "unknown", laptop: "unknown", far: "unknown" });
+  const why = (id: string): string => explainReach(mesh.byId.get(id) ?? assert.fail(id), 0);
+  assert.equal(why("gw2"), "The network ACL lockdown lets nothing pass between this gateway and it.");
+  assert.equal(why("laptop"), "No network ACL lets packets pass between this gateway and it.");
+  assert.deepEqual(reachOf(describeMesh(snapshot(part))), {
+    gw: "gateway",
+    gw2: "unknown",
+    laptop: "unknown",
+    far: "relayed via gw2",
+  });
+});
+
 test("describeMesh prefers a way through a node that answers", () => {
   const mesh = describeMesh(
     snapshot({

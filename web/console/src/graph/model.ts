@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-import type { Link, MeshEdge, MeshNode, PeerStats, Presence, Snapshot, Transport } from "../mesh.ts";
+import type { Barred, Link, MeshEdge, MeshNode, PeerStats, Presence, Snapshot, Transport } from "../mesh.ts";
 import { pointOfNode, pointOfWireGuard } from "./keys.ts";
 
 /**
@@ -12,7 +12,7 @@ import { pointOfNode, pointOfWireGuard } from "./keys.ts";
  * - relayed: reached, but through another node or inside a data channel
  * - down: it has stopped, or is not heard any more
  * - waiting: there was no handshake yet, as with a peer that was just created
- * - unknown: nothing connects it to this gateway, or who would know it does not answer
+ * - unknown: nothing connects it to this gateway, not even a network ACL, or who would know it does not answer
  */
 export type Reach = "gateway" | "online" | "relayed" | "down" | "waiting" | "unknown";
 
@@ -28,6 +28,8 @@ export interface NodeModel {
   readonly link: Link | undefined;
   /** Missing from a gateway that does not tell. */
   readonly presence?: Presence;
+  /** Set for a node that the network ACLs keep off from this gateway. */
+  readonly barred?: Barred;
   /** True for a peer that runs no Meshgate: the gateway answers for it. */
   readonly stock: boolean;
   readonly degree: number;
@@ -61,6 +63,7 @@ export function describeMesh(snapshot: Snapshot): MeshModel {
   const ids = new Set(snapshot.nodes.map((node) => node.id));
   const links = new Map(snapshot.links.map((link) => [link.nodeId, link]));
   const presences = new Map(snapshot.presence?.map((one) => [one.nodeId, one]));
+  const bars = new Map(snapshot.barred?.map((one) => [one.nodeId, one]));
   const edges = uniteEdges(snapshot, ids, links, presences);
   const neighbours = neighbourhood(edges);
   const ways = findWays(snapshot.gatewayId, neighbours, links, presences);
@@ -69,13 +72,15 @@ export function describeMesh(snapshot: Snapshot): MeshModel {
     .map((node): NodeModel => {
       const link = links.get(node.id);
       const presence = presences.get(node.id);
+      const barred = bars.get(node.id);
       const carried = neighbours.get(node.id)?.get(snapshot.gatewayId)?.transport;
       return {
         id: node.id,
         node,
         link,
         ...(presence && { presence }),
-        ...reachOf(node.id, snapshot.gatewayId, { link, presence, transport: carried }, ways),
+        ...(barred && { barred }),
+        ...reachOf(node.id, snapshot.gatewayId, { link, presence, barred, transport: carried }, ways),
         // By the same feature gateways tell them apart.
         stock: !node.features.some(({ name }) => name === "NODES"),
         degree: neighbours.get(node.id)?.size ?? 0,
@@ -146,6 +151,7 @@ export function isPlainEndpoint(endpoint: string): boolean {
 interface Known {
   readonly link: Link | undefined;
   readonly presence: Presence | undefined;
+  readonly barred: Barred | undefined;
   /** That of its edge to the gateway, if there is one. */
   readonly transport: Transport | undefined;
 }
@@ -224,7 +230,7 @@ function neighbourhood(edges: readonly EdgeModel[]): Neighbours {
 
 /**
  * For each node that is reached through others: the neighbour of the gateway on the shortest way.
- * A neighbour that does not answer is no way to anybody.
+ * A neighbour that does not answer is no way to anybody, nor is one without a link.
  */
 function findWays(
   gateway: string,
@@ -234,7 +240,9 @@ function findWays(
 ): Map<string, string> {
   const ways = new Map<string, string>();
   const answers = (id: string): boolean =>
-    presences.get(id)?.state === "up" || (presences.get(id) === undefined && links.get(id)?.online === true);
+    links.has(id) &&
+    (presences.get(id)?.state === "up" ||
+      (presences.get(id) === undefined && links.get(id)?.online === true));
   const first = [...(neighbours.get(gateway)?.keys() ?? [])].sort(compareText);
   let border: [string, string][] = first.filter(answers).map((id) => [id, id]);
   while (border.length > 0) {
@@ -255,7 +263,7 @@ function findWays(
 function reachOf(
   id: string,
   gateway: string,
-  { link, presence, transport }: Known,
+  { link, presence, barred, transport }: Known,
   ways: ReadonlyMap<string, string>,
 ): { reach: Reach; via: string } {
   if (id === gateway) {
@@ -274,10 +282,14 @@ function reachOf(
       return { reach: "waiting", via: "" };
     default:
   }
-  const via =
-    ways.get(id) ?? (presence === undefined || presence.gatewayId === gateway ? "" : presence.gatewayId);
+  if (barred !== undefined) {
+    return { reach: "unknown", via: "" };
+  }
+  const by = presence?.gatewayId ?? "";
+  const via = ways.get(id) ?? (by === gateway || by === id ? "" : by);
   if (via === "") {
-    return { reach: presence === undefined ? "unknown" : "online", via: "" };
+    // A gateway that no link leads to is up; what was heard and has no way any more is not reached.
+    return { reach: presence === undefined || by !== "" ? "unknown" : "online", via: "" };
   }
   return { reach: "relayed", via };
 }
