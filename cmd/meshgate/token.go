@@ -69,7 +69,7 @@ func (a *app) tokenCreateCommand() *cobra.Command {
 			if file == "" {
 				file = os.Getenv(envName("file"))
 			}
-			if err := mesh.ValidName(args[0]); err != nil {
+			if err := mesh.ClearName(args[0]); err != nil {
 				return usageError{err}
 			}
 			token := rand.Text()

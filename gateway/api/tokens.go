@@ -43,7 +43,7 @@ func (s *tokensService) CreateToken(ctx context.Context, req *connect.Request[me
 	if s.tokens == nil {
 		return nil, errNoTokens
 	}
-	if err := mesh.ValidName(req.Msg.GetHolder()); err != nil {
+	if err := mesh.ClearName(req.Msg.GetHolder()); err != nil {
 		return nil, fmt.Errorf("holder: %w", err)
 	}
 	if n := len(req.Msg.GetHash()); n != sha256.Size {

@@ -50,6 +50,10 @@ func create(t *testing.T, s *tokensService, holder, token string) *meshgatev1.To
 func TestTokens_CreateListRevoke(t *testing.T) {
 	l := &tokenList{}
 	s := &tokensService{tokens: l}
+	double := &meshgatev1.CreateTokenRequest{Holder: "nas\u200b", Hash: make([]byte, 32)}
+	if _, err := s.CreateToken(t.Context(), connect.NewRequest(double)); !errors.Is(err, mesh.ErrInvalid) {
+		t.Errorf("of a name that looks like another: %v", err)
+	}
 	first := create(t, s, "nas", "one")
 	create(t, s, "nas", "two")
 	create(t, s, "alice", "three")

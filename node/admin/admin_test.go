@@ -249,6 +249,8 @@ func TestChange_Refuses(t *testing.T) {
 		{"rule of an empty name", role(func(r *mesh.Rule) { r.Names = []string{"x", ""} }), mesh.ErrInvalid, "resource_names: [1]"},
 		{"rule of a long name", role(func(r *mesh.Rule) { r.Names = []string{strings.Repeat("x", maxResourceName+1)} }), mesh.ErrInvalid, "resource_names: [0]"},
 		{"rule of a wildcard", role(func(r *mesh.Rule) { r.Names = []string{"*"} }), mesh.ErrInvalid, "no wildcard"},
+		{"role that looks like another", mesh.Change{Role: &mesh.Role{Name: "ops\u200b", Rules: reader().Rules}}, mesh.ErrInvalid, "name:"},
+		{"ACL that turns the text", mesh.Change{ACL: &mesh.ACL{Name: "x\u202eevil", Accept: true, SourceNodes: []string{"*"}}}, mesh.ErrInvalid, "name:"},
 		{"role of a bad name", mesh.Change{Role: &mesh.Role{Name: "a/b", Rules: reader().Rules}}, mesh.ErrInvalid, "name:"},
 		{"admin's role", mesh.Change{Role: &mesh.Role{Name: "mesh-admin", Rules: reader().Rules}}, mesh.ErrPrecondition, "mesh-admin"},
 		{"admin's role gone", mesh.Change{Role: &mesh.Role{Name: "mesh-admin"}, Delete: true}, mesh.ErrPrecondition, "mesh-admin"},

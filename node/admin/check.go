@@ -61,6 +61,9 @@ func one(c mesh.Change) error {
 }
 
 func checkPut(s *mesh.Snapshot, c mesh.Change) error {
+	if err := checkName(c); err != nil {
+		return err
+	}
 	switch {
 	case c.Role != nil:
 		return checkRole(c.Role)
@@ -75,6 +78,30 @@ func checkPut(s *mesh.Snapshot, c mesh.Change) error {
 	default:
 		return checkEdge(s, c.Edge)
 	}
+}
+
+// checkName refuses a name that looks like another one. An object that has one
+// can be removed.
+func checkName(c mesh.Change) error {
+	var name string
+	switch {
+	case c.Role != nil:
+		name = c.Role.Name
+	case c.Binding != nil:
+		name = c.Binding.Name
+	case c.Group != nil:
+		name = c.Group.Name
+	case c.ACL != nil:
+		name = c.ACL.Name
+	case c.Route != nil:
+		name = c.Route.Name
+	default:
+		return nil // an edge has nodes, which are there
+	}
+	if err := mesh.ClearName(name); err != nil {
+		return fmt.Errorf("name: %w", err)
+	}
+	return nil
 }
 
 func checkRole(r *mesh.Role) error {

@@ -46,6 +46,18 @@ func checkJoin(r mesh.JoinRequest) error {
 	return checkNode(&r.Node, r.Routes)
 }
 
+// checkNew refuses an id that looks like another one, unless the mesh has it
+// already.
+func checkNew(s *mesh.Snapshot, id mesh.NodeID) error {
+	if s.Node(id) != nil {
+		return nil
+	}
+	if err := mesh.ClearName(string(id)); err != nil {
+		return fmt.Errorf("id: %w", err)
+	}
+	return nil
+}
+
 // checkUpdate is checkJoin for an update.
 func checkUpdate(r mesh.UpdateRequest) error {
 	if _, err := mesh.ParseNodeID(string(r.ID)); err != nil {

@@ -38,6 +38,7 @@ func TestJoin_Refuses(t *testing.T) {
 	}{
 		{"empty id", func(r *mesh.JoinRequest) { r.Node.ID = "" }, mesh.ErrInvalid, "id"},
 		{"path as id", func(r *mesh.JoinRequest) { r.Node.ID = "../x" }, mesh.ErrInvalid, "id"},
+		{"id that looks like another", func(r *mesh.JoinRequest) { r.Node.ID = "phone\u200b" }, mesh.ErrInvalid, "id"},
 		{"reserved id", func(r *mesh.JoinRequest) { r.Node.ID = "leader" }, mesh.ErrInvalid, "id"},
 		{"long id", func(r *mesh.JoinRequest) { r.Node.ID = mesh.NodeID(strings.Repeat("a", 254)) }, mesh.ErrInvalid, "id"},
 		{"no key", func(r *mesh.JoinRequest) { r.Node.PublicKey = mesh.PublicKey{} }, mesh.ErrInvalid, "public_key"},

@@ -118,6 +118,9 @@ func (m *Members) join(tx *registry.Tx, r mesh.JoinRequest) error {
 	if s.Node(r.Node.ID) == nil && r.MemberOf == s.IPv6 {
 		return fmt.Errorf("%w: id: the node is not in this mesh any more: it was removed", mesh.ErrRemoved)
 	}
+	if err := checkNew(s, r.Node.ID); err != nil {
+		return err
+	}
 	if err := m.checkProof(s, r); err != nil {
 		return err
 	}

@@ -65,6 +65,22 @@ func ValidName(s string) error {
 	return nil
 }
 
+// ClearName checks a name that is given for the first time: as ValidName, and
+// without characters that nobody sees or that turn the text around them, by which
+// two names would look the same. Names that a mesh has already are not asked for
+// that, so that they can be removed. Errors wrap ErrInvalid and state the broken rule.
+func ClearName(s string) error {
+	if err := ValidName(s); err != nil {
+		return err
+	}
+	for _, r := range s {
+		if r != ' ' && unicode.In(r, unicode.Cf, unicode.Z, unicode.Other_Default_Ignorable_Code_Point, unicode.Variation_Selector) {
+			return fmt.Errorf("name %q holds the character %q, which nobody sees: %w", s, r, ErrInvalid)
+		}
+	}
+	return nil
+}
+
 // GroupRef returns how lists of nodes name a group: "group:NAME".
 func GroupRef(name string) string { return groupPrefix + name }
 

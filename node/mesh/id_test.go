@@ -6,6 +6,7 @@ import (
 	"errors"
 	"strings"
 	"testing"
+	"unicode"
 	"unicode/utf8"
 
 	"github.com/meshgate/meshgate/node/mesh"
@@ -69,6 +70,21 @@ func TestValidName_KnowsNoReservedWords(t *testing.T) {
 	for _, name := range []string{"voters", "leader", "node-a-auto"} {
 		if err := mesh.ValidName(name); err != nil {
 			t.Errorf("ValidName(%q): %v", name, err)
+		}
+	}
+}
+
+func TestClearName_ShowsAllThatItHolds(t *testing.T) {
+	for _, name := range []string{"web-1", "a node with spaces", "knoten-ü", "alice@example.com", "ノード", "گره", "node-🚀", "e\u0301"} {
+		if err := mesh.ClearName(name); err != nil {
+			t.Errorf("ClearName(%q): %v", name, err)
+		}
+	}
+	for _, name := range []string{
+		"phone\u200b", "x\u202eevil", "\ufeffphone", "a\u00adb", "a\u2066b", "a\u00a0b", "a\u2003b", "a\u2028b", "\u3164", "a\ufe0f", "a\U000e0061", "a\nb", "",
+	} {
+		if err := mesh.ClearName(name); !errors.Is(err, mesh.ErrInvalid) || strings.ContainsFunc(err.Error(), func(r rune) bool { return !unicode.IsPrint(r) }) {
+			t.Errorf("ClearName(%q): %v", name, err)
 		}
 	}
 }
