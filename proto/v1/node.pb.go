@@ -349,8 +349,10 @@ func (x *FeaturePort) GetPort() int32 {
 // MeshNode is a member of the mesh.
 type MeshNode struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// id names the node: 1 to 253 bytes without / \ : * ? " ' < > | , and none of
-	// self, local, localhost, leader, voters and observers.
+	// id names the node: 1 to 253 bytes without / \ : * ? " ' < > | , without control
+	// characters, and none of self, local, localhost, leader, voters and observers. A new
+	// one has no characters that nobody sees either, such as those of Unicode's
+	// category Cf, and of all spaces that of ASCII only.
 	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	// public_key is the node's identity in 48 base64 characters: an Ed25519 key
 	// in a libp2p key message of type 5, from which its WireGuard key follows.

@@ -53,8 +53,10 @@ export const FeaturePortSchema: GenMessage<FeaturePort> = /*@__PURE__*/
  */
 export type MeshNode = Message<"v1.MeshNode"> & {
   /**
-   * id names the node: 1 to 253 bytes without / \ : * ? " ' < > | , and none of
-   * self, local, localhost, leader, voters and observers.
+   * id names the node: 1 to 253 bytes without / \ : * ? " ' < > | , without control
+   * characters, and none of self, local, localhost, leader, voters and observers. A new
+   * one has no characters that nobody sees either, such as those of Unicode's
+   * category Cf, and of all spaces that of ASCII only.
    *
    * @generated from field: string id = 1;
    */
