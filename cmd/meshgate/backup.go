@@ -47,11 +47,12 @@ func (a *app) backupCommand() *cobra.Command {
 	var o backupOptions
 	var from access
 	cmd := &cobra.Command{
-		Use: "backup FILE", Short: "write the state of the mesh to a file",
+		Use: "backup FILE", Short: "write the state of the mesh to a file, or - for standard output",
 		Long: "backup writes the whole state at one moment, while the mesh goes on, and checks it. The file\n" +
 			"holds no private keys: keep " + nodeKeyFile + " of a gateway's data directory as well. It holds the\n" +
 			"hashes of tokens and the secret of TURN credentials: keep it as you keep keys.\n" +
-			"A file that is there is replaced once the new one is whole.\n" +
+			"A file that is there is replaced once the new one is whole. With - it goes to standard output, whole\n" +
+			"or not at all.\n" +
 			"When the majority of the gateways is gone for good, --stale takes what one that runs holds, and\n" +
 			"--offline what is in the --data-dir of one that does not run.",
 		Args: args(cobra.ExactArgs(1), "the file to write"),
@@ -78,7 +79,7 @@ const nodeKeyFile = "node.key"
 
 // backup takes one of a gateway that runs.
 func (a *app) backup(ctx context.Context, c *peer.Public, o backupOptions, file string) error {
-	info, err := writeBackup(file, func(w io.Writer) error {
+	info, err := a.writeBackup(file, func(w io.Writer) error {
 		if err := fetchBackup(ctx, c, o.stale, w); err != nil {
 			return fmt.Errorf("backup: %w", staleAdvice(o, err))
 		}
@@ -121,7 +122,7 @@ func (a *app) backupOffline(f *pflag.FlagSet, from *access, o backupOptions, fil
 		return usagef("--offline needs the --data-dir of a gateway that does not run")
 	}
 	state := filepath.Join(from.dataDir, stateDir)
-	info, err := writeBackup(file, func(w io.Writer) error {
+	info, err := a.writeBackup(file, func(w io.Writer) error {
 		_, err := raftstore.BackupDir(state, w)
 		if errors.Is(err, raftstore.ErrInUse) {
 			return fmt.Errorf("%w: ask the gateway with --stale instead of --offline, or stop it first", err)
@@ -136,10 +137,17 @@ func (a *app) backupOffline(f *pflag.FlagSet, from *access, o backupOptions, fil
 	return a.printBackup("backed up to", file, info)
 }
 
+// toStdout is the file of a backup that goes to standard output.
+const toStdout = "-"
+
 // writeBackup writes beside the file first, so that a backup that breaks off
-// does not cost the last good one, and checks what fetch wrote.
-func writeBackup(file string, fetch func(io.Writer) error) (_ raftstore.BackupInfo, err error) {
+// does not cost the last good one, and checks what fetch wrote. What goes to
+// standard output is in a temporary file until then.
+func (a *app) writeBackup(file string, fetch func(io.Writer) error) (_ raftstore.BackupInfo, err error) {
 	dir := filepath.Dir(file)
+	if file == toStdout {
+		dir = os.TempDir()
+	}
 	f, err := os.CreateTemp(dir, ".backup-*") // with mode 0600
 	if err != nil {
 		if wrong := (*os.PathError)(nil); errors.As(err, &wrong) {
@@ -162,6 +170,9 @@ func writeBackup(file string, fetch func(io.Writer) error) (_ raftstore.BackupIn
 	if err != nil {
 		return info, fmt.Errorf("what arrived is not whole, try again: %w", err)
 	}
+	if file == toStdout {
+		return info, a.copyOut(f)
+	}
 	if err := f.Sync(); err != nil {
 		return info, err
 	}
@@ -169,6 +180,17 @@ func writeBackup(file string, fetch func(io.Writer) error) (_ raftstore.BackupIn
 		return info, err
 	}
 	return info, f.Close()
+}
+
+// copyOut writes a file to standard output, and removes it.
+func (a *app) copyOut(f *os.File) error {
+	if _, err := f.Seek(0, io.SeekStart); err != nil {
+		return err
+	}
+	if _, err := io.Copy(a.stdout, f); err != nil {
+		return err
+	}
+	return errors.Join(f.Close(), os.Remove(f.Name()))
 }
 
 func fetchBackup(ctx context.Context, c *peer.Public, stale bool, w io.Writer) error {
@@ -190,6 +212,10 @@ func fetchBackup(ctx context.Context, c *peer.Public, stale bool, w io.Writer) e
 }
 
 func (a *app) printBackup(what, file string, info raftstore.BackupInfo) error {
+	if file == toStdout {
+		_, err := fmt.Fprintf(a.stderr, "%s standard output: %d keys of %s, version %d\n", what, info.Keys, info.Time.Format(time.RFC3339), info.Version)
+		return err
+	}
 	if a.structured() {
 		return a.print(backupOutput{File: file, Time: info.Time, Version: info.Version, Keys: info.Keys})
 	}

@@ -293,6 +293,7 @@ var hints = []struct{ cause, advice string }{ //nolint:gochecknoglobals // a con
 	{"no answer on any path", "meshgate status NODE says whether the node is up"},
 	{"may ask for its own paths only", "Have a gateway ask: ping --from takes --server and --token-file of somebody who may read the mesh (get on edges)"},
 	{"unexpected EOF", "What answers there is not the API of a gateway, or it broke off: the API is at --listen of meshgate up, port 8443 unless it was set; TURN, at 3478, is another port"},
+	{"is larger than configured max", "That is what one message may have: split it over several calls"},
 	{"no such host", "Is the name spelled right?"},
 	{localFile + ": permission denied", "It holds the admin token of this host's gateway: use sudo, or give --server and --token-file"},
 	{"put on edges", "A token lets its holder join under its own name and no other: join as that name (--id of meshgate join and up), or use the admin's token"},

@@ -74,7 +74,7 @@ func (a *app) joinCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "join URL",
 		Short: "run a node behind a gateway",
-		Args:  args(cobra.ExactArgs(1), "the URL of a gateway: meshgate join https://gate.example.org:8443 --token T"),
+		Args:  args(cobra.ExactArgs(1), "the URL of a gateway: meshgate join https://gate.example.org:8443 --token-file FILE"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			path, _ := cmd.Flags().GetString("config")
 			if path == "" {

@@ -61,7 +61,7 @@ func TestExplain_NoGatewaysAPI(t *testing.T) {
 // A folder that is not there is named, not the file that would have been in it.
 func TestWriteBackup_NamesTheFolder(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "absent")
-	_, err := writeBackup(filepath.Join(dir, "x"), func(io.Writer) error { return nil })
+	_, err := new(app).writeBackup(filepath.Join(dir, "x"), func(io.Writer) error { return nil })
 	if err == nil || !strings.Contains(err.Error(), "folder "+dir+":") || strings.Contains(err.Error(), ".backup-") {
 		t.Error(err)
 	}

@@ -3,6 +3,7 @@
 import type { Target } from "./backend.ts";
 import { hostPort, label } from "./format.ts";
 import type { NodeModel } from "./graph/model.ts";
+import { isReached } from "./words.ts";
 
 /** An error as a person needs it: what is wrong, what to do, and the words of the other side. */
 export interface Problem {
@@ -69,7 +70,7 @@ export function explainSignIn(error: unknown): Problem {
       return problem(
         error,
         "This token is valid, but it does not allow to look at the mesh.",
-        "Ask an administrator for a token with more rights.",
+        "Ask an administrator to bind a role to you that may get edges (meshgate put rolebindings).",
       );
     case "resource_exhausted":
       return problem(
@@ -116,7 +117,7 @@ export function explainWatch(error: unknown): Problem {
 export function explainStatus(
   error: unknown,
   node: string,
-  known: Partial<Pick<NodeModel, "stock" | "barred">> = {},
+  known: Partial<Pick<NodeModel, "stock" | "barred" | "reach">> = {},
 ): Problem {
   const name = label(node);
   if (known.barred !== undefined && !known.stock) {
@@ -130,7 +131,7 @@ export function explainStatus(
     return problem(
       undefined,
       `${name} is a plain WireGuard peer, so it cannot report on itself.`,
-      "Everything the gateway knows about it is shown above. What it offers can be reached once its WireGuard runs.",
+      `Everything the gateway knows about it is shown above. What it offers can be reached ${isReached(known) ? "through the gateway" : "once its WireGuard runs"}.`,
     );
   }
   switch (errorCode(error)) {
@@ -214,6 +215,14 @@ export function explainConnect(error: unknown, target: Target): Problem {
   const there = describeTarget(target);
   switch (errorCode(error)) {
     case "permission_denied":
+      // The node may expose it all the same: a role comes before that.
+      if (error instanceof Error && error.message.includes("has no role")) {
+        return problem(
+          error,
+          `No role lets you open connections to ${node}.`,
+          "Ask an administrator to bind one to you that may put datachannels of this node (meshgate put rolebindings).",
+        );
+      }
       return problem(
         error,
         `The mesh does not let you reach ${there}.`,

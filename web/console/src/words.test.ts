@@ -67,6 +67,13 @@ test("every error says what happened and what to do, in sentences", () => {
     barred: { nodeId: "nas", acl: "" },
   });
   assertSentences(barred);
+  const roleless = explainConnect(
+    new FakeError("permission_denied", '"eve" has no role that grants put'),
+    target,
+  );
+  assertSentences(roleless);
+  assert.match(roleless.next, /rolebindings/);
+  assert.doesNotMatch(roleless.next, /exposes/);
   assert.match(barred.text, /network ACLs/);
   assertSentences(explainConnect("just a string", target));
   assertSentences(explainConnect(undefined, target));
@@ -214,6 +221,7 @@ test("a plain peer is not told to join as itself", () => {
   assert.equal(command, "");
   assert.doesNotMatch(text + next, /join|TOKEN/);
   assert.match(next, /once its WireGuard runs/);
+  assert.doesNotMatch(explainStatus(undefined, "phone", { stock: true, reach: "online" }).next, /once/);
 });
 
 test("joining over TLS names the pin of a self-signed gateway", () => {

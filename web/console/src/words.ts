@@ -30,6 +30,11 @@ export const transportWords: Record<Transport, string> = {
   libp2p: "WireGuard over libp2p",
 };
 
+/** True for a node that packets get to now. */
+export function isReached({ reach }: { readonly reach?: Reach }): boolean {
+  return reach === "online" || reach === "relayed";
+}
+
 /** Why a node is in its state, now in milliseconds: one sentence. */
 export function explainReach(node: NodeModel, now: number): string {
   return explainPresence(node, now) ?? explainLink(node);
