@@ -323,14 +323,16 @@ func updated(n mesh.Node, r mesh.UpdateRequest) mesh.Node {
 }
 
 // Leave removes a node with its edges and routes, and frees its id for another
-// key; ACLs, roles and groups that name it stay. A node that is gone may still
-// have its id bound to its key, which is freed. An id of which nothing is left is
-// mesh.ErrNotFound: it may be mistyped. The node that holds the state cannot be
-// removed: mesh.ErrPrecondition.
+// key. ACLs, roles and groups that name it stay, but for the group of the
+// gateways: whoever takes the id next is none. A node that is gone may still have
+// its id bound to its key, or be named as a gateway, which ends, too. An id of
+// which nothing is left is mesh.ErrNotFound: it may be mistyped. The node that
+// holds the state cannot be removed: mesh.ErrPrecondition.
 func (m *Members) Leave(ctx context.Context, id mesh.NodeID) error { return m.leave(ctx, id, false) }
 
 // LeaveBound is Leave for somebody who has shown neither the node's key nor a
-// right to it: the id stays bound to the key, so that nobody else takes it.
+// right to it: the id stays bound to the key, so that nobody else takes it, and
+// one that was named as a gateway may try again to be one.
 func (m *Members) LeaveBound(ctx context.Context, id mesh.NodeID) error {
 	return m.leave(ctx, id, true)
 }
@@ -344,8 +346,9 @@ func (m *Members) leave(ctx context.Context, id mesh.NodeID, bound bool) error {
 		n := tx.Snapshot().Node(id)
 		was = n != nil
 		_, held := tx.BoundKey(id)
+		named := !bound && registry.IsGateway(tx.Snapshot(), id) && string(id) != registry.Admin(tx.Snapshot())
 		switch {
-		case !was && !held && !tx.Unreadable(id):
+		case !was && !held && !named && !tx.Unreadable(id):
 			return fmt.Errorf("%w: no node of this id in the mesh, and no key that the id is bound to; v1.Mesh/ListNodes names those that are", mesh.ErrNotFound)
 		case !bound:
 			tx.UnbindKey(id)
@@ -353,7 +356,10 @@ func (m *Members) leave(ctx context.Context, id mesh.NodeID, bound bool) error {
 			tx.BindKey(id, n.PublicKey)
 		}
 		remove(tx, id)
-		return nil
+		if bound {
+			return nil
+		}
+		return m.dismiss(tx, id)
 	})
 	if err != nil {
 		return fmt.Errorf("leave of node %q: %w", id, err)
@@ -362,6 +368,15 @@ func (m *Members) leave(ctx context.Context, id mesh.NodeID, bound bool) error {
 		m.log.Info("node left", "peer", string(id))
 	}
 	return nil
+}
+
+// dismiss ends that a node which is removed is named as a gateway. The admin stays
+// named: who has the name may do everything anyway.
+func (m *Members) dismiss(tx *registry.Tx, id mesh.NodeID) error {
+	if string(id) == registry.Admin(tx.Snapshot()) {
+		return nil
+	}
+	return tx.RemoveGateway(id, m.self)
 }
 
 // remove deletes a node's record, its edges and its routes.

@@ -34,7 +34,7 @@ func (m *Members) Note(ctx context.Context, silent map[mesh.NodeID]time.Time, he
 // Purge removes a node that has been silent since a time or longer, as Leave
 // does, but its id stays bound to its key: nobody else gets to be that node
 // because it was away. One that was heard meanwhile, or moved to another gateway,
-// stays. The node itself joins again as a new one.
+// stays. The node itself joins again as a new one, which is no gateway.
 func (m *Members) Purge(ctx context.Context, id mesh.NodeID, since time.Time) error {
 	if id == m.self {
 		return fmt.Errorf("purge of node %q: %w: it is the node that purges", id, mesh.ErrPrecondition)
@@ -50,7 +50,7 @@ func (m *Members) Purge(ctx context.Context, id mesh.NodeID, since time.Time) er
 			tx.BindKey(id, n.PublicKey)
 		}
 		remove(tx, id)
-		return nil
+		return m.dismiss(tx, id)
 	})
 	if err != nil {
 		return fmt.Errorf("purge of node %q: %w", id, err)

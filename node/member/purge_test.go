@@ -10,6 +10,7 @@ import (
 
 	"github.com/meshgate/meshgate/node/mesh"
 	"github.com/meshgate/meshgate/node/registry"
+	v1 "github.com/meshgate/meshgate/proto/v1"
 )
 
 // gone is when the nodes of a test fell silent.
@@ -131,4 +132,53 @@ func TestLeaveBound_KeepsTheID(t *testing.T) {
 		t.Fatal(err)
 	}
 	f.join(request(t, "a"))
+}
+
+// Whoever gets the id of a gateway that is gone for good is none: not after a
+// leave or a purge, nor where the gateway was only named so far.
+func TestLeave_EndsWhatAGatewayWas(t *testing.T) {
+	f := newFixture(t)
+	f.join(request(t, "gw2"))
+	if err := f.registry.AddGateway(t.Context(), "gw2"); err != nil {
+		t.Fatal(err)
+	}
+	name := func(ids ...string) {
+		t.Helper()
+		g := mesh.Group{Name: registry.GroupVoters}
+		for _, id := range ids {
+			g.Subjects = append(g.Subjects, mesh.Subject{Type: v1.SubjectType_SUBJECT_NODE, Name: id})
+		}
+		if _, err := f.registry.Update(t.Context(), func(tx *registry.Tx) error { return tx.PutGroup(g) }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	gone := func(what string, id mesh.NodeID, err error) {
+		t.Helper()
+		if s := f.registry.Snapshot(); err != nil || s.Node(id) != nil || registry.IsGateway(s, id) || !registry.IsGateway(s, "gw") {
+			t.Errorf("%s: %v, the gateways are %v", what, err, s.Groups)
+		}
+	}
+	gone("leave", "gw2", f.Leave(t.Context(), "gw2"))
+	f.wantRefused(f.Leave(t.Context(), "gw2"), mesh.ErrNotFound, "no node of this id")
+
+	f.wantRefused(f.Leave(t.Context(), "admin"), mesh.ErrNotFound, "no node of this id")
+	f.join(request(t, "admin"))
+	if err := f.Leave(t.Context(), "admin"); err != nil || !registry.IsGateway(f.registry.Snapshot(), "admin") {
+		t.Errorf("the admin's node: %v, the gateways are %v", err, f.registry.Snapshot().Groups)
+	}
+
+	name("gw", "gw3")
+	f.wantRefused(f.LeaveBound(t.Context(), "gw3"), mesh.ErrNotFound, "no node of this id")
+	f.join(request(t, "gw3"))
+	if err := f.LeaveBound(t.Context(), "gw3"); err != nil || !registry.IsGateway(f.registry.Snapshot(), "gw3") {
+		t.Errorf("left without a right to the id: %v, the gateways are %v", err, f.registry.Snapshot().Groups)
+	}
+	gone("freed", "gw3", f.Leave(t.Context(), "gw3"))
+
+	name("gw", "gw4")
+	gone("named only", "gw4", f.Leave(t.Context(), "gw4"))
+
+	name("gw5")
+	f.join(request(t, "gw5"))
+	gone("the only one", "gw5", f.purge("gw5"))
 }

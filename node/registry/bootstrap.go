@@ -74,7 +74,7 @@ func (r *Registry) AddGateway(ctx context.Context, id mesh.NodeID) error {
 			return fmt.Errorf("%w: no node %q in the mesh; it has to join first", mesh.ErrNotFound, id)
 		}
 		g, _ := tx.group(GroupVoters)
-		self := mesh.Subject{Type: v1.SubjectType_SUBJECT_NODE, Name: string(id)}
+		self := gatewaySubject(id)
 		if slices.Contains(g.Subjects, self) {
 			return nil
 		}
@@ -85,24 +85,38 @@ func (r *Registry) AddGateway(ctx context.Context, id mesh.NodeID) error {
 
 // RemoveGateway is the reverse of AddGateway; the last gateway stays.
 func (r *Registry) RemoveGateway(ctx context.Context, id mesh.NodeID) error {
-	_, err := r.Update(ctx, func(tx *Tx) error {
-		g, _ := tx.group(GroupVoters)
-		rest := slices.DeleteFunc(slices.Clone(g.Subjects), func(s mesh.Subject) bool {
-			return s.Type == v1.SubjectType_SUBJECT_NODE && s.Name == string(id)
-		})
-		if len(rest) == 0 || len(rest) == len(g.Subjects) {
+	_, err := r.Update(ctx, func(tx *Tx) error { return tx.RemoveGateway(id, "") })
+	return err
+}
+
+// RemoveGateway is the reverse of AddGateway. Where id is the only one, other takes
+// its place, and where there is no other either, id stays: the group of the
+// gateways is never empty.
+func (tx *Tx) RemoveGateway(id, other mesh.NodeID) error {
+	g, _ := tx.group(GroupVoters)
+	rest := slices.DeleteFunc(slices.Clone(g.Subjects), func(s mesh.Subject) bool { return s == gatewaySubject(id) })
+	if len(rest) == len(g.Subjects) {
+		return nil
+	}
+	if len(rest) == 0 {
+		if other == "" || other == id {
 			return nil
 		}
-		return tx.PutGroup(mesh.Group{Name: GroupVoters, Subjects: rest})
-	})
-	return err
+		rest = []mesh.Subject{gatewaySubject(other)}
+	}
+	return tx.PutGroup(mesh.Group{Name: GroupVoters, Subjects: rest})
+}
+
+func gatewaySubject(id mesh.NodeID) mesh.Subject {
+	return mesh.Subject{Type: v1.SubjectType_SUBJECT_NODE, Name: string(id)}
 }
 
 // IsGateway reports whether AddGateway made the node a gateway of s: that ACLs take
 // it for one, whether it serves (mesh.Node.HoldsState) or not.
 func IsGateway(s *mesh.Snapshot, id mesh.NodeID) bool {
-	self := mesh.Subject{Type: v1.SubjectType_SUBJECT_NODE, Name: string(id)}
-	return slices.ContainsFunc(s.Groups, func(g mesh.Group) bool { return g.Name == GroupVoters && slices.Contains(g.Subjects, self) })
+	return slices.ContainsFunc(s.Groups, func(g mesh.Group) bool {
+		return g.Name == GroupVoters && slices.Contains(g.Subjects, gatewaySubject(id))
+	})
 }
 
 // Admin is who may do everything in the mesh of s, as Bootstrap made it;
