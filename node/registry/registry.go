@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync/atomic"
+	"time"
 
 	"github.com/meshgate/meshgate/node/mesh"
 	"github.com/meshgate/meshgate/node/store"
@@ -20,6 +21,9 @@ import (
 // attempts bounds how often Update decides again after another change came
 // first. Within one process changes take turns, so that more than one is rare.
 const attempts = 16
+
+// fullPause is the pause before a store whose disk is full is asked again.
+const fullPause = time.Second
 
 // Registry follows a store. New makes one; Run makes it live.
 type Registry struct {
@@ -62,9 +66,7 @@ func (r *Registry) Run(ctx context.Context) error {
 }
 
 func (r *Registry) follow(ctx context.Context) error {
-	// The first snapshot has all that was ever acknowledged, where this
-	// replica can know; others start from what they have.
-	if err := r.store.Sync(ctx); err != nil && !errors.Is(err, store.ErrNotLeader) {
+	if err := r.catchUp(ctx); err != nil {
 		return err
 	}
 	b := newBuilder(r.logger)
@@ -83,6 +85,29 @@ func (r *Registry) follow(ctx context.Context) error {
 				return err
 			}
 			r.publish(b.follow(change))
+		}
+	}
+}
+
+// catchUp has the first snapshot have all that was ever acknowledged, where this
+// replica can know; others start from what they have. One whose disk is full waits
+// for room: what it has may be as old as its last snapshot of the state.
+func (r *Registry) catchUp(ctx context.Context) error {
+	for said := false; ; said = true {
+		err := r.store.Sync(ctx)
+		if err == nil || errors.Is(err, store.ErrNotLeader) {
+			return nil
+		}
+		if !errors.Is(err, store.ErrFull) {
+			return err
+		}
+		if !said {
+			r.logger.Warn("the state is not up to date yet, waiting for room", "err", err)
+		}
+		select {
+		case <-time.After(fullPause):
+		case <-ctx.Done():
+			return ctx.Err()
 		}
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"iter"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"github.com/meshgate/meshgate/node/mesh"
 	"github.com/meshgate/meshgate/node/registry"
@@ -100,4 +101,30 @@ func TestSync_Errors(t *testing.T) {
 	if _, err := r.Sync(t.Context()); !errors.Is(err, mesh.ErrUnavailable) {
 		t.Errorf("closed: %v", err)
 	}
+}
+
+// cramped is a store that has no room for the first reads.
+type cramped struct {
+	*storetest.Memory
+	left int
+}
+
+func (c *cramped) Sync(ctx context.Context) error {
+	if c.left--; c.left >= 0 {
+		return store.ErrFull
+	}
+	return c.Memory.Sync(ctx)
+}
+
+// A replica that cannot catch up for want of room shows nothing until it has some,
+// and does not end.
+func TestRun_WaitsForRoom(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		begun := time.Now()
+		r := start(t, &cramped{storetest.New(), 5})
+		<-r.Ready()
+		if took := time.Since(begun); took != 5*time.Second {
+			t.Errorf("it was ready after %v, want 5 s", took)
+		}
+	})
 }

@@ -46,6 +46,57 @@ func TestFollower_FullDisk(t *testing.T) {
 	})
 }
 
+// TestFollower_FullDiskSaysSo shows that a follower that cannot keep up for want of
+// space refuses at once what would need it to, says why and who can do better, and
+// has nobody take a change for refused that happened.
+func TestFollower_FullDiskSaysSo(t *testing.T) {
+	dir := t.TempDir()
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, dir, "a", "b", "c")
+		id, s := c.follower()
+		leading, leader := c.leader()
+		c.logs[id].SetFree(func(string) (uint64, error) { return 0, nil })
+		if err := s.Sync(c.ctx()); err != nil {
+			t.Errorf("with nothing new to keep: %v", err)
+		}
+		c.logs[id].Fail(store.ErrFull)
+		start := time.Now()
+		refused := func(what string, err error) {
+			t.Helper()
+			want := fmt.Sprintf("such as %q, which leads", leading)
+			if err == nil || !strings.Contains(err.Error(), fmt.Sprintf("replica %q: ", id)) || !strings.Contains(err.Error(), want) {
+				t.Errorf("%s: %v", what, err)
+			}
+			if took := time.Since(start); took > time.Second {
+				t.Errorf("%s took %v", what, took)
+			}
+		}
+		// It learns that it has no space by this change, which happens.
+		_, err := s.Apply(c.ctx(), store.Batch{Ops: []store.Op{{Key: "during"}}})
+		if refused("the first change", err); !errors.Is(err, store.ErrUncertain) || errors.Is(err, store.ErrFull) {
+			t.Errorf("the first change: %v, want ErrUncertain only", err)
+		}
+		err = s.Sync(c.ctx())
+		if refused("a read", err); !errors.Is(err, store.ErrFull) {
+			t.Errorf("a read: %v, want ErrFull", err)
+		}
+		_, err = s.Apply(c.ctx(), store.Batch{Ops: []store.Op{{Key: "after"}}})
+		if refused("a change", err); !errors.Is(err, store.ErrFull) || errors.Is(err, store.ErrUncertain) {
+			t.Errorf("a change: %v, want ErrFull only", err)
+		}
+		if _, err := leader.Get(t.Context(), "during"); err != nil {
+			t.Errorf("the first change did not happen: %v", err)
+		}
+		if _, err := leader.Get(t.Context(), "after"); !errors.Is(err, store.ErrNotFound) {
+			t.Errorf("the change that was refused happened: %v", err)
+		}
+		c.logs[id].Fail(nil)
+		c.logs[id].SetFree(func(string) (uint64, error) { return raftstore.Reserve, nil })
+		c.put(s, "with room")
+		c.sync(s)
+	})
+}
+
 // TestLeader_FullDisk shows that a leader without space makes way for one that
 // has some, and that nothing is left open meanwhile.
 func TestLeader_FullDisk(t *testing.T) {

@@ -166,35 +166,68 @@ func (s *Store) applyHere(ctx context.Context, batch store.Batch) (uint64, error
 }
 
 // applyThere has the leader apply a batch and waits until this replica shows
-// what came of it.
+// what came of it. One that could not show it asks for nothing.
 func (s *Store) applyThere(ctx context.Context, stream leaderStream, batch store.Batch) (uint64, error) {
+	if err, _ := s.stuck(); err != nil {
+		return 0, err
+	}
 	resp, err := send(ctx, stream, &pb.ReplicaRequest{Call: &pb.ReplicaRequest_Apply{Apply: store.BatchToProto(batch)}})
 	if err != nil && !errors.Is(err, store.ErrConflict) {
 		return 0, fmt.Errorf("apply: %w", err)
 	}
 	if err := s.awaitVersion(ctx, resp.GetVersion()); err != nil {
+		if errors.Is(err, store.ErrFull) { // which says that nothing was changed
+			return 0, fmt.Errorf("apply: %w (%v)", store.ErrUncertain, err)
+		}
 		return 0, fmt.Errorf("apply: %w: %w", err, store.ErrUncertain)
 	}
 	return resp.GetVersion(), err
 }
 
-// awaitVersion waits until this replica holds a version.
+// awaitVersion waits until this replica holds a version. It does not wait for
+// space on its disk: the error wraps store.ErrFull while there is none.
 func (s *Store) awaitVersion(ctx context.Context, version uint64) error {
 	if s.state.Version() >= version {
 		return nil
 	}
 	reached, stop := s.state.Reached(version)
 	defer stop()
-	select {
-	case <-reached:
-		return s.state.Err()
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	case <-s.failure.failed:
-		return s.failure.err
-	case <-s.closing:
-		return store.ErrClosed
+	for {
+		full, moved := s.stuck()
+		if full != nil {
+			return full
+		}
+		select {
+		case <-reached:
+			return s.state.Err()
+		case <-moved:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-s.failure.failed:
+			return s.failure.err
+		case <-s.closing:
+			return store.ErrClosed
+		}
 	}
+}
+
+// stuck returns an error that wraps store.ErrFull while this replica falls behind
+// because its disk takes no more of the log and has no space, and a channel that
+// is closed when that may have changed. Who leads, and who else has space, is of
+// more use to callers then.
+func (s *Store) stuck() (error, <-chan struct{}) {
+	if s.disk.guard == nil {
+		return nil, nil // it is all in memory
+	}
+	refused, moved := s.disk.guard.noRoom()
+	if refused == nil {
+		return nil, moved
+	}
+	full := s.room()
+	if !errors.Is(full, store.ErrFull) {
+		return nil, moved // there is space again, or it is not known to be gone
+	}
+	return fmt.Errorf("%w; it falls behind until there is room: make some, or ask another gateway, such as %q, which leads", full, s.role.Load().leader), moved
 }
 
 // Sync implements store.Store.

@@ -50,6 +50,7 @@ type guardedLog struct {
 	running bool       // entries are on their way to the disk
 	again   bool       // there are more of them
 	moved   chan struct{}
+	refused error // of the last write, which found no space; nil: it found some
 }
 
 func newGuardedLog(log syncedLog, m *metrics, f *failure) *guardedLog {
@@ -132,13 +133,32 @@ func (g *guardedLog) check(err error) error {
 	switch {
 	case err == nil:
 		g.cut = false
+		g.noteRoom(nil)
 		return nil
 	case errors.Is(err, store.ErrFull) && !g.cut:
+		g.noteRoom(err)
 		return fmt.Errorf("write log: %w", err)
 	}
 	err = fmt.Errorf("%w: write log: %w", ErrDisk, err)
 	g.failure.fail(err)
 	return err
+}
+
+// noteRoom notes whether there was space for the last write.
+func (g *guardedLog) noteRoom(err error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.refused != err {
+		g.refused, g.moved = err, renew(g.moved)
+	}
+}
+
+// noRoom returns the error of the last write if it found no space, and a channel
+// that is closed when that may have changed. Raft writes again and again.
+func (g *guardedLog) noRoom() (error, <-chan struct{}) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.refused, g.moved
 }
 
 // await returns nil once the entry with an index is on the disk, and those
