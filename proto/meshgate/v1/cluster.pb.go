@@ -24,6 +24,64 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// Room is what room the disk of a gateway has for changes.
+type Room int32
+
+const (
+	// ROOM_UNKNOWN says that the gateway did not answer, or does not tell.
+	Room_ROOM_UNKNOWN Room = 0
+	// ROOM_ENOUGH says that nothing is wrong.
+	Room_ROOM_ENOUGH Room = 1
+	// ROOM_LOW says that it refuses changes if it leads, and does not lead for long.
+	Room_ROOM_LOW Room = 2
+	// ROOM_NONE says that it falls behind, too: nothing fits any more. Its copy does
+	// not count until there is room.
+	Room_ROOM_NONE Room = 3
+)
+
+// Enum value maps for Room.
+var (
+	Room_name = map[int32]string{
+		0: "ROOM_UNKNOWN",
+		1: "ROOM_ENOUGH",
+		2: "ROOM_LOW",
+		3: "ROOM_NONE",
+	}
+	Room_value = map[string]int32{
+		"ROOM_UNKNOWN": 0,
+		"ROOM_ENOUGH":  1,
+		"ROOM_LOW":     2,
+		"ROOM_NONE":    3,
+	}
+)
+
+func (x Room) Enum() *Room {
+	p := new(Room)
+	*p = x
+	return p
+}
+
+func (x Room) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Room) Descriptor() protoreflect.EnumDescriptor {
+	return file_meshgate_v1_cluster_proto_enumTypes[0].Descriptor()
+}
+
+func (Room) Type() protoreflect.EnumType {
+	return &file_meshgate_v1_cluster_proto_enumTypes[0]
+}
+
+func (x Room) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Room.Descriptor instead.
+func (Room) EnumDescriptor() ([]byte, []int) {
+	return file_meshgate_v1_cluster_proto_rawDescGZIP(), []int{0}
+}
+
 // StatusRequest asks for the gateways.
 type StatusRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -148,7 +206,10 @@ type Replica struct {
 	// nothing while lag_unknown is true.
 	Lag uint64 `protobuf:"varint,7,opt,name=lag,proto3" json:"lag,omitempty"`
 	// lag_unknown is true while it has not answered the leader that there is now.
-	LagUnknown    bool `protobuf:"varint,8,opt,name=lag_unknown,json=lagUnknown,proto3" json:"lag_unknown,omitempty"`
+	LagUnknown bool `protobuf:"varint,8,opt,name=lag_unknown,json=lagUnknown,proto3" json:"lag_unknown,omitempty"`
+	// room is what room its disk has for changes, as far as it answered the gateway
+	// that was asked.
+	Room          Room `protobuf:"varint,9,opt,name=room,proto3,enum=meshgate.v1.Room" json:"room,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -237,6 +298,13 @@ func (x *Replica) GetLagUnknown() bool {
 		return x.LagUnknown
 	}
 	return false
+}
+
+func (x *Replica) GetRoom() Room {
+	if x != nil {
+		return x.Room
+	}
+	return Room_ROOM_UNKNOWN
 }
 
 // PromoteRequest names an observer.
@@ -664,7 +732,7 @@ const file_meshgate_v1_cluster_proto_rawDesc = "" +
 	"\breplicas\x18\x01 \x03(\v2\x14.meshgate.v1.ReplicaR\breplicas\x12\x1d\n" +
 	"\n" +
 	"gateway_id\x18\x02 \x01(\tR\tgatewayId\x12\x18\n" +
-	"\atrouble\x18\x03 \x01(\tR\atrouble\"\xe8\x01\n" +
+	"\atrouble\x18\x03 \x01(\tR\atrouble\"\x8f\x02\n" +
 	"\aReplica\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x14\n" +
@@ -674,7 +742,8 @@ const file_meshgate_v1_cluster_proto_rawDesc = "" +
 	"\flast_contact\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\vlastContact\x12\x10\n" +
 	"\x03lag\x18\a \x01(\x04R\x03lag\x12\x1f\n" +
 	"\vlag_unknown\x18\b \x01(\bR\n" +
-	"lagUnknown\" \n" +
+	"lagUnknown\x12%\n" +
+	"\x04room\x18\t \x01(\x0e2\x11.meshgate.v1.RoomR\x04room\" \n" +
 	"\x0ePromoteRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\"\x11\n" +
 	"\x0fPromoteResponse\"\x1f\n" +
@@ -689,7 +758,12 @@ const file_meshgate_v1_cluster_proto_rawDesc = "" +
 	"\x1aTransferLeadershipResponse\"\x0f\n" +
 	"\rBackupRequest\"$\n" +
 	"\x0eBackupResponse\x12\x12\n" +
-	"\x04data\x18\x01 \x01(\fR\x04data2\xc4\x03\n" +
+	"\x04data\x18\x01 \x01(\fR\x04data*F\n" +
+	"\x04Room\x12\x10\n" +
+	"\fROOM_UNKNOWN\x10\x00\x12\x0f\n" +
+	"\vROOM_ENOUGH\x10\x01\x12\f\n" +
+	"\bROOM_LOW\x10\x02\x12\r\n" +
+	"\tROOM_NONE\x10\x032\xc4\x03\n" +
 	"\aCluster\x12A\n" +
 	"\x06Status\x12\x1a.meshgate.v1.StatusRequest\x1a\x1b.meshgate.v1.StatusResponse\x12D\n" +
 	"\aPromote\x12\x1b.meshgate.v1.PromoteRequest\x1a\x1c.meshgate.v1.PromoteResponse\x12A\n" +
@@ -710,43 +784,46 @@ func file_meshgate_v1_cluster_proto_rawDescGZIP() []byte {
 	return file_meshgate_v1_cluster_proto_rawDescData
 }
 
+var file_meshgate_v1_cluster_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
 var file_meshgate_v1_cluster_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
 var file_meshgate_v1_cluster_proto_goTypes = []any{
-	(*StatusRequest)(nil),              // 0: meshgate.v1.StatusRequest
-	(*StatusResponse)(nil),             // 1: meshgate.v1.StatusResponse
-	(*Replica)(nil),                    // 2: meshgate.v1.Replica
-	(*PromoteRequest)(nil),             // 3: meshgate.v1.PromoteRequest
-	(*PromoteResponse)(nil),            // 4: meshgate.v1.PromoteResponse
-	(*DemoteRequest)(nil),              // 5: meshgate.v1.DemoteRequest
-	(*DemoteResponse)(nil),             // 6: meshgate.v1.DemoteResponse
-	(*RemoveRequest)(nil),              // 7: meshgate.v1.RemoveRequest
-	(*RemoveResponse)(nil),             // 8: meshgate.v1.RemoveResponse
-	(*TransferLeadershipRequest)(nil),  // 9: meshgate.v1.TransferLeadershipRequest
-	(*TransferLeadershipResponse)(nil), // 10: meshgate.v1.TransferLeadershipResponse
-	(*BackupRequest)(nil),              // 11: meshgate.v1.BackupRequest
-	(*BackupResponse)(nil),             // 12: meshgate.v1.BackupResponse
-	(*durationpb.Duration)(nil),        // 13: google.protobuf.Duration
+	(Room)(0),                          // 0: meshgate.v1.Room
+	(*StatusRequest)(nil),              // 1: meshgate.v1.StatusRequest
+	(*StatusResponse)(nil),             // 2: meshgate.v1.StatusResponse
+	(*Replica)(nil),                    // 3: meshgate.v1.Replica
+	(*PromoteRequest)(nil),             // 4: meshgate.v1.PromoteRequest
+	(*PromoteResponse)(nil),            // 5: meshgate.v1.PromoteResponse
+	(*DemoteRequest)(nil),              // 6: meshgate.v1.DemoteRequest
+	(*DemoteResponse)(nil),             // 7: meshgate.v1.DemoteResponse
+	(*RemoveRequest)(nil),              // 8: meshgate.v1.RemoveRequest
+	(*RemoveResponse)(nil),             // 9: meshgate.v1.RemoveResponse
+	(*TransferLeadershipRequest)(nil),  // 10: meshgate.v1.TransferLeadershipRequest
+	(*TransferLeadershipResponse)(nil), // 11: meshgate.v1.TransferLeadershipResponse
+	(*BackupRequest)(nil),              // 12: meshgate.v1.BackupRequest
+	(*BackupResponse)(nil),             // 13: meshgate.v1.BackupResponse
+	(*durationpb.Duration)(nil),        // 14: google.protobuf.Duration
 }
 var file_meshgate_v1_cluster_proto_depIdxs = []int32{
-	2,  // 0: meshgate.v1.StatusResponse.replicas:type_name -> meshgate.v1.Replica
-	13, // 1: meshgate.v1.Replica.last_contact:type_name -> google.protobuf.Duration
-	0,  // 2: meshgate.v1.Cluster.Status:input_type -> meshgate.v1.StatusRequest
-	3,  // 3: meshgate.v1.Cluster.Promote:input_type -> meshgate.v1.PromoteRequest
-	5,  // 4: meshgate.v1.Cluster.Demote:input_type -> meshgate.v1.DemoteRequest
-	7,  // 5: meshgate.v1.Cluster.Remove:input_type -> meshgate.v1.RemoveRequest
-	9,  // 6: meshgate.v1.Cluster.TransferLeadership:input_type -> meshgate.v1.TransferLeadershipRequest
-	11, // 7: meshgate.v1.Cluster.Backup:input_type -> meshgate.v1.BackupRequest
-	1,  // 8: meshgate.v1.Cluster.Status:output_type -> meshgate.v1.StatusResponse
-	4,  // 9: meshgate.v1.Cluster.Promote:output_type -> meshgate.v1.PromoteResponse
-	6,  // 10: meshgate.v1.Cluster.Demote:output_type -> meshgate.v1.DemoteResponse
-	8,  // 11: meshgate.v1.Cluster.Remove:output_type -> meshgate.v1.RemoveResponse
-	10, // 12: meshgate.v1.Cluster.TransferLeadership:output_type -> meshgate.v1.TransferLeadershipResponse
-	12, // 13: meshgate.v1.Cluster.Backup:output_type -> meshgate.v1.BackupResponse
-	8,  // [8:14] is the sub-list for method output_type
-	2,  // [2:8] is the sub-list for method input_type
-	2,  // [2:2] is the sub-list for extension type_name
-	2,  // [2:2] is the sub-list for extension extendee
-	0,  // [0:2] is the sub-list for field type_name
+	3,  // 0: meshgate.v1.StatusResponse.replicas:type_name -> meshgate.v1.Replica
+	14, // 1: meshgate.v1.Replica.last_contact:type_name -> google.protobuf.Duration
+	0,  // 2: meshgate.v1.Replica.room:type_name -> meshgate.v1.Room
+	1,  // 3: meshgate.v1.Cluster.Status:input_type -> meshgate.v1.StatusRequest
+	4,  // 4: meshgate.v1.Cluster.Promote:input_type -> meshgate.v1.PromoteRequest
+	6,  // 5: meshgate.v1.Cluster.Demote:input_type -> meshgate.v1.DemoteRequest
+	8,  // 6: meshgate.v1.Cluster.Remove:input_type -> meshgate.v1.RemoveRequest
+	10, // 7: meshgate.v1.Cluster.TransferLeadership:input_type -> meshgate.v1.TransferLeadershipRequest
+	12, // 8: meshgate.v1.Cluster.Backup:input_type -> meshgate.v1.BackupRequest
+	2,  // 9: meshgate.v1.Cluster.Status:output_type -> meshgate.v1.StatusResponse
+	5,  // 10: meshgate.v1.Cluster.Promote:output_type -> meshgate.v1.PromoteResponse
+	7,  // 11: meshgate.v1.Cluster.Demote:output_type -> meshgate.v1.DemoteResponse
+	9,  // 12: meshgate.v1.Cluster.Remove:output_type -> meshgate.v1.RemoveResponse
+	11, // 13: meshgate.v1.Cluster.TransferLeadership:output_type -> meshgate.v1.TransferLeadershipResponse
+	13, // 14: meshgate.v1.Cluster.Backup:output_type -> meshgate.v1.BackupResponse
+	9,  // [9:15] is the sub-list for method output_type
+	3,  // [3:9] is the sub-list for method input_type
+	3,  // [3:3] is the sub-list for extension type_name
+	3,  // [3:3] is the sub-list for extension extendee
+	0,  // [0:3] is the sub-list for field type_name
 }
 
 func init() { file_meshgate_v1_cluster_proto_init() }
@@ -759,13 +836,14 @@ func file_meshgate_v1_cluster_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_meshgate_v1_cluster_proto_rawDesc), len(file_meshgate_v1_cluster_proto_rawDesc)),
-			NumEnums:      0,
+			NumEnums:      1,
 			NumMessages:   13,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
 		GoTypes:           file_meshgate_v1_cluster_proto_goTypes,
 		DependencyIndexes: file_meshgate_v1_cluster_proto_depIdxs,
+		EnumInfos:         file_meshgate_v1_cluster_proto_enumTypes,
 		MessageInfos:      file_meshgate_v1_cluster_proto_msgTypes,
 	}.Build()
 	File_meshgate_v1_cluster_proto = out.File

@@ -185,6 +185,63 @@ func (ReplicaAction) EnumDescriptor() ([]byte, []int) {
 	return file_meshgate_v1_replica_proto_rawDescGZIP(), []int{1}
 }
 
+// ReplicaRoom is what room the disk of a replica has for changes.
+type ReplicaRoom int32
+
+const (
+	// REPLICA_ROOM_UNKNOWN says that the replica does not tell.
+	ReplicaRoom_REPLICA_ROOM_UNKNOWN ReplicaRoom = 0
+	// REPLICA_ROOM_ENOUGH says that nothing is wrong.
+	ReplicaRoom_REPLICA_ROOM_ENOUGH ReplicaRoom = 1
+	// REPLICA_ROOM_LOW says that it would refuse changes if it led.
+	ReplicaRoom_REPLICA_ROOM_LOW ReplicaRoom = 2
+	// REPLICA_ROOM_NONE says that it falls behind, too: nothing fits any more.
+	ReplicaRoom_REPLICA_ROOM_NONE ReplicaRoom = 3
+)
+
+// Enum value maps for ReplicaRoom.
+var (
+	ReplicaRoom_name = map[int32]string{
+		0: "REPLICA_ROOM_UNKNOWN",
+		1: "REPLICA_ROOM_ENOUGH",
+		2: "REPLICA_ROOM_LOW",
+		3: "REPLICA_ROOM_NONE",
+	}
+	ReplicaRoom_value = map[string]int32{
+		"REPLICA_ROOM_UNKNOWN": 0,
+		"REPLICA_ROOM_ENOUGH":  1,
+		"REPLICA_ROOM_LOW":     2,
+		"REPLICA_ROOM_NONE":    3,
+	}
+)
+
+func (x ReplicaRoom) Enum() *ReplicaRoom {
+	p := new(ReplicaRoom)
+	*p = x
+	return p
+}
+
+func (x ReplicaRoom) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (ReplicaRoom) Descriptor() protoreflect.EnumDescriptor {
+	return file_meshgate_v1_replica_proto_enumTypes[2].Descriptor()
+}
+
+func (ReplicaRoom) Type() protoreflect.EnumType {
+	return &file_meshgate_v1_replica_proto_enumTypes[2]
+}
+
+func (x ReplicaRoom) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use ReplicaRoom.Descriptor instead.
+func (ReplicaRoom) EnumDescriptor() ([]byte, []int) {
+	return file_meshgate_v1_replica_proto_rawDescGZIP(), []int{2}
+}
+
 // ReplicaStatus is how a call ended and who can do better.
 type ReplicaStatus struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -689,7 +746,8 @@ func (*ReplicaMembers) Descriptor() ([]byte, []int) {
 	return file_meshgate_v1_replica_proto_rawDescGZIP(), []int{6}
 }
 
-// ReplicaProbe asks a replica which cluster it belongs to.
+// ReplicaProbe asks a replica which cluster it belongs to, whom it hears lead and
+// what room its disk has.
 type ReplicaProbe struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -1029,7 +1087,12 @@ type ReplicaResponse struct {
 	// cluster answers probe; empty when the replica belongs to none.
 	Cluster []byte `protobuf:"bytes,5,opt,name=cluster,proto3" json:"cluster,omitempty"`
 	// nonce answers probe; it is another one after each start.
-	Nonce         []byte `protobuf:"bytes,6,opt,name=nonce,proto3" json:"nonce,omitempty"`
+	Nonce []byte `protobuf:"bytes,6,opt,name=nonce,proto3" json:"nonce,omitempty"`
+	// leader answers probe: the id of the leader that the replica hears, which may be
+	// itself; empty when there is none.
+	Leader string `protobuf:"bytes,7,opt,name=leader,proto3" json:"leader,omitempty"`
+	// room answers probe.
+	Room          ReplicaRoom `protobuf:"varint,8,opt,name=room,proto3,enum=meshgate.v1.ReplicaRoom" json:"room,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1106,6 +1169,20 @@ func (x *ReplicaResponse) GetNonce() []byte {
 	return nil
 }
 
+func (x *ReplicaResponse) GetLeader() string {
+	if x != nil {
+		return x.Leader
+	}
+	return ""
+}
+
+func (x *ReplicaResponse) GetRoom() ReplicaRoom {
+	if x != nil {
+		return x.Room
+	}
+	return ReplicaRoom_REPLICA_ROOM_UNKNOWN
+}
+
 var File_meshgate_v1_replica_proto protoreflect.FileDescriptor
 
 const file_meshgate_v1_replica_proto_rawDesc = "" +
@@ -1160,14 +1237,16 @@ const file_meshgate_v1_replica_proto_rawDesc = "" +
 	"\x06stored\x18\a \x01(\x04R\x06stored\x12\x10\n" +
 	"\x03lag\x18\b \x01(\x04R\x03lag\x12\x1f\n" +
 	"\vlag_unknown\x18\t \x01(\bR\n" +
-	"lagUnknown\"\xd5\x01\n" +
+	"lagUnknown\"\x9b\x02\n" +
 	"\x0fReplicaResponse\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x122\n" +
 	"\x06status\x18\x02 \x01(\v2\x1a.meshgate.v1.ReplicaStatusR\x06status\x12\x18\n" +
 	"\aversion\x18\x03 \x01(\x04R\aversion\x124\n" +
 	"\amembers\x18\x04 \x03(\v2\x1a.meshgate.v1.ReplicaMemberR\amembers\x12\x18\n" +
 	"\acluster\x18\x05 \x01(\fR\acluster\x12\x14\n" +
-	"\x05nonce\x18\x06 \x01(\fR\x05nonce*\x96\x02\n" +
+	"\x05nonce\x18\x06 \x01(\fR\x05nonce\x12\x16\n" +
+	"\x06leader\x18\a \x01(\tR\x06leader\x12,\n" +
+	"\x04room\x18\b \x01(\x0e2\x18.meshgate.v1.ReplicaRoomR\x04room*\x96\x02\n" +
 	"\vReplicaCode\x12\x13\n" +
 	"\x0fREPLICA_CODE_OK\x10\x00\x12\x17\n" +
 	"\x13REPLICA_CODE_FAILED\x10\x01\x12\x1b\n" +
@@ -1187,7 +1266,12 @@ const file_meshgate_v1_replica_proto_rawDesc = "" +
 	"\x16REPLICA_ACTION_PROMOTE\x10\x04\x12\x19\n" +
 	"\x15REPLICA_ACTION_DEMOTE\x10\x05\x12\x1b\n" +
 	"\x17REPLICA_ACTION_TRANSFER\x10\x06\x12\x17\n" +
-	"\x13REPLICA_ACTION_MOVE\x10\aB;Z9github.com/meshgate/meshgate/proto/meshgate/v1;meshgatev1b\x06proto3"
+	"\x13REPLICA_ACTION_MOVE\x10\a*m\n" +
+	"\vReplicaRoom\x12\x18\n" +
+	"\x14REPLICA_ROOM_UNKNOWN\x10\x00\x12\x17\n" +
+	"\x13REPLICA_ROOM_ENOUGH\x10\x01\x12\x14\n" +
+	"\x10REPLICA_ROOM_LOW\x10\x02\x12\x15\n" +
+	"\x11REPLICA_ROOM_NONE\x10\x03B;Z9github.com/meshgate/meshgate/proto/meshgate/v1;meshgatev1b\x06proto3"
 
 var (
 	file_meshgate_v1_replica_proto_rawDescOnce sync.Once
@@ -1201,45 +1285,47 @@ func file_meshgate_v1_replica_proto_rawDescGZIP() []byte {
 	return file_meshgate_v1_replica_proto_rawDescData
 }
 
-var file_meshgate_v1_replica_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
+var file_meshgate_v1_replica_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
 var file_meshgate_v1_replica_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
 var file_meshgate_v1_replica_proto_goTypes = []any{
 	(ReplicaCode)(0),        // 0: meshgate.v1.ReplicaCode
 	(ReplicaAction)(0),      // 1: meshgate.v1.ReplicaAction
-	(*ReplicaStatus)(nil),   // 2: meshgate.v1.ReplicaStatus
-	(*ReplicaHello)(nil),    // 3: meshgate.v1.ReplicaHello
-	(*ReplicaWelcome)(nil),  // 4: meshgate.v1.ReplicaWelcome
-	(*ReplicaRequest)(nil),  // 5: meshgate.v1.ReplicaRequest
-	(*ReplicaPing)(nil),     // 6: meshgate.v1.ReplicaPing
-	(*ReplicaRead)(nil),     // 7: meshgate.v1.ReplicaRead
-	(*ReplicaMembers)(nil),  // 8: meshgate.v1.ReplicaMembers
-	(*ReplicaProbe)(nil),    // 9: meshgate.v1.ReplicaProbe
-	(*ReplicaAdmit)(nil),    // 10: meshgate.v1.ReplicaAdmit
-	(*ReplicaRemoved)(nil),  // 11: meshgate.v1.ReplicaRemoved
-	(*ReplicaChange)(nil),   // 12: meshgate.v1.ReplicaChange
-	(*ReplicaMember)(nil),   // 13: meshgate.v1.ReplicaMember
-	(*ReplicaResponse)(nil), // 14: meshgate.v1.ReplicaResponse
-	(*v1.RaftBatch)(nil),    // 15: v1.RaftBatch
+	(ReplicaRoom)(0),        // 2: meshgate.v1.ReplicaRoom
+	(*ReplicaStatus)(nil),   // 3: meshgate.v1.ReplicaStatus
+	(*ReplicaHello)(nil),    // 4: meshgate.v1.ReplicaHello
+	(*ReplicaWelcome)(nil),  // 5: meshgate.v1.ReplicaWelcome
+	(*ReplicaRequest)(nil),  // 6: meshgate.v1.ReplicaRequest
+	(*ReplicaPing)(nil),     // 7: meshgate.v1.ReplicaPing
+	(*ReplicaRead)(nil),     // 8: meshgate.v1.ReplicaRead
+	(*ReplicaMembers)(nil),  // 9: meshgate.v1.ReplicaMembers
+	(*ReplicaProbe)(nil),    // 10: meshgate.v1.ReplicaProbe
+	(*ReplicaAdmit)(nil),    // 11: meshgate.v1.ReplicaAdmit
+	(*ReplicaRemoved)(nil),  // 12: meshgate.v1.ReplicaRemoved
+	(*ReplicaChange)(nil),   // 13: meshgate.v1.ReplicaChange
+	(*ReplicaMember)(nil),   // 14: meshgate.v1.ReplicaMember
+	(*ReplicaResponse)(nil), // 15: meshgate.v1.ReplicaResponse
+	(*v1.RaftBatch)(nil),    // 16: v1.RaftBatch
 }
 var file_meshgate_v1_replica_proto_depIdxs = []int32{
 	0,  // 0: meshgate.v1.ReplicaStatus.code:type_name -> meshgate.v1.ReplicaCode
-	2,  // 1: meshgate.v1.ReplicaWelcome.status:type_name -> meshgate.v1.ReplicaStatus
-	6,  // 2: meshgate.v1.ReplicaRequest.ping:type_name -> meshgate.v1.ReplicaPing
-	15, // 3: meshgate.v1.ReplicaRequest.apply:type_name -> v1.RaftBatch
-	7,  // 4: meshgate.v1.ReplicaRequest.read:type_name -> meshgate.v1.ReplicaRead
-	12, // 5: meshgate.v1.ReplicaRequest.change:type_name -> meshgate.v1.ReplicaChange
-	8,  // 6: meshgate.v1.ReplicaRequest.members:type_name -> meshgate.v1.ReplicaMembers
-	9,  // 7: meshgate.v1.ReplicaRequest.probe:type_name -> meshgate.v1.ReplicaProbe
-	10, // 8: meshgate.v1.ReplicaRequest.admit:type_name -> meshgate.v1.ReplicaAdmit
-	11, // 9: meshgate.v1.ReplicaRequest.removed:type_name -> meshgate.v1.ReplicaRemoved
+	3,  // 1: meshgate.v1.ReplicaWelcome.status:type_name -> meshgate.v1.ReplicaStatus
+	7,  // 2: meshgate.v1.ReplicaRequest.ping:type_name -> meshgate.v1.ReplicaPing
+	16, // 3: meshgate.v1.ReplicaRequest.apply:type_name -> v1.RaftBatch
+	8,  // 4: meshgate.v1.ReplicaRequest.read:type_name -> meshgate.v1.ReplicaRead
+	13, // 5: meshgate.v1.ReplicaRequest.change:type_name -> meshgate.v1.ReplicaChange
+	9,  // 6: meshgate.v1.ReplicaRequest.members:type_name -> meshgate.v1.ReplicaMembers
+	10, // 7: meshgate.v1.ReplicaRequest.probe:type_name -> meshgate.v1.ReplicaProbe
+	11, // 8: meshgate.v1.ReplicaRequest.admit:type_name -> meshgate.v1.ReplicaAdmit
+	12, // 9: meshgate.v1.ReplicaRequest.removed:type_name -> meshgate.v1.ReplicaRemoved
 	1,  // 10: meshgate.v1.ReplicaChange.action:type_name -> meshgate.v1.ReplicaAction
-	2,  // 11: meshgate.v1.ReplicaResponse.status:type_name -> meshgate.v1.ReplicaStatus
-	13, // 12: meshgate.v1.ReplicaResponse.members:type_name -> meshgate.v1.ReplicaMember
-	13, // [13:13] is the sub-list for method output_type
-	13, // [13:13] is the sub-list for method input_type
-	13, // [13:13] is the sub-list for extension type_name
-	13, // [13:13] is the sub-list for extension extendee
-	0,  // [0:13] is the sub-list for field type_name
+	3,  // 11: meshgate.v1.ReplicaResponse.status:type_name -> meshgate.v1.ReplicaStatus
+	14, // 12: meshgate.v1.ReplicaResponse.members:type_name -> meshgate.v1.ReplicaMember
+	2,  // 13: meshgate.v1.ReplicaResponse.room:type_name -> meshgate.v1.ReplicaRoom
+	14, // [14:14] is the sub-list for method output_type
+	14, // [14:14] is the sub-list for method input_type
+	14, // [14:14] is the sub-list for extension type_name
+	14, // [14:14] is the sub-list for extension extendee
+	0,  // [0:14] is the sub-list for field type_name
 }
 
 func init() { file_meshgate_v1_replica_proto_init() }
@@ -1262,7 +1348,7 @@ func file_meshgate_v1_replica_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_meshgate_v1_replica_proto_rawDesc), len(file_meshgate_v1_replica_proto_rawDesc)),
-			NumEnums:      2,
+			NumEnums:      3,
 			NumMessages:   13,
 			NumExtensions: 0,
 			NumServices:   0,

@@ -4,8 +4,8 @@
 // @generated from file meshgate/v1/cluster.proto (package meshgate.v1, syntax proto3)
 /* eslint-disable */
 
-import type { GenFile, GenMessage, GenService } from "@bufbuild/protobuf/codegenv2";
-import { fileDesc, messageDesc, serviceDesc } from "@bufbuild/protobuf/codegenv2";
+import type { GenEnum, GenFile, GenMessage, GenService } from "@bufbuild/protobuf/codegenv2";
+import { enumDesc, fileDesc, messageDesc, serviceDesc } from "@bufbuild/protobuf/codegenv2";
 import type { Duration } from "@bufbuild/protobuf/wkt";
 import { file_google_protobuf_duration } from "@bufbuild/protobuf/wkt";
 import type { Message } from "@bufbuild/protobuf";
@@ -14,7 +14,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file meshgate/v1/cluster.proto.
  */
 export const file_meshgate_v1_cluster: GenFile = /*@__PURE__*/
-  fileDesc("ChltZXNoZ2F0ZS92MS9jbHVzdGVyLnByb3RvEgttZXNoZ2F0ZS52MSIPCg1TdGF0dXNSZXF1ZXN0Il0KDlN0YXR1c1Jlc3BvbnNlEiYKCHJlcGxpY2FzGAEgAygLMhQubWVzaGdhdGUudjEuUmVwbGljYRISCgpnYXRld2F5X2lkGAIgASgJEg8KB3Ryb3VibGUYAyABKAkipwEKB1JlcGxpY2ESCgoCaWQYASABKAkSDwoHYWRkcmVzcxgCIAEoCRINCgV2b3RlchgDIAEoCBIOCgZsZWFkZXIYBCABKAgSDQoFYWxpdmUYBSABKAgSLwoMbGFzdF9jb250YWN0GAYgASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uEgsKA2xhZxgHIAEoBBITCgtsYWdfdW5rbm93bhgIIAEoCCIcCg5Qcm9tb3RlUmVxdWVzdBIKCgJpZBgBIAEoCSIRCg9Qcm9tb3RlUmVzcG9uc2UiGwoNRGVtb3RlUmVxdWVzdBIKCgJpZBgBIAEoCSIQCg5EZW1vdGVSZXNwb25zZSIbCg1SZW1vdmVSZXF1ZXN0EgoKAmlkGAEgASgJIhAKDlJlbW92ZVJlc3BvbnNlIicKGVRyYW5zZmVyTGVhZGVyc2hpcFJlcXVlc3QSCgoCaWQYASABKAkiHAoaVHJhbnNmZXJMZWFkZXJzaGlwUmVzcG9uc2UiDwoNQmFja3VwUmVxdWVzdCIeCg5CYWNrdXBSZXNwb25zZRIMCgRkYXRhGAEgASgMMsQDCgdDbHVzdGVyEkEKBlN0YXR1cxIaLm1lc2hnYXRlLnYxLlN0YXR1c1JlcXVlc3QaGy5tZXNoZ2F0ZS52MS5TdGF0dXNSZXNwb25zZRJECgdQcm9tb3RlEhsubWVzaGdhdGUudjEuUHJvbW90ZVJlcXVlc3QaHC5tZXNoZ2F0ZS52MS5Qcm9tb3RlUmVzcG9uc2USQQoGRGVtb3RlEhoubWVzaGdhdGUudjEuRGVtb3RlUmVxdWVzdBobLm1lc2hnYXRlLnYxLkRlbW90ZVJlc3BvbnNlEkEKBlJlbW92ZRIaLm1lc2hnYXRlLnYxLlJlbW92ZVJlcXVlc3QaGy5tZXNoZ2F0ZS52MS5SZW1vdmVSZXNwb25zZRJlChJUcmFuc2ZlckxlYWRlcnNoaXASJi5tZXNoZ2F0ZS52MS5UcmFuc2ZlckxlYWRlcnNoaXBSZXF1ZXN0GicubWVzaGdhdGUudjEuVHJhbnNmZXJMZWFkZXJzaGlwUmVzcG9uc2USQwoGQmFja3VwEhoubWVzaGdhdGUudjEuQmFja3VwUmVxdWVzdBobLm1lc2hnYXRlLnYxLkJhY2t1cFJlc3BvbnNlMAFCO1o5Z2l0aHViLmNvbS9tZXNoZ2F0ZS9tZXNoZ2F0ZS9wcm90by9tZXNoZ2F0ZS92MTttZXNoZ2F0ZXYxYgZwcm90bzM", [file_google_protobuf_duration]);
+  fileDesc("ChltZXNoZ2F0ZS92MS9jbHVzdGVyLnByb3RvEgttZXNoZ2F0ZS52MSIPCg1TdGF0dXNSZXF1ZXN0Il0KDlN0YXR1c1Jlc3BvbnNlEiYKCHJlcGxpY2FzGAEgAygLMhQubWVzaGdhdGUudjEuUmVwbGljYRISCgpnYXRld2F5X2lkGAIgASgJEg8KB3Ryb3VibGUYAyABKAkiyAEKB1JlcGxpY2ESCgoCaWQYASABKAkSDwoHYWRkcmVzcxgCIAEoCRINCgV2b3RlchgDIAEoCBIOCgZsZWFkZXIYBCABKAgSDQoFYWxpdmUYBSABKAgSLwoMbGFzdF9jb250YWN0GAYgASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uEgsKA2xhZxgHIAEoBBITCgtsYWdfdW5rbm93bhgIIAEoCBIfCgRyb29tGAkgASgOMhEubWVzaGdhdGUudjEuUm9vbSIcCg5Qcm9tb3RlUmVxdWVzdBIKCgJpZBgBIAEoCSIRCg9Qcm9tb3RlUmVzcG9uc2UiGwoNRGVtb3RlUmVxdWVzdBIKCgJpZBgBIAEoCSIQCg5EZW1vdGVSZXNwb25zZSIbCg1SZW1vdmVSZXF1ZXN0EgoKAmlkGAEgASgJIhAKDlJlbW92ZVJlc3BvbnNlIicKGVRyYW5zZmVyTGVhZGVyc2hpcFJlcXVlc3QSCgoCaWQYASABKAkiHAoaVHJhbnNmZXJMZWFkZXJzaGlwUmVzcG9uc2UiDwoNQmFja3VwUmVxdWVzdCIeCg5CYWNrdXBSZXNwb25zZRIMCgRkYXRhGAEgASgMKkYKBFJvb20SEAoMUk9PTV9VTktOT1dOEAASDwoLUk9PTV9FTk9VR0gQARIMCghST09NX0xPVxACEg0KCVJPT01fTk9ORRADMsQDCgdDbHVzdGVyEkEKBlN0YXR1cxIaLm1lc2hnYXRlLnYxLlN0YXR1c1JlcXVlc3QaGy5tZXNoZ2F0ZS52MS5TdGF0dXNSZXNwb25zZRJECgdQcm9tb3RlEhsubWVzaGdhdGUudjEuUHJvbW90ZVJlcXVlc3QaHC5tZXNoZ2F0ZS52MS5Qcm9tb3RlUmVzcG9uc2USQQoGRGVtb3RlEhoubWVzaGdhdGUudjEuRGVtb3RlUmVxdWVzdBobLm1lc2hnYXRlLnYxLkRlbW90ZVJlc3BvbnNlEkEKBlJlbW92ZRIaLm1lc2hnYXRlLnYxLlJlbW92ZVJlcXVlc3QaGy5tZXNoZ2F0ZS52MS5SZW1vdmVSZXNwb25zZRJlChJUcmFuc2ZlckxlYWRlcnNoaXASJi5tZXNoZ2F0ZS52MS5UcmFuc2ZlckxlYWRlcnNoaXBSZXF1ZXN0GicubWVzaGdhdGUudjEuVHJhbnNmZXJMZWFkZXJzaGlwUmVzcG9uc2USQwoGQmFja3VwEhoubWVzaGdhdGUudjEuQmFja3VwUmVxdWVzdBobLm1lc2hnYXRlLnYxLkJhY2t1cFJlc3BvbnNlMAFCO1o5Z2l0aHViLmNvbS9tZXNoZ2F0ZS9tZXNoZ2F0ZS9wcm90by9tZXNoZ2F0ZS92MTttZXNoZ2F0ZXYxYgZwcm90bzM", [file_google_protobuf_duration]);
 
 /**
  * StatusRequest asks for the gateways.
@@ -132,6 +132,14 @@ export type Replica = Message<"meshgate.v1.Replica"> & {
    * @generated from field: bool lag_unknown = 8;
    */
   lagUnknown: boolean;
+
+  /**
+   * room is what room its disk has for changes, as far as it answered the gateway
+   * that was asked.
+   *
+   * @generated from field: meshgate.v1.Room room = 9;
+   */
+  room: Room;
 };
 
 /**
@@ -320,6 +328,48 @@ export type BackupResponse = Message<"meshgate.v1.BackupResponse"> & {
  */
 export const BackupResponseSchema: GenMessage<BackupResponse> = /*@__PURE__*/
   messageDesc(file_meshgate_v1_cluster, 12);
+
+/**
+ * Room is what room the disk of a gateway has for changes.
+ *
+ * @generated from enum meshgate.v1.Room
+ */
+export enum Room {
+  /**
+   * ROOM_UNKNOWN says that the gateway did not answer, or does not tell.
+   *
+   * @generated from enum value: ROOM_UNKNOWN = 0;
+   */
+  UNKNOWN = 0,
+
+  /**
+   * ROOM_ENOUGH says that nothing is wrong.
+   *
+   * @generated from enum value: ROOM_ENOUGH = 1;
+   */
+  ENOUGH = 1,
+
+  /**
+   * ROOM_LOW says that it refuses changes if it leads, and does not lead for long.
+   *
+   * @generated from enum value: ROOM_LOW = 2;
+   */
+  LOW = 2,
+
+  /**
+   * ROOM_NONE says that it falls behind, too: nothing fits any more. Its copy does
+   * not count until there is room.
+   *
+   * @generated from enum value: ROOM_NONE = 3;
+   */
+  NONE = 3,
+}
+
+/**
+ * Describes the enum meshgate.v1.Room.
+ */
+export const RoomSchema: GenEnum<Room> = /*@__PURE__*/
+  enumDesc(file_meshgate_v1_cluster, 0);
 
 /**
  * Cluster is the gateways that keep the state of the mesh together. Every one of
