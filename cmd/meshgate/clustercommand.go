@@ -142,23 +142,34 @@ func (a *app) clusterStatus(ctx context.Context, c *peer.Public, _ []string) err
 	return nil
 }
 
-// lossText says how many more voters may fail while some do not answer; empty when
-// all of them do.
+// lossText says how many more voters may fail while some do not answer, or keep
+// nothing for want of room; empty when all of them do.
 func lossText(s *meshgatev1.StatusResponse) string {
-	var gone []string
+	var gone, full []string
 	for _, r := range s.GetReplicas() {
-		if r.GetVoter() && !r.GetAlive() {
+		switch {
+		case !r.GetVoter():
+		case !r.GetAlive():
 			gone = append(gone, r.GetId())
+		case r.GetRoom() == meshgatev1.Room_ROOM_NONE:
+			full = append(full, r.GetId())
 		}
 	}
-	if len(gone) == 0 {
+	text := ""
+	if len(gone) > 0 {
+		text = "; out of reach now: " + strings.Join(gone, ", ")
+	}
+	if len(full) > 0 {
+		text += "; without room on the disk: " + strings.Join(full, ", ")
+	}
+	if text == "" {
 		return ""
 	}
 	more := "none"
-	if n := (votersIn(s)-1)/2 - len(gone); n > 0 {
+	if n := (votersIn(s)-1)/2 - len(gone) - len(full); n > 0 {
 		more = strconv.Itoa(n)
 	}
-	return fmt.Sprintf("; out of reach now: %s, so that %s more may", strings.Join(gone, ", "), more)
+	return fmt.Sprintf("%s, so that %s more may", text, more)
 }
 
 // contactText is how long ago a replica was heard from, as exactly as matters.
@@ -195,6 +206,13 @@ func (a *app) printCluster(s *meshgatev1.StatusResponse) error {
 			heard = "answers"
 		case !r.GetAlive():
 			heard += " (out of reach)"
+		}
+		switch r.GetRoom() {
+		case meshgatev1.Room_ROOM_LOW:
+			heard += " (disk full)"
+		case meshgatev1.Room_ROOM_NONE:
+			heard += " (disk full, falls behind)"
+		default:
 		}
 		rows = append(rows, []string{r.GetId(), role, r.GetAddress(), heard, lag})
 	}

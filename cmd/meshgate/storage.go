@@ -14,6 +14,7 @@ import (
 	"github.com/meshgate/meshgate/node/registry"
 	"github.com/meshgate/meshgate/node/store"
 	"github.com/meshgate/meshgate/node/store/raftstore"
+	meshgatev1 "github.com/meshgate/meshgate/proto/meshgate/v1"
 	v1 "github.com/meshgate/meshgate/proto/v1"
 )
 
@@ -66,10 +67,11 @@ func (s storage) seats() []string {
 // Replicas implements api.Replicas.
 func (s storage) Replicas(ctx context.Context) []api.Replica {
 	var list []api.Replica
-	for _, r := range s.store.Members(ctx) {
+	for _, r := range s.store.Survey(ctx) {
 		list = append(list, api.Replica{
 			ID: mesh.NodeID(r.ID), Address: r.Address, Voter: r.Voter, Leader: r.Leader,
 			Answers: r.Answers, Known: r.Known, LastContact: r.LastContact, Lag: r.Lag, LagUnknown: r.LagUnknown,
+			Room: meshgatev1.Room(r.Room), Hears: r.Hears,
 		})
 	}
 	return list
@@ -133,6 +135,8 @@ func storageError(err error) error {
 		return fmt.Errorf("%w: %w", mesh.ErrPrecondition, err)
 	case errors.Is(err, raftstore.ErrNotMember):
 		return fmt.Errorf("%w: %w", mesh.ErrNotFound, err)
+	case errors.Is(err, store.ErrFull):
+		return fmt.Errorf("%w: %w", mesh.ErrExhausted, err)
 	case errors.Is(err, store.ErrInvalid):
 		return fmt.Errorf("%w: %w", mesh.ErrInvalid, err)
 	}

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"time"
 
@@ -66,6 +67,10 @@ type Replica struct {
 	// LagUnknown is true, since it has not answered this leader yet.
 	Lag        uint64
 	LagUnknown bool
+	// Room is what room its disk has.
+	Room meshgatev1.Room
+	// Hears is whom one that Answers hears lead; empty: nobody.
+	Hears string
 }
 
 // alive reports whether the replica was heard of late.
@@ -91,9 +96,9 @@ func (c *clusterService) Status(ctx context.Context, _ *connect.Request[meshgate
 	}
 	answer := &meshgatev1.StatusResponse{GatewayId: string(c.state.Self())}
 	replicas := c.replicas.Replicas(ctx)
-	answer.Trouble = trouble(replicas)
+	answer.Trouble = trouble(c.state.Self(), replicas)
 	for _, r := range replicas {
-		m := &meshgatev1.Replica{Id: string(r.ID), Address: r.Address, Voter: r.Voter, Leader: r.Leader, Alive: r.alive(), Lag: r.Lag, LagUnknown: r.LagUnknown}
+		m := &meshgatev1.Replica{Id: string(r.ID), Address: r.Address, Voter: r.Voter, Leader: r.Leader, Alive: r.alive(), Lag: r.Lag, LagUnknown: r.LagUnknown, Room: r.Room}
 		if r.Known {
 			m.LastContact = durationpb.New(r.LastContact)
 		}
@@ -102,15 +107,19 @@ func (c *clusterService) Status(ctx context.Context, _ *connect.Request[meshgate
 	return connect.NewResponse(answer), nil
 }
 
-// trouble says why there is no leader and what to do; it is empty while one
-// answers.
-func trouble(replicas []Replica) string {
+// trouble says why self, the gateway that was asked, knows no leader, or why that
+// can change nothing, and what to do; it is empty while all is well.
+func trouble(self mesh.NodeID, replicas []Replica) string {
+	if leads := slices.IndexFunc(replicas, func(r Replica) bool { return r.Leader && r.Known }); leads >= 0 {
+		return crippled(replicas[leads].ID, replicas)
+	}
+	if text := deaf(self, replicas); text != "" {
+		return text
+	}
 	var voters, live int
 	var away []string
 	for _, r := range replicas {
 		switch {
-		case r.Leader && r.Known:
-			return ""
 		case !r.Voter:
 		case r.Answers:
 			voters, live = voters+1, live+1
@@ -126,6 +135,46 @@ func trouble(replicas []Replica) string {
 	return fmt.Sprintf("no leader: %d of %d voters answer, %d are needed, and nothing can be changed; start %s, or, once that is gone for good, "+
 		"begin anew from what this gateway holds: meshgate backup FILE --stale, then stop all gateways, and meshgate restore FILE here",
 		live, voters, need, strings.Join(away, " or "))
+}
+
+// crippled says that a leader is there and fewer than a majority of the voters keep
+// what is changed; empty when they do.
+func crippled(leader mesh.NodeID, replicas []Replica) string {
+	var voters int
+	var full, away []string
+	for _, r := range replicas {
+		switch {
+		case !r.Voter:
+			continue
+		case !r.alive():
+			away = append(away, string(r.ID))
+		case r.Room == meshgatev1.Room_ROOM_NONE:
+			full = append(full, string(r.ID))
+		}
+		voters++
+	}
+	keep := voters - len(full) - len(away)
+	if len(full) == 0 || keep > voters/2 {
+		return "" // without a majority in reach it soon leads no more
+	}
+	todo := "make room on the disk of " + strings.Join(full, " or ")
+	if len(away) > 0 {
+		todo += ", or start " + strings.Join(away, " or ")
+	}
+	return fmt.Sprintf("%s leads, but %d of %d voters keep what is changed, %d are needed, and changes wait; %s", leader, keep, voters, voters/2+1, todo)
+}
+
+// deaf says that others have a leader whom self does not hear; empty when they do
+// not.
+func deaf(self mesh.NodeID, replicas []Replica) string {
+	for _, r := range replicas {
+		if r.ID == self || !r.Answers || r.Hears == "" || r.Hears == string(self) {
+			continue
+		}
+		return fmt.Sprintf("%s leads, as %s says, but %s does not hear it: if that stays so for some seconds, see that %s and %s reach each other at the addresses above; ask %s meanwhile",
+			r.Hears, r.ID, self, r.Hears, self, r.ID)
+	}
+	return ""
 }
 
 // Promote gives an observer a vote.

@@ -163,6 +163,10 @@ func TestCluster_StatusTellsWhoIsInReach(t *testing.T) {
 
 func TestCluster_TroubleSaysWhatToDo(t *testing.T) {
 	voter := func(id mesh.NodeID, answers bool) Replica { return Replica{ID: id, Voter: true, Answers: answers} }
+	led := func(id mesh.NodeID, room meshgatev1.Room, contact time.Duration) Replica {
+		return Replica{ID: id, Voter: true, Leader: id == "gw1", Known: true, LastContact: contact, Room: room}
+	}
+	const enough, none = meshgatev1.Room_ROOM_ENOUGH, meshgatev1.Room_ROOM_NONE
 	const gone = ", or, once that is gone for good, begin anew from what this gateway holds: meshgate backup FILE --stale, then stop all gateways, and meshgate restore FILE here"
 	for name, tt := range map[string]struct {
 		replicas []Replica
@@ -181,8 +185,21 @@ func TestCluster_TroubleSaysWhatToDo(t *testing.T) {
 			[]Replica{voter("gw1", true), voter("gw2", true), voter("gw3", false)},
 			"no leader yet: 2 of 3 voters answer, which are enough to choose one; ask again in a few seconds",
 		},
+		"cut off from the leader": {
+			[]Replica{voter("gw1", true), {ID: "gw2", Voter: true, Answers: true, Hears: "gw3"}, voter("gw3", false)},
+			"gw3 leads, as gw2 says, but gw1 does not hear it: if that stays so for some seconds, see that gw3 and gw1 reach each other at the addresses above; ask gw2 meanwhile",
+		},
+		"an old leader in the ear of another one": {
+			[]Replica{voter("gw1", true), {ID: "gw2", Voter: true, Answers: true, Hears: "gw1"}, voter("gw3", false)},
+			"no leader yet: 2 of 3 voters answer, which are enough to choose one; ask again in a few seconds",
+		},
+		"one without room": {[]Replica{led("gw1", enough, 0), led("gw2", none, 0), led("gw3", enough, 0)}, ""},
+		"one without room, one away": {
+			[]Replica{led("gw1", enough, 0), led("gw2", none, 0), led("gw3", 0, time.Minute), {ID: "o", Known: true, Room: enough}},
+			"gw1 leads, but 1 of 3 voters keep what is changed, 2 are needed, and changes wait; make room on the disk of gw2, or start gw3",
+		},
 	} {
-		if got := trouble(tt.replicas); got != tt.want {
+		if got := trouble("gw1", tt.replicas); got != tt.want {
 			t.Errorf("%s: %q", name, got)
 		}
 	}

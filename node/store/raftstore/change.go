@@ -358,6 +358,21 @@ func (s *Store) inReach(id string) bool {
 	return ok && time.Since(p.heard) < 2*s.election
 }
 
+// mayLead refuses a replica that would hand the leadership back at once. One that
+// does not answer in time is none that is known to.
+func (s *Store) mayLead(ctx context.Context, server raft.Server) error {
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	resp, err := s.streams.ask(ctx, string(server.ID), string(server.Address), &pb.ReplicaRequest{Call: &pb.ReplicaRequest_Probe{Probe: &pb.ReplicaProbe{}}})
+	if err != nil {
+		return nil
+	}
+	if room := Room(resp.GetRoom()); room == RoomLow || room == RoomNone {
+		return fmt.Errorf("%w: replica %q has a full disk and would hand the leadership on at once: make room on it first", store.ErrFull, server.ID)
+	}
+	return nil
+}
+
 // transfer makes another voter lead.
 func (s *Store) transfer(ctx context.Context, id string) error {
 	if id == s.id {
@@ -374,6 +389,9 @@ func (s *Store) transfer(ctx context.Context, id string) error {
 			return fmt.Errorf("%w: replica %q is an observer: promote it first", store.ErrInvalid, id)
 		case !s.inReach(id):
 			return fmt.Errorf("%w: replica %q is out of reach", ErrUnsafe, id)
+		}
+		if err := s.mayLead(ctx, server); err != nil {
+			return err
 		}
 		begin = func() raft.Future { return s.raft.LeadershipTransferToServer(server.ID, server.Address) }
 	} else if len(votersOf(s.servers())) < 2 {

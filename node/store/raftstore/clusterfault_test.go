@@ -84,6 +84,13 @@ func TestFollower_FullDiskSaysSo(t *testing.T) {
 		if refused("a change", err); !errors.Is(err, store.ErrFull) || errors.Is(err, store.ErrUncertain) {
 			t.Errorf("a change: %v, want ErrFull only", err)
 		}
+		rooms := map[bool]raftstore.Room{}
+		for _, r := range leader.Survey(c.ctx()) {
+			rooms[r.ID == id] = r.Room
+		}
+		if rooms[true] != raftstore.RoomNone || rooms[false] != raftstore.RoomEnough {
+			t.Errorf("room here: %v, elsewhere: %v", rooms[true], rooms[false])
+		}
 		if _, err := leader.Get(t.Context(), "during"); err != nil {
 			t.Errorf("the first change did not happen: %v", err)
 		}
@@ -148,9 +155,17 @@ func TestLeader_FullDiskThatNobodyAsks(t *testing.T) {
 		moved := func() bool { now, _ := c.leader(); return now != id }
 		c.until("another one leads", moved)
 		elapse(t, time.Minute)
+		if err := s.Transfer(c.ctx(), id); !errors.Is(err, store.ErrFull) || !strings.Contains(err.Error(), fmt.Sprintf("replica %q has a full disk", id)) {
+			t.Errorf("transfer to a full disk: %v", err)
+		}
+		if moved := moved(); !moved {
+			t.Error("it leads again")
+		}
+		c.logs[id].SetFree(func(string) (uint64, error) { return raftstore.Reserve, nil })
 		if err := s.Transfer(c.ctx(), id); err != nil {
 			t.Fatal(err)
 		}
+		c.logs[id].SetFree(full)
 		c.until("another one leads again", moved)
 		for _, log := range c.logs {
 			log.SetFree(full)

@@ -203,6 +203,27 @@ func TestMembers_WithoutAMajority(t *testing.T) {
 	})
 }
 
+// TestMembers_CutOffFromTheLeader asks one that does not hear the leader which the
+// others have: it says so.
+func TestMembers_CutOffFromTheLeader(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, "", "a", "b", "c")
+		leader, _ := c.leader()
+		id, s := c.follower()
+		c.hub.Cut(leader, id)
+		var heard string
+		c.until("it hears nobody", func() bool { now, _ := s.Leader(); return now == "" })
+		for _, m := range s.Members(c.ctx()) {
+			if m.ID != id && m.ID != leader && m.Answers && !m.Known {
+				heard = m.Hears
+			}
+		}
+		if heard != leader {
+			t.Errorf("the other one hears %q, want %q", heard, leader)
+		}
+	})
+}
+
 // TestConfigured_AsksNobody has it answer at once, with a leader and on a replica
 // that is cut off.
 func TestConfigured_AsksNobody(t *testing.T) {

@@ -12,6 +12,7 @@ import (
 
 	"github.com/hashicorp/raft"
 
+	"github.com/meshgate/meshgate/node/store"
 	pb "github.com/meshgate/meshgate/proto/meshgate/v1"
 )
 
@@ -45,7 +46,26 @@ type Replica struct {
 	// since that began to lead.
 	Lag        uint64
 	LagUnknown bool
+	// Room is what room its disk has, as far as it was asked: by Survey, and by
+	// Members while no leader answers. Hears is then whom it hears lead.
+	Room  Room
+	Hears string
 }
+
+// Room is what room the disk of a replica has for changes.
+type Room uint8
+
+// The values of Room.
+const (
+	// RoomUnknown says that the replica was not asked, or did not tell.
+	RoomUnknown Room = iota
+	// RoomEnough says that nothing is wrong.
+	RoomEnough
+	// RoomLow says that it refuses changes if it leads, and does not lead for long.
+	RoomLow
+	// RoomNone says that it falls behind, too: nothing fits any more.
+	RoomNone
+)
 
 // members wakes those who follow the cluster.
 type members struct {
@@ -102,10 +122,20 @@ func (s *Store) Members(ctx context.Context) []Replica {
 	})
 	if err != nil {
 		replicas := s.Configured()
-		s.askAll(ctx, replicas)
+		s.askEach(ctx, replicas, func(*Replica) bool { return true })
 		return replicas
 	}
 	return replicasOf(list)
+}
+
+// Survey is Members, and asks besides each replica that the leader hears what room
+// it has, for another second at most.
+func (s *Store) Survey(ctx context.Context) []Replica {
+	replicas := s.Members(ctx)
+	if slices.ContainsFunc(replicas, func(r Replica) bool { return r.Known }) { // else they were asked
+		s.askEach(ctx, replicas, func(r *Replica) bool { return r.Known && r.LastContact < missedTimeouts*s.election })
+	}
+	return replicas
 }
 
 // Configured returns the replicas of the cluster in the order of their ids, by
@@ -136,23 +166,40 @@ func replicasOf(list []*pb.ReplicaMember) []Replica {
 	return replicas
 }
 
-// askAll asks all replicas at once which of them are there.
-func (s *Store) askAll(ctx context.Context, replicas []Replica) {
+// askEach asks replicas at once whether they are there, what room they have and
+// whom they hear. One that the leader knows is there for that reason.
+func (s *Store) askEach(ctx context.Context, replicas []Replica, which func(*Replica) bool) {
 	ctx, cancel := context.WithTimeout(ctx, membersTimeout)
 	defer cancel()
 	var asked sync.WaitGroup
 	for i := range replicas {
 		r := &replicas[i]
-		if r.ID == s.id {
-			r.Answers = true
-			continue
+		switch {
+		case r.ID == s.id:
+			r.Answers, r.Room = !r.Known, s.roomLeft()
+		case which(r):
+			asked.Go(func() {
+				resp, err := s.streams.ask(ctx, r.ID, r.Address, &pb.ReplicaRequest{Call: &pb.ReplicaRequest_Probe{Probe: &pb.ReplicaProbe{}}})
+				if err == nil {
+					r.Answers, r.Room, r.Hears = !r.Known, Room(resp.GetRoom()), resp.GetLeader()
+				}
+			})
 		}
-		asked.Go(func() {
-			_, err := s.streams.ask(ctx, r.ID, r.Address, &pb.ReplicaRequest{Call: &pb.ReplicaRequest_Probe{Probe: &pb.ReplicaProbe{}}})
-			r.Answers = err == nil
-		})
 	}
 	asked.Wait()
+}
+
+// roomLeft is what room the disk of this replica has.
+func (s *Store) roomLeft() Room {
+	if s.disk.guard != nil {
+		if refused, _ := s.disk.guard.noRoom(); refused != nil {
+			return RoomNone
+		}
+	}
+	if errors.Is(s.room(), store.ErrFull) {
+		return RoomLow
+	}
+	return RoomEnough
 }
 
 func memberOf(server raft.Server, leader string) *pb.ReplicaMember {
