@@ -269,7 +269,7 @@ func (s *Store) promote(ctx context.Context, id string) error {
 	if err := s.caughtUp(ctx, server.ID); err != nil {
 		return err
 	}
-	if err := s.safe(append(votersOf(servers), server)); err != nil {
+	if err := s.safe(ctx, append(votersOf(servers), server)); err != nil {
 		return err
 	}
 	return s.configure(ctx, func() raft.IndexFuture {
@@ -309,7 +309,7 @@ func (s *Store) takeVote(ctx context.Context, c change) error {
 		return nil
 	}
 	if server.Suffrage == raft.Voter {
-		if err := s.safe(without(votersOf(servers), c.id)); err != nil {
+		if err := s.safe(ctx, without(votersOf(servers), c.id)); err != nil {
 			return err
 		}
 	}
@@ -332,21 +332,55 @@ func (s *Store) takeVote(ctx context.Context, c change) error {
 }
 
 // safe says whether a majority of voters-to-be is in reach.
-func (s *Store) safe(voters []raft.Server) error {
+func (s *Store) safe(ctx context.Context, voters []raft.Server) error {
 	if len(voters) == 0 {
 		return fmt.Errorf("%w: no voter would remain", ErrUnsafe)
 	}
-	var away []string
-	for _, v := range voters {
-		if !s.inReach(string(v.ID)) {
-			away = append(away, string(v.ID))
-		}
+	away, err := s.awaitReach(ctx, voters, len(voters)/2+1)
+	if err != nil {
+		return err
 	}
 	if live := len(voters) - len(away); live <= len(voters)/2 {
 		return fmt.Errorf("%w: of the %d voters that there would be, %q are out of reach", ErrUnsafe, len(voters), away)
 	}
 	return nil
 }
+
+// awaitReach returns which of some replicas are out of reach. A leader that has just
+// begun has not heard from all of them yet: it waits until it has from enough, for
+// as long as one that is silent counts as in reach.
+func (s *Store) awaitReach(ctx context.Context, servers []raft.Server, enough int) (away []string, err error) {
+	role := s.role.Load()
+	timer := time.NewTimer(time.Until(role.since.Add(reachTimeouts * s.election)))
+	defer timer.Stop()
+	for late := false; ; {
+		moved := s.transport.changed()
+		away = nil
+		for _, server := range servers {
+			if !s.inReach(string(server.ID)) {
+				away = append(away, string(server.ID))
+			}
+		}
+		if late || len(servers)-len(away) >= enough {
+			return away, nil
+		}
+		select {
+		case <-moved:
+		case <-timer.C:
+			late = true
+		case <-role.over:
+			return nil, notLeader(s.role.Load())
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-s.closing:
+			return nil, store.ErrClosed
+		}
+	}
+}
+
+// reachTimeouts is for how many election timeouts a replica may be silent that is in
+// reach: it is heard from several times in each.
+const reachTimeouts = 2
 
 // inReach says whether this leader heard from a replica within the time in
 // which it hears from each several times.
@@ -355,7 +389,7 @@ func (s *Store) inReach(id string) bool {
 		return true
 	}
 	p, ok := s.transport.known(raft.ServerID(id))
-	return ok && time.Since(p.heard) < 2*s.election
+	return ok && time.Since(p.heard) < reachTimeouts*s.election
 }
 
 // mayLead refuses a replica that would hand the leadership back at once. One that
@@ -387,7 +421,10 @@ func (s *Store) transfer(ctx context.Context, id string) error {
 			return fmt.Errorf("%w: %q", ErrNotMember, id)
 		case server.Suffrage != raft.Voter:
 			return fmt.Errorf("%w: replica %q is an observer: promote it first", store.ErrInvalid, id)
-		case !s.inReach(id):
+		}
+		if away, err := s.awaitReach(ctx, []raft.Server{server}, 1); err != nil {
+			return err
+		} else if len(away) > 0 {
 			return fmt.Errorf("%w: replica %q is out of reach", ErrUnsafe, id)
 		}
 		if err := s.mayLead(ctx, server); err != nil {

@@ -203,6 +203,41 @@ func TestMembers_WithoutAMajority(t *testing.T) {
 	})
 }
 
+// TestMembers_ChangesWaitForANewLeader demotes the leader: the next one, which makes
+// the change, has not heard from everybody when it begins.
+func TestMembers_ChangesWaitForANewLeader(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, "", "a", "b", "c")
+		old, s := c.leader()
+		var others []string
+		for id := range c.replicas {
+			if id != old {
+				others = append(others, id)
+			}
+		}
+		c.hub.Part(others[:1], others[1:])
+		over := c.replicas[others[0]].Changed()
+		done := make(chan error, 1)
+		go func() { done <- s.Demote(c.ctx(), old) }()
+		<-over // another one leads
+		for range 20 {
+			c.pause(c.ctx())
+		}
+		select {
+		case err := <-done:
+			t.Fatalf("done while the new leader cannot reach the third: %v", err)
+		default:
+		}
+		c.hub.Heal()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+		if now, _ := c.leader(); now == old {
+			t.Errorf("%s still leads", old)
+		}
+	})
+}
+
 // TestMembers_CutOffFromTheLeader asks one that does not hear the leader which the
 // others have: it says so.
 func TestMembers_CutOffFromTheLeader(t *testing.T) {
