@@ -331,56 +331,76 @@ func (s *Store) takeVote(ctx context.Context, c change) error {
 	return err
 }
 
-// safe says whether a majority of voters-to-be is in reach.
+// safe says whether a majority of voters-to-be is in reach and holds what the log
+// has now: one that answers and stores nothing, such as with a full disk, would keep
+// the change itself from being committed.
 func (s *Store) safe(ctx context.Context, voters []raft.Server) error {
 	if len(voters) == 0 {
 		return fmt.Errorf("%w: no voter would remain", ErrUnsafe)
 	}
-	away, err := s.awaitReach(ctx, voters, len(voters)/2+1)
+	away, behind, err := s.awaitReach(ctx, voters, len(voters)/2+1, s.raft.LastIndex())
 	if err != nil {
 		return err
 	}
-	if live := len(voters) - len(away); live <= len(voters)/2 {
-		return fmt.Errorf("%w: of the %d voters that there would be, %q are out of reach", ErrUnsafe, len(voters), away)
+	if live := len(voters) - len(away) - len(behind); live > len(voters)/2 {
+		return nil
 	}
-	return nil
+	why := ""
+	if len(away) > 0 {
+		why = fmt.Sprintf(", %q are out of reach", away)
+	}
+	if len(behind) > 0 {
+		why += fmt.Sprintf(", %q are behind what the leader holds: wait until they have caught up, or see whether their disks are full", behind)
+	}
+	return fmt.Errorf("%w: of the %d voters that there would be%s", ErrUnsafe, len(voters), why)
 }
 
-// awaitReach returns which of some replicas are out of reach. A leader that has just
-// begun has not heard from all of them yet: it waits until it has from enough, for
-// as long as one that is silent counts as in reach.
-func (s *Store) awaitReach(ctx context.Context, servers []raft.Server, enough int) (away []string, err error) {
+// awaitReach returns which of some replicas are out of reach, and which of the others
+// do not hold an entry of the log. A leader that has just begun has not heard from
+// all of them yet, and who is sent entries needs time for them: it waits for that
+// until enough are neither.
+func (s *Store) awaitReach(ctx context.Context, servers []raft.Server, enough int, entry uint64) (away, behind []string, err error) {
 	role := s.role.Load()
-	timer := time.NewTimer(time.Until(role.since.Add(reachTimeouts * s.election)))
-	defer timer.Stop()
-	for late := false; ; {
+	heard, held := time.NewTimer(time.Until(role.since.Add(reachTimeouts*s.election))), time.NewTimer(keepTimeouts*s.election)
+	defer heard.Stop()
+	defer held.Stop()
+	for old, late := false, false; ; {
 		moved := s.transport.changed()
-		away = nil
+		away, behind = nil, nil
 		for _, server := range servers {
-			if !s.inReach(string(server.ID)) {
-				away = append(away, string(server.ID))
+			if id := string(server.ID); !s.inReach(id) {
+				away = append(away, id)
+			} else if p, _ := s.transport.known(server.ID); id != s.id && (p.term != role.term || p.stored < entry) {
+				behind = append(behind, id)
 			}
 		}
-		if late || len(servers)-len(away) >= enough {
-			return away, nil
+		live := len(servers) - len(away)
+		if live-len(behind) >= enough || late || old && live < enough {
+			return away, behind, nil
 		}
 		select {
 		case <-moved:
-		case <-timer.C:
+		case <-heard.C:
+			old = true
+		case <-held.C:
 			late = true
 		case <-role.over:
-			return nil, notLeader(s.role.Load())
+			return nil, nil, notLeader(s.role.Load())
 		case <-ctx.Done():
-			return nil, ctx.Err()
+			return nil, nil, ctx.Err()
 		case <-s.closing:
-			return nil, store.ErrClosed
+			return nil, nil, store.ErrClosed
 		}
 	}
 }
 
 // reachTimeouts is for how many election timeouts a replica may be silent that is in
-// reach: it is heard from several times in each.
-const reachTimeouts = 2
+// reach: it is heard from several times in each. keepTimeouts is for how many one
+// may need to store what the log has.
+const (
+	reachTimeouts = 2
+	keepTimeouts  = 2 * missedTimeouts
+)
 
 // inReach says whether this leader heard from a replica within the time in
 // which it hears from each several times.
@@ -422,7 +442,7 @@ func (s *Store) transfer(ctx context.Context, id string) error {
 		case server.Suffrage != raft.Voter:
 			return fmt.Errorf("%w: replica %q is an observer: promote it first", store.ErrInvalid, id)
 		}
-		if away, err := s.awaitReach(ctx, []raft.Server{server}, 1); err != nil {
+		if away, _, err := s.awaitReach(ctx, []raft.Server{server}, 1, 0); err != nil {
 			return err
 		} else if len(away) > 0 {
 			return fmt.Errorf("%w: replica %q is out of reach", ErrUnsafe, id)

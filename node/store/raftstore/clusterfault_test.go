@@ -104,6 +104,57 @@ func TestFollower_FullDiskSaysSo(t *testing.T) {
 	})
 }
 
+// TestMembers_DoNotCountOnAFullDisk fills the disk of one of three voters: no change
+// is made after which the others would wait for it, and operators hear of it.
+func TestMembers_DoNotCountOnAFullDisk(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o := newObserved()
+		c := newClusterOf(t, "", o.configure, "a", "b", "c")
+		full, _ := c.follower()
+		leader, s := c.leader()
+		for id := range c.replicas {
+			if id != full && id != leader {
+				if err := s.Demote(c.ctx(), id); err != nil {
+					t.Errorf("with room everywhere: %v", err)
+				}
+				if err := s.Promote(c.ctx(), id); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		c.logs[full].Fail(store.ErrFull)
+		c.put(s, "k")
+		for id := range c.replicas {
+			if id == full {
+				continue
+			}
+			err := s.Demote(c.ctx(), id)
+			if !errors.Is(err, raftstore.ErrUnsafe) || !strings.Contains(err.Error(), fmt.Sprintf("[%q] are behind", full)) {
+				t.Errorf("demote %s: %v, want ErrUnsafe that names %s", id, err, full)
+			}
+		}
+		elapse(t, 5*time.Second)
+		leader, s = c.leader()
+		if n := o.gauge(t, leader, "meshgate_store_voters_out_of_reach"); n != 1 {
+			t.Errorf("the leader counts %v voters that are of no use, want 1", n)
+		}
+		if lines := o.journals[leader].lines("level=WARN", "stores nothing of what it is sent", "one more loss stops changes", "replica="+full); len(lines) != 1 {
+			t.Errorf("the leader says %q", lines)
+		}
+		c.logs[full].Fail(nil)
+		elapse(t, time.Minute)
+		if lines := o.journals[leader].lines("level=INFO", "stores again", "replica="+full); len(lines) != 1 {
+			t.Errorf("with room again the leader says %q", lines)
+		}
+		if n := o.gauge(t, leader, "meshgate_store_voters_out_of_reach"); n != 0 {
+			t.Errorf("with room again the leader counts %v", n)
+		}
+		if err := s.Remove(c.ctx(), full); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
 // TestLeader_FullDisk shows that a leader without space makes way for one that
 // has some, and that nothing is left open meanwhile.
 func TestLeader_FullDisk(t *testing.T) {

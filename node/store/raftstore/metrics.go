@@ -95,7 +95,7 @@ func newMetrics(registerer prometheus.Registerer, s *Store) (*metrics, error) {
 	})
 	absent := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "meshgate_store_voters_out_of_reach",
-		Help: "Voters that the leader has not heard from for four election timeouts; 0 on other replicas.",
+		Help: "Voters that the leader has not heard from for four election timeouts, or that store nothing of what they are sent, as with a full disk; 0 on other replicas.",
 	}, func() float64 { return s.watch(func() float64 { return float64(s.votersAbsent()) }) })
 	behind := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "meshgate_store_max_lag",

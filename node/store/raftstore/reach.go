@@ -3,6 +3,7 @@
 package raftstore
 
 import (
+	"slices"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -13,39 +14,46 @@ import (
 // anybody waits for.
 const missedTimeouts = 4
 
-// absence is a replica that the leader does not hear from.
+// absence is a replica that the leader cannot count on.
 type absence struct {
 	id    string
 	voter bool
-	// since is when it was last heard from, or when this replica began to lead.
+	// deaf is true for one that answers and stores nothing of what it is sent.
+	deaf bool
+	// since is when it was last heard from, or stored something; or when this
+	// replica began to lead, or first missed it.
 	since time.Time
 }
 
 // absent returns the replicas that this one, which leads as role says, has not
-// heard from for missedTimeouts.
+// heard from for missedTimeouts, or that have stored nothing of what they were sent.
 func (s *Store) absent(role *role, servers []raft.Server) []absence {
 	var list []absence
 	for _, server := range servers {
 		if string(server.ID) == s.id {
 			continue
 		}
-		p, _ := s.transport.known(server.ID)
-		since := role.heard(p)
-		if time.Since(since) >= missedTimeouts*s.election {
-			list = append(list, absence{string(server.ID), server.Suffrage == raft.Voter, since})
+		p := s.transport.notice(server.ID)
+		a := absence{id: string(server.ID), voter: server.Suffrage == raft.Voter, since: role.heard(p)}
+		silent := s.overdue(a.since)
+		if kept := latest(p.kept, p.since, role.since); !silent && s.overdue(kept) {
+			a.deaf, a.since = true, kept
+		}
+		if silent || a.deaf {
+			list = append(list, a)
 		}
 	}
 	return list
 }
 
-// heard is when a leader with this role heard from a replica, or began to lead if
-// that was later: whom others led meanwhile, it did not hear from.
-func (r *role) heard(p progress) time.Time {
-	if p.heard.After(r.since) {
-		return p.heard
-	}
-	return r.since
-}
+func (s *Store) overdue(since time.Time) bool { return time.Since(since) >= missedTimeouts*s.election }
+
+// heard is when a leader with this role heard from a replica, or began to lead or
+// first missed it if that was later: whom others led meanwhile, it did not hear
+// from.
+func (r *role) heard(p progress) time.Time { return latest(p.heard, p.since, r.since) }
+
+func latest(times ...time.Time) time.Time { return slices.MaxFunc(times, time.Time.Compare) }
 
 // reach is what was said in the log about who is out of reach. Only upkeep
 // uses it.
@@ -75,23 +83,35 @@ func (s *Store) tellAbsent(told *reach, role *role, servers []raft.Server) {
 		}
 	}
 	for id, a := range gone {
-		if before, ok := told.gone[id]; ok && before.voter == a.voter {
+		if before, ok := told.gone[id]; ok && before.voter == a.voter && before.deaf == a.deaf {
 			continue
 		}
-		text := "replica is out of reach"
-		spare := max(live-(len(voters)/2+1), 0) // without a majority no replica leads for long
+		text, is := "replica", "is out of reach"
+		if a.deaf {
+			is = "stores nothing of what it is sent, as with a full disk"
+		}
+		spare := live - (len(voters)/2 + 1)
 		switch {
 		case !a.voter:
-			text = "observer is out of reach"
+			text = "observer " + is
+		case spare < 0: // without a majority in reach no replica leads for long
+			text += " " + is + ": changes wait"
 		case spare == 0:
-			text = "replica is out of reach: one more loss stops changes"
+			text += " " + is + ": one more loss stops changes"
+		default:
+			text += " " + is
 		}
+		spare = max(spare, 0)
 		s.logger.Warn(text, "replica", id, "since", a.since.UTC().Format(time.RFC3339), "spare_voters", spare)
 	}
 	for id, a := range told.gone {
 		_, still := gone[id]
 		if _, member := find(servers, id); member && !still {
-			s.logger.Info("replica is in reach again", "replica", id, "after", time.Since(a.since).Round(time.Second))
+			text := "replica is in reach again"
+			if a.deaf {
+				text = "replica stores again what it is sent"
+			}
+			s.logger.Info(text, "replica", id, "after", time.Since(a.since).Round(time.Second))
 		}
 	}
 	told.gone = gone
@@ -135,8 +155,8 @@ func (s *Store) silent(start time.Time, servers []raft.Server) []string {
 	return list
 }
 
-// votersAbsent counts the voters that this leader does not hear from; 0
-// elsewhere.
+// votersAbsent counts the voters that this leader does not hear from, or that store
+// nothing; 0 elsewhere.
 func (s *Store) votersAbsent() int {
 	role := s.role.Load()
 	if !role.ready {
@@ -162,7 +182,7 @@ func (s *Store) maxBehind() uint64 {
 	servers := s.servers()
 	gone := map[raft.ServerID]bool{}
 	for _, a := range s.absent(role, servers) {
-		gone[raft.ServerID(a.id)] = true
+		gone[raft.ServerID(a.id)] = !a.deaf
 	}
 	last, lag := s.raft.LastIndex(), uint64(0)
 	for _, server := range servers {

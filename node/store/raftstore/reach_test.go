@@ -5,6 +5,7 @@ package raftstore_test
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"slices"
@@ -153,6 +154,28 @@ func TestLeader_TellsWhoIsOutOfReach(t *testing.T) {
 		}
 		if out, lag := o.gauge(t, leader, out), o.gauge(t, leader, lag); out != 0 || lag != 0 {
 			t.Errorf("afterwards %v are out of reach, the lag is %v", out, lag)
+		}
+	})
+}
+
+// TestLeader_MissesNobodyWhoJoins adds replicas long after the leader began to lead:
+// nobody takes them for lost.
+func TestLeader_MissesNobodyWhoJoins(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o := newObserved()
+		c := newClusterOf(t, "", o.configure, "a")
+		elapse(t, time.Minute)
+		c.open("b", true)
+		c.open("o", true)
+		added := c.replicas["a"].AddVoter(c.ctx(), "b", address("b"))
+		if err := errors.Join(added, c.replicas["a"].AddObserver(c.ctx(), "o", address("o"))); err != nil {
+			t.Fatal(err)
+		}
+		elapse(t, time.Minute)
+		for _, text := range []string{"out of reach", "stores nothing"} {
+			if lines := o.journals["a"].lines(text); len(lines) > 0 {
+				t.Errorf("it says %q", lines)
+			}
 		}
 	})
 }

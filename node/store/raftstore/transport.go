@@ -37,6 +37,8 @@ type transport struct {
 	streams *streams
 	self    raft.ServerID
 	address raft.ServerAddress
+	// gap is how long a replica is silent that is heard anew afterwards.
+	gap time.Duration
 	// await waits until the own log has an entry on disk; nil: it always has.
 	await func(index uint64, closing <-chan struct{}) error
 	// order counts requests: clocks may stand still or jump.
@@ -65,8 +67,11 @@ var (
 // progress is what is known of another replica while this one leads.
 type progress struct {
 	address raft.ServerAddress
-	// heard is when it last answered.
-	heard time.Time
+	// heard is when it last answered, and since from when on it has done so without
+	// a gap; before it ever did, when it was first missed.
+	heard, since time.Time
+	// kept is when it last held what it was sent of the log.
+	kept time.Time
 	// voted is when it last answered a request for its vote, whatever it said.
 	voted time.Time
 	// term and asked are those of the newest request in which it accepted this
@@ -169,7 +174,7 @@ func (t *transport) answered(id raft.ServerID, address raft.ServerAddress, sent 
 	defer t.mu.Unlock()
 	p := t.peerLocked(id)
 	p.address = address
-	p.heard = time.Now()
+	p.answers(t.gap)
 	p.arrived(req)
 	if !resp.Success || resp.Term != req.Term {
 		t.moved = renew(t.moved)
@@ -180,6 +185,9 @@ func (t *transport) answered(id raft.ServerID, address raft.ServerAddress, sent 
 	} else if req.Term == p.term {
 		p.asked = max(p.asked, sent)
 	}
+	if req.PrevLogEntry > 0 || len(req.Entries) > 0 { // it is no heartbeat
+		p.kept = p.heard
+	}
 	if req.Term == p.term {
 		last := req.PrevLogEntry + uint64(len(req.Entries))
 		p.stored = max(p.stored, last)
@@ -187,6 +195,16 @@ func (t *transport) answered(id raft.ServerID, address raft.ServerAddress, sent 
 	}
 	t.moved = renew(t.moved)
 	t.tellLocked(id, p)
+}
+
+// answers notes that a replica answered. One that was silent for gap is new to those
+// who count for how long it does not store anything.
+func (p *progress) answers(gap time.Duration) {
+	now := time.Now()
+	if now.Sub(p.heard) >= gap {
+		p.since = now
+	}
+	p.heard = now
 }
 
 func (t *transport) peerLocked(id raft.ServerID) *progress {
@@ -332,6 +350,18 @@ func (t *transport) expect(id raft.ServerID) {
 	}
 }
 
+// notice starts the time for which a replica is missed that was never heard from, and
+// returns what is known of it.
+func (t *transport) notice(id raft.ServerID) progress {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	p := t.peerLocked(id)
+	if p.since.IsZero() && p.heard.IsZero() {
+		p.since = time.Now()
+	}
+	return *p
+}
+
 // changed is closed when a replica was heard from.
 func (t *transport) changed() <-chan struct{} {
 	t.mu.Lock()
@@ -376,7 +406,8 @@ func (t *transport) InstallSnapshot(id raft.ServerID, address raft.ServerAddress
 	if err == nil && resp.Success {
 		t.mu.Lock()
 		p := t.peerLocked(id)
-		p.heard = time.Now()
+		p.answers(t.gap)
+		p.kept = p.heard
 		if p.term == req.Term {
 			p.stored = max(p.stored, req.LastLogIndex)
 		}
