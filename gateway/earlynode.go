@@ -15,10 +15,11 @@ import (
 	"github.com/meshgate/meshgate/signaling"
 )
 
-// errEarly is what callers are told. Who the others are is for operators, and
-// for those who may ask for the status of the cluster.
-var errEarly = fmt.Errorf("%w: this gateway has just started and waits for a majority of the gateways: ask another one, or try again; "+
-	"meshgate cluster status says which to start, and meshgate get --stale (X-Meshgate-Stale: true) shows what this one held when it ended", mesh.ErrUnavailable)
+// errEarly is what callers are told. Who the others are, and whether one of them
+// leads, is for operators, and for those who may ask for the status of the cluster.
+var errEarly = fmt.Errorf("%w: this gateway has just started and does not serve yet: it catches up with the others, or waits for a majority of them: "+
+	"ask another one, or try again in a few seconds; meshgate cluster status says whether one has to be started, "+
+	"and meshgate get --stale (X-Meshgate-Stale: true) shows what this one held when it ended", mesh.ErrUnavailable)
 
 // KnownKeys are the raw keys of a state that does not change. The methods are
 // those of api.Keys.

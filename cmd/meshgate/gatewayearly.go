@@ -86,7 +86,7 @@ func (p *gatewayProcess) known(ctx context.Context, running *sync.WaitGroup) *ga
 	}
 	console, _ := web.Console()
 	keeps := heldStorage{storage{p.store, p.node}, held}
-	p.log.Info("answering from the state of the last time until a majority of the gateways is there", "n", version)
+	p.log.Info("answering from the state of the last time until this gateway serves", "n", version)
 	return &gateway.Known{
 		State: s, Keys: node.StoredKeys{Store: held}, Replicas: keeps, Cluster: keeps,
 		Access: access, Build: build(), Console: console,
@@ -114,6 +114,10 @@ func (p *gatewayProcess) waitsFor() error {
 		}
 	}
 	if leader, _ := p.store.Leader(); leader != "" {
+		if room := p.store.Room(); room == raftstore.RoomLow || room == raftstore.RoomNone {
+			return fmt.Errorf("%w: the disk of this gateway is full, so that it does not get into the mesh, which gateway %s leads: make room in %s",
+				mesh.ErrUnavailable, leader, p.cfg.dataDir)
+		}
 		return fmt.Errorf("%w: the gateway has not entered the mesh yet; gateway %s leads it", mesh.ErrUnavailable, leader)
 	}
 	self := string(p.node.Self())

@@ -176,7 +176,7 @@ func (s *Store) askEach(ctx context.Context, replicas []Replica, which func(*Rep
 		r := &replicas[i]
 		switch {
 		case r.ID == s.id:
-			r.Answers, r.Room = !r.Known, s.roomLeft()
+			r.Answers, r.Room = !r.Known, s.Room()
 		case which(r):
 			asked.Go(func() {
 				resp, err := s.streams.ask(ctx, r.ID, r.Address, &pb.ReplicaRequest{Call: &pb.ReplicaRequest_Probe{Probe: &pb.ReplicaProbe{}}})
@@ -189,8 +189,8 @@ func (s *Store) askEach(ctx context.Context, replicas []Replica, which func(*Rep
 	asked.Wait()
 }
 
-// roomLeft is what room the disk of this replica has.
-func (s *Store) roomLeft() Room {
+// Room is what room the disk of this replica has.
+func (s *Store) Room() Room {
 	if s.disk.guard != nil {
 		if refused, _ := s.disk.guard.noRoom(); refused != nil {
 			return RoomNone

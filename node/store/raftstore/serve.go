@@ -79,7 +79,7 @@ func (s *Store) answer(ctx context.Context, req *pb.ReplicaRequest, peer string)
 	case *pb.ReplicaRequest_Ping:
 	case *pb.ReplicaRequest_Probe:
 		resp.Cluster, resp.Nonce = s.identity.probe()
-		resp.Leader, resp.Room = s.role.Load().leader, pb.ReplicaRoom(s.roomLeft())
+		resp.Leader, resp.Room = s.role.Load().leader, pb.ReplicaRoom(s.Room())
 	case *pb.ReplicaRequest_Admit:
 		err = s.admit(call.Admit)
 	case *pb.ReplicaRequest_Removed:
