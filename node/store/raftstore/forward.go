@@ -168,7 +168,7 @@ func (s *Store) applyHere(ctx context.Context, batch store.Batch) (uint64, error
 // applyThere has the leader apply a batch and waits until this replica shows
 // what came of it. One that could not show it asks for nothing.
 func (s *Store) applyThere(ctx context.Context, stream leaderStream, batch store.Batch) (uint64, error) {
-	if err, _ := s.stuck(); err != nil {
+	if _, err := s.stuck(); err != nil {
 		return 0, err
 	}
 	resp, err := send(ctx, stream, &pb.ReplicaRequest{Call: &pb.ReplicaRequest_Apply{Apply: store.BatchToProto(batch)}})
@@ -193,7 +193,7 @@ func (s *Store) awaitVersion(ctx context.Context, version uint64) error {
 	reached, stop := s.state.Reached(version)
 	defer stop()
 	for {
-		full, moved := s.stuck()
+		moved, full := s.stuck()
 		if full != nil {
 			return full
 		}
@@ -212,22 +212,22 @@ func (s *Store) awaitVersion(ctx context.Context, version uint64) error {
 }
 
 // stuck returns an error that wraps store.ErrFull while this replica falls behind
-// because its disk takes no more of the log and has no space, and a channel that
-// is closed when that may have changed. Who leads, and who else has space, is of
-// more use to callers then.
-func (s *Store) stuck() (error, <-chan struct{}) {
+// because its disk takes no more of the log and has no space, and a channel that is
+// closed when that may have changed. Who leads, and who else has space, is of more
+// use to callers then.
+func (s *Store) stuck() (moved <-chan struct{}, err error) {
 	if s.disk.guard == nil {
 		return nil, nil // it is all in memory
 	}
-	refused, moved := s.disk.guard.noRoom()
+	moved, refused := s.disk.guard.noRoom()
 	if refused == nil {
-		return nil, moved
+		return moved, nil
 	}
 	full := s.room()
 	if !errors.Is(full, store.ErrFull) {
-		return nil, moved // there is space again, or it is not known to be gone
+		return moved, nil // there is space again, or it is not known to be gone
 	}
-	return fmt.Errorf("%w; it falls behind until there is room: make some, or ask another gateway, such as %q, which leads", full, s.role.Load().leader), moved
+	return moved, fmt.Errorf("%w; it falls behind until there is room: make some, or ask another gateway, such as %q, which leads", full, s.role.Load().leader)
 }
 
 // Sync implements store.Store.

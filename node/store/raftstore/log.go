@@ -155,10 +155,10 @@ func (g *guardedLog) noteRoom(err error) {
 
 // noRoom returns the error of the last write if it found no space, and a channel
 // that is closed when that may have changed. Raft writes again and again.
-func (g *guardedLog) noRoom() (error, <-chan struct{}) {
+func (g *guardedLog) noRoom() (moved <-chan struct{}, err error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	return g.refused, g.moved
+	return g.moved, g.refused
 }
 
 // await returns nil once the entry with an index is on the disk, and those

@@ -192,7 +192,7 @@ func (s *Store) askEach(ctx context.Context, replicas []Replica, which func(*Rep
 // Room is what room the disk of this replica has.
 func (s *Store) Room() Room {
 	if s.disk.guard != nil {
-		if refused, _ := s.disk.guard.noRoom(); refused != nil {
+		if _, refused := s.disk.guard.noRoom(); refused != nil {
 			return RoomNone
 		}
 	}
