@@ -25,6 +25,10 @@ const (
 	// maxUnknown bounds what is read from one request of a stranger to the next
 	// over TLS, in bytes: the largest header, and what carries it.
 	maxUnknown = maxHeaderBytes + 8<<10
+	// unknownWait is how long the rest waits for that request, or for credentials:
+	// the body of a large one comes right behind its header, and the connection
+	// reads on while the header is looked at.
+	unknownWait = 2 * time.Second
 )
 
 // Limits of meshgate_gateway_connections_displaced_total.
@@ -101,6 +105,8 @@ type place struct {
 	// trusted is true: somebody is known on the connection.
 	unheard atomic.Int64
 	trusted atomic.Bool
+	// heard wakes who waits to read more; it holds one word.
+	heard chan struct{}
 
 	// Guarded by of.mu.
 	gone  bool // it is closed
@@ -122,7 +128,7 @@ func (l *placesListener) Accept() (net.Conn, error) {
 			return nil, err
 		}
 		from, _ := netip.ParseAddrPort(conn.RemoteAddr().String())
-		p := &place{Conn: conn, of: l, key: l.key(from.Addr())}
+		p := &place{Conn: conn, of: l, key: l.key(from.Addr()), heard: make(chan struct{}, 1)}
 		limit, displaced, ok := l.enter(p)
 		if limit != "" {
 			l.flood.closed(limit, network(from.Addr()))
@@ -257,6 +263,7 @@ func (p *place) begin() (end func()) {
 
 func (p *place) count(n int) {
 	p.unheard.Store(maxUnknown)
+	p.wake()
 	p.of.mu.Lock()
 	defer p.of.mu.Unlock()
 	p.calls += n
@@ -272,6 +279,7 @@ func (p *place) recognise() {
 		return
 	}
 	p.trusted.Store(true)
+	p.wake()
 	p.of.mu.Lock()
 	defer p.of.mu.Unlock()
 	p.known = true
@@ -281,21 +289,47 @@ func (p *place) recognise() {
 // errUnknown ends a connection on which a stranger says too much.
 var errUnknown = errors.New("too much was sent without a request, and nobody has shown credentials")
 
-// read reads from c, the connection of p, which may be nil: no more than
-// maxUnknown bytes from one request to the next, until somebody is known. One
-// goroutine reads at a time.
-func (p *place) read(c net.Conn, b []byte) (int, error) {
-	if p == nil || p.trusted.Load() {
-		return c.Read(b)
+// wake lets somebody who waits in read look again. It does not wait.
+func (p *place) wake() {
+	select {
+	case p.heard <- struct{}{}:
+	default:
 	}
-	left := p.unheard.Load()
-	if left <= 0 {
+}
+
+// read reads from c, the connection of p, which may be nil: no more than
+// maxUnknown bytes from one request to the next, until somebody is known. More of
+// it waits for that, for unknownWait. One goroutine reads at a time.
+func (p *place) read(c net.Conn, b []byte) (int, error) {
+	switch {
+	case p == nil:
+		return c.Read(b)
+	case !p.mayRead():
 		p.of.refused.Inc()
 		return 0, errUnknown
+	case p.trusted.Load():
+		return c.Read(b)
 	}
-	n, err := c.Read(b[:min(int64(len(b)), left)])
+	n, err := c.Read(b[:min(int64(len(b)), p.unheard.Load())])
 	p.unheard.Add(int64(-n))
 	return n, err
+}
+
+// mayRead waits until somebody is known, or a request allows for more.
+func (p *place) mayRead() bool {
+	if p.trusted.Load() || p.unheard.Load() > 0 {
+		return true
+	}
+	timer := time.NewTimer(unknownWait)
+	defer timer.Stop()
+	for !p.trusted.Load() && p.unheard.Load() <= 0 {
+		select {
+		case <-p.heard:
+		case <-timer.C:
+			return false
+		}
+	}
+	return true
 }
 
 // placeOf is the place of a connection that was accepted by way of a

@@ -15,6 +15,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"connectrpc.com/connect"
@@ -259,7 +260,7 @@ func TestPlaces_TURNOfOneNetwork(t *testing.T) {
 	}
 	var open []*place
 	lend := func(key string) (limit string, displaced *place, ok bool) {
-		p := &place{of: l, key: key}
+		p := &place{of: l, key: key, heard: make(chan struct{}, 1)}
 		if _, _, ok := l.enter(p); !ok {
 			t.Fatal("the port is full")
 		}
@@ -348,30 +349,63 @@ func TestPlaces_StrangersSayLittle(t *testing.T) {
 	}
 }
 
-func TestPlace_ReadsLittleOfStrangers(t *testing.T) {
+// wordy is the place of a connection whose other end says n bytes and closes.
+func wordy(t *testing.T, n int) (*place, *shaking) {
+	t.Helper()
 	l := &placesListener{total: 8, share: 8, all: newHolders(), byKey: make(map[string]*holders), refused: prometheus.NewCounter(prometheus.CounterOpts{})}
 	near, far := net.Pipe()
-	defer near.Close()
+	t.Cleanup(func() { _ = near.Close() })
 	go func() {
 		defer far.Close()
-		_, _ = far.Write(make([]byte, 4*maxUnknown))
+		_, _ = far.Write(make([]byte, n))
 	}()
-	p := &place{Conn: near, of: l, key: "net"}
+	p := &place{Conn: near, of: l, key: "net", heard: make(chan struct{}, 1)}
 	l.enter(p)
-	s := &shaking{Conn: p, place: p, over: true}
-	read := func(what string, want int64, why error) {
-		t.Helper()
-		if n, err := io.Copy(io.Discard, s); n != want || !errors.Is(err, why) {
-			t.Errorf("%s: read %d bytes, %v, want %d", what, n, err, want)
+	return p, &shaking{Conn: p, place: p, over: true}
+}
+
+func TestPlace_ReadsLittleOfStrangers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p, s := wordy(t, 4*maxUnknown)
+		read := func(what string, want int64, why error) {
+			t.Helper()
+			if n, err := io.Copy(io.Discard, s); n != want || !errors.Is(err, why) {
+				t.Errorf("%s: read %d bytes, %v, want %d", what, n, err, want)
+			}
 		}
-	}
-	read("a stranger", maxUnknown, errUnknown)
-	end := p.begin()
-	read("in a request", maxUnknown, errUnknown)
-	end()
-	read("after it", maxUnknown, errUnknown)
-	p.recognise()
-	read("somebody known", maxUnknown, nil)
+		read("a stranger", maxUnknown, errUnknown)
+		end := p.begin()
+		read("in a request", maxUnknown, errUnknown)
+		end()
+		read("after it", maxUnknown, errUnknown)
+		p.recognise()
+		read("somebody known", maxUnknown, nil)
+	})
+}
+
+// The body of a request comes right behind its header: what is too much of it waits
+// until the header was looked at.
+func TestPlace_WaitsForCredentials(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p, s := wordy(t, 4*maxUnknown)
+		read := make(chan error, 1)
+		go func() {
+			n, err := io.Copy(io.Discard, s)
+			if n != 4*maxUnknown {
+				err = fmt.Errorf("read %d bytes, want %d: %w", n, 4*maxUnknown, err)
+			}
+			read <- err
+		}()
+		for range 2 {
+			time.AfterFunc(unknownWait-1, func() { p.begin() })
+			<-time.After(unknownWait - 1)
+			synctest.Wait()
+		}
+		p.recognise()
+		if err := <-read; err != nil {
+			t.Error(err)
+		}
+	})
 }
 
 // A connection that is lent to TURN can end one direction, with TLS knowing of it,
