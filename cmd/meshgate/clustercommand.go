@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/meshgate/meshgate/node/peer"
+	"github.com/meshgate/meshgate/node/store"
 	meshgatev1 "github.com/meshgate/meshgate/proto/meshgate/v1"
 )
 
@@ -29,15 +30,15 @@ func (a *app) clusterCommand() *cobra.Command {
 	cmd.AddCommand(
 		a.onGateway("status", "who keeps the state, who leads, and who lags", "", args(cobra.NoArgs, "no arguments"), a.clusterStatus),
 		a.onGateway("promote ID", "give an observer a vote", "", one, func(ctx context.Context, c *peer.Public, given []string) error {
-			err := a.tell("promoted", given, none(c.Cluster().Promote(ctx, connect.NewRequest(&meshgatev1.PromoteRequest{Id: given[0]}))))
+			err := a.tellChange("promoted", given, none(c.Cluster().Promote(ctx, connect.NewRequest(&meshgatev1.PromoteRequest{Id: given[0]}))))
 			return a.tellVoters(ctx, c, err)
 		}),
 		a.onGateway("demote ID", "take a voter's vote", "A gateway that is demoted keeps a copy of the state, which does not count.", one, func(ctx context.Context, c *peer.Public, given []string) error {
-			err := a.tell("demoted", given, none(c.Cluster().Demote(ctx, connect.NewRequest(&meshgatev1.DemoteRequest{Id: given[0]}))))
+			err := a.tellChange("demoted", given, none(c.Cluster().Demote(ctx, connect.NewRequest(&meshgatev1.DemoteRequest{Id: given[0]}))))
 			return a.tellVoters(ctx, c, err)
 		}),
 		a.onGateway("remove ID", "take a gateway out of the cluster", "A gateway that is removed ends. It stays a member of the mesh until meshgate delete nodes ID.", one, func(ctx context.Context, c *peer.Public, given []string) error {
-			err := a.tell("removed", given, none(c.Cluster().Remove(ctx, connect.NewRequest(&meshgatev1.RemoveRequest{Id: given[0]}))))
+			err := a.tellChange("removed", given, none(c.Cluster().Remove(ctx, connect.NewRequest(&meshgatev1.RemoveRequest{Id: given[0]}))))
 			return a.tellVoters(ctx, c, err)
 		}),
 		a.onGateway("transfer [ID]", "make another voter lead", "", args(cobra.MaximumNArgs(1), "at most one gateway"), func(ctx context.Context, c *peer.Public, given []string) error {
@@ -45,7 +46,7 @@ func (a *app) clusterCommand() *cobra.Command {
 			if len(given) == 1 {
 				r.Id = given[0]
 			}
-			return a.tell("handed over", given, none(c.Cluster().TransferLeadership(ctx, connect.NewRequest(r))))
+			return a.tellChange("handed over", given, none(c.Cluster().TransferLeadership(ctx, connect.NewRequest(r))))
 		}),
 	)
 	return cmd
@@ -82,6 +83,16 @@ func (a *app) tell(what string, given []string, err error) error {
 		fmt.Fprintf(a.stdout, "%s: %s\n", name, what)
 	}
 	return nil
+}
+
+// tellChange is tell for a change of the cluster: one that took too long may have
+// happened, or happen yet.
+func (a *app) tellChange(what string, given []string, err error) error {
+	told := a.tell(what, given, err)
+	if err != nil && (connect.CodeOf(err) == connect.CodeDeadlineExceeded || strings.Contains(err.Error(), store.ErrUncertain.Error())) {
+		return fmt.Errorf("%w: outcome unknown: ask meshgate cluster status what became of it, and which gateways keep no changes", told)
+	}
+	return told
 }
 
 // tellVoters says after a change that worked how many gateways may fail now; it
@@ -142,10 +153,13 @@ func (a *app) clusterStatus(ctx context.Context, c *peer.Public, _ []string) err
 	return nil
 }
 
-// lossText says how many more voters may fail while some do not answer, or keep
-// nothing for want of room; empty when all of them do.
+// farBehind is how many entries a voter may lack that are on their way.
+const farBehind = 1024
+
+// lossText says how many more voters may fail while some do not answer, keep
+// nothing for want of room, or have yet to catch up; empty when there are none.
 func lossText(s *meshgatev1.StatusResponse) string {
-	var gone, full []string
+	var gone, full, late []string
 	for _, r := range s.GetReplicas() {
 		switch {
 		case !r.GetVoter():
@@ -153,6 +167,8 @@ func lossText(s *meshgatev1.StatusResponse) string {
 			gone = append(gone, r.GetId())
 		case r.GetRoom() == meshgatev1.Room_ROOM_NONE:
 			full = append(full, r.GetId())
+		case r.GetLag() > farBehind:
+			late = append(late, r.GetId())
 		}
 	}
 	text := ""
@@ -162,11 +178,14 @@ func lossText(s *meshgatev1.StatusResponse) string {
 	if len(full) > 0 {
 		text += "; without room on the disk: " + strings.Join(full, ", ")
 	}
+	if len(late) > 0 {
+		text += "; far behind: " + strings.Join(late, ", ")
+	}
 	if text == "" {
 		return ""
 	}
 	more := "none"
-	if n := (votersIn(s)-1)/2 - len(gone) - len(full); n > 0 {
+	if n := (votersIn(s)-1)/2 - len(gone) - len(full) - len(late); n > 0 {
 		more = strconv.Itoa(n)
 	}
 	return fmt.Sprintf("%s, so that %s more may", text, more)

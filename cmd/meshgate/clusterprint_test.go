@@ -4,10 +4,14 @@ package main
 
 import (
 	"bytes"
+	"context"
+	"errors"
+	"io"
 	"strings"
 	"testing"
 	"time"
 
+	"connectrpc.com/connect"
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	meshgatev1 "github.com/meshgate/meshgate/proto/meshgate/v1"
@@ -39,5 +43,41 @@ func TestCluster_PrintsWhatIsKnown(t *testing.T) {
 		if !found {
 			t.Errorf("no line %q in\n%s", want, &out)
 		}
+	}
+}
+
+// Voters whose copies do not count may not be lost on top of those that may.
+func TestCluster_CountsVotersThatKeepNothing(t *testing.T) {
+	voter := func(id string, lag uint64, room meshgatev1.Room, alive bool) *meshgatev1.Replica {
+		return &meshgatev1.Replica{Id: id, Voter: true, Alive: alive, Lag: lag, Room: room}
+	}
+	for want, replicas := range map[string][]*meshgatev1.Replica{
+		"": {voter("a", 0, meshgatev1.Room_ROOM_ENOUGH, true), voter("b", 20, meshgatev1.Room_ROOM_LOW, true), {Id: "o", Lag: 1 << 20, Alive: true}},
+		"; out of reach now: a; without room on the disk: b; far behind: c, so that none more may": {
+			voter("a", 9, 0, false), voter("b", 9, meshgatev1.Room_ROOM_NONE, true), voter("c", 1<<20, 0, true),
+		},
+		"; far behind: c, so that 1 more may": {voter("a", 0, 0, true), voter("b", 0, 0, true), voter("c", 1<<20, 0, true), voter("d", 0, 0, true), voter("e", 0, 0, true)},
+	} {
+		if got := lossText(&meshgatev1.StatusResponse{Replicas: replicas}); got != want {
+			t.Errorf("got %q, want %q", got, want)
+		}
+	}
+}
+
+// A change of the cluster that was not answered in time may have happened.
+func TestCluster_SaysThatAnOutcomeIsUnknown(t *testing.T) {
+	a := &app{stdout: io.Discard}
+	for err, unknown := range map[error]bool{
+		connect.NewError(connect.CodeDeadlineExceeded, context.DeadlineExceeded):              true,
+		connect.NewError(connect.CodeUnavailable, errors.New("leader lost: outcome unknown")): true,
+		connect.NewError(connect.CodeFailedPrecondition, errors.New("could cost the quorum")): false,
+	} {
+		told := a.tellChange("demoted", []string{"gw1"}, err)
+		if !errors.Is(told, err) || strings.Contains(told.Error(), "ask meshgate cluster status") != unknown {
+			t.Errorf("%v: says %q", err, told)
+		}
+	}
+	if err := a.tellChange("demoted", []string{"gw1"}, nil); err != nil {
+		t.Error(err)
 	}
 }
