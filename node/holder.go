@@ -73,6 +73,8 @@ type holder struct {
 	cfg      Hold
 	registry *registry.Registry
 	ear      ear
+	// clock is that of the host, which somebody may set; nil: time.Now.
+	clock func() time.Time
 
 	mu      sync.Mutex // guards planner
 	planner *topology.Planner

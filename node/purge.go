@@ -26,6 +26,12 @@ const (
 	// callerSilent; another one after the time for which WireGuard uses a session.
 	callerSilent = 2*keepalive + 10*time.Second
 	rivalSilent  = 3 * time.Minute
+	// watchEach is how often it is stored for how long a leader has watched who is
+	// silent: what it did not store when it ends, does not count.
+	watchEach = 10 * time.Minute
+	// maxDrift is how far a clock may go wrong from one look to the next: much more
+	// than it does where it is kept right.
+	maxDrift = 30 * time.Second
 	// maxPurge bounds the nodes that are purged in each lookEach. Should a fault make
 	// many seem gone, there is time to see it in the log.
 	maxPurge = 20
@@ -33,7 +39,9 @@ const (
 
 // Purge says which members are removed because they were gone for too long.
 type Purge struct {
-	// After is for how long; 0 removes nobody, and only of nodes for which another
+	// After is for how long, both by the clocks of the gateways, which somebody may
+	// set, and as leaders have watched it: while there is none, or one has just
+	// begun, nothing counts. 0 removes nobody, and only of nodes for which another
 	// one can stand in is it noted that they are silent.
 	After time.Duration
 	// Leads reports whether this gateway leads: it removes for all. Nil: it is
@@ -42,6 +50,9 @@ type Purge struct {
 	// Alive reports whether a gateway is in reach of this one. Nil: none is.
 	Alive func(ctx context.Context) map[mesh.NodeID]bool
 }
+
+// leads reports whether this gateway removes for all.
+func (p *Purge) leads() bool { return p.Leads == nil || p.Leads() }
 
 // ear knows when peers were heard. A wg.Device is one.
 type ear interface {
@@ -64,8 +75,9 @@ type ears struct {
 	heard map[mesh.WireGuardKey]time.Time
 	// rivals are the nodes for which another one can stand in.
 	rivals map[mesh.NodeID]bool
-	// due is true when the others are judged, too, and members are purged.
-	due bool
+	// due is true when the others are judged, too, and members are purged, unless the
+	// clock was set since the look before.
+	due, set bool
 	// missed is since when nodes are silent for which that is not noted yet, such
 	// as while there is no leader. It is kept from one look to the next.
 	missed map[mesh.NodeID]time.Time
@@ -138,11 +150,17 @@ func (p *Purge) judge(s *mesh.Snapshot, self mesh.NodeID, e *ears, alive map[mes
 			// Another gateway may have heard it later than this one did.
 			v.silent[id] = silent
 		}
-		if e.due && noted && leads && p.After > 0 && now.Sub(since) >= p.After && len(v.purge) < maxPurge {
+		if e.due && noted && leads && p.gone(s, id, now.Sub(since)) && !e.set && len(v.purge) < maxPurge {
 			v.purge = append(v.purge, id)
 		}
 	}
 	return v
+}
+
+// gone reports whether a node, which is silent for a time by the clocks of the
+// gateways, is to be removed.
+func (p *Purge) gone(s *mesh.Snapshot, id mesh.NodeID, silent time.Duration) bool {
+	return p.After > 0 && silent >= p.After && s.Unheard(id) >= p.After+watchEach
 }
 
 // judgeOf is the gateway that judges a node; empty when none is alive.
@@ -163,21 +181,25 @@ func judgeOf(s *mesh.Snapshot, id, self mesh.NodeID, alive map[mesh.NodeID]bool)
 func (h *holder) purge(ctx context.Context) error {
 	tick := time.NewTicker(rivalsEach)
 	defer tick.Stop()
-	w, missed := watch{}, map[mesh.NodeID]time.Time{}
+	w, missed, guard := watch{}, map[mesh.NodeID]time.Time{}, vigil{}
 	for last := h.node.opened; ; {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
-		case now := <-tick.C:
+		case at := <-tick.C: // by a clock that nobody sets
+			now := at
+			if h.clock != nil {
+				now = h.clock()
+			}
 			s := h.registry.Snapshot()
 			if s == nil {
 				continue
 			}
 			// Right after a start nobody has shaken hands yet.
-			young := now.Sub(h.node.opened) < silentAfter
+			young := at.Sub(h.node.opened) < silentAfter
 			e := &ears{
 				rivals: policy.Rivals(s), missed: missed,
-				due: now.Sub(last) >= lookEach && !young && (h.cfg.Purge.After > 0 || len(s.Silent) > 0),
+				due: at.Sub(last) >= lookEach && !young && (h.cfg.Purge.After > 0 || len(s.Silent) > 0),
 			}
 			if len(e.rivals) == 0 && !e.due {
 				clear(w)
@@ -185,9 +207,14 @@ func (h *holder) purge(ctx context.Context) error {
 				continue
 			}
 			if e.due {
-				last = now
+				last = at
+				e.set = h.keepVigil(&guard, at, now)
 			}
-			if err := h.look(ctx, s, e, w, now); err != nil && ctx.Err() == nil {
+			err := h.look(ctx, s, e, w, now)
+			if e.due {
+				err = errors.Join(err, h.storeVigil(ctx, &guard, s))
+			}
+			if err != nil && ctx.Err() == nil {
 				h.node.log.Warn("silent members not noted, or not removed; looking again soon", "err", err)
 			}
 		}
@@ -259,10 +286,7 @@ func (h *holder) look(ctx context.Context, s *mesh.Snapshot, e *ears, w watch, n
 	}
 	e.heard = w.hear(s, e.rivals, stats.Peers, now)
 	p := &h.cfg.Purge
-	leads, alive := true, map[mesh.NodeID]bool{}
-	if p.Leads != nil {
-		leads = p.Leads()
-	}
+	leads, alive := p.leads(), map[mesh.NodeID]bool{}
 	if p.Alive != nil {
 		maps.Copy(alive, p.Alive(ctx))
 	}
@@ -278,7 +302,7 @@ func (h *holder) look(ctx context.Context, s *mesh.Snapshot, e *ears, w watch, n
 		}
 	}
 	for _, id := range v.purge {
-		errs = append(errs, h.Members.Purge(ctx, id, now.Add(-p.After)))
+		errs = append(errs, h.Members.Purge(ctx, id, now.Add(-p.After), p.After+watchEach))
 	}
 	return errors.Join(errs...)
 }

@@ -3,12 +3,15 @@
 package node
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"log/slog"
 	"maps"
 	"slices"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -76,7 +79,10 @@ func TestPurge_Judges(t *testing.T) {
 		"gone, but not for so long":    {self: "gw2", shaken: map[mesh.NodeID]time.Time{"cam": ago(0)}, silent: map[mesh.NodeID]time.Time{"nas": ago(24*time.Hour - time.Second)}, alive: all, leads: true},
 	} {
 		s, keys := purgeMesh(t, behind)
-		s.Silent = tt.silent
+		s.Silent, s.Watched, s.Missed = tt.silent, 1000*time.Hour, map[mesh.NodeID]time.Duration{}
+		for id := range tt.silent {
+			s.Missed[id] = 0
+		}
 		handshakes := map[mesh.WireGuardKey]time.Time{}
 		for id, at := range tt.shaken {
 			handshakes[keys[id]] = at
@@ -105,7 +111,10 @@ func TestPurge_IsBounded(t *testing.T) {
 		silent[id] = purgeNow.Add(-99 * time.Hour)
 	}
 	s, _ := purgeMesh(t, map[mesh.NodeID][]mesh.NodeID{"gw1": many})
-	s.Silent = silent
+	s.Silent, s.Watched, s.Missed = silent, 1000*time.Hour, map[mesh.NodeID]time.Duration{}
+	for id := range silent {
+		s.Missed[id] = 0
+	}
 	p := Purge{After: time.Hour}
 	if v := p.judge(s, "gw1", &ears{due: true}, nil, true, purgeNow); len(v.purge) != maxPurge {
 		t.Errorf("%d nodes at once", len(v.purge))
@@ -136,63 +145,134 @@ func (e *deafEar) count() int {
 	return e.asked
 }
 
-// A gateway that has just started has heard nobody: that is no news of anybody.
-func TestPurge_NotesNobodyRightAfterAStart(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		ctx, cancel := context.WithCancel(t.Context())
-		log := slog.New(slog.DiscardHandler)
-		r := registry.New(storetest.New(), log)
-		ran := make(chan error, 1)
-		go func() { ran <- r.Run(ctx) }()
-		<-r.Ready()
-		key := func() mesh.PublicKey {
-			k, err := mesh.GenerateKey()
-			if err != nil {
-				t.Fatal(err)
-			}
-			return k.Public()
-		}
-		members, err := member.New(member.Config{Registry: r, Self: "gw", AllowUnproven: true, Logger: log})
+// purging is a gateway "gw" that hears nobody and looks for silent members until
+// end, and the member "nas".
+type purging struct {
+	*holder
+	ctx   context.Context
+	heard *deafEar
+	log   bytes.Buffer
+	// off is by how much the clock of the host is wrong.
+	off atomic.Int64
+	end func()
+}
+
+// newPurging starts one, in a bubble.
+func newPurging(t *testing.T, purge Purge) *purging {
+	t.Helper()
+	p := &purging{heard: &deafEar{}}
+	ctx, cancel := context.WithCancel(t.Context())
+	p.ctx = ctx
+	log := slog.New(slog.NewTextHandler(&p.log, nil))
+	r := registry.New(storetest.New(), log)
+	ran := make(chan error, 1)
+	go func() { ran <- r.Run(ctx) }()
+	<-r.Ready()
+	key := func() mesh.PublicKey {
+		k, err := mesh.GenerateKey()
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := r.Bootstrap(ctx, registry.Bootstrap{Self: mesh.Node{ID: "gw", PublicKey: key()}}); err != nil {
-			t.Fatal(err)
-		}
-		nas := mesh.Node{ID: "nas", PublicKey: key(), Features: []mesh.Feature{{Kind: v1.Feature_NODES, Port: 8443}}}
-		if _, err := members.Join(ctx, mesh.JoinRequest{Node: nas, AssignIPv4: true}); err != nil {
-			t.Fatal(err)
-		}
-		heard := &deafEar{}
-		h := &holder{
-			Members: members, registry: r, ear: heard, cfg: Hold{Purge: Purge{After: time.Hour}},
-			node: &Node{cfg: Config{ID: "gw"}, log: log, opened: time.Now()},
-		}
-		purged := make(chan error, 1)
-		go func() { purged <- h.purge(ctx) }()
-
-		started := time.Now()
-		<-time.After(silentAfter - time.Second)
-		synctest.Wait()
-		if n := len(r.Snapshot().Silent); n != 0 || heard.count() != 0 {
-			t.Errorf("%d nodes are noted %s after the start, and WireGuard was asked %d times", n, time.Since(started), heard.count())
-		}
-		<-time.After(lookEach)
-		synctest.Wait()
-		if since, ok := r.Snapshot().Silent["nas"]; !ok || since.Before(started) {
-			t.Errorf("after %s nas is silent since %s (%v)", time.Since(started), since, ok)
-		}
-		<-time.After(time.Hour)
-		synctest.Wait()
-		if r.Snapshot().Node("nas") != nil {
-			t.Error("an hour later it is a member")
-		}
+		return k.Public()
+	}
+	members, err := member.New(member.Config{Registry: r, Self: "gw", AllowUnproven: true, Logger: log})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Bootstrap(ctx, registry.Bootstrap{Self: mesh.Node{ID: "gw", PublicKey: key()}}); err != nil {
+		t.Fatal(err)
+	}
+	nas := mesh.Node{ID: "nas", PublicKey: key(), Features: []mesh.Feature{{Kind: v1.Feature_NODES, Port: 8443}}}
+	if _, err := members.Join(ctx, mesh.JoinRequest{Node: nas, AssignIPv4: true}); err != nil {
+		t.Fatal(err)
+	}
+	p.holder = &holder{
+		Members: members, registry: r, ear: p.heard, cfg: Hold{Purge: purge},
+		node:  &Node{cfg: Config{ID: "gw"}, log: log, opened: time.Now()},
+		clock: func() time.Time { return time.Now().Add(time.Duration(p.off.Load())) },
+	}
+	purged := make(chan error, 1)
+	p.end = func() {
 		cancel()
 		if err := <-purged; !errors.Is(err, context.Canceled) {
 			t.Errorf("it ends with %v", err)
 		}
 		if err := <-ran; err != nil {
 			t.Errorf("the registry: %v", err)
+		}
+	}
+	go func() { purged <- p.purge(ctx) }()
+	return p
+}
+
+// pass lets time pass, and tells whether nas is a member still.
+func (p *purging) pass(d time.Duration) bool {
+	<-time.After(d)
+	synctest.Wait()
+	return p.registry.Snapshot().Node("nas") != nil
+}
+
+// A gateway that has just started has heard nobody: that is no news of anybody.
+func TestPurge_NotesNobodyRightAfterAStart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPurging(t, Purge{After: time.Hour})
+		defer p.end()
+		started := time.Now()
+		p.pass(silentAfter - time.Second)
+		if n := len(p.registry.Snapshot().Silent); n != 0 || p.heard.count() != 0 {
+			t.Errorf("%d nodes are noted %s after the start, and WireGuard was asked %d times", n, time.Since(started), p.heard.count())
+		}
+		p.pass(lookEach)
+		if since, ok := p.registry.Snapshot().Silent["nas"]; !ok || since.Before(started) {
+			t.Errorf("after %s nas is silent since %s (%v)", time.Since(started), since, ok)
+		}
+		if !p.pass(time.Hour - 2*lookEach) {
+			t.Error("it is gone before an hour is over")
+		}
+		if p.pass(2*watchEach + 3*lookEach) {
+			t.Error("after more than an hour it is a member")
+		}
+	})
+}
+
+// A clock that is set, here or at the gateway that missed a node, removes nobody:
+// only time that passed does, while somebody led.
+func TestPurge_BelievesNoClockThatIsSet(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const after = 24 * time.Hour
+		var leads atomic.Bool
+		leads.Store(true)
+		p := newPurging(t, Purge{After: after, Leads: leads.Load})
+		defer p.end()
+		p.pass(silentAfter + lookEach)
+		p.off.Store(int64(100 * after))
+		if !p.pass(2 * lookEach) {
+			t.Fatal("it is gone since the clock was set forward")
+		}
+		if !strings.Contains(p.log.String(), "level=WARN msg=\"the clock of this gateway was set") || !strings.Contains(p.log.String(), "by=2400h0m0s") {
+			t.Errorf("the log says nothing of the clock:\n%s", &p.log)
+		}
+		p.off.Store(0)
+		p.pass(2 * lookEach)
+		err := p.Note(p.ctx, nil, []mesh.NodeID{"nas"})
+		if err == nil { // as by a gateway that has no clock of its own
+			err = p.Note(p.ctx, map[mesh.NodeID]time.Time{"nas": time.Unix(0, 0)}, nil)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		noted := time.Now()
+		if !p.pass(after / 2) {
+			t.Fatal("it is gone since a gateway with a wrong clock missed it")
+		}
+		leads.Store(false)
+		p.pass(after)
+		leads.Store(true)
+		if !p.pass(after / 4) {
+			t.Fatal("it is gone, though nobody led for a time")
+		}
+		if p.pass(after/4 + 3*watchEach) {
+			t.Errorf("it is a member %s later", time.Since(noted))
 		}
 	})
 }

@@ -10,6 +10,7 @@ import (
 
 	"github.com/meshgate/meshgate/node/mesh"
 	"github.com/meshgate/meshgate/node/registry"
+	"github.com/meshgate/meshgate/node/store"
 	v1 "github.com/meshgate/meshgate/proto/v1"
 )
 
@@ -18,7 +19,7 @@ var gone = time.Unix(1_700_000_000, 0).UTC()
 
 // purge notes that a node is silent and purges it.
 func (f fixture) purge(id mesh.NodeID) error {
-	return errors.Join(f.Note(f.t.Context(), map[mesh.NodeID]time.Time{id: gone}, nil), f.Purge(f.t.Context(), id, gone))
+	return errors.Join(f.Note(f.t.Context(), map[mesh.NodeID]time.Time{id: gone}, nil), f.Purge(f.t.Context(), id, gone, 0))
 }
 
 // A purge takes a node away and leaves its id to its key; Leave frees it.
@@ -94,7 +95,7 @@ func TestPurge_SparesWhoIsNotSilentLongEnough(t *testing.T) {
 		if _, err := a.registry.Sync(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		if err := a.Purge(t.Context(), "nas", gone); err != nil || a.registry.Snapshot().Node("nas") == nil {
+		if err := a.Purge(t.Context(), "nas", gone, 0); err != nil || a.registry.Snapshot().Node("nas") == nil {
 			t.Fatalf("%s: %v, and it is gone", name, err)
 		}
 	}
@@ -106,8 +107,53 @@ func TestPurge_SparesWhoIsNotSilentLongEnough(t *testing.T) {
 	if got := a.registry.Snapshot().Silent; len(got) != 1 || !got["nas"].Equal(gone) {
 		t.Errorf("silent: %v", got)
 	}
-	if err := a.Purge(t.Context(), "nas", gone); err != nil || a.registry.Snapshot().Node("nas") != nil || len(a.registry.Snapshot().Silent) != 0 {
+	if err := a.Purge(t.Context(), "nas", gone, 0); err != nil || a.registry.Snapshot().Node("nas") != nil || len(a.registry.Snapshot().Silent) != 0 {
 		t.Errorf("silent for long: %v, still there: %v", err, a.registry.Snapshot().Silent)
+	}
+}
+
+// What was watched of a silence counts from when it was noted, or, where an older
+// version noted it, from when that was first looked at; it ends with the silence.
+func TestPurge_CountsWhatWasWatched(t *testing.T) {
+	f := newFixture(t)
+	f.join(request(t, "new"))
+	f.join(request(t, "old"))
+	unheard := func(want map[mesh.NodeID]time.Duration) {
+		t.Helper()
+		for id, d := range want {
+			if got := f.registry.Snapshot().Unheard(id); got != d {
+				t.Errorf("%s was not heard for %s, want %s", id, got, d)
+			}
+		}
+	}
+	do := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	do(f.Watch(t.Context(), 5*time.Hour+time.Millisecond))
+	do(f.Note(t.Context(), map[mesh.NodeID]time.Time{"new": gone}, nil))
+	version, err := f.store.Apply(t.Context(), store.Batch{Ops: []store.Op{{Key: "/registry/meshgate/silent/old", Value: []byte(gone.Format(time.RFC3339))}}})
+	do(err)
+	_, err = f.registry.Wait(t.Context(), version-1)
+	do(err)
+	unheard(map[mesh.NodeID]time.Duration{"new": 0, "old": 0})
+	do(f.Watch(t.Context(), time.Hour))
+	unheard(map[mesh.NodeID]time.Duration{"new": time.Hour, "old": 0})
+	do(f.Watch(t.Context(), time.Hour))
+	unheard(map[mesh.NodeID]time.Duration{"new": 2 * time.Hour, "old": time.Hour})
+	do(f.Purge(t.Context(), "old", gone, 2*time.Hour))
+	do(f.Note(t.Context(), nil, []mesh.NodeID{"new"}))
+	do(f.Note(t.Context(), map[mesh.NodeID]time.Time{"new": gone}, nil))
+	unheard(map[mesh.NodeID]time.Duration{"new": 0})
+	do(f.Watch(t.Context(), time.Hour))
+	if f.registry.Snapshot().Node("old") == nil {
+		t.Error("old is gone, which was not watched for two hours")
+	}
+	do(f.Purge(t.Context(), "old", gone, 2*time.Hour))
+	if f.registry.Snapshot().Node("old") != nil || len(f.registry.Snapshot().Missed) != 1 {
+		t.Errorf("old is there after two hours, or something is left: %v", f.registry.Snapshot().Missed)
 	}
 }
 

@@ -208,9 +208,14 @@ type Snapshot struct {
 	// first. The next one is looked for behind it.
 	LastIPv4 netip.Addr
 	// Silent tells since when members have not been heard, of those that their
-	// gateways missed. Nobody changes it.
+	// gateways missed, by the clocks of these. Nobody changes it.
 	Silent map[NodeID]time.Time
-	Nodes  Nodes
+	// Watched is for how long leaders have watched who is silent, all told, which no
+	// clock that is set changes, and Missed what it was when a member in Silent was
+	// missed. Nobody changes it.
+	Watched time.Duration
+	Missed  map[NodeID]time.Duration
+	Nodes   Nodes
 	// Edges are those that are stored; EdgesOf and AllEdges add those that
 	// follow from the nodes.
 	Edges Edges
@@ -221,6 +226,17 @@ type Snapshot struct {
 	Groups   []Group
 	// ACLs are sorted by CompareACLs.
 	ACLs []ACL
+}
+
+// Unheard is for how long a member in Silent was not heard while that was watched; 0
+// while it is not known. It may be longer by what was watched and not yet stored
+// when the member was missed.
+func (s *Snapshot) Unheard(id NodeID) time.Duration {
+	at, ok := s.Missed[id]
+	if _, silent := s.Silent[id]; !ok || !silent {
+		return 0
+	}
+	return max(s.Watched-at, 0)
 }
 
 // Node returns the node with the given id; nil when there is none.

@@ -36,6 +36,11 @@ const (
 	// prefixSilent holds since when members have not been heard, in the form of
 	// RFC 3339. v1 nodes do not know it.
 	prefixSilent = root + "meshgate/silent/"
+	// keyWatched holds for how many seconds leaders have watched who is silent, all
+	// told, and prefixMissed what that was when a member was noted as silent. v1
+	// nodes do not know them.
+	keyWatched   = root + "meshgate/watched"
+	prefixMissed = root + "meshgate/missed/"
 	// keyLastIPv4 holds the IPv4 address that was handed out last. v1 nodes do
 	// not know it; where it is missing, addresses are handed out from the first.
 	keyLastIPv4 = root + "meshgate/last-ipv4"

@@ -5,6 +5,7 @@ package registry
 import (
 	"fmt"
 	"maps"
+	"strconv"
 	"strings"
 	"time"
 
@@ -12,67 +13,48 @@ import (
 	v1 "github.com/meshgate/meshgate/proto/v1"
 )
 
-// boundTable holds the keys of purged nodes. Few are, so that the published map
-// is copied when it changes.
-type boundTable struct {
-	set map[mesh.NodeID]mesh.PublicKey
+// plainTable holds what is known of a few nodes beside their records, as plain
+// text. They are few, so that the published map is copied when it changes.
+type plainTable[T any] struct {
+	prefix string
+	parse  func(text string) (T, error)
+	set    map[mesh.NodeID]T
 }
 
-func (t *boundTable) under() string { return prefixBound }
+func (t *plainTable[T]) under() string { return t.prefix }
 
 // put takes over a changed value. An undecodable one is as good as absent.
-func (t *boundTable) put(name string, value []byte) error {
-	key, err := mesh.ParsePublicKey(string(value))
+func (t *plainTable[T]) put(name string, value []byte) error {
+	v, err := t.parse(string(value))
 	if err != nil {
 		t.remove(name)
 		return err
 	}
-	next := make(map[mesh.NodeID]mesh.PublicKey, len(t.set)+1)
+	next := make(map[mesh.NodeID]T, len(t.set)+1)
 	maps.Copy(next, t.set)
-	next[mesh.NodeID(name)] = key
+	next[mesh.NodeID(name)] = v
 	t.set = next
 	return nil
 }
 
-func (t *boundTable) remove(name string) {
+func (t *plainTable[T]) remove(name string) {
 	if _, ok := t.set[mesh.NodeID(name)]; ok {
 		t.set = maps.Clone(t.set)
 		delete(t.set, mesh.NodeID(name))
 	}
 }
 
-func (t *boundTable) clear() { t.set = nil }
+func (t *plainTable[T]) clear() { t.set = nil }
 
-// silentTable holds since when members have not been heard. Few are silent, so
-// that the published map is copied when it changes.
-type silentTable struct {
-	set map[mesh.NodeID]time.Time
+func parseTime(text string) (time.Time, error) { return time.Parse(time.RFC3339, text) }
+
+// parseSeconds reads a time for which something was watched.
+func parseSeconds(text string) (time.Duration, error) {
+	n, err := strconv.ParseUint(text, 10, 32)
+	return time.Duration(n) * time.Second, err
 }
 
-func (t *silentTable) under() string { return prefixSilent }
-
-// put takes over a changed value. An undecodable one is as good as absent.
-func (t *silentTable) put(name string, value []byte) error {
-	since, err := time.Parse(time.RFC3339, string(value))
-	if err != nil {
-		t.remove(name)
-		return err
-	}
-	next := make(map[mesh.NodeID]time.Time, len(t.set)+1)
-	maps.Copy(next, t.set)
-	next[mesh.NodeID(name)] = since
-	t.set = next
-	return nil
-}
-
-func (t *silentTable) remove(name string) {
-	if _, ok := t.set[mesh.NodeID(name)]; ok {
-		t.set = maps.Clone(t.set)
-		delete(t.set, mesh.NodeID(name))
-	}
-}
-
-func (t *silentTable) clear() { t.set = nil }
+func formatSeconds(d time.Duration) string { return strconv.FormatInt(int64(d/time.Second), 10) }
 
 // nodeTable holds the decoded nodes.
 type nodeTable struct{ set mesh.Nodes }

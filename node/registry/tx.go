@@ -86,17 +86,38 @@ func (tx *Tx) UnbindKey(id mesh.NodeID) {
 	tx.deleteIf(ok, prefixBound+string(id))
 }
 
-// SetSilent notes since when a member has not been heard.
+// SetSilent notes since when a member has not been heard, by the clock of the
+// gateway that missed it, and how long was watched by then who is silent.
 func (tx *Tx) SetSilent(id mesh.NodeID, since time.Time) {
 	since = since.UTC().Truncate(time.Second)
 	old, ok := tx.Snapshot().Silent[id]
 	tx.setIf(!ok || !old.Equal(since), prefixSilent+string(id), since.Format(time.RFC3339))
+	tx.setMissed(id, tx.Snapshot().Watched)
+}
+
+func (tx *Tx) setMissed(id mesh.NodeID, watched time.Duration) {
+	old, ok := tx.Snapshot().Missed[id]
+	tx.setIf(!ok || old != watched, prefixMissed+string(id), formatSeconds(watched))
+}
+
+// Watch adds to the time for which was watched who is silent. The silence of a
+// member of which it is not known what that was when it began, begins now.
+func (tx *Tx) Watch(d time.Duration) {
+	watched := (tx.Snapshot().Watched + d).Truncate(time.Second)
+	tx.setIf(watched != tx.Snapshot().Watched, keyWatched, formatSeconds(watched))
+	for id := range tx.Snapshot().Silent {
+		if _, known := tx.Snapshot().Missed[id]; !known {
+			tx.setMissed(id, watched)
+		}
+	}
 }
 
 // ClearSilent notes that a member was heard, or is gone.
 func (tx *Tx) ClearSilent(id mesh.NodeID) {
 	_, ok := tx.Snapshot().Silent[id]
 	tx.deleteIf(ok, prefixSilent+string(id))
+	_, ok = tx.Snapshot().Missed[id]
+	tx.deleteIf(ok, prefixMissed+string(id))
 }
 
 // SetLastIPv4 notes which IPv4 address was handed out last.

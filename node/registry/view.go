@@ -8,6 +8,7 @@ import (
 	"maps"
 	"net/netip"
 	"strings"
+	"time"
 
 	"github.com/meshgate/meshgate/node/mesh"
 	"github.com/meshgate/meshgate/node/store"
@@ -38,10 +39,12 @@ type builder struct {
 	ipv4, ipv6 netip.Prefix
 	lastIPv4   netip.Addr
 	noRBAC     bool
+	watched    time.Duration
 
 	nodes     nodeTable
-	bound     boundTable
-	silent    silentTable
+	bound     plainTable[mesh.PublicKey]
+	silent    plainTable[time.Time]
+	missed    plainTable[time.Duration]
 	edges     edgeTable
 	routes    *table[mesh.Route]
 	acls      *table[mesh.ACL]
@@ -62,7 +65,12 @@ type keyed interface {
 }
 
 func newBuilder(logger *slog.Logger) *builder {
-	b := &builder{logger: logger, broken: map[string]bool{}}
+	b := &builder{
+		logger: logger, broken: map[string]bool{},
+		bound:  plainTable[mesh.PublicKey]{prefix: prefixBound, parse: mesh.ParsePublicKey},
+		silent: plainTable[time.Time]{prefix: prefixSilent, parse: parseTime},
+		missed: plainTable[time.Duration]{prefix: prefixMissed, parse: parseSeconds},
+	}
 	routeName := func(r mesh.Route) string { return r.Name }
 	b.routes = newTable(prefixRoutes, func() *v1.Route { return &v1.Route{} }, mesh.RouteFromProto, routeName, byName(routeName))
 	b.acls = newTable(prefixACLs, func() *v1.NetworkACL { return &v1.NetworkACL{} }, mesh.ACLFromProto,
@@ -73,13 +81,13 @@ func newBuilder(logger *slog.Logger) *builder {
 	b.bindings = newTable(prefixBindings, func() *v1.RoleBinding { return &v1.RoleBinding{} }, mesh.RoleBindingFromProto, bindingName, byName(bindingName))
 	groupName := func(g mesh.Group) string { return g.Name }
 	b.groups = newTable(prefixGroups, func() *v1.Group { return &v1.Group{} }, mesh.GroupFromProto, groupName, byName(groupName))
-	b.tables = []keyed{&b.nodes, &b.edges, &b.bound, &b.silent, b.routes, b.acls, b.roles, b.bindings, b.groups}
+	b.tables = []keyed{&b.nodes, &b.edges, &b.bound, &b.silent, &b.missed, b.routes, b.acls, b.roles, b.bindings, b.groups}
 	return b
 }
 
 // load replaces everything by the entries of a list.
 func (b *builder) load(entries []store.Entry, version uint64) *view {
-	b.revision, b.domain, b.ipv4, b.ipv6, b.noRBAC, b.lastIPv4 = 0, "", netip.Prefix{}, netip.Prefix{}, false, netip.Addr{}
+	b.revision, b.domain, b.ipv4, b.ipv6, b.noRBAC, b.lastIPv4, b.watched = 0, "", netip.Prefix{}, netip.Prefix{}, false, netip.Addr{}, 0
 	for _, t := range b.tables {
 		t.clear()
 	}
@@ -140,6 +148,8 @@ func (b *builder) take(e store.Entry) (err error) {
 		b.noRBAC = true
 	case keyLastIPv4:
 		b.lastIPv4, err = netip.ParseAddr(string(e.Value))
+	case keyWatched:
+		b.watched, err = parseSeconds(string(e.Value))
 	default:
 		if t, name, ok := b.table(e.Key); ok {
 			return t.put(name, e.Value)
@@ -166,6 +176,8 @@ func (b *builder) remove(key string) {
 		b.noRBAC = false
 	case keyLastIPv4:
 		b.lastIPv4 = netip.Addr{}
+	case keyWatched:
+		b.watched = 0
 	default:
 		if t, name, ok := b.table(key); ok {
 			t.remove(name)
@@ -210,6 +222,8 @@ func (b *builder) view(version uint64) *view {
 			RBACDisabled: b.noRBAC,
 			LastIPv4:     b.lastIPv4,
 			Silent:       b.silent.set,
+			Missed:       b.missed.set,
+			Watched:      b.watched,
 			Nodes:        b.nodes.set,
 			Edges:        b.edges.set,
 			Routes:       b.routes.sorted(),
