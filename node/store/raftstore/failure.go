@@ -15,6 +15,9 @@ import (
 // up on a disk that hangs: its heartbeats go on while nothing is written.
 const stallLimit = 5 * time.Second
 
+// slowPauseMax is how often at least the log says that a store is not open yet.
+const slowPauseMax = time.Minute
+
 // failure is the first reason why a store can keep no promise any more.
 type failure struct {
 	logger *slog.Logger
@@ -50,4 +53,32 @@ func (f *failure) limit(what string) (stop func()) {
 		f.fail(fmt.Errorf("%w: %s takes more than %v", ErrDisk, what, stallLimit))
 	})
 	return func() { watchdog.Stop() }
+}
+
+// tellSlow has the log say that a store is still being opened, every stallLimit and
+// then more and more seldom, until stop is called: a disk that hangs says nothing
+// itself, and the log that is read at a start may be large.
+func tellSlow(logger *slog.Logger, dir string) (stop func()) {
+	done, ended := make(chan struct{}), make(chan struct{})
+	start := time.Now()
+	go func() {
+		defer close(ended)
+		pause := stallLimit
+		timer := time.NewTimer(pause)
+		defer timer.Stop()
+		for {
+			select {
+			case <-timer.C:
+				logger.Warn("the state is not open yet: its disk is slow or hangs, or there is much to read", "dir", dir, "after", time.Since(start).Round(time.Second))
+				pause = min(2*pause, slowPauseMax)
+				timer.Reset(pause)
+			case <-done:
+				return
+			}
+		}
+	}()
+	return func() {
+		close(done)
+		<-ended
+	}
 }

@@ -186,6 +186,7 @@ func Open(cfg Config) (*Store, error) {
 	}
 	var err error
 	s := newStore(cfg)
+	defer tellSlow(s.logger, cfg.Dir)()
 	if s.metrics, err = newMetrics(cfg.Registerer, s); err != nil {
 		return nil, fmt.Errorf("open store: %w", err)
 	}
