@@ -141,20 +141,15 @@ func readBackup(r io.Reader) (BackupInfo, []store.Entry, error) {
 		Time:    time.Unix(0, int64(binary.BigEndian.Uint64(data[8:]))).UTC(),
 		Version: binary.BigEndian.Uint64(data[16:]),
 	}
-	entries, version, err := readSnapshot(bytes.NewReader(data[backupHeader : end-8]))
+	keys := binary.BigEndian.Uint64(data[24:])
+	entries, version, err := readSnapshot(bytes.NewReader(data[backupHeader:end-8]), keys)
 	if err != nil {
 		return bad("%v", err)
 	}
-	if keys := binary.BigEndian.Uint64(data[24:]); version != info.Version || keys != uint64(len(entries)) {
+	if version != info.Version || keys != uint64(len(entries)) {
 		return bad("%d keys at version %d, not %d at %d", len(entries), version, keys, info.Version)
 	}
 	info.Keys = len(entries)
-	slices.SortFunc(entries, func(a, b store.Entry) int {
-		if a.Key < b.Key {
-			return -1
-		}
-		return 1
-	})
 	return info, entries, nil
 }
 

@@ -7,8 +7,10 @@ import (
 	"compress/gzip"
 	"errors"
 	"log/slog"
+	"math"
 	"net"
 	"os"
+	"runtime"
 	"slices"
 	"strings"
 	"syscall"
@@ -20,6 +22,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/raft"
 	"github.com/klauspost/compress/snappy"
+	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/testing/protocmp"
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -165,7 +168,7 @@ func TestSnapshot_KeepsEntries(t *testing.T) {
 		if err := writeSnapshot(&buf, slices.Values(want), version, now); err != nil {
 			t.Fatal(err)
 		}
-		got, gotVersion, err := readSnapshot(&buf)
+		got, gotVersion, err := readSnapshot(&buf, math.MaxUint64)
 		byKey := cmpopts.SortSlices(func(a, b store.Entry) bool { return a.Key < b.Key })
 		if diff := cmp.Diff(want, got, byKey, cmpopts.EquateEmpty()); diff != "" || gotVersion != version || err != nil {
 			t.Fatalf("got version %d, %v, want %d (-want +got):\n%s", gotVersion, err, version, diff)
@@ -174,23 +177,34 @@ func TestSnapshot_KeepsEntries(t *testing.T) {
 }
 
 func TestReadSnapshot_Refuses(t *testing.T) {
-	zip := func(s *v1.RaftSnapshot) []byte {
+	zipped := func(parts ...[]byte) []byte {
+		var buf bytes.Buffer
+		z := gzip.NewWriter(&buf)
+		for _, part := range parts {
+			_, _ = z.Write(part)
+		}
+		_ = z.Close()
+		return buf.Bytes()
+	}
+	raw := func(s *v1.RaftSnapshot) []byte {
 		data, err := proto.Marshal(s)
 		if err != nil {
 			t.Fatal(err)
 		}
-		var buf bytes.Buffer
-		z := gzip.NewWriter(&buf)
-		_, _ = z.Write(data)
-		_ = z.Close()
-		return buf.Bytes()
+		return data
 	}
+	zip := func(s *v1.RaftSnapshot) []byte { return zipped(raw(s)) }
 	item := func(i *v1.RaftDataItem) []byte {
 		return zip(&v1.RaftSnapshot{Version: 5, Kv: map[string]*v1.RaftDataItem{"k": i}})
 	}
 	good := item(&v1.RaftDataItem{Version: 5})
 	flipped := bytes.Clone(good)
 	flipped[len(flipped)-6] ^= 1 // within the CRC
+	plain := raw(&v1.RaftSnapshot{Version: 5, Kv: map[string]*v1.RaftDataItem{"k": {Version: 5}}})
+	many := &v1.RaftSnapshot{Version: 5, Kv: map[string]*v1.RaftDataItem{}}
+	for i := range 4 {
+		many.Kv[string(rune('a'+i))] = &v1.RaftDataItem{Version: 5}
+	}
 	for name, data := range map[string][]byte{
 		"nothing":            nil,
 		"no gzip":            []byte("{}"),
@@ -199,14 +213,75 @@ func TestReadSnapshot_Refuses(t *testing.T) {
 		"no version":         item(&v1.RaftDataItem{}),
 		"version of later":   item(&v1.RaftDataItem{Version: 6}),
 		"ttl without an end": item(&v1.RaftDataItem{Version: 5, Ttl: durationpb.New(1)}),
+		"a key twice":        zipped(plain, plain),
+		"more than told":     zip(many),
+		"no field":           zipped(plain, make([]byte, 9)),
+		"a group":            zipped(plain, []byte{0x0b, 0x0c}),
+		"a tag too long":     zipped(plain, bytes.Repeat([]byte{0xff}, 11)),
+		"cut in a record":    zipped(plain[:5]),
+		"cut in a number":    zipped(plain, []byte{0x10, 0x80}),
+		"a key of no UTF-8":  zipped([]byte("\x0a\x08\x0a\x01\xff\x12\x03\xa0\x06\x05\xa0\x06\x05")),
+		"a large record":     zipped(protowire.AppendVarint([]byte{0x0a}, maxRecord+1), make([]byte, maxRecord+1)),
 		"bad end":            item(&v1.RaftDataItem{Version: 5, ExpiresAt: &timestamppb.Timestamp{Nanos: -1}}),
 	} {
-		if entries, _, err := readSnapshot(bytes.NewReader(data)); err == nil {
+		if entries, _, err := readSnapshot(bytes.NewReader(data), 3); err == nil {
 			t.Errorf("%s: got %v", name, entries)
 		}
 	}
-	if _, _, err := readSnapshot(bytes.NewReader(good)); err != nil {
+	if _, _, err := readSnapshot(bytes.NewReader(good), 1); err != nil {
 		t.Errorf("the good one: %v", err)
+	}
+}
+
+// TestReadSnapshot_SkipsWhatItDoesNotKnow reads what a later version may write, and
+// records in any order.
+func TestReadSnapshot_SkipsWhatItDoesNotKnow(t *testing.T) {
+	one := func(key string) []byte {
+		data, err := proto.Marshal(&v1.RaftSnapshot{Kv: map[string]*v1.RaftDataItem{key: {Version: 5, Value: key}}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return data
+	}
+	var buf bytes.Buffer
+	z := gzip.NewWriter(&buf)
+	for _, part := range [][]byte{
+		protowire.AppendFixed64(protowire.AppendTag(nil, 7, protowire.Fixed64Type), 1), one("b"),
+		protowire.AppendBytes(protowire.AppendTag(nil, 9, protowire.BytesType), make([]byte, 99)),
+		protowire.AppendVarint(protowire.AppendTag(nil, 100, protowire.VarintType), 5), one("a"),
+		protowire.AppendFixed32(protowire.AppendTag(nil, 8, protowire.Fixed32Type), 1),
+	} {
+		_, _ = z.Write(part)
+	}
+	_ = z.Close()
+	entries, version, err := readSnapshot(&buf, 2)
+	want := []store.Entry{{Key: "a", Value: []byte("a"), Version: 5}, {Key: "b", Value: []byte("b"), Version: 5}}
+	if diff := cmp.Diff(want, entries); diff != "" || version != 5 || err != nil {
+		t.Errorf("version %d, %v (-want +got):\n%s", version, err, diff)
+	}
+}
+
+// TestReadSnapshot_HoldsNoBomb reads little that unpacks to much: it is refused, and
+// never held.
+func TestReadSnapshot_HoldsNoBomb(t *testing.T) {
+	version := protowire.AppendVarint(protowire.AppendTag(nil, 100, protowire.VarintType), 5)
+	for name, part := range map[string][]byte{
+		"no field at all":   make([]byte, 1<<20),
+		"the same for ever": bytes.Repeat(version, 1<<18),
+	} {
+		var buf bytes.Buffer
+		z, _ := gzip.NewWriterLevel(&buf, gzip.BestSpeed)
+		for range 32 {
+			_, _ = z.Write(part)
+		}
+		_ = z.Close()
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		_, _, err := readSnapshot(&buf, 1)
+		runtime.ReadMemStats(&after)
+		if got := after.TotalAlloc - before.TotalAlloc; got > 1<<20 {
+			t.Errorf("%s: %d bytes allocated for %d (%v)", name, got, 32*len(part), err)
+		}
 	}
 }
 
@@ -217,7 +292,7 @@ func FuzzReadSnapshot(f *testing.F) {
 	}
 	f.Add(buf.Bytes())
 	f.Fuzz(func(t *testing.T, data []byte) {
-		entries, version, err := readSnapshot(bytes.NewReader(data))
+		entries, version, err := readSnapshot(bytes.NewReader(data), 3)
 		for _, e := range entries {
 			if err == nil && (e.Version == 0 || e.Version > version) {
 				t.Errorf("entry %+v in a snapshot of version %d", e, version)

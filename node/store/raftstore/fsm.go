@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"iter"
+	"math"
 	"slices"
 	"time"
 
@@ -108,7 +109,7 @@ func (f *fsm) Snapshot() (raft.FSMSnapshot, error) {
 // Restore implements raft.FSM. The old state stays when the snapshot is bad.
 func (f *fsm) Restore(source io.ReadCloser) error {
 	defer source.Close()
-	entries, version, err := readSnapshot(source)
+	entries, version, err := readSnapshot(source, math.MaxUint64)
 	if err != nil {
 		err = fmt.Errorf("%w: snapshot: %w", ErrDamaged, err)
 		f.failure.fail(err)
