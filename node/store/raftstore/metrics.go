@@ -69,13 +69,9 @@ func newMetrics(registerer prometheus.Registerer, s *Store) (*metrics, error) {
 		}
 		return 0
 	})
-	free := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-		Name: "meshgate_store_free_bytes",
-		Help: "Free space where the state is kept, 0 when it is in memory; changes are refused below 16 MiB.",
+	free := newKnownGauge("meshgate_store_free_bytes", "Free space where the state is kept, left out when it is in memory; changes are refused below 16 MiB.", func() bool {
+		return s.runs() && s.disk.dir != ""
 	}, func() float64 {
-		if s.disk == nil || s.disk.dir == "" {
-			return 0
-		}
 		n, err := s.disk.free(s.disk.dir)
 		if err != nil {
 			return 0

@@ -357,6 +357,16 @@ func TestMetrics(t *testing.T) {
 	if diff := cmp.Diff(want, got); diff != "" || got["meshgate_store_log_write_seconds"] < 2 || got["meshgate_store_free_bytes"] < 1 {
 		t.Errorf("metrics (-want +got):\n%s", diff)
 	}
+	inMemory := prometheus.NewRegistry()
+	mustOpen(t, raftstore.Config{ID: "m", Registerer: inMemory})
+	if families, err = inMemory.Gather(); err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range families {
+		if f.GetName() == "meshgate_store_free_bytes" {
+			t.Error("a state in memory tells of room on a disk, and a full disk looks the same")
+		}
+	}
 }
 
 func BenchmarkOpen(b *testing.B) {
