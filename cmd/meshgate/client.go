@@ -286,6 +286,7 @@ var hints = []struct{ cause, advice string }{ //nolint:gochecknoglobals // a con
 	{"certificate is valid for", "Use a name that is in the certificate, or --pin sha256:... (meshgate up prints it)"},
 	{"connection refused", "Is the gateway running, and is this its address?"},
 	{"HTTP response to HTTPS client", "This gateway speaks plain HTTP: write http:// (on this machine only), or put TLS in front of it"},
+	{fmt.Sprintf("is larger than configured max %d", peer.MaxMessage), "A list as large as that is not taken at once: meshgate get KIND NAME shows one of it, meshgate delete KIND NAME makes it smaller"},
 	{"no credentials", "Give --token-file, --token or MESHGATE_TOKEN"},
 	{"no route to host", "Is this the gateway's address, and can this machine reach it?"},
 	{"i/o timeout", "Is this the gateway's address, and does a firewall let its port through?"},

@@ -4,14 +4,22 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"io"
 	"net"
+	"net/http"
+	"net/http/httptest"
 	"path/filepath"
 	"strings"
 	"testing"
 
+	"connectrpc.com/connect"
+	"google.golang.org/protobuf/types/known/emptypb"
+
+	"github.com/meshgate/meshgate/node/peer"
 	v1 "github.com/meshgate/meshgate/proto/v1"
+	"github.com/meshgate/meshgate/proto/v1/v1connect"
 )
 
 // Days are no unit of a duration, which people do not expect.
@@ -80,4 +88,29 @@ func TestNetworkACLs_AnybodyIsShownOnce(t *testing.T) {
 	if row[3] != "*" || row[4] != "nas,*" || row[5] != "*" {
 		t.Errorf("%q", row)
 	}
+}
+
+// A list that is too large for one message can still be seen and made smaller.
+func TestExplain_AListThatIsTooLarge(t *testing.T) {
+	mux := http.NewServeMux()
+	mux.Handle(v1connect.NewAdminHandler(hugeGroups{}))
+	s := httptest.NewUnstartedServer(mux)
+	s.Config.Protocols = new(http.Protocols)
+	s.Config.Protocols.SetUnencryptedHTTP2(true)
+	s.Start()
+	defer s.Close()
+	var stdout, stderr bytes.Buffer
+	code := run(t.Context(), []string{"get", "groups", "--server", s.URL, "--token", "x"}, &stdout, &stderr)
+	if code == exitOK || !strings.Contains(stderr.String(), "larger than configured max") || !strings.Contains(stderr.String(), "meshgate get KIND NAME") {
+		t.Errorf("exit code %d, %q", code, &stderr)
+	}
+}
+
+// hugeGroups has groups of more than a client takes.
+type hugeGroups struct {
+	v1connect.UnimplementedAdminHandler
+}
+
+func (hugeGroups) ListGroups(context.Context, *connect.Request[emptypb.Empty]) (*connect.Response[v1.Groups], error) {
+	return connect.NewResponse(&v1.Groups{Items: []*v1.Group{{Name: strings.Repeat("x", peer.MaxMessage)}}}), nil
 }

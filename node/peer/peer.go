@@ -38,9 +38,9 @@ const (
 	// member is without a gateway until it notices; some packets may be lost.
 	meshPingAfter   = 3 * time.Second
 	meshPingTimeout = 3 * time.Second
-	// readMaxBytes bounds one message. The largest is the list of the nodes of
-	// a mesh with tens of thousands of them.
-	readMaxBytes = 32 << 20
+	// MaxMessage bounds one message that a client takes. The largest is the list of
+	// the nodes of a mesh with tens of thousands of them.
+	MaxMessage = 32 << 20
 	// maxHeaderBytes bounds the headers of an answer.
 	maxHeaderBytes = 32 << 10
 )
@@ -161,7 +161,7 @@ func (b *answerBody) Close() error {
 func clientOptions(token func() string) []connect.ClientOption {
 	return []connect.ClientOption{
 		connect.WithGRPC(),
-		connect.WithReadMaxBytes(readMaxBytes),
+		connect.WithReadMaxBytes(MaxMessage),
 		connect.WithInterceptors(outbound{token: token}),
 	}
 }
