@@ -35,23 +35,23 @@ func (s *Store) absent(role *role, servers []raft.Server) []absence {
 		}
 		p := s.transport.notice(server.ID)
 		a := absence{id: string(server.ID), voter: server.Suffrage == raft.Voter, since: role.heard(p)}
-		silent := s.overdue(a.since)
-		if kept := latest(p.kept, p.since, role.since); !silent && s.overdue(kept) {
-			a.deaf, a.since = true, kept
+		limit := missedTimeouts * s.election
+		if time.Since(a.since) < limit {
+			owes := p.idle(role.since, limit)
+			if owes.IsZero() {
+				continue
+			}
+			a.deaf, a.since = true, owes
 		}
-		if silent || a.deaf {
-			list = append(list, a)
-		}
+		list = append(list, a)
 	}
 	return list
 }
 
-func (s *Store) overdue(since time.Time) bool { return time.Since(since) >= missedTimeouts*s.election }
-
 // heard is when a leader with this role heard from a replica, or began to lead or
 // first missed it if that was later: whom others led meanwhile, it did not hear
 // from.
-func (r *role) heard(p progress) time.Time { return latest(p.heard, p.since, r.since) }
+func (r *role) heard(p progress) time.Time { return latest(p.heard, p.missed, r.since) }
 
 func latest(times ...time.Time) time.Time { return slices.MaxFunc(times, time.Time.Compare) }
 

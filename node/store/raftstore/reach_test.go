@@ -8,9 +8,12 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
+	"net"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -333,5 +336,73 @@ func TestMembers_TimesBeginWithTheLeader(t *testing.T) {
 		}
 		<-time.After(deadAfter / 2)
 		c.until("a is removed", func() bool { return at("a").ID == "" })
+	})
+}
+
+// slowNetwork takes its time for what is large, while slow is true.
+type slowNetwork struct {
+	raftstore.Network
+	slow *atomic.Bool
+}
+
+func (n slowNetwork) Dial(ctx context.Context, id, address string) (net.Conn, error) {
+	conn, err := n.Network.Dial(ctx, id, address)
+	return slowConn{conn, n.slow}, err
+}
+
+type slowConn struct {
+	net.Conn
+	slow *atomic.Bool
+}
+
+func (c slowConn) Write(p []byte) (int, error) {
+	if c.slow.Load() && len(p) > 16<<10 {
+		<-time.After(200 * time.Millisecond)
+	}
+	return c.Conn.Write(p)
+}
+
+// TestLeader_DoesNotMissWhoTakesASnapshot has a replica come back, and sends it a
+// snapshot that takes longer than it may need to store something: no disk is full
+// for that.
+func TestLeader_DoesNotMissWhoTakesASnapshot(t *testing.T) {
+	dir := t.TempDir()
+	synctest.Test(t, func(t *testing.T) {
+		o := newObserved()
+		var slow atomic.Bool
+		c := newClusterOf(t, dir, func(cfg *raftstore.Config) {
+			o.configure(cfg)
+			cfg.TrailingLogs, cfg.Network = 10, slowNetwork{cfg.Network, &slow}
+		}, "a", "b", "c")
+		id, s := c.follower()
+		c.hub.Part([]string{id}, []string{"a", "b", "c"})
+		leader, led := c.leader()
+		value := make([]byte, 1<<20)
+		_, _ = rand.NewChaCha8([32]byte{}).Read(value)
+		for i := range 4 {
+			put(t, led, store.Op{Key: fmt.Sprint(i), Value: value})
+		}
+		for range 20 {
+			put(t, led, store.Op{Key: "k"})
+		}
+		for _, r := range c.replicas {
+			if r != s {
+				if err := r.Snapshot(); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		elapse(t, 57*time.Second) // raft tries more and more seldom: it is in reach before it is sent anything
+		slow.Store(true)
+		c.hub.Heal()
+		start := time.Now()
+		c.sync(s)
+		if took := time.Since(start); took < 3*time.Second {
+			t.Errorf("it took %v only", took)
+		}
+		elapse(t, 10*time.Second)
+		if lines := o.journals[leader].lines("stores nothing"); len(lines) > 0 {
+			t.Errorf("the leader says %q", lines)
+		}
 	})
 }

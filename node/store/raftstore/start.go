@@ -43,7 +43,6 @@ func (s *Store) start(config Config) (err error) {
 	s.streams.hello, s.streams.judge, s.streams.serve = s.hello, s.judge, s.serveCalls
 	s.calls = newCaller(s.streams)
 	s.transport = newTransport(s.streams, s.address, logger)
-	s.transport.gap = reachTimeouts * s.election
 	logs := s.disk.cache
 	if guard := s.disk.guard; guard != nil {
 		guard.early, s.transport.await = s.ahead, guard.await

@@ -37,8 +37,6 @@ type transport struct {
 	streams *streams
 	self    raft.ServerID
 	address raft.ServerAddress
-	// gap is how long a replica is silent that is heard anew afterwards.
-	gap time.Duration
 	// await waits until the own log has an entry on disk; nil: it always has.
 	await func(index uint64, closing <-chan struct{}) error
 	// order counts requests: clocks may stand still or jump.
@@ -67,11 +65,13 @@ var (
 // progress is what is known of another replica while this one leads.
 type progress struct {
 	address raft.ServerAddress
-	// heard is when it last answered, and since from when on it has done so without
-	// a gap; before it ever did, when it was first missed.
-	heard, since time.Time
-	// kept is when it last held what it was sent of the log.
-	kept time.Time
+	// heard is when it last answered, and missed, before it ever did, when it was
+	// first looked for.
+	heard, missed time.Time
+	// owes is since when it is sent entries or snapshots, while it is in reach, of
+	// which it took none; zero: it took what it was sent last. loads is since when a
+	// snapshot is on its way to it, which takes its time; zero: there is none.
+	owes, loads time.Time
 	// voted is when it last answered a request for its vote, whatever it said.
 	voted time.Time
 	// term and asked are those of the newest request in which it accepted this
@@ -126,10 +126,10 @@ func (*transport) AppendEntriesPipeline(raft.ServerID, raft.ServerAddress) (raft
 // from the time it is sent, see guardedLog: that another replica has it is said
 // when both have it.
 func (t *transport) AppendEntries(id raft.ServerID, address raft.ServerAddress, req *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse) error {
-	sent := t.order.Add(1)
-	t.departs(id, req)
+	sent, start := t.order.Add(1), time.Now()
+	t.departs(id, req, start)
 	if err := t.NetworkTransport.AppendEntries(id, target(id, address), req, resp); err != nil {
-		t.failed(id, req)
+		t.failed(id, req, start)
 		return err
 	}
 	t.answered(id, address, sent, req, resp)
@@ -139,26 +139,58 @@ func (t *transport) AppendEntries(id raft.ServerID, address raft.ServerAddress, 
 	return nil
 }
 
-// departs notes what entries that are sent tell a replica of.
-func (t *transport) departs(id raft.ServerID, req *raft.AppendEntriesRequest) {
+// departs notes that entries are sent to a replica at a time, and what they tell it
+// of.
+func (t *transport) departs(id raft.ServerID, req *raft.AppendEntriesRequest, at time.Time) {
 	if len(req.Entries) == 0 {
 		return
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if p := t.peers[id]; p != nil && req.Term == p.term {
+	p := t.peers[id]
+	if p == nil {
+		return
+	}
+	if p.owes.IsZero() {
+		p.owes = at
+	}
+	if req.Term == p.term {
 		p.tells = req.LeaderCommitIndex
 	}
 }
 
-// failed notes that nobody knows whether a replica got a request.
-func (t *transport) failed(id raft.ServerID, req *raft.AppendEntriesRequest) {
+// failed notes that nobody knows whether a replica got a request that was sent at
+// start.
+func (t *transport) failed(id raft.ServerID, req *raft.AppendEntriesRequest, start time.Time) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if p := t.peers[id]; p != nil {
 		p.arrived(req)
+		p.lost(start)
 		t.tellLocked(id, p)
 	}
+}
+
+// lost notes that what was sent at start did not arrive, or no answer did. Who was
+// not heard from meanwhile is out of reach, and owes nothing.
+func (p *progress) lost(start time.Time) {
+	if !p.heard.After(start) {
+		p.owes = time.Time{}
+	}
+}
+
+// idle is since when a replica takes none of what it is sent by one that leads since
+// led, for at least limit, as when its disk is full; zero when it does. Its
+// heartbeats say nothing of that.
+func (p *progress) idle(led time.Time, limit time.Duration) time.Time {
+	until, since := p.loads, latest(p.owes, led)
+	if until.IsZero() {
+		until = time.Now()
+	}
+	if p.owes.IsZero() || until.Sub(since) < limit {
+		return time.Time{}
+	}
+	return since
 }
 
 // arrived notes that a request is not on its way any more.
@@ -174,19 +206,19 @@ func (t *transport) answered(id raft.ServerID, address raft.ServerAddress, sent 
 	defer t.mu.Unlock()
 	p := t.peerLocked(id)
 	p.address = address
-	p.answers(t.gap)
+	p.heard = time.Now()
 	p.arrived(req)
 	if !resp.Success || resp.Term != req.Term {
 		t.moved = renew(t.moved)
 		return
 	}
 	if req.Term > p.term {
-		p.term, p.asked, p.stored, p.told = req.Term, sent, 0, 0
+		p.term, p.asked, p.stored, p.told, p.owes = req.Term, sent, 0, 0, time.Time{}
 	} else if req.Term == p.term {
 		p.asked = max(p.asked, sent)
 	}
-	if req.PrevLogEntry > 0 || len(req.Entries) > 0 { // it is no heartbeat
-		p.kept = p.heard
+	if len(req.Entries) > 0 {
+		p.owes = time.Time{}
 	}
 	if req.Term == p.term {
 		last := req.PrevLogEntry + uint64(len(req.Entries))
@@ -195,16 +227,6 @@ func (t *transport) answered(id raft.ServerID, address raft.ServerAddress, sent 
 	}
 	t.moved = renew(t.moved)
 	t.tellLocked(id, p)
-}
-
-// answers notes that a replica answered. One that was silent for gap is new to those
-// who count for how long it does not store anything.
-func (p *progress) answers(gap time.Duration) {
-	now := time.Now()
-	if now.Sub(p.heard) >= gap {
-		p.since = now
-	}
-	p.heard = now
 }
 
 func (t *transport) peerLocked(id raft.ServerID) *progress {
@@ -356,8 +378,8 @@ func (t *transport) notice(id raft.ServerID) progress {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	p := t.peerLocked(id)
-	if p.since.IsZero() && p.heard.IsZero() {
-		p.since = time.Now()
+	if p.missed.IsZero() && p.heard.IsZero() {
+		p.missed = time.Now()
 	}
 	return *p
 }
@@ -402,17 +424,27 @@ func (t *transport) canvassed(id raft.ServerID, err error) error {
 
 // InstallSnapshot implements raft.Transport.
 func (t *transport) InstallSnapshot(id raft.ServerID, address raft.ServerAddress, req *raft.InstallSnapshotRequest, resp *raft.InstallSnapshotResponse, data io.Reader) error {
+	start := time.Now()
+	t.mu.Lock()
+	p := t.peerLocked(id)
+	if p.loads = start; p.owes.IsZero() {
+		p.owes = start
+	}
+	t.mu.Unlock()
 	err := t.NetworkTransport.InstallSnapshot(id, target(id, address), req, resp, data)
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	p.loads = time.Time{}
+	if err != nil {
+		p.lost(start)
+	}
 	if err == nil && resp.Success {
-		t.mu.Lock()
-		p := t.peerLocked(id)
-		p.answers(t.gap)
-		p.kept = p.heard
+		p = t.peerLocked(id)
+		p.heard, p.owes = time.Now(), time.Time{}
 		if p.term == req.Term {
 			p.stored = max(p.stored, req.LastLogIndex)
 		}
 		t.moved = renew(t.moved)
-		t.mu.Unlock()
 	}
 	return err
 }

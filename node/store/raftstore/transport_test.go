@@ -50,19 +50,19 @@ func TestTransport_EntriesOnTheirWay(t *testing.T) {
 			x.answered("b", "", 1, entries, &raft.AppendEntriesResponse{Term: 2, Success: true})
 		}, 0},
 		"refused":                 {refused, 0},
-		"lost":                    {func(x *transport) { x.failed("b", entries) }, 0},
+		"lost":                    {func(x *transport) { x.failed("b", entries, time.Now()) }, 0},
 		"something else answered": {func(x *transport) { x.answered("b", "", 1, notice, &raft.AppendEntriesResponse{Term: 2}) }, 7},
-		"something else lost":     {func(x *transport) { x.failed("b", notice) }, 7},
+		"something else lost":     {func(x *transport) { x.failed("b", notice, time.Now()) }, 7},
 	} {
 		x := &transport{
 			peers: map[raft.ServerID]*progress{"b": {term: 2, stored: 7}}, moved: make(chan struct{}),
 			commit: commitMark{2, 7}, late: time.Now().Add(time.Hour),
 		}
-		x.departs("b", notice)
+		x.departs("b", notice, time.Now())
 		if p := x.peers["b"]; p.tells != 0 {
 			t.Errorf("%s: without entries it waits for %d", name, p.tells)
 		}
-		x.departs("b", entries)
+		x.departs("b", entries, time.Now())
 		c.do(x)
 		if p := x.peers["b"]; p.tells != c.tells {
 			t.Errorf("%s: tells of %d, want %d", name, p.tells, c.tells)
