@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 )
@@ -36,6 +37,15 @@ func withUplink(h *host) {
 	h.run("ip", "route", "add", "10.20.0.0/16", "dev", "lan0")
 	h.run("ip", "addr", "add", "2001:db8::1/64", "dev", "lan0", "nodad")
 	h.run("ip", "-6", "route", "add", "default", "dev", "lan0")
+	// The kernel makes the route to the address itself a moment later.
+	for deadline := time.Now().Add(10 * time.Second); ; {
+		if strings.Contains(h.run("ip", "-6", "route", "show", "table", "local"), "local 2001:db8::1 ") {
+			return
+		}
+		if time.Now().After(deadline) {
+			h.tb.Fatal("the kernel makes no route to the address of lan0")
+		}
+	}
 }
 
 func user(exit *Exit) Config {
