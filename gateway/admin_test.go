@@ -21,6 +21,8 @@ import (
 	"github.com/meshgate/meshgate/gateway/api"
 	"github.com/meshgate/meshgate/node/mesh"
 	"github.com/meshgate/meshgate/node/policy"
+	meshgatev1 "github.com/meshgate/meshgate/proto/meshgate/v1"
+	"github.com/meshgate/meshgate/proto/meshgate/v1/meshgatev1connect"
 	v1 "github.com/meshgate/meshgate/proto/v1"
 	"github.com/meshgate/meshgate/proto/v1/v1connect"
 )
@@ -253,6 +255,17 @@ func TestAdmin_BadInput(t *testing.T) {
 		if connect.CodeOf(err) != r.want || !strings.Contains(err.Error(), r.text) {
 			t.Errorf("%s {%.80v}: got %v, want %v with %q", r.procedure, r.msg, err, r.want, r.text)
 		}
+		state, ok := stateOf(r.procedure, r.msg)
+		if !ok {
+			continue
+		}
+		s.writes.giveBack("admin")
+		err = callOnce(t, g, "http://"+s.public, meshgatev1connect.ObjectsChangeProcedure, &meshgatev1.ChangeRequest{
+			Changes: []*meshgatev1.ObjectState{{Object: &meshgatev1.ObjectState_Edge{Edge: goodEdge}}, state},
+		})
+		if connect.CodeOf(err) != r.want || !strings.Contains(err.Error(), "changes: [1]: ") || !strings.Contains(err.Error(), r.text) {
+			t.Errorf("%s of Objects {%.80v}: got %v, want %v with %q", r.procedure, r.msg, err, r.want, r.text)
+		}
 	}
 	if after := n.Snapshot().Version; after != before {
 		t.Errorf("bad input made version %d of %d", after, before)
@@ -276,7 +289,7 @@ func TestFreshServices_RefuseBrokenMessages(t *testing.T) {
 	s, n := serveState(t)
 	c := bearer(httpClient(t, true, "", nil), "admin")
 	before := n.Snapshot().Version
-	tooBig := protowire.AppendBytes(protowire.AppendTag(nil, 1000, protowire.BytesType), make([]byte, maxMessage))
+	tooBig := protowire.AppendBytes(protowire.AppendTag(nil, 1000, protowire.BytesType), make([]byte, api.MaxObjectsMessage))
 	for _, m := range methodsOf(t, freshServices...) {
 		call := func(raw []byte) error { return callRaw(testContext(t), c, "http://"+s.public, m, raw) }
 		wantCode(t, call(tooBig), connect.CodeResourceExhausted, "larger than")
@@ -296,7 +309,7 @@ func TestFreshServices_RefuseBrokenMessages(t *testing.T) {
 }
 
 // freshServices are those whose calls are decided on all that was acknowledged.
-var freshServices = []string{"v1.Admin", "v1.Membership", "v1.Mesh", "v1.StorageQueryService"}
+var freshServices = []string{"v1.Admin", "v1.Membership", "v1.Mesh", "v1.StorageQueryService", meshgatev1connect.ObjectsName}
 
 // Without a leader nothing is answered but reads that ask for no more than this
 // gateway knows; and those ask nobody.

@@ -83,6 +83,11 @@ func (earlyNode) LeaveBound(context.Context, mesh.NodeID) error { return errEarl
 // Change implements api.Objects.
 func (earlyNode) Change(context.Context, mesh.Change) error { return errEarly }
 
+// ChangeAll implements api.Objects.
+func (earlyNode) ChangeAll(context.Context, mesh.Batch) (mesh.Outcome, error) {
+	return mesh.Outcome{}, errEarly
+}
+
 // Key implements api.Keys.
 func (n earlyNode) Key(ctx context.Context, key string) (mesh.Item, error) {
 	if n.keys == nil {

@@ -103,6 +103,15 @@ func (n *fakeNode) synced() int {
 	return n.syncs
 }
 
+func (n *fakeNode) ChangeAll(ctx context.Context, b mesh.Batch) (mesh.Outcome, error) {
+	for _, c := range b.Changes {
+		if err := n.Change(ctx, c); err != nil {
+			return mesh.Outcome{}, err
+		}
+	}
+	return mesh.Outcome{Effects: make([]mesh.Effect, len(b.Changes))}, nil
+}
+
 func (n *fakeNode) Change(_ context.Context, c mesh.Change) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()

@@ -74,9 +74,14 @@ func (g *Gateway) admit(ctx context.Context, q *request, spec connect.Spec, h ht
 		return caller, fmt.Errorf("%w: %q begins more than %g channels per second; wait a second", mesh.ErrExhausted, caller.ID, g.cfg.Limits.ChannelRate)
 	}
 	if rule.writes && !g.writes.take(caller.ID) {
-		return caller, fmt.Errorf("%w: %q changes the mesh more than %d times per second; wait a second", mesh.ErrExhausted, caller.ID, writeRate)
+		return caller, tooManyWrites(caller.ID)
 	}
 	return caller, nil
+}
+
+func tooManyWrites(caller string) error {
+	return fmt.Errorf("%w: %q changes the mesh more than %d times per second; wait a second, or make many changes in one call of meshgate.v1.Objects",
+		mesh.ErrExhausted, caller, writeRate)
 }
 
 // foresee refuses a caller whose roles cannot allow the call, whatever its

@@ -55,17 +55,30 @@ func (g interceptor) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc {
 		if g.rules[req.Spec().Procedure].relays {
 			ctx = g.withRelayRight(ctx, s)
 		}
+		if g.rules[req.Spec().Procedure].written != nil {
+			ctx = g.withPermit(ctx, req)
+		}
 		return next(api.WithState(ctx, s), req)
 	}
 }
 
+// withPermit has the handler ask for the rights to req where its change is written.
+func (g *Gateway) withPermit(ctx context.Context, req connect.AnyRequest) context.Context {
+	return api.WithPermit(ctx, func(before, after *mesh.Snapshot) error {
+		if after == nil {
+			return g.authorize(ctx, before, req.Spec(), req.Any())
+		}
+		return g.rules[req.Spec().Procedure].written(before, after, api.CallerFrom(ctx).ID)
+	})
+}
+
 // measure counts what a call writes against its caller's share.
 func (g *Gateway) measure(ctx context.Context, req connect.AnyRequest) error {
-	volume := g.rules[req.Spec().Procedure].volume
-	if volume == nil {
-		return nil
+	rule, caller := g.rules[req.Spec().Procedure], api.CallerFrom(ctx).ID
+	if rule.weight != nil && !g.writes.takeN(caller, rule.weight(req.Any())) {
+		return tooManyWrites(caller)
 	}
-	if caller := api.CallerFrom(ctx).ID; !g.volumes.takeN(caller, volume(req.Any())) {
+	if rule.volume != nil && !g.volumes.takeN(caller, rule.volume(req.Any())) {
 		return fmt.Errorf("%w: %q publishes more than %d bytes per second; wait a second", mesh.ErrExhausted, caller, publishRate)
 	}
 	return nil

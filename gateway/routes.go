@@ -85,6 +85,8 @@ func bounds(spec connect.Spec) []connect.HandlerOption {
 	switch service {
 	case meshgatev1connect.StoreName:
 		size, fields = api.MaxStoreMessage, api.MaxStoreFields
+	case meshgatev1connect.ObjectsName:
+		size, fields = api.MaxObjectsMessage, api.MaxObjectsFields
 	case grpchealth.HealthV1ServiceName:
 		size = maxHealthMessage // strangers may call it, and the intake lets it pass
 	}

@@ -48,6 +48,13 @@ type rule struct {
 	// writes marks a call that changes the mesh: it is counted against writeRate,
 	// and told to the audit log.
 	writes bool
+	// weight is what a call that changes the mesh counts against writeRate beside
+	// itself; nil: nothing.
+	weight func(msg any) int
+	// written marks a call whose handler keeps to api.WithPermit: it is allowed once
+	// more by each state upon which its change is about to be written, and then asked
+	// of what its caller makes of that. Nil: it is not.
+	written func(before, after *mesh.Snapshot, caller string) error
 	// volume is what a call that writes without changing the mesh counts against
 	// publishRate, in bytes; nil: nothing.
 	volume func(msg any) int
@@ -136,7 +143,9 @@ func newRules(openReflection bool) map[string]rule {
 		"/" + grpchealth.HealthV1ServiceName + "/Check": {access: anyone},
 		"/" + grpchealth.HealthV1ServiceName + "/Watch": {access: anyone},
 	}
-	maps.Copy(rules, adminRules())
+	admin := adminRules()
+	maps.Copy(rules, admin)
+	maps.Copy(rules, objectsRules(admin))
 	maps.Copy(rules, clusterRules())
 	maps.Copy(rules, storeRules())
 	maps.Copy(rules, tokenRules())

@@ -44,6 +44,10 @@ func (n *stateNode) Change(ctx context.Context, c mesh.Change) error {
 	return err
 }
 
+func (n *stateNode) ChangeAll(ctx context.Context, b mesh.Batch) (mesh.Outcome, error) {
+	return n.objects.ChangeAll(ctx, b)
+}
+
 // newStateNode makes the mesh of gw-1, which serves it, and of web-1 and web-2.
 // The user admin may do everything.
 func newStateNode(t testing.TB) *stateNode {

@@ -19,6 +19,7 @@ const syncTimeout = 5 * time.Second
 // node that holds state has them.
 type objects interface {
 	Change(ctx context.Context, c mesh.Change) (*mesh.Snapshot, error)
+	ChangeAll(ctx context.Context, b mesh.Batch) (mesh.Outcome, error)
 	Sync(ctx context.Context) (*mesh.Snapshot, error)
 }
 
@@ -51,4 +52,13 @@ func (n *Node) Change(ctx context.Context, c mesh.Change) error {
 	}
 	_, err := n.objects.Change(ctx, c)
 	return err
+}
+
+// ChangeAll makes several changes together or none; see admin.Objects. Only a node
+// that holds state can.
+func (n *Node) ChangeAll(ctx context.Context, b mesh.Batch) (mesh.Outcome, error) {
+	if n.objects == nil {
+		return mesh.Outcome{}, errNoState
+	}
+	return n.objects.ChangeAll(ctx, b)
 }

@@ -32,6 +32,11 @@ func (f *fakeState) Change(_ context.Context, c mesh.Change) (*mesh.Snapshot, er
 	return &mesh.Snapshot{}, f.err
 }
 
+func (f *fakeState) ChangeAll(_ context.Context, b mesh.Batch) (mesh.Outcome, error) {
+	f.changes = append(f.changes, b.Changes...)
+	return mesh.Outcome{}, f.err
+}
+
 func TestSync_WithoutALeader(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := &Node{objects: &fakeState{}}

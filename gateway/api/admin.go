@@ -21,6 +21,8 @@ type Objects interface {
 	// Change puts or deletes one object, as a whole or not at all. That there
 	// is nothing to delete is no error.
 	Change(ctx context.Context, c mesh.Change) error
+	// ChangeAll makes all changes of b or none, if all that it expects is so.
+	ChangeAll(ctx context.Context, b mesh.Batch) (mesh.Outcome, error)
 }
 
 // adminService serves v1.Admin. Reads are answered from one state; writes are

@@ -171,6 +171,7 @@ func Services(cfg Config, opts ...connect.HandlerOption) ([]Service, error) {
 		late(v1connect.NodeName, v1connect.NewNodeHandler, opts)(&nodeService{Config: cfg, links: links, presences: presences, started: time.Now()}),
 		late(v1connect.MeshName, v1connect.NewMeshHandler, opts)(&meshService{state: cfg.State}),
 		late(v1connect.AdminName, v1connect.NewAdminHandler, opts)(&adminService{state: cfg.State, objects: cfg.Objects}),
+		late(meshgatev1connect.ObjectsName, meshgatev1connect.NewObjectsHandler, opts)(&objectsService{objects: cfg.Objects}),
 		late(v1connect.StorageQueryServiceName, v1connect.NewStorageQueryServiceHandler, opts)(&queryService{state: cfg.State, keys: cfg.Keys}),
 		inShifts(late(v1connect.MembershipName, v1connect.NewMembershipHandler, opts)(membership)),
 		inShifts(late(meshgatev1connect.PairsName, meshgatev1connect.NewPairsHandler, opts)(pairs)),

@@ -61,6 +61,10 @@ func (f *fake) Change(_ context.Context, c mesh.Change) error {
 	f.changes = append(f.changes, c)
 	return f.err
 }
+func (f *fake) ChangeAll(_ context.Context, b mesh.Batch) (mesh.Outcome, error) {
+	f.changes = append(f.changes, b.Changes...)
+	return mesh.Outcome{Effects: make([]mesh.Effect, len(b.Changes))}, f.err
+}
 func (f *fake) Plan(*mesh.Snapshot, mesh.NodeID) (mesh.Plan, error) { return f.plan, f.err }
 func (f *fake) Join(_ context.Context, r mesh.JoinRequest) (*mesh.Snapshot, error) {
 	f.joined = &r

@@ -41,6 +41,8 @@ func code(err error) connect.Code {
 		return connect.CodeResourceExhausted
 	case errors.Is(err, mesh.ErrPrecondition):
 		return connect.CodeFailedPrecondition
+	case errors.Is(err, mesh.ErrConflict):
+		return connect.CodeAborted
 	case errors.Is(err, mesh.ErrUnsupported):
 		return connect.CodeUnimplemented
 	case errors.Is(err, mesh.ErrUnavailable), errors.Is(err, ErrClosing):

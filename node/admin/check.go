@@ -34,8 +34,16 @@ func check(s *mesh.Snapshot, c mesh.Change) error {
 	if err := one(c); err != nil {
 		return err
 	}
+	return checkWith(s, c, policy.CheckChange)
+}
+
+// checkAlone is check without what is decided for a batch as a whole.
+func checkAlone(s *mesh.Snapshot, c mesh.Change) error { return checkWith(s, c, policy.CheckKept) }
+
+// checkWith is check with how rights are looked after.
+func checkWith(s *mesh.Snapshot, c mesh.Change, rights func(*mesh.Snapshot, policy.Change) error) error {
 	if c.Delete {
-		if err := checkLockOut(s, c); err != nil {
+		if err := checkRights(s, c, rights); err != nil {
 			return err
 		}
 		return checkUnused(s, c)
@@ -43,7 +51,7 @@ func check(s *mesh.Snapshot, c mesh.Change) error {
 	if err := checkPut(s, c); err != nil {
 		return err
 	}
-	return checkLockOut(s, c)
+	return checkRights(s, c, rights)
 }
 
 // one refuses a change of no or of several objects.

@@ -12,22 +12,22 @@ import (
 	"github.com/meshgate/meshgate/node/registry"
 )
 
-// checkLockOut refuses what would leave nobody with full rights, and changes of
-// the objects that a mesh is run with.
-func checkLockOut(s *mesh.Snapshot, c mesh.Change) error {
+// checkRights refuses, by policy.CheckChange or a part of it, what would leave
+// nobody with full rights, and changes of the objects that a mesh is run with.
+func checkRights(s *mesh.Snapshot, c mesh.Change, refuses func(*mesh.Snapshot, policy.Change) error) error {
 	switch {
 	case c.Role != nil && c.Delete:
-		return policy.CheckChange(s, policy.DeleteRole(c.Role.Name))
+		return refuses(s, policy.DeleteRole(c.Role.Name))
 	case c.Role != nil:
-		return policy.CheckChange(s, policy.PutRole(*c.Role))
+		return refuses(s, policy.PutRole(*c.Role))
 	case c.Binding != nil && c.Delete:
-		return policy.CheckChange(s, policy.DeleteRoleBinding(c.Binding.Name))
+		return refuses(s, policy.DeleteRoleBinding(c.Binding.Name))
 	case c.Binding != nil:
-		return policy.CheckChange(s, policy.PutRoleBinding(*c.Binding))
+		return refuses(s, policy.PutRoleBinding(*c.Binding))
 	case c.Group != nil && c.Delete:
-		return policy.CheckChange(s, policy.DeleteGroup(c.Group.Name))
+		return refuses(s, policy.DeleteGroup(c.Group.Name))
 	case c.Group != nil:
-		return policy.CheckChange(s, policy.PutGroup(*c.Group))
+		return refuses(s, policy.PutGroup(*c.Group))
 	case c.ACL != nil && c.ACL.Name == registry.ACLBootstrapNodes:
 		return keepBootstrapACL(s, c)
 	}

@@ -45,6 +45,45 @@ func (c Change) String() string {
 	return verb + " nothing"
 }
 
+// MaxChanges bounds the changes of a Batch, and what it expects.
+const MaxChanges = 4096
+
+// Batch is changes that are made together or not at all.
+type Batch struct {
+	// Changes are made in this order, each upon those before it.
+	Changes []Change
+	// Expected are changes that would change nothing: unless that is so before
+	// Changes are made, none is, and the error wraps ErrConflict.
+	Expected []Change
+	// Permit, when it is set, is asked about each state upon which the changes are
+	// about to be made: with after nil before anything is told of that state, and
+	// then with what the changes make of it, in which lists have no order. Its error
+	// refuses them.
+	Permit func(before, after *Snapshot) error
+	// DryRun checks all and changes nothing.
+	DryRun bool
+}
+
+// Effect is what a change does to its object.
+type Effect uint8
+
+// The effects; the zero value is that of no change.
+const (
+	Unchanged Effect = iota
+	Created
+	Replaced
+	Removed
+)
+
+// Outcome is what a Batch has changed, or would change.
+type Outcome struct {
+	// Version is that of a state that has the changes; of a dry run that upon
+	// which they were checked.
+	Version uint64
+	// Effects are one for each change.
+	Effects []Effect
+}
+
 // Item is a key of the replicated state with its value, or what happened to it.
 type Item struct {
 	Key string

@@ -40,6 +40,8 @@ var (
 	ErrExhausted = errors.New("resource exhausted")
 	// ErrPrecondition says that the system is not in the state that the action needs.
 	ErrPrecondition = errors.New("failed precondition")
+	// ErrConflict says that something is no longer as the caller has seen it.
+	ErrConflict = errors.New("conflict")
 	// ErrUnavailable says that a needed part is out of reach for now.
 	ErrUnavailable = errors.New("unavailable")
 	// ErrUnsupported says that this build or node does not do that.

@@ -145,6 +145,11 @@ func (p *Public) Tokens() meshgatev1connect.TokensClient {
 	return meshgatev1connect.NewTokensClient(p.client, p.base, clientOptions(p.token)...)
 }
 
+// Objects is the client of the Objects service.
+func (p *Public) Objects() meshgatev1connect.ObjectsClient {
+	return meshgatev1connect.NewObjectsClient(p.client, p.base, clientOptions(p.token)...)
+}
+
 // Member is the client with which nodes join and follow the gateway.
 func (p *Public) Member() *Member { return NewMember(p.Membership(), p.Enrolment()) }
 

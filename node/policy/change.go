@@ -111,28 +111,48 @@ func CheckChange(s *mesh.Snapshot, c Change) error {
 	if c.apply == nil {
 		return nil
 	}
+	if err := CheckKept(s, c); err != nil {
+		return err
+	}
 	after := *s
 	c.apply(&after)
-	if c.system && !sameRBAC(s, &after) {
-		return fmt.Errorf("%s %q is part of the mesh itself and cannot be changed or deleted; make another one beside it: %w",
-			c.kind, c.name, mesh.ErrPrecondition)
+	if err := CheckLockOut(s, &after); err != nil {
+		return fmt.Errorf("%s %q: %w", c.kind, c.name, err)
 	}
-	if c.check != nil {
-		if err := c.check(); err != nil {
-			return err
+	return nil
+}
+
+// CheckKept is what of CheckChange is about the object alone, and costs little:
+// that a system object stays as it is.
+func CheckKept(s *mesh.Snapshot, c Change) error {
+	if c.system {
+		after := *s
+		c.apply(&after)
+		if !sameRBAC(s, &after) {
+			return fmt.Errorf("%s %q is part of the mesh itself and cannot be changed or deleted; make another one beside it: %w",
+				c.kind, c.name, mesh.ErrPrecondition)
 		}
 	}
-	if !indexGroups(s.Groups).group(GroupVoters).everyone && indexGroups(after.Groups).group(GroupVoters).everyone {
-		return fmt.Errorf("%s %q: everybody would be in the group %s, and might be a gateway; name its members: %w", c.kind, c.name, GroupVoters, mesh.ErrPrecondition)
+	if c.check != nil {
+		return c.check()
 	}
-	if lost := gatewaysLost(s, &after); len(lost) > 0 {
-		return fmt.Errorf("%s %q: %s would drop out of the group %s and could reach neither gateways nor nodes; "+
+	return nil
+}
+
+// CheckLockOut is the rest of CheckChange, for one change or for several: it
+// refuses those that make after of before and with which a gateway drops out of
+// the voters, or the last one who may do everything loses that.
+func CheckLockOut(before, after *mesh.Snapshot) error {
+	if !indexGroups(before.Groups).group(GroupVoters).everyone && indexGroups(after.Groups).group(GroupVoters).everyone {
+		return fmt.Errorf("everybody would be in the group %s, and might be a gateway; name its members: %w", GroupVoters, mesh.ErrPrecondition)
+	}
+	if lost := gatewaysLost(before, after); len(lost) > 0 {
+		return fmt.Errorf("%s would drop out of the group %s and could reach neither gateways nor nodes; "+
 			"name gateways beside those that are to be added (meshgate put groups %s --add --node ID), or take one out of the mesh first (meshgate cluster remove ID): %w",
-			c.kind, c.name, strings.Join(lost, ", "), GroupVoters, GroupVoters, mesh.ErrPrecondition)
+			strings.Join(lost, ", "), GroupVoters, GroupVoters, mesh.ErrPrecondition)
 	}
-	if mastered(s) && !mastered(&after) {
-		return fmt.Errorf("%s %q: nobody would have full rights any more; bind a role with all verbs on all resources to somebody first: %w",
-			c.kind, c.name, mesh.ErrPrecondition)
+	if mastered(before) && !mastered(after) {
+		return fmt.Errorf("nobody would have full rights any more; bind a role with all verbs on all resources to somebody first: %w", mesh.ErrPrecondition)
 	}
 	return nil
 }

@@ -19,13 +19,33 @@ func CheckEscalation(s *mesh.Snapshot, subject string, c Change) error {
 	}
 	after := *s
 	c.apply(&after)
-	for b, rule := range gained(s, &after) {
-		if a, ok := exceeds(s, subject, rule); ok {
-			return fmt.Errorf("%w: %s %q: by role binding %q it would give %v on %v, which %q has no role for; nobody gives what they may not do themselves",
-				mesh.ErrDenied, c.kind, c.name, b.Name, a.Verb, object(a), subject)
-		}
+	if text, ok := gain(s, &after, subject); ok {
+		return fmt.Errorf("%w: %s %q: %s", mesh.ErrDenied, c.kind, c.name, text)
 	}
 	return nil
+}
+
+// CheckGain is CheckEscalation of all changes together that make after of before.
+func CheckGain(before, after *mesh.Snapshot, subject string) error {
+	if before.RBACDisabled {
+		return nil
+	}
+	if text, ok := gain(before, after, subject); ok {
+		return fmt.Errorf("%w: changes: %s", mesh.ErrDenied, text)
+	}
+	return nil
+}
+
+// gain says what somebody has after a change that subject does not have before.
+func gain(before, after *mesh.Snapshot, subject string) (string, bool) {
+	rights := RightsOf(before, subject)
+	for b, rule := range gained(before, after) {
+		if a, ok := rights.exceeded(rule); ok {
+			return fmt.Sprintf("by role binding %q it would give %v on %v, which %q has no role for; nobody gives what they may not do themselves",
+				b.Name, a.Verb, object(a), subject), true
+		}
+	}
+	return "", false
 }
 
 // object names what an action is about.
@@ -71,8 +91,8 @@ func rulesOf(roles []mesh.Role, name string) []mesh.Rule {
 	return nil
 }
 
-// exceeds returns an action that rule grants and that subject may not do.
-func exceeds(s *mesh.Snapshot, subject string, rule mesh.Rule) (mesh.Action, bool) {
+// exceeded returns an action that rule grants and r does not.
+func (r Rights) exceeded(rule mesh.Rule) (mesh.Action, bool) {
 	names := rule.Names
 	if len(names) == 0 {
 		names = []string{""}
@@ -84,10 +104,10 @@ func exceeds(s *mesh.Snapshot, subject string, rule mesh.Rule) (mesh.Action, boo
 					name = "" // which it does not restrict
 				}
 				a := mesh.Action{Resource: resource, Verb: verb, Name: name}
-				if !known(a) || Allowed(s, subject, a) {
+				if !known(a) || r.Allow(a) {
 					continue
 				}
-				if verb != v1.RuleVerb_VERB_ALL || !allowedEach(s, subject, a) {
+				if verb != v1.RuleVerb_VERB_ALL || !r.allowEach(a) {
 					return a, true
 				}
 			}
@@ -96,10 +116,10 @@ func exceeds(s *mesh.Snapshot, subject string, rule mesh.Rule) (mesh.Action, boo
 	return mesh.Action{}, false
 }
 
-// allowedEach reports whether subject may do every single verb of a.
-func allowedEach(s *mesh.Snapshot, subject string, a mesh.Action) bool {
+// allowEach reports whether r grants every single verb of a.
+func (r Rights) allowEach(a mesh.Action) bool {
 	for _, a.Verb = range []v1.RuleVerb{v1.RuleVerb_VERB_GET, v1.RuleVerb_VERB_PUT, v1.RuleVerb_VERB_DELETE} {
-		if !Allowed(s, subject, a) {
+		if !r.Allow(a) {
 			return false
 		}
 	}

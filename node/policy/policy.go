@@ -44,6 +44,41 @@ func Allowed(s *mesh.Snapshot, subject string, a mesh.Action) bool {
 	return Explain(s, subject, a).Allowed
 }
 
+// Rights are what the roles of one subject grant, for more than one question. The
+// zero value grants nothing.
+type Rights struct {
+	all   bool
+	rules []mesh.Rule
+}
+
+// RightsOf collects what subject may do: Allow of it answers as Allowed does.
+func RightsOf(s *mesh.Snapshot, subject string) Rights {
+	if s.RBACDisabled {
+		return Rights{all: true}
+	}
+	if subject == "" {
+		return Rights{}
+	}
+	var r Rights
+	groups, bound := indexGroups(s.Groups), map[string]bool{}
+	for _, b := range s.Bindings {
+		if !bound[b.Role] && groups.hold(b.Subjects, subject) {
+			bound[b.Role] = true
+		}
+	}
+	for _, role := range s.Roles {
+		if bound[role.Name] {
+			r.rules = append(r.rules, role.Rules...)
+		}
+	}
+	return r
+}
+
+// Allow reports whether one of the rules grants a.
+func (r Rights) Allow(a mesh.Action) bool {
+	return r.all || known(a) && slices.ContainsFunc(r.rules, func(rule mesh.Rule) bool { return ruleGrants(rule, a) })
+}
+
 // AllowedSome reports whether subject may do verb to at least one named object of a
 // resource, whether there is one of that name or not.
 func AllowedSome(s *mesh.Snapshot, subject string, resource v1.RuleResource, verb v1.RuleVerb) bool {

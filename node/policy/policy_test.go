@@ -87,11 +87,21 @@ func TestAllowed_MatchesSubjects(t *testing.T) {
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {
 			s := granted([]mesh.Rule{rule(anything, anyVerb)}, node("unrelated"), c.bound)
-			if got := policy.Allowed(s, c.subject, mesh.Action{Resource: edges, Verb: put}); got != c.want {
+			if got := allowed(t, s, c.subject, mesh.Action{Resource: edges, Verb: put}); got != c.want {
 				t.Errorf("Allowed = %v", got)
 			}
 		})
 	}
+}
+
+// allowed is Allowed, which is what Rights say, too.
+func allowed(t *testing.T, s *mesh.Snapshot, subject string, a mesh.Action) bool {
+	t.Helper()
+	is := policy.Allowed(s, subject, a)
+	if rights := policy.RightsOf(s, subject).Allow(a); rights != is {
+		t.Errorf("Rights say %v, Allowed %v", rights, is)
+	}
+	return is
 }
 
 func TestAllowed_MatchesRules(t *testing.T) {
@@ -124,10 +134,10 @@ func TestAllowed_MatchesRules(t *testing.T) {
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {
 			s := granted([]mesh.Rule{{}, c.rule}, node("alice"))
-			if got := policy.Allowed(s, "alice", c.action); got != c.want {
+			if got := allowed(t, s, "alice", c.action); got != c.want {
 				t.Errorf("Allowed = %v", got)
 			}
-			if policy.Allowed(s, "bob", c.action) {
+			if allowed(t, s, "bob", c.action) {
 				t.Error("somebody else is allowed too")
 			}
 		})
@@ -136,16 +146,16 @@ func TestAllowed_MatchesRules(t *testing.T) {
 
 func TestAllowed_NothingWithoutRoles(t *testing.T) {
 	action := mesh.Action{Resource: edges, Verb: get}
-	if policy.Allowed(&mesh.Snapshot{}, "admin", action) {
+	if allowed(t, &mesh.Snapshot{}, "admin", action) {
 		t.Error("an empty mesh allows something")
 	}
 	s := granted(nil, node("admin"))
 	s.Bindings[0].Role = "missing"
-	if policy.Allowed(s, "admin", action) {
+	if allowed(t, s, "admin", action) {
 		t.Error("a missing role allows something")
 	}
 	s.RBACDisabled = true
-	if !policy.Allowed(s, "", mesh.Action{}) {
+	if !allowed(t, s, "", mesh.Action{}) {
 		t.Error("something is denied with RBAC switched off")
 	}
 }
