@@ -5,10 +5,12 @@ package main
 import (
 	"context"
 	"fmt"
+	"strings"
 	"time"
 
 	"connectrpc.com/connect"
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/emptypb"
 
@@ -76,12 +78,18 @@ nowhere. The exit code is 0 when all expectations hold, 1 when one does not.`,
 	return cmd
 }
 
-// chosenPolicy is the one that the tests of file are about: never two.
+// chosenPolicy is the one that the tests of file are about: never two. Flags that
+// say which gateway to ask are refused where none is: who gives them means that
+// mesh, and would be told of another policy.
 func chosenPolicy(cmd *cobra.Command, to *access, file policyFile, path, snapshot string) (*mesh.Snapshot, error) {
-	live := cmd.Flags().Changed("server") || cmd.Flags().Changed("data-dir")
+	live := gatewayFlags(cmd)
 	switch {
-	case snapshot != "" && live, snapshot != "" && file.snapshot != nil, file.snapshot != nil && live:
-		return nil, usagef("which policy? Give one of --snapshot, --server and objects in %s", path)
+	case snapshot != "" && file.snapshot != nil:
+		return nil, usagef("which policy? Give one of --snapshot and objects in %s", path)
+	case snapshot != "" && len(live) > 0:
+		return nil, usagef("which policy? Give one of --snapshot and %s", strings.Join(live, ", "))
+	case file.snapshot != nil && len(live) > 0:
+		return nil, usagef("which policy? %s holds one, with which no gateway is asked: leave out %s, or its objects", path, strings.Join(live, ", "))
 	case file.snapshot != nil:
 		return file.snapshot, nil
 	case snapshot == "":
@@ -95,6 +103,20 @@ func chosenPolicy(cmd *cobra.Command, to *access, file policyFile, path, snapsho
 		return nil, usagef("%s holds no policy; want the keys %s", snapshot, policyKeys)
 	}
 	return held.snapshot, nil
+}
+
+// gatewayFlags are the flags given of those that say which gateway is asked, and how.
+func gatewayFlags(cmd *cobra.Command) []string {
+	var of access
+	all := pflag.NewFlagSet("", pflag.ContinueOnError)
+	of.registerServer(all)
+	var given []string
+	cmd.Flags().Visit(func(f *pflag.Flag) {
+		if all.Lookup(f.Name) != nil {
+			given = append(given, "--"+f.Name)
+		}
+	})
+	return given
 }
 
 // reportTests prints what became of the tests. The error counts failures.
