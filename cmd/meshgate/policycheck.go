@@ -14,40 +14,34 @@ import (
 	v1 "github.com/meshgate/meshgate/proto/v1"
 )
 
-// foresee reads the mesh and says what policy put does to it, and in refused what
-// of that the mesh would not take. Who may put and not read everything puts
-// without: the mesh decides about each object in any case.
-func foresee(ctx context.Context, c calls, file policyFile, o policyPutOptions) (steps []policyStep, refused, err error) {
+// foresee says what of policy put a mesh would refuse where the gateway does not say
+// so itself: nil when it takes all, or when who puts may not read everything. The
+// mesh decides about each object in any case.
+func foresee(ctx context.Context, c calls, wishes []wish) error {
 	ctx, cancel := context.WithTimeout(ctx, policyTimeout)
 	defer cancel()
 	live, err := fetchPolicy(ctx, c.Public)
-	if connect.CodeOf(err) == connect.CodePermissionDenied && !o.prune && !o.dryRun {
-		return nil, nil, nil
+	if connect.CodeOf(err) == connect.CodePermissionDenied {
+		return nil
 	}
 	if err != nil {
-		return nil, nil, err
+		return err
 	}
-	steps = policySteps(file, live, o.prune)
-	return steps, policyRefused(file, live, steps), nil
+	return refusedBy(live, wishes)
 }
 
-// policyRefused is why a mesh would refuse an object of the file, or a removal of
-// steps after it; nil when it takes all.
-func policyRefused(file policyFile, live *mesh.Snapshot, steps []policyStep) error {
+// refusedBy is why a mesh would refuse wishes; nil when it takes all.
+func refusedBy(live *mesh.Snapshot, wishes []wish) error {
 	var changes []mesh.Change
-	for _, k := range putKinds(file) {
-		for _, m := range membersFirst(k.objects) {
-			c, err := changeTo(m)
-			if err != nil {
-				return fmt.Errorf("put %s %s: %w", k.key, objectName(m), err)
-			}
-			changes = append(changes, c)
+	for _, w := range wishes {
+		c, err := changeTo(w.object)
+		if w.gone {
+			c, err = removalOf(w.object)
 		}
-	}
-	for _, s := range steps {
-		if s.Action == stepRemove {
-			changes = append(changes, removalOf(s))
+		if err != nil {
+			return fmt.Errorf("%s: %w", w, err)
 		}
+		changes = append(changes, c)
 	}
 	return admin.Preview(live, changes)
 }
@@ -73,18 +67,22 @@ func changeTo(m proto.Message) (c mesh.Change, err error) {
 
 func pointer[T any](v T, err error) (*T, error) { return &v, err }
 
-// removalOf is the change of a step that removes.
-func removalOf(s policyStep) mesh.Change {
-	switch s.Kind {
-	case "groups":
-		return mesh.Change{Group: &mesh.Group{Name: s.Name}, Delete: true}
-	case "roles":
-		return mesh.Change{Role: &mesh.Role{Name: s.Name}, Delete: true}
-	case "rolebindings":
-		return mesh.Change{Binding: &mesh.RoleBinding{Name: s.Name}, Delete: true}
-	case "networkacls":
-		return mesh.Change{ACL: &mesh.ACL{Name: s.Name}, Delete: true}
+// removalOf is the change that removes the object of that name.
+func removalOf(m proto.Message) (mesh.Change, error) {
+	c := mesh.Change{Delete: true}
+	switch m := m.(type) {
+	case *v1.Group:
+		c.Group = &mesh.Group{Name: m.GetName()}
+	case *v1.Role:
+		c.Role = &mesh.Role{Name: m.GetName()}
+	case *v1.RoleBinding:
+		c.Binding = &mesh.RoleBinding{Name: m.GetName()}
+	case *v1.NetworkACL:
+		c.ACL = &mesh.ACL{Name: m.GetName()}
+	case *v1.Route:
+		c.Route = &mesh.Route{Name: m.GetName()}
 	default:
-		return mesh.Change{Route: &mesh.Route{Name: s.Name}, Delete: true}
+		return c, fmt.Errorf("%T is not removed", m)
 	}
+	return c, nil
 }

@@ -3,7 +3,6 @@
 package main
 
 import (
-	"context"
 	"fmt"
 	"slices"
 
@@ -106,22 +105,31 @@ func builtIn(m proto.Message) bool {
 	return false
 }
 
-// removeSteps makes the removals of steps happen, and tells of each.
-func (a *app) removeSteps(ctx context.Context, c calls, steps []policyStep) error {
+// removals are the objects of which steps say that they go.
+func removals(steps []policyStep) []wish {
+	var out []wish
 	for _, s := range steps {
-		if s.Action != stepRemove {
-			continue
+		if s.Action == stepRemove {
+			out = append(out, wish{kind: s.Kind, object: nameOnly(s.Kind, s.Name), gone: true})
 		}
-		k, err := findKind(s.Kind)
-		if err != nil {
-			return err
-		}
-		if err := k.remove(ctx, c, target{name: s.Name}); err != nil {
-			return fmt.Errorf("remove %s %s: %w", s.Kind, s.Name, err)
-		}
-		fmt.Fprintf(a.stderr, "%s %s: removed\n", s.Kind, s.Name)
 	}
-	return nil
+	return out
+}
+
+// nameOnly is an object of a kind of a policy file, of which only the name is set.
+func nameOnly(kind, name string) proto.Message {
+	switch kind {
+	case "groups":
+		return &v1.Group{Name: name}
+	case "roles":
+		return &v1.Role{Name: name}
+	case "rolebindings":
+		return &v1.RoleBinding{Name: name}
+	case "networkacls":
+		return &v1.NetworkACL{Name: name}
+	default:
+		return &v1.Route{Name: name}
+	}
 }
 
 // printSteps says what would be done.

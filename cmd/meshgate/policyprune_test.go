@@ -106,7 +106,7 @@ func TestPolicyRefused_ByWhatTheFileDoes(t *testing.T) {
 		live.Nodes = mesh.NodesOf(&mesh.Node{ID: "web-1"})
 		live.Routes = nil
 		live.ACLs = append(live.ACLs, mesh.ACL{Name: "no-inner", SourceNodes: []string{"group:inner"}})
-		err = policyRefused(file, live, policySteps(file, live, tt.prune))
+		err = refusedBy(live, append(fileWishes(file), removals(policySteps(file, live, tt.prune))...))
 		if (err == nil) != (tt.want == "") || err != nil && !strings.Contains(err.Error(), tt.want) {
 			t.Errorf("%s: got %v, want %q", name, err, tt.want)
 		}

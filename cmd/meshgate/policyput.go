@@ -3,6 +3,7 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -56,15 +57,16 @@ func (a *app) policyPutCommand() *cobra.Command {
 		Use:   "put FILE",
 		Short: "create or replace the objects of a policy file",
 		Long: `Puts the groups, roles, rolebindings, networkacls and routes of FILE (YAML or
-JSON; - is standard input), one after another in this order. The file is read
-whole and held against the mesh before; nothing is put when it has a mistake or
-the mesh would not take all of it. What is in the mesh and not
-in the file stays, unless --prune is given: then it is removed, after all else,
-where the file has a list of its kind, an empty one included. What the mesh was
-made with and the routes that nodes offer themselves stay in any case. --dry-run
-says what would be done, and what the mesh would refuse, and does nothing. What the file says of nodes, voters,
-rbac and tests is not used: gateways come and go with meshgate put groups voters
---add and meshgate cluster remove, and no file brings a removed one back.`,
+JSON; - is standard input) in one change of the mesh: all of it, or nothing when
+the file has a mistake or the mesh would not take a part. What is in the mesh and
+not in the file stays, unless --prune is given: then it is removed in the same
+change where the file has a list of its kind, an empty one included. What the
+mesh was made with and the routes that nodes offer themselves stay in any case.
+--dry-run says what would be done, and what the mesh would refuse, and does
+nothing. More than 4096 objects, or 2.5 MiB of them, take several changes. What
+the file says of nodes, voters, rbac and tests is not used: gateways come and go
+with meshgate put groups voters --add and meshgate cluster remove, and no file
+brings a removed one back.`,
 		Args: args(cobra.ExactArgs(1), "one policy file"),
 		RunE: func(cmd *cobra.Command, given []string) error { return a.putPolicy(cmd, &to, o, given[0]) },
 	}
@@ -93,25 +95,81 @@ func (a *app) putPolicy(cmd *cobra.Command, to *access, o policyPutOptions, path
 		return err
 	}
 	defer c.Close()
-	steps, refused, err := foresee(cmd.Context(), c, file, o)
-	if err != nil {
-		return err
+	wishes := fileWishes(file)
+	var steps []policyStep
+	if o.prune || o.dryRun {
+		if steps, err = stepsOf(cmd.Context(), c, file, o); err != nil {
+			return err
+		}
+		wishes = append(wishes, removals(steps)...)
 	}
 	if o.dryRun {
-		return errors.Join(a.printSteps(steps), refused)
+		return errors.Join(a.printSteps(steps), tryAll(cmd.Context(), c, wishes))
 	}
-	if refused != nil {
-		return fmt.Errorf("%w; nothing of %s is put", refused, path)
+	return a.putWishes(cmd.Context(), c, wishes, path)
+}
+
+// stepsOf reads the mesh and says what putting a file does to it.
+func stepsOf(ctx context.Context, c calls, file policyFile, o policyPutOptions) ([]policyStep, error) {
+	ctx, cancel := context.WithTimeout(ctx, policyTimeout)
+	defer cancel()
+	live, err := fetchPolicy(ctx, c.Public)
+	if err != nil {
+		return nil, err
 	}
-	for _, k := range kinds {
-		if err := a.putAll(cmd.Context(), c, k.key, k.objects); err != nil {
-			return fmt.Errorf("%w; what was told before is put, the rest of %s is not", err, path)
+	return policySteps(file, live, o.prune), nil
+}
+
+// tryAll is why the mesh would not take wishes; nil when it takes all.
+func tryAll(ctx context.Context, c calls, wishes []wish) error {
+	if len(wishes) == 0 {
+		return nil
+	}
+	if len(partsOf(wishes)) > 1 { // what comes first is not there when the rest is tried
+		return foresee(ctx, c, wishes)
+	}
+	_, err := together(ctx, c, wishes, nil, true)
+	if unknownTogether(err) {
+		return foresee(ctx, c, wishes)
+	}
+	return err
+}
+
+// putWishes makes the wishes of a file come true. Where that takes more than one
+// call, the mesh is looked at before, so that it rarely ends half done.
+func (a *app) putWishes(ctx context.Context, c calls, wishes []wish, path string) error {
+	if len(wishes) == 0 {
+		return nil
+	}
+	parts := partsOf(wishes)
+	if len(parts) == 1 {
+		effects, err := together(ctx, c, wishes, nil, false)
+		switch {
+		case err == nil:
+			a.tellAll(wishes, effects)
+			return nil
+		case undecided(err):
+			return halted(err, 0)
+		case !unknownTogether(err):
+			return fmt.Errorf("%w; nothing of %s is put", err, path)
 		}
 	}
-	if err := a.removeSteps(cmd.Context(), c, steps); err != nil {
-		return fmt.Errorf("%w; all of %s is put, what was told before is removed, the rest is not", err, path)
+	if err := foresee(ctx, c, wishes); err != nil {
+		return fmt.Errorf("%w; nothing of %s is put", err, path)
 	}
-	return nil
+	if len(parts) == 1 {
+		return a.makeEach(ctx, c, wishes)
+	}
+	return a.makeParts(ctx, c, parts)
+}
+
+// fileWishes are the objects of a file as they are to be.
+func fileWishes(file policyFile) []wish {
+	var out []wish
+	for _, k := range putKinds(file) {
+		out = append(out, wishesFor(k.key, k.objects)...)
+	}
+	return out
 }
 
 // putKinds are the objects of a file that policy put may put. The group of the

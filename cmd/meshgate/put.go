@@ -9,7 +9,6 @@ import (
 	"slices"
 	"strings"
 
-	"connectrpc.com/connect"
 	"github.com/spf13/cobra"
 	"google.golang.org/protobuf/proto"
 
@@ -50,8 +49,8 @@ type putter[M proto.Message] struct {
 	named bool
 	// fill completes the object from the flags.
 	fill func(name string) error
-	// prepare, when set, changes what was filled before it is put.
-	prepare func(ctx context.Context, c calls) error
+	// put, when set, puts what was filled in place of putObject.
+	put func(ctx context.Context, c calls) error
 }
 
 // command makes the command; its own flags are added by the caller.
@@ -68,7 +67,7 @@ func (p putter[M]) command(a *app) *cobra.Command {
 		Short:   "create or replace one of the " + p.kind,
 		Long: "put replaces the object as a whole. With --file it is read from a file, \"-\" for standard input,\n" +
 			"as meshgate get " + p.kind + " --output yaml (or json) prints one or all of them, or as a policy file\n" +
-			"has them; the other flags are not used.",
+			"has them, and put in one change of the mesh, all or none; the other flags are not used.",
 		Args: func(cmd *cobra.Command, given []string) error {
 			if file != "" && len(given) == 0 {
 				return nil
@@ -85,14 +84,10 @@ func (p putter[M]) command(a *app) *cobra.Command {
 				return err
 			}
 			defer c.Close()
-			if p.prepare != nil && file == "" {
-				if err := p.prepare(cmd.Context(), c); err != nil {
-					return fmt.Errorf("put %s %s: %w", p.kind, objectName(p.empty), err)
-				}
-			}
-			err = a.putAll(cmd.Context(), c, p.kind, objects)
-			if err != nil && file == "" {
-				return flagged("put "+p.kind, err)
+			if file == "" {
+				err = flagged("put "+p.kind, p.putOne(cmd.Context(), a, c))
+			} else {
+				err = a.makeAll(cmd.Context(), c, wishesFor(p.kind, objects))
 			}
 			if err == nil {
 				a.tellUndone(cmd.Context(), c, p.kind, objects)
@@ -103,6 +98,20 @@ func (p putter[M]) command(a *app) *cobra.Command {
 	to.registerServer(cmd.Flags())
 	cmd.Flags().StringVarP(&file, "file", "f", "", "read the objects from this file (YAML or JSON) instead of flags; - is standard input")
 	return cmd
+}
+
+// putOne puts what was filled from flags, and tells of it.
+func (p putter[M]) putOne(ctx context.Context, a *app, c calls) error {
+	put := func(ctx context.Context, c calls) error { return putObject(ctx, c, p.empty) }
+	if p.put != nil {
+		put = p.put
+	}
+	name := objectName(p.empty)
+	if err := put(ctx, c); err != nil {
+		return fmt.Errorf("put %s %s: %w", p.kind, name, err)
+	}
+	fmt.Fprintf(a.stderr, "%s %s: put\n", p.kind, name)
+	return nil
 }
 
 // tellUndone says what objects that were put do not do yet, and why.
@@ -267,11 +276,11 @@ func (a *app) putGroupCommand() *cobra.Command {
 			g.Subjects, err = who.subjects()
 			return err
 		},
-		prepare: func(ctx context.Context, c calls) error {
+		put: func(ctx context.Context, c calls) error {
 			if !add && !remove {
-				return nil
+				return putObject(ctx, c, g)
 			}
-			return regroup(ctx, c, g, add)
+			return a.regroup(ctx, c, g, add)
 		},
 	}.command(a)
 	who.register(cmd)
@@ -279,33 +288,6 @@ func (a *app) putGroupCommand() *cobra.Command {
 	cmd.Flags().BoolVar(&remove, "remove", false, "keep who is in the group but the named")
 	exclusive(cmd, "add", "remove", "file")
 	return cmd
-}
-
-// regroup replaces the subjects of m by those of the group as it is, with those
-// of m added or taken out. A group that is not there is made by adding to it.
-func regroup(ctx context.Context, c calls, m *v1.Group, add bool) error {
-	answer, err := c.Admin().GetGroup(ctx, ask(c, &v1.Group{Name: m.GetName()}))
-	if add && connect.CodeOf(err) == connect.CodeNotFound {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	subjects := answer.Msg.GetSubjects()
-	for _, x := range m.GetSubjects() {
-		is := func(s *v1.Subject) bool { return proto.Equal(s, x) }
-		there := slices.ContainsFunc(subjects, is)
-		switch {
-		case add && !there:
-			subjects = append(subjects, x)
-		case !add && !there:
-			return fmt.Errorf("%s is not in the group; it holds %s", subjectsText([]*v1.Subject{x}), subjectsText(subjects))
-		case !add:
-			subjects = slices.DeleteFunc(subjects, is)
-		}
-	}
-	m.Subjects = subjects
-	return nil
 }
 
 func (a *app) putACLCommand() *cobra.Command {

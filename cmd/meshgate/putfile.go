@@ -93,17 +93,6 @@ func listOf(root *yaml.Node, kind string) (key string, list *yaml.Node) {
 	return "", nil
 }
 
-// putAll puts objects of a kind one after another, and tells of each.
-func (a *app) putAll(ctx context.Context, c calls, kind string, objects []proto.Message) error {
-	for _, m := range membersFirst(objects) {
-		if err := putObject(ctx, c, m); err != nil {
-			return fmt.Errorf("put %s %s: %w", kind, objectName(m), err)
-		}
-		fmt.Fprintf(a.stderr, "%s %s: put\n", kind, objectName(m))
-	}
-	return nil
-}
-
 // putObject creates or replaces an object.
 func putObject(ctx context.Context, c calls, m proto.Message) error {
 	switch m := m.(type) {
@@ -121,6 +110,23 @@ func putObject(ctx context.Context, c calls, m proto.Message) error {
 		return none(c.Admin().PutEdge(ctx, connect.NewRequest(m)))
 	}
 	return fmt.Errorf("%T is not put", m)
+}
+
+// removeObject removes the object of that name; that there is none is no error.
+func removeObject(ctx context.Context, c calls, m proto.Message) error {
+	switch m := m.(type) {
+	case *v1.Role:
+		return none(c.Admin().DeleteRole(ctx, connect.NewRequest(m)))
+	case *v1.RoleBinding:
+		return none(c.Admin().DeleteRoleBinding(ctx, connect.NewRequest(m)))
+	case *v1.Group:
+		return none(c.Admin().DeleteGroup(ctx, connect.NewRequest(m)))
+	case *v1.NetworkACL:
+		return none(c.Admin().DeleteNetworkACL(ctx, connect.NewRequest(m)))
+	case *v1.Route:
+		return none(c.Admin().DeleteRoute(ctx, connect.NewRequest(m)))
+	}
+	return fmt.Errorf("%T is not removed", m)
 }
 
 // objectName names an object: an edge by its ends.

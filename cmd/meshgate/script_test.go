@@ -4,8 +4,11 @@ package main
 
 import (
 	"encoding/json"
+	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -24,7 +27,7 @@ func TestScripts(t *testing.T) {
 			e.Setenv("XDG_CONFIG_HOME", filepath.Join(e.WorkDir, "config"))
 			return nil
 		},
-		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){"await": await, "jsonenv": jsonenv},
+		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){"await": await, "jsonenv": jsonenv, "manygroups": manyGroups},
 	})
 }
 
@@ -62,4 +65,21 @@ func jsonenv(ts *testscript.TestScript, neg bool, args []string) {
 		ts.Fatalf("%s has no text %s", args[1], args[2])
 	}
 	ts.Setenv(args[0], text)
+}
+
+// manyGroups writes a policy file with so many groups, and a binding of a role to
+// the last of them.
+func manyGroups(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 3 {
+		ts.Fatalf("usage: manygroups FILE N ROLE")
+	}
+	n, err := strconv.Atoi(args[1])
+	ts.Check(err)
+	var text strings.Builder
+	text.WriteString("groups:\n")
+	for i := range n {
+		fmt.Fprintf(&text, "- {name: many-%d, subjects: [{type: user, name: u%d}]}\n", i, i)
+	}
+	fmt.Fprintf(&text, "rolebindings:\n- {name: many, role: %s, subjects: [{type: group, name: many-%d}]}\n", args[2], n-1)
+	ts.Check(os.WriteFile(ts.MkAbs(args[0]), []byte(text.String()), 0o600))
 }
