@@ -219,8 +219,13 @@ func TestUnary_LimitPerCaller(t *testing.T) {
 		answered, messages = append(answered, done), append(messages, message)
 	}
 	poll(t, func() bool {
-		return connect.CodeOf(getNode(t, bearer(httpClient(t, true, "", nil), "viewer"), base)) == connect.CodeResourceExhausted
+		s.unary.mu.Lock()
+		defer s.unary.mu.Unlock()
+		return s.unary.held["viewer"] == 2
 	})
+	if err := getNode(t, bearer(httpClient(t, true, "", nil), "viewer"), base); connect.CodeOf(err) != connect.CodeResourceExhausted {
+		t.Errorf("one too many: %v", err)
+	}
 	if err := getNode(t, bearer(httpClient(t, true, "", nil), "admin"), base); err != nil {
 		t.Errorf("another caller: %v", err)
 	}
