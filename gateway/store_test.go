@@ -232,6 +232,17 @@ func TestStore_HidesInternalKeys(t *testing.T) {
 			t.Errorf("list %v: got %q, want %q", tt.req, got, tt.want)
 		}
 	}
+	for key, want := range map[string]string{
+		"/meshgate/secrets/1": "", "/raft/1": "", // as if they were not there
+		"/meshgate/secrets": "2", "/meshgate/x": "3",
+	} {
+		resp, err := c.Get(testContext(t), connect.NewRequest(&meshgatev1.GetRequest{Key: key}))
+		if want == "" {
+			wantCode(t, err, connect.CodeNotFound, "not found")
+		} else if err != nil || string(resp.Msg.GetEntry().GetValue()) != want {
+			t.Errorf("get %q: got %v, %v, want %q", key, resp, err, want)
+		}
+	}
 	stream, err := c.Watch(testContext(t), connect.NewRequest(&meshgatev1.WatchRequest{}))
 	if err != nil {
 		t.Fatal(err)
