@@ -365,7 +365,7 @@ func (a *app) putEdgeCommand() *cobra.Command {
 	f := cmd.Flags()
 	f.StringVar(&e.Source, "from", "", "one end of the edge")
 	f.StringVar(&e.Target, "to", "", "the other end of the edge")
-	f.Int32Var(&e.Weight, "weight", 1, "cost of the edge; the lower, the nearer")
+	f.Int32Var(&e.Weight, "weight", 1, "cost of the edge: of the ways with the fewest edges, traffic takes the one that costs least")
 	f.BoolVar(&ice, "ice", false, "the nodes reach each other by ICE")
 	f.BoolVar(&libp2p, "libp2p", false, "the nodes reach each other by libp2p")
 	return cmd
