@@ -5,8 +5,8 @@
 // what the first says.
 //
 // State flows one way (ARCHITECTURE.md): an intent becomes a store command,
-// the store's changes become a Snapshot, topology.For turns a Snapshot into a
-// Plan, and the reconcile loop hands the Plan to wg and hostnet. Nothing flows
+// the store's changes become a Snapshot, a topology.Planner turns a Snapshot into
+// a Plan, and the reconcile loop hands the Plan to wg and hostnet. Nothing flows
 // back.
 //
 // A node holds state itself (Config.Hold) or follows a gateway that does

@@ -9,8 +9,8 @@ import (
 	v1 "github.com/meshgate/meshgate/proto/v1"
 )
 
-// Plan is what one node's data plane should be: topology.For makes it, wg and
-// hostnet follow it. Nobody changes what its lists hold: plans share memory.
+// Plan is what one node's data plane should be: a topology.Planner makes it,
+// wg and hostnet follow it. Nobody changes what its lists hold: plans share memory.
 type Plan struct {
 	// Self is the node that the plan is for.
 	Self *Node
