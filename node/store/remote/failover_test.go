@@ -301,6 +301,7 @@ func TestReads_AreNoOlderThanWhatAnyCallHasShown(t *testing.T) {
 		"sync": func(ctx context.Context, s store.Store) error { return s.Sync(ctx) },
 		"list": func(ctx context.Context, s store.Store) error { _, _, err := s.List(ctx, "none"); return err },
 		"page": func(ctx context.Context, s store.Store) error { _, _, err := s.Page(ctx, "none", "", 1); return err },
+		"get":  func(ctx context.Context, s store.Store) error { _, err := s.Get(ctx, "k"); return err },
 		"get of another key": func(ctx context.Context, s store.Store) error {
 			if _, err := s.Get(ctx, "none"); !errors.Is(err, store.ErrNotFound) {
 				return fmt.Errorf("got %w", err)
