@@ -148,6 +148,19 @@ func TestChanges_AreBounded(t *testing.T) {
 	t.Error("100 MiB are kept")
 }
 
+// The bound is one of each change, however many there were before.
+func TestChanges_AreBoundedOneByOne(t *testing.T) {
+	c := changes{}
+	value := make([]byte, 1<<20)
+	for i := range uint64(100) {
+		for _, more := range []bool{true, false} {
+			if _, err := c.add(&pb.WatchResponse{Version: i + 1, More: more, Events: []*pb.StoreEvent{{Key: "k", Value: value}}}); err != nil {
+				t.Fatalf("change %d of 2 MiB: %v", i+1, err)
+			}
+		}
+	}
+}
+
 // delimited encodes messages one after the other.
 func delimited(f *testing.F, messages ...proto.Message) []byte {
 	f.Helper()

@@ -599,6 +599,27 @@ func TestWatch_BacksOffFromAGatewayThatBreaksItOff(t *testing.T) {
 	}
 }
 
+// The time that a reader takes for a change is no silence of its gateway.
+func TestWatch_ReaderMayTakeItsTime(t *testing.T) {
+	const silence = 500 * time.Millisecond
+	m := newMemory(t)
+	c := newClient(t, func(cfg *remote.Config) { cfg.Silence = silence }, newServer(t, m, nil).addr)
+	next, stop := iter.Pull2(c.Watch(testContext(t), "", 0))
+	defer stop()
+	for i := range 2 {
+		version := put(t, m, "k", fmt.Sprint(i))
+		if change, err, _ := next(); err != nil || change.Version != version {
+			t.Fatalf("got version %d, %v, want %d", change.Version, err, version)
+		}
+		if i == 0 {
+			<-time.After(silence + silence/5)
+		}
+	}
+	if got := c.metric(t, "meshgate_remote_reconnects_total", ""); got != 0 {
+		t.Errorf("it resumed %d times, want never", got)
+	}
+}
+
 // A reader that is too slow is told so. What it gets until then has no gap.
 func TestWatch_SlowReaderLosesNothingUnnoticed(t *testing.T) {
 	m := newMemory(t)
