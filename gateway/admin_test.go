@@ -21,6 +21,7 @@ import (
 	"github.com/meshgate/meshgate/gateway/api"
 	"github.com/meshgate/meshgate/node/mesh"
 	"github.com/meshgate/meshgate/node/policy"
+	"github.com/meshgate/meshgate/node/registry"
 	meshgatev1 "github.com/meshgate/meshgate/proto/meshgate/v1"
 	"github.com/meshgate/meshgate/proto/meshgate/v1/meshgatev1connect"
 	v1 "github.com/meshgate/meshgate/proto/v1"
@@ -247,6 +248,7 @@ func TestAdmin_BadInput(t *testing.T) {
 	add(v1connect.AdminGetEdgeProcedure, &v1.MeshEdge{Source: "web-1", Target: "absent"}, connect.CodeNotFound, `"web-1"`)
 	add(v1connect.MeshGetNodeProcedure, &v1.GetNodeRequest{Id: "absent"}, connect.CodeNotFound, "ListNodes")
 
+	beside := with(goodGroup, func(m *v1.Group) { m.Name = "beside" })
 	before := n.Snapshot().Version
 	g := bearer(httpClient(t, true, "", nil), "admin")
 	for _, r := range rows {
@@ -261,7 +263,7 @@ func TestAdmin_BadInput(t *testing.T) {
 		}
 		s.writes.giveBack("admin")
 		err = callOnce(t, g, "http://"+s.public, meshgatev1connect.ObjectsChangeProcedure, &meshgatev1.ChangeRequest{
-			Changes: []*meshgatev1.ObjectState{{Object: &meshgatev1.ObjectState_Edge{Edge: goodEdge}}, state},
+			Changes: []*meshgatev1.ObjectState{objectState(beside), state},
 		})
 		if connect.CodeOf(err) != r.want || !strings.Contains(err.Error(), "changes: [1]: ") || !strings.Contains(err.Error(), r.text) {
 			t.Errorf("%s of Objects {%.80v}: got %v, want %v with %q", r.procedure, r.msg, err, r.want, r.text)
@@ -487,6 +489,31 @@ func TestAdmin_NobodyGivesWhatTheyLack(t *testing.T) {
 	}
 	if err := s.as(t, "nobody", v1connect.AdminPutRoleBindingProcedure, &v1.RoleBinding{Name: "team", Role: "of-nobody", Subjects: me}); err != nil {
 		t.Errorf("a role that he has: %v", err)
+	}
+}
+
+// What others get counts by the state upon which a change is written: two changes
+// that are harmless each must not meet.
+func TestAdmin_GivesByWhatHoldsWhenItIsWritten(t *testing.T) {
+	n := newStateNode(t)
+	n.grant(t, "nobody", allow(v1.RuleResource_RESOURCE_ROLE_BINDINGS, v1.RuleVerb_VERB_PUT, "team"))
+	role := func(rule mesh.Rule) {
+		t.Helper()
+		if _, err := n.registry.Update(t.Context(), func(tx *registry.Tx) error {
+			return tx.PutRole(mesh.Role{Name: "team", Rules: []mesh.Rule{rule}})
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	role(allow(v1.RuleResource_RESOURCE_ROLE_BINDINGS, v1.RuleVerb_VERB_PUT, "team"))
+	s := serve(t, func(c *Config) {
+		c.Node = &lateNode{n, func() { role(allow(v1.RuleResource_RESOURCE_ALL, v1.RuleVerb_VERB_ALL)) }}
+	})
+	err := s.as(t, "nobody", v1connect.AdminPutRoleBindingProcedure,
+		&v1.RoleBinding{Name: "team", Role: "team", Subjects: []*v1.Subject{{Type: v1.SubjectType_SUBJECT_USER, Name: "nobody"}}})
+	wantCode(t, err, connect.CodePermissionDenied, "nobody gives what they may not do themselves")
+	if slices.ContainsFunc(n.registry.Snapshot().Bindings, func(b mesh.RoleBinding) bool { return b.Name == "team" }) {
+		t.Error("the binding was put")
 	}
 }
 

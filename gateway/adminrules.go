@@ -38,34 +38,12 @@ func adminRules() map[string]rule {
 			v1connect.AdminPutEdgeProcedure, v1connect.AdminDeleteEdgeProcedure,
 			v1connect.AdminGetEdgeProcedure, v1connect.AdminListEdgesProcedure},
 	} {
-		rules[o.put] = rule{access: identified, fresh: always, writes: true, needs: object(o.resource, v1.RuleVerb_VERB_PUT)}
+		rules[o.put] = rule{access: identified, fresh: always, writes: true, needs: object(o.resource, v1.RuleVerb_VERB_PUT), written: policy.CheckGain}
 		rules[o.remove] = rule{access: identified, fresh: always, writes: true, needs: object(o.resource, v1.RuleVerb_VERB_DELETE)}
 		rules[o.get] = rule{access: identified, fresh: unlessStale, early: true, needs: object(o.resource, v1.RuleVerb_VERB_GET)}
 		rules[o.list] = rule{access: identified, fresh: unlessStale, early: true, needs: every(o.resource), blind: true}
 	}
-	for procedure, change := range map[string]func(msg any) policy.Change{
-		v1connect.AdminPutRoleProcedure:        puts(mesh.RoleFromProto, policy.PutRole),
-		v1connect.AdminPutRoleBindingProcedure: puts(mesh.RoleBindingFromProto, policy.PutRoleBinding),
-		v1connect.AdminPutGroupProcedure:       puts(mesh.GroupFromProto, policy.PutGroup),
-	} {
-		put := rules[procedure]
-		put.gives = change
-		rules[procedure] = put
-	}
 	return rules
-}
-
-// puts: the change that a message makes. One that makes no sense changes nothing,
-// and is refused by its handler.
-func puts[M, T any](read func(M) (T, error), change func(T) policy.Change) func(msg any) policy.Change {
-	return func(msg any) policy.Change {
-		m, _ := msg.(M)
-		object, err := read(m)
-		if err != nil {
-			return policy.Change{}
-		}
-		return change(object)
-	}
 }
 
 // object: verb on the object that the message names; of an edge, on both of

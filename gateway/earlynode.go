@@ -81,7 +81,7 @@ func (earlyNode) Leave(context.Context, mesh.NodeID) error { return errEarly }
 func (earlyNode) LeaveBound(context.Context, mesh.NodeID) error { return errEarly }
 
 // Change implements api.Objects.
-func (earlyNode) Change(context.Context, mesh.Change) error { return errEarly }
+func (earlyNode) Change(context.Context, mesh.Change, mesh.Permit) error { return errEarly }
 
 // ChangeAll implements api.Objects.
 func (earlyNode) ChangeAll(context.Context, mesh.Batch) (mesh.Outcome, error) {

@@ -105,14 +105,14 @@ func (n *fakeNode) synced() int {
 
 func (n *fakeNode) ChangeAll(ctx context.Context, b mesh.Batch) (mesh.Outcome, error) {
 	for _, c := range b.Changes {
-		if err := n.Change(ctx, c); err != nil {
+		if err := n.Change(ctx, c, nil); err != nil {
 			return mesh.Outcome{}, err
 		}
 	}
 	return mesh.Outcome{Effects: make([]mesh.Effect, len(b.Changes))}, nil
 }
 
-func (n *fakeNode) Change(_ context.Context, c mesh.Change) error {
+func (n *fakeNode) Change(_ context.Context, c mesh.Change, _ mesh.Permit) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.changeErr != nil {

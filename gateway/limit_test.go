@@ -4,6 +4,7 @@ package gateway
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -19,6 +20,7 @@ import (
 	"github.com/meshgate/meshgate/node/mesh"
 	meshgatev1 "github.com/meshgate/meshgate/proto/meshgate/v1"
 	"github.com/meshgate/meshgate/proto/meshgate/v1/meshgatev1connect"
+	v1 "github.com/meshgate/meshgate/proto/v1"
 	"github.com/meshgate/meshgate/proto/v1/v1connect"
 )
 
@@ -234,4 +236,26 @@ func TestUnary_LimitPerCaller(t *testing.T) {
 		<-answered[i]
 	}
 	poll(t, func() bool { return getNode(t, bearer(httpClient(t, true, "", nil), "viewer"), base) == nil }) // after they ended
+}
+
+// A call in a WebSocket gives back what it held.
+func TestUnary_InWebSockets(t *testing.T) {
+	s := serve(t, nil)
+	s.unary = newSlots(1)
+	for range 3 {
+		c := dialWS(t, testContext(t), s.public, v1connect.MeshGetNodeProcedure, "viewer")
+		c.send(t, &v1.GetNodeRequest{Id: "web-1"})
+		c.closeSend(t)
+		if err := c.receive(&v1.MeshNode{}); err != nil {
+			t.Fatal(err)
+		}
+		if err := c.receive(&v1.MeshNode{}); !errors.Is(err, io.EOF) {
+			t.Fatal(err)
+		}
+		poll(t, func() bool {
+			s.unary.mu.Lock()
+			defer s.unary.mu.Unlock()
+			return len(s.unary.held) == 0
+		})
+	}
 }

@@ -117,7 +117,7 @@ func TestObjects_Roles(t *testing.T) {
 	s, n := serveState(t)
 	const putVerb, deleteVerb, getVerb = v1.RuleVerb_VERB_PUT, v1.RuleVerb_VERB_DELETE, v1.RuleVerb_VERB_GET
 	mine := objectState(&v1.Group{Name: "mine", Subjects: goodGroup.GetSubjects()})
-	own := allow(v1.RuleResource_RESOURCE_GROUPS, putVerb, "mine")
+	own := []mesh.Rule{allow(v1.RuleResource_RESOURCE_GROUPS, putVerb, "mine"), allow(v1.RuleResource_RESOURCE_GROUPS, getVerb, "mine")}
 	for _, o := range []struct {
 		resource v1.RuleResource
 		msg      proto.Message
@@ -139,7 +139,7 @@ func TestObjects_Roles(t *testing.T) {
 			m.DryRun = true
 			denied := func(why string, rules ...mesh.Rule) {
 				t.Helper()
-				n.grant(t, "nobody", append(rules, own)...)
+				n.grant(t, "nobody", append(rules, own...)...)
 				if _, err := s.change(t, "nobody", m); connect.CodeOf(err) != connect.CodePermissionDenied {
 					t.Errorf("%v of %v, %s: %v", verb, o.resource, why, err)
 				}
@@ -155,11 +155,14 @@ func TestObjects_Roles(t *testing.T) {
 			denied("no name", allow(o.resource, verb))
 			denied("only its first name", allow(o.resource, verb, o.names[1:]...))
 			denied("only its last name", allow(o.resource, verb, o.names[:len(o.names)-1]...))
-			n.grant(t, "nobody", allow(o.resource, verb, o.names...), own)
+			if verb != getVerb {
+				denied("no right to read what a dry run tells", allow(o.resource, verb, o.names...))
+			}
+			n.grant(t, "nobody", append(own, allow(o.resource, verb, o.names...), allow(o.resource, getVerb, o.names...))...)
 			if _, err := s.change(t, "nobody", m); connect.CodeOf(err) == connect.CodePermissionDenied {
 				t.Errorf("%v of %v with its grant: %v", verb, o.resource, err)
 			}
-			n.grant(t, "nobody", allow(o.resource, verb, o.names...))
+			n.grant(t, "nobody", allow(o.resource, verb, o.names...), allow(o.resource, getVerb, o.names...))
 			if _, err := s.change(t, "nobody", m); connect.CodeOf(err) != connect.CodePermissionDenied || !strings.Contains(err.Error(), `"mine"`) {
 				t.Errorf("%v of %v without the other: %v", verb, o.resource, err)
 			}
@@ -205,14 +208,19 @@ func TestObjects_NobodyGivesWhatTheyLack(t *testing.T) {
 	}
 }
 
-// lateNode takes the rights of somebody after a call of them was allowed.
+// lateNode has the mesh change after a call was allowed.
 type lateNode struct {
 	*stateNode
-	revoke func()
+	meanwhile func()
+}
+
+func (n *lateNode) Change(ctx context.Context, c mesh.Change, permit mesh.Permit) error {
+	n.meanwhile()
+	return n.stateNode.Change(ctx, c, permit)
 }
 
 func (n *lateNode) ChangeAll(ctx context.Context, b mesh.Batch) (mesh.Outcome, error) {
-	n.revoke()
+	n.meanwhile()
 	return n.stateNode.ChangeAll(ctx, b)
 }
 

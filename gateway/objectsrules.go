@@ -60,7 +60,13 @@ func changeActions(admin map[string]rule, c api.Caller, m *meshgatev1.ChangeRequ
 	if err := add("changes", m.GetChanges(), adminCalls.change); err != nil {
 		return nil, err
 	}
-	err := add("expected", m.GetExpected(), func(calls adminCalls, _ *meshgatev1.ObjectState) string { return calls.get })
+	get := func(calls adminCalls, _ *meshgatev1.ObjectState) string { return calls.get }
+	if m.GetDryRun() { // its effects tell how objects are
+		if err := add("changes", m.GetChanges(), get); err != nil {
+			return nil, err
+		}
+	}
+	err := add("expected", m.GetExpected(), get)
 	return actions, err
 }
 

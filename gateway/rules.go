@@ -35,9 +35,6 @@ type rule struct {
 	// needs names the actions that the caller's roles must allow, read from
 	// the call's first message, or denies at once. Nil: none.
 	needs func(c api.Caller, msg any) ([]mesh.Action, error)
-	// gives is what the message changes of who may do what, which takes the rights
-	// that others get by it. Nil: nothing.
-	gives func(msg any) policy.Change
 	// blind marks needs that do not look at the message, so that the gate asks
 	// before one is read: who is refused costs no message. For a call that needs
 	// a fresh state it costs the leader one question all the same, since what
@@ -194,10 +191,7 @@ func (r rule) authorize(s *mesh.Snapshot, c api.Caller, msg any) error {
 			return ungiven(err, o)
 		}
 	}
-	if err := r.granted(s, c, actions); err != nil || r.gives == nil {
-		return err
-	}
-	return policy.CheckEscalation(s, c.ID, r.gives(msg))
+	return r.granted(s, c, actions)
 }
 
 // granted is nil when the roles of c allow all of actions, or stand for them.

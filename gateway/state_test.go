@@ -39,8 +39,8 @@ func (n *stateNode) Wait(ctx context.Context, after uint64) (*mesh.Snapshot, err
 
 func (n *stateNode) Sync(ctx context.Context) (*mesh.Snapshot, error) { return n.registry.Sync(ctx) }
 
-func (n *stateNode) Change(ctx context.Context, c mesh.Change) error {
-	_, err := n.objects.Change(ctx, c)
+func (n *stateNode) Change(ctx context.Context, c mesh.Change, permit mesh.Permit) error {
+	_, err := n.objects.Change(ctx, c, permit)
 	return err
 }
 

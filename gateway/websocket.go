@@ -131,6 +131,7 @@ func (g *Gateway) serveSocket(conn *websocket.Conn, r *http.Request, q *request,
 	w := newSocketWriter(line, s)
 	inner := *q
 	inner.socket, inner.deadlines = s, newDeadlines(w)
+	defer inner.end()
 	defer func() {
 		if s.release != nil {
 			s.release()

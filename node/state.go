@@ -18,7 +18,7 @@ const syncTimeout = 5 * time.Second
 // objects changes what people manage and reads what was acknowledged; only a
 // node that holds state has them.
 type objects interface {
-	Change(ctx context.Context, c mesh.Change) (*mesh.Snapshot, error)
+	Change(ctx context.Context, c mesh.Change, permit mesh.Permit) (*mesh.Snapshot, error)
 	ChangeAll(ctx context.Context, b mesh.Batch) (mesh.Outcome, error)
 	Sync(ctx context.Context) (*mesh.Snapshot, error)
 }
@@ -46,11 +46,11 @@ var errNoLeader = fmt.Errorf("%w: no leader of the state answered within %s: a m
 
 // Change puts or deletes an object that people manage; see admin.Objects. When
 // it returns nil, Sync and Wait have the change. Only a node that holds state can.
-func (n *Node) Change(ctx context.Context, c mesh.Change) error {
+func (n *Node) Change(ctx context.Context, c mesh.Change, permit mesh.Permit) error {
 	if n.objects == nil {
 		return errNoState
 	}
-	_, err := n.objects.Change(ctx, c)
+	_, err := n.objects.Change(ctx, c, permit)
 	return err
 }
 

@@ -27,7 +27,7 @@ func (f *fakeState) Sync(ctx context.Context) (*mesh.Snapshot, error) {
 	return nil, f.err
 }
 
-func (f *fakeState) Change(_ context.Context, c mesh.Change) (*mesh.Snapshot, error) {
+func (f *fakeState) Change(_ context.Context, c mesh.Change, _ mesh.Permit) (*mesh.Snapshot, error) {
 	f.changes = append(f.changes, c)
 	return &mesh.Snapshot{}, f.err
 }
@@ -64,12 +64,12 @@ func TestState_OfAFollower(t *testing.T) {
 	if got, err := n.Sync(t.Context()); err != nil || got != s {
 		t.Errorf("%v, %v", got, err)
 	}
-	if err := n.Change(t.Context(), mesh.Change{}); !errors.Is(err, mesh.ErrUnsupported) {
+	if err := n.Change(t.Context(), mesh.Change{}, nil); !errors.Is(err, mesh.ErrUnsupported) {
 		t.Error(err)
 	}
 	state := &fakeState{}
 	n.objects = state
-	if err := n.Change(t.Context(), mesh.Change{Delete: true}); err != nil || len(state.changes) != 1 {
+	if err := n.Change(t.Context(), mesh.Change{Delete: true}, nil); err != nil || len(state.changes) != 1 {
 		t.Errorf("%v, %v", err, state.changes)
 	}
 }

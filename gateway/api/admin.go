@@ -18,9 +18,9 @@ import (
 // Objects changes what people manage. On a node that holds no state it returns
 // an error that wraps mesh.ErrUnsupported.
 type Objects interface {
-	// Change puts or deletes one object, as a whole or not at all. That there
-	// is nothing to delete is no error.
-	Change(ctx context.Context, c mesh.Change) error
+	// Change puts or deletes one object, as a whole or not at all, if permit, which
+	// may be nil, allows it. That there is nothing to delete is no error.
+	Change(ctx context.Context, c mesh.Change, permit mesh.Permit) error
 	// ChangeAll makes all changes of b or none, if all that it expects is so.
 	ChangeAll(ctx context.Context, b mesh.Batch) (mesh.Outcome, error)
 }
@@ -41,7 +41,7 @@ func (a *adminService) change(ctx context.Context, c mesh.Change, bad error) (*e
 	if bad != nil {
 		return nil, bad
 	}
-	if err := a.objects.Change(ctx, c); err != nil {
+	if err := a.objects.Change(ctx, c, permitOf(ctx)); err != nil {
 		return nil, err
 	}
 	return connect.NewResponse(&emptypb.Empty{}), nil

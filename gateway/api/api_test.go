@@ -57,7 +57,7 @@ func (f *fake) Sync(context.Context) (*mesh.Snapshot, error) {
 	f.syncs++
 	return f.snap, f.err
 }
-func (f *fake) Change(_ context.Context, c mesh.Change) error {
+func (f *fake) Change(_ context.Context, c mesh.Change, _ mesh.Permit) error {
 	f.changes = append(f.changes, c)
 	return f.err
 }

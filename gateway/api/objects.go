@@ -30,9 +30,15 @@ var _ meshgatev1connect.ObjectsHandler = (*objectsService)(nil)
 type permitKey struct{}
 
 // WithPermit returns a context for a call whose rights are asked of each state
-// upon which its change is about to be made, as a mesh.Batch says.
-func WithPermit(ctx context.Context, permit func(before, after *mesh.Snapshot) error) context.Context {
+// upon which its change is about to be made, as mesh.Permit says.
+func WithPermit(ctx context.Context, permit mesh.Permit) context.Context {
 	return context.WithValue(ctx, permitKey{}, permit)
+}
+
+// permitOf is the permit of a call; nil: it needs none.
+func permitOf(ctx context.Context) mesh.Permit {
+	permit, _ := ctx.Value(permitKey{}).(mesh.Permit)
+	return permit
 }
 
 // Change makes changes together.
@@ -41,7 +47,7 @@ func (o *objectsService) Change(ctx context.Context, req *connect.Request[meshga
 	if err != nil {
 		return nil, err
 	}
-	b.Permit, _ = ctx.Value(permitKey{}).(func(before, after *mesh.Snapshot) error)
+	b.Permit = permitOf(ctx)
 	outcome, err := o.objects.ChangeAll(ctx, b)
 	if err != nil {
 		return nil, err

@@ -46,12 +46,15 @@ func New(r *registry.Registry, replicas func() []netip.Addr, logger *slog.Logger
 	return &Objects{registry: r, replicas: replicas, log: logger.With("component", "admin")}, nil
 }
 
-// Change makes c happen and returns a snapshot that has it. An object that is
-// as c wants it already is no change.
-func (o *Objects) Change(ctx context.Context, c mesh.Change) (*mesh.Snapshot, error) {
+// Change makes c happen, if permit allows it, and returns a snapshot that has it.
+// A nil permit does. An object that is as c wants it already is no change.
+func (o *Objects) Change(ctx context.Context, c mesh.Change, permit mesh.Permit) (*mesh.Snapshot, error) {
 	var before uint64
 	s, err := o.registry.Update(ctx, func(tx *registry.Tx) error {
 		before = tx.Snapshot().Version
+		if err := permitted(permit, tx.Snapshot(), nil); err != nil {
+			return err
+		}
 		if err := check(tx.Snapshot(), c); err != nil {
 			return err
 		}
@@ -59,6 +62,11 @@ func (o *Objects) Change(ctx context.Context, c mesh.Change) (*mesh.Snapshot, er
 			if err := checkOutside(tx.Snapshot(), c.Route, o.replicas()); err != nil {
 				return err
 			}
+		}
+		d := newDraft(tx.Snapshot())
+		d.apply(c)
+		if err := permitted(permit, tx.Snapshot(), &d.Snapshot); err != nil {
+			return err
 		}
 		return write(tx, c)
 	})
@@ -69,6 +77,14 @@ func (o *Objects) Change(ctx context.Context, c mesh.Change) (*mesh.Snapshot, er
 		o.log.Info("object changed", "change", c.String())
 	}
 	return s, nil
+}
+
+// permitted asks permit, which may be nil.
+func permitted(permit mesh.Permit, before, after *mesh.Snapshot) error {
+	if permit == nil {
+		return nil
+	}
+	return permit(before, after)
 }
 
 // write writes c, which was checked.

@@ -76,7 +76,7 @@ func key(t testing.TB) mesh.PublicKey {
 
 func (w world) must(c mesh.Change) *mesh.Snapshot {
 	w.t.Helper()
-	s, err := w.Change(w.t.Context(), c)
+	s, err := w.Change(w.t.Context(), c, nil)
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -167,7 +167,7 @@ func TestChange_NamesOfNodesOwnRoutes(t *testing.T) {
 	}
 	w.must(mesh.Change{Route: &mesh.Route{Name: "site-auto", Node: "a", Destinations: prefixes("10.2.0.0/16")}})
 	w.must(mesh.Change{Route: &mesh.Route{Name: "b-auto", Node: "b", Destinations: prefixes("10.3.0.0/16")}})
-	_, err := w.Change(t.Context(), mesh.Change{Route: &mesh.Route{Name: "site-auto", Node: "b", Destinations: prefixes("10.4.0.0/16")}})
+	_, err := w.Change(t.Context(), mesh.Change{Route: &mesh.Route{Name: "site-auto", Node: "b", Destinations: prefixes("10.4.0.0/16")}}, nil)
 	if !errors.Is(err, mesh.ErrInvalid) {
 		t.Errorf("moved to another node: %v", err)
 	}
@@ -332,7 +332,7 @@ func TestChange_Refuses(t *testing.T) {
 			w.must(mesh.Change{Binding: &mesh.RoleBinding{Name: "bound", Role: "reader", Subjects: []mesh.Subject{inGroup("bound")}}})
 			w.must(mesh.Change{Route: &mesh.Route{Name: "lab", Node: "b", Destinations: prefixes("10.9.0.0/16")}})
 			before := w.registry.Snapshot().Version
-			_, err := w.Change(t.Context(), tt.c)
+			_, err := w.Change(t.Context(), tt.c, nil)
 			if !errors.Is(err, tt.want) || !strings.Contains(err.Error(), tt.text) {
 				t.Errorf("got %v, want %v with %q", err, tt.want, tt.text)
 			}
@@ -366,14 +366,14 @@ func TestChange_ErrorsOfTheStore(t *testing.T) {
 		{fmt.Errorf("%w: %w", store.ErrUncertain, context.DeadlineExceeded), context.DeadlineExceeded},
 	} {
 		s.err = tt.err
-		if _, err := w.Change(t.Context(), mesh.Change{Role: reader()}); !errors.Is(err, tt.want) || !strings.Contains(err.Error(), `put role "reader"`) {
+		if _, err := w.Change(t.Context(), mesh.Change{Role: reader()}, nil); !errors.Is(err, tt.want) || !strings.Contains(err.Error(), `put role "reader"`) {
 			t.Errorf("%v: got %v", tt.err, err)
 		}
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	s.err = nil
-	if _, err := w.Change(ctx, mesh.Change{Role: reader()}); !errors.Is(err, context.Canceled) {
+	if _, err := w.Change(ctx, mesh.Change{Role: reader()}, nil); !errors.Is(err, context.Canceled) {
 		t.Errorf("cancelled: %v", err)
 	}
 	if _, err := New(nil, nil, nil); err == nil {

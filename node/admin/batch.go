@@ -55,11 +55,7 @@ func (o *Objects) ChangeAll(ctx context.Context, b mesh.Batch) (mesh.Outcome, er
 
 // decide says what b would do to a mesh as s, or why it must not.
 func (o *Objects) decide(ctx context.Context, s *mesh.Snapshot, b mesh.Batch) ([]mesh.Effect, error) {
-	permit := b.Permit
-	if permit == nil {
-		permit = func(_, _ *mesh.Snapshot) error { return nil }
-	}
-	if err := permit(s, nil); err != nil {
+	if err := permitted(b.Permit, s, nil); err != nil {
 		return nil, err
 	}
 	if err := checkExpected(s, b.Expected); err != nil {
@@ -69,7 +65,10 @@ func (o *Objects) decide(ctx context.Context, s *mesh.Snapshot, b mesh.Batch) ([
 	if err != nil {
 		return nil, err
 	}
-	return effects, permit(s, after)
+	if err := permitted(b.Permit, s, after); err != nil {
+		return nil, fmt.Errorf("changes: together: %w", err)
+	}
+	return effects, nil
 }
 
 // checkBatch refuses what makes no sense in any state.
@@ -86,6 +85,14 @@ func checkBatch(b mesh.Batch) error {
 				return fmt.Errorf("%s: [%d]: %w", field, i, err)
 			}
 		}
+	}
+	seen := make(map[string]int, len(b.Changes))
+	for i, c := range b.Changes {
+		name := objectOf(c)
+		if j, ok := seen[name]; ok {
+			return fmt.Errorf("%w: changes: [%d]: %s: the same object is at [%d]; name each once", mesh.ErrInvalid, i, c, j)
+		}
+		seen[name] = i
 	}
 	return nil
 }
@@ -166,17 +173,9 @@ func refused(i int, c mesh.Change, err error) error {
 	return fmt.Errorf("changes: [%d]: %s: %w", i, c, err)
 }
 
-// writeAll writes changes, which were checked. Of several of one object the last
-// counts: an object that ends as it was is not written.
+// writeAll writes changes, which were checked.
 func writeAll(tx *registry.Tx, changes []mesh.Change) error {
-	last := make(map[string]int, len(changes))
 	for i, c := range changes {
-		last[objectOf(c)] = i
-	}
-	for i, c := range changes {
-		if last[objectOf(c)] != i {
-			continue
-		}
 		if err := write(tx, c); err != nil {
 			return refused(i, c, err)
 		}

@@ -25,7 +25,7 @@ func TestChange_RouteOfAGroupWhoseMembersOfferIt(t *testing.T) {
 		t.Fatal(err)
 	}
 	put := func(group, network string) error {
-		_, err := w.Change(t.Context(), mesh.Change{Route: &mesh.Route{Name: "office", Node: "group:" + group, Destinations: prefixes(network)}})
+		_, err := w.Change(t.Context(), mesh.Change{Route: &mesh.Route{Name: "office", Node: "group:" + group, Destinations: prefixes(network)}}, nil)
 		return err
 	}
 	for _, tt := range [][2]string{{"others", "10.5.0.0/16"}, {"routers", "10.5.1.0/24"}, {"routers", "10.4.0.0/15"}} {
@@ -50,7 +50,7 @@ func TestChange_RoutesOfNodesThatShareANetwork(t *testing.T) {
 	}
 	a, b, c := own("a", "10.5.0.0/16"), own("b", "10.5.0.0/16", "10.6.0.0/16"), own("c", "10.9.0.0/16")
 	put := func(r mesh.Route) error {
-		_, err := w.Change(t.Context(), mesh.Change{Route: &r})
+		_, err := w.Change(t.Context(), mesh.Change{Route: &r}, nil)
 		return err
 	}
 	_, err := w.registry.Update(t.Context(), func(tx *registry.Tx) error {

@@ -210,6 +210,7 @@ func checkOwners(s *mesh.Snapshot, id mesh.NodeID, routes []netip.Prefix) error 
 		}
 	}
 	shares := policy.Sharing(s, &mesh.Route{Name: registry.AutoRoute(id), Node: string(id)}, registry.IsAuto)
+	own, _ := autoRoute(s, id)
 	for i := range s.Routes {
 		r := &s.Routes[i]
 		if r.Name == registry.AutoRoute(id) || r.Node == string(id) && r.NextHop == "" {
@@ -217,6 +218,9 @@ func checkOwners(s *mesh.Snapshot, id mesh.NodeID, routes []netip.Prefix) error 
 		}
 		for _, q := range r.Destinations {
 			p, ok := overlapping(routes, q.Masked())
+			if ok && r.Node == string(id) && slices.Contains(own.Destinations, p) {
+				continue // of before: a node has to start all the same
+			}
 			if ok && (p != q.Masked() || !shares(r, p)) {
 				return fmt.Errorf("%w: routes: %v overlaps %v, which %q offers; only one node can offer a network, unless a route of an admin gives exactly that network to a group with both",
 					mesh.ErrExists, p, q, r.Node)

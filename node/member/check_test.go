@@ -249,6 +249,17 @@ func TestRoutes_OfTheNextHopAreNotTheNodes(t *testing.T) {
 	if err := f.Update(t.Context(), mesh.UpdateRequest{ID: "b", Routes: prefixes("10.5.0.0/16")}); err != nil {
 		t.Errorf("of the next hop: %v", err)
 	}
+	// A state of before, in which a offers it as well, and b does not.
+	if _, err := f.registry.Update(t.Context(), func(tx *registry.Tx) error {
+		tx.DeleteRoute(registry.AutoRoute("b"))
+		return tx.PutRoute(mesh.Route{Name: registry.AutoRoute("a"), Node: "a", Destinations: prefixes("10.5.0.0/16")})
+	}); err != nil {
+		t.Fatal(err)
+	}
+	again := request(t, "a")
+	again.Node.PublicKey, again.Routes = f.registry.Snapshot().Node("a").PublicKey, prefixes("10.5.0.0/16")
+	f.join(again)
+	f.wantRefused(f.Update(t.Context(), mesh.UpdateRequest{ID: "a", Routes: prefixes("10.5.1.0/24")}), mesh.ErrExists, `"a" offers`)
 }
 
 // TestRoutes_NeverOverlap joins nodes with random routes: whatever is

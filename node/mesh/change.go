@@ -48,6 +48,11 @@ func (c Change) String() string {
 // MaxChanges bounds the changes of a Batch, and what it expects.
 const MaxChanges = 4096
 
+// Permit decides whether a change may be made of a state, before: with after nil
+// before anything is told of that state, and then with what the change makes of
+// it, in which lists have no order. Its error refuses the change.
+type Permit func(before, after *Snapshot) error
+
 // Batch is changes that are made together or not at all.
 type Batch struct {
 	// Changes are made in this order, each upon those before it.
@@ -56,10 +61,8 @@ type Batch struct {
 	// Changes are made, none is, and the error wraps ErrConflict.
 	Expected []Change
 	// Permit, when it is set, is asked about each state upon which the changes are
-	// about to be made: with after nil before anything is told of that state, and
-	// then with what the changes make of it, in which lists have no order. Its error
-	// refuses them.
-	Permit func(before, after *Snapshot) error
+	// about to be made.
+	Permit Permit
 	// DryRun checks all and changes nothing.
 	DryRun bool
 }

@@ -10,42 +10,21 @@ import (
 	v1 "github.com/meshgate/meshgate/proto/v1"
 )
 
-// CheckEscalation refuses a change by which somebody would get rights that
-// subject, who asks for it, does not have: else who may put one role binding could
-// bind itself to every role. The error wraps mesh.ErrDenied.
-func CheckEscalation(s *mesh.Snapshot, subject string, c Change) error {
-	if c.apply == nil || s.RBACDisabled {
-		return nil
-	}
-	after := *s
-	c.apply(&after)
-	if text, ok := gain(s, &after, subject); ok {
-		return fmt.Errorf("%w: %s %q: %s", mesh.ErrDenied, c.kind, c.name, text)
-	}
-	return nil
-}
-
-// CheckGain is CheckEscalation of all changes together that make after of before.
+// CheckGain refuses what makes after of before when somebody would get rights by it
+// that subject, who asks for it, does not have before: else who may put one role
+// binding could bind itself to every role. The error wraps mesh.ErrDenied.
 func CheckGain(before, after *mesh.Snapshot, subject string) error {
 	if before.RBACDisabled {
 		return nil
 	}
-	if text, ok := gain(before, after, subject); ok {
-		return fmt.Errorf("%w: changes: %s", mesh.ErrDenied, text)
-	}
-	return nil
-}
-
-// gain says what somebody has after a change that subject does not have before.
-func gain(before, after *mesh.Snapshot, subject string) (string, bool) {
 	rights := RightsOf(before, subject)
 	for b, rule := range gained(before, after) {
 		if a, ok := rights.exceeded(rule); ok {
-			return fmt.Sprintf("by role binding %q it would give %v on %v, which %q has no role for; nobody gives what they may not do themselves",
-				b.Name, a.Verb, object(a), subject), true
+			return fmt.Errorf("%w: by role binding %q it would give %v on %v, which %q has no role for; nobody gives what they may not do themselves",
+				mesh.ErrDenied, b.Name, a.Verb, object(a), subject)
 		}
 	}
-	return "", false
+	return nil
 }
 
 // object names what an action is about.

@@ -88,11 +88,12 @@ func (Effect) EnumDescriptor() ([]byte, []int) {
 // ChangeRequest is changes that belong together. It has 4 MiB or less.
 type ChangeRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// changes are made in this order; there are 1 to 4096.
+	// changes are made in this order; there are 1 to 4096, each of another object.
 	Changes []*ObjectState `protobuf:"bytes,1,rep,name=changes,proto3" json:"changes,omitempty"`
 	// expected are the states in which objects have to be before; 4096 or fewer.
 	Expected []*ObjectState `protobuf:"bytes,2,rep,name=expected,proto3" json:"expected,omitempty"`
-	// dry_run says to check all that would be checked, and to change nothing.
+	// dry_run says to check all that would be checked, and to change nothing. Since
+	// the effects tell how objects are, it takes the right to read each.
 	DryRun        bool `protobuf:"varint,3,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

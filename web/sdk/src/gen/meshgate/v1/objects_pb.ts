@@ -27,7 +27,7 @@ export const file_meshgate_v1_objects: GenFile = /*@__PURE__*/
  */
 export type ChangeRequest = Message<"meshgate.v1.ChangeRequest"> & {
   /**
-   * changes are made in this order; there are 1 to 4096.
+   * changes are made in this order; there are 1 to 4096, each of another object.
    *
    * @generated from field: repeated meshgate.v1.ObjectState changes = 1;
    */
@@ -41,7 +41,8 @@ export type ChangeRequest = Message<"meshgate.v1.ChangeRequest"> & {
   expected: ObjectState[];
 
   /**
-   * dry_run says to check all that would be checked, and to change nothing.
+   * dry_run says to check all that would be checked, and to change nothing. Since
+   * the effects tell how objects are, it takes the right to read each.
    *
    * @generated from field: bool dry_run = 3;
    */
