@@ -29,6 +29,9 @@ const (
 	// intakePatience for how long: decoding takes milliseconds.
 	intakeQueue    = 64
 	intakePatience = 2 * time.Second
+	// objectsGrowth is how much larger changes of objects may be when they are
+	// decoded: they may have more fields than others.
+	objectsGrowth = 32
 	// minUnfinished is what of a message may be there without being counted, in
 	// bytes, unfinishedShare which part of the room one caller may have, and
 	// leastUnfinished what it is in any case: the largest message.
@@ -121,14 +124,15 @@ func (g *Gateway) measured(next http.Handler) http.Handler {
 			return
 		}
 		kind := r.Header.Get("Content-Type")
+		service, limit, _ := messageBounds(r.URL.Path)
 		b := &measuredBody{
-			ReadCloser: r.Body, ctx: r.Context(), intake: g.intake, limit: maxMessage,
+			ReadCloser: r.Body, ctx: r.Context(), intake: g.intake, limit: int64(limit), growth: 1,
 			enveloped: strings.HasPrefix(kind, "application/grpc") || strings.HasPrefix(kind, "application/connect+"),
 			packed:    packed(r.Header.Get("Content-Encoding")),
 			request:   q,
 		}
-		if strings.HasPrefix(r.URL.Path, "/"+meshgatev1connect.StoreName+"/") {
-			b.limit = api.MaxStoreMessage
+		if service == meshgatev1connect.ObjectsName {
+			b.growth = objectsGrowth
 		}
 		defer b.decoded()
 		defer b.finish()
@@ -146,6 +150,7 @@ type measuredBody struct {
 	ctx       context.Context //nolint:containedctx // of the request, as its body is
 	intake    *intake
 	limit     int64 // of a message, in bytes
+	growth    int64 // how many times as large a message may be when it is decoded
 	enveloped bool
 	packed    bool // whole, where it is not enveloped
 
@@ -270,9 +275,9 @@ func (b *measuredBody) weigh(n int64, packed bool) int64 {
 	case n > b.limit:
 		return 0
 	case packed && n > 0:
-		return n + b.limit
+		return n + b.growth*b.limit
 	}
-	return 2 * n
+	return (1 + b.growth) * n
 }
 
 // decoded says that the last message is decoded.

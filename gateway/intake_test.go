@@ -8,6 +8,7 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"strings"
@@ -20,6 +21,7 @@ import (
 
 	"connectrpc.com/connect"
 	"connectrpc.com/grpchealth"
+	"google.golang.org/protobuf/proto"
 
 	meshgatev1 "github.com/meshgate/meshgate/proto/meshgate/v1"
 	"github.com/meshgate/meshgate/proto/meshgate/v1/meshgatev1connect"
@@ -122,7 +124,7 @@ func TestMeasuredBody_CountsWhatIsDecoded(t *testing.T) {
 		} {
 			i := testIntake(t, 1000)
 			b := &measuredBody{
-				ReadCloser: io.NopCloser(chunk(strings.NewReader(tt.body))), ctx: t.Context(), intake: i, limit: limit,
+				ReadCloser: io.NopCloser(chunk(strings.NewReader(tt.body))), ctx: t.Context(), intake: i, growth: 1, request: &request{deadlines: new(deadlines)}, limit: limit,
 				enveloped: tt.enveloped, packed: tt.packed,
 			}
 			var most int64
@@ -163,7 +165,7 @@ func FuzzMeasuredBody(f *testing.F) {
 	f.Fuzz(func(t *testing.T, body []byte, enveloped, packed bool, step uint8) {
 		i := testIntake(t, 1<<20)
 		b := &measuredBody{
-			ReadCloser: io.NopCloser(bytes.NewReader(body)), ctx: t.Context(), intake: i, limit: 1 << 10,
+			ReadCloser: io.NopCloser(bytes.NewReader(body)), ctx: t.Context(), intake: i, growth: 1, request: &request{deadlines: new(deadlines)}, limit: 1 << 10,
 			enveloped: enveloped, packed: packed,
 		}
 		var got []byte
@@ -308,6 +310,26 @@ func TestIntake_HealthUnpacksLittle(t *testing.T) {
 		if resp.StatusCode != want {
 			t.Errorf("%d bytes: %s, want %d", n, resp.Status, want)
 		}
+	}
+}
+
+// Changes of objects may be larger than other messages, and more so when they are
+// decoded; they count all the same.
+func TestIntake_CountsChangesOfObjects(t *testing.T) {
+	s, _ := serveState(t)
+	s.intake.patience = time.Millisecond
+	release, err := s.intake.take(t.Context(), s.intake.size)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer release()
+	for _, n := range []int{1, 8} {
+		m := &meshgatev1.ChangeRequest{}
+		for range n {
+			m.Changes = append(m.Changes, objectState(&v1.Group{Name: strings.Repeat("x", 400<<10)}))
+		}
+		_, err := s.change(t, "nobody", m)
+		wantRefused(t, fmt.Sprint(proto.Size(m), " bytes"), err)
 	}
 }
 

@@ -80,8 +80,15 @@ func (g *Gateway) services() (http.Handler, error) {
 // bounds are what a procedure takes of a message from a client: its bytes, packed
 // or not, its fields, and which of them.
 func bounds(spec connect.Spec) []connect.HandlerOption {
-	service, _, _ := strings.Cut(strings.TrimPrefix(spec.Procedure, "/"), "/")
-	size, fields := maxMessage, maxFields
+	service, size, fields := messageBounds(spec.Procedure)
+	return []connect.HandlerOption{connect.WithReadMaxBytes(size), withBoundedGzip(size), withCodecs(fields, changesNothing(service))}
+}
+
+// messageBounds are the service of a procedure, and what its messages may be: their
+// size in bytes, packed or not, and their fields.
+func messageBounds(procedure string) (service string, size, fields int) {
+	service, _, _ = strings.Cut(strings.TrimPrefix(procedure, "/"), "/")
+	size, fields = maxMessage, maxFields
 	switch service {
 	case meshgatev1connect.StoreName:
 		size, fields = api.MaxStoreMessage, api.MaxStoreFields
@@ -90,7 +97,7 @@ func bounds(spec connect.Spec) []connect.HandlerOption {
 	case grpchealth.HealthV1ServiceName:
 		size = maxHealthMessage // strangers may call it, and the intake lets it pass
 	}
-	return []connect.HandlerOption{connect.WithReadMaxBytes(size), withBoundedGzip(size), withCodecs(fields, changesNothing(service))}
+	return service, size, fields
 }
 
 // proceduresOf lists the procedures of a service by its full name.
