@@ -86,7 +86,9 @@ func (r Rights) exceeded(rule mesh.Rule) (mesh.Action, bool) {
 				if !known(a) || r.Allow(a) {
 					continue
 				}
-				if verb != v1.RuleVerb_VERB_ALL || !r.allowEach(a) {
+				// All verbs on all resources are more than each: only who has them may
+				// do what no resource stands for, such as making tokens.
+				if verb != v1.RuleVerb_VERB_ALL || resource == v1.RuleResource_RESOURCE_ALL || !r.allowEach(a) {
 					return a, true
 				}
 			}

@@ -24,6 +24,7 @@ func TestCheckGain(t *testing.T) {
 		mesh.Role{Name: "lead", Rules: []mesh.Rule{
 			named(rule(bindings, put), "team"), rule(routes, get), rule(routes, put), rule(routes, del), named(rule(routes, put), "r1", "r2"),
 		}},
+		mesh.Role{Name: "each", Rules: []mesh.Rule{rule(anything, get), rule(anything, put), rule(anything, del)}},
 		mesh.Role{Name: "reader", Rules: []mesh.Rule{rule(routes, get)}},
 		mesh.Role{Name: "router", Rules: []mesh.Rule{rule(routes, anyVerb)}},
 		mesh.Role{Name: "free", Rules: []mesh.Rule{rule(routes, get)}},
@@ -36,6 +37,7 @@ func TestCheckGain(t *testing.T) {
 	)
 	s.Bindings = append(s.Bindings,
 		mesh.RoleBinding{Name: "lead", Role: "lead", Subjects: []mesh.Subject{user("bob")}},
+		mesh.RoleBinding{Name: "each", Role: "each", Subjects: []mesh.Subject{user("carl")}},
 		mesh.RoleBinding{Name: "masters", Role: policy.RoleAdmin, Subjects: []mesh.Subject{group("masters")}},
 		mesh.RoleBinding{Name: "readers", Role: "reader", Subjects: []mesh.Subject{group("team")}},
 	)
@@ -66,6 +68,7 @@ func TestCheckGain(t *testing.T) {
 		{"a role with names that he has", policy.PutRole(mesh.Role{Name: "reader", Rules: []mesh.Rule{named(rule(routes, put), "r2")}}), ""},
 		{"a role with other names", policy.PutRole(mesh.Role{Name: "reader", Rules: []mesh.Rule{named(rule(routes, put), "r2", "r3")}}), `RESOURCE_ROUTES "r3"`},
 		{"names that restrict nothing", policy.PutRole(mesh.Role{Name: "reader", Rules: []mesh.Rule{named(rule(anything, get), "r1")}}), "VERB_GET on RESOURCE_ALL"},
+		{"everything by three verbs", policy.PutRole(mesh.Role{Name: "each", Rules: []mesh.Rule{rule(anything, anyVerb)}}), "VERB_ALL on RESOURCE_ALL"},
 		{"a role that nobody has", policy.PutRole(mesh.Role{Name: "free", Rules: []mesh.Rule{rule(anything, anyVerb)}}), ""},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -172,7 +175,7 @@ func put1[T any](list []T, v T, same func(T) bool) []T {
 
 // eachVerb reports whether who may do a, which is of all verbs, with every verb.
 func eachVerb(s *mesh.Snapshot, who string, a mesh.Action) bool {
-	if a.Verb != v1.RuleVerb_VERB_ALL {
+	if a.Verb != v1.RuleVerb_VERB_ALL || a.Resource == v1.RuleResource_RESOURCE_ALL {
 		return false
 	}
 	return !slices.ContainsFunc([]v1.RuleVerb{v1.RuleVerb_VERB_GET, v1.RuleVerb_VERB_PUT, v1.RuleVerb_VERB_DELETE}, func(verb v1.RuleVerb) bool {

@@ -9,6 +9,7 @@ import (
 	"slices"
 
 	"github.com/meshgate/meshgate/node/mesh"
+	v1 "github.com/meshgate/meshgate/proto/v1"
 )
 
 // CheckSpan refuses r if it leads to more than a route may, or if a node that
@@ -49,7 +50,7 @@ func CheckSpan(s *mesh.Snapshot, r mesh.Route) error {
 // groups offer and by its own. Nodes that stand for no more than before pass. The
 // error wraps mesh.ErrInvalid.
 func CheckGroupSpan(s *mesh.Snapshot, g mesh.Group) error {
-	if !slices.ContainsFunc(s.Routes, func(r mesh.Route) bool { _, ok := mesh.ParseGroupRef(r.Node); return ok }) {
+	if !offering(s, g.Name) {
 		return nil
 	}
 	after := with(s.Groups, g, func(old mesh.Group) bool { return old.Name == g.Name })
@@ -71,6 +72,28 @@ func CheckGroupSpan(s *mesh.Snapshot, g mesh.Group) error {
 		}
 	}
 	return nil
+}
+
+// offering reports whether the named group, or one that holds it, offers a route.
+// Who holds it does not depend on whom it holds. It indexes nothing, since most
+// groups that are put offer none.
+func offering(s *mesh.Snapshot, name string) bool {
+	seen := map[string]bool{}
+	var holds func(group string) bool
+	holds = func(group string) bool {
+		if group == name || seen[group] {
+			return group == name
+		}
+		seen[group] = true
+		i := slices.IndexFunc(s.Groups, func(g mesh.Group) bool { return g.Name == group })
+		return i >= 0 && slices.ContainsFunc(s.Groups[i].Subjects, func(x mesh.Subject) bool {
+			return x.Type == v1.SubjectType_SUBJECT_GROUP && holds(x.Name)
+		})
+	}
+	return slices.ContainsFunc(s.Routes, func(r mesh.Route) bool {
+		group, ok := mesh.ParseGroupRef(r.Node)
+		return ok && holds(group)
+	})
 }
 
 // borne returns the indices of the routes that each name stands for.
