@@ -12,9 +12,10 @@ import (
 )
 
 // maxAnonymous is how many requests of one network are served at a time that have
-// shown no credentials, and maxAnonymousAll how many of all. Each takes memory
-// while it waits for its client, and a connection carries many.
-const maxAnonymous, maxAnonymousAll = 256, 2048
+// shown no credentials, and maxAnonymousAll how many of all. Each takes some 20 KiB
+// while it waits for its client, and a connection carries many. A page is a dozen
+// of them, and a school is behind one address.
+const maxAnonymous, maxAnonymousAll = 1024, 4096
 
 // errDisplaced ends a request that made room.
 var errDisplaced = fmt.Errorf("%w: too many requests without credentials are open; try again in a second", mesh.ErrExhausted)

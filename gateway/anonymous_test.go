@@ -16,6 +16,8 @@ import (
 // with credentials are not among them.
 func TestAnonymous_LongestWaitingMakesRoom(t *testing.T) {
 	s := serve(t, nil)
+	const limit = 150
+	s.nameless.limit = limit
 	base := "http://" + s.public
 	ctx := testContext(t)
 	known, err := watchAs(t, ctx, bearer(httpClient(t, true, "127.0.0.5", nil), "viewer"), base)
@@ -23,7 +25,7 @@ func TestAnonymous_LongestWaitingMakesRoom(t *testing.T) {
 		t.Fatal(err)
 	}
 	const extra = 20
-	ended := make(chan error, maxAnonymous+extra)
+	ended := make(chan error, limit+extra)
 	var clients []*http.Client
 	// wait opens a call whose message never comes.
 	wait := func(i int) {
@@ -47,7 +49,7 @@ func TestAnonymous_LongestWaitingMakesRoom(t *testing.T) {
 			ended <- err
 		}()
 	}
-	for i := range maxAnonymous + extra {
+	for i := range limit + extra {
 		wait(i)
 	}
 	for range extra {
