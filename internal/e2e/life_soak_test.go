@@ -30,4 +30,4 @@ func TestLife_Long(t *testing.T) {
 func TestLife_NarrowLinksLong(t *testing.T) { copies(t, 100<<20) }
 
 // In the end a way has less room than it was found to have.
-func TestLife_NarrowIPv6Long(t *testing.T) { copies6(t, 100<<20, 1280, 1400, 1500, 1280) }
+func TestLife_NarrowIPv6Long(t *testing.T) { copies6(t, 100<<20, 100<<20, 1280, 1400, 1500, 1280) }
