@@ -55,26 +55,3 @@ func TestStorageQuery_ShowsWhatTheRoleNames(t *testing.T) {
 		n.grant(t, "viewer")
 	}
 }
-
-// TestSubscribe_HoldsBackOnceTheRoleIsGone takes a role while the data plane is
-// still at the state before: what comes next is not sent.
-func TestSubscribe_HoldsBackOnceTheRoleIsGone(t *testing.T) {
-	s, n := serveState(t)
-	n.grant(t, "viewer", allow(v1.RuleResource_RESOURCE_PUBSUB, v1.RuleVerb_VERB_GET, "app/"))
-	n.inForce.Store(n.registry.Snapshot())
-	stream, err := s.queries(t, "viewer").Subscribe(testContext(t), connect.NewRequest(&v1.SubscribeRequest{Prefix: "app/"}))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer stream.Close()
-	stream.ResponseHeader()
-	n.write(t, "app/1", "x")
-	if !stream.Receive() {
-		t.Fatal(stream.Err())
-	}
-	n.grant(t, "viewer", allow(v1.RuleResource_RESOURCE_PUBSUB, v1.RuleVerb_VERB_GET, "other/"))
-	n.write(t, "app/2", "secret")
-	if stream.Receive() || connect.CodeOf(stream.Err()) != connect.CodePermissionDenied {
-		t.Errorf("got %v, %v", stream.Msg(), stream.Err())
-	}
-}
